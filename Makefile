@@ -1,0 +1,68 @@
+# Every target sets up what it needs. `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+PACKAGES := client_app server_app strategies conf fedprune
+
+# Tests and the demo neither phone home nor look at a model hub.
+export FLWR_TELEMETRY_ENABLED ?= 0
+export HF_HUB_DISABLE_TELEMETRY ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-fast test-e2e lint format bench doctor model clean
+
+help: ## Show this list
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "fedprune needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
+	@echo "installing (a few minutes on a first run) ..."
+	$(PIP) install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.developer: $(VENV)/.installed
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+install: $(VENV)/.installed ## Create .venv with the pinned dependencies
+
+demo: $(VENV)/.installed ## Prune the embedded model with two clients through Flower
+	$(BIN)/fedprune run
+
+test: lint ## Install, check style, types and imports, run the tests
+	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.developer ## Unit tests only
+	$(BIN)/python -m pytest tests/unit -m 'not slow'
+
+test-e2e: $(VENV)/.developer ## The slower tests with Flower's real runtime
+	$(BIN)/python -m pytest -m 'e2e' --override-ini addopts='-q --strict-markers'
+
+lint: $(VENV)/.developer ## Style, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.developer ## Format the sources
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.developer ## Measure kernels, votes and the federation's overhead
+	$(BIN)/python -m benchmarks
+
+doctor: $(VENV)/.installed ## Check this machine and say what to mend
+	$(BIN)/fedprune doctor
+
+model: $(VENV)/.installed ## Train the embedded model again (about 45 minutes)
+	$(BIN)/python scripts/train_demo_model.py
+
+clean: ## Delete what make made; your runs stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist
+	find $(PACKAGES) tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
