@@ -1,0 +1,1 @@
+"""What runs beside private data: handlers, and the node's pruning session."""

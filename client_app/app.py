@@ -1,0 +1,40 @@
+"""The ClientApp: three thin handlers around :mod:`client_app.session`."""
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from client_app.guard import answer
+from client_app.seat import Seat
+from client_app.session import evaluate_local, prune, report
+from fedprune.config import RunConfig, from_yaml
+from fedprune.records import (
+    local_record,
+    prune_record,
+    report_record,
+    requested,
+)
+
+app = ClientApp()
+
+
+def _config(message: Message) -> RunConfig:
+    return from_yaml(str(requested(message, "config_yaml", str)))
+
+
+@app.query("handshake")
+def handshake(message: Message, context: Context) -> Message:
+    """Say who this node is, and whether it can take part."""
+    return answer(message, lambda: report_record(report(_config(message), Seat.of(context))))
+
+
+@app.train("prune")
+def prune_blocks(message: Message, context: Context) -> Message:
+    """Prune the requested blocks on this node's texts and send the masks."""
+    blocks = range(int(requested(message, "start", int)), int(requested(message, "stop", int)))
+    return answer(message, lambda: prune_record(prune(_config(message), Seat.of(context), blocks)))
+
+
+@app.evaluate("local")
+def local(message: Message, context: Context) -> Message:
+    """Measure this node's own pruned model; only the number leaves the node."""
+    return answer(message, lambda: local_record(evaluate_local(_config(message), Seat.of(context))))

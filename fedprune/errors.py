@@ -1,0 +1,29 @@
+"""Every error that a user can meet; each message names the key, the value and the way out."""
+
+
+class FedpruneError(Exception):
+    """Base of all errors raised on purpose, so that a caller can tell them from bugs."""
+
+
+class ConfigError(FedpruneError):
+    """A configuration key or value is wrong; carries every problem found, one a line."""
+
+
+class ModelError(FedpruneError):
+    """A model cannot be loaded, pruned or exported."""
+
+
+class DataError(FedpruneError):
+    """Texts are missing, unreadable or too short."""
+
+
+class WireError(FedpruneError):
+    """Received bytes are not what their header or the model says they must be."""
+
+
+class ReplyRefusedError(FedpruneError):
+    """A node's reply is not used; the round goes on without it."""
+
+
+class QuorumError(FedpruneError):
+    """Fewer clients remain than `strategy.min_clients`."""

@@ -1,0 +1,1 @@
+"""What a run leaves behind: ledger, progress lines, results and tables."""

@@ -1,0 +1,80 @@
+"""Bytes, seconds and memory per client and round, always of the real serialised payload."""
+
+from dataclasses import asdict, dataclass, field
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One request and its reply.
+
+    Attributes
+    ----------
+    round : int
+        0 is the handshake; from 1 on, one chunk of blocks each.
+    phase : str
+        "handshake", "prune" or "evaluate".
+    client : str
+        The node's name as in its handshake.
+    bytes_down, bytes_up : int
+        Serialised size of the request and of the reply, headers included.
+    round_trip_seconds : float
+        From handing the request to Flower until the reply was in hand.
+    client_seconds : float
+        What the node says it worked.
+    peak_rss_bytes, peak_device_bytes : int
+        Peak memory the node says it used.
+    refused : str
+        Why the reply was not used; "" if it was.
+    """
+
+    round: int
+    phase: str
+    client: str
+    bytes_down: int
+    bytes_up: int
+    round_trip_seconds: float
+    client_seconds: float = 0.0
+    peak_rss_bytes: int = 0
+    peak_device_bytes: int = 0
+    refused: str = ""
+
+
+@dataclass
+class Ledger:
+    """The entries of one run in the order they were made."""
+
+    entries: list[Entry] = field(default_factory=list)
+
+    def add(self, entry: Entry) -> None:
+        """Append one entry."""
+        self.entries.append(entry)
+
+    @property
+    def bytes_down(self) -> int:
+        """Bytes sent to all clients."""
+        return sum(entry.bytes_down for entry in self.entries)
+
+    @property
+    def bytes_up(self) -> int:
+        """Bytes received from all clients."""
+        return sum(entry.bytes_up for entry in self.entries)
+
+    def refused(self) -> dict[str, int]:
+        """Return how many replies of each client were refused."""
+        counts: dict[str, int] = {}
+        for entry in self.entries:
+            if entry.refused:
+                counts[entry.client] = counts.get(entry.client, 0) + 1
+        return counts
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the ledger as plain JSON values, totals first."""
+        return {
+            "bytes_down": self.bytes_down,
+            "bytes_up": self.bytes_up,
+            "refused": self.refused(),
+            "peak_client_rss_bytes": max((e.peak_rss_bytes for e in self.entries), default=0),
+            "peak_client_device_bytes": max((e.peak_device_bytes for e in self.entries), default=0),
+            "client_seconds": sum(e.client_seconds for e in self.entries),
+            "entries": [asdict(entry) for entry in self.entries],
+        }

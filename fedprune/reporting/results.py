@@ -1,0 +1,171 @@
+"""Builds `results.json`; `docs/results.md` describes every key.
+
+Only numbers, names and hashes: nothing in it derives from a client's text other than through
+the figures themselves.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from fedprune.config import RunConfig
+from fedprune.models.fingerprint import Fingerprint
+from fedprune.reporting.ledger import Ledger
+from fedprune.reporting.machine import peak_rss_bytes, versions
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was run, on what, and how long it took.
+
+    Attributes
+    ----------
+    config : RunConfig
+        The resolved configuration.
+    run_id : int
+        Flower's number of the run.
+    fingerprint : Fingerprint
+        Of the dense model.
+    code_hash : str
+        Digest of the sources.
+    rounds_seconds, total_seconds : float
+        Until the last reply was aggregated, and until the model was exported.
+    """
+
+    config: RunConfig
+    run_id: int
+    fingerprint: Fingerprint
+    code_hash: str
+    rounds_seconds: float
+    total_seconds: float
+
+
+@dataclass(frozen=True)
+class LinearFigures:
+    """One pruned linear.
+
+    Attributes
+    ----------
+    name : str
+        Full name, for example "model.layers.0.mlp.up_proj".
+    weights, zeros : int
+        Entries, and how many of them were pruned.
+    voters : int
+        Clients whose masks were counted.
+    votes : list of int
+        Entries with 0..voters prune votes.
+    agreement : float
+        Share of weights on which a pair of clients agrees, mean over pairs.
+    unanimous : float
+        Share of weights on which all clients agree.
+    """
+
+    name: str
+    weights: int
+    zeros: int
+    voters: int
+    votes: list[int]
+    agreement: float
+    unanimous: float
+
+
+@dataclass(frozen=True)
+class Perplexities:
+    """Perplexities on one data set; None where not measured, `local` by client name."""
+
+    dataset: str
+    dense: float | None
+    pruned: float | None
+    centralized: float | None
+    local: Mapping[str, float]
+
+
+def build_results(
+    facts: Facts,
+    linears: Sequence[LinearFigures],
+    perplexities: Perplexities,
+    clients: Sequence[Mapping[str, object]],
+    ledger: Ledger,
+) -> dict[str, object]:
+    """Return the content of `results.json` as plain JSON values."""
+    config = facts.config
+    return {
+        "format": FORMAT,
+        "status": "completed",
+        "run_id": str(facts.run_id),
+        "seed": config.seed,
+        "method": {
+            "strategy": config.strategy.name,
+            "schedule": config.schedule.name,
+            "pruner": config.pruner.name,
+            "pattern": str(config.pruner.pattern),
+            "group": config.pruner.group,
+        },
+        "model": {
+            "name": config.model.name,
+            "path": config.model.path,
+            "config_hash": facts.fingerprint.config,
+            "weights_hash": facts.fingerprint.weights,
+        },
+        "sparsity": _sparsity(config.sparsity, linears),
+        "perplexity": {perplexities.dataset: _perplexity(perplexities)},
+        "agreement": _agreement(linears),
+        "clients": [dict(client) for client in clients],
+        "seconds": {"rounds": facts.rounds_seconds, "total": facts.total_seconds},
+        "peak_server_rss_bytes": peak_rss_bytes(),
+        "ledger": ledger.to_dict(),
+        "code_hash": facts.code_hash,
+        "versions": versions(),
+    }
+
+
+def _sparsity(target: float, linears: Sequence[LinearFigures]) -> dict[str, object]:
+    weights = sum(linear.weights for linear in linears)
+    zeros = sum(linear.zeros for linear in linears)
+    return {
+        "target": target,
+        "overall": zeros / weights,
+        "weights": weights,
+        "zeros": zeros,
+        "linears": {linear.name: linear.zeros / linear.weights for linear in linears},
+    }
+
+
+def _perplexity(found: Perplexities) -> dict[str, object]:
+    values = list(found.local.values())
+    local = None
+    if values:
+        local = {
+            "mean": fmean(values),
+            "best": min(values),
+            "worst": max(values),
+            "clients": dict(found.local),
+        }
+    return {
+        "dense": found.dense,
+        "pruned": found.pruned,
+        "centralized": found.centralized,
+        "local_only": local,
+    }
+
+
+def _agreement(linears: Sequence[LinearFigures]) -> dict[str, object]:
+    weights = sum(linear.weights for linear in linears)
+
+    def overall(values: Sequence[float]) -> float:
+        sizes = [linear.weights for linear in linears]
+        return sum(v * size for v, size in zip(values, sizes, strict=True)) / weights
+
+    votes: dict[str, list[int]] = {}
+    for linear in linears:
+        total = votes.setdefault(str(linear.voters), [0] * (linear.voters + 1))
+        for number, count in enumerate(linear.votes):
+            total[number] += count
+    return {
+        "pairwise": overall([linear.agreement for linear in linears]),
+        "unanimous": overall([linear.unanimous for linear in linears]),
+        "votes_by_voters": votes,
+        "linears": {linear.name: linear.agreement for linear in linears},
+    }

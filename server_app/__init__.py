@@ -1,0 +1,1 @@
+"""What runs beside the SuperLink: configuration, strategy, export, evaluation, results."""

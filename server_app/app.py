@@ -1,0 +1,14 @@
+"""The ServerApp: a thin entry into :func:`server_app.job.run_job`."""
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from server_app.job import run_job
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run one federated pruning job from its configuration to its results."""
+    run_job(grid, dict(context.run_config), context.run_id)

@@ -1,0 +1,71 @@
+"""FedPrLLM: clients vote with their masks, the most voted weights are pruned.
+
+Guo et al., "FedPrLLM" (arXiv 2505.13547): every client prunes its own copy and sends masks only;
+the server prunes, in each matrix, the weights that most clients prune. Here the published random
+choice among equal votes is replaced by the smaller magnitude, then the lower index.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from flwr.app import Message
+
+from fedprune.config import RunConfig
+from fedprune.pruning.spec import MaskSpec
+from fedprune.records import read_prune
+from fedprune.reporting.ledger import Entry
+from strategies.ballot import Ballot
+from strategies.base import BlockResult, FederatedPruning
+from strategies.plan import Plan
+
+
+class FedPrLLM(FederatedPruning):
+    """One-shot voting within each matrix, without weight scaling (arXiv 2505.13547).
+
+    Parameters
+    ----------
+    config : RunConfig
+        The checked configuration.
+    plan : Plan
+        The public model's shapes, hashes and weights.
+    on_block : Callable[[BlockResult], None]
+        Told of each aggregated block.
+    """
+
+    def __init__(
+        self, config: RunConfig, plan: Plan, on_block: Callable[[BlockResult], None]
+    ) -> None:
+        super().__init__(config, plan, on_block)
+        self._ballot: Ballot | None = None
+
+    def open_chunk(self, blocks: range) -> None:
+        """Start the count of a chunk's votes."""
+        pruner = self.config.pruner
+        spec = MaskSpec(self.config.sparsity, pruner.pattern, pruner.group)
+        self._ballot = Ballot(self.plan, blocks, spec)
+
+    def fold(self, message: Message, entry: Entry) -> Entry:
+        """Count one client's masks; nothing of them is kept."""
+        ballot = self._open_ballot()
+        most = {block: self.plan.block_bytes(block) for block in ballot.blocks}
+        reply = read_prune(message, ballot.blocks, most)
+        ballot.fold(reply)
+        return replace(
+            entry,
+            client_seconds=reply.seconds,
+            peak_rss_bytes=reply.peak_rss_bytes,
+            peak_device_bytes=reply.peak_device_bytes,
+        )
+
+    def close_chunk(self, voters: int) -> Iterator[BlockResult]:
+        """Decide the chunk's blocks one by one and forget their votes."""
+        ballot = self._open_ballot()
+        for block in ballot.blocks:
+            masks, histograms = ballot.decide(block)
+            yield BlockResult(block, masks, histograms, voters)
+        self._ballot = None
+
+    def _open_ballot(self) -> Ballot:
+        if self._ballot is None:
+            raise RuntimeError("no chunk is open: call `open_chunk` first.")
+        return self._ballot

@@ -1,0 +1,75 @@
+"""What the server knows of the model before a client is asked: shapes, hashes, public weights."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Flower's runtime holds a message several times in each process on its way; this keeps the
+# largest one far below the 100-200 MB at which deployments were seen to fail.
+MESSAGE_BYTES = 64_000_000
+# Replies that may wait in Flower's memory, in bytes and in number.
+_WAITING_BYTES = 512_000_000
+_WAITING_REPLIES = 256
+# Room for the headers of one linear's frame: name, shapes, counts, checksum.
+_FRAME_BYTES = 512
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The public model, as far as a strategy needs it.
+
+    Attributes
+    ----------
+    shapes : tuple of Mapping
+        For each block: name of the linear inside it -> (d_out, d_in).
+    config_hash, weights_hash, code_hash : str
+        What every node must have too (hex sha256).
+    magnitude : Callable[[int, str], NDArray]
+        (block, linear) -> |W| as float32, flat, shape (d_out * d_in,); decides ties.
+    """
+
+    shapes: tuple[Mapping[str, tuple[int, int]], ...]
+    config_hash: str
+    weights_hash: str
+    code_hash: str
+    magnitude: Callable[[int, str], NDArray[np.float32]]
+
+    def block_bytes(self, block: int) -> int:
+        """Return the most bytes that the masks of a block can take on the wire."""
+        return sum(
+            _FRAME_BYTES + (rows * columns + 7) // 8
+            for rows, columns in self.shapes[block].values()
+        )
+
+    def chunks(self, blocks_per_message: int | None) -> list[range]:
+        """Return the blocks of each message, in order.
+
+        Parameters
+        ----------
+        blocks_per_message : int or None
+            How many blocks a message covers; None takes as many as fit into 64 MB.
+        """
+        total = len(self.shapes)
+        if blocks_per_message is None:
+            largest = max(self.block_bytes(block) for block in range(total))
+            blocks_per_message = max(1, MESSAGE_BYTES // largest)
+        return [
+            range(start, min(start + blocks_per_message, total))
+            for start in range(0, total, blocks_per_message)
+        ]
+
+    def window(self, configured: int | None, message_bytes: int) -> int:
+        """Return how many requests may be under way at once.
+
+        Parameters
+        ----------
+        configured : int or None
+            `strategy.window`; None takes as many as keep waiting replies within 512 MB.
+        message_bytes : int
+            The most bytes a reply can have.
+        """
+        if configured is not None:
+            return configured
+        return max(2, min(_WAITING_REPLIES, _WAITING_BYTES // max(1, message_bytes)))

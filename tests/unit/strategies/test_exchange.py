@@ -1,0 +1,81 @@
+import pytest
+from flwr.app import Error, Message, MetricRecord, RecordDict
+
+from fedprune.records import message_bytes
+from strategies.exchange import WorkerDiedError, exchange
+from tests.support.grid import LocalGrid, client_app
+
+
+def echo(message: Message, context) -> Message:
+    number = context.node_config["partition-id"]
+    return Message(RecordDict({"metrics": MetricRecord({"n": number})}), reply_to=message)
+
+
+def requests(grid: LocalGrid):
+    for node_id in grid.get_node_ids():
+        yield Message(RecordDict(), node_id, "train.prune")
+
+
+class Watcher(LocalGrid):
+    """Counts how many requests are out at once."""
+
+    most = 0
+
+    def push_messages(self, messages):
+        pushed = super().push_messages(messages)
+        self.most = max(self.most, len(self._replies))
+        return pushed
+
+
+def test_every_request_has_one_outcome_with_its_bytes():
+    grid = LocalGrid(client_app(echo), 5)
+    outcomes = list(exchange(grid, requests(grid), window=2, timeout=5))
+    assert sorted(outcome.node_id for outcome in outcomes) == [100, 101, 102, 103, 104]
+    for outcome in outcomes:
+        assert outcome.problem == ""
+        assert outcome.bytes_up == message_bytes(outcome.reply)
+        assert outcome.bytes_down > 100
+
+
+@pytest.mark.parametrize("window", [1, 3, 50])
+def test_at_most_window_requests_are_out(window):
+    grid = Watcher(client_app(echo), 9)
+    assert len(list(exchange(grid, requests(grid), window=window, timeout=5))) == 9
+    assert grid.most == min(window, 9)
+
+
+def test_silent_node_ends_with_a_reason_and_does_not_hold_up_others():
+    grid = LocalGrid(client_app(echo), 3, tamper=lambda p, reply: None if p == 1 else reply)
+    outcomes = {o.node_id: o for o in exchange(grid, requests(grid), window=1, timeout=0.1)}
+    assert "no reply within 0.1 s (`strategy.timeout`)" in outcomes[101].problem
+    assert outcomes[100].reply is not None and outcomes[102].reply is not None
+
+
+def test_failed_node_is_told_with_its_last_line():
+    def fail(message, context):
+        raise ValueError("first\nthe cause")
+
+    grid = LocalGrid(client_app(fail), 1)
+    (outcome,) = exchange(grid, requests(grid), window=1, timeout=5)
+    assert outcome.reply is None
+    assert "the cause" in outcome.problem and "error 2" in outcome.problem
+
+
+def test_dead_worker_stops_the_run():
+    def died(partition, reply):
+        reason = "<class 'ray.exceptions.ActorDiedError'>:<'The actor died'>"
+        return Message(Error(0, reason), reply_to=grid.sent[-1])
+
+    grid = LocalGrid(client_app(echo), 2, tamper=died)
+    with pytest.raises(WorkerDiedError, match="ran out of memory"):
+        list(exchange(grid, requests(grid), window=1, timeout=5))
+
+
+def test_node_that_left_before_the_push():
+    class Gone(LocalGrid):
+        def push_messages(self, messages):
+            return []
+
+    grid = Gone(client_app(echo), 1)
+    (outcome,) = exchange(grid, requests(grid), window=1, timeout=5)
+    assert "left before" in outcome.problem

@@ -1,0 +1,110 @@
+from dataclasses import replace
+
+import pytest
+from flwr.app import Message, RecordDict
+
+from fedprune.errors import QuorumError
+from fedprune.records import NodeReport, report_record
+from fedprune.reporting.ledger import Ledger
+from strategies.handshake import Handshake
+from strategies.plan import Plan
+from tests.support.grid import LocalGrid, client_app
+
+PLAN = Plan(({},), "c" * 64, "w" * 64, "s" * 64, lambda block, name: None)
+
+
+def good(partition: int, total: int) -> NodeReport:
+    return NodeReport(
+        partition, total, "", "c" * 64, "w" * 64, "s" * 64, 4, 512, "cpu", 1, "torch 2", ""
+    )
+
+
+def shake(nodes, change=None, min_clients=1, wait=0.3, tamper=None):
+    def handler(message, context):
+        partition = context.node_config["partition-id"]
+        report = good(partition, nodes)
+        report = (change or {}).get(partition, lambda r: r)(report)
+        return Message(report_record(report), reply_to=message)
+
+    ledger = Ledger()
+    grid = LocalGrid(client_app(handler), nodes, tamper=tamper)
+    handshake = Handshake(PLAN, "seed: 0", ledger, min_clients, wait, 0.5, 4)
+    return handshake, grid, ledger
+
+
+def test_clients_come_in_the_order_of_their_partitions():
+    handshake, grid, ledger = shake(5)
+    grid.get_node_ids = lambda: [104, 100, 103, 101, 102]
+    clients = handshake.run(grid, lambda done, total: None)
+    assert [client.report.partition_id for client in clients] == [0, 1, 2, 3, 4]
+    assert [entry.phase for entry in ledger.entries] == ["handshake"] * 5
+    assert all(entry.bytes_up > 0 and entry.bytes_down > 0 for entry in ledger.entries)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda r: replace(r, weights_hash="bad0" * 16), ["weights differ", "bad0" * 4, "w" * 16]),
+        (lambda r: replace(r, config_hash="bad1" * 16), ["configuration differ", "bad1" * 4]),
+        (lambda r: replace(r, code_hash="bad2" * 16), ["other sources", "bad2" * 4]),
+        (lambda r: replace(r, problem="too little text"), ["too little text"]),
+        (lambda r: replace(r, partition_id=0), ["already holds this partition"]),
+    ],
+)
+def test_odd_node_is_refused_by_name_and_others_go_on(change, words):
+    handshake, grid, ledger = shake(3, {1: change})
+    clients = handshake.run(grid, lambda done, total: None)
+    assert [client.report.partition_id for client in clients] == [0, 2]
+    (refused,) = [entry for entry in ledger.entries if entry.refused]
+    assert refused.client.startswith("partition")
+    for word in words:
+        assert word in refused.refused
+
+
+def test_reply_that_is_no_report_is_refused():
+    def handler(message, context):
+        return Message(RecordDict(), reply_to=message)
+
+    grid = LocalGrid(client_app(handler), 1)
+    with pytest.raises(QuorumError, match="0 of 1 nodes can take part"):
+        Handshake(PLAN, "", Ledger(), 1, 0.2, 0.5, 4).run(grid, lambda done, total: None)
+
+
+def test_no_node_at_all_says_how_to_get_one():
+    handshake, grid, _ = shake(0)
+    with pytest.raises(QuorumError, match="no node connected within 0.3 s.*num-supernodes"):
+        handshake.run(grid, lambda done, total: None)
+
+
+def test_silent_node_is_left_out():
+    handshake, grid, ledger = shake(3, tamper=lambda p, reply: None if p == 2 else reply)
+    assert len(handshake.run(grid, lambda done, total: None)) == 2
+    assert "no reply within" in [e.refused for e in ledger.entries if e.refused][0]
+
+
+def test_waits_for_partitions_that_connect_late():
+    handshake, grid, _ = shake(4, wait=5.0)
+    everyone, calls = list(grid.get_node_ids()), []
+
+    def growing():
+        calls.append(1)
+        return everyone[: min(len(calls) - 1, 4)]
+
+    grid.get_node_ids = growing
+    seen = []
+    clients = handshake.run(grid, lambda done, total: seen.append((done, total)))
+    assert len(clients) == 4
+    assert seen[-1] == (4, 4)
+
+
+def test_goes_on_without_partitions_that_never_connect():
+    handshake, grid, _ = shake(4, wait=0.3)
+    grid.get_node_ids = lambda: [100, 101]
+    assert len(handshake.run(grid, lambda done, total: None)) == 2
+
+
+def test_minimum_counts_accepted_nodes():
+    change = {0: lambda r: replace(r, problem="no texts")}
+    handshake, grid, _ = shake(2, change, min_clients=2)
+    with pytest.raises(QuorumError, match="1 of 2 nodes can take part.*asks for 2"):
+        handshake.run(grid, lambda done, total: None)
