@@ -10,7 +10,7 @@ from pathlib import Path
 from fedprune.cli.flower import Connection
 
 _FLWR = """#!{python}
-import json, pathlib, shutil, sys, tomllib
+import json, pathlib, shutil, sys
 here = pathlib.Path(__file__).parent
 name = sys.argv[1]
 with (here / "calls.jsonl").open("a") as calls:
@@ -20,9 +20,8 @@ answers = json.loads((here / "answers.json").read_text())[name]
 answer = answers[min(called, len(answers)) - 1]
 if name == "run":
     shutil.copy(sys.argv[sys.argv.index("--run-config") + 1], here / "run.toml")
-if "results" in answer:
-    folder = tomllib.loads((here / "run.toml").read_text())["output-dir"]
-    pathlib.Path(folder, "results.json").write_text(json.dumps(answer["results"]))
+for path, text in answer.get("files", {}).items():
+    pathlib.Path(path).write_text(text)
 sys.stdout.write(answer.get("out", ""))
 sys.stderr.write(answer.get("err", ""))
 sys.exit(answer.get("code", 0))

@@ -1,0 +1,1 @@
+"""Combine what clients send: pure functions of masks, independent of the order of arrival."""

@@ -1,0 +1,1 @@
+"""Pruners: a weight and its calibration statistics in, a mask out."""

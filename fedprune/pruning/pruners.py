@@ -1,0 +1,123 @@
+"""The pruners: how each scores a weight, and a registry of them by name.
+
+A pruner scores and leaves the selection to compiled loops on the CPU and to tensor operations on
+any other device; both give the same mask, bit for bit.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fedprune.errors import ConfigError, ModelError
+from fedprune.pruning.select import prune_lowest
+from fedprune.pruning.spec import NOT_FINITE, MaskSpec
+from fedprune.pruning.statistics import ColumnStatistics
+from fedprune.wire.bitmask import BitMask
+
+
+class Pruner(Protocol):
+    """Turns a weight and the statistics of its inputs into a mask.
+
+    Attributes
+    ----------
+    name : str
+        The name that `pruner.name` chooses it by.
+    needs_inputs : bool
+        Whether `mask` needs statistics, that is calibration text.
+    """
+
+    name: str
+    needs_inputs: bool
+
+    def mask(self, weight: Tensor, stats: ColumnStatistics | None, spec: MaskSpec) -> BitMask:
+        """Return the mask of one linear.
+
+        Parameters
+        ----------
+        weight : Tensor
+            Shape (d_out, d_in), any floating dtype; scores are float32.
+        stats : ColumnStatistics or None
+            Statistics of the inputs, on any device.
+        spec : MaskSpec
+            Sparsity, pattern and comparison group.
+
+        Raises
+        ------
+        ModelError
+            If statistics are missing or of another size, a score is NaN or infinite, or an N:M
+            pattern does not divide d_in. The text does not know the linear's name.
+        """
+        ...
+
+
+class MagnitudePruner:
+    """Importance is the weight's magnitude, ``|W_ij|``."""
+
+    name = "magnitude"
+    needs_inputs = False
+
+    def mask(self, weight: Tensor, stats: ColumnStatistics | None, spec: MaskSpec) -> BitMask:
+        """Return the mask of one linear (see `Pruner.mask`); statistics are not used."""
+        return _lowest(weight, torch.ones(weight.shape[1], device=weight.device), spec)
+
+
+class WandaPruner:
+    """Importance is magnitude times the norm of the input, ``|W_ij| * ||X_j||_2``.
+
+    Wanda (Sun et al., arXiv 2306.11695, equation 1).
+    """
+
+    name = "wanda"
+    needs_inputs = True
+
+    def mask(self, weight: Tensor, stats: ColumnStatistics | None, spec: MaskSpec) -> BitMask:
+        """Return the mask of one linear (see `Pruner.mask`)."""
+        if stats is None:
+            raise ModelError("The pruner 'wanda' needs statistics of the inputs, got none.")
+        if stats.sum_squares.shape != (weight.shape[1],):
+            raise ModelError(
+                f"The pruner 'wanda' needs statistics of {weight.shape[1]} inputs, "
+                f"got shape {tuple(stats.sum_squares.shape)}."
+            )
+        return _lowest(weight, stats.norms.to(weight.device), spec)
+
+
+PRUNERS: dict[str, Pruner] = {pruner.name: pruner for pruner in (MagnitudePruner(), WandaPruner())}
+
+
+def get_pruner(name: str) -> Pruner:
+    """Return a pruner by name.
+
+    Raises
+    ------
+    ConfigError
+        If there is none of this name.
+    """
+    if name not in PRUNERS:
+        known = ", ".join(f"'{known}'" for known in sorted(PRUNERS))
+        raise ConfigError(f"`pruner.name` must be one of {known}, got '{name}'.")
+    return PRUNERS[name]
+
+
+def _lowest(weight: Tensor, norms: Tensor, spec: MaskSpec) -> BitMask:
+    """Prune the lowest ``|weight| * norms`` of each comparison group."""
+    compiled = _compiled()
+    if weight.device.type == "cpu" and compiled is not None:
+        return compiled(weight, norms, spec)
+    scores = weight.detach().to(torch.float32).abs() * norms
+    if not bool(torch.isfinite(scores).all()):
+        raise ModelError(NOT_FINITE)
+    return BitMask.from_bool(prune_lowest(scores, spec).cpu().numpy())
+
+
+@cache
+def _compiled() -> Callable[[Tensor, Tensor, MaskSpec], BitMask] | None:
+    """Return the compiled CPU path, or None without numba; imported late, as numba is slow to."""
+    try:
+        from fedprune.pruning.kernels import wanda_mask
+    except ImportError:
+        return None
+    return wanda_mask

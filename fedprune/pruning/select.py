@@ -1,0 +1,48 @@
+"""Prune the lowest scores of each comparison group with plain tensor operations, on any device.
+
+This is the definition: the compiled CPU kernels must agree with it bit for bit.
+"""
+
+import torch
+from torch import Tensor
+
+from fedprune.pruning.spec import MaskSpec, check_divides, pruned_count
+
+
+def prune_lowest(scores: Tensor, spec: MaskSpec) -> Tensor:
+    """Return the mask that prunes the lowest scores of each group.
+
+    Parameters
+    ----------
+    scores : Tensor
+        Importance scores, float32, shape (d_out, d_in), non-negative and finite. Of equal scores
+        the lower index is pruned first (a stable ascending sort).
+    spec : MaskSpec
+        Sparsity, pattern and comparison group.
+
+    Returns
+    -------
+    Tensor
+        Boolean mask of the same shape and device, True = survives. Every group loses exactly
+        ``pruned_count(size, sparsity)`` weights, or M - N of every M.
+
+    Raises
+    ------
+    ModelError
+        If an N:M pattern does not divide d_in.
+    """
+    if spec.pattern.n is not None and spec.pattern.m is not None:
+        check_divides(spec.pattern, scores.shape[1])
+        groups = scores.reshape(-1, spec.pattern.m)
+        return _prune_rows(groups, spec.pattern.m - spec.pattern.n).reshape(scores.shape)
+    if spec.group == "layer":
+        flat = scores.reshape(1, -1)
+        return _prune_rows(flat, pruned_count(flat.numel(), spec.sparsity)).reshape(scores.shape)
+    groups = scores if spec.group == "row" else scores.t()
+    mask = _prune_rows(groups, pruned_count(groups.shape[1], spec.sparsity))
+    return mask if spec.group == "row" else mask.t().contiguous()
+
+
+def _prune_rows(groups: Tensor, count: int) -> Tensor:
+    order = torch.argsort(groups, dim=1, stable=True)[:, :count]
+    return torch.ones_like(groups, dtype=torch.bool).scatter_(1, order, False)

@@ -1,0 +1,93 @@
+"""How many weights a mask prunes, and within which groups they compete.
+
+The counts are exact: every group loses ``floor(size * sparsity)`` weights, where the sparsity is
+the decimal number that the configuration shows, not its nearest binary fraction.
+"""
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from fedprune.config.pattern import Pattern
+from fedprune.errors import ConfigError, ModelError
+
+GROUPS = ("layer", "row", "column")
+NOT_FINITE = (
+    "Importance scores hold NaN or infinite values. "
+    "Check the weights, and the calibration inputs of this linear."
+)
+
+
+@dataclass(frozen=True)
+class MaskSpec:
+    """What a mask must look like.
+
+    Parameters
+    ----------
+    sparsity : float
+        Share of each comparison group that is pruned, 0 <= sparsity < 1. Not used by an N:M
+        pattern, which fixes the share itself.
+    pattern : Pattern
+        `unstructured` or N:M.
+    group : str
+        Comparison group of an unstructured mask: 'layer', 'row' (one output) or 'column' (one
+        input). An N:M pattern compares M consecutive inputs of a row whatever the group.
+
+    Raises
+    ------
+    ConfigError
+        If sparsity or group are out of range.
+    """
+
+    sparsity: float
+    pattern: Pattern
+    group: str
+
+    def __post_init__(self) -> None:
+        """Refuse values that no mask can have."""
+        if not 0.0 <= self.sparsity < 1.0:
+            raise ConfigError(f"`sparsity` must be at least 0 and below 1, got {self.sparsity}.")
+        if self.group not in GROUPS:
+            raise ConfigError(
+                f"`pruner.group` must be 'layer', 'row' or 'column', got '{self.group}'."
+            )
+
+
+def pruned_count(size: int, sparsity: float) -> int:
+    """Return floor(size * sparsity), taking the sparsity as the decimal number that it prints as.
+
+    ``int(100 * 0.29)`` is 28, because 0.29 is stored slightly too small; this returns 29.
+    """
+    return int(size * Fraction(str(float(sparsity))))
+
+
+def expected_survivors(shape: tuple[int, int], spec: MaskSpec) -> int:
+    """Return how many weights of a (d_out, d_in) matrix survive under `spec`.
+
+    Raises
+    ------
+    ModelError
+        If an N:M pattern does not divide d_in.
+    """
+    d_out, d_in = shape
+    if spec.pattern.n is not None and spec.pattern.m is not None:
+        check_divides(spec.pattern, d_in)
+        return d_out * (d_in // spec.pattern.m) * spec.pattern.n
+    groups, size = {"layer": (1, d_out * d_in), "row": (d_out, d_in), "column": (d_in, d_out)}[
+        spec.group
+    ]
+    return groups * (size - pruned_count(size, spec.sparsity))
+
+
+def check_divides(pattern: Pattern, d_in: int) -> None:
+    """Refuse an N:M pattern whose M does not divide d_in.
+
+    Raises
+    ------
+    ModelError
+        Naming pattern and d_in.
+    """
+    if pattern.m is not None and d_in % pattern.m:
+        raise ModelError(
+            f"Pattern '{pattern}' needs d_in divisible by {pattern.m}, got {d_in}. "
+            "Choose an M that divides it, or `pruner.pattern=unstructured`."
+        )

@@ -1,0 +1,28 @@
+"""What calibration leaves behind of a linear's inputs: one number per input column."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass
+class ColumnStatistics:
+    """Sum of squares of each input of a linear over all calibration tokens.
+
+    Additive: the statistics of two sets of tokens are the sums of both fields.
+
+    Parameters
+    ----------
+    sum_squares : Tensor
+        Sum over tokens of x_j**2, float32, shape (d_in,).
+    tokens : int
+        Number of tokens summed.
+    """
+
+    sum_squares: Tensor
+    tokens: int
+
+    @property
+    def norms(self) -> Tensor:
+        """L2 norm of each input over all tokens, float32, shape (d_in,)."""
+        return self.sum_squares.sqrt()

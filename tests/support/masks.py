@@ -1,0 +1,49 @@
+"""Masks and weights to compare: helpers that several tests share."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedprune.models.loading import LoadedModel
+from fedprune.wire.bitmask import BitMask
+
+Masks = dict[int, dict[str, BitMask]]
+
+
+def random_masks(loaded: LoadedModel, survivors: float = 0.5, seed: int = 0) -> Masks:
+    """Return random masks for every linear of a model; ``survivors=1`` keeps all weights."""
+    generator = np.random.default_rng(seed)
+    return {
+        block: {
+            name: BitMask.from_bool(generator.random(shape) < survivors)
+            for name, shape in linears.items()
+        }
+        for block, linears in enumerate(loaded.layout.shapes())
+    }
+
+
+def state_of(loaded: LoadedModel) -> dict[str, Tensor]:
+    """Return a copy of a model's state."""
+    return {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
+
+
+def equal_bits(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
+    """Whether two states are the same bit for bit, NaN and signed zeros included."""
+    return left.keys() == right.keys() and all(
+        torch.equal(left[k].contiguous().view(torch.uint8), right[k].contiguous().view(torch.uint8))
+        for k in left
+    )
+
+
+def expected_state(loaded: LoadedModel, masks: Masks) -> dict[str, Tensor]:
+    """Return the dense state with zeros where a mask is False, by plain indexing."""
+    state = state_of(loaded)
+    for block, named in masks.items():
+        for name, mask in named.items():
+            stored = state[f"{loaded.layout.prefix}.{block}.{name}.weight"]
+            keep = torch.from_numpy(mask.to_bool())
+            transposed = loaded.layout.linears(block)[name].transposed
+            stored[~(keep.T if transposed else keep)] = 0
+    return state

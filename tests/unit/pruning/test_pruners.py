@@ -1,0 +1,117 @@
+"""Pruners: what they score, and that every path gives the same mask."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from fedprune.config.pattern import Pattern
+from fedprune.errors import ConfigError, ModelError
+from fedprune.pruning import pruners
+from fedprune.pruning.pruners import PRUNERS, get_pruner
+from fedprune.pruning.spec import MaskSpec, expected_survivors
+from fedprune.pruning.statistics import ColumnStatistics
+from tests.support.pruning_oracle import oracle_mask
+
+SPECS = [
+    MaskSpec(0.5, Pattern(), "row"),
+    MaskSpec(0.7, Pattern(), "layer"),
+    MaskSpec(0.3, Pattern(), "column"),
+    MaskSpec(0.5, Pattern(2, 4), "row"),
+]
+
+
+@pytest.fixture(params=["compiled", "tensors"])
+def path(request, monkeypatch):
+    """Run a test on both CPU paths; the second is the one that other devices take."""
+    if request.param == "tensors":
+        monkeypatch.setattr(pruners, "_compiled", lambda: None)
+
+
+@pytest.fixture
+def weight():
+    return torch.randn(13, 20, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture
+def stats():
+    inputs = torch.randn(50, 20, generator=torch.Generator().manual_seed(6)).exp()
+    inputs[:, 3] = 0.0
+    return ColumnStatistics(inputs.square().sum(0), 50)
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_wanda(weight, stats, spec, dtype):
+    weight = weight.to(dtype)
+    found = get_pruner("wanda").mask(weight, stats, spec)
+    scores = np.abs(weight.float().numpy()) * np.sqrt(stats.sum_squares.numpy())
+    assert np.array_equal(found.to_bool(), oracle_mask(scores, spec))
+    assert found.survivors == expected_survivors((13, 20), spec)
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_magnitude(weight, spec):
+    found = get_pruner("magnitude").mask(weight, None, spec)
+    assert np.array_equal(found.to_bool(), oracle_mask(np.abs(weight.numpy()), spec))
+
+
+@pytest.mark.usefixtures("path")
+def test_parameters_are_accepted_and_not_changed(weight, stats):
+    parameter = torch.nn.Parameter(weight.clone())
+    get_pruner("wanda").mask(parameter, stats, SPECS[0])
+    assert torch.equal(parameter, weight)
+
+
+@pytest.mark.usefixtures("path")
+def test_silent_input_is_pruned_first(weight, stats):
+    found = get_pruner("wanda").mask(weight, stats, MaskSpec(0.05, Pattern(), "row"))
+    assert np.array_equal(found.to_bool(), np.tile(np.arange(20) != 3, (13, 1)))
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("name", sorted(PRUNERS))
+def test_scores_that_are_no_numbers(weight, stats, name):
+    weight[12, 19] = float("nan")
+    with pytest.raises(ModelError, match="NaN or infinite"):
+        get_pruner(name).mask(weight, stats, SPECS[0])
+
+
+def test_wanda_without_statistics(weight):
+    with pytest.raises(ModelError, match="'wanda' needs statistics"):
+        get_pruner("wanda").mask(weight, None, SPECS[0])
+
+
+def test_wanda_with_statistics_of_another_linear(weight):
+    with pytest.raises(ModelError, match=r"20 inputs, got shape \(13,\)"):
+        get_pruner("wanda").mask(weight, ColumnStatistics(torch.ones(13), 1), SPECS[0])
+
+
+def test_statistics_are_additive_and_norms_their_roots():
+    stats = ColumnStatistics(torch.tensor([4.0, 0.0, 9.0]), 7)
+    assert stats.norms.tolist() == [2.0, 0.0, 3.0]
+
+
+def test_numba_may_be_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fedprune.pruning.kernels", None)
+    pruners._compiled.cache_clear()
+    try:
+        assert pruners._compiled() is None
+    finally:
+        pruners._compiled.cache_clear()
+
+
+def test_registry():
+    assert {name: pruner.needs_inputs for name, pruner in PRUNERS.items()} == {
+        "magnitude": False,
+        "wanda": True,
+    }
+    assert all(pruner.name == name for name, pruner in PRUNERS.items())
+
+
+def test_unknown_pruner():
+    with pytest.raises(ConfigError, match="`pruner.name` must be one of 'magnitude', 'wanda'"):
+        get_pruner("wand")
