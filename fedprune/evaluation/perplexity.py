@@ -1,0 +1,160 @@
+"""Perplexity by the protocol of the pruning literature.
+
+The text is cut into windows that do not overlap, each window is scored on its own, and the mean is
+taken over predicted tokens: the first token of a window is context only.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from fedprune.data.documents import Document
+from fedprune.errors import DataError
+from fedprune.models.loading import check_seq_len
+from fedprune.models.memory import explain_out_of_memory
+
+_ROWS = 256  # logits taken to float32 at a time: vocabularies are large
+_SEPARATOR = "\n\n"
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """How well a model predicts a text.
+
+    Parameters
+    ----------
+    perplexity : float
+        exp(nll); infinite where that overflows.
+    nll : float
+        Mean negative log-likelihood of a predicted token, in nats.
+    windows : int
+        Windows scored.
+    tokens : int
+        Tokens predicted, ``seq_len - 1`` a window.
+    """
+
+    perplexity: float
+    nll: float
+    windows: int
+    tokens: int
+
+
+def token_windows(
+    documents: Sequence[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    seq_len: int,
+    max_windows: int | None = None,
+) -> Tensor:
+    """Cut documents into windows of tokens that do not overlap.
+
+    Documents are tokenised one by one, without special tokens, and joined by the tokenizer's EOS
+    token; a tokenizer that has none joins them by the tokens of a blank line. What is left after
+    the last full window is dropped.
+
+    Parameters
+    ----------
+    documents : Sequence[Document]
+        The held-out texts, in the order in which they are joined.
+    tokenizer : PreTrainedTokenizerBase
+        The model's own.
+    seq_len : int
+        Tokens in a window, at least 2.
+    max_windows : int, optional
+        Keep only the first so many; later documents are then not even tokenised.
+
+    Returns
+    -------
+    Tensor
+        Token ids, int64, shape (windows, seq_len).
+
+    Raises
+    ------
+    DataError
+        If ``seq_len`` predicts nothing, or the texts do not fill one window.
+    """
+    if seq_len < 2:
+        raise DataError(f"`evaluation.seq_len` must be at least 2, got {seq_len}.")
+    wanted = None if max_windows is None else max_windows * seq_len
+    separator = _separator(tokenizer)
+    tokens: list[int] = []
+    for number, document in enumerate(documents):
+        if wanted is not None and len(tokens) >= wanted:
+            break
+        tokens += separator if number else []
+        tokens += _encode(tokenizer, document.text)
+    windows = len(tokens) // seq_len if wanted is None else min(len(tokens), wanted) // seq_len
+    if not windows:
+        raise DataError(
+            f"The held-out texts have {len(tokens)} tokens, one window of `evaluation.seq_len` "
+            f"needs {seq_len}. Lower `evaluation.seq_len` or give more text."
+        )
+    return torch.tensor(tokens[: windows * seq_len]).reshape(windows, seq_len)
+
+
+def perplexity(
+    model: PreTrainedModel, windows: Tensor, device: str | torch.device = "cpu"
+) -> Perplexity:
+    """Score a model on windows of tokens, one window at a time.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        The model; it is moved to the device whole, and back afterwards.
+    windows : Tensor
+        Token ids, int64, shape (windows, seq_len), from :func:`token_windows`.
+    device : str or torch.device
+        Where the model runs.
+
+    Returns
+    -------
+    Perplexity
+        Log-likelihoods are taken in float32 from the model's logits and added up in float64.
+
+    Raises
+    ------
+    ModelError
+        If the windows are longer than the model has positions for, or memory runs out.
+    """
+    count, seq_len = windows.shape
+    check_seq_len(model, seq_len, "evaluation.seq_len")
+    home = model.device
+    total = 0.0
+    model.eval()
+    try:
+        with explain_out_of_memory("evaluating", "evaluation.seq_len", "pruner.device"):
+            model.to(device)
+            with torch.inference_mode():
+                for window in windows:
+                    total += _window_nll(model, window.to(device))
+    finally:
+        model.to(home)
+    predicted = count * (seq_len - 1)
+    nll = total / predicted
+    value = float(torch.tensor(nll, dtype=torch.float64).exp())
+    return Perplexity(perplexity=value, nll=nll, windows=count, tokens=predicted)
+
+
+def _window_nll(model: PreTrainedModel, window: Tensor) -> float:
+    """Return the summed negative log-likelihood of a window's tokens after the first."""
+    logits = model(input_ids=window.unsqueeze(0), use_cache=False).logits[0, :-1]
+    total = torch.zeros((), dtype=torch.float64, device=logits.device)
+    chunks = zip(torch.split(logits, _ROWS), torch.split(window[1:], _ROWS), strict=True)
+    for rows, targets in chunks:
+        losses = functional.cross_entropy(rows.float(), targets, reduction="none")
+        total += losses.sum(dtype=torch.float64)
+    return float(total)
+
+
+def _separator(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    eos = tokenizer.eos_token_id
+    return _encode(tokenizer, _SEPARATOR) if eos is None else [int(eos)]
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    # Not verbose: texts longer than the model's window are the point here, not a mistake.
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return ids

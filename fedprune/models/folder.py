@@ -1,0 +1,71 @@
+"""What a local model folder must hold, checked before the loader is asked.
+
+The loader's own messages name its internals; these name the configuration key and the files.
+"""
+
+import json
+from pathlib import Path
+
+from fedprune.errors import ModelError
+
+CONFIG = "config.json"
+_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_SINGLE = ("model.safetensors", "pytorch_model.bin")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt")
+
+
+def is_local(path: str) -> bool:
+    """Whether a model's path means a folder here rather than a repository on the Hub.
+
+    A Hub id has the form ``name`` or ``owner/name``; whatever exists here, or cannot be such an
+    id, is a folder.
+    """
+    looks_like_path = path.startswith((".", "/")) or path.count("/") > 1 or "\\" in path
+    return looks_like_path or Path(path).is_dir()
+
+
+def check_config(path: str) -> None:
+    """Raise ``ModelError`` unless a folder exists and holds a model configuration."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ModelError(
+            f"`model.path` '{path}' is not a folder. "
+            "Give a Hugging Face model folder, or a Hub id such as 'owner/name'."
+        )
+    _need(folder, (CONFIG,), "no configuration")
+
+
+def check_folder(path: str) -> None:
+    """Raise ``ModelError`` unless a folder holds configuration, tokenizer and every weight file."""
+    check_config(path)
+    folder = Path(path)
+    _need(folder, _TOKENIZERS, "no tokenizer")
+    _need(folder, (*_SINGLE, *_INDEXES), "no weights")
+    if any((folder / name).is_file() for name in _SINGLE):
+        return
+    index = next(folder / name for name in _INDEXES if (folder / name).is_file())
+    missing = sorted(name for name in _shards(index) if not (folder / name).is_file())
+    if missing:
+        raise ModelError(
+            f"`model.path` '{path}' misses {len(missing)} weight file(s) that '{index.name}' "
+            f"lists: {', '.join(missing[:3])}. Copy the whole model folder again."
+        )
+
+
+def _need(folder: Path, names: tuple[str, ...], problem: str) -> None:
+    if not any((folder / name).is_file() for name in names):
+        found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
+        raise ModelError(
+            f"`model.path` '{folder}' has {problem}: looked for {' or '.join(names)}, "
+            f"found {found}. Give a complete Hugging Face model folder."
+        )
+
+
+def _shards(index: Path) -> set[str]:
+    try:
+        return {str(name) for name in json.loads(index.read_text())["weight_map"].values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"'{index}' is not an index of weight files ({error!r}). "
+            "Copy the whole model folder again."
+        ) from error

@@ -1,0 +1,200 @@
+"""What every decoder block is called with, captured from the model's own forward pass.
+
+Rotary embeddings, masks that differ from block to block and whatever else a family passes are
+recorded as they are, so no family needs code of its own. While recording, blocks hand their input
+on unchanged: the cost is that of the embeddings.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from fedprune.errors import ModelError
+from fedprune.models.calls import HIDDEN, BlockCall, TensorPool, map_tensors
+from fedprune.models.loading import LoadedModel
+
+_PROBE_TOKENS = 2
+
+
+@dataclass(frozen=True)
+class CapturedInputs:
+    """What samples become on their way to the first block, and what the blocks get beside them.
+
+    Parameters
+    ----------
+    hidden : list[Tensor]
+        Input of the first block, one (1, seq_len, d_model) tensor a sample, on the CPU.
+    calls : list[list[BlockCall]]
+        Sample -> block -> arguments, on the CPU; equal tensors are held once.
+    """
+
+    hidden: list[Tensor]
+    calls: list[list[BlockCall]]
+
+
+def capture_inputs(model: LoadedModel, samples: Sequence[Tensor]) -> CapturedInputs:
+    """Record the arguments of every block for every sample.
+
+    Parameters
+    ----------
+    model : LoadedModel
+        The model; it is left as it was.
+    samples : Sequence[Tensor]
+        Token ids, each int64 of shape (seq_len,); they are run one by one, so that the result
+        for one does not depend on the others.
+
+    Raises
+    ------
+    ModelError
+        If the model's blocks do not form a plain chain: one that is skipped or called twice, hidden
+        states that change between two blocks, or state that blocks share beside them.
+    """
+    captured = CapturedInputs([], [])
+    if not samples:
+        return captured
+    pool = TensorPool()
+    probe = samples[0][:_PROBE_TOKENS]
+    tail = _output_tail(model, probe)
+    _record(model, probe, _Recorder(len(model.layout.blocks), tail, TensorPool(), to_end=True))
+    for sample in samples:
+        recorder = _Recorder(len(model.layout.blocks), tail, pool)
+        _record(model, sample, recorder)
+        captured.hidden.append(recorder.first_hidden())
+        captured.calls.append(recorder.calls)
+        pool.end_sample()
+    return captured
+
+
+def hidden_of(output: object) -> Tensor:
+    """Return the hidden states in what a block returned: the tensor, or the first of a tuple."""
+    first = output[0] if isinstance(output, tuple | list) and output else output
+    if not isinstance(first, Tensor):
+        raise ModelError(
+            f"A decoder block returned {type(output).__name__}, expected its hidden states as a "
+            "tensor or as the first of a tuple. This architecture is not supported."
+        )
+    return first
+
+
+class _FinishedError(Exception):
+    """Leaves the model's forward pass once everything has been seen."""
+
+
+@dataclass
+class _Recorder:
+    """Stands in for the blocks during one forward pass."""
+
+    blocks: int
+    tail: tuple[None, ...] | None
+    pool: TensorPool
+    to_end: bool = False  # go on after the last block, to see that none is called again
+    calls: list[BlockCall] = field(default_factory=list)
+    passed_on: Tensor | None = None
+
+    def first_hidden(self) -> Tensor:
+        if self.passed_on is None or len(self.calls) < self.blocks:
+            raise ModelError(
+                f"The forward pass called {len(self.calls)} of {self.blocks} decoder blocks. "
+                "This architecture is not supported."
+            )
+        return self.passed_on.detach().cpu()
+
+    def block(self, index: int, *args: object, **kwargs: object) -> object:
+        if index != len(self.calls):
+            raise ModelError(
+                f"The forward pass called decoder block {index} after {len(self.calls) - 1}; "
+                "blocks must run once each, in order. This architecture is not supported."
+            )
+        by_name = HIDDEN in kwargs
+        hidden = kwargs.pop(HIDDEN) if by_name else args[0] if args else None
+        if not isinstance(hidden, Tensor) or not self._unchanged(hidden):
+            raise ModelError(
+                f"Decoder block {index} does not get the output of the block before as it is. "
+                "This architecture is not supported."
+            )
+        self.passed_on = hidden
+        others = args if by_name else args[1:]
+        self.calls.append(
+            BlockCall(
+                by_name,
+                tuple(self._keep(index, str(place), v) for place, v in enumerate(others, 1)),
+                {name: self._keep(index, name, value) for name, value in kwargs.items()},
+            )
+        )
+        if len(self.calls) == self.blocks and not self.to_end:
+            raise _FinishedError
+        return hidden if self.tail is None else (hidden, *self.tail)
+
+    def _unchanged(self, hidden: Tensor) -> bool:
+        before = self.passed_on
+        return before is None or hidden is before or torch.equal(hidden, before)
+
+    def _keep(self, index: int, name: str, value: object) -> object:
+        try:
+            return map_tensors(value, self.pool.share)
+        except TypeError as error:
+            raise ModelError(
+                f"Decoder block {index} gets a {error} as argument `{name}`, which can carry state "
+                "from block to block. This architecture is not supported."
+            ) from None
+
+
+def _output_tail(model: LoadedModel, tokens: Tensor) -> tuple[None, ...] | None:
+    """Return what the blocks add to the hidden states they return: None for a bare tensor.
+
+    The first block runs once, for real, on a few tokens: how it returns does not depend on them.
+    """
+    form: list[tuple[None, ...] | None] = []
+
+    def look(_block: nn.Module, _args: object, output: Tensor | tuple[object, ...]) -> None:
+        hidden_of(output)
+        form.append(None if isinstance(output, Tensor) else (None,) * (len(output) - 1))
+        raise _FinishedError
+
+    handle = model.layout.blocks[0].register_forward_hook(look)
+    try:
+        _forward(model, tokens)
+    finally:
+        handle.remove()
+    if not form:
+        raise ModelError(
+            "The forward pass never called the first decoder block. "
+            "This architecture is not supported."
+        )
+    return form[0]
+
+
+def _record(model: LoadedModel, sample: Tensor, recorder: _Recorder) -> None:
+    with _replaced_forwards(model.layout.blocks, recorder.block):
+        _forward(model, sample)
+
+
+def _forward(model: LoadedModel, tokens: Tensor) -> None:
+    """Run the model on one sequence until somebody has seen enough."""
+    try:
+        with torch.no_grad():
+            model.model(input_ids=tokens.to(model.model.device).unsqueeze(0), use_cache=False)
+    except _FinishedError:
+        pass
+
+
+@contextmanager
+def _replaced_forwards(
+    blocks: Sequence[nn.Module], stand_in: Callable[..., object]
+) -> Iterator[None]:
+    """Let ``stand_in(index, *args, **kwargs)`` answer in place of each block's forward."""
+    own = [block.__dict__.get("forward") for block in blocks]
+    try:
+        for index, block in enumerate(blocks):
+            block.__dict__["forward"] = partial(stand_in, index)
+        yield
+    finally:
+        for block, forward in zip(blocks, own, strict=True):
+            if forward is None:
+                block.__dict__.pop("forward", None)
+            else:
+                block.__dict__["forward"] = forward

@@ -1,0 +1,167 @@
+"""The masks of a pruned model as a file of their own: one bit a weight, beside the checkpoint.
+
+A safetensors file of flat uint8 tensors under the weights' full names; shapes, bit order and
+sparsity are in its metadata, and everything is checked when it is read.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from fedprune.errors import ModelError, WireError
+from fedprune.wire.bitmask import BitMask
+
+_FORMAT = "fedprune-masks"
+_VERSION = "1"
+_BIT_ORDER = "little"  # bit 0 of a byte is the first of its eight weights, row by row
+_OWN_KEYS = ("format", "version", "bit_order", "prefix", "shapes", "sparsity")
+
+
+def write_sidecar(
+    path: Path,
+    masks: Mapping[int, Mapping[str, BitMask]],
+    prefix: str,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write masks to a file that appears whole, and is on the disk, or not at all.
+
+    Parameters
+    ----------
+    path : Path
+        The file, for example ``masks.safetensors``; an older one is replaced.
+    masks : Mapping[int, Mapping[str, BitMask]]
+        Block -> linear -> mask, True where a weight survives.
+    prefix : str
+        Where the blocks are in the model, for example ``model.layers``.
+    metadata : Mapping[str, str], optional
+        Whatever else the file shall say about itself.
+
+    Raises
+    ------
+    ModelError
+        If ``metadata`` uses a key of the format itself.
+    """
+    taken = sorted(set(metadata or {}) & set(_OWN_KEYS))
+    if taken:
+        raise ModelError(f"Sidecar metadata may not set {', '.join(taken)}: the format does.")
+    named = {
+        f"{prefix}.{block}.{linear}.weight": mask
+        for block, linears in masks.items()
+        for linear, mask in linears.items()
+    }
+    header = {
+        **(metadata or {}),
+        "format": _FORMAT,
+        "version": _VERSION,
+        "bit_order": _BIT_ORDER,
+        "prefix": prefix,
+        "shapes": json.dumps({name: list(mask.shape) for name, mask in named.items()}),
+        "sparsity": repr(_sparsity(named)),
+    }
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        save_file({name: mask.bits for name, mask in named.items()}, partial, metadata=header)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_sidecar(path: Path) -> dict[int, dict[str, BitMask]]:
+    """Read masks that :func:`write_sidecar` wrote.
+
+    Parameters
+    ----------
+    path : Path
+        The sidecar file.
+
+    Returns
+    -------
+    dict[int, dict[str, BitMask]]
+        Block -> linear -> mask.
+
+    Raises
+    ------
+    ModelError
+        If the file is missing or damaged, of another format or version, or contradicts itself.
+    """
+    if not path.is_file():
+        raise ModelError(f"No mask sidecar at '{path}'. Give the masks.safetensors of an export.")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = dict(file.metadata() or {})
+            _check_header(path, header)
+            shapes = _shapes(path, header, set(file.keys()))
+            named = {
+                name: _mask(path, name, file.get_tensor(name), shape)
+                for name, shape in shapes.items()
+            }
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, str(error)) from error
+    if header.get("sparsity") != repr(_sparsity(named)):
+        raise _damaged(
+            path, f"its sparsity is {_sparsity(named)!r}, recorded is {header.get('sparsity')}"
+        )
+    return _by_block(path, header["prefix"], named)
+
+
+def _sparsity(named: Mapping[str, BitMask]) -> float:
+    total = sum(mask.numel for mask in named.values())
+    return 1 - sum(mask.survivors for mask in named.values()) / total if total else 0.0
+
+
+def _check_header(path: Path, header: Mapping[str, str]) -> None:
+    expected = {"format": _FORMAT, "version": _VERSION, "bit_order": _BIT_ORDER}
+    for key, value in expected.items():
+        if header.get(key) != value:
+            raise ModelError(
+                f"Mask sidecar '{path}': `{key}` must be '{value}', got '{header.get(key)}'. "
+                "Read it with the release of fedprune that wrote it."
+            )
+    if "prefix" not in header:
+        raise _damaged(path, "`prefix` is missing")
+
+
+def _shapes(path: Path, header: Mapping[str, str], stored: set[str]) -> dict[str, tuple[int, int]]:
+    """Return the recorded shapes, which must be those of the tensors in the file."""
+    try:
+        listed = json.loads(header.get("shapes", ""))
+        shapes = {str(name): (int(rows), int(cols)) for name, (rows, cols) in listed.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise _damaged(path, "`shapes` is not a table of [d_out, d_in]") from error
+    if set(shapes) != stored:
+        odd = sorted(set(shapes) ^ stored)
+        raise _damaged(path, f"`shapes` and tensors differ in {', '.join(odd[:3])}")
+    return shapes
+
+
+def _mask(path: Path, name: str, bits: NDArray[np.uint8], shape: tuple[int, int]) -> BitMask:
+    try:
+        return BitMask(bits, shape)
+    except WireError as error:
+        raise _damaged(path, f"`{name}`: {error}") from error
+
+
+def _by_block(
+    path: Path, prefix: str, named: Mapping[str, BitMask]
+) -> dict[int, dict[str, BitMask]]:
+    pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.(.+)\.weight")
+    masks: dict[int, dict[str, BitMask]] = {}
+    for name, mask in named.items():
+        match = pattern.fullmatch(name)
+        if match is None:
+            raise _damaged(path, f"`{name}` is not a weight in the blocks of `{prefix}`")
+        masks.setdefault(int(match[1]), {})[match[2]] = mask
+    return masks
+
+
+def _damaged(path: Path, what: str) -> ModelError:
+    return ModelError(f"Mask sidecar '{path}' is damaged: {what}. Export the model again.")

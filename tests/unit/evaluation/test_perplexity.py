@@ -1,0 +1,138 @@
+import logging
+import math
+
+import pytest
+import torch
+
+from fedprune.data.documents import Document
+from fedprune.errors import DataError, ModelError
+from fedprune.evaluation import perplexity as module
+from fedprune.evaluation.perplexity import perplexity, token_windows
+from tests.support.architectures import FAMILIES, tiny_model, tiny_tokenizer, token_samples
+
+
+def documents(*texts):
+    return [Document(text, "group", str(number)) for number, text in enumerate(texts)]
+
+
+def slow_nll(model, windows):
+    """Mean over predicted tokens, one forward pass of the prefix for each."""
+    losses = []
+    for window in windows:
+        for place in range(1, len(window)):
+            with torch.no_grad():
+                logits = model(input_ids=window[None, :place], use_cache=False).logits[0, -1]
+            losses.append(-logits.double().log_softmax(0)[window[place]].item())
+    return sum(losses) / len(losses), len(losses)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_equals_a_loop_over_tokens(family):
+    model = tiny_model(family).model
+    windows = torch.stack(token_samples(3, 7))
+    found = perplexity(model, windows)
+    nll, tokens = slow_nll(model, windows)
+    assert found.nll == pytest.approx(nll, rel=1e-5)
+    assert found.perplexity == pytest.approx(math.exp(nll), rel=1e-5)
+    assert (found.windows, found.tokens) == (3, tokens) == (3, 18)
+
+
+def test_equals_a_loop_over_tokens_across_chunks(monkeypatch):
+    monkeypatch.setattr(module, "_ROWS", 4)
+    model, windows = tiny_model().model, torch.stack(token_samples(2, 10))
+    assert perplexity(model, windows).nll == pytest.approx(slow_nll(model, windows)[0], rel=1e-5)
+
+
+def test_half_precision_logits_are_scored_in_float32():
+    loaded = tiny_model("llama", torch.bfloat16)
+    windows = torch.stack(token_samples(1, 9))
+    with torch.no_grad():
+        logits = loaded.model(input_ids=windows).logits[0, :-1].double()
+    expected = -logits.log_softmax(-1).gather(1, windows[0, 1:, None]).mean().item()
+    assert perplexity(loaded.model, windows).nll == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_hopeless_model_has_infinite_perplexity():
+    model = tiny_model("llama").model
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(1e6)
+    found = perplexity(model, torch.stack(token_samples(1, 9)))
+    assert found.perplexity == math.inf and 700 < found.nll < math.inf
+
+
+def test_windows_longer_than_the_model():
+    with pytest.raises(ModelError, match="`evaluation.seq_len` is 33"):
+        perplexity(tiny_model().model, torch.stack(token_samples(1, 33)))
+
+
+def test_out_of_memory_names_the_keys_to_turn(monkeypatch):
+    model = tiny_model().model
+
+    def exhaust(*_args, **_kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(model, "forward", exhaust)
+    with pytest.raises(ModelError, match="`evaluation.seq_len`, `pruner.device`"):
+        perplexity(model, torch.stack(token_samples(1, 4)))
+
+
+def test_documents_are_joined_by_eos_and_the_tail_is_dropped():
+    windows = token_windows(documents("w3 w4", "w5", "w6 w7 w8"), tiny_tokenizer(), 3)
+    assert windows.tolist() == [[3, 4, 2], [5, 2, 6]]
+    assert windows.dtype == torch.int64
+
+
+def test_documents_are_joined_by_a_blank_line_without_eos():
+    class Letters:
+        eos_token_id = None
+
+        def __call__(self, text, **_options):
+            return {"input_ids": [ord(letter) for letter in text]}
+
+    windows = token_windows(documents("ab", "c"), Letters(), 5)
+    assert windows.tolist() == [[97, 98, 10, 10, 99]]
+
+
+def test_max_windows_limits_windows_and_tokenising():
+    tokenised = []
+    inner = tiny_tokenizer()
+
+    class Counting:
+        eos_token_id = inner.eos_token_id
+
+        def __call__(self, text, **options):
+            tokenised.append(text)
+            return inner(text, **options)
+
+    texts = documents("w3 w4", "w5 w6 w7", "w8 w9 w10")
+    assert token_windows(texts, Counting(), 2, max_windows=2).tolist() == [[3, 4], [2, 5]]
+    assert tokenised == ["w3 w4", "w5 w6 w7"]
+    assert len(token_windows(texts, inner, 2, max_windows=99)) == 5
+
+
+@pytest.mark.parametrize("texts", [[], ["w3 w4"]])
+def test_too_little_text(texts):
+    with pytest.raises(DataError, match=rf"have {2 * len(texts)} tokens.*seq_len` needs 3"):
+        token_windows(documents(*texts), tiny_tokenizer(), 3)
+
+
+def test_a_window_must_predict_something():
+    with pytest.raises(DataError, match="at least 2, got 1"):
+        token_windows(documents("w3 w4"), tiny_tokenizer(), 1)
+
+
+def test_long_texts_raise_no_warning(caplog):
+    tokenizer = tiny_tokenizer()
+    tokenizer.model_max_length = 4
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)  # the library's loggers do not propagate
+    try:
+        tokenizer("w3 " * 9)
+        assert "longer than" in caplog.text  # it would warn
+        caplog.clear()
+        again = tiny_tokenizer()
+        again.model_max_length = 4
+        token_windows(documents("w3 " * 9), again, 3)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert caplog.text == ""

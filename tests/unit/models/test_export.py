@@ -1,0 +1,100 @@
+import pytest
+import torch
+
+from fedprune.config.schema import ModelConfig
+from fedprune.errors import ModelError
+from fedprune.models.export import SIDECAR, export_model
+from fedprune.models.loading import load_model
+from fedprune.models.sidecar import read_sidecar
+from tests.support.architectures import tiny_model, token_samples
+from tests.support.masks import equal_bits, expected_state, random_masks, state_of
+
+
+def load(folder):
+    return load_model(ModelConfig(name="hf", path=str(folder), revision=None, dtype="auto"))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "opt"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_export_loads_with_real_zeros_and_its_masks(tmp_path, family, dtype):
+    loaded = tiny_model(family, dtype)
+    masks = random_masks(loaded)
+    expected = expected_state(loaded, masks)
+    export_model(loaded, masks, tmp_path / "model")
+    again = load(tmp_path / "model")
+    assert equal_bits(state_of(again), expected)
+    assert read_sidecar(tmp_path / "model" / SIDECAR) == masks
+    assert again.tokenizer("w3 w99")["input_ids"] == [3, 99]
+    (sample,) = token_samples(1, 8)
+    with torch.no_grad():
+        logits = [m.model(input_ids=sample[None]).logits for m in (loaded, again)]
+    torch.testing.assert_close(*logits, rtol=0, atol=0)
+
+
+def test_no_progress_bars_in_logs(tmp_path, capsys):
+    export_model(tiny_model(), {}, tmp_path / "model")
+    captured = capsys.readouterr()
+    assert captured.out == captured.err == ""
+
+
+def test_weights_lie_alone_where_servers_look_for_them(tmp_path):
+    loaded = tiny_model()
+    export_model(loaded, random_masks(loaded), tmp_path / "model")
+    found = [path.name for path in (tmp_path / "model").glob("*.safetensors")]
+    assert found == ["model.safetensors"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_large_models_are_sharded(tmp_path, monkeypatch):
+    monkeypatch.setattr("fedprune.models.export._SHARD_SIZE", "50KB")
+    loaded = tiny_model()
+    masks = random_masks(loaded)
+    expected = expected_state(loaded, masks)
+    export_model(loaded, masks, tmp_path / "model")
+    assert (tmp_path / "model" / "model.safetensors.index.json").is_file()
+    assert equal_bits(state_of(load(tmp_path / "model")), expected)
+
+
+@pytest.mark.parametrize("failing", ["model", "tokenizer"])
+def test_a_failed_export_leaves_nothing_behind(tmp_path, monkeypatch, failing):
+    loaded = tiny_model()
+
+    def fail(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(getattr(loaded, failing), "save_pretrained", fail)
+    with pytest.raises(ModelError, match="No space left.*output_dir"):
+        export_model(loaded, random_masks(loaded), tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_refuses_to_overwrite_and_leaves_the_model_dense(tmp_path):
+    loaded = tiny_model()
+    before = state_of(loaded)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.txt").write_text("keep")
+    (tmp_path / "file").write_text("keep")
+    for name in ("model", "file"):
+        with pytest.raises(ModelError, match="not an empty folder"):
+            export_model(loaded, random_masks(loaded), tmp_path / name)
+    assert (tmp_path / "model" / "mine.txt").read_text() == "keep"
+    assert equal_bits(state_of(loaded), before)
+
+
+def test_an_empty_folder_and_the_rest_of_a_killed_export_are_no_hindrance(tmp_path):
+    loaded = tiny_model()
+    (tmp_path / "model").mkdir()
+    (tmp_path / ".model.partial").mkdir()
+    (tmp_path / ".model.partial" / "model-00001-of-00009.safetensors").write_text("half")
+    export_model(loaded, random_masks(loaded), tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert not list((tmp_path / "model").glob("*-of-*"))
+
+
+def test_sampling_options_of_old_checkpoints_do_not_stop_an_export(tmp_path):
+    loaded = tiny_model()
+    loaded.model.generation_config.temperature = 0.6
+    with pytest.raises(ValueError, match="do_sample"):
+        loaded.model.generation_config.validate(strict=True)
+    export_model(loaded, random_masks(loaded), tmp_path / "model")
+    assert load(tmp_path / "model").model.generation_config.temperature == 0.6

@@ -1,0 +1,105 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+import transformers as hf
+from torch import nn
+
+from fedprune.errors import ModelError
+from fedprune.models.layout import find_layout
+from tests.support.architectures import EXPECTED, FAMILIES, tiny_config, tiny_model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_finds_blocks_and_linears_of_every_family(family):
+    loaded = tiny_model(family)
+    prefix, names = EXPECTED[family]
+    layout = find_layout(loaded.model)
+    assert layout.prefix == prefix
+    assert len(layout.blocks) == loaded.model.config.num_hidden_layers
+    state = loaded.model.state_dict()
+    for index in range(len(layout.blocks)):
+        linears = layout.linears(index)
+        assert set(linears) == names
+        for name, linear in linears.items():
+            stored = state[layout.parameter_name(index, name)]
+            weight = linear.weight()
+            assert tuple(weight.shape) == linear.shape
+            assert weight.untyped_storage().data_ptr() == stored.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_linear_maps_its_input_as_its_weight_says(family):
+    layout = tiny_model(family).layout
+    for linear in layout.linears(0).values():
+        inputs = torch.randn(1, 3, linear.shape[1])
+        with torch.no_grad():
+            made = linear.module(inputs) - linear.module(torch.zeros_like(inputs))
+        torch.testing.assert_close(made, inputs @ linear.weight().T, rtol=1e-4, atol=1e-5)
+
+
+def test_weight_of_conv1d_is_a_view_that_writes_through():
+    linear = tiny_model("gpt2").layout.linears(0)["attn.c_attn"]
+    assert linear.shape == (96, 32)
+    linear.weight()[5, 7] = 42.0
+    assert linear.module.weight[7, 5].item() == 42.0
+
+
+def test_shapes_without_any_weights():
+    with torch.device("meta"):
+        model = hf.AutoModelForCausalLM.from_config(tiny_config("llama"))
+    shapes = find_layout(model).shapes()
+    assert len(shapes) == 3
+    assert shapes[2]["mlp.down_proj"] == (32, 48)
+    assert shapes[2]["self_attn.k_proj"] == (16, 32)
+
+
+def test_refuses_an_encoder_decoder():
+    sizes = {"d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    model = hf.T5ForConditionalGeneration(hf.T5Config(vocab_size=20, **sizes))
+    with pytest.raises(ModelError, match="encoder-decoder"):
+        find_layout(model)
+
+
+def test_refuses_a_model_with_nothing_to_prune():
+    model = nn.Sequential(nn.Embedding(4, 4), nn.ModuleList([nn.LayerNorm(4)]), nn.Linear(4, 4))
+    with pytest.raises(ModelError, match="nothing to prune"):
+        find_layout(model)
+
+
+def test_refuses_fused_experts_instead_of_pruning_a_fraction():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 20}
+    config = hf.MixtralConfig(**sizes, num_key_value_heads=2, intermediate_size=64)
+    with pytest.raises(ModelError, match=r"only \d+% of the weights in `model.layers`"):
+        find_layout(hf.MixtralForCausalLM(config))
+
+
+def test_refuses_blocks_of_different_classes():
+    model = nn.Module()
+    model.layers = nn.ModuleList([nn.Sequential(nn.Linear(4, 4)), nn.Linear(4, 4)])
+    with pytest.raises(ModelError, match="mixes blocks of classes Linear, Sequential"):
+        find_layout(model)
+
+
+def test_refuses_shared_weights():
+    model = nn.Module()
+    first, second = nn.Linear(4, 4), nn.Linear(4, 4)
+    second.weight = first.weight
+    model.layers = nn.ModuleList([first, second])
+    with pytest.raises(ModelError, match="share weights"):
+        find_layout(model)
+
+
+def test_takes_the_outer_list_not_lists_inside_its_blocks():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.experts = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+
+    model = nn.Module()
+    model.config = SimpleNamespace(is_encoder_decoder=False)
+    model.adapters = nn.ModuleList([nn.Linear(4, 4)])
+    model.layers = nn.ModuleList([Block()])
+    layout = find_layout(model)
+    assert layout.prefix == "layers"
+    assert list(layout.linears(0)) == ["experts.0", "experts.1"]

@@ -1,0 +1,172 @@
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fedprune.config.schema import ModelConfig
+from fedprune.errors import ModelError
+from fedprune.models.loading import check_seq_len, load_model, model_shapes
+from tests.support.architectures import FAMILIES, tiny_model
+
+
+def config(path, dtype="auto", name="hf"):
+    return ModelConfig(name=name, path=str(path), revision=None, dtype=dtype)
+
+
+def save(loaded, folder, **options):
+    loaded.model.save_pretrained(folder, **options)
+    loaded.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    return save(tiny_model("llama", torch.bfloat16), tmp_path_factory.mktemp("stored"))
+
+
+@pytest.fixture
+def copy(stored, tmp_path):
+    return shutil.copytree(stored, tmp_path / "copy")
+
+
+def test_loads_as_stored_ready_to_run(stored):
+    loaded = load_model(config(stored))
+    assert loaded.model.dtype == torch.bfloat16
+    assert not loaded.model.training
+    assert loaded.layout.prefix == "model.layers"
+    assert loaded.path == str(stored)
+    expected = tiny_model("llama", torch.bfloat16).model.state_dict()
+    for name, tensor in loaded.model.state_dict().items():
+        assert torch.equal(tensor, expected[name])
+
+
+def test_loads_in_a_chosen_dtype(stored):
+    assert load_model(config(stored, "float32")).model.dtype == torch.float32
+
+
+def test_a_nodes_own_copy_takes_the_place_of_the_configured_path(stored):
+    assert load_model(config("/configured/elsewhere/model"), str(stored)).path == str(stored)
+
+
+def test_home_folders_may_be_written_with_a_tilde(stored, monkeypatch):
+    monkeypatch.setenv("HOME", str(stored.parent))
+    assert load_model(config(f"~/{stored.name}")).path == str(stored)
+
+
+def test_the_demo_model_is_loaded_from_the_package():
+    loaded = load_model(config("", name="demo"))
+    assert model_shapes(config("", name="demo")) == loaded.layout.shapes()
+
+
+def test_no_progress_bars_in_logs(stored, capsys):
+    load_model(config(stored))
+    captured = capsys.readouterr()
+    assert captured.out == captured.err == ""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_model_shapes_need_the_configuration_only(tmp_path, family):
+    loaded = tiny_model(family)
+    loaded.model.config.save_pretrained(tmp_path)
+    assert model_shapes(config(tmp_path)) == loaded.layout.shapes()
+
+
+def test_missing_folder(tmp_path):
+    for load in (load_model, model_shapes):
+        with pytest.raises(ModelError, match="`model.path`.*nowhere' is not a folder.*Hub id"):
+            load(config(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("gone", "message"),
+    [
+        ("config.json", "no configuration: looked for config.json, found .*tokenizer.json"),
+        ("tokenizer.json", "no tokenizer: looked for tokenizer.json or tokenizer.model"),
+        ("model.safetensors", "no weights: looked for model.safetensors"),
+    ],
+)
+def test_incomplete_folders(copy, gone, message):
+    (copy / gone).unlink()
+    with pytest.raises(ModelError, match=message):
+        load_model(config(copy))
+
+
+def test_missing_shard(tmp_path):
+    save(tiny_model(), tmp_path, max_shard_size="50KB")
+    victim = sorted(tmp_path.glob("model-*.safetensors"))[1]
+    victim.unlink()
+    with pytest.raises(ModelError, match=f"misses 1 weight file.*{victim.name}"):
+        load_model(config(tmp_path))
+
+
+def test_broken_index(copy):
+    (copy / "model.safetensors").unlink()
+    (copy / "model.safetensors.index.json").write_text('{"weight_map": 3}')
+    with pytest.raises(ModelError, match="not an index"):
+        load_model(config(copy))
+
+
+def test_truncated_weights(copy):
+    data = (copy / "model.safetensors").read_bytes()
+    (copy / "model.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_model(config(copy))
+
+
+def test_weights_of_another_shape(copy):
+    state = load_file(copy / "model.safetensors")
+    state["model.layers.0.mlp.up_proj.weight"] = torch.zeros(3, 3)
+    save_file(state, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_model(config(copy))
+
+
+def test_a_checkpoint_that_lacks_a_weight_is_not_filled_up_with_random_numbers(copy):
+    state = load_file(copy / "model.safetensors")
+    del state["model.layers.1.mlp.up_proj.weight"]
+    save_file(state, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="lacks 1 weights.*layers.1.mlp.up_proj"):
+        load_model(config(copy))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "t5", "is_encoder_decoder": True}, "encoder-decoder"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantised"),
+        ({"model_type": "unheard-of"}, "cannot be loaded"),
+        (
+            {"model_type": "unheard-of", "auto_map": {"AutoConfig": "evil.Config"}},
+            "cannot be loaded",
+        ),
+    ],
+)
+def test_models_that_cannot_be_pruned(copy, changes, message):
+    path = copy / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    (copy / "evil.py").write_text("raise SystemExit('code of a checkpoint was run')")
+    for load in (load_model, model_shapes):
+        with pytest.raises(ModelError, match=message):
+            load(config(copy))
+
+
+def test_damaged_configuration(copy):
+    (copy / "config.json").write_text("{")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        model_shapes(config(copy))
+
+
+def test_a_hub_id_without_a_connection():
+    for load in (load_model, model_shapes):
+        with pytest.raises(ModelError, match=r"'some-owner/some-model' cannot be loaded.*local"):
+            load(config("some-owner/some-model"))
+
+
+def test_sequences_longer_than_the_model():
+    model = tiny_model("gpt2").model
+    check_seq_len(model, 32, "pruner.seq_len")
+    with pytest.raises(ModelError, match="`pruner.seq_len` is 33, but GPT2LMHeadModel has 32"):
+        check_seq_len(model, 33, "pruner.seq_len")
+    check_seq_len(tiny_model("bloom").model, 10_000, "pruner.seq_len")
