@@ -1,0 +1,96 @@
+"""Counting 64 masks and selecting by votes on one core, against unpacking and sorting."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.synthetic import SHAPES, layer
+from benchmarks.timing import alternate, report
+from fedprune.aggregation.select import select_layer
+from fedprune.aggregation.votes import VoteCounter
+from fedprune.config.pattern import Pattern
+from fedprune.pruning.kernels import wanda_mask
+from fedprune.pruning.spec import MaskSpec
+from fedprune.wire.bitmask import BitMask
+
+CLIENTS = 64
+NOISE = 0.1  # relative deviation of a client's norms: clients of unlike data
+ROUNDS = 5
+
+
+def by_unpacking(masks: Sequence[BitMask]) -> NDArray[np.uint8]:
+    """Count votes the plain way: unpack each mask, add it to byte counters."""
+    keeps = np.zeros(masks[0].numel, dtype=np.uint8)
+    for mask in masks:
+        keeps += np.unpackbits(mask.bits, count=mask.numel, bitorder="little")
+    return len(masks) - keeps
+
+
+def by_planes(masks: Sequence[BitMask]) -> VoteCounter:
+    """Count votes with bit-sliced counters."""
+    votes = VoteCounter(masks[0].numel)
+    for mask in masks:
+        votes.add(mask)
+    votes.keep_planes()
+    return votes
+
+
+def compare(shape: tuple[int, int]) -> list[dict[str, str | float]]:
+    """Return the rows of one linear, after checking that both counts are the same."""
+    weight, norms = layer(shape)
+    rng = np.random.default_rng(1)
+    masks = []
+    for _ in range(CLIENTS):
+        noisy = norms * torch.from_numpy(rng.lognormal(0, NOISE, shape[1]).astype(np.float32))
+        masks.append(wanda_mask(weight, noisy, MaskSpec(0.5, Pattern(), "row")))
+    votes, plain = by_planes(masks), by_unpacking(masks)
+    size, half = weight.numel(), weight.numel() // 2
+    if not np.array_equal(votes.counts(0, size), plain):
+        raise RuntimeError(f"The votes of {shape} differ.")
+    magnitude = weight.abs().flatten().numpy()
+    sortable = torch.from_numpy(plain.astype(np.int16))
+    seconds = alternate(
+        {
+            "count": lambda: by_planes(masks),
+            "plain count": lambda: by_unpacking(masks),
+            "select": lambda: select_layer(votes, half, magnitude, shape),
+            "plain select": lambda: torch.sort(sortable, descending=True),
+        },
+        ROUNDS,
+    )
+    return [
+        row(
+            shape,
+            "count 64 masks",
+            size * CLIENTS,
+            seconds["count"],
+            seconds["plain count"],
+        ),
+        row(shape, "select half", size, seconds["select"], seconds["plain select"]),
+    ]
+
+
+def row(
+    shape: tuple[int, int], step: str, weights: int, ours: float, plain: float
+) -> dict[str, str | float]:
+    """Return one row of the table."""
+    return {
+        "linear": f"{shape[0]}x{shape[1]}",
+        "step": step,
+        "plain, ms": plain * 1e3,
+        "bit planes, ms": ours * 1e3,
+        "Gweights/s": weights / ours / 1e9,
+        "times faster": plain / ours,
+    }
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    rows = [line for shape in SHAPES for line in compare(shape)]
+    report("votes", "Votes, one core; plain: unpackbits + add, torch.sort", rows)
+
+
+if __name__ == "__main__":
+    main()
