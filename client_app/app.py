@@ -1,6 +1,6 @@
 """The ClientApp: three thin handlers around :mod:`client_app.session`."""
 
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client_app.guard import answer
@@ -30,8 +30,12 @@ def handshake(message: Message, context: Context) -> Message:
 @app.train("prune")
 def prune_blocks(message: Message, context: Context) -> Message:
     """Prune the requested blocks on this node's texts and send the masks."""
-    blocks = range(int(requested(message, "start", int)), int(requested(message, "stop", int)))
-    return answer(message, lambda: prune_record(prune(_config(message), Seat.of(context), blocks)))
+
+    def work() -> RecordDict:
+        start, stop = requested(message, "start", int), requested(message, "stop", int)
+        return prune_record(prune(_config(message), Seat.of(context), range(int(start), int(stop))))
+
+    return answer(message, work)
 
 
 @app.evaluate("local")

@@ -5,6 +5,7 @@ model is cached per process and shared (it is never changed for good), while eve
 belongs to one node lies in its scratch folder.
 """
 
+import os
 import time
 from functools import lru_cache
 
@@ -168,8 +169,6 @@ def _memory_bytes(device: str) -> int:
     if device.startswith("cuda"):
         return int(torch.cuda.get_device_properties(device).total_memory)
     try:
-        import os
-
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
         return 0

@@ -15,6 +15,7 @@ from fedprune.home import home
 from fedprune.models.export import export_model
 from fedprune.models.fingerprint import Fingerprint, fingerprint
 from fedprune.models.loading import LoadedModel, load_model
+from fedprune.reporting.ledger import Ledger
 from fedprune.reporting.progress import Progress
 from fedprune.reporting.results import Facts, build_results
 from fedprune.reporting.sources import source_digest
@@ -45,20 +46,33 @@ def run_job(grid: Grid, run_config: Mapping[str, str | int | float | bool], run_
         If the configuration, the model or the round fails; whatever was aggregated until then,
         the configuration and the ledger are in the folder, a model folder is not.
     """
-    started = time.monotonic()
     config = compose_config(run_config)
     folder = RunFolder(_output_dir(config, run_id))
     folder.start(config)
+    ledger = Ledger()
+    try:
+        results = _run(grid, config, run_id, folder, ledger)
+    except FedpruneError as error:
+        folder.fail(str(error), ledger)
+        raise
+    folder.finish(results)
+    _progress("done", 1, 1, str(folder.path))
+    log(INFO, "\n%s\n%s", plain_table(results), folder.path)
+    return folder.path
+
+
+def _run(
+    grid: Grid, config: RunConfig, run_id: int, folder: RunFolder, ledger: Ledger
+) -> dict[str, object]:
+    started = time.monotonic()
     loaded = load_model(config.model)
     marks = fingerprint(loaded)
+    plan = _plan(loaded, marks)
+    plan.check_pattern(config.pruner.pattern)
     tally = Tally(folder, loaded)
-    strategy = STRATEGIES[config.strategy.name](config, _plan(loaded, marks), tally.add)
-    try:
-        strategy.start(grid)
-    except FedpruneError as error:
-        folder.fail(str(error), strategy.ledger)
-        raise
-    pruned_seconds = time.monotonic() - started
+    strategy = STRATEGIES[config.strategy.name](config, plan, tally.add, ledger)
+    strategy.start(grid)
+    rounds_seconds = time.monotonic() - started
     masks = folder.read_masks(tally.blocks)
     perplexities = measure(config, loaded, masks, strategy)
     _progress("export", 0, 1, "writing the pruned model")
@@ -67,17 +81,11 @@ def run_job(grid: Grid, run_config: Mapping[str, str | int | float | bool], run_
         config=config,
         run_id=run_id,
         fingerprint=marks,
-        code_hash=source_digest(),
-        rounds_seconds=pruned_seconds,
+        code_hash=plan.code_hash,
+        rounds_seconds=rounds_seconds,
         total_seconds=time.monotonic() - started,
     )
-    results = build_results(
-        facts, tally.linears(), perplexities, _clients(strategy), strategy.ledger
-    )
-    folder.finish(results)
-    _progress("done", 1, 1, str(folder.path))
-    log(INFO, "\n%s\n%s", plain_table(results), folder.path)
-    return folder.path
+    return build_results(facts, tally.linears(), perplexities, _clients(strategy), ledger)
 
 
 def _output_dir(config: RunConfig, run_id: int) -> Path:

@@ -64,11 +64,11 @@ class FederatedPruning(Strategy):
         The public model's shapes, hashes and weights.
     on_block : Callable[[BlockResult], None]
         Told of each aggregated block; it must put it on disk, since nothing here keeps it.
+    ledger : Ledger
+        Gets an entry for every request and reply.
 
     Attributes
     ----------
-    ledger : Ledger
-        Every request and reply so far.
     cohort : Cohort
         The clients; empty before the handshake.
     local : dict[str, LocalResult]
@@ -76,11 +76,15 @@ class FederatedPruning(Strategy):
     """
 
     def __init__(
-        self, config: RunConfig, plan: Plan, on_block: Callable[[BlockResult], None]
+        self,
+        config: RunConfig,
+        plan: Plan,
+        on_block: Callable[[BlockResult], None],
+        ledger: Ledger,
     ) -> None:
         self.config = config
         self.plan = plan
-        self.ledger = Ledger()
+        self.ledger = ledger
         self.cohort = Cohort([], self.ledger)
         self.local: dict[str, LocalResult] = {}
         self.chunks = plan.chunks(config.schedule.blocks_per_message)

@@ -82,6 +82,6 @@ class Cohort:
         if used < least:
             raise QuorumError(
                 f"{used} clients gave a usable reply, `strategy.min_clients` asks for {least}. "
-                "Blocks aggregated so far are kept in the run's folder; the reasons are in its "
-                "failure.json."
+                "Blocks aggregated so far are kept in the run's folder. Latest refusals: "
+                f"{self.ledger.reasons()}"
             )

@@ -13,7 +13,7 @@ from flwr.app import Message
 from fedprune.config import RunConfig
 from fedprune.pruning.spec import MaskSpec
 from fedprune.records import read_prune
-from fedprune.reporting.ledger import Entry
+from fedprune.reporting.ledger import Entry, Ledger
 from strategies.ballot import Ballot
 from strategies.base import BlockResult, FederatedPruning
 from strategies.plan import Plan
@@ -30,12 +30,18 @@ class FedPrLLM(FederatedPruning):
         The public model's shapes, hashes and weights.
     on_block : Callable[[BlockResult], None]
         Told of each aggregated block.
+    ledger : Ledger
+        Gets an entry for every request and reply.
     """
 
     def __init__(
-        self, config: RunConfig, plan: Plan, on_block: Callable[[BlockResult], None]
+        self,
+        config: RunConfig,
+        plan: Plan,
+        on_block: Callable[[BlockResult], None],
+        ledger: Ledger,
     ) -> None:
-        super().__init__(config, plan, on_block)
+        super().__init__(config, plan, on_block, ledger)
         self._ballot: Ballot | None = None
 
     def open_chunk(self, blocks: range) -> None:

@@ -165,5 +165,5 @@ class Handshake:
             )
         raise QuorumError(
             f"{accepted} of {asked} nodes can take part, `strategy.min_clients` asks for "
-            f"{self.min_clients}. The reasons are in the log and in the ledger."
+            f"{self.min_clients}. Latest refusals: {self.ledger.reasons()}"
         )

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fedprune.config import Pattern
+from fedprune.errors import ModelError
+from fedprune.pruning.spec import check_divides
+
 # Flower's runtime holds a message several times in each process on its way; this keeps the
 # largest one far below the 100-200 MB at which deployments were seen to fail.
 MESSAGE_BYTES = 64_000_000
@@ -59,6 +63,21 @@ class Plan:
             range(start, min(start + blocks_per_message, total))
             for start in range(0, total, blocks_per_message)
         ]
+
+    def check_pattern(self, pattern: Pattern) -> None:
+        """Refuse an N:M pattern that does not divide every linear's inputs.
+
+        Raises
+        ------
+        ModelError
+            Naming the first linear that it does not fit.
+        """
+        for block, shapes in enumerate(self.shapes):
+            for name, (_, columns) in shapes.items():
+                try:
+                    check_divides(pattern, columns)
+                except ModelError as error:
+                    raise ModelError(f"block {block}, linear '{name}': {error}") from None
 
     def window(self, configured: int | None, message_bytes: int) -> int:
         """Return how many requests may be under way at once.

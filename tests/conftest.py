@@ -4,6 +4,8 @@ import os
 import tempfile
 
 os.environ.setdefault("FEDPRUNE_HOME", tempfile.mkdtemp(prefix="fedprune-tests-"))
+# Small tensors and busy machines: a second thread costs more than it brings.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 os.environ["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] = "1"

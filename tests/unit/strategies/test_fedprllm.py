@@ -18,6 +18,7 @@ from fedprune.records import (
     report_record,
     requested,
 )
+from fedprune.reporting.ledger import Ledger
 from fedprune.wire.bitmask import BitMask
 from fedprune.wire.block import encode_block
 from strategies import FedPrLLM, Plan
@@ -68,7 +69,7 @@ def run(nodes=3, overrides=(), tamper=None, strategy_type=FedPrLLM):
     )
     plan = Plan(SHAPES, "c", "w", "s", lambda block, name: WEIGHTS[block, name].reshape(-1))
     results = []
-    strategy = strategy_type(config, plan, results.append)
+    strategy = strategy_type(config, plan, results.append, Ledger())
     grid = LocalGrid(client_app(scripted), nodes, tamper=tamper)
     return strategy, grid, results
 
@@ -276,6 +277,6 @@ def test_nm_pattern_keeps_n_of_every_m():
     results = []
     plan = Plan(SHAPES[:1], "c", "w", "s", lambda b, n: WEIGHTS[b, n].reshape(-1))
     grid = LocalGrid(client_app(handler), 5)
-    FedPrLLM(config, plan, results.append).start(grid)
+    FedPrLLM(config, plan, results.append, Ledger()).start(grid)
     for mask in results[0].masks.values():
         assert np.all(mask.to_bool().reshape(-1, 2).sum(axis=1) == 1)

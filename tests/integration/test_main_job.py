@@ -1,0 +1,311 @@
+"""The whole job in one process: real ServerApp code, real ClientApp, real model and texts."""
+
+import json
+import re
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Message
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from client_app.app import app
+from fedprune.config import config_from_overrides
+from fedprune.data.partitions import partition_documents
+from fedprune.data.samples import calibration_samples
+from fedprune.data.stdlib import stdlib_documents
+from fedprune.errors import ConfigError, DataError, FedpruneError, ModelError, QuorumError
+from fedprune.home import home
+from fedprune.models.embedded import demo_model_path
+from fedprune.models.export import SIDECAR
+from fedprune.models.loading import load_model
+from fedprune.models.sidecar import read_sidecar
+from fedprune.seeds import derive_seed
+from server_app.job import run_job
+from tests.support.grid import LocalGrid
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = "pruner.num_calibration_samples=4 pruner.seq_len=64 evaluation.max_windows=8"
+
+
+def job(folder: Path, nodes=3, overrides="", grid=None, **shortcuts):
+    grid = grid or LocalGrid(app, nodes)
+    options = f"{SMALL} strategy.wait=1 strategy.min_clients=1 {overrides}"
+    return run_job(grid, {"overrides": options, "output-dir": str(folder), **shortcuts}, 7)
+
+
+def masks_of(folder: Path) -> dict[tuple[int, str], np.ndarray]:
+    found = read_sidecar(folder / "model" / SIDECAR)
+    return {(b, n): mask.to_bool() for b, masks in found.items() for n, mask in masks.items()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    return job(tmp_path_factory.mktemp("runs") / "run")
+
+
+def test_exports_a_model_that_anyone_can_load(finished):
+    model = AutoModelForCausalLM.from_pretrained(finished / "model")
+    tokenizer = AutoTokenizer.from_pretrained(finished / "model")
+    out = model(**tokenizer("Return the", return_tensors="pt"))
+    assert torch.isfinite(out.logits).all()
+    dense = AutoModelForCausalLM.from_pretrained(demo_model_path())
+    masks = masks_of(finished)
+    for (block, name), mask in masks.items():
+        weight = model.get_submodule(f"model.layers.{block}.{name}").weight.detach().numpy()
+        before = dense.get_submodule(f"model.layers.{block}.{name}").weight.detach().numpy()
+        assert np.array_equal(weight, np.where(mask, before, 0))
+        assert (~mask).sum() == mask.size // 2
+    pruned = {f"model.layers.{block}.{name}.weight" for block, name in masks}
+    for name, tensor in model.state_dict().items():
+        if name not in pruned:
+            assert torch.equal(tensor, dense.state_dict()[name])
+
+
+def test_masks_equal_a_plain_loop_of_the_published_algorithm(finished):
+    """Clients one after another, hooks and sorts, no code of the pruners, walk or votes."""
+    loaded = load_model(config_from_overrides([]).model)
+    documents = stdlib_documents("train")
+    votes: dict[tuple[int, str], np.ndarray] = {}
+    for partition in range(3):
+        share = partition_documents(
+            documents, 3, partition, "by_group", derive_seed(0, "partition")
+        )
+        seed = derive_seed(0, "calibration", partition)
+        samples = calibration_samples(share, loaded.tokenizer, 4, 64, seed)
+        for key, mask in plain_client(samples).items():
+            votes[key] = votes.get(key, 0) + ~mask
+    found = masks_of(finished)
+    assert set(found) == set(votes)
+    dense = load_model(config_from_overrides([]).model).model
+    for (block, name), counts in votes.items():
+        weight = dense.get_submodule(f"model.layers.{block}.{name}").weight.detach().abs().numpy()
+        order = np.lexsort((np.arange(weight.size), weight.reshape(-1), -counts.reshape(-1)))
+        mask = np.ones(weight.size, dtype=bool)
+        mask[order[: weight.size // 2]] = False
+        assert np.array_equal(found[block, name], mask.reshape(weight.shape))
+
+
+def add_squares(sums, name, module, args, output):
+    squares = args[0].detach().float().reshape(-1, args[0].shape[-1]).square()
+    sums[name] = sums.get(name, 0) + squares.sum(0)
+
+
+def plain_client(samples) -> dict[tuple[int, str], np.ndarray]:
+    """Wanda on a private copy: whole forward passes, pruned prefixes, stable sorts per row."""
+    model = load_model(config_from_overrides([]).model).model
+    masks = {}
+    for block, layer in enumerate(model.model.layers):
+        linears = {n: m for n, m in layer.named_modules() if isinstance(m, torch.nn.Linear)}
+        sums, handles = {}, []
+        for name, module in linears.items():
+            hook = partial(add_squares, sums, name)
+            handles.append(module.register_forward_hook(hook))
+        with torch.no_grad():
+            for sample in samples:
+                model(input_ids=sample[None], use_cache=False)
+        for handle in handles:
+            handle.remove()
+        for name, module in linears.items():
+            scores = module.weight.detach().abs() * sums[name].sqrt()
+            prune = scores.sort(dim=1, stable=True).indices[:, : scores.shape[1] // 2]
+            mask = torch.ones_like(scores, dtype=torch.bool).scatter_(1, prune, False)
+            module.weight.data.masked_fill_(~mask, 0)
+            masks[block, name] = mask.numpy()
+    return masks
+
+
+@pytest.mark.parametrize("overrides", ["schedule.blocks_per_message=1", "strategy.window=1"])
+def test_how_messages_are_cut_and_ordered_does_not_matter(finished, tmp_path, overrides):
+    grid = LocalGrid(app, 3)
+    grid.get_node_ids = lambda: [102, 100, 101]
+    other = job(tmp_path / "run", overrides=overrides, grid=grid)
+    first, second = masks_of(finished), masks_of(other)
+    assert all(np.array_equal(first[key], second[key]) for key in first)
+
+
+def flatten(value, prefix="") -> set[str]:
+    if isinstance(value, dict):
+        entries = value or {"nobody": 0}
+        return {k for name, v in entries.items() for k in flatten(v, f"{prefix}.{name}")}
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return {key for item in value for key in flatten(item, f"{prefix}[]")}
+    return {prefix.lstrip(".")}
+
+
+def test_results_have_exactly_the_documented_keys(finished):
+    results = json.loads((finished / "results.json").read_text())
+    patterns = []
+    for line in (ROOT / "docs" / "results.md").read_text().splitlines():
+        if line.startswith("| `"):
+            keys = re.findall(r"`([^`]+)`", line.split("|")[1])
+            parent = keys[0].rsplit(".", 1)[0]
+            patterns += [parent + key if key.startswith(".") else key for key in keys]
+    matchers = {p: re.compile(re.escape(p).replace(r"\*", ".+")) for p in patterns}
+    found = flatten(results)
+    for key in found:
+        assert any(m.fullmatch(key) for m in matchers.values()), f"undocumented: {key}"
+    allowed_absent = {"ledger.refused.*", "perplexity.*.local_only"}
+    for pattern, matcher in matchers.items():
+        if pattern not in allowed_absent:
+            assert any(matcher.fullmatch(key) for key in found), f"never written: {pattern}"
+
+
+def test_results_figures(finished):
+    results = json.loads((finished / "results.json").read_text())
+    assert results["sparsity"]["overall"] == 0.5
+    found = results["perplexity"]["stdlib"]
+    local = found["local_only"]
+    assert local["best"] <= local["mean"] <= local["worst"]
+    assert found["dense"] < found["pruned"]
+    assert found["dense"] < found["centralized"]
+    ledger = results["ledger"]
+    assert ledger["bytes_up"] == sum(entry["bytes_up"] for entry in ledger["entries"])
+    masks = [entry["bytes_up"] for entry in ledger["entries"] if entry["phase"] == "prune"]
+    packed = results["sparsity"]["weights"] / 8
+    assert all(packed < size < 1.1 * packed for size in masks)
+    assert 0.5 < results["agreement"]["pairwise"] < 1
+
+
+def test_nodes_leave_nothing_behind(finished):
+    assert not list((home() / "nodes").glob("run-*/partition-*"))
+    assert not (finished / "blocks").exists()
+    assert not list(finished.glob("*.partial"))
+
+
+def test_masks_are_the_only_tensors_that_leave_a_client(tmp_path):
+    seen = set()
+
+    def watch(partition, reply):
+        for record in reply.content.array_records.values():
+            seen.update((array.dtype, array.stype) for array in record.values())
+        return reply
+
+    job(tmp_path / "run", nodes=1, grid=LocalGrid(app, 1, tamper=watch))
+    assert seen == {("uint8", "fedprune.masks.v1")}
+
+
+def test_node_with_other_weights_is_refused_and_the_round_goes_on(tmp_path):
+    other = tmp_path / "other"
+    model = AutoModelForCausalLM.from_pretrained(demo_model_path())
+    model.model.layers[0].mlp.up_proj.weight.data[0, 0] += 1
+    model.save_pretrained(other)
+    AutoTokenizer.from_pretrained(demo_model_path()).save_pretrained(other)
+    settings = {1: {"partition-id": 1, "num-partitions": 3, "model-path": str(other)}}
+    settings[1]["site"] = "north"
+    folder = job(tmp_path / "run", grid=LocalGrid(app, 3, node_configs=settings))
+    results = json.loads((folder / "results.json").read_text())
+    assert len(results["clients"]) == 2
+    (refused,) = [e for e in results["ledger"]["entries"] if e["refused"]]
+    assert refused["client"] == "'north' (partition 1)"
+    assert "weights differ" in refused["refused"]
+    assert results["model"]["weights_hash"][:16] in refused["refused"]
+
+
+def test_client_that_raises_is_left_out_without_its_text(tmp_path, monkeypatch):
+    import client_app.session as session
+
+    real = session.prune
+
+    def fails(config, seat, blocks):
+        if seat.partition_id == 1:
+            raise ValueError("the patient's name")
+        return real(config, seat, blocks)
+
+    monkeypatch.setattr("client_app.app.prune", fails)
+    folder = job(tmp_path / "run")
+    text = (folder / "results.json").read_text()
+    results = json.loads(text)
+    assert results["ledger"]["refused"] == {"partition 1": 1}
+    assert "ValueError on the node" in text and "patient" not in text
+
+
+def no_model(folder: Path) -> bool:
+    return not (folder / "model").exists() and not list(folder.glob(".model*"))
+
+
+def test_too_few_clients_leave_a_failure_and_no_model(tmp_path):
+    def silent(partition, reply):
+        return None if "arrays" in reply.content and partition else reply
+
+    grid = LocalGrid(app, 2, tamper=silent)
+    with pytest.raises(QuorumError, match="asks for 2"):
+        job(tmp_path / "run", grid=grid, overrides="strategy.min_clients=2 strategy.timeout=3")
+    failure = json.loads((tmp_path / "run" / "failure.json").read_text())
+    assert "asks for 2" in failure["reason"] and failure["ledger"]["bytes_up"] > 0
+    assert no_model(tmp_path / "run")
+    assert (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_zero_clients(tmp_path):
+    with pytest.raises(QuorumError, match="no node connected"):
+        job(tmp_path / "run", nodes=0)
+    assert no_model(tmp_path / "run")
+
+
+def test_text_shorter_than_one_window(tmp_path):
+    text = tmp_path / "short.txt"
+    text.write_text("Too short.\n")
+    with pytest.raises(FedpruneError) as caught:
+        job(tmp_path / "run", data=str(text))
+    assert isinstance(caught.value, QuorumError | DataError)
+    assert no_model(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ("sparsity=1.0", "`sparsity`"),
+        ("sparsity=-0.1", "`sparsity`"),
+        ("strategy=fedprlm", "fedprllm"),
+        ("pruner.pattern='3:2'", "`pruner.pattern`"),
+        ("federation.num_clients=0", "num_clients"),
+        ("pruner.sequence_length=3", "pruner.seq_len"),
+    ],
+)
+def test_wrong_configuration_stops_before_a_model_loads(tmp_path, overrides, words, monkeypatch):
+    monkeypatch.setattr("server_app.job.load_model", lambda config: pytest.fail("loaded a model"))
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        job(tmp_path / "run", overrides=overrides)
+    assert not (tmp_path / "run").exists()
+
+
+def test_folder_without_weights(tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    save_file({"a": torch.zeros(1)}, empty / "other.safetensors")
+    with pytest.raises(ModelError, match=re.escape(str(empty))):
+        job(tmp_path / "run", model=str(empty))
+    assert no_model(tmp_path / "run")
+
+
+def test_pattern_that_does_not_divide(tmp_path):
+    with pytest.raises(FedpruneError, match="divisible by 3"):
+        job(tmp_path / "run", overrides="pruner.pattern='1:3' sparsity=0.6666666666666667")
+    assert no_model(tmp_path / "run")
+
+
+def test_folder_of_another_run_is_not_touched(finished):
+    before = (finished / "results.json").read_bytes()
+    with pytest.raises(ConfigError, match="holds another run"):
+        job(finished)
+    assert (finished / "results.json").read_bytes() == before
+
+
+def test_two_four_pattern_end_to_end(tmp_path):
+    folder = job(tmp_path / "run", overrides="pruner.pattern='2:4'")
+    for mask in masks_of(folder).values():
+        assert np.all(mask.reshape(-1, 4).sum(axis=1) == 2)
+
+
+def test_a_request_without_configuration_is_answered_with_an_error():
+    from flwr.app import RecordDict
+
+    grid = LocalGrid(app, 1)
+    for kind in ("query.handshake", "train.prune", "evaluate.local"):
+        (identifier,) = grid.push_messages([Message(RecordDict(), 100, kind)])
+        (reply,) = grid.pull_messages([identifier])
+        assert reply.has_error() and "config" in reply.error.reason

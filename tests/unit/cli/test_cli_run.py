@@ -1,0 +1,203 @@
+"""`fedprune run` with a fake Flower: what is shown, what is kept, and the exit code."""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from fedprune.cli import flower, run
+from fedprune.cli.flower import Connection
+from fedprune.cli.run import LogReader, run_job
+from fedprune.errors import ConfigError
+from fedprune.reporting.progress import Progress
+from tests.support.flower import FakeFlwr, listed, said
+
+RESULTS = {
+    "method": {"strategy": "fedprllm", "pruner": "wanda"},
+    "sparsity": {"overall": 0.5, "weights": 1000},
+    "perplexity": {"stdlib": {"dense": 40.25, "pruned": 55.5}},
+    "agreement": {"pairwise": 0.9},
+    "clients": [{}, {}],
+    "seconds": {"total": 12.0},
+    "ledger": {"refused": {}, "bytes_up": 125_000, "bytes_down": 900},
+}
+ACCEPTED = said(success=True, **{"run-id": "7"})
+DONE = listed("finished:completed")
+
+
+@pytest.fixture
+def user(flwr: FakeFlwr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user in a folder of their own; the private SuperLink is the fake Flower."""
+    (flwr.folder / "superlink.log").write_text("died: no space left\n")
+    connection = dataclasses.replace(flwr.connection, log=flwr.folder / "superlink.log")
+
+    @contextlib.contextmanager
+    def private() -> Iterator[Connection]:
+        yield connection
+
+    monkeypatch.setattr(run, "private_superlink", private)
+    monkeypatch.setattr(run, "named_connection", lambda name: connection)
+    monkeypatch.setattr(flower, "_RETRY_SECONDS", 0.0)
+    home = tmp_path / "user"
+    home.mkdir()
+    monkeypatch.chdir(home)
+    return home
+
+
+def only_run(user: Path) -> Path:
+    (folder,) = (user / "runs").iterdir()
+    return folder
+
+
+def test_a_completed_run_ends_with_the_table_and_the_path(
+    flwr: FakeFlwr, user: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = Progress("prune", 1, 2, "block 1 of 2").line()
+    folder = user / "mine"
+    log = {
+        "out": f"\x1b[92mINFO \x1b[0m: {line}\nWARNING : a node is late\n",
+        "files": {str(folder / "results.json"): json.dumps(RESULTS)},
+    }
+    flwr.answers(run=[ACCEPTED], log=[log], list=[DONE])
+    assert run_job(["output_dir=mine"]) == 0
+    shown = capsys.readouterr()
+    assert "55.50" in shown.out
+    assert shown.out.splitlines()[-1] == str(folder)
+    assert "pruning 1/2 block 1 of 2" in shown.err
+    assert "warning: a node is late" in shown.err
+    assert (folder / "run.log").read_text() == f"INFO : {line}\nWARNING : a node is late\n"
+    assert not (folder / "superlink.log").exists()
+
+
+def test_a_failed_run_says_why_and_where_the_logs_are(
+    flwr: FakeFlwr, user: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = "".join(f"line {number}\n" for number in range(100))
+    flwr.answers(
+        run=[ACCEPTED], log=[{"out": lines}], list=[listed("finished:failed", "[1 of 2] answered")]
+    )
+    assert run_job([]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "The run failed. [1 of 2] answered" in shown.err
+    assert "line 99" in shown.err and "line 79" not in shown.err
+    assert f"Logs: {only_run(user)}" in shown.err
+    assert (only_run(user) / "run.log").read_text() == lines
+    assert (only_run(user) / "superlink.log").read_text() == "died: no space left\n"
+
+
+def test_a_stopped_run_did_not_succeed(
+    flwr: FakeFlwr, user: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flwr.answers(run=[ACCEPTED], log=[{}], list=[listed("finished:stopped")])
+    assert run_job([]) == 1
+    assert "The run was stopped." in capsys.readouterr().err
+
+
+def test_a_refused_run_fails(
+    flwr: FakeFlwr, user: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flwr.answers(run=[said(success=False, **{"error-message": "[code: 15] Invalid"})])
+    assert run_job([]) == 1
+    assert "[code: 15] Invalid" in capsys.readouterr().err
+
+
+def test_a_run_without_results_is_a_failure(
+    flwr: FakeFlwr, user: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flwr.answers(run=[ACCEPTED], log=[{}], list=[DONE])
+    assert run_job([]) == 1
+    assert "results.json" in capsys.readouterr().err
+
+
+def test_ctrl_c_stops_the_run(
+    flwr: FakeFlwr,
+    user: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(reader: LogReader, line: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LogReader, "take", interrupted)
+    flwr.answers(run=[ACCEPTED], log=[{"out": "x\n"}], stop=[said(success=True)])
+    assert run_job([]) == 130
+    assert len(flwr.calls("stop")) == 1
+    assert "stopped" in capsys.readouterr().err
+
+
+def test_a_deployment_s_results_stay_where_they_are(
+    flwr: FakeFlwr, user: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = Progress("done", 1, 1, "/srv/results/7").line()
+    flwr.answers(run=[ACCEPTED], log=[{"out": f"INFO : {done}\n"}], list=[DONE])
+    assert run_job(["federation.connection=fake"]) == 0
+    assert "SuperLink's machine, in /srv/results/7" in capsys.readouterr().out
+    assert "--federation-config" not in flwr.calls("run")[0]
+
+
+def test_a_wrong_configuration_starts_nothing(flwr: FakeFlwr, user: Path) -> None:
+    with pytest.raises(ConfigError, match="sparsity"):
+        run_job(["sparsity=1.5"])
+    assert not list(user.iterdir())
+    assert not (flwr.folder / "calls.jsonl").exists()
+
+
+def test_another_run_s_folder_is_left_alone(flwr: FakeFlwr, user: Path) -> None:
+    (user / "mine").mkdir()
+    (user / "mine" / "run.log").write_text("precious")
+    with pytest.raises(ConfigError, match=r"`output_dir` must be a new or empty folder"):
+        run_job(["output_dir=mine"])
+    assert (user / "mine" / "run.log").read_text() == "precious"
+
+
+def test_a_folder_that_cannot_be_made_is_refused(flwr: FakeFlwr, user: Path) -> None:
+    (user / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"`output_dir` must be a folder that can be written"):
+        run_job(["output_dir=file/below"])
+
+
+class Recorder:
+    """A view that remembers."""
+
+    def __init__(self) -> None:
+        self.seen: list[object] = []
+
+    def update(self, progress: Progress) -> None:
+        self.seen.append(progress)
+
+    def note(self, text: str) -> None:
+        self.seen.append(text)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("INFO :      starting", []),
+        ("  WARNING : inside a traceback", []),
+        ("WARNING :   a node is late", ["warning: a node is late"]),
+        ("ERROR :     a node failed: ERROR : x", ["error: a node failed: ERROR : x"]),
+        ("WARNING :   Since flwr 1.32, default simulated SuperNodes changed from 10 to 2.", []),
+        (f"INFO : {Progress('prune', 1, 2, 'x').line()}", [Progress("prune", 1, 2, "x")]),
+    ],
+)
+def test_only_progress_and_trouble_are_shown(
+    tmp_path: Path, line: str, expected: list[object]
+) -> None:
+    view = Recorder()
+    with (tmp_path / "run.log").open("w") as file:
+        reader = LogReader(file, view)  # type: ignore[arg-type]
+        reader.take(line)
+    assert view.seen == expected
+    assert (tmp_path / "run.log").read_text() == f"{line}\n"
+    assert reader.tail() == line
+
+
+def test_the_table_is_the_run_s(capsys: pytest.CaptureFixture[str]) -> None:
+    Console().print(run.render(RESULTS))
+    shown = capsys.readouterr().out
+    assert "dense" in shown and "40.25" in shown and "125.0 kB up" in shown

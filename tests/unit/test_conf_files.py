@@ -1,0 +1,83 @@
+"""Every YAML file says how to run it, has every key, and composes to a configuration that holds."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fedprune.config import compose_config, config_from_overrides
+from fedprune.config.overrides import GROUPS, group_options
+from fedprune.config.schema import LEAVES
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+FILES = sorted(CONF.rglob("*.yaml"))
+OPTIONS = [(group, option) for group in GROUPS for option in group_options(group)]
+NEEDS_PATH = {("model", "hf"): ["model.path=/x"]} | {
+    ("data", name): ["data.path=/x"] for name in ("files", "hub")
+}
+
+
+def name(path: Path) -> str:
+    return path.relative_to(CONF).as_posix()
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes_and_passes_the_checks(group, option):
+    config = compose_config(
+        {"overrides": " ".join([f"{group}={option}", *NEEDS_PATH.get((group, option), [])])}
+    )
+    assert config.sparsity == 0.5
+
+
+@pytest.mark.parametrize("option", group_options("experiment"))
+def test_every_experiment_is_a_job_that_the_command_line_accepts(option):
+    config_from_overrides([f"experiment={option}"])
+
+
+def test_the_demo_experiment_is_the_default_job():
+    assert compose_config({"experiment": "demo"}) == compose_config({})
+
+
+def test_all_groups_have_options_and_all_files_belong_to_one():
+    assert {group for group, _ in OPTIONS} == set(GROUPS)
+    folders = {path.parent.relative_to(CONF).as_posix() for path in FILES} - {"."}
+    assert folders == set(GROUPS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_every_file_starts_with_what_it_is_the_command_and_an_example(path):
+    comment = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        comment.append(line.lstrip("# "))
+    text = [line for line in comment if not line.startswith("@package")]
+    commands = [line.partition("  ")[0] for line in text if line.startswith("fedprune run")]
+    assert text and not text[0].startswith("fedprune run")
+    assert len(commands) == 2
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_the_commands_in_the_comments_are_right(path):
+    lines = [line.lstrip("# ") for line in path.read_text(encoding="utf-8").splitlines()]
+    for line in lines:
+        if line.startswith("fedprune run"):
+            command = line.partition("  ")[0].replace("'", "")
+            config_from_overrides(command.split()[2:])
+
+
+def test_every_key_is_explained_somewhere():
+    explained = set()
+    for path in FILES:
+        section = None if path.parent == CONF else path.parent.name
+        for line in path.read_text(encoding="utf-8").splitlines():
+            key, colon, rest = line.partition(":")
+            if colon and "#" in rest and key == key.strip():
+                explained.add(f"{section}.{key}" if section else key)
+    names = {key for key in LEAVES if not key.endswith(".name")}
+    assert names <= explained
+
+
+def test_yaml_values_have_the_types_of_the_schema():
+    for path in FILES:
+        assert isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict), path
