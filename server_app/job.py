@@ -1,6 +1,5 @@
 """One job: configuration, plan, strategy, evaluation, export, results."""
 
-import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from logging import INFO
@@ -15,8 +14,8 @@ from fedprune.home import home
 from fedprune.models.export import export_model
 from fedprune.models.fingerprint import Fingerprint, fingerprint
 from fedprune.models.loading import LoadedModel, load_model
+from fedprune.reporting.laps import lap
 from fedprune.reporting.ledger import Ledger
-from fedprune.reporting.progress import Progress
 from fedprune.reporting.results import Facts, build_results
 from fedprune.reporting.sources import source_digest
 from fedprune.reporting.table import plain_table
@@ -24,6 +23,7 @@ from server_app.folder import RunFolder
 from server_app.measure import measure
 from server_app.tally import Tally
 from strategies import FederatedPruning, FedPrLLM, Plan
+from strategies.progress import show
 
 STRATEGIES: dict[str, type[FederatedPruning]] = {"fedprllm": FedPrLLM}
 
@@ -56,7 +56,7 @@ def run_job(grid: Grid, run_config: Mapping[str, str | int | float | bool], run_
         folder.fail(str(error), ledger)
         raise
     folder.finish(results)
-    _progress("done", 1, 1, str(folder.path))
+    show("done", 1, 1, str(folder.path))
     log(INFO, "\n%s\n%s", plain_table(results), folder.path)
     return folder.path
 
@@ -64,27 +64,24 @@ def run_job(grid: Grid, run_config: Mapping[str, str | int | float | bool], run_
 def _run(
     grid: Grid, config: RunConfig, run_id: int, folder: RunFolder, ledger: Ledger
 ) -> dict[str, object]:
-    started = time.monotonic()
-    loaded = load_model(config.model)
-    marks = fingerprint(loaded)
-    plan = _plan(loaded, marks)
-    plan.check_pattern(config.pruner.pattern)
-    tally = Tally(folder, loaded)
-    strategy = STRATEGIES[config.strategy.name](config, plan, tally.add, ledger)
-    strategy.start(grid)
-    rounds_seconds = time.monotonic() - started
-    masks = folder.read_masks(tally.blocks)
-    perplexities = measure(config, loaded, masks, strategy)
-    _progress("export", 0, 1, "writing the pruned model")
-    export_model(loaded, masks, folder.model)
-    facts = Facts(
-        config=config,
-        run_id=run_id,
-        fingerprint=marks,
-        code_hash=plan.code_hash,
-        rounds_seconds=rounds_seconds,
-        total_seconds=time.monotonic() - started,
-    )
+    seconds: dict[str, float] = {}
+    with lap(seconds, "total"):
+        with lap(seconds, "load"):
+            loaded = load_model(config.model)
+            marks = fingerprint(loaded)
+            plan = _plan(loaded, marks)
+        plan.check_pattern(config.pruner.pattern)
+        tally = Tally(folder, loaded)
+        strategy = STRATEGIES[config.strategy.name](config, plan, tally.add, ledger)
+        strategy.start(grid)
+        seconds.update(strategy.seconds)
+        masks = folder.read_masks(tally.blocks)
+        with lap(seconds, "evaluate"):
+            perplexities = measure(config, loaded, masks, strategy)
+        show("export", 0, 1, "writing the pruned model")
+        with lap(seconds, "export"):
+            export_model(loaded, masks, folder.model)
+    facts = Facts(config, run_id, marks, plan.code_hash, seconds)
     return build_results(facts, tally.linears(), perplexities, _clients(strategy), ledger)
 
 
@@ -126,7 +123,3 @@ def _clients(strategy: FederatedPruning) -> list[dict[str, object]]:
         }
         for client in strategy.cohort.clients
     ]
-
-
-def _progress(phase: str, done: int, total: int, detail: str) -> None:
-    log(INFO, Progress(phase, done, total, detail).line())

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from logging import INFO, WARNING
+from logging import WARNING
 
 import torch
 from flwr.common.logger import log
@@ -18,11 +18,11 @@ from fedprune.models.masking import masked
 from fedprune.pruning.driver import BlockWalk, prune_blocks
 from fedprune.pruning.pruners import get_pruner
 from fedprune.pruning.spec import MaskSpec
-from fedprune.reporting.progress import Progress
 from fedprune.reporting.results import Perplexities
 from fedprune.seeds import derive_seed
 from fedprune.wire.bitmask import BitMask
 from strategies import FederatedPruning
+from strategies.progress import show
 
 Masks = Mapping[int, Mapping[str, BitMask]]
 
@@ -56,7 +56,7 @@ def measure(
     device = torch.device("cpu")
 
     def step(number: int, what: str) -> None:
-        log(INFO, Progress("evaluate", number, steps, what).line())
+        show("evaluate", number, steps, what)
 
     step(0, "dense model")
     dense = perplexity(loaded.model, windows, device).perplexity

@@ -6,7 +6,7 @@ from fedprune.aggregation.agreement import pairwise_agreement, unanimous_share
 from fedprune.models.loading import LoadedModel
 from fedprune.reporting.results import LinearFigures
 from server_app.folder import RunFolder
-from strategies.base import BlockResult
+from strategies.block import BlockResult
 
 
 @dataclass

@@ -5,52 +5,28 @@ streams: each reply is folded in and dropped. Subclasses say how a chunk's repli
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from logging import INFO
 
-import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
-from numpy.typing import NDArray
 
 from fedprune.config import RunConfig, to_yaml
 from fedprune.errors import ReplyRefusedError
 from fedprune.records import LocalResult, read_local, request
+from fedprune.reporting.laps import lap
 from fedprune.reporting.ledger import Entry, Ledger
-from fedprune.reporting.progress import Progress, size_text
-from fedprune.wire.bitmask import BitMask
+from strategies.block import BlockResult
 from strategies.cohort import Cohort
 from strategies.exchange import exchange
 from strategies.handshake import Client, Handshake
 from strategies.plan import Plan
+from strategies.progress import evaluating, pruning, show
 
 PRUNE = "train.prune"
 EVALUATE_LOCAL = "evaluate.local"
-
-
-@dataclass(frozen=True)
-class BlockResult:
-    """One aggregated block.
-
-    Attributes
-    ----------
-    block : int
-        Its index.
-    masks : Mapping[str, BitMask]
-        Name of the linear -> global mask.
-    histograms : Mapping[str, NDArray]
-        Name of the linear -> weights with 0..voters prune votes.
-    voters : int
-        Clients whose masks were counted.
-    """
-
-    block: int
-    masks: Mapping[str, BitMask]
-    histograms: Mapping[str, NDArray[np.int64]]
-    voters: int
 
 
 class FederatedPruning(Strategy):
@@ -73,6 +49,8 @@ class FederatedPruning(Strategy):
         The clients; empty before the handshake.
     local : dict[str, LocalResult]
         Client's name -> what it measured on its own pruned model.
+    seconds : dict[str, float]
+        How long "handshake", "prune" and "local" took.
     """
 
     def __init__(
@@ -87,6 +65,7 @@ class FederatedPruning(Strategy):
         self.ledger = ledger
         self.cohort = Cohort([], self.ledger)
         self.local: dict[str, LocalResult] = {}
+        self.seconds: dict[str, float] = {}
         self.chunks = plan.chunks(config.schedule.blocks_per_message)
         self._on_block = on_block
         self._config_yaml = to_yaml(config)
@@ -137,22 +116,13 @@ class FederatedPruning(Strategy):
         """
         self.summary()
         result = Result()
-        arrays, config = ArrayRecord(), ConfigRecord()
-        self.cohort = Cohort(self._handshake(grid), self.ledger)
-        for number, blocks in enumerate(self.chunks, start=1):
-            self.open_chunk(blocks)
-            messages = self.configure_train(number, arrays, config, grid)
-            replies = self._replies(grid, messages, number, self._pruning(blocks))
-            _, metrics = self.aggregate_train(number, replies)
-            if metrics is not None:
-                result.train_metrics_clientapp[number] = metrics
+        with lap(self.seconds, "handshake"):
+            self.cohort = Cohort(self._handshake(grid), self.ledger)
+        with lap(self.seconds, "prune"):
+            self._prune(grid, result)
         if self.config.evaluation.local_only:
-            number = len(self.chunks) + 1
-            messages = self.configure_evaluate(number, arrays, config, grid)
-            replies = self._replies(grid, messages, number, self._evaluating)
-            found = self.aggregate_evaluate(number, replies)
-            if found is not None:
-                result.evaluate_metrics_clientapp[number] = found
+            with lap(self.seconds, "local"):
+                self._evaluate(grid, result)
         return result
 
     def configure_train(
@@ -225,6 +195,25 @@ class FederatedPruning(Strategy):
             config.strategy.min_clients,
         )
 
+    def _prune(self, grid: Grid, result: Result) -> None:
+        for number, blocks in enumerate(self.chunks, start=1):
+            self.open_chunk(blocks)
+            messages = self.configure_train(number, ArrayRecord(), ConfigRecord(), grid)
+            replies = self._replies(
+                grid, messages, number, pruning(blocks, len(self.plan.shapes), self.ledger)
+            )
+            _, metrics = self.aggregate_train(number, replies)
+            if metrics is not None:
+                result.train_metrics_clientapp[number] = metrics
+
+    def _evaluate(self, grid: Grid, result: Result) -> None:
+        number = len(self.chunks) + 1
+        messages = self.configure_evaluate(number, ArrayRecord(), ConfigRecord(), grid)
+        replies = self._replies(grid, messages, number, evaluating)
+        metrics = self.aggregate_evaluate(number, replies)
+        if metrics is not None:
+            result.evaluate_metrics_clientapp[number] = metrics
+
     def _handshake(self, grid: Grid) -> list[Client]:
         strategy = self.config.strategy
         handshake = Handshake(
@@ -236,9 +225,9 @@ class FederatedPruning(Strategy):
             timeout=strategy.timeout,
             window=self._window(),
         )
-        _progress("connect", 0, 1, "waiting for nodes")
+        show("connect", 0, 1, "waiting for nodes")
         clients = handshake.run(
-            grid, lambda done, total: _progress("handshake", done, total, "nodes have answered")
+            grid, lambda done, total: show("handshake", done, total, "nodes have answered")
         )
         log(INFO, "taking part: %s", ", ".join(client.name for client in clients))
         return clients
@@ -275,25 +264,3 @@ class FederatedPruning(Strategy):
                 self.cohort.refuse(client, server_round, phase, outcome.problem)
                 self.cohort.leave_out(client)
             report(answered, len(asked))
-
-    def _pruning(self, blocks: range) -> Callable[[int, int], None]:
-        total = len(self.plan.shapes)
-        where = f"block {blocks.start + 1}" + (f"-{blocks.stop}" if len(blocks) > 1 else "")
-
-        def report(answered: int, asked: int) -> None:
-            done = blocks.start + len(blocks) * answered // max(1, asked)
-            detail = (
-                f"{where} of {total}, {answered} of {asked} clients, "
-                f"{size_text(self.ledger.bytes_up)} up"
-            )
-            _progress("prune", done, total, detail)
-
-        return report
-
-    @staticmethod
-    def _evaluating(answered: int, asked: int) -> None:
-        _progress("evaluate", answered, asked, "clients measure their own models")
-
-
-def _progress(phase: str, done: int, total: int, detail: str) -> None:
-    log(INFO, Progress(phase, done, total, detail).line())

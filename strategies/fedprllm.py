@@ -15,7 +15,8 @@ from fedprune.pruning.spec import MaskSpec
 from fedprune.records import read_prune
 from fedprune.reporting.ledger import Entry, Ledger
 from strategies.ballot import Ballot
-from strategies.base import BlockResult, FederatedPruning
+from strategies.base import FederatedPruning
+from strategies.block import BlockResult
 from strategies.plan import Plan
 
 

@@ -67,6 +67,11 @@ class Ledger:
                 counts[entry.client] = counts.get(entry.client, 0) + 1
         return counts
 
+    def reasons(self, most: int = 3) -> str:
+        """Return the latest reasons for refusals, for an error message."""
+        found = [f"{entry.client}: {entry.refused}" for entry in self.entries if entry.refused]
+        return " | ".join(found[-most:])
+
     def to_dict(self) -> dict[str, object]:
         """Return the ledger as plain JSON values, totals first."""
         return {

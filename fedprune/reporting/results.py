@@ -30,16 +30,15 @@ class Facts:
         Of the dense model.
     code_hash : str
         Digest of the sources.
-    rounds_seconds, total_seconds : float
-        Until the last reply was aggregated, and until the model was exported.
+    seconds : Mapping[str, float]
+        Phase -> how long it took; "total" is all of them.
     """
 
     config: RunConfig
     run_id: int
     fingerprint: Fingerprint
     code_hash: str
-    rounds_seconds: float
-    total_seconds: float
+    seconds: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ def build_results(
         "perplexity": {perplexities.dataset: _perplexity(perplexities)},
         "agreement": _agreement(linears),
         "clients": [dict(client) for client in clients],
-        "seconds": {"rounds": facts.rounds_seconds, "total": facts.total_seconds},
+        "seconds": dict(facts.seconds),
         "peak_server_rss_bytes": peak_rss_bytes(),
         "ledger": ledger.to_dict(),
         "code_hash": facts.code_hash,

@@ -6,17 +6,15 @@ from pathlib import Path
 
 import pytest
 
-import fedprune
 from fedprune.cli import job
 from fedprune.cli.job import (
-    app_folder,
     named_connection,
     plan_job,
     simulation_options,
     usable_cpus,
 )
 from fedprune.config import RunConfig, compose_config, config_from_overrides
-from fedprune.errors import ConfigError, FedpruneError
+from fedprune.errors import ConfigError
 
 NOW = datetime(2026, 11, 21, 13, 5, 9)
 
@@ -102,22 +100,6 @@ def test_a_gpu_share_without_a_gpu_is_refused(
     config = config_from_overrides([f"federation.client_gpus={gpus + 0.5}"])
     with pytest.raises(ConfigError, match=rf"client_gpus` must be at most {gpus}.*got {gpus}.5"):
         plan_job(config, tmp_path, NOW)
-
-
-def test_the_app_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert (app_folder() / "client_app").is_dir()
-
-
-@pytest.mark.parametrize("project", [None, "[project]\nname = 'other'\n"])
-def test_an_installation_without_the_app_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project: str | None
-) -> None:
-    monkeypatch.setattr(fedprune, "__file__", str(tmp_path / "fedprune" / "__init__.py"))
-    if project:
-        (tmp_path / "pyproject.toml").write_text(project)
-    with pytest.raises(FedpruneError, match="checkout"):
-        app_folder()
 
 
 def test_a_named_connection_works_from_a_folder_without_packages(

@@ -1,0 +1,146 @@
+"""From what a user sets to a checked `RunConfig`, through the Hydra groups in `conf/`.
+
+Hydra keeps one global state per process, and Flower runs apps in threads: composition happens
+under a lock and puts back what it found, so that it also works inside another Hydra program.
+"""
+
+import shlex
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fedprune.config.checks import checked, raise_problems
+from fedprune.config.overrides import CONF, for_hydra, literal
+from fedprune.config.rules import Relation, enough_simulated_clients
+from fedprune.config.schema import RunConfig, flatten
+from fedprune.config.suggest import did_you_mean, show
+
+SHORTCUTS: Mapping[str, str] = {
+    "model": "model",
+    "data": "data",
+    "pruner": "pruner",
+    "strategy": "strategy",
+    "schedule": "schedule",
+    "experiment": "experiment",
+    "sparsity": "sparsity",
+    "seed": "seed",
+    "min-clients": "strategy.min_clients",
+    "output-dir": "output_dir",
+}
+"""Key of Flower's run-config -> key of the configuration; `overrides` comes on top."""
+
+_LOCK = threading.Lock()
+
+
+def compose_config(run_config: Mapping[str, str | int | float | bool]) -> RunConfig:
+    """Return the checked configuration of Flower's run-config.
+
+    Parameters
+    ----------
+    run_config : Mapping
+        The keys of `SHORTCUTS`, and `overrides`: Hydra overrides separated by spaces, quoted as
+        in a shell. An empty text leaves a key at its default; `overrides` have the last word.
+
+    Raises
+    ------
+    ConfigError
+        With every problem found.
+    """
+    problems: list[str] = []
+    overrides: list[str] = []
+    for key, value in run_config.items():
+        if key not in SHORTCUTS and key != "overrides":
+            hint = did_you_mean(key, [*SHORTCUTS, "overrides"])
+            problems.append(
+                f"{show(key)} is not a key of the run-config.{hint} "
+                "Any key of the configuration can be set in `overrides`."
+            )
+        elif key != "overrides" and value != "":
+            text = str(value).lower() if isinstance(value, bool) else str(value)
+            overrides.append(f"{SHORTCUTS[key]}={text}")
+    try:
+        overrides += shlex.split(str(run_config.get("overrides", "")))
+    except ValueError as error:
+        problems.append(f"`overrides` must be quoted as in a shell: {error}.")
+    return _composed(overrides, problems)
+
+
+def config_from_overrides(overrides: Sequence[str]) -> RunConfig:
+    """Return the checked configuration of Hydra overrides typed in the current folder.
+
+    Relative paths of a model or of texts that exist here become absolute, because Flower's
+    processes run elsewhere.
+
+    Parameters
+    ----------
+    overrides : sequence of str
+        For example ``["sparsity=0.6", "data=texts/mine.jsonl"]``.
+
+    Raises
+    ------
+    ConfigError
+        With every problem found.
+    """
+    return _absolute(_composed(overrides, [], [enough_simulated_clients]))
+
+
+def to_overrides(config: RunConfig) -> list[str]:
+    """Return overrides from which any machine composes this very configuration."""
+    words = {None: "null", True: "true", False: "false"}
+    found = []
+    for key, value in flatten(config).items():
+        if isinstance(value, str):
+            found.append(literal(key, value))
+        else:
+            plain = words[value] if value is None or isinstance(value, bool) else repr(value)
+            found.append(f"{key}={plain}")
+    return found
+
+
+def _composed(
+    overrides: Sequence[str], problems: list[str], more: Sequence[Relation] = ()
+) -> RunConfig:
+    accepted = for_hydra(overrides, problems)
+    try:
+        data = _compose(accepted)
+    except (HydraException, OmegaConfBaseException) as error:
+        detail = str(error).partition("\n")[0]
+        problems.append(f"Hydra cannot compose {shlex.join(accepted)}: {detail}")
+        raise_problems(problems)
+        raise
+    return checked(data, problems, more)
+
+
+def _compose(overrides: list[str]) -> object:
+    with _LOCK:
+        outer = GlobalHydra.instance().hydra
+        GlobalHydra.instance().clear()
+        try:
+            with initialize_config_dir(str(CONF), version_base="1.3", job_name="fedprune"):
+                config = compose("config", overrides=overrides)
+        finally:
+            GlobalHydra.instance().hydra = outer
+    return OmegaConf.to_container(config, resolve=True)
+
+
+def _absolute(config: RunConfig) -> RunConfig:
+    model, data = config.model, config.data
+    if model.path:
+        model = replace(model, path=_absolute_path(model.path))
+    if data.path:
+        data = replace(data, path=_absolute_path(data.path))
+    if data.heldout_path is not None:
+        data = replace(data, heldout_path=_absolute_path(data.heldout_path))
+    return replace(config, model=model, data=data)
+
+
+def _absolute_path(text: str) -> str:
+    path = Path(text).expanduser()
+    return str(path.absolute()) if path.exists() else text

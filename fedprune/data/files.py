@@ -1,0 +1,164 @@
+"""Documents from local files: plain text, Markdown, JSON lines, or a folder of them.
+
+The texts may be private: no error message quotes them, only file names, lines and field names.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedprune.data.cutting import cut
+from fedprune.data.documents import Document
+from fedprune.errors import DataError
+
+DEFAULT_GLOB = "**/*"
+SEPARATOR = "<|endoftext|>"
+_TEXT_SUFFIXES = (".txt", ".md")
+_JSON_SUFFIXES = (".jsonl", ".json")
+
+
+@dataclass(frozen=True)
+class FileQuery:
+    """Which files to read and how.
+
+    Parameters
+    ----------
+    path : str
+        A file or a folder.
+    origin : str
+        The key that named the path, for messages.
+    text_key, group_key : str, str or None
+        Fields of JSON lines; without a group the file or its folder is the group.
+    glob : str
+        Pattern below a folder. The default takes the known suffixes only, any other all it matches.
+    excluded : str or None
+        A file or folder whose files are not read.
+    """
+
+    path: str
+    origin: str
+    text_key: str = "text"
+    group_key: str | None = None
+    glob: str = DEFAULT_GLOB
+    excluded: str | None = None
+
+
+def file_documents(query: FileQuery) -> list[Document]:
+    """Return the documents of a file or folder, in the order of names and lines.
+
+    A text is split at ``<|endoftext|>`` if that occurs; long texts are cut into pieces.
+
+    Raises
+    ------
+    DataError
+        If there is nothing to read, or a file is not UTF-8 text or not JSON lines with the field.
+    """
+    root = Path(query.path).expanduser()
+    if not root.exists():
+        raise DataError(
+            f"{query.origin} '{query.path}' does not exist. Give an existing file or folder."
+        )
+    documents: list[Document] = []
+    for file in _files(root, query):
+        if file.suffix.lower() in _JSON_SUFFIXES:
+            documents.extend(_json_documents(file, root, query))
+        else:
+            documents.extend(_text_documents(file, root))
+    if not documents:
+        matching = f" that match `data.glob` '{query.glob}'" if root.is_dir() else ""
+        apart = " and are not under `data.heldout_path`" if query.excluded else ""
+        raise DataError(
+            f"{query.origin} '{query.path}' holds no text. "
+            f"Give .txt, .md, .jsonl or .json (lines) files that are not empty{matching}{apart}."
+        )
+    return documents
+
+
+def _files(root: Path, query: FileQuery) -> list[Path]:
+    excluded = Path(query.excluded).expanduser().resolve() if query.excluded else None
+    candidates = [root] if root.is_file() else sorted(_matching(root, query.glob))
+    return [
+        path
+        for path in candidates
+        if excluded is None or not path.resolve().is_relative_to(excluded)
+    ]
+
+
+def _matching(root: Path, glob: str) -> Iterator[Path]:
+    for path in root.glob(glob):
+        hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+        known = path.suffix.lower() in _TEXT_SUFFIXES + _JSON_SUFFIXES
+        if path.is_file() and not hidden and (known or glob != DEFAULT_GLOB):
+            yield path
+
+
+def _name_and_group(file: Path, root: Path) -> tuple[str, str]:
+    if file == root:
+        return file.name, file.stem
+    relative = file.relative_to(root)
+    nested = len(relative.parts) > 1
+    return relative.as_posix(), relative.parent.as_posix() if nested else file.stem
+
+
+def _read(file: Path) -> str:
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise DataError(f"'{file}' cannot be read: {error.strerror}.") from error
+    try:
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        # `from None`: the original error carries the whole text.
+        raise DataError(
+            f"'{file}' line {line} is not UTF-8. "
+            "Convert the file, or leave it out by `data.glob` (a node's own: `glob`)."
+        ) from None
+
+
+def _text_documents(file: Path, root: Path) -> Iterator[Document]:
+    name, group = _name_and_group(file, root)
+    pieces = [piece for text in _read(file).split(SEPARATOR) for piece in cut(text)]
+    texts = [piece for piece in pieces if piece.strip()]
+    for index, text in enumerate(texts):
+        yield Document(text, group, f"{name}#{index}")
+
+
+def _json_documents(file: Path, root: Path, query: FileQuery) -> Iterator[Document]:
+    name, group = _name_and_group(file, root)
+    # Only "\n" ends a line of JSON lines; str.splitlines would also split inside strings.
+    for number, line in enumerate(_read(file).split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"'{file}' line {number}"
+        row = _json_object(line, where)
+        text = row.get(query.text_key)
+        owner = group if query.group_key is None else row.get(query.group_key)
+        if not isinstance(text, str):
+            key = "`data.text_key` (a node's own: `text-key`)"
+            raise DataError(f"{where} has no text in field '{query.text_key}'. Set {key}.")
+        if not isinstance(owner, str | int):
+            raise DataError(
+                f"{where} has no text or number in field '{query.group_key}'. Set `data.group_key`."
+            )
+        yield from pieces_of(text, str(owner), f"{name}#{number}")
+
+
+def _json_object(line: str, where: str) -> dict[str, object]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        row = None
+    if not isinstance(row, dict):
+        raise DataError(f"{where} is not a JSON object. JSON files must hold one object a line.")
+    return row
+
+
+def pieces_of(text: str, group: str, key: str) -> Iterator[Document]:
+    """Yield a text as documents: one, or numbered pieces if it is long; none if it is blank."""
+    # Half a surrogate pair is valid in JSON, yet no tokenizer takes it.
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    pieces = [piece for piece in cut(text) if piece.strip()]
+    for index, piece in enumerate(pieces):
+        yield Document(piece, group, f"{key}/{index}" if len(pieces) > 1 else key)

@@ -1,0 +1,119 @@
+"""Documents from the Hugging Face hub, or from a local folder that `datasets` opens.
+
+Data sets are read as data: repositories that need code of their own are refused by the library.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from fedprune.config import DataConfig
+from fedprune.data.cutting import PIECE_CHARACTERS
+from fedprune.data.documents import Document
+from fedprune.data.files import pieces_of
+from fedprune.errors import DataError
+
+
+def hub_documents(config: DataConfig, split: str) -> list[Document]:
+    """Return the documents of one split of a data set, in its order.
+
+    A row is a document, with one exception: rows that are the lines of a running text (some are
+    blank, all others end in a newline, as in WikiText) are joined by blank lines into documents of
+    about 16,000 characters, so that joining those in turn gives the published form of the text.
+
+    Parameters
+    ----------
+    config : DataConfig
+        `path`, `subset`, `revision`, `text_key`, `group_key`; with `max_documents` only that many
+        rows are read, and streamed instead of downloaded as a whole.
+    split : str
+        Name of the split.
+
+    Raises
+    ------
+    DataError
+        If the data set cannot be had, or lacks the fields.
+    """
+    texts: list[str] = []
+    groups: list[str] = []
+    for number, row in enumerate(_rows(config, split)):
+        texts.append(_text(row, number, config))
+        group = None if config.group_key is None else row.get(config.group_key)
+        groups.append(config.path if group is None else str(group))
+    if config.group_key is None and _is_running_text(texts):
+        texts = list(_joined(texts))
+        groups = [config.path] * len(texts)
+    documents = [
+        document
+        for number, (text, group) in enumerate(zip(texts, groups, strict=True))
+        for document in pieces_of(text, group, f"{split}#{number}")
+    ]
+    if not documents:
+        raise DataError(f"`data.split` '{split}' of data set '{config.path}' holds no text.")
+    return documents
+
+
+def _rows(config: DataConfig, split: str) -> Iterator[Mapping[str, object]]:
+    """Yield the rows; whatever the library raises becomes a `DataError`."""
+    # Imported here: takes a second, and only this source needs it.
+    from datasets import load_dataset
+
+    path = str(Path(config.path).expanduser()) if config.path.startswith("~") else config.path
+    try:
+        rows = load_dataset(
+            path,
+            config.subset,
+            split=split,
+            revision=config.revision,
+            streaming=config.max_documents is not None,
+        )
+        yield from itertools.islice(rows, config.max_documents)
+    except Exception as error:
+        # Many types, from many libraries, all meaning the same. Those of the network, the file
+        # system and the choice of a split are quoted; a parser's message, and `from error`, would
+        # show private rows.
+        quotable = isinstance(error, OSError) or type(error) is ValueError
+        detail = f": {str(error).partition(chr(10))[0]}" if quotable else ""
+        raise DataError(
+            f"Split '{split}' of data set '{config.path}' cannot be read "
+            f"({type(error).__name__}{detail}). Check `data.path`, `data.subset`, "
+            f"`data.split`, `data.heldout_split` and `data.revision`, and the network; without "
+            "one, copy the data set here and write data=/path/to/texts."
+        ) from None
+
+
+def _text(row: Mapping[str, object], number: int, config: DataConfig) -> str:
+    text = row.get(config.text_key)
+    for key, field in (("data.text_key", config.text_key), ("data.group_key", config.group_key)):
+        if field is not None and field not in row:
+            names = ", ".join(repr(name) for name in row)
+            raise DataError(
+                f"`{key}` must be a column of data set '{config.path}', got '{field}'. "
+                f"It has {names}."
+            )
+    if not isinstance(text, str):
+        raise DataError(
+            f"Row {number} of data set '{config.path}' holds a {type(text).__name__} in column "
+            f"'{config.text_key}', text was expected. Set `data.text_key`."
+        )
+    return text
+
+
+def _is_running_text(texts: Sequence[str]) -> bool:
+    blank = sum(not text.strip() for text in texts)
+    return 0 < blank < len(texts) and all(text.endswith("\n") for text in texts if text.strip())
+
+
+def _joined(lines: Sequence[str]) -> Iterator[str]:
+    """Yield documents whose join by a blank line is the join of the lines by a blank line."""
+    pending: list[str] = []
+    size = 0
+    for position, line in enumerate(lines):
+        pending.append(line)
+        size += len(line) + 2
+        rest_is_long = len(lines) - position > 1 and size >= PIECE_CHARACTERS
+        if rest_is_long and line.strip():
+            yield "\n\n".join(pending)
+            pending, size = [], 0
+    if pending:
+        yield "\n\n".join(pending)

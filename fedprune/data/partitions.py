@@ -1,0 +1,112 @@
+"""Sharing one corpus among simulated clients: every document goes to exactly one of them.
+
+A partition depends on the documents, their number and the seed alone, so each process can compute
+its own without asking the others.
+"""
+
+from collections.abc import Sequence
+
+from fedprune.data.documents import Document
+from fedprune.errors import DataError
+from fedprune.seeds import derive_seed
+
+
+def partition_documents(
+    documents: Sequence[Document], num_partitions: int, partition_id: int, how: str, seed: int
+) -> list[Document]:
+    """Return one client's documents.
+
+    Parameters
+    ----------
+    documents : sequence of Document
+        The whole corpus.
+    num_partitions, partition_id : int
+        Number of clients, and which of them, from 0.
+    how : str
+        'by_group': whole groups, balanced by characters; naturally non-IID. With more clients than
+        groups the large groups are shared by several clients. 'iid': shuffled by the seed, equal
+        numbers of documents up to one.
+    seed : int
+        Seed of the shuffle; 'by_group' has no chance in it.
+
+    Raises
+    ------
+    DataError
+        If the numbers do not fit each other or the documents.
+    """
+    if num_partitions < 1 or not 0 <= partition_id < num_partitions:
+        raise DataError(
+            "`partition-id` must be at least 0 and below `num-partitions` (node_config), "
+            f"got {partition_id} of {num_partitions}."
+        )
+    if how not in ("by_group", "iid"):
+        raise DataError(f"`data.partition` must be 'by_group' or 'iid', got '{how}'.")
+    if len(documents) < num_partitions:
+        raise DataError(
+            f"{len(documents)} documents cannot be shared by {num_partitions} clients. "
+            "Give more texts (`data.path`) or start fewer clients (`federation.num_clients`)."
+        )
+    if num_partitions == 1:
+        return list(documents)
+    if how == "iid":
+        return _shuffled(documents, seed)[partition_id::num_partitions]
+    return _by_group(documents, num_partitions)[partition_id]
+
+
+def _shuffled(documents: Sequence[Document], seed: int) -> list[Document]:
+    """Return the documents in an order that depends on seed and keys, not on the given order."""
+    return sorted(documents, key=lambda document: (derive_seed(seed, document.key), document.key))
+
+
+def _by_group(documents: Sequence[Document], num_partitions: int) -> list[list[Document]]:
+    groups: dict[str, list[Document]] = {}
+    for document in documents:
+        groups.setdefault(document.group, []).append(document)
+    ordered = sorted(groups.items(), key=lambda item: (-_size(item[1]), item[0]))
+    bundles = [bundle for _, bundle in ordered]
+    if len(bundles) < num_partitions:
+        shares = _shares(bundles, num_partitions)
+        return [
+            part
+            for bundle, count in zip(bundles, shares, strict=True)
+            for part in _slices(bundle, count)
+        ]
+    # Largest group first, each to the client that has least: within 4/3 of the best balance.
+    clients: list[list[Document]] = [[] for _ in range(num_partitions)]
+    loads = [0] * num_partitions
+    for bundle in bundles:
+        target = loads.index(min(loads))
+        clients[target].extend(bundle)
+        loads[target] += _size(bundle)
+    return clients
+
+
+def _size(documents: Sequence[Document]) -> int:
+    return sum(len(document.text) for document in documents)
+
+
+def _shares(bundles: Sequence[Sequence[Document]], total: int) -> list[int]:
+    """Return how many clients share each group: one each, the rest to the largest average."""
+    sizes = [_size(bundle) for bundle in bundles]
+    shares = [1] * len(bundles)
+    for _ in range(total - len(bundles)):
+        open_ = [index for index, bundle in enumerate(bundles) if shares[index] < len(bundle)]
+        shares[max(open_, key=lambda index: sizes[index] / shares[index])] += 1
+    return shares
+
+
+def _slices(documents: Sequence[Document], count: int) -> list[list[Document]]:
+    """Cut a group into ``count`` consecutive parts of about equal characters, none empty."""
+    parts: list[list[Document]] = []
+    start, left = 0, _size(documents)
+    for remaining in range(count, 1, -1):
+        stop, taken = start + 1, len(documents[start].text)
+        # Stop when the next document would overshoot by more than stopping now falls short.
+        while len(documents) - stop >= remaining and (
+            taken + len(documents[stop].text) / 2 <= left / remaining
+        ):
+            taken += len(documents[stop].text)
+            stop += 1
+        parts.append(list(documents[start:stop]))
+        start, left = stop, left - taken
+    return [*parts, list(documents[start:])]

@@ -1,0 +1,125 @@
+"""Calibration samples: equally long token sequences out of a client's documents.
+
+Order and places follow from the seed and the documents' keys by hashing, so that they are the same
+in every process and whatever the order of the documents. No token is used twice.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fedprune.data.documents import Document
+from fedprune.errors import DataError
+from fedprune.seeds import derive_seed
+
+
+class Tokenizer(Protocol):
+    """What is needed of a Hugging Face tokenizer."""
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """Token that ends a text, if there is one."""
+
+    def encode(self, text: str, *, add_special_tokens: bool, verbose: bool) -> list[int]:
+        """Return the tokens of a text."""
+
+
+def calibration_samples(
+    documents: Sequence[Document], tokenizer: Tokenizer, count: int, seq_len: int, seed: int
+) -> list[Tensor]:
+    """Return ``count`` samples of ``seq_len`` tokens, reading no more documents than it takes.
+
+    Documents come in an order drawn by the seed. One of at least ``seq_len`` tokens gives a window
+    at a random place; shorter ones are joined by the tokenizer's EOS token, if it has one, and cut.
+    When all documents have been used once, the long ones give the rest of their windows, and at
+    last what lies before and after the windows is joined like short documents.
+
+    Parameters
+    ----------
+    documents : sequence of Document
+        The client's texts.
+    tokenizer : Tokenizer
+        The model's tokenizer; special tokens are not added.
+    count, seq_len : int
+        `pruner.num_calibration_samples` and `pruner.seq_len`.
+    seed : int
+        Seed of this client's draw.
+
+    Returns
+    -------
+    list of Tensor
+        Each int64, shape (seq_len,).
+
+    Raises
+    ------
+    DataError
+        If the documents have too few tokens.
+    """
+    draw = _Draw(tokenizer, seq_len, seed)
+    samples = list(islice(draw.samples(documents), count))
+    if len(samples) < count:
+        raise DataError(
+            f"Calibration needs {count} samples of {seq_len} tokens ({count * seq_len} tokens), "
+            f"but these {len(documents)} documents have {draw.tokens} tokens, enough for "
+            f"{len(samples)}. Lower `pruner.num_calibration_samples` or `pruner.seq_len`, give "
+            "this client more text (`data.path`, a node's own `data-path`), or start fewer clients."
+        )
+    return samples
+
+
+class _Draw:
+    """One pass over documents; counts the tokens it has read."""
+
+    def __init__(self, tokenizer: Tokenizer, seq_len: int, seed: int) -> None:
+        self._tokenizer = tokenizer
+        self._seq_len = seq_len
+        self._seed = seed
+        self._pending: list[int] = []
+        self.tokens = 0
+
+    def samples(self, documents: Sequence[Document]) -> Iterator[Tensor]:
+        """Yield samples until the tokens run out."""
+        order = sorted(documents, key=lambda d: (derive_seed(self._seed, "order", d.key), d.key))
+        windows: list[Tensor] = []
+        margins: list[list[int]] = []
+        for document in order:
+            tokens = self._tokens(document.text)
+            if len(tokens) < self._seq_len:
+                yield from self._packed(tokens)
+                continue
+            first, *more = self._windows(tokens, document.key, margins)
+            yield first
+            windows.extend(more)
+        yield from windows
+        for margin in margins:
+            yield from self._packed(margin)
+
+    def _tokens(self, text: str) -> list[int]:
+        # `verbose=False`: a text longer than the model's context is no mistake, it is cut here.
+        tokens = self._tokenizer.encode(text, add_special_tokens=False, verbose=False)
+        self.tokens += len(tokens)
+        return tokens
+
+    def _windows(self, tokens: list[int], key: str, margins: list[list[int]]) -> list[Tensor]:
+        """Return all windows of a long document, a random one first; keep what is left over."""
+        number, slack = divmod(len(tokens), self._seq_len)
+        lead = derive_seed(self._seed, "lead", key) % (slack + 1)
+        stop = lead + number * self._seq_len
+        margins.extend(margin for margin in (tokens[:lead], tokens[stop:]) if margin)
+        starts = range(lead, stop, self._seq_len)
+        windows = [torch.tensor(tokens[start : start + self._seq_len]) for start in starts]
+        chosen = derive_seed(self._seed, "window", key) % number
+        return [windows[chosen], *windows[:chosen], *windows[chosen + 1 :]]
+
+    def _packed(self, tokens: list[int]) -> Iterator[Tensor]:
+        """Yield full samples of what is pending and these tokens; keep the rest pending."""
+        eos = self._tokenizer.eos_token_id
+        if self._pending and tokens and eos is not None:
+            self._pending.append(eos)
+        self._pending.extend(tokens)
+        while len(self._pending) >= self._seq_len:
+            yield torch.tensor(self._pending[: self._seq_len])
+            del self._pending[: self._seq_len]

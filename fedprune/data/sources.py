@@ -1,0 +1,145 @@
+"""The texts of a run: which source they come from and which part is kept apart for evaluation.
+
+What decides a document's part is a hash of its key, never its place: a corpus that grows keeps its
+split, and every process finds the same one.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+from fedprune.config import DataConfig
+from fedprune.data.cutting import break_before
+from fedprune.data.documents import Document
+from fedprune.data.files import FileQuery, file_documents
+from fedprune.data.hub import hub_documents
+from fedprune.data.stdlib import stdlib_documents
+from fedprune.errors import DataError
+
+Split = Literal["train", "heldout"]
+NodeConfig = Mapping[str, str | int | float | bool]
+
+
+def load_documents(
+    config: DataConfig, split: Split, node: NodeConfig | None = None
+) -> list[Document]:
+    """Return the documents to calibrate on ("train") or to evaluate on ("heldout").
+
+    The two never share a document. Held-out texts are, in this order: `data.heldout_path`;
+    `data.heldout_split` of a hub data set; the share `data.heldout_fraction` of the documents, at
+    least one (a single document gives up its end). A node with texts of its own always keeps the
+    share apart, since `data.heldout_path` lies beside the server.
+
+    Parameters
+    ----------
+    config : DataConfig
+        The section `data`.
+    split : "train" or "heldout"
+        Which part.
+    node : Mapping, optional
+        The node's node_config; with source 'node' it must have `data-path` and may have `text-key`
+        and `glob`. None on the server.
+
+    Raises
+    ------
+    DataError
+        If the texts cannot be had.
+    """
+    own = config.source == "node" and node is not None
+    if split == "heldout" and config.heldout_path is not None and not own:
+        return file_documents(_query(config, config.heldout_path, "`data.heldout_path`"))[
+            : config.max_documents
+        ]
+    if config.source == "stdlib":
+        return stdlib_documents(split)[: config.max_documents]
+    if config.source == "hub" and split == "heldout" and config.heldout_split is not None:
+        return hub_documents(config, config.heldout_split)
+    documents = _documents(config, node)
+    apart = config.heldout_path is not None or (
+        config.source == "hub" and config.heldout_split is not None
+    )
+    if apart and not own:
+        return documents
+    train, heldout = split_documents(documents, config.heldout_fraction)
+    return heldout if split == "heldout" else train
+
+
+def split_documents(
+    documents: Sequence[Document], fraction: float
+) -> tuple[list[Document], list[Document]]:
+    """Return (train, heldout), both non-empty, disjoint, in the given order.
+
+    About ``fraction`` of the documents are held out, chosen by the SHA-256 of their keys. If that
+    leaves a part empty, the document that came closest changes sides; a single document is cut.
+
+    Raises
+    ------
+    DataError
+        If there is no text to split.
+    """
+    if len(documents) == 1:
+        return _cut_in_two(documents[0], fraction)
+    ranks = [_rank(document.key) for document in documents]
+    held = [rank < fraction for rank in ranks]
+    if documents and not any(held):
+        held[ranks.index(min(ranks))] = True
+    if documents and all(held):
+        held[ranks.index(max(ranks))] = False
+    if not documents:
+        raise DataError("There are no documents to calibrate or evaluate on. Check `data.path`.")
+    train = [document for document, out in zip(documents, held, strict=True) if not out]
+    heldout = [document for document, out in zip(documents, held, strict=True) if out]
+    return train, heldout
+
+
+def _rank(key: str) -> float:
+    """Return a number in [0, 1) that looks random and depends on the key alone."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
+
+
+def _cut_in_two(document: Document, fraction: float) -> tuple[list[Document], list[Document]]:
+    text = document.text
+    if len(text) < 2:
+        raise DataError(
+            "One document of one character cannot be split into texts to calibrate and to evaluate "
+            "on. Give more text, or set `data.heldout_path`."
+        )
+    target = min(max(round(len(text) * (1 - fraction)), 1), len(text) - 1)
+    stop = break_before(text, target - target // 4, target)
+    train = replace(document, text=text[:stop], key=f"{document.key}/train")
+    return [train], [replace(document, text=text[stop:], key=f"{document.key}/heldout")]
+
+
+def _documents(config: DataConfig, node: NodeConfig | None) -> list[Document]:
+    if config.source == "hub":
+        return hub_documents(config, config.split)
+    if config.source == "node":
+        return file_documents(_node_query(config, node))[: config.max_documents]
+    query = _query(config, config.path, "`data.path`")
+    query = replace(query, excluded=config.heldout_path)
+    return file_documents(query)[: config.max_documents]
+
+
+def _query(config: DataConfig, path: str, origin: str) -> FileQuery:
+    return FileQuery(path, origin, config.text_key, config.group_key, config.glob)
+
+
+def _node_query(config: DataConfig, node: NodeConfig | None) -> FileQuery:
+    if node is None:
+        raise DataError(
+            "With `data.source` 'node' the server has no texts. "
+            "Set `data.heldout_path` to a file or folder beside the ServerApp."
+        )
+    path = node.get("data-path")
+    if not isinstance(path, str) or not path:
+        raise DataError(
+            "node_config has no `data-path`, which `data.source` 'node' needs. Start the SuperNode "
+            "with --node-config 'data-path=\"/path/to/texts\"', or choose other data."
+        )
+    query = _query(config, path, "node_config `data-path`")
+    return replace(
+        query,
+        text_key=str(node.get("text-key", config.text_key)),
+        glob=str(node.get("glob", config.glob)),
+    )
