@@ -71,13 +71,16 @@ class PrunerConfig:
 
 @dataclass(frozen=True)
 class StrategyConfig:
-    """How the server runs the round: `timeout` and `wait` in seconds, `window` in messages."""
+    """How the server runs the round: `timeout` and `wait` in seconds, `window` in messages.
+
+    A `window` of None lets the size of a reply decide.
+    """
 
     name: str
     min_clients: int
     timeout: float
     wait: float
-    window: int
+    window: int | None
 
 
 @dataclass(frozen=True)

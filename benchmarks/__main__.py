@@ -1,0 +1,13 @@
+"""All benchmarks: `python -m benchmarks` or `make bench`, from the checkout."""
+
+from benchmarks import bench_federation, bench_masks, bench_votes
+
+
+def main() -> None:
+    """Run every benchmark; each prints a table and writes ``benchmarks/out/<name>.json``."""
+    for benchmark in (bench_masks, bench_votes, bench_federation):
+        benchmark.main()
+
+
+if __name__ == "__main__":
+    main()

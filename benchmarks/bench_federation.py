@@ -1,0 +1,131 @@
+"""What Flower adds: a one-shot simulation against the same work in one plain loop.
+
+Both prune the embedded model for the same clients with the same samples; the masks must be equal.
+The loop is one process with one thread; the simulation has a worker a core.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.timing import report
+from fedprune.aggregation.select import select_layer
+from fedprune.aggregation.votes import VoteCounter
+from fedprune.config import RunConfig, config_from_overrides
+from fedprune.data.partitions import partition_documents
+from fedprune.data.samples import calibration_samples
+from fedprune.data.sources import load_documents
+from fedprune.models.export import SIDECAR
+from fedprune.models.loading import LoadedModel, load_model
+from fedprune.models.sidecar import read_sidecar
+from fedprune.pruning.driver import BlockWalk, prune_blocks
+from fedprune.pruning.pruners import get_pruner
+from fedprune.pruning.spec import MaskSpec, pruned_count
+from fedprune.seeds import derive_seed
+from fedprune.wire.bitmask import BitMask
+
+CLIENTS = 64
+Masks = dict[tuple[int, str], BitMask]
+
+
+def overrides(samples: int) -> list[str]:
+    """Return the job's overrides: no baselines, as a real federation runs."""
+    return [
+        f"federation.num_clients={CLIENTS}",
+        f"strategy.min_clients={CLIENTS}",
+        f"pruner.num_calibration_samples={samples}",
+        "evaluation.local_only=false",
+        "evaluation.centralized=false",
+        "evaluation.max_windows=1",
+    ]
+
+
+def samples_of(config: RunConfig, loaded: LoadedModel, partition: int) -> list[torch.Tensor]:
+    """Return the samples that a client draws."""
+    share = partition_documents(
+        load_documents(config.data, "train"),
+        CLIENTS,
+        partition,
+        config.data.partition,
+        derive_seed(config.seed, "partition"),
+    )
+    return calibration_samples(
+        share,
+        loaded.tokenizer,
+        config.pruner.num_calibration_samples,
+        config.pruner.seq_len,
+        derive_seed(config.seed, "calibration", partition),
+    )
+
+
+def plain_loop(config: RunConfig, loaded: LoadedModel) -> Masks:
+    """Prune for one client after another and count votes; no Flower, no messages."""
+    blocks = range(len(loaded.layout.blocks))
+    spec = MaskSpec(config.sparsity, config.pruner.pattern, config.pruner.group)
+    votes: dict[tuple[int, str], VoteCounter] = {}
+    for partition in range(CLIENTS):
+        walk = BlockWalk(loaded, samples_of(config, loaded, partition))
+        for block, masks in prune_blocks(walk, blocks, get_pruner(config.pruner.name), spec):
+            for name, mask in masks.items():
+                votes.setdefault((block, name), VoteCounter(mask.numel)).add(mask)
+    chosen: Masks = {}
+    for (block, name), counter in votes.items():
+        linear = loaded.layout.linears(block)[name]
+        magnitude = linear.weight().abs().float().reshape(-1).numpy()
+        prune = pruned_count(counter.numel, config.sparsity)
+        chosen[block, name] = select_layer(counter, prune, magnitude, linear.shape)
+    return chosen
+
+
+def simulate(samples: int, folder: Path) -> tuple[float, dict[str, float], Masks]:
+    """Run the job through Flower; return wall seconds, the server's laps and the masks."""
+    started = time.monotonic()
+    command = [sys.executable, "-m", "fedprune", "run", *overrides(samples)]
+    subprocess.run([*command, f"output_dir={folder}"], check=True, stdout=subprocess.DEVNULL)
+    wall = time.monotonic() - started
+    results = json.loads((folder / "results.json").read_text())
+    found = read_sidecar(folder / "model" / SIDECAR)
+    masks = {(block, name): mask for block, named in found.items() for name, mask in named.items()}
+    return wall, results["seconds"], masks
+
+
+def compare(samples: int) -> dict[str, str | float]:
+    """Return one row of the table."""
+    config = config_from_overrides(overrides(samples))
+    loaded = load_model(config.model)
+    plain_loop(config_from_overrides([*overrides(1), "pruner.seq_len=16"]), loaded)  # compile
+    started = time.monotonic()
+    expected = plain_loop(config, loaded)
+    loop = time.monotonic() - started
+    with tempfile.TemporaryDirectory() as folder:
+        wall, laps, masks = simulate(samples, Path(folder) / "run")
+    same = all(np.array_equal(masks[key].bits, mask.bits) for key, mask in expected.items())
+    if not same:
+        raise RuntimeError("The simulation's masks differ from the loop's.")
+    return {
+        "samples per client": samples,
+        "loop, s": loop,
+        "command, s": wall,
+        "command / loop": wall / loop,
+        "handshake, s": laps["handshake"],
+        "prune, s": laps["prune"],
+        "prune / loop": laps["prune"] / loop,
+        "server, s": laps["load"] + laps["evaluate"] + laps["export"],
+        "Flower starts and stops, s": wall - laps["total"],
+    }
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    title = f"{CLIENTS} clients, embedded model, one-shot: Flower against one plain loop"
+    report("federation", title, [compare(samples) for samples in (2, 32)])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""The Flower app that is sent to the SuperLink: where it lies, and only what belongs to it."""
+
+import contextlib
+import shutil
+import tempfile
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fedprune
+from fedprune.errors import FedpruneError
+
+_PROJECT = "pyproject.toml"
+_IGNORE = ".gitignore"
+
+
+def app_folder() -> Path:
+    """Return the checkout that holds the Flower app.
+
+    Raises
+    ------
+    FedpruneError
+        If fedprune was installed without it.
+    """
+    folder = Path(fedprune.__file__).resolve().parents[1]
+    with contextlib.suppress(OSError, KeyError):
+        if project_table(folder)["tool"]["flwr"]["app"]:
+            return folder
+    raise FedpruneError(
+        f"`fedprune run` sends the Flower app to the SuperLink and found no `pyproject.toml` with "
+        f"[tool.flwr.app] in '{folder}'. Install fedprune from its checkout (`make install`)."
+    )
+
+
+def project_table(folder: Path) -> dict[str, Any]:
+    """Return the content of a folder's ``pyproject.toml``.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read.
+    """
+    return tomllib.loads((folder / _PROJECT).read_text(encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def staged(app: Path) -> Iterator[Path]:
+    """Copy what belongs to an app into a folder of its own for as long as it is submitted.
+
+    `flwr run` looks at every file below the app's folder before it leaves most of them out, and a
+    checkout holds a virtual environment with tens of thousands: six seconds a run. The copy bears
+    the project's name, which Flower accepts whatever the checkout is called.
+
+    Parameters
+    ----------
+    app : Path
+        Folder whose ``pyproject.toml`` lists the app's files in `fab-include`.
+
+    Yields
+    ------
+    Path
+        A folder from which Flower builds the same bundle.
+    """
+    project = project_table(app)
+    patterns = project["tool"]["flwr"]["app"]["fab-include"]
+    with tempfile.TemporaryDirectory(prefix="fedprune-app-") as folder:
+        copy = Path(folder, project["project"]["name"])
+        for pattern in (_PROJECT, _IGNORE, *patterns):
+            for source in app.glob(pattern):
+                if source.is_file() and not source.is_symlink():
+                    target = copy / source.relative_to(app)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(source, target)
+        yield copy

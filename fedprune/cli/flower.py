@@ -1,0 +1,297 @@
+"""Submit, follow and stop a run through Flower's own `flwr` command.
+
+The command is used, not Flower's internals, because only the command is a stable interface. Its
+exit codes are not trusted: a run is done when Flower lists it as ``finished:completed``.
+"""
+
+import contextlib
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict, cast
+
+import tomli_w
+
+from fedprune.errors import FedpruneError
+
+Scalar = str | int | float | bool
+
+_COMMAND_SECONDS = 120.0
+_RETRY_SECONDS = 1.0
+_RETRIES = 30  # Each costs the second above and about one more for the command itself.
+_COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+
+class RuntimeFailure(FedpruneError):
+    """Flower's runtime did not do what was asked, or a run did not complete.
+
+    Attributes
+    ----------
+    details : str
+        What Flower says about it, empty when it says nothing.
+    """
+
+    def __init__(self, message: str, details: str = "") -> None:
+        super().__init__(f"{message} {details}".strip())
+        self.details = details
+
+
+@dataclass(frozen=True)
+class Connection:
+    """One SuperLink as `flwr` knows it.
+
+    Attributes
+    ----------
+    name : str
+        Its name in Flower's ``config.toml``.
+    environment : Mapping[str, str]
+        Environment of the `flwr` commands, ``FLWR_HOME`` and ``PATH`` included.
+    folder : Path
+        Folder the commands run in. It holds no Python package: a daemon that `flwr` starts keeps
+        this folder, and Ray would import a ``client_app`` found there before the app's own.
+    log : Path or None
+        Log of the SuperLink's processes, where they run on this machine.
+    """
+
+    name: str
+    environment: Mapping[str, str]
+    folder: Path
+    log: Path | None = None
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """Where a run stands.
+
+    Attributes
+    ----------
+    state : str
+        ``pending``, ``starting``, ``running`` or ``finished:{completed,failed,stopped}``.
+    details : str
+        The exception's text after a failure, empty otherwise.
+    """
+
+    state: str
+    details: str = ""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run will not change any more."""
+        return self.state.startswith("finished")
+
+    @property
+    def completed(self) -> bool:
+        """Whether the run ended well."""
+        return self.state == "finished:completed"
+
+
+def submit(
+    app: Path,
+    connection: Connection,
+    run_config: Mapping[str, Scalar],
+    federation: Mapping[str, Scalar],
+) -> str:
+    """Send the app and its configuration to the SuperLink and return the run's id.
+
+    Parameters
+    ----------
+    app : Path
+        Folder that holds the app's ``pyproject.toml``.
+    connection : Connection
+        Where to send it.
+    run_config : Mapping
+        Values for the keys of ``[tool.flwr.app.config]``; strings may hold anything.
+    federation : Mapping
+        Options of the simulation (``num-supernodes``, ...), empty for a deployment.
+
+    Raises
+    ------
+    RuntimeFailure
+        Flower refused the app or the configuration, or cannot be reached.
+    """
+    options = " ".join(f"{key}={json.dumps(value)}" for key, value in federation.items())
+    # A file, because on the command line a value cannot hold its own quote or a line break.
+    with tempfile.TemporaryDirectory(prefix="fedprune-run-") as folder:
+        values = Path(folder, "run.toml")
+        values.write_text(tomli_w.dumps(dict(run_config)), encoding="utf-8")
+        arguments = ["run", str(app), connection.name, "--run-config", str(values)]
+        if options:
+            arguments += ["--federation-config", options]
+        answer = _flwr(connection, *arguments)
+    run_id = answer.get("run-id")
+    if not run_id:
+        raise RuntimeFailure("Flower accepted the run but gave it no id.", str(answer))
+    return run_id
+
+
+def status(run_id: str, connection: Connection) -> RunStatus:
+    """Return where a run stands.
+
+    Raises
+    ------
+    RuntimeFailure
+        Flower cannot be reached or does not know the run.
+    """
+    runs = _flwr(connection, "list", "--run-id", run_id, connection.name).get("runs", [])
+    if not runs:
+        raise RuntimeFailure(f"Flower lists no run {run_id}.")
+    details = runs[0].get("status-details") or ""
+    return RunStatus(runs[0]["status"], "" if details == "N/A" else details)
+
+
+def stop(run_id: str, connection: Connection) -> None:
+    """Stop a run.
+
+    Raises
+    ------
+    RuntimeFailure
+        Flower cannot be reached, or the run has finished already.
+    """
+    _flwr(connection, "stop", run_id, connection.name)
+
+
+def follow(
+    run_id: str, connection: Connection, on_line: Callable[[str], None], skip: int = 0
+) -> int:
+    """Hand every line of a run's log to ``on_line`` until the log ends.
+
+    Parameters
+    ----------
+    run_id : str
+        The run.
+    connection : Connection
+        Where it runs.
+    on_line : Callable
+        Called with each line, without colours or its line break.
+    skip : int
+        Lines to leave out at the beginning: `flwr log` always starts from there.
+
+    Returns
+    -------
+    int
+        Number of lines the log has so far, ``skip`` included.
+    """
+    seen = 0
+    with subprocess.Popen(
+        _command(connection, "log", run_id, connection.name),
+        cwd=connection.folder,
+        env=dict(connection.environment),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        # What goes wrong is learnt from the run's status; here it would be counted as log.
+        stderr=subprocess.DEVNULL,
+        encoding="utf-8",
+        errors="replace",
+        # Ctrl-C is this process's to answer: it stops the run first, then the log.
+        start_new_session=True,
+    ) as process:
+        try:
+            for line in process.stdout or ():
+                # A line cut off by a broken connection comes whole after the next one.
+                if line.endswith("\n"):
+                    seen += 1
+                    if seen > skip:
+                        on_line(_COLOUR.sub("", line).rstrip("\r\n"))
+        finally:
+            process.kill()
+    return max(seen, skip)
+
+
+def wait(run_id: str, connection: Connection, on_line: Callable[[str], None]) -> RunStatus:
+    """Follow a run until it has finished, also when its log breaks off in between.
+
+    Parameters
+    ----------
+    run_id, connection, on_line
+        As for :func:`follow`; no line is handed on twice.
+
+    Raises
+    ------
+    RuntimeFailure
+        Flower could not be reached for a minute.
+    KeyboardInterrupt
+        After the run has been stopped.
+    """
+    try:
+        return _wait(run_id, connection, on_line)
+    except KeyboardInterrupt:
+        with contextlib.suppress(RuntimeFailure):
+            stop(run_id, connection)
+        raise
+
+
+def _wait(run_id: str, connection: Connection, on_line: Callable[[str], None]) -> RunStatus:
+    seen = failures = 0
+    while True:
+        seen = follow(run_id, connection, on_line, skip=seen)
+        try:
+            current = status(run_id, connection)
+            failures = 0
+        except RuntimeFailure:
+            failures += 1
+            if failures == _RETRIES:
+                raise
+        else:
+            if current.finished:
+                return current
+        time.sleep(_RETRY_SECONDS)
+
+
+_Row = TypedDict("_Row", {"status": str, "status-details": str})
+_Answer = TypedDict(
+    "_Answer",
+    {"success": bool, "error-message": str, "run-id": str, "runs": list[_Row]},
+    total=False,
+)
+
+
+def _flwr(connection: Connection, *arguments: str) -> _Answer:
+    """Run one `flwr` command and return its JSON answer."""
+    said = f"`flwr {arguments[0]}` on the connection '{connection.name}'"
+    try:
+        done = subprocess.run(
+            [*_command(connection, *arguments), "--format", "json"],
+            cwd=connection.folder,
+            env=dict(connection.environment),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_COMMAND_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise RuntimeFailure(f"{said} did not answer in {_COMMAND_SECONDS:.0f} s.") from None
+    answer = _first_object(done.stdout)
+    if done.returncode or answer is None or not answer.get("success"):
+        message = (answer or {}).get("error-message") or f"{done.stdout}\n{done.stderr}"
+        raise RuntimeFailure(f"{said} failed:", _COLOUR.sub("", message).strip())
+    return answer
+
+
+def _first_object(text: str) -> _Answer | None:
+    """Return the first JSON object in ``text``: warnings of libraries may stand around it."""
+    start = text.find("{")
+    if start < 0:
+        return None
+    try:
+        found, _ = json.JSONDecoder().raw_decode(text, start)
+    except json.JSONDecodeError:
+        return None
+    return cast(_Answer, found)
+
+
+def _command(connection: Connection, *arguments: str) -> list[str]:
+    found = shutil.which("flwr", path=connection.environment.get("PATH"))
+    if found is None:
+        raise RuntimeFailure(
+            "The command `flwr` is not found. Install fedprune's dependencies in this "
+            "environment (`make install`)."
+        )
+    return [found, *arguments]
