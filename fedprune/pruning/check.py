@@ -1,4 +1,4 @@
-"""Does a received mask have the zeros that the configuration asks of every client?
+"""Check that a received mask has the zeros that the configuration asks of every client.
 
 A client that abstains, over-votes or sends noise shows here: an honest mask has an exact number
 of survivors in every comparison group.
