@@ -15,19 +15,17 @@ import numpy as np
 import torch
 
 from benchmarks.timing import report
-from fedprune.aggregation.select import select_layer
+from fedprune.aggregation.select import Rule, select
 from fedprune.aggregation.votes import VoteCounter
 from fedprune.config import RunConfig, config_from_overrides
-from fedprune.data.partitions import partition_documents
-from fedprune.data.samples import calibration_samples
+from fedprune.data.clients import client_samples
 from fedprune.data.sources import load_documents
 from fedprune.models.export import SIDECAR
 from fedprune.models.loading import LoadedModel, load_model
 from fedprune.models.sidecar import read_sidecar
 from fedprune.pruning.driver import BlockWalk, prune_blocks
 from fedprune.pruning.pruners import get_pruner
-from fedprune.pruning.spec import MaskSpec, pruned_count
-from fedprune.seeds import derive_seed
+from fedprune.pruning.spec import block_specs
 from fedprune.wire.bitmask import BitMask
 
 CLIENTS = 64
@@ -48,38 +46,26 @@ def overrides(samples: int) -> list[str]:
 
 def samples_of(config: RunConfig, loaded: LoadedModel, partition: int) -> list[torch.Tensor]:
     """Return the samples that a client draws."""
-    share = partition_documents(
-        load_documents(config.data, "train"),
-        CLIENTS,
-        partition,
-        config.data.partition,
-        derive_seed(config.seed, "partition"),
-    )
-    return calibration_samples(
-        share,
-        loaded.tokenizer,
-        config.pruner.num_calibration_samples,
-        config.pruner.seq_len,
-        derive_seed(config.seed, "calibration", partition),
-    )
+    documents = load_documents(config.data, "train")
+    found = client_samples(config, documents, loaded.tokenizer, partition, CLIENTS)
+    return [sample.tokens for sample in found]
 
 
 def plain_loop(config: RunConfig, loaded: LoadedModel) -> Masks:
     """Prune for one client after another and count votes; no Flower, no messages."""
-    blocks = range(len(loaded.layout.blocks))
-    spec = MaskSpec(config.sparsity, config.pruner.pattern, config.pruner.group)
+    count = len(loaded.layout.blocks)
+    specs = block_specs(config, range(count), count)
     votes: dict[tuple[int, str], VoteCounter] = {}
     for partition in range(CLIENTS):
         walk = BlockWalk(loaded, samples_of(config, loaded, partition))
-        for block, masks in prune_blocks(walk, blocks, get_pruner(config.pruner.name), spec):
+        for block, masks in prune_blocks(walk, get_pruner(config.pruner.name), specs):
             for name, mask in masks.items():
                 votes.setdefault((block, name), VoteCounter(mask.numel)).add(mask)
     chosen: Masks = {}
     for (block, name), counter in votes.items():
         linear = loaded.layout.linears(block)[name]
         magnitude = linear.weight().abs().float().reshape(-1).numpy()
-        prune = pruned_count(counter.numel, config.sparsity)
-        chosen[block, name] = select_layer(counter, prune, magnitude, linear.shape)
+        chosen[block, name] = select(counter, config.sparsity, magnitude, linear.shape, Rule())
     return chosen
 
 

@@ -1,6 +1,10 @@
-"""Counting 64 masks and selecting by votes on one core, against unpacking and sorting."""
+"""Counting 64 masks and selecting by votes on one core, against unpacking and sorting.
+
+Selection is timed for every comparison group, and for layers and rows with the majority floor.
+"""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -8,7 +12,7 @@ from numpy.typing import NDArray
 
 from benchmarks.synthetic import SHAPES, layer
 from benchmarks.timing import alternate, report
-from fedprune.aggregation.select import select_layer
+from fedprune.aggregation.select import Rule, select
 from fedprune.aggregation.votes import VoteCounter
 from fedprune.config.pattern import Pattern
 from fedprune.pruning.kernels import wanda_mask
@@ -18,6 +22,13 @@ from fedprune.wire.bitmask import BitMask
 CLIENTS = 64
 NOISE = 0.1  # relative deviation of a client's norms: clients of unlike data
 ROUNDS = 5
+RULES = (
+    Rule("layer"),
+    Rule("row"),
+    Rule("column"),
+    Rule("layer", majority_floor=True),
+    Rule("row", majority_floor=True),
+)
 
 
 def by_unpacking(masks: Sequence[BitMask]) -> NDArray[np.uint8]:
@@ -46,17 +57,29 @@ def compare(shape: tuple[int, int]) -> list[dict[str, str | float]]:
         noisy = norms * torch.from_numpy(rng.lognormal(0, NOISE, shape[1]).astype(np.float32))
         masks.append(wanda_mask(weight, noisy, MaskSpec(0.5, Pattern(), "row")))
     votes, plain = by_planes(masks), by_unpacking(masks)
-    size, half = weight.numel(), weight.numel() // 2
+    size = weight.numel()
     if not np.array_equal(votes.counts(0, size), plain):
         raise RuntimeError(f"The votes of {shape} differ.")
     magnitude = weight.abs().flatten().numpy()
     sortable = torch.from_numpy(plain.astype(np.int16))
+    plain_select = {
+        "layer": lambda: torch.sort(sortable, descending=True),
+        "row": lambda: torch.sort(sortable.view(shape), dim=1, descending=True, stable=True),
+        "column": lambda: torch.sort(sortable.view(shape), dim=0, descending=True, stable=True),
+    }
+    selections = {
+        f"select half, {rule.group}{', floor' if rule.majority_floor else ''}": rule
+        for rule in RULES
+    }
     seconds = alternate(
         {
             "count": lambda: by_planes(masks),
             "plain count": lambda: by_unpacking(masks),
-            "select": lambda: select_layer(votes, half, magnitude, shape),
-            "plain select": lambda: torch.sort(sortable, descending=True),
+            **plain_select,
+            **{
+                step: partial(select, votes, 0.5, magnitude, shape, rule)
+                for step, rule in selections.items()
+            },
         },
         ROUNDS,
     )
@@ -68,7 +91,10 @@ def compare(shape: tuple[int, int]) -> list[dict[str, str | float]]:
             seconds["count"],
             seconds["plain count"],
         ),
-        row(shape, "select half", size, seconds["select"], seconds["plain select"]),
+        *(
+            row(shape, step, size, seconds[step], seconds[rule.group])
+            for step, rule in selections.items()
+        ),
     ]
 
 

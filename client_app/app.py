@@ -1,5 +1,7 @@
 """The ClientApp: three thin handlers around :mod:`client_app.session`."""
 
+from functools import lru_cache
+
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -12,13 +14,18 @@ from fedprune.records import (
     prune_record,
     report_record,
     requested,
+    requested_update,
 )
 
 app = ClientApp()
 
 
+# A simulation's process answers many messages of one run: the same text is checked once.
+_read = lru_cache(maxsize=4)(from_yaml)
+
+
 def _config(message: Message) -> RunConfig:
-    return from_yaml(str(requested(message, "config_yaml", str)))
+    return _read(str(requested(message, "config_yaml", str)))
 
 
 @app.query("handshake")
@@ -33,7 +40,8 @@ def prune_blocks(message: Message, context: Context) -> Message:
 
     def work() -> RecordDict:
         start, stop = requested(message, "start", int), requested(message, "stop", int)
-        return prune_record(prune(_config(message), Seat.of(context), range(int(start), int(stop))))
+        blocks, update = range(int(start), int(stop)), requested_update(message)
+        return prune_record(prune(_config(message), Seat.of(context), blocks, update))
 
     return answer(message, work)
 

@@ -31,11 +31,8 @@ class Scratch:
 
     def save_hidden(self, block: int, hidden: list[torch.Tensor]) -> None:
         """Keep the inputs of ``block``, one tensor of shape (1, seq_len, d) a sample."""
-        tensors = {f"{index:06d}": tensor.contiguous() for index, tensor in enumerate(hidden)}
         target = self._hidden(block)
-        partial = target.with_suffix(".partial")
-        save_file(tensors, partial)
-        partial.replace(target)
+        self._save(target, hidden)
         for older in self.folder.glob("hidden-*.safetensors"):
             if older != target:
                 older.unlink()
@@ -48,14 +45,15 @@ class Scratch:
         ReplyRefusedError
             If this node did not prune the blocks before, or its folder was emptied.
         """
-        try:
-            tensors = load_file(self._hidden(block))
-        except (OSError, SafetensorError):
-            raise ReplyRefusedError(
-                f"the inputs of block {block} are not on this node: it missed an earlier message "
-                "of this run, or its cache folder was emptied. It can take part in the next run."
-            ) from None
-        return [tensors[key] for key in sorted(tensors)]
+        return self._load(self._hidden(block), f"inputs of block {block}")
+
+    def save_samples(self, samples: list[torch.Tensor]) -> None:
+        """Keep the calibration samples, so that no later message draws them again."""
+        self._save(self._samples, samples)
+
+    def load_samples(self) -> list[torch.Tensor]:
+        """Return the calibration samples; ReplyRefusedError as :meth:`load_hidden`."""
+        return self._load(self._samples, "calibration samples")
 
     def save_masks(self, block: int, data: bytes) -> None:
         """Keep a block's encoded masks for the local evaluation."""
@@ -84,9 +82,30 @@ class Scratch:
             if time.time() - run.stat().st_mtime > _STALE_SECONDS:
                 shutil.rmtree(run, ignore_errors=True)
 
+    def _save(self, target: Path, tensors: list[torch.Tensor]) -> None:
+        self._make()
+        partial = target.with_suffix(".partial")
+        named = {f"{index:06d}": tensor.contiguous() for index, tensor in enumerate(tensors)}
+        save_file(named, partial)
+        partial.replace(target)
+
+    def _load(self, source: Path, what: str) -> list[torch.Tensor]:
+        try:
+            tensors = load_file(source)
+        except (OSError, SafetensorError):
+            raise ReplyRefusedError(
+                f"the {what} are not on this node: it missed an earlier message "
+                "of this run, or its cache folder was emptied. It can take part in the next run."
+            ) from None
+        return [tensors[key] for key in sorted(tensors)]
+
     def _make(self) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         return self.folder
 
     def _hidden(self, block: int) -> Path:
-        return self._make() / f"hidden-{block:05d}.safetensors"
+        return self.folder / f"hidden-{block:05d}.safetensors"
+
+    @property
+    def _samples(self) -> Path:
+        return self.folder / "samples.safetensors"

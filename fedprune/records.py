@@ -5,7 +5,7 @@ are checked, nothing is unpickled.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import cast
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -14,6 +14,8 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from fedprune.errors import ReplyRefusedError
 
 MASK_FORMAT = "fedprune.masks.v1"
+UPDATE_FORMAT = "fedprune.update.v1"
+_NLL_OF = "nll-of-"
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class NodeReport:
         Versions of the libraries that decide about results.
     problem : str
         Why it cannot take part; "" if it can.
+    sample_ids : str
+        Where its samples were taken, as hashes separated by commas; "" if the texts are its own.
     """
 
     partition_id: int
@@ -54,6 +58,7 @@ class NodeReport:
     memory_bytes: int
     versions: str
     problem: str
+    sample_ids: str = ""
 
     @property
     def name(self) -> str:
@@ -87,20 +92,58 @@ class PruneReply:
 
 @dataclass(frozen=True)
 class LocalResult:
-    """Perplexity of a node's own pruned model; only the number leaves the node."""
+    """How well a node's own pruned model predicts; only these numbers leave the node.
+
+    Attributes
+    ----------
+    nll : float
+        Mean negative log-likelihood of a token on the held-out part of `data`, in nats.
+    tokens : int
+        Tokens predicted there.
+    others : Mapping[str, float]
+        The same on each of `evaluation.datasets`, by label.
+    """
 
     nll: float
     tokens: int
+    others: Mapping[str, float] = field(default_factory=dict)
 
 
-def request(config_yaml: str, **values: int | str) -> RecordDict:
+def request(config_yaml: str, update: bytes | None = None, **values: int | str) -> RecordDict:
     """Return the content of a request: the run's configuration and a few settings.
 
-    Keyword names become kebab-case keys of the record ``config``.
+    Keyword names become kebab-case keys of the record ``config``; ``update`` (bytes of
+    :func:`fedprune.wire.update.encode_update`) travels as an array beside it.
     """
     content: dict[str, int | str] = {"config-yaml": config_yaml}
     content.update({_kebab(key): value for key, value in values.items()})
-    return RecordDict({"config": ConfigRecord(content)})  # type: ignore[arg-type]
+    records = RecordDict({"config": ConfigRecord(content)})  # type: ignore[arg-type]
+    if update is not None:
+        array = Array("uint8", (len(update),), UPDATE_FORMAT, update)
+        records["arrays"] = ArrayRecord({"update": array})
+    return records
+
+
+def requested_update(message: Message) -> bytes | None:
+    """Return the update that a request brings, still encoded; None if it brings none.
+
+    Raises
+    ------
+    ReplyRefusedError
+        If the request holds other arrays, or the update is of another format.
+    """
+    if "arrays" not in message.content:
+        return None
+    arrays = message.content.array_records.get("arrays")
+    if arrays is None or set(arrays) != {"update"}:
+        raise ReplyRefusedError("the request's record 'arrays' must hold one array, 'update'.")
+    array = arrays["update"]
+    shape = (len(array.data),)
+    if array.stype != UPDATE_FORMAT or array.dtype != "uint8" or array.shape != shape:
+        raise ReplyRefusedError(
+            f"the update must be a uint8 array of format '{UPDATE_FORMAT}' with its true length."
+        )
+    return array.data
 
 
 def requested(message: Message, key: str, kind: type[int] | type[str]) -> int | str:
@@ -129,9 +172,9 @@ def read_report(message: Message) -> NodeReport:
     if record is None:
         raise ReplyRefusedError("the handshake has no record 'report'.")
     values: dict[str, int | str] = {}
-    for field in fields(NodeReport):
-        kind: type[int] | type[str] = int if field.type is int else str
-        values[field.name] = cast(int | str, _typed(record, _kebab(field.name), kind))
+    for entry in fields(NodeReport):
+        kind: type[int] | type[str] = int if entry.type is int else str
+        values[entry.name] = cast(int | str, _typed(record, _kebab(entry.name), kind))
     return NodeReport(**values)  # type: ignore[arg-type]
 
 
@@ -195,7 +238,9 @@ def read_prune(message: Message, blocks: range, most_bytes: Mapping[int, int]) -
 
 def local_record(result: LocalResult) -> RecordDict:
     """Return the content of a reply to a local evaluation."""
-    return RecordDict({"metrics": MetricRecord({"nll": result.nll, "num-tokens": result.tokens})})
+    metrics: dict[str, float] = {"nll": result.nll, "num-tokens": result.tokens}
+    metrics |= {f"{_NLL_OF}{label}": nll for label, nll in result.others.items()}
+    return RecordDict({"metrics": MetricRecord(metrics)})  # type: ignore[arg-type]
 
 
 def read_local(message: Message) -> LocalResult:
@@ -203,7 +248,12 @@ def read_local(message: Message) -> LocalResult:
     metrics = message.content.metric_records.get("metrics")
     if metrics is None:
         raise ReplyRefusedError("a local evaluation holds the record 'metrics'.")
-    return LocalResult(_figure(metrics, "nll"), int(_figure(metrics, "num-tokens")))
+    others = {
+        key.removeprefix(_NLL_OF): _figure(metrics, key)
+        for key in metrics
+        if key.startswith(_NLL_OF)
+    }
+    return LocalResult(_figure(metrics, "nll"), int(_figure(metrics, "num-tokens")), others)
 
 
 def message_bytes(message: Message) -> int:

@@ -75,7 +75,7 @@ def _run(
         strategy = STRATEGIES[config.strategy.name](config, plan, tally.add, ledger)
         strategy.start(grid)
         seconds.update(strategy.seconds)
-        masks = folder.read_masks(tally.blocks)
+        masks = folder.read_changes(tally.blocks)
         with lap(seconds, "evaluate"):
             perplexities = measure(config, loaded, masks, strategy)
         show("export", 0, 1, "writing the pruned model")
@@ -119,6 +119,7 @@ def _clients(strategy: FederatedPruning) -> list[dict[str, object]]:
             "device": client.report.device,
             "memory_bytes": client.report.memory_bytes,
             "versions": client.report.versions,
+            "sample_ids": [name for name in client.report.sample_ids.split(",") if name],
             "local_nll": local[client.name].nll if client.name in local else None,
         }
         for client in strategy.cohort.clients

@@ -2,74 +2,79 @@
 
 import math
 from collections.abc import Mapping
-from logging import WARNING
 
 import torch
-from flwr.common.logger import log
 
 from fedprune.config import RunConfig
-from fedprune.data.partitions import partition_documents
-from fedprune.data.samples import calibration_samples
+from fedprune.data.clients import client_samples
 from fedprune.data.sources import load_documents
-from fedprune.errors import DataError
-from fedprune.evaluation.perplexity import perplexity, token_windows
+from fedprune.evaluation.perplexity import perplexity
+from fedprune.evaluation.texts import evaluation_windows
+from fedprune.models.device import pick_device
 from fedprune.models.loading import LoadedModel
 from fedprune.models.masking import masked
 from fedprune.pruning.driver import BlockWalk, prune_blocks
 from fedprune.pruning.pruners import get_pruner
-from fedprune.pruning.spec import MaskSpec
+from fedprune.pruning.spec import block_specs
 from fedprune.reporting.results import Perplexities
-from fedprune.seeds import derive_seed
 from fedprune.wire.bitmask import BitMask
+from fedprune.wire.update import Change
 from strategies import FederatedPruning
 from strategies.progress import show
 
-Masks = Mapping[int, Mapping[str, BitMask]]
+Masks = Mapping[int, Mapping[str, Change]]
 
 
 def measure(
     config: RunConfig, loaded: LoadedModel, masks: Masks, strategy: FederatedPruning
-) -> Perplexities:
+) -> list[Perplexities]:
     """Measure the dense, the pruned and, where asked for and possible, the baseline models.
 
     Parameters
     ----------
     config : RunConfig
-        `evaluation` says how; the held-out part of `data` is the text.
+        `evaluation` says how and on which data sets besides the held-out part of `data`.
     loaded : LoadedModel
         The dense model; unchanged afterwards.
     masks : Mapping
-        Block -> linear -> global mask.
+        Block -> linear -> global mask, or update where survivors are scaled.
     strategy : FederatedPruning
         Carries the clients and what they measured on their own.
 
     Returns
     -------
-    Perplexities
-        A part is None where there was no text for it here.
+    list of Perplexities
+        One a data set, the run's own first; a part is None where there was no text for it here.
     """
-    local = {name: math.exp(found.nll) for name, found in strategy.local.items()}
-    windows = _windows(config, loaded)
-    if windows is None:
-        return Perplexities(config.data.name, None, None, None, local)
+    windows = evaluation_windows(config, loaded.tokenizer)
     steps = 3 if config.evaluation.centralized else 2
-    device = torch.device("cpu")
+    device = pick_device(config.pruner.device)
 
     def step(number: int, what: str) -> None:
         show("evaluate", number, steps, what)
 
     step(0, "dense model")
-    dense = perplexity(loaded.model, windows, device).perplexity
+    dense = _scores(loaded, windows, device)
     step(1, "pruned model")
     with masked(loaded, masks):
-        pruned = perplexity(loaded.model, windows, device).perplexity
-    central = None
-    if config.evaluation.centralized:
+        pruned = _scores(loaded, windows, device)
+    central: dict[str, float] = {}
+    if config.evaluation.centralized and windows:
         step(2, "centralised baseline: one client with all samples")
         with masked(loaded, centralized_masks(config, loaded, strategy)):
-            central = perplexity(loaded.model, windows, device).perplexity
+            central = _scores(loaded, windows, device)
     step(steps, "done")
-    return Perplexities(config.data.name, dense, pruned, central, local)
+    labels = dict.fromkeys([config.data.name, *windows])
+    return [
+        Perplexities(
+            label,
+            dense.get(label),
+            pruned.get(label),
+            central.get(label),
+            _local(strategy, label, label == config.data.name),
+        )
+        for label in labels
+    ]
 
 
 def centralized_masks(
@@ -83,35 +88,28 @@ def centralized_masks(
     samples: list[torch.Tensor] = []
     for client in strategy.cohort.clients:
         report = client.report
-        share = partition_documents(
-            documents,
-            max(1, report.num_partitions),
-            report.partition_id,
-            config.data.partition,
-            derive_seed(config.seed, "partition"),
+        found = client_samples(
+            config, documents, loaded.tokenizer, report.partition_id, report.num_partitions
         )
-        samples += calibration_samples(
-            share,
-            loaded.tokenizer,
-            config.pruner.num_calibration_samples,
-            config.pruner.seq_len,
-            derive_seed(config.seed, "calibration", report.partition_id),
-        )
-    walk = BlockWalk(loaded, samples, torch.device("cpu"))
-    spec = MaskSpec(config.sparsity, config.pruner.pattern, config.pruner.group)
-    blocks = range(len(loaded.layout.blocks))
-    return dict(prune_blocks(walk, blocks, get_pruner(config.pruner.name), spec))
+        samples += [sample.tokens for sample in found]
+    walk = BlockWalk(loaded, samples, pick_device(config.pruner.device))
+    count = len(loaded.layout.blocks)
+    specs = block_specs(config, range(count), count)
+    return dict(prune_blocks(walk, get_pruner(config.pruner.name), specs))
 
 
-def _windows(config: RunConfig, loaded: LoadedModel) -> torch.Tensor | None:
-    if config.data.source == "node" and config.data.heldout_path is None:
-        log(WARNING, "no text to evaluate on here: set `data.heldout_path` to a text on the server")
-        return None
-    documents = load_documents(config.data, "heldout")
-    chosen = config.evaluation
-    try:
-        return token_windows(documents, loaded.tokenizer, chosen.seq_len, chosen.max_windows)
-    except DataError as error:
-        # The masks are worth more than their evaluation: keep them and say so.
-        log(WARNING, "not evaluated: %s", error)
-        return None
+def _scores(
+    loaded: LoadedModel, windows: Mapping[str, torch.Tensor], device: torch.device
+) -> dict[str, float]:
+    return {
+        label: perplexity(loaded.model, rows, device).perplexity for label, rows in windows.items()
+    }
+
+
+def _local(strategy: FederatedPruning, label: str, own: bool) -> dict[str, float]:
+    """Return client -> perplexity of its own pruned model on one data set, where it told."""
+    found = {
+        name: result.nll if own else result.others.get(label)
+        for name, result in strategy.local.items()
+    }
+    return {name: math.exp(nll) for name, nll in found.items() if nll is not None}

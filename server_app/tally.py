@@ -28,7 +28,7 @@ class Tally:
     def add(self, result: BlockResult) -> None:
         """Save a block and note its figures."""
         prefix = self.loaded.layout.prefix
-        self.folder.save_block(prefix, result.block, result.masks)
+        self.folder.save_block(prefix, result.block, result.updates)
         for name, mask in result.masks.items():
             votes = result.histograms[name]
             self._figures.append(
@@ -38,7 +38,7 @@ class Tally:
                     zeros=mask.numel - mask.survivors,
                     voters=result.voters,
                     votes=[int(count) for count in votes],
-                    agreement=pairwise_agreement(votes, result.voters),
+                    agreement=pairwise_agreement(votes, result.effective_voters),
                     unanimous=unanimous_share(votes),
                 )
             )

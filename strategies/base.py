@@ -18,10 +18,12 @@ from fedprune.errors import ReplyRefusedError
 from fedprune.records import LocalResult, read_local, request
 from fedprune.reporting.laps import lap
 from fedprune.reporting.ledger import Entry, Ledger
+from fedprune.wire.update import encode_update
 from strategies.block import BlockResult
 from strategies.cohort import Cohort
 from strategies.exchange import exchange
 from strategies.handshake import Client, Handshake
+from strategies.participation import client_weights, take_part
 from strategies.plan import Plan
 from strategies.progress import evaluating, pruning, show
 
@@ -66,7 +68,9 @@ class FederatedPruning(Strategy):
         self.cohort = Cohort([], self.ledger)
         self.local: dict[str, LocalResult] = {}
         self.seconds: dict[str, float] = {}
-        self.chunks = plan.chunks(config.schedule.blocks_per_message)
+        self._iterative = config.schedule.name == "iterative"
+        self.chunks = plan.chunks(1 if self._iterative else config.schedule.blocks_per_message)
+        self._update: bytes | None = None  # the block before, where clients hear of it
         self._on_block = on_block
         self._config_yaml = to_yaml(config)
 
@@ -85,7 +89,7 @@ class FederatedPruning(Strategy):
         """
 
     @abstractmethod
-    def close_chunk(self, voters: int) -> Iterator[BlockResult]:
+    def close_chunk(self) -> Iterator[BlockResult]:
         """Yield the aggregated blocks of the chunk, one at a time."""
 
     def start(  # noqa: PLR0913 - Flower's signature
@@ -117,7 +121,9 @@ class FederatedPruning(Strategy):
         self.summary()
         result = Result()
         with lap(self.seconds, "handshake"):
-            self.cohort = Cohort(self._handshake(grid), self.ledger)
+            clients = take_part(self._handshake(grid), self.config)
+            self.cohort = Cohort(clients, self.ledger, client_weights(clients, self.config))
+        log(INFO, "taking part: %s", ", ".join(client.name for client in clients))
         with lap(self.seconds, "prune"):
             self._prune(grid, result)
         if self.config.evaluation.local_only:
@@ -128,9 +134,14 @@ class FederatedPruning(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Build this round's requests: the next chunk of blocks, to every active client."""
+        """Build this round's requests: the next chunk of blocks, to every active client.
+
+        With the iterative schedule they bring what became of the block before.
+        """
         blocks = self.chunks[server_round - 1]
-        return self._requests(PRUNE, server_round, start=blocks.start, stop=blocks.stop)
+        return self._requests(
+            PRUNE, server_round, self._update, start=blocks.start, stop=blocks.stop
+        )
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -154,8 +165,10 @@ class FederatedPruning(Strategy):
                 used.add(client.node_id)
                 self.ledger.add(entry)
         self.cohort.check_quorum(len(used), self.config.strategy.min_clients)
-        for done in self.close_chunk(len(used)):
+        for done in self.close_chunk():
             self._on_block(done)
+            if self._iterative:
+                self._update = encode_update(done.updates, self.config.pruner.pattern)
         return None, MetricRecord({"clients": len(used)})
 
     def configure_evaluate(
@@ -185,8 +198,9 @@ class FederatedPruning(Strategy):
         config = self.config
         log(
             INFO,
-            "%s: %s to sparsity %g (%s), %d blocks in %d messages a client, at least %d clients",
+            "%s, %s: %s to sparsity %g (%s), %d blocks in %d messages each, at least %d clients",
             type(self).__name__,
+            config.schedule.name,
             config.pruner.name,
             config.sparsity,
             config.pruner.pattern,
@@ -229,17 +243,19 @@ class FederatedPruning(Strategy):
         clients = handshake.run(
             grid, lambda done, total: show("handshake", done, total, "nodes have answered")
         )
-        log(INFO, "taking part: %s", ", ".join(client.name for client in clients))
         return clients
 
     def _window(self) -> int:
         largest = max(sum(map(self.plan.block_bytes, chunk)) for chunk in self.chunks)
+        largest = max(largest, len(self._update or b""))
         return self.plan.window(self.config.strategy.window, largest)
 
-    def _requests(self, kind: str, server_round: int, **values: int) -> Iterator[Message]:
+    def _requests(
+        self, kind: str, server_round: int, update: bytes | None = None, **values: int
+    ) -> Iterator[Message]:
         timeout, group = self.config.strategy.timeout, f"round-{server_round}"
         for client in self.cohort.active:
-            content = request(self._config_yaml, server_round=server_round, **values)
+            content = request(self._config_yaml, update, server_round=server_round, **values)
             yield Message(content, client.node_id, kind, ttl=timeout, group_id=group)
 
     def _replies(

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedprune.wire.bitmask import BitMask
+from fedprune.wire.update import LinearUpdate
 
 
 @dataclass(frozen=True)
@@ -17,15 +18,24 @@ class BlockResult:
     ----------
     block : int
         Its index.
-    masks : Mapping[str, BitMask]
-        Name of the linear -> global mask.
+    updates : Mapping[str, LinearUpdate]
+        Name of the linear -> global mask and, with `strategy.scaling`, keep counts.
     histograms : Mapping[str, NDArray]
-        Name of the linear -> weights with 0..voters prune votes.
+        Name of the linear -> weights by prune votes, from none to all
+        (:meth:`fedprune.aggregation.votes.VoteCounter.histogram`).
     voters : int
         Clients whose masks were counted.
+    effective_voters : float
+        How many clients of equal weight they stand for; ``voters`` where all weigh the same.
     """
 
     block: int
-    masks: Mapping[str, BitMask]
+    updates: Mapping[str, LinearUpdate]
     histograms: Mapping[str, NDArray[np.int64]]
     voters: int
+    effective_voters: float
+
+    @property
+    def masks(self) -> dict[str, BitMask]:
+        """Name of the linear -> global mask."""
+        return {name: update.mask for name, update in self.updates.items()}

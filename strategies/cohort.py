@@ -1,5 +1,6 @@
 """The clients that still take part, and the bookkeeping of their replies."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from logging import WARNING
 
@@ -22,10 +23,13 @@ class Cohort:
         Those that passed the handshake, in the order of their partitions.
     ledger : Ledger
         Gets one entry a reply, used or refused.
+    weights : Mapping[int, int]
+        Node id -> for how many votes its mask counts.
     """
 
     clients: list[Client]
     ledger: Ledger
+    weights: Mapping[int, int] = field(default_factory=dict)
     _active: dict[int, Client] = field(init=False)
     _outcomes: dict[int, Outcome] = field(init=False, default_factory=dict)
 

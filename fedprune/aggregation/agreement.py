@@ -1,30 +1,32 @@
 """How far clients agree, from the histogram of votes alone."""
 
-from math import comb
-
 import numpy as np
 from numpy.typing import NDArray
 
 
-def pairwise_agreement(histogram: NDArray[np.int64], clients: int) -> float:
+def pairwise_agreement(histogram: NDArray[np.int64], clients: float) -> float:
     """Return the share of weights on which two clients agree, averaged over all pairs of clients.
 
     A weight with v votes among m clients is agreed on by C(v, 2) + C(m - v, 2) of C(m, 2) pairs.
+    Where clients count for several votes, so do their pairs: a pair weighs the product of both.
+    With x the share of votes and n the effective number of clients, both cases are
+    (x^2 + (1 - x)^2 - 1/n) / (1 - 1/n).
 
     Parameters
     ----------
     histogram : NDArray[np.int64]
-        Number of weights by votes, shape (clients + 1,).
-    clients : int
-        Number of clients, m; a single client agrees with itself (1.0).
+        Number of weights by votes, evenly spaced from none to all, shape (total + 1,) or fewer
+        where votes were gathered in bins.
+    clients : float
+        Number of clients, or `VoteCounter.effective_clients` where they are weighted; a single
+        client agrees with itself (1.0).
     """
-    if clients < 2:
+    if clients <= 1:
         return 1.0
-    agreeing = sum(
-        int(weights) * (comb(votes, 2) + comb(clients - votes, 2))
-        for votes, weights in enumerate(histogram)
-    )
-    return agreeing / (int(histogram.sum()) * comb(clients, 2))
+    share = np.linspace(0.0, 1.0, histogram.size)
+    same = (share**2 + (1.0 - share) ** 2 - 1.0 / clients) / (1.0 - 1.0 / clients)
+    mean = float(same @ histogram) / int(histogram.sum())
+    return min(max(mean, 0.0), 1.0)  # bins and rounding must not leave the range
 
 
 def unanimous_share(histogram: NDArray[np.int64]) -> float:
@@ -33,7 +35,7 @@ def unanimous_share(histogram: NDArray[np.int64]) -> float:
     Parameters
     ----------
     histogram : NDArray[np.int64]
-        Number of weights by votes, shape (clients + 1,).
+        Number of weights by votes, shape (total + 1,) or in bins; client weights do not matter.
     """
     if histogram.size == 1:
         return 1.0

@@ -1,58 +1,132 @@
 """From votes to one mask: the most voted weights are pruned, exactly as many as asked.
 
-FedPrLLM's server step (arXiv 2505.13547, step 4 of its algorithm) with ties broken by |W| and
-index instead of at random. The threshold is found digit by digit on the counter's bit planes, from
-the highest down: no votes are unpacked and nothing is sorted.
+FedPrLLM's server step (arXiv 2505.13547, step 4 of its algorithm) for all of its comparison
+groups. The threshold of each group is found digit by digit on the counter's bit planes, from the
+highest down: no votes are unpacked, and only weights tied at a threshold are looked at one by one.
 """
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedprune.aggregation.rows import from_groups, full_groups, to_groups
+from fedprune.aggregation.ties import MatrixKeys, RandomKeys, drop_tied
 from fedprune.aggregation.votes import VoteCounter, Words
+from fedprune.config.count import GROUPS, pruned_count
 from fedprune.config.pattern import Pattern
 from fedprune.errors import ConfigError, ModelError
-from fedprune.wire.bitmask import BitMask, packed_size, popcount
+from fedprune.wire.bitmask import BitMask
 
-_BYTES = 1 << 17  # bytes of a step over ties: 2**20 weights
+Counts = NDArray[np.int64]
+
+TIES = ("magnitude", "index", "random")
+
+_WORDS = 1 << 13  # words of a step over rows or columns: its planes stay in a core's cache
 _WEIGHTS = 1 << 18  # weights of a step over N:M groups
+_ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
-def select_layer(
-    votes: VoteCounter, prune: int, magnitude: NDArray[np.float32], shape: tuple[int, int]
+@dataclass(frozen=True)
+class Rule:
+    """How votes become a mask.
+
+    Parameters
+    ----------
+    group : str
+        Comparison group of an unstructured mask: 'layer', 'row' or 'column'.
+    ties : str
+        Which of equally voted weights is pruned first: 'magnitude' the smaller |W|, of equals
+        the lower index; 'index' the lower index, as published for rows and columns; 'random'
+        any, by `seed`, as published for layers.
+    majority_floor : bool
+        Prune by votes only what more than half of them are for; what is then missing to the
+        group's count is filled with the smallest |W| of the rest, of equals the lower index.
+        Without it a third of the votes can push out weights that all others keep.
+    seed : int
+        Of random ties, non-negative; give each linear its own.
+
+    Raises
+    ------
+    ConfigError
+        If group, ties or seed are none of these.
+    """
+
+    group: str = "layer"
+    ties: str = "magnitude"
+    majority_floor: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse rules that do not exist."""
+        for key, value, known in ("group", self.group, GROUPS), ("ties", self.ties, TIES):
+            if value not in known:
+                options = ", ".join(f"'{option}'" for option in known)
+                raise ConfigError(f"`strategy.{key}` must be one of {options}, got '{value}'.")
+        if self.seed < 0:
+            raise ConfigError(f"`seed` must be at least 0, got {self.seed}.")
+
+
+def select(
+    votes: VoteCounter,
+    sparsity: float,
+    magnitude: NDArray[np.float32],
+    shape: tuple[int, int],
+    rule: Rule,
 ) -> BitMask:
-    """Return the mask that prunes the `prune` most voted weights of a linear.
+    """Return the mask that prunes the most voted weights of each comparison group.
 
     Parameters
     ----------
     votes : VoteCounter
         Votes of all clients.
-    prune : int
-        Weights to prune, 0 <= prune <= d_out * d_in.
+    sparsity : float
+        Share to prune, 0 <= sparsity < 1: ``pruned_count(size, sparsity)`` of each group.
     magnitude : NDArray[np.float32]
-        |W|, flat, shape (d_out * d_in,), without NaN. Of equally voted weights the smaller is
-        pruned first; of those of equal magnitude the one of lower index.
+        |W|, flat, shape (d_out * d_in,), without NaN.
     shape : tuple of int
         (d_out, d_in) of the weight.
+    rule : Rule
+        Group, ties and majority floor.
 
     Raises
     ------
     ModelError
-        If the sizes do not fit each other, or `prune` is out of range.
+        If the sizes do not fit each other.
+    ConfigError
+        If the sparsity is out of range.
     """
     _check_sizes(votes, magnitude, shape)
-    if not 0 <= prune <= votes.numel:
-        raise ModelError(f"Cannot prune {prune} of {votes.numel} weights.")
-    survivors, tied, left = _split_at(votes, prune)
-    survivors |= _keep_larger(tied, left, magnitude)
-    return BitMask(survivors.view(np.uint8)[: packed_size(votes.numel)], shape)
+    if not 0.0 <= sparsity < 1.0:
+        raise ConfigError(f"`sparsity` must be at least 0 and below 1, got {sparsity}.")
+    d_out, d_in = shape
+    groups, size = {"layer": (1, votes.numel), "row": (d_out, d_in), "column": (d_in, d_out)}[
+        rule.group
+    ]
+    keeps = votes.keep_planes()
+    planes = [to_groups(plane, shape, rule.group) for plane in keeps]
+    rest = None
+    if rule.majority_floor:
+        rest = to_groups(_not_majority(votes), shape, rule.group)
+        # What no majority prunes counts as kept by more than all: it is chosen last, all tied.
+        planes = [plane | rest for plane in planes]
+    tied = full_groups(groups, size)
+    survivors, left = _split(planes, tied, pruned_count(size, sparsity))
+    _resolve(tied, left, rest, MatrixKeys(magnitude, shape, rule.group), rule)
+    return BitMask(from_groups(survivors | tied, shape, rule.group), shape)
 
 
 def select_nm(
-    votes: VoteCounter, pattern: Pattern, magnitude: NDArray[np.float32], shape: tuple[int, int]
+    votes: VoteCounter,
+    pattern: Pattern,
+    magnitude: NDArray[np.float32],
+    shape: tuple[int, int],
+    rule: Rule,
 ) -> BitMask:
     """Return the mask that keeps the N least voted weights of every M consecutive inputs.
 
-    Parameters are those of `select_layer`, ties are broken alike.
+    Parameters are those of `select`; the rule's group is not looked at.
 
     Raises
     ------
@@ -70,81 +144,107 @@ def select_nm(
     if shape[1] % m:
         raise ModelError(f"Pattern '{pattern}' needs d_in divisible by {m}, got {shape[1]}.")
     mask = np.empty(votes.numel, dtype=np.bool_)
+    random = RandomKeys(rule.seed)
     step = max(_WEIGHTS // m, 1) * m
     for start in range(0, votes.numel, step):
         stop = min(start + step, votes.numel)
-        keeps = (votes.clients - votes.counts(start, stop)).astype(np.uint64)
-        # Bit patterns of non-negative floats sort as the floats do: one key holds both.
-        keys = keeps << np.uint64(32) | magnitude[start:stop].view(np.uint32)
-        ranks = _ranks(keys.reshape(-1, m).T)
-        mask[start:stop].reshape(-1, m)[:] = (ranks >= m - n).T
+        keys = _order(votes.counts(start, stop), votes.total, magnitude[start:stop], rule, random)
+        mask[start:stop].reshape(-1, m)[:] = (_ranks(keys.reshape(-1, m).T) >= m - n).T
     return BitMask.from_bool(mask.reshape(shape))
 
 
-def _split_at(votes: VoteCounter, prune: int) -> tuple[Words, Words, int]:
-    """Return the sure survivors, the weights tied at the threshold, how many of those to prune."""
-    full = np.zeros((votes.numel + 63) // 64 * 8, dtype=np.uint8)
-    full[: packed_size(votes.numel)] = 0xFF
-    if votes.numel % 8:
-        full[packed_size(votes.numel) - 1] = (1 << votes.numel % 8) - 1
-    tied = full.view(np.uint64)
-    survivors = np.zeros_like(tied)
-    ones = np.empty_like(tied)
-    size = votes.numel
-    for plane in reversed(votes.keep_planes()):
-        np.bitwise_and(tied, plane, out=ones)  # kept by more clients than the other candidates
-        keep = popcount(ones.view(np.uint8))
-        if size - keep > prune:  # the threshold is among the others
-            survivors |= ones
-            tied ^= ones
-            size -= keep
+def _not_majority(votes: VoteCounter) -> Words:
+    """Return the bits of the weights that at most half of the votes prune; padding is any."""
+    half = (votes.total + 1) // 2  # kept by as many: found from the highest digit down
+    more = np.zeros((votes.numel + 63) // 64, dtype=np.uint64)
+    equal = ~more
+    planes = votes.keep_planes()
+    for digit in reversed(range(len(planes))):
+        if half >> digit & 1:
+            equal &= planes[digit]
         else:
-            tied, ones = ones, tied
-            prune -= size - keep
-            size = keep
-    return survivors, tied, prune
+            more |= equal & planes[digit]
+            equal &= ~planes[digit]
+    return more | equal
 
 
-def _keep_larger(tied: Words, prune: int, magnitude: NDArray[np.float32]) -> Words:
-    """Return the tied weights without their `prune` smallest, of equals the first."""
-    if prune == 0:
-        return tied
-    kept = tied.view(np.uint8)
-    parts = [(start, _set_bits(kept[start : start + _BYTES])) for start in _starts(kept)]
-    found = [magnitude[start * 8 :][indices] for start, indices in parts]
-    sizes = np.concatenate(found)
-    limit = np.partition(sizes, prune - 1)[prune - 1]
-    equal = prune - int(np.count_nonzero(sizes < limit))  # of these, the first are pruned
-    for (start, indices), size in zip(parts, found, strict=True):
-        drop = size < limit
-        first = np.flatnonzero(size == limit)[:equal]
-        drop[first] = True
-        equal -= first.size
-        places = indices[drop]
-        # Subtracting a bit that is set clears it.
-        np.subtract.at(kept[start:], places // 8, np.uint8(1) << (places % 8).astype(np.uint8))
-    return tied
-
-
-def _starts(packed: NDArray[np.uint8]) -> range:
-    return range(0, packed.size, _BYTES)
-
-
-def _set_bits(packed: NDArray[np.uint8]) -> NDArray[np.int32]:
-    """Return the ascending indices of the set bits; few are expected, so empty words are skipped.
+def _split(planes: Sequence[Words], tied: Words, prune: int) -> tuple[Words, Counts]:
+    """Return each group's sure survivors, and how many to prune of those tied at its threshold.
 
     Parameters
     ----------
-    packed : NDArray[np.uint8]
-        A multiple of 8 bytes, less than 2**28.
+    planes : sequence of Words
+        Binary digits of the votes to keep, lowest first, shape (groups, words) each.
+    tied : Words
+        All weights; only the tied are left, in place.
+    prune : int
+        Weights to prune in each group.
     """
-    words = np.flatnonzero(packed.view(np.uint64)).astype(np.int32)
-    found = packed.view(np.uint64)[words].view(np.uint8)
-    places = np.flatnonzero(found != 0)
-    flags = np.unpackbits(found[places], bitorder="little").view(np.bool_)
-    bits = np.flatnonzero(flags)
-    places = places[bits // 8]
-    return ((words[places // 8] * 8 + places % 8) * 8 + bits % 8).astype(np.int32)
+    survivors = np.zeros_like(tied)
+    left = np.empty(tied.shape[0], dtype=np.int64)
+    step = max(_WORDS // tied.shape[1], 1)
+    for start in range(0, tied.shape[0], step):
+        part = slice(start, start + step)
+        digits = [plane[part] for plane in reversed(planes)]
+        left[part] = _split_part(digits, tied[part], survivors[part], prune)
+    return survivors, left
+
+
+def _split_part(digits: list[Words], tied: Words, survivors: Words, prune: int) -> Counts:
+    """Split some groups (see `_split`), digits highest first."""
+    ones = np.empty_like(tied)
+    size = _popcounts(tied)
+    left = np.full_like(size, prune)
+    for digit in digits:
+        np.bitwise_and(tied, digit, out=ones)  # kept by more votes than the other candidates
+        keep = _popcounts(ones)
+        others = size - keep > left  # the threshold is among the others
+        among = np.where(others, _ALL, np.uint64(0))[:, np.newaxis]
+        survivors |= ones & among
+        tied &= among
+        tied ^= ones
+        left -= np.where(others, 0, size - keep)
+        size = np.where(others, size - keep, keep)
+    return left
+
+
+def _popcounts(words: Words) -> Counts:
+    counts: Counts = np.bitwise_count(words).sum(axis=1, dtype=np.int64)
+    return counts
+
+
+def _resolve(tied: Words, left: Counts, rest: Words | None, keys: MatrixKeys, rule: Rule) -> None:
+    """Clear the tied weights that are pruned; those without a majority go by magnitude."""
+    if rest is not None and rule.ties != "magnitude":
+        # All of a group's ties have a majority, or none has.
+        filled = (tied & rest).any(axis=1)
+        drop_tied(tied, np.where(filled, left, 0), keys)
+        left = np.where(filled, 0, left)
+    orders = {"magnitude": keys, "index": None, "random": RandomKeys(rule.seed)}
+    drop_tied(tied, left, orders[rule.ties])
+
+
+def _order(
+    votes: NDArray[np.uint16 | np.uint32],
+    total: int,
+    magnitude: NDArray[np.float32],
+    rule: Rule,
+    random: RandomKeys,
+) -> NDArray[np.uint64]:
+    """Return keys that sort weights as they are pruned; equal ones go by index."""
+    keeps = (total - votes.astype(np.int64)).astype(np.uint64)
+    # Bit patterns of non-negative floats sort as the floats do: one key holds both.
+    codes = magnitude.view(np.uint32)
+    ties = codes
+    if rule.ties == "index":
+        ties = np.zeros_like(codes)
+    elif rule.ties == "random":
+        ties = random.draw(codes.size)
+    if rule.majority_floor:
+        rest = 2 * keeps >= total
+        keeps[rest] = total
+        ties = np.where(rest, codes, ties)
+    return keeps << np.uint64(32) | ties
 
 
 def _ranks(keys: NDArray[np.uint64]) -> NDArray[np.int32]:

@@ -1,4 +1,4 @@
-"""The `fedprune` command: run, evaluate, doctor."""
+"""The `fedprune` command: run, sweep, evaluate, doctor."""
 
 import argparse
 import sys
@@ -12,6 +12,8 @@ _EXAMPLES = """examples:
   fedprune run sparsity=0.6 federation.num_clients=4
   fedprune run model=facebook/opt-125m data=/texts output_dir=runs/opt
   fedprune run federation.connection=production    on a SuperLink of Flower's configuration
+  fedprune run federation.backend=inline           without Flower's runtime, starts at once
+  fedprune sweep sparsity=0.5,0.6 strategy.group=layer,row seed=0,1,2
   fedprune evaluate runs/opt evaluation.seq_len=512
   fedprune doctor
 
@@ -46,6 +48,10 @@ def _run(arguments: argparse.Namespace) -> int:
         from fedprune.cli.run import run_job
 
         return run_job(arguments.overrides)
+    if arguments.command == "sweep":
+        from fedprune.cli.sweep import run_sweep
+
+        return run_sweep(arguments.overrides, keep_models=arguments.keep_models)
     if arguments.command == "evaluate":
         from fedprune.cli.evaluate import run_evaluation
 
@@ -78,6 +84,24 @@ def _parser() -> argparse.ArgumentParser:
         parents=[common, overrides],
         help="run a federated pruning job and wait for its results",
         description="Run a federated pruning job through Flower and wait for its results.",
+    )
+    sweep = commands.add_parser(
+        "sweep",
+        parents=[common],
+        help="run many jobs and compare their results",
+        description="Run a job for every combination of values, in this process unless "
+        "federation.backend or federation.connection says otherwise. What is done is skipped, so "
+        "that the same command goes on after an interruption or a failure. Ends with a table, "
+        "table.csv, table.md and plots in the sweep's folder (output_dir).",
+    )
+    sweep.add_argument(
+        "overrides",
+        nargs="+",
+        metavar="NAME|key=a,b",
+        help="a sweep of conf/sweep or a file like those; keys with one or several values",
+    )
+    sweep.add_argument(
+        "--keep-models", action="store_true", help="keep the pruned models, not only the masks"
     )
     evaluate = commands.add_parser(
         "evaluate",

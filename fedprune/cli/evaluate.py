@@ -81,5 +81,7 @@ def measure(config: RunConfig) -> Perplexity:
     chosen = config.evaluation
     check_seq_len(loaded.model, chosen.seq_len, "evaluation.seq_len")
     documents = load_documents(config.data, "heldout")
-    windows = token_windows(documents, loaded.tokenizer, chosen.seq_len, chosen.max_windows)
+    windows = token_windows(
+        documents, loaded.tokenizer, chosen.seq_len, chosen.max_windows, config.data.joiner
+    )
     return perplexity(loaded.model, windows, device)

@@ -30,12 +30,20 @@ class Job:
         Folder on this machine: the log, and in a simulation the results.
     connection : str
         Name of the user's SuperLink connection; empty for a simulation of one's own.
+    clients : int
+        Number of clients of an inline simulation, 0 for a job on Flower's runtime.
     """
 
     run_config: dict[str, Scalar]
     federation: dict[str, Scalar]
     folder: Path
     connection: str
+    clients: int = 0
+
+    @property
+    def inline(self) -> bool:
+        """Whether the job runs in this process."""
+        return self.clients > 0
 
 
 def plan_job(config: RunConfig, cwd: Path, now: datetime) -> Job:
@@ -62,9 +70,11 @@ def plan_job(config: RunConfig, cwd: Path, now: datetime) -> Job:
         return Job(_run_config(config), {}, folder, config.federation.connection)
     if config.output_dir:
         folder = cwd / Path(config.output_dir).expanduser()
+    run_config = _run_config(dataclasses.replace(config, output_dir=str(folder)))
+    if config.federation.backend == "inline":
+        return Job(run_config, {}, folder, "", config.federation.num_clients)
     gpus = cuda_devices() if config.federation.client_gpus else 0
     federation = simulation_options(config, usable_cpus(), gpus)
-    run_config = _run_config(dataclasses.replace(config, output_dir=str(folder)))
     return Job(run_config, federation, folder, "")
 
 

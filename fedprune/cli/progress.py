@@ -52,11 +52,12 @@ class ProgressView(Protocol):
         """Show a line that stays: a warning or an error."""
 
 
-def progress_view(console: Console) -> ProgressView:
-    """Return the view that suits ``console``."""
+def progress_view(console: Console, name: str = "") -> ProgressView:
+    """Return the view that suits ``console``; ``name`` tells one of several runs."""
+    prefix = f"{name}: " if name else ""
     if console.is_terminal and not console.is_dumb_terminal and console.width >= _NARROWEST_BAR:
-        return LiveView(console)
-    return PlainView(console)
+        return LiveView(console, prefix)
+    return PlainView(console, prefix=prefix)
 
 
 class LiveView:
@@ -66,9 +67,12 @@ class LiveView:
     ----------
     console : Console
         A terminal.
+    prefix : str
+        Stands before what happens.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, prefix: str = "") -> None:
+        self._prefix = prefix
         self._bar = Bar(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
@@ -97,6 +101,7 @@ class LiveView:
 
     def stage(self, text: str) -> None:
         """Show ``text`` with a bar of unknown length."""
+        text = f"{self._prefix}{text}"
         self._bar.update(self._task, description=text, total=None, share="", detail="")
 
     def update(self, progress: Progress) -> None:
@@ -104,7 +109,7 @@ class LiveView:
         total = progress.total or None
         self._bar.update(
             self._task,
-            description=_LABELS[progress.phase],
+            description=f"{self._prefix}{_LABELS[progress.phase]}",
             completed=progress.done,
             total=total,
             share=f"{progress.done / total:.0%}" if total else "",
@@ -125,9 +130,17 @@ class PlainView:
         Where to print.
     clock : Callable
         Seconds from any origin.
+    prefix : str
+        Stands before every line.
     """
 
-    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        console: Console,
+        clock: Callable[[], float] = time.monotonic,
+        prefix: str = "",
+    ) -> None:
+        self._prefix = prefix
         self._console = console
         self._clock = clock
         self._begun = self._printed = clock()
@@ -169,4 +182,5 @@ class PlainView:
         self._printed = self._clock()
         seconds = self._printed - self._begun
         # Soft-wrapped: a log is searched by line, so one event stays one line.
-        self._console.print(Text(f"[{seconds:6.1f} s] {text}"), soft_wrap=True)
+        line = f"[{seconds:6.1f} s] {self._prefix}{text}"
+        self._console.print(Text(line), soft_wrap=True)

@@ -1,68 +1,23 @@
 """`fedprune run`: submit a job, show where it is, and tell by the exit code how it ended."""
 
-import collections
 import contextlib
 import json
-import re
-import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TextIO
 
 from rich.console import Console
 
-from fedprune.cli.app import app_folder, staged
-from fedprune.cli.flower import Connection, RunStatus, RuntimeFailure, submit, wait
+from fedprune.cli.flower import Connection
 from fedprune.cli.job import Job, named_connection, plan_job
+from fedprune.cli.perform import Ended, perform, prepare
 from fedprune.cli.progress import ProgressView, progress_view
 from fedprune.cli.superlink import private_superlink
 from fedprune.config import config_from_overrides
-from fedprune.errors import ConfigError
-from fedprune.reporting.progress import parse_progress
 from fedprune.reporting.table import render
 
 INTERRUPTED = 130
-
-_LOUD = re.compile(r"(WARNING|ERROR|CRITICAL)\s*:\s*(?P<text>.*)")
-# Flower says this in every simulation, also in one whose size was given.
-_USUAL = "default simulated SuperNodes changed"
-_TAIL_LINES = 20
-
-
-class LogReader:
-    """Takes a run's log line by line: all into a file, progress and trouble onto the screen.
-
-    Parameters
-    ----------
-    file : TextIO
-        The run's log file.
-    view : ProgressView
-        The screen.
-    """
-
-    def __init__(self, file: TextIO, view: ProgressView) -> None:
-        self._file = file
-        self._view = view
-        self._tail: collections.deque[str] = collections.deque(maxlen=_TAIL_LINES)
-        self.server_folder = ""  # Known when the run is done.
-
-    def take(self, line: str) -> None:
-        """Take one line."""
-        self._file.write(line + "\n")
-        self._file.flush()
-        self._tail.append(line)
-        progress = parse_progress(line)
-        if progress is not None:
-            self._view.update(progress)
-            if progress.phase == "done":
-                self.server_folder = progress.detail
-        elif (loud := _LOUD.match(line)) and _USUAL not in line:
-            self._view.note(f"{loud[1].lower()}: {loud['text']}")
-
-    def tail(self) -> str:
-        """Return the last lines taken."""
-        return "\n".join(self._tail)
 
 
 def run_job(overrides: Sequence[str]) -> int:
@@ -85,62 +40,30 @@ def run_job(overrides: Sequence[str]) -> int:
     FedpruneError
         The app is not where fedprune is.
     """
-    screen, notes = Console(), Console(stderr=True)
-    config = config_from_overrides(overrides)
-    app = app_folder()
-    job = plan_job(config, Path.cwd(), datetime.now())
-    _prepare(job.folder)
-    log = job.folder / "run.log"
-    with log.open("w", encoding="utf-8") as file, progress_view(notes) as view:
-        reader = LogReader(file, view)
-        try:
-            ended = _execute(app, job, reader, view)
-        except RuntimeFailure as failure:
-            ended = RunStatus("failed", str(failure))
-        except KeyboardInterrupt:
-            ended = RunStatus("interrupted")
-    if ended.state == "interrupted":
-        text = f"Interrupted; the run is stopped. Log: {log}"
+    screen, notes = Console(), note_console()
+    job = plan_job(config_from_overrides(overrides), Path.cwd(), datetime.now())
+    prepare(job)
+    with progress_view(notes) as view:
+        ended = perform(job, view, connect)
+    if ended.status.state == "interrupted":
+        text = f"Interrupted; the run is stopped. Logs: {job.folder}"
         notes.print(text, soft_wrap=True, highlight=False)
         return INTERRUPTED
-    if not ended.completed:
-        _show_failure(notes, ended, reader, log)
+    if not ended.status.completed:
+        show_failure(notes, ended, job)
         return 1
-    return _show_results(screen, notes, job, reader)
+    return _show_results(screen, notes, job, ended)
 
 
-def _prepare(folder: Path) -> None:
-    """Make the run's folder before anything is started, and never write into another run's."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        occupied = any(folder.iterdir())
-    except OSError as error:
-        raise ConfigError(
-            f"`output_dir` must be a folder that can be written, '{folder}' is not: "
-            f"{error.strerror}."
-        ) from None
-    if occupied:
-        raise ConfigError(
-            f"`output_dir` must be a new or empty folder, '{folder}' is not empty. "
-            "Choose another name or delete it."
-        )
-
-
-def _execute(app: Path, job: Job, reader: LogReader, view: ProgressView) -> RunStatus:
-    with _connect(job, view) as connection:
-        view.stage("submitting the run")
-        with staged(app) as folder:
-            run_id = submit(folder, connection, job.run_config, job.federation)
-        view.stage("waiting for the run to start")
-        ended = wait(run_id, connection, reader.take)
-        if not ended.completed and connection.log is not None:
-            # A process that dies before it can send its log has written here why.
-            shutil.copy(connection.log, job.folder / "superlink.log")
-    return ended
+def note_console() -> Console:
+    """Return the console for everything but results."""
+    # The stream itself, not the name: an inline run sends what is printed meanwhile to its log.
+    return Console(file=sys.stderr)
 
 
 @contextlib.contextmanager
-def _connect(job: Job, view: ProgressView) -> Iterator[Connection]:
+def connect(job: Job, view: ProgressView) -> Iterator[Connection]:
+    """Give the SuperLink that a job asks for: the user's, or one of its own."""
     if job.connection:
         yield named_connection(job.connection)
         return
@@ -149,31 +72,32 @@ def _connect(job: Job, view: ProgressView) -> Iterator[Connection]:
         yield connection
 
 
-def _show_failure(notes: Console, ended: RunStatus, reader: LogReader, log: Path) -> None:
-    if reader.tail():
-        notes.print(reader.tail(), style="dim", markup=False, highlight=False, soft_wrap=True)
-    state = ended.state.removeprefix("finished:")
+def show_failure(notes: Console, ended: Ended, job: Job) -> None:
+    """Print the end of the log, what went wrong and where there is more."""
+    if ended.tail:
+        notes.print(ended.tail, style="dim", markup=False, highlight=False, soft_wrap=True)
+    state = ended.status.state.removeprefix("finished:")
     notes.print(
-        f"The run {'was stopped' if state == 'stopped' else 'failed'}. {ended.details}".rstrip(),
+        f"The run {'was stopped' if state == 'stopped' else 'failed'}. "
+        f"{ended.status.details}".rstrip(),
         style="red",
         markup=False,
         soft_wrap=True,
     )
-    notes.print(f"Logs: {log.parent}", soft_wrap=True, highlight=False)
+    notes.print(f"Logs: {job.folder}", soft_wrap=True, highlight=False)
 
 
-def _show_results(screen: Console, notes: Console, job: Job, reader: LogReader) -> int:
-    folder = Path(reader.server_folder) if reader.server_folder else job.folder
-    results = folder / "results.json"
-    if results.is_file():
-        screen.print(render(json.loads(results.read_text(encoding="utf-8"))))
-        screen.print(str(folder), soft_wrap=True, highlight=False)
+def _show_results(screen: Console, notes: Console, job: Job, ended: Ended) -> int:
+    if ended.results is not None:
+        screen.print(render(json.loads(ended.results.read_text(encoding="utf-8"))))
+        screen.print(str(ended.folder), soft_wrap=True, highlight=False)
         return 0
     if job.connection:
-        place = f", in {reader.server_folder}" if reader.server_folder else ""
+        place = f", in {ended.server_folder}" if ended.server_folder else ""
         screen.print(f"The results are on the SuperLink's machine{place}.", soft_wrap=True)
         return 0
+    missing = ended.folder / "results.json"
     notes.print(
-        f"The run ended without '{results}'. Logs: {job.folder}", style="red", soft_wrap=True
+        f"The run ended without '{missing}'. Logs: {job.folder}", style="red", soft_wrap=True
     )
     return 1

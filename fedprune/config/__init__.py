@@ -1,13 +1,16 @@
 """Typed configuration: composed by Hydra, checked before any model loads, frozen afterwards."""
 
+from fedprune.config.allocation import block_sparsity
 from fedprune.config.compose import (
     SHORTCUTS,
     compose_config,
     config_from_overrides,
+    evaluation_data,
     to_overrides,
 )
 from fedprune.config.pattern import Pattern
 from fedprune.config.schema import (
+    AllocationConfig,
     DataConfig,
     EvaluationConfig,
     FederationConfig,
@@ -21,6 +24,7 @@ from fedprune.config.text import from_yaml, to_yaml
 
 __all__ = [
     "SHORTCUTS",
+    "AllocationConfig",
     "DataConfig",
     "EvaluationConfig",
     "FederationConfig",
@@ -30,8 +34,10 @@ __all__ = [
     "RunConfig",
     "ScheduleConfig",
     "StrategyConfig",
+    "block_sparsity",
     "compose_config",
     "config_from_overrides",
+    "evaluation_data",
     "from_yaml",
     "to_overrides",
     "to_yaml",

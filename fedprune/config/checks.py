@@ -22,7 +22,7 @@ _NOUNS = {
     Pattern: "text in quotes",
 }
 
-MAX_PROBLEMS = 50
+MAX_PROBLEMS = 100
 """More than a configuration has keys are counted, not listed."""
 
 

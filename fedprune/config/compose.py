@@ -6,8 +6,9 @@ under a lock and puts back what it found, so that it also works inside another H
 
 import shlex
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -17,9 +18,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedprune.config.checks import checked, raise_problems
+from fedprune.config.datasets import dataset_names, path_label, presets
 from fedprune.config.overrides import CONF, for_hydra, literal
 from fedprune.config.rules import Relation, enough_simulated_clients
-from fedprune.config.schema import RunConfig, flatten
+from fedprune.config.schema import DataConfig, RunConfig, flatten
 from fedprune.config.suggest import did_you_mean, show
 
 SHORTCUTS: Mapping[str, str] = {
@@ -91,6 +93,28 @@ def config_from_overrides(overrides: Sequence[str]) -> RunConfig:
     return _absolute(_composed(overrides, [], [enough_simulated_clients]))
 
 
+def evaluation_data(config: RunConfig) -> dict[str, DataConfig]:
+    """Return label -> section of every data set to evaluate on, the run's own first.
+
+    A preset that has the label of the run's own data is the same text and is not added.
+    """
+    found = {config.data.name: config.data}
+    for name in dataset_names(config.evaluation.datasets):
+        if name in presets():
+            data = _composed([f"data={name}"], []).data
+            found.setdefault(data.name, data)
+        else:
+            paths = ["data=files", f"data.path={name}", f"data.heldout_path={name}"]
+            label = _unused(path_label(name), found)
+            found[label] = replace(_composed(paths, []).data, name=label)
+    return found
+
+
+def _unused(label: str, used: Collection[str]) -> str:
+    numbered = (f"{label}-{number}" for number in count(2))
+    return next(name for name in chain([label], numbered) if name not in used)
+
+
 def to_overrides(config: RunConfig) -> list[str]:
     """Return overrides from which any machine composes this very configuration."""
     words = {None: "null", True: "true", False: "false"}
@@ -138,7 +162,10 @@ def _absolute(config: RunConfig) -> RunConfig:
         data = replace(data, path=_absolute_path(data.path))
     if data.heldout_path is not None:
         data = replace(data, heldout_path=_absolute_path(data.heldout_path))
-    return replace(config, model=model, data=data)
+    names = dataset_names(config.evaluation.datasets)
+    absolute = ",".join(name if name in presets() else _absolute_path(name) for name in names)
+    evaluation = replace(config.evaluation, datasets=absolute)
+    return replace(config, model=model, data=data, evaluation=evaluation)
 
 
 def _absolute_path(text: str) -> str:

@@ -81,10 +81,10 @@ def _group(key: str, value: str, problems: list[str]) -> Iterator[str]:
         yield f"{key}={value}"
     elif key == "experiment" and value in ("", "null"):
         return
-    elif key == "model" and (_is_path(value) or _HUB_ID.fullmatch(value)):
+    elif key == "model" and (is_path(value) or _HUB_ID.fullmatch(value)):
         yield "model=hf"
         yield literal("model.path", value)
-    elif key == "data" and _is_path(value):
+    elif key == "data" and is_path(value):
         yield "data=files"
         yield literal("data.path", value)
     elif key == "data" and _HUB_ID.fullmatch(value):
@@ -100,7 +100,7 @@ def _group(key: str, value: str, problems: list[str]) -> Iterator[str]:
         )
 
 
-def _is_path(value: str) -> bool:
+def is_path(value: str) -> bool:
     """Return whether the value must mean a local path: by how it starts, ends or that it exists."""
     if value.startswith(("/", ".", "~")):
         return True

@@ -65,5 +65,8 @@ class Pattern:
         return f"{self.n}:{self.m}" if self.structured else "unstructured"
 
 
+UNSTRUCTURED = Pattern()
+
+
 def _message(text: str) -> str:
     return f"`pruner.pattern` must be 'unstructured' or 'N:M' with 0 < N < M, got '{text}'."

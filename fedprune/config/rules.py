@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath, PureWindowsPath
 
+from fedprune.config.allocation import parse_blocks
+from fedprune.config.datasets import dataset_problems
 from fedprune.config.pattern import Pattern
 from fedprune.config.schema import Value
 from fedprune.config.suggest import show
@@ -14,11 +16,26 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "model.name": ("demo", "hf"),
     "model.dtype": ("auto", "float32", "bfloat16", "float16"),
     "data.source": ("stdlib", "files", "hub", "node"),
-    "data.partition": ("by_group", "iid"),
-    "pruner.name": ("wanda", "magnitude"),
+    "data.partition": (
+        "by_group",
+        "iid",
+        "linear",
+        "square",
+        "exponential",
+        "natural",
+        "dirichlet",
+    ),
+    "data.sampling": ("packed", "published"),
+    "data.joiner": ("eos", "space", "blank_line"),
+    "pruner.name": ("wanda", "ria", "magnitude"),
     "pruner.group": ("layer", "row", "column"),
     "strategy.name": ("fedprllm",),
-    "schedule.name": ("one_shot",),
+    "strategy.group": ("layer", "row", "column"),
+    "strategy.ties": ("magnitude", "index", "random"),
+    "strategy.client_weights": ("equal", "samples", "tokens"),
+    "schedule.name": ("one_shot", "iterative"),
+    "allocation.name": ("uniform", "per_block"),
+    "federation.backend": ("ray", "inline"),
 }
 """Key -> the names it may have."""
 
@@ -30,17 +47,19 @@ class Bounds:
     low: float
     high: float = math.inf
     low_open: bool = False
+    high_open: bool = True
 
     def hold(self, value: float) -> bool:
-        """Return whether ``value`` lies within; the high end is always open."""
+        """Return whether ``value`` lies within."""
         above = value > self.low if self.low_open else value >= self.low
-        return above and value < self.high
+        return above and (value < self.high if self.high_open else value <= self.high)
 
     @property
     def text(self) -> str:
         """The interval in words."""
         low = f"{'above' if self.low_open else 'at least'} {self.low:g}"
-        return low if math.isinf(self.high) else f"{low} and below {self.high:g}"
+        high = f"{'below' if self.high_open else 'at most'} {self.high:g}"
+        return low if math.isinf(self.high) else f"{low} and {high}"
 
 
 BOUNDS: Mapping[str, Bounds] = {
@@ -48,12 +67,15 @@ BOUNDS: Mapping[str, Bounds] = {
     "seed": Bounds(0),
     "data.heldout_fraction": Bounds(0, 1, low_open=True),
     "data.max_documents": Bounds(1),
+    "data.heldout_documents": Bounds(1),
+    "data.alpha": Bounds(0, low_open=True),
     "pruner.seq_len": Bounds(2),
     "pruner.num_calibration_samples": Bounds(1),
     "strategy.min_clients": Bounds(1),
     "strategy.timeout": Bounds(0, low_open=True),
     "strategy.wait": Bounds(0),
     "strategy.window": Bounds(1),
+    "strategy.fraction": Bounds(0, 1, low_open=True, high_open=False),
     "schedule.blocks_per_message": Bounds(1),
     "evaluation.seq_len": Bounds(2),
     "evaluation.max_windows": Bounds(1),
@@ -72,10 +94,23 @@ PATTERNED: Mapping[str, tuple[re.Pattern[str], str]] = {
         re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?"),
         "'auto', 'cpu', 'cuda' or 'cuda:N'",
     ),
+    "allocation.blocks": (
+        re.compile(r"(0(\.[0-9]{1,6})?(,0(\.[0-9]{1,6})?){0,1023})?"),
+        "sparsities at least 0 and below 1, one a block, separated by commas, such as '0.4,0.6'",
+    ),
 }
 """Key -> what its text must look like."""
 
-EMPTY_ALLOWED = frozenset({"model.path", "data.path", "output_dir", "federation.connection"})
+EMPTY_ALLOWED = frozenset(
+    {
+        "model.path",
+        "data.path",
+        "output_dir",
+        "federation.connection",
+        "allocation.blocks",
+        "evaluation.datasets",
+    }
+)
 """Texts that may be empty."""
 
 Relation = Callable[[Mapping[str, Value]], Iterator[str]]
@@ -145,12 +180,55 @@ def _pattern(values: Mapping[str, Value]) -> Iterator[str]:
         )
 
 
+def _allocation(values: Mapping[str, Value]) -> Iterator[str]:
+    name, blocks = values.get("allocation.name"), values.get("allocation.blocks")
+    if name == "uniform" and blocks:
+        yield (
+            f"`allocation.blocks` must be empty with allocation=uniform, got {show(blocks)}. "
+            "Write allocation=per_block."
+        )
+    if name != "per_block" or not isinstance(blocks, str):
+        return
+    if not blocks:
+        yield (
+            "`allocation.blocks` must list a sparsity for each block with allocation=per_block, "
+            "got ''. Write allocation.blocks=0.4,0.6 or allocation=uniform."
+        )
+        return
+    sparsity, pattern = values.get("sparsity"), values.get("pruner.pattern")
+    mean = math.fsum(listed := parse_blocks(blocks)) / len(listed)
+    if isinstance(sparsity, float) and abs(mean - sparsity) > 1e-3:
+        yield (
+            f"The mean of `allocation.blocks` must be `sparsity` {sparsity:g}, got {mean:g}. "
+            f"Set sparsity={mean:g}, or change the list."
+        )
+    if isinstance(pattern, Pattern) and pattern.structured:
+        yield (
+            "`allocation.name` must be 'uniform' with an N:M pattern, got 'per_block'. "
+            "Set pruner.pattern=unstructured."
+        )
+
+
+def _schedule(values: Mapping[str, Value]) -> Iterator[str]:
+    blocks = values.get("schedule.blocks_per_message")
+    if values.get("schedule.name") == "iterative" and blocks not in (None, 1):
+        yield (
+            "`schedule.blocks_per_message` must be null or 1 with schedule=iterative, which goes "
+            f"block by block, got {show(blocks)}."
+        )
+
+
 def _baselines(values: Mapping[str, Value]) -> Iterator[str]:
     if values.get("data.source") == "node" and values.get("evaluation.centralized") is True:
         yield (
             "`evaluation.centralized` must be false with data=node, got true: the baseline pools "
             "all clients' texts, and those never leave their nodes."
         )
+
+
+def _datasets(values: Mapping[str, Value]) -> Iterator[str]:
+    names = values.get("evaluation.datasets")
+    yield from dataset_problems(names if isinstance(names, str) else "")
 
 
 def enough_simulated_clients(values: Mapping[str, Value]) -> Iterator[str]:
@@ -175,6 +253,9 @@ RELATIONS: tuple[Relation, ...] = (
     _heldout_split,
     _glob,
     _pattern,
+    _allocation,
+    _schedule,
     _baselines,
+    _datasets,
 )
 """Functions that yield the problems between values; a value with a problem of its own is absent."""

@@ -33,7 +33,10 @@ class DataConfig:
 
     `name` labels the results. `source` is 'stdlib', 'files', 'hub' or 'node' (the folder that a
     node's own settings name). Evaluation reads `heldout_path`, else `heldout_split` (hub), else
-    the share `heldout_fraction` of the documents. `partition` is 'by_group' or 'iid'.
+    the share `heldout_fraction` of the documents, at most `heldout_documents` of them, joined by
+    `joiner` ('eos', 'space', 'blank_line'). `split_file` and `heldout_file` are the files of a hub
+    data set that hold the splits. `partition` is a name of `fedprune.data.partitions.HOWS`,
+    `alpha` the concentration of 'dirichlet'; `sampling` is 'packed' or 'published'.
     """
 
     name: str
@@ -50,15 +53,26 @@ class DataConfig:
     partition: str
     heldout_split: str | None = None
     max_documents: int | None = None
+    split_file: str | None = None
+    heldout_file: str | None = None
+    heldout_documents: int | None = None
+    alpha: float = 1.0
+    sampling: str = "packed"
+    joiner: str = "eos"
+
+    @property
+    def whole_documents(self) -> bool:
+        """Whether texts stay as they are, however long: the published protocols need that."""
+        return self.sampling == "published" or self.joiner != "eos"
 
 
 @dataclass(frozen=True)
 class PrunerConfig:
     """How a client makes its masks.
 
-    `name` is 'wanda' or 'magnitude'; weights compete within `group` ('layer', 'row', 'column');
-    `seq_len` is in tokens, `num_calibration_samples` per client; `device` is 'auto', 'cpu',
-    'cuda' or 'cuda:N'.
+    `name` is 'wanda', 'ria' or 'magnitude'; weights compete within `group` ('layer', 'row',
+    'column'); `seq_len` is in tokens, `num_calibration_samples` per client; `device` is 'auto',
+    'cpu', 'cuda' or 'cuda:N'.
     """
 
     name: str
@@ -71,9 +85,13 @@ class PrunerConfig:
 
 @dataclass(frozen=True)
 class StrategyConfig:
-    """How the server runs the round: `timeout` and `wait` in seconds, `window` in messages.
+    """How the server runs the round and counts votes.
 
-    A `window` of None lets the size of a reply decide.
+    `timeout` and `wait` are in seconds, `window` in messages (None: a reply's size decides). Votes
+    compete within `group` ('layer', 'row', 'column'); `ties` is 'magnitude', 'index' or 'random';
+    `majority_floor` lets only votes of more than half prune; `scaling` multiplies survivors by the
+    share of clients that kept them; a client counts by `client_weights` ('equal', 'samples',
+    'tokens'); `fraction` is the share of accepted clients that take part.
     """
 
     name: str
@@ -81,34 +99,64 @@ class StrategyConfig:
     timeout: float
     wait: float
     window: int | None
+    group: str
+    ties: str
+    majority_floor: bool
+    scaling: bool
+    client_weights: str
+    fraction: float
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """How blocks are spread over messages; None lets the model's size decide."""
+    """How blocks are spread over messages.
+
+    `name` is 'one_shot' or 'iterative' (a block a message); None lets the model's size decide.
+    """
 
     name: str
     blocks_per_message: int | None
 
 
 @dataclass(frozen=True)
+class AllocationConfig:
+    """How the zeros are spread over blocks.
+
+    `name` is 'uniform' or 'per_block'; then `blocks` lists a sparsity for each block, separated
+    by commas.
+    """
+
+    name: str
+    blocks: str
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
-    """How perplexity is measured: windows of `seq_len` tokens, and which baselines."""
+    """How perplexity is measured: windows of `seq_len` tokens, on which texts, which baselines.
+
+    `datasets` names presets of `data` or paths, separated by commas, that are evaluated in
+    addition to the held-out part of `data`.
+    """
 
     seq_len: int
     max_windows: int | None
     local_only: bool
     centralized: bool
+    datasets: str
 
 
 @dataclass(frozen=True)
 class FederationConfig:
-    """Where the command line starts the job; an empty `connection` is a local simulation."""
+    """Where the command line starts the job; an empty `connection` is a local simulation.
+
+    `backend` of a simulation is 'ray' (a process a client) or 'inline' (all in this process).
+    """
 
     num_clients: int
     client_cpus: int
     client_gpus: float
     connection: str
+    backend: str
 
 
 @dataclass(frozen=True)
@@ -127,6 +175,7 @@ class RunConfig:
     pruner: PrunerConfig
     strategy: StrategyConfig
     schedule: ScheduleConfig
+    allocation: AllocationConfig
     evaluation: EvaluationConfig
     federation: FederationConfig
 

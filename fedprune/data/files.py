@@ -34,6 +34,8 @@ class FileQuery:
         Pattern below a folder. The default takes the known suffixes only, any other all it matches.
     excluded : str or None
         A file or folder whose files are not read.
+    whole : bool
+        Long texts stay as they are instead of being cut into pieces.
     """
 
     path: str
@@ -42,6 +44,7 @@ class FileQuery:
     group_key: str | None = None
     glob: str = DEFAULT_GLOB
     excluded: str | None = None
+    whole: bool = False
 
 
 def file_documents(query: FileQuery) -> list[Document]:
@@ -64,7 +67,7 @@ def file_documents(query: FileQuery) -> list[Document]:
         if file.suffix.lower() in _JSON_SUFFIXES:
             documents.extend(_json_documents(file, root, query))
         else:
-            documents.extend(_text_documents(file, root))
+            documents.extend(_text_documents(file, root, query.whole))
     if not documents:
         matching = f" that match `data.glob` '{query.glob}'" if root.is_dir() else ""
         apart = " and are not under `data.heldout_path`" if query.excluded else ""
@@ -117,9 +120,10 @@ def _read(file: Path) -> str:
         ) from None
 
 
-def _text_documents(file: Path, root: Path) -> Iterator[Document]:
+def _text_documents(file: Path, root: Path, whole: bool) -> Iterator[Document]:
     name, group = _name_and_group(file, root)
-    pieces = [piece for text in _read(file).split(SEPARATOR) for piece in cut(text)]
+    parts = _read(file).split(SEPARATOR)
+    pieces = parts if whole else [piece for text in parts for piece in cut(text)]
     texts = [piece for piece in pieces if piece.strip()]
     for index, text in enumerate(texts):
         yield Document(text, group, f"{name}#{index}")
@@ -142,7 +146,7 @@ def _json_documents(file: Path, root: Path, query: FileQuery) -> Iterator[Docume
             raise DataError(
                 f"{where} has no text or number in field '{query.group_key}'. Set `data.group_key`."
             )
-        yield from pieces_of(text, str(owner), f"{name}#{number}")
+        yield from pieces_of(text, str(owner), f"{name}#{number}", query.whole)
 
 
 def _json_object(line: str, where: str) -> dict[str, object]:
@@ -155,10 +159,10 @@ def _json_object(line: str, where: str) -> dict[str, object]:
     return row
 
 
-def pieces_of(text: str, group: str, key: str) -> Iterator[Document]:
-    """Yield a text as documents: one, or numbered pieces if it is long; none if it is blank."""
+def pieces_of(text: str, group: str, key: str, whole: bool = False) -> Iterator[Document]:
+    """Yield a text as documents: none if it is blank, numbered pieces if long and not `whole`."""
     # Half a surrogate pair is valid in JSON, yet no tokenizer takes it.
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    pieces = [piece for piece in cut(text) if piece.strip()]
+    pieces = [piece for piece in ([text] if whole else cut(text)) if piece.strip()]
     for index, piece in enumerate(pieces):
         yield Document(piece, group, f"{key}/{index}" if len(pieces) > 1 else key)

@@ -5,6 +5,7 @@ Data sets are read as data: repositories that need code of their own are refused
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from fedprune.config import DataConfig
@@ -14,7 +15,26 @@ from fedprune.data.files import pieces_of
 from fedprune.errors import DataError
 
 
-def hub_documents(config: DataConfig, split: str) -> list[Document]:
+@dataclass(frozen=True)
+class HubSplit:
+    """Which part of a data set to read.
+
+    Parameters
+    ----------
+    name : str
+        Name of the split.
+    file : str or None
+        The file of the data set that holds it, or a pattern of files; None lets the data set say.
+    limit : int or None
+        Read only so many rows, streamed instead of downloaded as a whole.
+    """
+
+    name: str
+    file: str | None = None
+    limit: int | None = None
+
+
+def hub_documents(config: DataConfig, split: HubSplit) -> list[Document]:
     """Return the documents of one split of a data set, in its order.
 
     A row is a document, with one exception: rows that are the lines of a running text (some are
@@ -24,10 +44,10 @@ def hub_documents(config: DataConfig, split: str) -> list[Document]:
     Parameters
     ----------
     config : DataConfig
-        `path`, `subset`, `revision`, `text_key`, `group_key`; with `max_documents` only that many
-        rows are read, and streamed instead of downloaded as a whole.
-    split : str
-        Name of the split.
+        `path`, `subset`, `revision`, `text_key`, `group_key`; with `whole_documents` long rows
+        are not cut into pieces.
+    split : HubSplit
+        Which rows.
 
     Raises
     ------
@@ -46,14 +66,14 @@ def hub_documents(config: DataConfig, split: str) -> list[Document]:
     documents = [
         document
         for number, (text, group) in enumerate(zip(texts, groups, strict=True))
-        for document in pieces_of(text, group, f"{split}#{number}")
+        for document in pieces_of(text, group, f"{split.name}#{number}", config.whole_documents)
     ]
     if not documents:
-        raise DataError(f"`data.split` '{split}' of data set '{config.path}' holds no text.")
+        raise DataError(f"`data.split` '{split.name}' of data set '{config.path}' holds no text.")
     return documents
 
 
-def _rows(config: DataConfig, split: str) -> Iterator[Mapping[str, object]]:
+def _rows(config: DataConfig, split: HubSplit) -> Iterator[Mapping[str, object]]:
     """Yield the rows; whatever the library raises becomes a `DataError`."""
     # Imported here: takes a second, and only this source needs it.
     from datasets import load_dataset
@@ -63,11 +83,14 @@ def _rows(config: DataConfig, split: str) -> Iterator[Mapping[str, object]]:
         rows = load_dataset(
             path,
             config.subset,
-            split=split,
+            data_files=None if split.file is None else {split.name: split.file},
+            split=split.name,
             revision=config.revision,
-            streaming=config.max_documents is not None,
+            streaming=split.limit is not None,
+            # Of one file the library must not demand the sizes and splits of the whole set.
+            verification_mode="no_checks" if split.file else None,
         )
-        yield from itertools.islice(rows, config.max_documents)
+        yield from itertools.islice(rows, split.limit)
     except Exception as error:
         # Many types, from many libraries, all meaning the same. Those of the network, the file
         # system and the choice of a split are quoted; a parser's message, and `from error`, would
@@ -75,10 +98,10 @@ def _rows(config: DataConfig, split: str) -> Iterator[Mapping[str, object]]:
         quotable = isinstance(error, OSError) or type(error) is ValueError
         detail = f": {str(error).partition(chr(10))[0]}" if quotable else ""
         raise DataError(
-            f"Split '{split}' of data set '{config.path}' cannot be read "
-            f"({type(error).__name__}{detail}). Check `data.path`, `data.subset`, "
-            f"`data.split`, `data.heldout_split` and `data.revision`, and the network; without "
-            "one, copy the data set here and write data=/path/to/texts."
+            f"Split '{split.name}' of data set '{config.path}' cannot be read "
+            f"({type(error).__name__}{detail}). Check `data.path`, `data.subset`, `data.split`, "
+            "`data.split_file`, `data.heldout_split`, `data.heldout_file` and `data.revision`, and "
+            "the network; without one, copy the data set here and write data=/path/to/texts."
         ) from None
 
 

@@ -7,12 +7,20 @@ its own without asking the others.
 from collections.abc import Sequence
 
 from fedprune.data.documents import Document
+from fedprune.data.skew import SKEWS, Skew, skewed_partition
 from fedprune.errors import DataError
-from fedprune.seeds import derive_seed
+
+HOWS = ("by_group", *SKEWS)
+"""What `data.partition` may be."""
 
 
 def partition_documents(
-    documents: Sequence[Document], num_partitions: int, partition_id: int, how: str, seed: int
+    documents: Sequence[Document],
+    num_partitions: int,
+    partition_id: int,
+    how: str,
+    seed: int,
+    alpha: float = 1.0,
 ) -> list[Document]:
     """Return one client's documents.
 
@@ -24,10 +32,12 @@ def partition_documents(
         Number of clients, and which of them, from 0.
     how : str
         'by_group': whole groups, balanced by characters; naturally non-IID. With more clients than
-        groups the large groups are shared by several clients. 'iid': shuffled by the seed, equal
-        numbers of documents up to one.
+        groups the large groups are shared by several clients. Else one of
+        :data:`fedprune.data.skew.SKEWS`, which :class:`fedprune.data.skew.Skew` explains.
     seed : int
-        Seed of the shuffle; 'by_group' has no chance in it.
+        Seed of all draws; 'by_group' has no chance in it.
+    alpha : float
+        Concentration of 'dirichlet'.
 
     Raises
     ------
@@ -39,8 +49,9 @@ def partition_documents(
             "`partition-id` must be at least 0 and below `num-partitions` (node_config), "
             f"got {partition_id} of {num_partitions}."
         )
-    if how not in ("by_group", "iid"):
-        raise DataError(f"`data.partition` must be 'by_group' or 'iid', got '{how}'.")
+    if how not in HOWS:
+        names = ", ".join(repr(name) for name in HOWS)
+        raise DataError(f"`data.partition` must be one of {names}, got '{how}'.")
     if len(documents) < num_partitions:
         raise DataError(
             f"{len(documents)} documents cannot be shared by {num_partitions} clients. "
@@ -48,14 +59,9 @@ def partition_documents(
         )
     if num_partitions == 1:
         return list(documents)
-    if how == "iid":
-        return _shuffled(documents, seed)[partition_id::num_partitions]
-    return _by_group(documents, num_partitions)[partition_id]
-
-
-def _shuffled(documents: Sequence[Document], seed: int) -> list[Document]:
-    """Return the documents in an order that depends on seed and keys, not on the given order."""
-    return sorted(documents, key=lambda document: (derive_seed(seed, document.key), document.key))
+    if how == "by_group":
+        return _by_group(documents, num_partitions)[partition_id]
+    return skewed_partition(documents, num_partitions, partition_id, Skew(how, seed, alpha))
 
 
 def _by_group(documents: Sequence[Document], num_partitions: int) -> list[list[Document]]:

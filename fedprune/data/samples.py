@@ -5,6 +5,8 @@ in every process and whatever the order of the documents. No token is used twice
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
 from itertools import islice
 from typing import Protocol
 
@@ -27,9 +29,41 @@ class Tokenizer(Protocol):
         """Return the tokens of a text."""
 
 
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """A calibration sample and where it was taken.
+
+    Parameters
+    ----------
+    tokens : Tensor
+        int64, shape (seq_len,).
+    key : str
+        Key of the document it starts in.
+    offset : int
+        Tokens of that document before it.
+    """
+
+    tokens: Tensor
+    key: str
+    offset: int
+
+    @property
+    def id(self) -> str:
+        """Sixteen hexadecimal digits that name the place and hold no text."""
+        return sha256(f"{self.key}@{self.offset}".encode()).hexdigest()[:16]
+
+
 def calibration_samples(
     documents: Sequence[Document], tokenizer: Tokenizer, count: int, seq_len: int, seed: int
 ) -> list[Tensor]:
+    """Return the tokens of :func:`packed_samples`, each int64, shape (seq_len,)."""
+    found = packed_samples(documents, tokenizer, count, seq_len, seed)
+    return [sample.tokens for sample in found]
+
+
+def packed_samples(
+    documents: Sequence[Document], tokenizer: Tokenizer, count: int, seq_len: int, seed: int
+) -> list[Sample]:
     """Return ``count`` samples of ``seq_len`` tokens, reading no more documents than it takes.
 
     Documents come in an order drawn by the seed. One of at least ``seq_len`` tokens gives a window
@@ -48,11 +82,6 @@ def calibration_samples(
     seed : int
         Seed of this client's draw.
 
-    Returns
-    -------
-    list of Tensor
-        Each int64, shape (seq_len,).
-
     Raises
     ------
     DataError
@@ -70,6 +99,19 @@ def calibration_samples(
     return samples
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """Tokens of a document from an offset on."""
+
+    tokens: list[int]
+    key: str
+    offset: int
+
+    def sample(self, start: int, seq_len: int) -> Sample:
+        tokens = torch.tensor(self.tokens[start : start + seq_len])
+        return Sample(tokens, self.key, self.offset + start)
+
+
 class _Draw:
     """One pass over documents; counts the tokens it has read."""
 
@@ -78,19 +120,20 @@ class _Draw:
         self._seq_len = seq_len
         self._seed = seed
         self._pending: list[int] = []
+        self._sources: list[tuple[str, int]] = []  # of every pending token: key and offset
         self.tokens = 0
 
-    def samples(self, documents: Sequence[Document]) -> Iterator[Tensor]:
+    def samples(self, documents: Sequence[Document]) -> Iterator[Sample]:
         """Yield samples until the tokens run out."""
         order = sorted(documents, key=lambda d: (derive_seed(self._seed, "order", d.key), d.key))
-        windows: list[Tensor] = []
-        margins: list[list[int]] = []
+        windows: list[Sample] = []
+        margins: list[_Piece] = []
         for document in order:
-            tokens = self._tokens(document.text)
-            if len(tokens) < self._seq_len:
-                yield from self._packed(tokens)
+            whole = _Piece(self._tokens(document.text), document.key, 0)
+            if len(whole.tokens) < self._seq_len:
+                yield from self._packed(whole)
                 continue
-            first, *more = self._windows(tokens, document.key, margins)
+            first, *more = self._windows(whole, margins)
             yield first
             windows.extend(more)
         yield from windows
@@ -103,23 +146,30 @@ class _Draw:
         self.tokens += len(tokens)
         return tokens
 
-    def _windows(self, tokens: list[int], key: str, margins: list[list[int]]) -> list[Tensor]:
+    def _windows(self, whole: _Piece, margins: list[_Piece]) -> list[Sample]:
         """Return all windows of a long document, a random one first; keep what is left over."""
+        tokens, key = whole.tokens, whole.key
         number, slack = divmod(len(tokens), self._seq_len)
         lead = derive_seed(self._seed, "lead", key) % (slack + 1)
         stop = lead + number * self._seq_len
-        margins.extend(margin for margin in (tokens[:lead], tokens[stop:]) if margin)
+        around = (_Piece(tokens[:lead], key, 0), _Piece(tokens[stop:], key, stop))
+        margins.extend(margin for margin in around if margin.tokens)
         starts = range(lead, stop, self._seq_len)
-        windows = [torch.tensor(tokens[start : start + self._seq_len]) for start in starts]
+        windows = [whole.sample(start, self._seq_len) for start in starts]
         chosen = derive_seed(self._seed, "window", key) % number
         return [windows[chosen], *windows[:chosen], *windows[chosen + 1 :]]
 
-    def _packed(self, tokens: list[int]) -> Iterator[Tensor]:
+    def _packed(self, piece: _Piece) -> Iterator[Sample]:
         """Yield full samples of what is pending and these tokens; keep the rest pending."""
         eos = self._tokenizer.eos_token_id
-        if self._pending and tokens and eos is not None:
-            self._pending.append(eos)
-        self._pending.extend(tokens)
+        if self._pending and piece.tokens and eos is not None:
+            self._append([eos], piece.key, piece.offset)
+        self._append(piece.tokens, piece.key, piece.offset)
         while len(self._pending) >= self._seq_len:
-            yield torch.tensor(self._pending[: self._seq_len])
-            del self._pending[: self._seq_len]
+            tokens = torch.tensor(self._pending[: self._seq_len])
+            yield Sample(tokens, *self._sources[0])
+            del self._pending[: self._seq_len], self._sources[: self._seq_len]
+
+    def _append(self, tokens: list[int], key: str, offset: int) -> None:
+        self._pending.extend(tokens)
+        self._sources.extend((key, offset + place) for place in range(len(tokens)))

@@ -13,7 +13,7 @@ from fedprune.config import DataConfig
 from fedprune.data.cutting import break_before
 from fedprune.data.documents import Document
 from fedprune.data.files import FileQuery, file_documents
-from fedprune.data.hub import hub_documents
+from fedprune.data.hub import HubSplit, hub_documents
 from fedprune.data.stdlib import stdlib_documents
 from fedprune.errors import DataError
 
@@ -28,8 +28,9 @@ def load_documents(
 
     The two never share a document. Held-out texts are, in this order: `data.heldout_path`;
     `data.heldout_split` of a hub data set; the share `data.heldout_fraction` of the documents, at
-    least one (a single document gives up its end). A node with texts of its own always keeps the
-    share apart, since `data.heldout_path` lies beside the server.
+    least one (a single document gives up its end). `data.heldout_documents` limits them. A node
+    with texts of its own always keeps the share apart, since `data.heldout_path` lies beside the
+    server.
 
     Parameters
     ----------
@@ -46,23 +47,35 @@ def load_documents(
     DataError
         If the texts cannot be had.
     """
-    own = config.source == "node" and node is not None
-    if split == "heldout" and config.heldout_path is not None and not own:
-        return file_documents(_query(config, config.heldout_path, "`data.heldout_path`"))[
-            : config.max_documents
-        ]
+    if split == "heldout":
+        return _heldout(config, node)[: config.heldout_documents]
+    return _train(config, node)
+
+
+def _train(config: DataConfig, node: NodeConfig | None) -> list[Document]:
     if config.source == "stdlib":
-        return stdlib_documents(split)[: config.max_documents]
-    if config.source == "hub" and split == "heldout" and config.heldout_split is not None:
-        return hub_documents(config, config.heldout_split)
+        return stdlib_documents("train")[: config.max_documents]
     documents = _documents(config, node)
+    own = config.source == "node" and node is not None
     apart = config.heldout_path is not None or (
         config.source == "hub" and config.heldout_split is not None
     )
     if apart and not own:
         return documents
-    train, heldout = split_documents(documents, config.heldout_fraction)
-    return heldout if split == "heldout" else train
+    return split_documents(documents, config.heldout_fraction)[0]
+
+
+def _heldout(config: DataConfig, node: NodeConfig | None) -> list[Document]:
+    own = config.source == "node" and node is not None
+    if config.heldout_path is not None and not own:
+        query = _query(config, config.heldout_path, "`data.heldout_path`")
+        return file_documents(query)[: config.max_documents]
+    if config.source == "stdlib":
+        return stdlib_documents("heldout")[: config.max_documents]
+    if config.source == "hub" and config.heldout_split is not None:
+        limit = config.heldout_documents or config.max_documents
+        return hub_documents(config, HubSplit(config.heldout_split, config.heldout_file, limit))
+    return split_documents(_documents(config, node), config.heldout_fraction)[1]
 
 
 def split_documents(
@@ -113,7 +126,9 @@ def _cut_in_two(document: Document, fraction: float) -> tuple[list[Document], li
 
 def _documents(config: DataConfig, node: NodeConfig | None) -> list[Document]:
     if config.source == "hub":
-        return hub_documents(config, config.split)
+        return hub_documents(
+            config, HubSplit(config.split, config.split_file, config.max_documents)
+        )
     if config.source == "node":
         return file_documents(_node_query(config, node))[: config.max_documents]
     query = _query(config, config.path, "`data.path`")
@@ -122,7 +137,14 @@ def _documents(config: DataConfig, node: NodeConfig | None) -> list[Document]:
 
 
 def _query(config: DataConfig, path: str, origin: str) -> FileQuery:
-    return FileQuery(path, origin, config.text_key, config.group_key, config.glob)
+    return FileQuery(
+        path=path,
+        origin=origin,
+        text_key=config.text_key,
+        group_key=config.group_key,
+        glob=config.glob,
+        whole=config.whole_documents,
+    )
 
 
 def _node_query(config: DataConfig, node: NodeConfig | None) -> FileQuery:

@@ -19,6 +19,7 @@ from fedprune.models.memory import explain_out_of_memory
 
 _ROWS = 256  # logits taken to float32 at a time: vocabularies are large
 _SEPARATOR = "\n\n"
+_JOINERS = {"space": " ", "blank_line": "\n\n"}
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,14 @@ def token_windows(
     tokenizer: PreTrainedTokenizerBase,
     seq_len: int,
     max_windows: int | None = None,
+    joiner: str = "eos",
 ) -> Tensor:
     """Cut documents into windows of tokens that do not overlap.
 
-    Documents are tokenised one by one, without special tokens, and joined by the tokenizer's EOS
-    token; a tokenizer that has none joins them by the tokens of a blank line. What is left after
-    the last full window is dropped.
+    By default documents are tokenised one by one, without special tokens, and joined by the
+    tokenizer's EOS token; a tokenizer that has none joins them by the tokens of a blank line. The
+    published protocols join the texts themselves and tokenise the whole, with the special tokens
+    that the tokenizer adds to one text. What is left after the last full window is dropped.
 
     Parameters
     ----------
@@ -64,7 +67,9 @@ def token_windows(
     seq_len : int
         Tokens in a window, at least 2.
     max_windows : int, optional
-        Keep only the first so many; later documents are then not even tokenised.
+        Keep only the first so many.
+    joiner : str
+        'eos', or how the texts themselves are joined: 'space' or 'blank_line'.
 
     Returns
     -------
@@ -79,13 +84,11 @@ def token_windows(
     if seq_len < 2:
         raise DataError(f"`evaluation.seq_len` must be at least 2, got {seq_len}.")
     wanted = None if max_windows is None else max_windows * seq_len
-    separator = _separator(tokenizer)
-    tokens: list[int] = []
-    for number, document in enumerate(documents):
-        if wanted is not None and len(tokens) >= wanted:
-            break
-        tokens += separator if number else []
-        tokens += _encode(tokenizer, document.text)
+    if joiner == "eos":
+        tokens = _joined_by_eos(documents, tokenizer, wanted)
+    else:
+        text = _JOINERS[joiner].join(document.text for document in documents)
+        tokens = _encode(tokenizer, text, special=True)
     windows = len(tokens) // seq_len if wanted is None else min(len(tokens), wanted) // seq_len
     if not windows:
         raise DataError(
@@ -149,12 +152,26 @@ def _window_nll(model: PreTrainedModel, window: Tensor) -> float:
     return float(total)
 
 
+def _joined_by_eos(
+    documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, wanted: int | None
+) -> list[int]:
+    """Return tokens of documents; from those on that come after the wanted number, none."""
+    separator = _separator(tokenizer)
+    tokens: list[int] = []
+    for number, document in enumerate(documents):
+        if wanted is not None and len(tokens) >= wanted:
+            break
+        tokens += separator if number else []
+        tokens += _encode(tokenizer, document.text)
+    return tokens
+
+
 def _separator(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     eos = tokenizer.eos_token_id
     return _encode(tokenizer, _SEPARATOR) if eos is None else [int(eos)]
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str, special: bool = False) -> list[int]:
     # Not verbose: texts longer than the model's window are the point here, not a mistake.
-    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    ids: list[int] = tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
     return ids

@@ -13,7 +13,7 @@ from fedprune.errors import ModelError
 from fedprune.models.loading import LoadedModel, progress_on_terminals_only
 from fedprune.models.masking import apply_masks
 from fedprune.models.sidecar import write_sidecar
-from fedprune.wire.bitmask import BitMask
+from fedprune.wire.update import Change, mask_of
 
 #: Where an export keeps its masks. Not beside the weights: servers that load a folder's every
 #: ``*.safetensors`` would take them for a shard.
@@ -22,7 +22,7 @@ _SHARD_SIZE = "5GB"
 
 
 def export_model(
-    model: LoadedModel, masks: Mapping[int, Mapping[str, BitMask]], folder: Path
+    model: LoadedModel, masks: Mapping[int, Mapping[str, Change]], folder: Path
 ) -> None:
     """Prune a model and write it as a Hugging Face folder with its masks in a sidecar.
 
@@ -30,8 +30,8 @@ def export_model(
     ----------
     model : LoadedModel
         The dense model; it is pruned in place and stays so.
-    masks : Mapping[int, Mapping[str, BitMask]]
-        Block -> linear -> mask, True where a weight survives.
+    masks : Mapping[int, Mapping[str, BitMask or LinearUpdate]]
+        Block -> linear -> mask, True where a weight survives; updates with counts scale it too.
     folder : Path
         Where the model goes: sharded safetensors with real zeros, configuration, tokenizer and
         :data:`SIDECAR`.
@@ -51,7 +51,14 @@ def export_model(
         with progress_on_terminals_only():
             model.model.save_pretrained(partial, max_shard_size=_SHARD_SIZE)
         model.tokenizer.save_pretrained(partial)
-        write_sidecar(partial / SIDECAR, masks, model.layout.prefix)
+        write_sidecar(
+            partial / SIDECAR,
+            {
+                block: {name: mask_of(change) for name, change in named.items()}
+                for block, named in masks.items()
+            },
+            model.layout.prefix,
+        )
         _flush(partial)
         os.replace(partial, folder)
         _flush_folder(folder.parent)

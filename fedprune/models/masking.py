@@ -1,7 +1,7 @@
-"""Zeros put into a model's weights, for good or for a while.
+"""Zeros put into a model's weights, and survivors scaled, for good or for a while.
 
 Weights are filled with zero rather than multiplied by the mask: a pruned NaN or infinity must
-become zero as well.
+become zero as well. Scaling multiplies in float32 and rounds once, to the weight's own dtype.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,11 +13,11 @@ from torch import Tensor
 from fedprune.errors import ModelError
 from fedprune.models.layout import DecoderLayout, LinearRef
 from fedprune.models.loading import LoadedModel
-from fedprune.wire.bitmask import BitMask
+from fedprune.wire.update import Change, LinearUpdate, mask_of
 
 
-def masked_weight(stored: Tensor, linear: LinearRef, mask: BitMask) -> Tensor:
-    """Return a copy of a weight with its pruned entries zero.
+def masked_weight(stored: Tensor, linear: LinearRef, change: Change) -> Tensor:
+    """Return a copy of a weight with its pruned entries zero, and the others scaled if asked for.
 
     Parameters
     ----------
@@ -25,21 +25,25 @@ def masked_weight(stored: Tensor, linear: LinearRef, mask: BitMask) -> Tensor:
         The weight as its module stores it, on any device.
     linear : LinearRef
         Which linear map it belongs to.
-    mask : BitMask
+    change : BitMask or LinearUpdate
         Shape (d_out, d_in), True where a weight survives.
     """
-    return stored.masked_fill(linear.orient(_pruned(linear, mask, stored.device)), 0)
+    pruned = linear.orient(_pruned(change, stored.device))
+    factors = _factors(change, stored.device)
+    if factors is None:
+        return stored.masked_fill(pruned, 0)
+    return _scaled(stored, linear.orient(factors)).masked_fill_(pruned, 0)
 
 
-def apply_masks(model: LoadedModel, masks: Mapping[int, Mapping[str, BitMask]]) -> None:
-    """Set the pruned weights of a model to zero, in place and for good.
+def apply_masks(model: LoadedModel, masks: Mapping[int, Mapping[str, Change]]) -> None:
+    """Set the pruned weights of a model to zero and scale the others, in place and for good.
 
     Parameters
     ----------
     model : LoadedModel
         The model to change.
-    masks : Mapping[int, Mapping[str, BitMask]]
-        Block -> linear -> mask; what is not named stays dense.
+    masks : Mapping[int, Mapping[str, BitMask or LinearUpdate]]
+        Block -> linear -> mask; what is not named stays dense, what is no update is not scaled.
 
     Raises
     ------
@@ -47,37 +51,38 @@ def apply_masks(model: LoadedModel, masks: Mapping[int, Mapping[str, BitMask]]) 
         A block or linear that the model has not, or a mask of another shape; checked before the
         first weight changes.
     """
-    for linear, mask in _pair_all(model.layout, masks):
+    for linear, change in _pair_all(model.layout, masks):
         weight = linear.weight()
-        weight.masked_fill_(_pruned(linear, mask, weight.device), 0)
+        _apply(weight, change, _pruned(change, weight.device))
 
 
 @contextmanager
-def masked(model: LoadedModel, masks: Mapping[int, Mapping[str, BitMask]]) -> Iterator[None]:
+def masked(model: LoadedModel, masks: Mapping[int, Mapping[str, Change]]) -> Iterator[None]:
     """Prune a model inside a ``with`` statement; afterwards its weights are as they were.
 
-    Costs the memory of the pruned weights, which are kept aside. Parameters and errors are those
-    of :func:`apply_masks`.
+    Costs the memory of the weights that change, which are kept aside. Parameters and errors are
+    those of :func:`apply_masks`.
     """
     kept: list[tuple[LinearRef, Tensor, Tensor]] = []
     targets = _pair_all(model.layout, masks)
     try:
-        for linear, mask in targets:
+        for linear, change in targets:
             weight = linear.weight()
-            pruned = _pruned(linear, mask, weight.device)
-            kept.append((linear, pruned, weight[pruned]))
-            weight.masked_fill_(pruned, 0)
+            pruned = _pruned(change, weight.device)
+            changed = torch.ones_like(pruned) if _scales(change) else pruned
+            kept.append((linear, changed, weight[changed]))
+            _apply(weight, change, pruned)
         yield
     finally:
-        for linear, pruned, values in kept:
+        for linear, changed, values in kept:
             # Asked for again: moving a model to a device and back gives it new storage.
             weight = linear.weight()
-            weight[pruned.to(weight.device)] = values.to(weight.device)
+            weight[changed.to(weight.device)] = values.to(weight.device)
 
 
 def pair_masks(
-    layout: DecoderLayout, block: int, masks: Mapping[str, BitMask]
-) -> list[tuple[LinearRef, BitMask]]:
+    layout: DecoderLayout, block: int, masks: Mapping[str, Change]
+) -> list[tuple[LinearRef, Change]]:
     """Return each mask of a block with its linear map.
 
     Parameters
@@ -86,7 +91,7 @@ def pair_masks(
         The model's blocks.
     block : int
         Index of the block.
-    masks : Mapping[str, BitMask]
+    masks : Mapping[str, BitMask or LinearUpdate]
         Linear -> mask; need not name every linear.
 
     Raises
@@ -118,11 +123,33 @@ def pair_masks(
 
 
 def _pair_all(
-    layout: DecoderLayout, masks: Mapping[int, Mapping[str, BitMask]]
-) -> list[tuple[LinearRef, BitMask]]:
+    layout: DecoderLayout, masks: Mapping[int, Mapping[str, Change]]
+) -> list[tuple[LinearRef, Change]]:
     return [pair for block, named in masks.items() for pair in pair_masks(layout, block, named)]
 
 
-def _pruned(linear: LinearRef, mask: BitMask, device: torch.device) -> Tensor:
+def _apply(weight: Tensor, change: Change, pruned: Tensor) -> None:
+    """Change a (d_out, d_in) weight in place."""
+    factors = _factors(change, weight.device)
+    if factors is not None:
+        weight.copy_(_scaled(weight, factors))
+    weight.masked_fill_(pruned, 0)
+
+
+def _pruned(change: Change, device: torch.device) -> Tensor:
     """Return the complement of a mask, boolean (d_out, d_in), on the weight's device."""
-    return torch.from_numpy(mask.to_bool()).to(device).logical_not_()
+    return torch.from_numpy(mask_of(change).to_bool()).to(device).logical_not_()
+
+
+def _scales(change: Change) -> bool:
+    return isinstance(change, LinearUpdate) and change.keeps is not None
+
+
+def _factors(change: Change, device: torch.device) -> Tensor | None:
+    """Return the factors of a scaled update, float32 (d_out, d_in), on the weight's device."""
+    factors = change.factors() if isinstance(change, LinearUpdate) else None
+    return None if factors is None else torch.from_numpy(factors).to(device)
+
+
+def _scaled(weight: Tensor, factors: Tensor) -> Tensor:
+    return (weight.to(torch.float32) * factors).to(weight.dtype)

@@ -7,8 +7,9 @@ of survivors in every comparison group.
 import numpy as np
 from numpy.typing import NDArray
 
+from fedprune.config.count import pruned_count
 from fedprune.errors import WireError
-from fedprune.pruning.spec import MaskSpec, pruned_count
+from fedprune.pruning.spec import MaskSpec
 from fedprune.wire.bitmask import BitMask
 
 

@@ -23,6 +23,7 @@ from fedprune.pruning.recorder import StatisticsRecorder
 from fedprune.pruning.spec import MaskSpec
 from fedprune.pruning.statistics import ColumnStatistics
 from fedprune.wire.bitmask import BitMask
+from fedprune.wire.update import Change
 
 _MEMORY_KEYS = ("pruner.seq_len", "pruner.num_calibration_samples", "pruner.device")
 
@@ -130,12 +131,12 @@ class BlockWalk:
                 pass  # the outputs of the dense block are of no use
             return recorder.statistics()
 
-    def advance(self, masks: Mapping[str, BitMask]) -> None:
+    def advance(self, masks: Mapping[str, Change]) -> None:
         """Run the current block pruned on every sample and move on to the next.
 
         Parameters
         ----------
-        masks : Mapping[str, BitMask]
+        masks : Mapping[str, BitMask or LinearUpdate]
             Name of the linear -> mask; a linear that is not named stays dense.
 
         Raises
@@ -146,8 +147,8 @@ class BlockWalk:
         pairs = pair_masks(self._model.layout, self._position, masks)
         with self._explained("running"):
             tensors = dict(self._tensors())
-            for linear, mask in pairs:
-                tensors[linear.key] = masked_weight(tensors[linear.key], linear, mask)
+            for linear, change in pairs:
+                tensors[linear.key] = masked_weight(tensors[linear.key], linear, change)
             self._hidden = list(self._outputs(tensors))
         self._leave_block()
 
@@ -244,7 +245,7 @@ def prune_block(walk: BlockWalk, pruner: Pruner, spec: MaskSpec) -> dict[str, Bi
 
 
 def prune_blocks(
-    walk: BlockWalk, blocks: range, pruner: Pruner, spec: MaskSpec
+    walk: BlockWalk, pruner: Pruner, specs: Mapping[int, MaskSpec]
 ) -> Iterator[tuple[int, dict[str, BitMask]]]:
     """Prune consecutive blocks, each on inputs made by the pruned blocks before it.
 
@@ -253,19 +254,17 @@ def prune_blocks(
     walk : BlockWalk
         Stands at the first of the blocks; when a block is yielded it stands at the next. Nothing
         comes after a model's last block, so its output is not computed and ``hidden`` ends empty.
-    blocks : range
-        The blocks, with step 1.
     pruner : Pruner
         Turns each weight and its statistics into a mask.
-    spec : MaskSpec
-        Sparsity, pattern and comparison group.
+    specs : Mapping[int, MaskSpec]
+        Index of the block -> its sparsity, pattern and comparison group; consecutive blocks.
 
     Yields
     ------
     tuple[int, dict[str, BitMask]]
         Index of the block and its masks by name.
     """
-    for index in blocks:
+    for index, spec in specs.items():
         if index != walk.position or not walk.blocks_left:
             raise ModelError(
                 f"Block {index} was asked for, but the walk is at block {walk.position} and has "

@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedprune.config.count import pruned_count
 from fedprune.errors import ModelError
 from fedprune.pruning import loops
-from fedprune.pruning.spec import NOT_FINITE, MaskSpec, check_divides, pruned_count
+from fedprune.pruning.spec import NOT_FINITE, MaskSpec, check_divides
 from fedprune.wire.bitmask import BitMask, packed_size
 
 T = TypeVar("T")

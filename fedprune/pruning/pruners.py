@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fedprune.errors import ConfigError, ModelError
+from fedprune.pruning.ria import ria_scores
 from fedprune.pruning.select import prune_lowest
 from fedprune.pruning.spec import NOT_FINITE, MaskSpec
 from fedprune.pruning.statistics import ColumnStatistics
@@ -75,17 +76,29 @@ class WandaPruner:
 
     def mask(self, weight: Tensor, stats: ColumnStatistics | None, spec: MaskSpec) -> BitMask:
         """Return the mask of one linear (see `Pruner.mask`)."""
-        if stats is None:
-            raise ModelError("The pruner 'wanda' needs statistics of the inputs, got none.")
-        if stats.sum_squares.shape != (weight.shape[1],):
-            raise ModelError(
-                f"The pruner 'wanda' needs statistics of {weight.shape[1]} inputs, "
-                f"got shape {tuple(stats.sum_squares.shape)}."
-            )
-        return _lowest(weight, stats.norms.to(weight.device), spec)
+        return _lowest(weight, _norms(self.name, weight, stats), spec)
 
 
-PRUNERS: dict[str, Pruner] = {pruner.name: pruner for pruner in (MagnitudePruner(), WandaPruner())}
+class RiaPruner:
+    """Importance is a weight's share of its row and column, times the root of the input's norm.
+
+    RIA (Zhang et al., "Plug-and-Play: An Efficient Post-training Pruning Method for Large Language
+    Models", ICLR 2024) with a = 0.5; see `fedprune.pruning.ria`. An N:M pattern is taken on the
+    inputs as they are ordered: no channels are permuted.
+    """
+
+    name = "ria"
+    needs_inputs = True
+
+    def mask(self, weight: Tensor, stats: ColumnStatistics | None, spec: MaskSpec) -> BitMask:
+        """Return the mask of one linear (see `Pruner.mask`)."""
+        scores = ria_scores(weight, _norms(self.name, weight, stats))
+        return _lowest(scores, torch.ones(scores.shape[1], device=scores.device), spec)
+
+
+PRUNERS: dict[str, Pruner] = {
+    pruner.name: pruner for pruner in (MagnitudePruner(), WandaPruner(), RiaPruner())
+}
 
 
 def get_pruner(name: str) -> Pruner:
@@ -100,6 +113,18 @@ def get_pruner(name: str) -> Pruner:
         known = ", ".join(f"'{known}'" for known in sorted(PRUNERS))
         raise ConfigError(f"`pruner.name` must be one of {known}, got '{name}'.")
     return PRUNERS[name]
+
+
+def _norms(name: str, weight: Tensor, stats: ColumnStatistics | None) -> Tensor:
+    """Return the norms of the inputs, on the weight's device, if they are this linear's."""
+    if stats is None:
+        raise ModelError(f"The pruner '{name}' needs statistics of the inputs, got none.")
+    if stats.sum_squares.shape != (weight.shape[1],):
+        raise ModelError(
+            f"The pruner '{name}' needs statistics of {weight.shape[1]} inputs, "
+            f"got shape {tuple(stats.sum_squares.shape)}."
+        )
+    return stats.norms.to(weight.device)
 
 
 def _lowest(weight: Tensor, norms: Tensor, spec: MaskSpec) -> BitMask:

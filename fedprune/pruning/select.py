@@ -6,7 +6,8 @@ This is the definition: the compiled CPU kernels must agree with it bit for bit.
 import torch
 from torch import Tensor
 
-from fedprune.pruning.spec import MaskSpec, check_divides, pruned_count
+from fedprune.config.count import pruned_count
+from fedprune.pruning.spec import MaskSpec, check_divides
 
 
 def prune_lowest(scores: Tensor, spec: MaskSpec) -> Tensor:

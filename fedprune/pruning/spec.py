@@ -5,12 +5,13 @@ the decimal number that the configuration shows, not its nearest binary fraction
 """
 
 from dataclasses import dataclass
-from fractions import Fraction
 
+from fedprune.config.allocation import block_sparsity
+from fedprune.config.count import GROUPS, pruned_count
 from fedprune.config.pattern import Pattern
+from fedprune.config.schema import RunConfig
 from fedprune.errors import ConfigError, ModelError
 
-GROUPS = ("layer", "row", "column")
 NOT_FINITE = (
     "Importance scores hold NaN or infinite values. "
     "Check the weights, and the calibration inputs of this linear."
@@ -52,14 +53,6 @@ class MaskSpec:
             )
 
 
-def pruned_count(size: int, sparsity: float) -> int:
-    """Return floor(size * sparsity), taking the sparsity as the decimal number that it prints as.
-
-    ``int(100 * 0.29)`` is 28, because 0.29 is stored slightly too small; this returns 29.
-    """
-    return int(size * Fraction(str(float(sparsity))))
-
-
 def expected_survivors(shape: tuple[int, int], spec: MaskSpec) -> int:
     """Return how many weights of a (d_out, d_in) matrix survive under `spec`.
 
@@ -91,3 +84,28 @@ def check_divides(pattern: Pattern, d_in: int) -> None:
             f"Pattern '{pattern}' needs d_in divisible by {pattern.m}, got {d_in}. "
             "Choose an M that divides it, or `pruner.pattern=unstructured`."
         )
+
+
+def block_specs(config: RunConfig, blocks: range, num_blocks: int) -> dict[int, MaskSpec]:
+    """Return what a client's masks of each block must look like.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Its `sparsity`, `allocation` and `pruner`.
+    blocks : range
+        The blocks asked for.
+    num_blocks : int
+        Blocks of the model.
+
+    Raises
+    ------
+    ConfigError
+        If the allocation is for another number of blocks.
+    """
+    return {
+        block: MaskSpec(
+            block_sparsity(config, block, num_blocks), config.pruner.pattern, config.pruner.group
+        )
+        for block in blocks
+    }

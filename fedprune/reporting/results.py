@@ -54,7 +54,7 @@ class LinearFigures:
     voters : int
         Clients whose masks were counted.
     votes : list of int
-        Entries with 0..voters prune votes.
+        Entries by prune votes, from none to all: 0..voters where all clients weigh the same.
     agreement : float
         Share of weights on which a pair of clients agrees, mean over pairs.
     unanimous : float
@@ -84,7 +84,7 @@ class Perplexities:
 def build_results(
     facts: Facts,
     linears: Sequence[LinearFigures],
-    perplexities: Perplexities,
+    perplexities: Sequence[Perplexities],
     clients: Sequence[Mapping[str, object]],
     ledger: Ledger,
 ) -> dict[str, object]:
@@ -101,6 +101,13 @@ def build_results(
             "pruner": config.pruner.name,
             "pattern": str(config.pruner.pattern),
             "group": config.pruner.group,
+            "allocation": config.allocation.name,
+            "strategy_group": config.strategy.group,
+            "scaling": config.strategy.scaling,
+            "ties": config.strategy.ties,
+            "majority_floor": config.strategy.majority_floor,
+            "client_weights": config.strategy.client_weights,
+            "fraction": config.strategy.fraction,
         },
         "model": {
             "name": config.model.name,
@@ -109,7 +116,7 @@ def build_results(
             "weights_hash": facts.fingerprint.weights,
         },
         "sparsity": _sparsity(config.sparsity, linears),
-        "perplexity": {perplexities.dataset: _perplexity(perplexities)},
+        "perplexity": {found.dataset: _perplexity(found) for found in perplexities},
         "agreement": _agreement(linears),
         "clients": [dict(client) for client in clients],
         "seconds": dict(facts.seconds),
@@ -159,7 +166,7 @@ def _agreement(linears: Sequence[LinearFigures]) -> dict[str, object]:
 
     votes: dict[str, list[int]] = {}
     for linear in linears:
-        total = votes.setdefault(str(linear.voters), [0] * (linear.voters + 1))
+        total = votes.setdefault(str(linear.voters), [0] * len(linear.votes))
         for number, count in enumerate(linear.votes):
             total[number] += count
     return {

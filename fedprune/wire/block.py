@@ -7,6 +7,7 @@ deployment) while no message needs more than the blocks it was asked for.
 import struct
 from collections.abc import Mapping
 
+from fedprune.config.pattern import UNSTRUCTURED, Pattern
 from fedprune.errors import WireError
 from fedprune.wire.bitmask import BitMask
 from fedprune.wire.masks import decode_mask, encode_mask
@@ -17,17 +18,24 @@ _NAME = struct.Struct("<HI")  # bytes of the name, bytes of the mask
 _VERSION = 1
 
 
-def encode_block(masks: Mapping[str, BitMask]) -> bytes:
+def encode_block(masks: Mapping[str, BitMask], pattern: Pattern = UNSTRUCTURED) -> bytes:
     """Return the bytes of a block's masks, in the order given.
 
     Parameters
     ----------
     masks : Mapping[str, BitMask]
         Name of the linear inside the block -> mask of shape (d_out, d_in).
+    pattern : Pattern
+        What all masks are known to be; the bytes then are fewer, and tell it themselves.
+
+    Raises
+    ------
+    WireError
+        If a mask does not have the pattern.
     """
     parts = [_HEAD.pack(_MAGIC, _VERSION, len(masks))]
     for name, mask in masks.items():
-        label, body = name.encode(), encode_mask(mask)
+        label, body = name.encode(), encode_mask(mask, pattern)
         parts += [_NAME.pack(len(label), len(body)), label, body]
     return b"".join(parts)
 

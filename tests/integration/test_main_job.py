@@ -210,10 +210,10 @@ def test_client_that_raises_is_left_out_without_its_text(tmp_path, monkeypatch):
 
     real = session.prune
 
-    def fails(config, seat, blocks):
+    def fails(config, seat, *request):
         if seat.partition_id == 1:
             raise ValueError("the patient's name")
-        return real(config, seat, blocks)
+        return real(config, seat, *request)
 
     monkeypatch.setattr("client_app.app.prune", fails)
     folder = job(tmp_path / "run")
@@ -309,3 +309,24 @@ def test_a_request_without_configuration_is_answered_with_an_error():
         (identifier,) = grid.push_messages([Message(RecordDict(), 100, kind)])
         (reply,) = grid.pull_messages([identifier])
         assert reply.has_error() and "config" in reply.error.reason
+
+
+def test_several_data_sets_are_measured_for_all_models_and_a_missing_one_is_left_out(tmp_path):
+    (tmp_path / "notes.txt").write_text("Return the sum of the arguments as a float.\n" * 300)
+    names = f"{tmp_path / 'notes.txt'},/nowhere.txt"
+    overrides = f"evaluation.datasets={names} evaluation.seq_len=64 data.partition=linear"
+    results = json.loads((job(tmp_path / "run", overrides=overrides) / "results.json").read_text())
+    found = results["perplexity"]
+    own, notes = found.values()
+    assert list(found)[0] == "stdlib" and list(found)[1].endswith("notes")
+    for figures in (own, notes):
+        assert figures["dense"] < figures["pruned"]
+        assert figures["centralized"] is not None
+        assert len(figures["local_only"]["clients"]) == 3
+    assert own["local_only"]["clients"] != notes["local_only"]["clients"]
+    ids = [client["sample_ids"] for client in results["clients"]]
+    assert len({name for client in ids for name in client}) == 3 * 4
+    again = job(tmp_path / "again", overrides=overrides)
+    assert [
+        c["sample_ids"] for c in json.loads((again / "results.json").read_text())["clients"]
+    ] == ids

@@ -10,11 +10,12 @@ from fedprune.config.overrides import GROUPS, group_options
 from fedprune.config.schema import LEAVES
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-FILES = sorted(CONF.rglob("*.yaml"))
+FILES = sorted(path for path in CONF.rglob("*.yaml") if path.parent.name != "sweep")
 OPTIONS = [(group, option) for group in GROUPS for option in group_options(group)]
-NEEDS_PATH = {("model", "hf"): ["model.path=/x"]} | {
+NEEDS = {("model", "hf"): ["model.path=/x"]} | {
     ("data", name): ["data.path=/x"] for name in ("files", "hub")
 }
+NEEDS[("allocation", "per_block")] = ["allocation.blocks=0.4,0.6"]
 
 
 def name(path: Path) -> str:
@@ -24,7 +25,7 @@ def name(path: Path) -> str:
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_and_passes_the_checks(group, option):
     config = compose_config(
-        {"overrides": " ".join([f"{group}={option}", *NEEDS_PATH.get((group, option), [])])}
+        {"overrides": " ".join([f"{group}={option}", *NEEDS.get((group, option), [])])}
     )
     assert config.sparsity == 0.5
 

@@ -5,6 +5,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 
 from fedprune.errors import ReplyRefusedError
 from fedprune.records import (
+    UPDATE_FORMAT,
     LocalResult,
     NodeReport,
     PruneReply,
@@ -17,6 +18,7 @@ from fedprune.records import (
     report_record,
     request,
     requested,
+    requested_update,
 )
 from tests.support.grid import become_server
 
@@ -138,3 +140,27 @@ def test_message_bytes_counts_payload_and_headers():
     assert message_bytes(message(prune_record(PruneReply({0: distinct}, 1.0, 0, 0, 1)))) > len(
         distinct
     )
+
+
+def test_an_update_travels_beside_the_configuration():
+    plain, with_update = message(request("a: 1")), message(request("a: 1", b"update", start=3))
+    assert requested_update(plain) is None
+    assert requested_update(with_update) == b"update"
+    assert requested(with_update, "start", int) == 3
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        (MetricRecord({"update": 1}), "must hold one array"),
+        (ArrayRecord({"other": Array("uint8", (1,), UPDATE_FORMAT, b"x")}), "must hold one array"),
+        (ArrayRecord({"update": Array("uint8", (2,), UPDATE_FORMAT, b"x")}), "true length"),
+        (ArrayRecord({"update": Array("int8", (1,), UPDATE_FORMAT, b"x")}), "uint8"),
+        (ArrayRecord({"update": Array("uint8", (1,), "numpy.ndarray", b"x")}), UPDATE_FORMAT),
+    ],
+)
+def test_other_arrays_of_a_request_are_refused(arrays, words):
+    content = request("a: 1")
+    content["arrays"] = arrays
+    with pytest.raises(ReplyRefusedError, match=words):
+        requested_update(message(content))

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fedprune.aggregation.agreement import pairwise_agreement, unanimous_share
+from fedprune.aggregation.votes import VoteCounter
+from fedprune.wire.bitmask import BitMask
 
 
 @given(st.tuples(st.integers(2, 9), st.integers(1, 30)).flatmap(lambda s: arrays(np.bool_, s)))
@@ -35,3 +37,34 @@ def test_large_counts_stay_exact():
     histogram = np.zeros(100_001, dtype=np.int64)
     histogram[[0, 50_000]] = 10**11
     assert pairwise_agreement(histogram, 100_000) == pytest.approx(0.75, abs=1e-5)
+
+
+@given(
+    st.lists(st.integers(1, 60), min_size=2, max_size=9),
+    st.integers(1, 30),
+    st.integers(0, 2**31),
+)
+def test_weighted_pairs(weights, size, seed):
+    masks = np.random.default_rng(seed).random((len(weights), 1, size)) < 0.7
+    counter = VoteCounter(size)
+    for mask, weight in zip(masks, weights, strict=True):
+        counter.add(BitMask.from_bool(mask), weight)
+    pairs = list(combinations(range(len(weights)), 2))
+    product = [weights[i] * weights[j] for i, j in pairs]
+    same = [np.mean(masks[i] == masks[j]) for i, j in pairs]
+    histogram = counter.histogram()
+    found = pairwise_agreement(histogram, counter.effective_clients)
+    assert found == pytest.approx(np.average(same, weights=product))
+    unanimous = masks.all(axis=0) | ~masks.any(axis=0)
+    assert unanimous_share(histogram) == pytest.approx(unanimous.mean())
+
+
+def test_bins_are_close_to_exact():
+    masks = np.random.default_rng(0).random((5, 1, 4000)) < 0.6
+    exact, binned = VoteCounter(4000), VoteCounter(4000)
+    for mask in masks:
+        exact.add(BitMask.from_bool(mask))
+        binned.add(BitMask.from_bool(mask), 10**6)
+    found = pairwise_agreement(binned.histogram(), binned.effective_clients)
+    assert found == pytest.approx(pairwise_agreement(exact.histogram(), 5), abs=1e-3)
+    assert unanimous_share(binned.histogram()) == unanimous_share(exact.histogram())

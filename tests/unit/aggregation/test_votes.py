@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fedprune.aggregation import votes as module
 from fedprune.aggregation.votes import VoteCounter
-from fedprune.errors import WireError
+from fedprune.errors import ConfigError, WireError
 from fedprune.wire.bitmask import BitMask
 
 
@@ -126,3 +126,86 @@ def test_masks_are_copied():
 def test_mask_of_another_size():
     with pytest.raises(WireError, match="counted for 10 weights, got a mask of 12"):
         VoteCounter(10).add(BitMask.from_bool(np.ones((3, 4), dtype=bool)))
+
+
+@given(st.lists(st.integers(1, 300) | st.just(1), max_size=25), st.integers(0, 2**31))
+@settings(deadline=None)
+def test_weighted_votes(weights, seed):
+    masks = random_masks(len(weights), (3, 37), seed)
+    counter = VoteCounter(111)
+    expected = np.zeros(111, dtype=np.int64)
+    for mask, weight in zip(masks, weights, strict=True):
+        counter.add(BitMask.from_bool(mask), weight)
+        expected += weight * ~mask.ravel()
+    assert counter.clients == len(weights)
+    assert counter.total == sum(weights)
+    assert np.array_equal(counter.counts(0, 111), expected)
+    assert len(counter.keep_planes()) == counter.total.bit_length()
+    if counter.total <= module.BINS:
+        assert (
+            counter.histogram().tolist()
+            == np.bincount(expected, minlength=counter.total + 1).tolist()
+        )
+
+
+def test_a_weight_is_as_many_masks():
+    masks = random_masks(4, (5, 101))
+    one, other = VoteCounter(505), VoteCounter(505)
+    for mask, weight in zip(masks, (3, 1, 20, 8), strict=True):
+        one.add(BitMask.from_bool(mask), weight)
+        for _ in range(weight):
+            other.add(BitMask.from_bool(mask))
+    assert one.total == other.total == 32
+    for plane, same in zip(one.keep_planes(), other.keep_planes(), strict=True):
+        assert np.array_equal(plane, same)
+
+
+def test_large_weights_are_exact_and_gathered_in_bins():
+    counter = VoteCounter(4)
+    heavy, light = 2**31, 2**31 - 1
+    counter.add(BitMask.from_bool(np.array([[True, False, False, True]])), heavy)
+    counter.add(BitMask.from_bool(np.array([[True, True, False, False]])), light)
+    assert counter.counts(0, 4).tolist() == [0, heavy, heavy + light, light]
+    histogram = counter.histogram()
+    assert histogram.size == module.BINS + 1
+    assert histogram[0] == histogram[-1] == 1  # nobody; everybody
+    assert histogram.sum() == 4
+    assert abs(np.flatnonzero(histogram)[1:-1] - module.BINS / 2).max() <= 1
+
+
+def test_only_unanimous_weights_are_in_the_outer_bins():
+    counter = VoteCounter(4)
+    counter.add(BitMask.from_bool(np.array([[True, False, True, False]])), 10**6)
+    counter.add(BitMask.from_bool(np.array([[True, True, False, False]])))
+    histogram = counter.histogram()
+    assert np.flatnonzero(histogram).tolist() == [0, 1, module.BINS - 1, module.BINS]
+
+
+def test_effective_clients():
+    counter = VoteCounter(4)
+    assert counter.effective_clients == 0
+    mask = BitMask.from_bool(np.ones((1, 4), dtype=bool))
+    for clients in (1, 2, 3):
+        counter.add(mask)
+        assert counter.effective_clients == clients
+    counter.add(mask, 3)
+    assert counter.effective_clients == pytest.approx(36 / 12)
+
+
+@pytest.mark.parametrize("weight", [0, -1])
+def test_weights_below_one(weight):
+    with pytest.raises(ConfigError, match=f"`strategy.client_weights` .*at least 1, got {weight}"):
+        VoteCounter(4).add(BitMask.from_bool(np.ones((1, 4), dtype=bool)), weight)
+
+
+def test_total_of_more_than_32_bits():
+    counter = VoteCounter(4)
+    mask = BitMask.from_bool(np.ones((1, 4), dtype=bool))
+    counter.add(mask, 2**32 - 2)
+    with pytest.raises(
+        ConfigError, match="client_weights` may add up to 4294967295, got 4294967296"
+    ):
+        counter.add(mask, 2)
+    counter.add(mask)
+    assert counter.total == 2**32 - 1
+    assert counter.clients == 2

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from fedprune.cli import flower, run
 from fedprune.cli.flower import Connection
-from fedprune.cli.run import LogReader, run_job
+from fedprune.cli.perform import LogReader
+from fedprune.cli.run import run_job
 from fedprune.errors import ConfigError
 from fedprune.reporting.progress import Progress
 from tests.support.flower import FakeFlwr, listed, said

@@ -68,7 +68,12 @@ def test_the_defaults_have_their_types():
         ({"data__source": "files"}, ["`data.path`", "file or folder"]),
         ({"data__source": "hub"}, ["`data.path`", "data set id"]),
         ({"data__path": "/x"}, ["`data.path`", "stdlib", "data=/path/to/texts"]),
-        ({"data__partition": "dirichlet"}, ["`data.partition`", "'by_group', 'iid'"]),
+        ({"data__partition": "dirichlt"}, ["`data.partition`", "Did you mean 'dirichlet'"]),
+        ({"data__alpha": 0}, ["`data.alpha`", "above 0"]),
+        ({"data__sampling": "random"}, ["`data.sampling`", "'packed', 'published'"]),
+        ({"data__joiner": "newline"}, ["`data.joiner`", "'blank_line'"]),
+        ({"data__heldout_documents": 0}, ["`data.heldout_documents`", "at least 1"]),
+        ({"evaluation__datasets": "c4,ptbb"}, ["`evaluation.datasets`", "Did you mean 'ptb'"]),
         ({"data__heldout_fraction": 0}, ["`data.heldout_fraction`", "above 0 and below 1"]),
         ({"data__heldout_fraction": 1.0}, ["`data.heldout_fraction`", "got 1.0"]),
         ({"data__max_documents": 0}, ["`data.max_documents`", "at least 1"]),
@@ -91,6 +96,33 @@ def test_the_defaults_have_their_types():
         ({"strategy__timeout": 0}, ["`strategy.timeout`", "above 0"]),
         ({"strategy__wait": -1.0}, ["`strategy.wait`", "at least 0"]),
         ({"strategy__window": 0}, ["`strategy.window`", "at least 1"]),
+        ({"strategy__group": "output"}, ["`strategy.group`", "'layer', 'row', 'column'"]),
+        ({"strategy__ties": "rnd"}, ["`strategy.ties`", "'magnitude', 'index', 'random'"]),
+        ({"strategy__scaling": 1}, ["`strategy.scaling`", "true or false"]),
+        ({"strategy__client_weights": "x"}, ["`strategy.client_weights`", "'samples', 'tokens'"]),
+        ({"strategy__fraction": 0}, ["`strategy.fraction`", "above 0 and at most 1"]),
+        ({"strategy__fraction": 1.01}, ["`strategy.fraction`", "got 1.01"]),
+        (
+            {"schedule__name": "iterative", "schedule__blocks_per_message": 2},
+            ["null or 1", "got 2"],
+        ),
+        ({"allocation__name": "per_block"}, ["`allocation.blocks`", "allocation=uniform"]),
+        ({"allocation__blocks": "0.5"}, ["`allocation.blocks`", "allocation=per_block"]),
+        ({"allocation__blocks": "0.5,1.0"}, ["`allocation.blocks`", "below 1", "'0.5,1.0'"]),
+        ({"allocation__blocks": "0.5,"}, ["`allocation.blocks`", "separated by commas"]),
+        (
+            {"allocation__name": "per_block", "allocation__blocks": "0.5,0.6"},
+            ["`sparsity` 0.5", "got 0.55", "Set sparsity=0.55"],
+        ),
+        (
+            {
+                "allocation__name": "per_block",
+                "allocation__blocks": "0.4,0.6",
+                "pruner__pattern": "2:4",
+            },
+            ["`allocation.name`", "'uniform'", "pruner.pattern=unstructured"],
+        ),
+        ({"federation__backend": "local"}, ["`federation.backend`", "'ray', 'inline'"]),
         ({"schedule__name": "oneshot"}, ["`schedule.name`", "Did you mean 'one_shot'"]),
         ({"schedule__blocks_per_message": 0}, ["`schedule.blocks_per_message`", "at least 1"]),
         ({"evaluation__seq_len": 1}, ["`evaluation.seq_len`", "at least 2"]),
@@ -158,9 +190,9 @@ def test_keys_that_are_no_text_are_refused():
 
 
 def test_thousands_of_problems_make_a_short_message():
-    with pytest.raises(ConfigError, match="and 450 more") as caught:
+    with pytest.raises(ConfigError, match="and 400 more") as caught:
         checked(changed() | {f"zz{number}": 1 for number in range(500)})
-    assert len(str(caught.value)) < 10_000
+    assert len(str(caught.value)) < 20_000
 
 
 def test_numbers_become_floats_where_floats_are_meant():

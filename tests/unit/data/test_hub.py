@@ -1,5 +1,6 @@
 """Data sets that the `datasets` library opens, here from local folders; and all that can fail."""
 
+import gzip
 import json
 from dataclasses import replace
 
@@ -129,3 +130,70 @@ def test_blank_data_sets_are_refused(tmp_path):
     config = save(tmp_path / "set", train=[{"text": " "}, {"text": ""}])
     with pytest.raises(DataError, match="holds no text"):
         load_documents(config, "train")
+
+
+def preset(name, folder, **changes):
+    """Return a preset of `data` whose data set lies in a local folder of the same layout."""
+    return replace(compose_config({"data": name}).data, path=str(folder), **changes)
+
+
+def gz_lines(file, texts):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps({"text": text, "url": "u"}) + "\n" for text in texts)
+    file.write_bytes(gzip.compress(lines.encode()))
+
+
+def test_c4_reads_one_file_of_each_split_and_long_documents_whole(tmp_path):
+    long = "word " * PIECE_CHARACTERS
+    gz_lines(tmp_path / "en" / "c4-train.00000-of-01024.json.gz", ["train a", long, "train b"])
+    gz_lines(
+        tmp_path / "en" / "c4-validation.00000-of-00008.json.gz", [f"v{n}" for n in range(1200)]
+    )
+    for other in ("en/c4-train.00001-of-01024", "en/c4-validation.00001-of-00008", "de/c4-train"):
+        gz_lines(tmp_path / f"{other}.json.gz", ["another file"])
+    config = preset("c4", tmp_path)
+    assert [d.text for d in load_documents(config, "train")] == ["train a", long, "train b"]
+    heldout = load_documents(config, "heldout")
+    assert [d.text for d in heldout] == [f"v{n}" for n in range(1100)]
+    assert [len(load_documents(replace(config, max_documents=2), "train"))] == [2]
+    assert len(load_documents(replace(config, heldout_documents=None), "heldout")) == 1200
+
+
+def test_ptb_reads_sentences_from_the_layout_of_the_hub_s_parquet_copy(tmp_path):
+    for split in ("train", "validation", "test"):
+        folder = tmp_path / "penn_treebank" / split
+        folder.mkdir(parents=True)
+        rows = [{"sentence": f" {split} no {n} <unk> "} for n in range(5)]
+        datasets.Dataset.from_list(rows).to_parquet(folder / "0000.parquet")
+    config = preset("ptb", tmp_path)
+    assert [d.text for d in load_documents(config, "train")][:1] == [" train no 0 <unk> "]
+    heldout = load_documents(config, "heldout")
+    assert [d.text for d in heldout] == [f" test no {n} <unk> " for n in range(5)]
+
+
+def test_wikitext2_s_test_split_joins_to_its_published_form(tmp_path):
+    folder = tmp_path / "wikitext-2-raw-v1"
+    folder.mkdir()
+    lines = ["", " = Title = \n", "", *[f" Sentence {n} . \n" * 40 for n in range(200)], ""]
+    for split in ("train", "validation", "test"):
+        rows = [
+            {"text": f"{split}\n" if line == "" and split != "test" else line} for line in lines
+        ]
+        datasets.Dataset.from_list(rows).to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: wikitext-2-raw-v1\n  data_files:\n"
+        + "".join(
+            f"  - split: {split}\n    path: wikitext-2-raw-v1/{split}-*\n"
+            for split in ("train", "validation", "test")
+        )
+        + "---\n"
+    )
+    heldout = load_documents(preset("wikitext2", tmp_path), "heldout")
+    assert "\n\n".join(d.text for d in heldout) == "\n\n".join(lines)
+    assert len(heldout) > 2
+
+
+def test_a_file_that_is_not_there_is_named_with_the_keys(tmp_path):
+    gz_lines(tmp_path / "en" / "c4-train.00000-of-01024.json.gz", ["a"])
+    with pytest.raises(DataError, match=r"'validation'.*`data.heldout_file`"):
+        load_documents(preset("c4", tmp_path), "heldout")

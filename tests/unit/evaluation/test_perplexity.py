@@ -136,3 +136,22 @@ def test_long_texts_raise_no_warning(caplog):
     finally:
         logger.removeHandler(caplog.handler)
     assert caplog.text == ""
+
+
+class Letters:
+    """One token a character, after a special token if asked for."""
+
+    eos_token_id = 2
+
+    def __call__(self, text, *, add_special_tokens, verbose):
+        return {"input_ids": [1] * add_special_tokens + [ord(letter) for letter in text]}
+
+
+@pytest.mark.parametrize(
+    ("joiner", "text"), [("space", "ab c def"), ("blank_line", "ab\n\nc\n\ndef")]
+)
+def test_published_protocols_join_the_text_and_tokenise_it_once(joiner, text):
+    wanted = [1, *map(ord, text)]
+    windows = token_windows(documents("ab", "c", "def"), Letters(), 3, joiner=joiner)
+    assert windows.flatten().tolist() == wanted[: len(wanted) // 3 * 3]
+    assert len(token_windows(documents("ab", "c", "def"), Letters(), 3, 2, joiner)) == 2

@@ -5,6 +5,7 @@ import torch
 from fedprune.errors import ModelError
 from fedprune.models.masking import apply_masks, masked, masked_weight
 from fedprune.wire.bitmask import BitMask
+from fedprune.wire.update import LinearUpdate
 from tests.support.architectures import tiny_model
 from tests.support.masks import equal_bits, expected_state, random_masks, state_of
 
@@ -46,6 +47,69 @@ def test_masked_restores_a_model_that_got_new_storage_meanwhile():
     with masked(loaded, random_masks(loaded)):
         loaded.model.double().float()  # as moving to a device and back does
     assert equal_bits(state_of(loaded), before)
+
+
+def random_updates(loaded, total=5):
+    draw = np.random.default_rng(3)
+    return {
+        block: {
+            name: LinearUpdate(
+                mask,
+                draw.integers(0, total, mask.survivors, endpoint=True, dtype=np.uint32),
+                total,
+            )
+            for name, mask in named.items()
+        }
+        for block, named in random_masks(loaded).items()
+    }
+
+
+def scaled_state(loaded, updates):
+    """Survivors times keeps / total in float32, rounded once; one entry after another."""
+    state = state_of(loaded)
+    for block, named in updates.items():
+        for name, update in named.items():
+            stored = state[f"{loaded.layout.prefix}.{block}.{name}.weight"]
+            weight = stored.T if loaded.layout.linears(block)[name].transposed else stored
+            keeps = iter(update.keeps.tolist())
+            for place in np.ndindex(*update.shape):
+                if update.mask.to_bool()[place]:
+                    factor = torch.tensor(next(keeps) / update.total, dtype=torch.float32)
+                    weight[place] = (weight[place].float() * factor).to(stored.dtype)
+                else:
+                    weight[place] = 0
+    return state
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scaled_survivors_keep_their_dtype_and_come_back(family, dtype):
+    loaded = tiny_model(family, dtype)
+    updates, before = {1: random_updates(loaded)[1]}, state_of(loaded)
+    name = next(iter(updates[1]))
+    gone = np.argwhere(~updates[1][name].mask.to_bool())[0]
+    loaded.layout.linears(1)[name].weight()[tuple(gone)] = float("nan")
+    dense, expected = state_of(loaded), scaled_state(loaded, updates)
+    linear = loaded.layout.linears(1)[name]
+    key = f"{loaded.layout.prefix}.1.{name}.weight"
+    made = masked_weight(linear.module.weight.detach(), linear, updates[1][name])
+    assert equal_bits({key: made}, {key: expected[key]})
+    with masked(loaded, updates):
+        assert equal_bits(state_of(loaded), expected)
+    assert equal_bits(state_of(loaded), dense) and not equal_bits(dense, before)
+    apply_masks(loaded, updates)
+    assert equal_bits(state_of(loaded), expected)
+
+
+def test_an_update_without_counts_is_its_mask():
+    loaded = tiny_model()
+    masks = random_masks(loaded)
+    plain = {
+        b: {n: LinearUpdate(m, None, 3) for n, m in named.items()} for b, named in masks.items()
+    }
+    expected = expected_state(loaded, masks)
+    with masked(loaded, plain):
+        assert equal_bits(state_of(loaded), expected)
 
 
 def test_masked_weight_is_a_copy_in_the_stored_orientation():

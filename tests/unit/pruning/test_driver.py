@@ -27,7 +27,9 @@ def all_blocks(loaded):
 
 
 def prune_all(loaded, samples, pruner=WANDA):
-    return dict(prune_blocks(BlockWalk(loaded, samples), all_blocks(loaded), pruner, SPEC))
+    return dict(
+        prune_blocks(BlockWalk(loaded, samples), pruner, dict.fromkeys(all_blocks(loaded), SPEC))
+    )
 
 
 def traces_left(loaded):
@@ -153,7 +155,7 @@ def test_a_walk_in_pieces_equals_a_walk_in_one_go(family):
     hidden, pieces = None, {}
     for block in all_blocks(loaded):
         walk = BlockWalk(loaded, samples, hidden=hidden, start=block)
-        pieces |= dict(prune_blocks(walk, range(block, block + 1), WANDA, SPEC))
+        pieces |= dict(prune_blocks(walk, WANDA, dict.fromkeys(range(block, block + 1), SPEC)))
         hidden = [tensor.clone() for tensor in walk.hidden]
     assert pieces == whole
 
@@ -230,10 +232,10 @@ def test_a_pruner_without_inputs_runs_no_block(monkeypatch):
     assert prune_all(loaded, [], MAGNITUDE) == with_samples
     assert set(calls.values()) == {0}
     walk = BlockWalk(loaded, samples)
-    list(prune_blocks(walk, range(1), MAGNITUDE, SPEC))
+    list(prune_blocks(walk, MAGNITUDE, dict.fromkeys(range(1), SPEC)))
     assert walk.hidden == []
     resumed = BlockWalk(loaded, samples, hidden=walk.hidden, start=1)
-    masks = dict(prune_blocks(resumed, range(1, 3), MAGNITUDE, SPEC))
+    masks = dict(prune_blocks(resumed, MAGNITUDE, dict.fromkeys(range(1, 3), SPEC)))
     assert {0: with_samples[0]} | masks == with_samples
 
 
@@ -390,14 +392,14 @@ def test_blocks_and_masks_that_do_not_fit():
     loaded = tiny_model()
     walk = BlockWalk(loaded, token_samples(1, SEQ_LEN))
     with pytest.raises(ModelError, match="Block 1 was asked for, but the walk is at block 0"):
-        list(prune_blocks(walk, range(1, 3), WANDA, SPEC))
+        list(prune_blocks(walk, WANDA, dict.fromkeys(range(1, 3), SPEC)))
     with pytest.raises(ModelError, match="mlp.gone"):
         walk.advance({"mlp.gone": BitMask.from_bool(np.ones((2, 2), bool))})
     with pytest.raises(ModelError, match="shape"):
         walk.advance({"mlp.up_proj": BitMask.from_bool(np.ones((2, 2), bool))})
     assert walk.position == 0
     with pytest.raises(ModelError, match="Block 3 was asked for.*0 blocks left"):
-        list(prune_blocks(walk, range(4), MAGNITUDE, SPEC))
+        list(prune_blocks(walk, MAGNITUDE, dict.fromkeys(range(4), SPEC)))
 
 
 @pytest.mark.gpu
@@ -420,7 +422,7 @@ def test_a_walk_on_a_device_equals_one_on_the_cpu(family):
             assert not made.is_cuda
             torch.testing.assert_close(made, expected, rtol=1e-3, atol=1e-4)
     on_device = BlockWalk(loaded, samples, "cuda")
-    for _, named in prune_blocks(on_device, all_blocks(loaded), WANDA, SPEC):
+    for _, named in prune_blocks(on_device, WANDA, dict.fromkeys(all_blocks(loaded), SPEC)):
         for mask in named.values():
             d_in = mask.shape[1]
             assert set(mask.row_survivors()) == {d_in - int(d_in * 0.4)}

@@ -108,10 +108,13 @@ def test_registry():
     assert {name: pruner.needs_inputs for name, pruner in PRUNERS.items()} == {
         "magnitude": False,
         "wanda": True,
+        "ria": True,
     }
     assert all(pruner.name == name for name, pruner in PRUNERS.items())
 
 
 def test_unknown_pruner():
-    with pytest.raises(ConfigError, match="`pruner.name` must be one of 'magnitude', 'wanda'"):
+    with pytest.raises(
+        ConfigError, match="`pruner.name` must be one of 'magnitude', 'ria', 'wanda'"
+    ):
         get_pruner("wand")

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedprune.config.count import pruned_count
 from fedprune.config.pattern import Pattern
 from fedprune.errors import ConfigError, ModelError
-from fedprune.pruning.spec import MaskSpec, expected_survivors, pruned_count
+from fedprune.pruning.spec import MaskSpec, expected_survivors
 
 
 @pytest.mark.parametrize(

@@ -27,12 +27,14 @@ def reheaded(mask, bits=None, **changed):
     fields = {
         "magic": b"fedprmsk",
         "version": 1,
+        "n": 0,
+        "m": 0,
         "d_out": mask.shape[0],
         "d_in": mask.shape[1],
         "crc": zlib.crc32(bits),
         "survivors": mask.survivors,
     } | changed
-    return struct.pack("<8sIIIIQ", *fields.values()) + bits
+    return struct.pack("<8sHBBIIIQ", *fields.values()) + bits
 
 
 @given(

@@ -1,0 +1,46 @@
+"""N:M masks to bytes and back on one core, against the plain bits."""
+
+import numpy as np
+
+from benchmarks.synthetic import SHAPES
+from benchmarks.timing import alternate, report
+from fedprune.config.pattern import UNSTRUCTURED, Pattern
+from fedprune.wire.bitmask import BitMask
+from fedprune.wire.masks import decode_mask, encode_mask
+
+ROUNDS = 5
+PATTERNS = (UNSTRUCTURED, Pattern(2, 4), Pattern(4, 8), Pattern(1, 4), Pattern(6, 32))
+
+
+def compare(shape: tuple[int, int], pattern: Pattern) -> dict[str, str | float]:
+    """Return one row of the table, after checking the round trip."""
+    n, m = (pattern.n, pattern.m) if pattern.n and pattern.m else (2, 4)
+    rng = np.random.default_rng(0)
+    scores = rng.random((shape[0] * shape[1] // m, m), dtype=np.float32)
+    mask = BitMask.from_bool((scores.argsort(axis=1) < n).reshape(shape))
+    data = encode_mask(mask, pattern)
+    if decode_mask(data, shape) != mask:
+        raise RuntimeError(f"The {pattern} mask of {shape} did not come back.")
+    seconds = alternate(
+        {
+            "encode": lambda: encode_mask(mask, pattern),
+            "decode": lambda: decode_mask(data, shape),
+        },
+        ROUNDS,
+    )
+    return {
+        "linear": f"{shape[0]}x{shape[1]}",
+        "pattern": str(pattern),
+        "bits a weight": 8 * len(data) / mask.numel,
+        "encode, Gweights/s": mask.numel / seconds["encode"] / 1e9,
+        "decode, Gweights/s": mask.numel / seconds["decode"] / 1e9,
+    }
+
+
+def main() -> None:
+    rows = [compare(SHAPES[0], pattern) for pattern in PATTERNS]
+    report("wire", "Masks to bytes and back, one core", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""The windows of every data set that a run is evaluated on."""
+
+import logging
+from collections.abc import Mapping
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from fedprune.config import RunConfig, evaluation_data
+from fedprune.data.sources import load_documents
+from fedprune.errors import DataError
+from fedprune.evaluation.perplexity import token_windows
+
+_log = logging.getLogger("flwr")
+
+
+def evaluation_windows(
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    node: Mapping[str, str | int | float | bool] | None = None,
+) -> dict[str, Tensor]:
+    """Return label -> windows of the held-out part of `data` and of each of `evaluation.datasets`.
+
+    A data set that cannot be had is told in the log and left out: what was pruned until here is
+    worth more than one figure about it.
+
+    Parameters
+    ----------
+    config : RunConfig
+        `data` and `evaluation`.
+    tokenizer : PreTrainedTokenizerBase
+        The model's own.
+    node : Mapping, optional
+        The node's node_config; None on the server.
+    """
+    found: dict[str, Tensor] = {}
+    chosen = config.evaluation
+    for label, data in evaluation_data(config).items():
+        try:
+            documents = load_documents(data, "heldout", node)
+            found[label] = token_windows(
+                documents, tokenizer, chosen.seq_len, chosen.max_windows, data.joiner
+            )
+        except DataError as error:
+            _log.warning("not evaluated on '%s': %s", label, error)
+    return found

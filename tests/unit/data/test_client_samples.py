@@ -1,0 +1,128 @@
+"""A client's samples: published draws, slices of them, ids that name places and hold no text."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fedprune.config import compose_config
+from fedprune.data.clients import client_samples
+from fedprune.data.documents import Document
+from fedprune.data.partitions import partition_documents
+from fedprune.data.published import published_samples
+from fedprune.data.samples import calibration_samples, packed_samples
+from fedprune.errors import DataError
+from fedprune.seeds import derive_seed
+
+BOS = -1
+
+
+class Words:
+    """Tokens are the numbers in a text, after one special token if asked for."""
+
+    eos_token_id = 0
+
+    def encode(self, text, *, add_special_tokens, verbose):
+        assert not verbose
+        return [BOS] * add_special_tokens + [int(word) for word in text.split()]
+
+
+def corpus(lengths):
+    found, first = [], 1
+    for number, length in enumerate(lengths):
+        text = " ".join(str(token) for token in range(first, first + length))
+        found.append(Document(text, f"g{number % 3}", f"k{number:02}"))
+        first += length
+    return found
+
+
+CORPUS = corpus([5, 60, 7, 45, 9, 80, 3, 52, 8, 70] * 3)
+
+
+def config(**data):
+    base = compose_config({"overrides": "pruner.num_calibration_samples=2 pruner.seq_len=20"})
+    return replace(base, data=replace(base.data, **data))
+
+
+def taken(samples):
+    return [(sample.id, sample.tokens.tolist()) for sample in samples]
+
+
+def test_published_samples_are_windows_of_documents_longer_than_them():
+    samples = published_samples(CORPUS, Words(), range(60), 20, 7)
+    texts = {d.key: [BOS, *map(int, d.text.split())] for d in CORPUS}
+    for sample in samples:
+        text = texts[sample.key]
+        assert len(text) > 20 and sample.offset < len(text) - 20
+        assert sample.tokens.tolist() == text[sample.offset : sample.offset + 20]
+        assert sample.tokens.dtype == torch.int64
+    assert len({sample.key for sample in samples}) == 15  # every long document, some twice
+    assert len({sample.offset for sample in samples}) > 20
+    assert any(sample.tokens[0] == BOS for sample in samples)
+
+
+def test_published_samples_have_numbers_of_their_own():
+    whole = taken(published_samples(CORPUS, Words(), range(12), 20, 7))
+    assert whole == [
+        one
+        for start in range(0, 12, 3)
+        for one in taken(published_samples(CORPUS[::-1], Words(), range(start, start + 3), 20, 7))
+    ]
+    assert whole != taken(published_samples(CORPUS, Words(), range(12), 20, 8))
+
+
+def test_no_document_is_long_enough():
+    with pytest.raises(DataError, match=r"`data.sampling`.*`pruner.seq_len` 80 .*none of 30"):
+        published_samples(corpus([79, 5] * 15), Words(), range(1), 80, 0)
+
+
+def test_iid_clients_get_slices_of_the_published_samples():
+    chosen = config(sampling="published", partition="iid")
+    clients = [client_samples(chosen, CORPUS, Words(), number, 4) for number in range(4)]
+    seed = derive_seed(0, "calibration")
+    assert [one for client in clients for one in taken(client)] == taken(
+        published_samples(CORPUS, Words(), range(8), 20, seed)
+    )
+    # However many clients share them.
+    halves = replace(chosen, pruner=replace(chosen.pruner, num_calibration_samples=4))
+    assert taken(client_samples(halves, CORPUS, Words(), 1, 2)) == taken(clients[2] + clients[3])
+
+
+def test_other_partitions_draw_from_the_client_s_own_documents():
+    chosen = config(sampling="published", partition="by_group")
+    for number in range(3):
+        share = partition_documents(CORPUS, 3, number, "by_group", 0)
+        found = client_samples(chosen, CORPUS, Words(), number, 3)
+        assert {sample.key for sample in found} <= {d.key for d in share}
+
+
+def test_a_node_with_its_own_texts_uses_all_of_them():
+    for sampling in ("packed", "published"):
+        chosen = config(source="node", sampling=sampling)
+        found = client_samples(chosen, CORPUS[1:2], Words(), 3, 4)
+        assert {sample.key for sample in found} == {"k01"}
+
+
+@pytest.mark.parametrize("partition", ["by_group", "dirichlet"])
+def test_packed_is_the_default_and_follows_from_seed_and_partition(partition):
+    chosen = config(partition=partition, alpha=0.7)
+    share = partition_documents(CORPUS, 3, 1, partition, derive_seed(0, "partition"), 0.7)
+    wanted = calibration_samples(share, Words(), 2, 20, derive_seed(0, "calibration", 1))
+    found = client_samples(chosen, CORPUS, Words(), 1, 3)
+    assert [s.tokens.tolist() for s in found] == [tokens.tolist() for tokens in wanted]
+    again = client_samples(chosen, CORPUS[::-1], Words(), 1, 3)
+    if partition == "dirichlet":  # 'by_group' cuts groups in the order of the source
+        assert taken(again) == taken(found)
+    other = client_samples(replace(chosen, seed=1), CORPUS, Words(), 1, 3)
+    assert {s.id for s in other} != {s.id for s in found}
+
+
+def test_ids_tell_the_place_of_a_packed_sample_s_first_token():
+    texts = {d.key: [int(word) for word in d.text.split()] for d in CORPUS}
+    samples = packed_samples(CORPUS, Words(), 40, 20, 5)
+    for sample in samples:
+        if sample.tokens[0] != Words.eos_token_id:
+            assert texts[sample.key][sample.offset] == sample.tokens[0]
+    ids = [sample.id for sample in samples]
+    assert len(set(ids)) == len(ids)
+    assert all(len(name) == 16 and int(name, 16) >= 0 for name in ids)

@@ -1,0 +1,100 @@
+"""What the plots show, and that they are drawn."""
+
+from pathlib import Path
+
+import pytest
+
+from fedprune.reporting.plots import plot_sweep
+from fedprune.reporting.series import (
+    baseline_series,
+    is_numeric,
+    method_series,
+    short_names,
+    within,
+    x_axis,
+)
+from fedprune.reporting.sweep import DOWN, UP, Axes, Row
+
+AXES = Axes(("strategy.group",), ("sparsity",))
+
+
+def row(group: str, sparsity: str, seed: str, pruned: float) -> Row:
+    return {
+        "strategy.group": group,
+        "sparsity": sparsity,
+        "seed": seed,
+        "perplexity.x.dense": 4.0,
+        "perplexity.x.centralized": 5.0 + int(seed),
+        "perplexity.x.local_only.mean": None,
+        "perplexity.x.pruned": pruned,
+        UP: 2e6,
+        DOWN: 1e6,
+    }
+
+
+ROWS = [
+    row(group, sparsity, seed, 10 * float(sparsity) * factor + int(seed))
+    for group, factor in (("layer", 1.0), ("column", 100.0))
+    for sparsity in ("0.7", "0.5")
+    for seed in ("0", "2")
+]
+
+
+def test_a_curve_for_each_method_with_its_spread() -> None:
+    layer, column = method_series(ROWS, AXES, "x")
+    assert (layer.label, column.label) == ("group=layer", "group=column")
+    assert [point.x for point in layer.points] == ["0.5", "0.7"]
+    first = layer.points[0]
+    assert (first.mean, first.low, first.high, first.megabytes) == (6.0, 5.0, 7.0, 3.0)
+
+
+def test_baselines_are_drawn_once() -> None:
+    found = baseline_series(ROWS, AXES, "x")
+    assert [series.label for series in found] == ["dense", "centralised"]
+    assert found[1].points[0].mean == 6.0
+
+
+def test_collapsed_points_can_be_left_out() -> None:
+    everything = [*method_series(ROWS, AXES, "x"), *baseline_series(ROWS, AXES, "x")]
+    assert [series.label for series in within(everything, 10)] == [
+        "group=layer",
+        "dense",
+        "centralised",
+    ]
+
+
+def test_the_axis_is_sparsity_or_else_what_varies() -> None:
+    assert x_axis(ROWS, AXES) == "sparsity"
+    one = [r for r in ROWS if r["sparsity"] == "0.5"]
+    assert x_axis(one, AXES) == "strategy.group"
+    clients = [{**r, "n": n} for r in one for n in ("2", "64")]
+    assert x_axis(clients, Axes(("strategy.group", "n"), ())) == "n"
+    assert x_axis(one[:1], AXES) == "sparsity"
+
+
+def test_short_names_stay_apart() -> None:
+    assert short_names(["strategy.scaling", "pruner.group"]) == ["scaling", "group"]
+    assert short_names(["strategy.group", "pruner.group"]) == ["strategy.group", "pruner.group"]
+
+
+def test_numbers_are_told_from_names() -> None:
+    assert is_numeric(["0.5", "2"]) and not is_numeric(["0.5", "row"]) and not is_numeric(["nan"])
+
+
+@pytest.mark.parametrize(
+    ("rows", "axes"),
+    [
+        (ROWS, AXES),
+        (ROWS[:1], AXES),
+        ([r for r in ROWS if r["sparsity"] == "0.5"], AXES),
+        ([{**r, "n": n} for r in ROWS for n in ("2", "64")], Axes(("n",), ("strategy.group",))),
+        ([{**r, "perplexity.x.pruned": float("inf")} for r in ROWS], AXES),
+    ],
+)
+def test_both_files_are_written(tmp_path: Path, rows: list[Row], axes: Axes) -> None:
+    png, svg = plot_sweep(rows, axes, "a title", tmp_path)
+    assert png.read_bytes().startswith(b"\x89PNG")
+    text = svg.read_text()
+    assert "<svg" in text
+    again = plot_sweep(rows, axes, "a title", tmp_path)[1]
+    assert again.read_text() == text
