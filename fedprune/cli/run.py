@@ -14,6 +14,7 @@ from rich.console import Console
 
 from fedprune.cli.app import app_folder, staged
 from fedprune.cli.flower import Connection, RunStatus, RuntimeFailure, submit, wait
+from fedprune.cli.inputs import check_inputs
 from fedprune.cli.job import Job, named_connection, plan_job
 from fedprune.cli.progress import ProgressView, progress_view
 from fedprune.cli.superlink import private_superlink
@@ -87,6 +88,7 @@ def run_job(overrides: Sequence[str]) -> int:
     """
     screen, notes = Console(), Console(stderr=True)
     config = config_from_overrides(overrides)
+    check_inputs(config)
     app = app_folder()
     job = plan_job(config, Path.cwd(), datetime.now())
     _prepare(job.folder)
@@ -150,16 +152,28 @@ def _connect(job: Job, view: ProgressView) -> Iterator[Connection]:
 
 
 def _show_failure(notes: Console, ended: RunStatus, reader: LogReader, log: Path) -> None:
-    if reader.tail():
-        notes.print(reader.tail(), style="dim", markup=False, highlight=False, soft_wrap=True)
+    details = _own_reason(log.parent)
+    if not details:  # nothing that fedprune foresaw: the log's end is the best there is
+        details = ended.details
+        if reader.tail():
+            notes.print(reader.tail(), style="dim", markup=False, highlight=False, soft_wrap=True)
     state = ended.state.removeprefix("finished:")
     notes.print(
-        f"The run {'was stopped' if state == 'stopped' else 'failed'}. {ended.details}".rstrip(),
+        f"The run {'was stopped' if state == 'stopped' else 'failed'}. {details}".rstrip(),
         style="red",
         markup=False,
         soft_wrap=True,
     )
     notes.print(f"Logs: {log.parent}", soft_wrap=True, highlight=False)
+
+
+def _own_reason(folder: Path) -> str:
+    """Return why the ServerApp gave up, where it did so on purpose."""
+    try:
+        failure = json.loads((folder / "failure.json").read_text(encoding="utf-8"))
+        return str(failure["reason"])
+    except (OSError, ValueError, KeyError):
+        return ""
 
 
 def _show_results(screen: Console, notes: Console, job: Job, reader: LogReader) -> int:
