@@ -1,6 +1,5 @@
 """Perplexity of what the run made, and of what it is compared with."""
 
-import math
 from collections.abc import Mapping
 from logging import WARNING
 
@@ -12,7 +11,7 @@ from fedprune.data.partitions import partition_documents
 from fedprune.data.samples import calibration_samples
 from fedprune.data.sources import load_documents
 from fedprune.errors import DataError
-from fedprune.evaluation.perplexity import perplexity, token_windows
+from fedprune.evaluation.perplexity import perplexity, perplexity_of, token_windows
 from fedprune.models.loading import LoadedModel
 from fedprune.models.masking import masked
 from fedprune.pruning.driver import BlockWalk, prune_blocks
@@ -48,7 +47,7 @@ def measure(
     Perplexities
         A part is None where there was no text for it here.
     """
-    local = {name: math.exp(found.nll) for name, found in strategy.local.items()}
+    local = {name: perplexity_of(found.nll) for name, found in strategy.local.items()}
     windows = _windows(config, loaded)
     if windows is None:
         return Perplexities(config.data.name, None, None, None, local)
