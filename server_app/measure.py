@@ -1,6 +1,5 @@
 """Perplexity of what the run made, and of what it is compared with."""
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -8,7 +7,7 @@ import torch
 from fedprune.config import RunConfig
 from fedprune.data.clients import client_samples
 from fedprune.data.sources import load_documents
-from fedprune.evaluation.perplexity import perplexity
+from fedprune.evaluation.perplexity import perplexity, perplexity_of
 from fedprune.evaluation.texts import evaluation_windows
 from fedprune.models.device import pick_device
 from fedprune.models.loading import LoadedModel
@@ -112,4 +111,4 @@ def _local(strategy: FederatedPruning, label: str, own: bool) -> dict[str, float
         name: result.nll if own else result.others.get(label)
         for name, result in strategy.local.items()
     }
-    return {name: math.exp(nll) for name, nll in found.items() if nll is not None}
+    return {name: perplexity_of(nll) for name, nll in found.items() if nll is not None}

@@ -115,7 +115,9 @@ def _drop_many(tied: Words, quota: Indices, keys: Order, groups: Indices) -> Non
     """Clear the same bits as `_drop_few`, all bits at once."""
     flags = np.unpackbits(tied.view(np.uint8), axis=1, bitorder="little").view(np.bool_)
     codes = _codes(flags, keys, groups)
-    if quota.size == 1:
+    if keys is None:
+        limits = np.zeros(quota.size, dtype=np.uint32)
+    elif quota.size == 1:
         limits = np.array([_at_rank(codes[0, np.flatnonzero(flags)], int(quota[0]) - 1)])
     else:
         ranks = (quota - 1).tolist()

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fedprune.cli.flower import Connection
+from fedprune.cli.inputs import check_inputs
 from fedprune.cli.job import Job, named_connection, plan_job
 from fedprune.cli.perform import Ended, perform, prepare
 from fedprune.cli.progress import ProgressView, progress_view
@@ -41,7 +42,9 @@ def run_job(overrides: Sequence[str]) -> int:
         The app is not where fedprune is.
     """
     screen, notes = Console(), note_console()
-    job = plan_job(config_from_overrides(overrides), Path.cwd(), datetime.now())
+    config = config_from_overrides(overrides)
+    check_inputs(config)
+    job = plan_job(config, Path.cwd(), datetime.now())
     prepare(job)
     with progress_view(notes) as view:
         ended = perform(job, view, connect)
@@ -73,18 +76,29 @@ def connect(job: Job, view: ProgressView) -> Iterator[Connection]:
 
 
 def show_failure(notes: Console, ended: Ended, job: Job) -> None:
-    """Print the end of the log, what went wrong and where there is more."""
-    if ended.tail:
-        notes.print(ended.tail, style="dim", markup=False, highlight=False, soft_wrap=True)
+    """Print what went wrong and where there is more; the end of the log where it is unforeseen."""
+    details = _own_reason(job.folder)
+    if not details:
+        details = ended.status.details
+        if ended.tail:
+            notes.print(ended.tail, style="dim", markup=False, highlight=False, soft_wrap=True)
     state = ended.status.state.removeprefix("finished:")
     notes.print(
-        f"The run {'was stopped' if state == 'stopped' else 'failed'}. "
-        f"{ended.status.details}".rstrip(),
+        f"The run {'was stopped' if state == 'stopped' else 'failed'}. {details}".rstrip(),
         style="red",
         markup=False,
         soft_wrap=True,
     )
     notes.print(f"Logs: {job.folder}", soft_wrap=True, highlight=False)
+
+
+def _own_reason(folder: Path) -> str:
+    """Return why the ServerApp gave up, where it did so on purpose."""
+    try:
+        failure = json.loads((folder / "failure.json").read_text(encoding="utf-8"))
+        return str(failure["reason"])
+    except (OSError, ValueError, KeyError):
+        return ""
 
 
 def _show_results(screen: Console, notes: Console, job: Job, ended: Ended) -> int:

@@ -137,8 +137,12 @@ def perplexity(
         model.to(home)
     predicted = count * (seq_len - 1)
     nll = total / predicted
-    value = float(torch.tensor(nll, dtype=torch.float64).exp())
-    return Perplexity(perplexity=value, nll=nll, windows=count, tokens=predicted)
+    return Perplexity(perplexity_of(nll), nll=nll, windows=count, tokens=predicted)
+
+
+def perplexity_of(nll: float) -> float:
+    """Return exp(nll), infinite where that overflows."""
+    return float(torch.tensor(nll, dtype=torch.float64).exp())
 
 
 def _window_nll(model: PreTrainedModel, window: Tensor) -> float:

@@ -1,7 +1,8 @@
 """The masks of a pruned model as a file of their own: one bit a weight, beside the checkpoint.
 
 A safetensors file of flat uint8 tensors under the weights' full names; shapes, bit order and
-sparsity are in its metadata, and everything is checked when it is read.
+sparsity are in its metadata, and everything is checked when it is read. Equal masks give equal
+files: the metadata is one JSON entry with sorted keys, since safetensors orders entries at random.
 """
 
 import json
@@ -19,6 +20,7 @@ from fedprune.errors import ModelError, WireError
 from fedprune.wire.bitmask import BitMask
 
 _FORMAT = "fedprune-masks"
+_ENTRY = "fedprune"  # the one metadata entry
 _VERSION = "1"
 _BIT_ORDER = "little"  # bit 0 of a byte is the first of its eight weights, row by row
 _OWN_KEYS = ("format", "version", "bit_order", "prefix", "shapes", "sparsity")
@@ -62,12 +64,13 @@ def write_sidecar(
         "version": _VERSION,
         "bit_order": _BIT_ORDER,
         "prefix": prefix,
-        "shapes": json.dumps({name: list(mask.shape) for name, mask in named.items()}),
-        "sparsity": repr(_sparsity(named)),
+        "shapes": {name: list(mask.shape) for name, mask in named.items()},
+        "sparsity": _sparsity(named),
     }
+    entry = {_ENTRY: json.dumps(header, sort_keys=True)}
     partial = path.with_name(f".{path.name}.partial")
     try:
-        save_file({name: mask.bits for name, mask in named.items()}, partial, metadata=header)
+        save_file({name: mask.bits for name, mask in named.items()}, partial, metadata=entry)
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -97,8 +100,7 @@ def read_sidecar(path: Path) -> dict[int, dict[str, BitMask]]:
         raise ModelError(f"No mask sidecar at '{path}'. Give the masks.safetensors of an export.")
     try:
         with safe_open(path, framework="numpy") as file:
-            header = dict(file.metadata() or {})
-            _check_header(path, header)
+            header = _header(path, file.metadata() or {})
             shapes = _shapes(path, header, set(file.keys()))
             named = {
                 name: _mask(path, name, file.get_tensor(name), shape)
@@ -106,11 +108,11 @@ def read_sidecar(path: Path) -> dict[int, dict[str, BitMask]]:
             }
     except (SafetensorError, OSError) as error:
         raise _damaged(path, str(error)) from error
-    if header.get("sparsity") != repr(_sparsity(named)):
+    if header.get("sparsity") != _sparsity(named):
         raise _damaged(
             path, f"its sparsity is {_sparsity(named)!r}, recorded is {header.get('sparsity')}"
         )
-    return _by_block(path, header["prefix"], named)
+    return _by_block(path, str(header["prefix"]), named)
 
 
 def _sparsity(named: Mapping[str, BitMask]) -> float:
@@ -118,7 +120,14 @@ def _sparsity(named: Mapping[str, BitMask]) -> float:
     return 1 - sum(mask.survivors for mask in named.values()) / total if total else 0.0
 
 
-def _check_header(path: Path, header: Mapping[str, str]) -> None:
+def _header(path: Path, metadata: Mapping[str, str]) -> dict[str, object]:
+    """Return the checked entry of the metadata."""
+    try:
+        header = json.loads(metadata.get(_ENTRY, "{}"))
+    except ValueError:
+        raise _damaged(path, "its metadata is not JSON") from None
+    if not isinstance(header, dict):
+        raise _damaged(path, "its metadata is not a table")
     expected = {"format": _FORMAT, "version": _VERSION, "bit_order": _BIT_ORDER}
     for key, value in expected.items():
         if header.get(key) != value:
@@ -128,14 +137,19 @@ def _check_header(path: Path, header: Mapping[str, str]) -> None:
             )
     if "prefix" not in header:
         raise _damaged(path, "`prefix` is missing")
+    return header
 
 
-def _shapes(path: Path, header: Mapping[str, str], stored: set[str]) -> dict[str, tuple[int, int]]:
+def _shapes(
+    path: Path, header: Mapping[str, object], stored: set[str]
+) -> dict[str, tuple[int, int]]:
     """Return the recorded shapes, which must be those of the tensors in the file."""
+    listed = header.get("shapes")
     try:
-        listed = json.loads(header.get("shapes", ""))
+        if not isinstance(listed, dict):
+            raise TypeError
         shapes = {str(name): (int(rows), int(cols)) for name, (rows, cols) in listed.items()}
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError) as error:
         raise _damaged(path, "`shapes` is not a table of [d_out, d_in]") from error
     if set(shapes) != stored:
         odd = sorted(set(shapes) ^ stored)

@@ -68,9 +68,13 @@ class Ledger:
         return counts
 
     def reasons(self, most: int = 3) -> str:
-        """Return the latest reasons for refusals, for an error message."""
-        found = [f"{entry.client}: {entry.refused}" for entry in self.entries if entry.refused]
-        return " | ".join(found[-most:])
+        """Return the latest distinct reasons for refusals, for an error message."""
+        clients: dict[str, list[str]] = {}
+        for entry in self.entries:
+            if entry.refused:
+                clients.setdefault(entry.refused, []).append(entry.client)
+        latest = list(clients.items())[-most:]
+        return " | ".join(f"{_some(names)}: {reason}" for reason, names in latest)
 
     def to_dict(self) -> dict[str, object]:
         """Return the ledger as plain JSON values, totals first."""
@@ -83,3 +87,8 @@ class Ledger:
             "client_seconds": sum(e.client_seconds for e in self.entries),
             "entries": [asdict(entry) for entry in self.entries],
         }
+
+
+def _some(names: list[str], most: int = 3) -> str:
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

@@ -4,6 +4,7 @@ Only numbers, names and hashes: nothing in it derives from a client's text other
 the figures themselves.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -140,21 +141,26 @@ def _sparsity(target: float, linears: Sequence[LinearFigures]) -> dict[str, obje
 
 
 def _perplexity(found: Perplexities) -> dict[str, object]:
-    values = list(found.local.values())
+    values = [value for value in found.local.values() if math.isfinite(value)]
     local = None
     if values:
         local = {
             "mean": fmean(values),
             "best": min(values),
             "worst": max(values),
-            "clients": dict(found.local),
+            "clients": {name: _finite(value) for name, value in found.local.items()},
         }
     return {
-        "dense": found.dense,
-        "pruned": found.pruned,
-        "centralized": found.centralized,
+        "dense": _finite(found.dense),
+        "pruned": _finite(found.pruned),
+        "centralized": _finite(found.centralized),
         "local_only": local,
     }
+
+
+def _finite(value: float | None) -> float | None:
+    """Return the value, None where JSON has no number for it: a destroyed model's perplexity."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _agreement(linears: Sequence[LinearFigures]) -> dict[str, object]:

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from fedprune.cli import flower, run
-from fedprune.cli.flower import Connection
+from fedprune.cli.flower import Connection, RunStatus
 from fedprune.cli.perform import LogReader
 from fedprune.cli.run import run_job
 from fedprune.errors import ConfigError
@@ -89,6 +89,23 @@ def test_a_failed_run_says_why_and_where_the_logs_are(
     assert f"Logs: {only_run(user)}" in shown.err
     assert (only_run(user) / "run.log").read_text() == lines
     assert (only_run(user) / "superlink.log").read_text() == "died: no space left\n"
+
+
+def test_a_reason_that_the_server_left_is_told_without_the_log(
+    flwr: FakeFlwr, user: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    def leave_reason(run_id, connection, take):
+        take("a traceback")
+        failure = json.dumps({"status": "failed", "reason": "too few clients"})
+        (only_run(user) / "failure.json").write_text(failure)
+        return RunStatus("finished:failed", "Simulation failed with exception: too few clients")
+
+    flwr.answers(run=[ACCEPTED])
+    monkeypatch.setattr("fedprune.cli.perform.wait", leave_reason)
+    assert run_job([]) == 1
+    shown = capsys.readouterr().err
+    assert "The run failed. too few clients" in shown
+    assert "traceback" not in shown and "Simulation" not in shown
 
 
 def test_a_stopped_run_did_not_succeed(

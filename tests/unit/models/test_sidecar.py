@@ -23,8 +23,9 @@ def masks_of(*blocks):
 def write_raw(path, tensors=None, **changes):
     """Write a sidecar of one 1x3 mask, 'keep, prune, keep', with parts of it replaced."""
     tensors = {NAME: np.array([0b101], np.uint8)} if tensors is None else tensors
-    header = HEADER | {"shapes": json.dumps({NAME: [1, 3]}), "sparsity": repr(1 - 2 / 3)} | changes
-    save_file(tensors, path, metadata={k: v for k, v in header.items() if v is not None})
+    header = HEADER | {"shapes": {NAME: [1, 3]}, "sparsity": 1 - 2 / 3} | changes
+    entry = json.dumps({k: v for k, v in header.items() if v is not None})
+    save_file(tensors, path, metadata={"fedprune": entry})
     return path
 
 
@@ -61,12 +62,12 @@ def test_reads_the_documented_format(tmp_path):
         ({"prefix": None}, "`prefix` is missing"),
         ({"prefix": "h"}, "not a weight in the blocks of `h`"),
         ({"shapes": "[1]"}, "`shapes` is not a table"),
-        ({"shapes": json.dumps({NAME: [1]})}, "`shapes` is not a table"),
-        ({"shapes": "{}"}, "`shapes` and tensors differ in model.layers.0.up.weight"),
-        ({"shapes": json.dumps({NAME: [3, 3]})}, "is 2 bytes"),
-        ({"shapes": json.dumps({NAME: [1, 2]})}, "a bit above them is set"),
-        ({"shapes": json.dumps({NAME: [-1, -3]})}, "must be positive"),
-        ({"sparsity": "0.5"}, "its sparsity is 0.33.*recorded is 0.5"),
+        ({"shapes": {NAME: [1]}}, "`shapes` is not a table"),
+        ({"shapes": {}}, "`shapes` and tensors differ in model.layers.0.up.weight"),
+        ({"shapes": {NAME: [3, 3]}}, "is 2 bytes"),
+        ({"shapes": {NAME: [1, 2]}}, "a bit above them is set"),
+        ({"shapes": {NAME: [-1, -3]}}, "must be positive"),
+        ({"sparsity": 0.5}, "its sparsity is 0.33.*recorded is 0.5"),
         ({"tensors": {NAME: np.array([5], np.int16)}}, "got int16"),
     ],
 )
@@ -98,3 +99,24 @@ def test_replaces_an_older_file_and_leaves_nothing_else(tmp_path):
         write_sidecar(path, masks_of((0, np.ones(shape, bool))), PREFIX)
     assert read_sidecar(path)[0]["mlp.up"].shape == (3, 3)
     assert [entry.name for entry in tmp_path.iterdir()] == ["m"]
+
+
+@pytest.mark.parametrize("entry", ["{", "[1]", "3"])
+def test_refuses_metadata_that_is_no_table(tmp_path, entry):
+    save_file({}, tmp_path / "m", metadata={"fedprune": entry})
+    with pytest.raises(ModelError, match="its metadata is not"):
+        read_sidecar(tmp_path / "m")
+
+
+def test_equal_masks_give_equal_files(tmp_path):
+    draw = np.random.default_rng(0)
+    masks = {b: {f"l{i}": draw.random((5, 7)) < 0.5 for i in range(4)} for b in range(3)}
+    packed = {
+        b: {n: BitMask.from_bool(mask) for n, mask in linears.items()}
+        for b, linears in masks.items()
+    }
+    files = []
+    for number in range(5):
+        write_sidecar(tmp_path / str(number), packed, PREFIX, {"a": "1", "b": "2"})
+        files.append((tmp_path / str(number)).read_bytes())
+    assert len(set(files)) == 1

@@ -20,3 +20,12 @@ def test_totals_and_refusals():
 def test_empty_ledger():
     assert Ledger().to_dict()["bytes_up"] == 0
     assert Ledger().refused() == {}
+
+
+def test_reasons_are_told_once_each_with_who():
+    ledger = Ledger()
+    for name in "abcde":
+        ledger.add(entry(name, 1, "no texts"))
+    ledger.add(entry("f", 1, "late"))
+    assert ledger.reasons() == "a, b, c and 2 more: no texts | f: late"
+    assert Ledger().reasons() == ""

@@ -1,0 +1,59 @@
+import pytest
+from flwr.app import Context, Message, RecordDict
+
+from client_app.guard import answer
+from client_app.seat import Seat
+from fedprune.errors import ConfigError, DataError
+from tests.support.grid import become_server
+
+
+def request() -> Message:
+    become_server()
+    return Message(RecordDict(), 1, "query.handshake")
+
+
+def test_an_error_of_ours_is_told_in_full():
+    def work():
+        raise DataError("12 tokens found, 64 needed")
+
+    reply = answer(request(), work)
+    assert reply.has_error() and reply.error.code == 2
+    assert reply.error.reason == "DataError: 12 tokens found, 64 needed"
+
+
+def test_any_other_error_keeps_its_text_on_the_node(caplog):
+    def work():
+        raise KeyError("Mrs Smith, born 1950")
+
+    reply = answer(request(), work)
+    assert reply.error.reason == "KeyError on the node; its own log has the details"
+    assert "Mrs Smith" in caplog.text
+
+
+def test_content_is_passed_on():
+    content = RecordDict()
+    assert answer(request(), lambda: content).content is content
+
+
+def seat(**settings) -> Seat:
+    names = {key.replace("_", "-"): value for key, value in settings.items()}
+    return Seat.of(Context(5, 9, names, RecordDict(), {}))
+
+
+def test_seat_reads_the_node_configuration():
+    found = seat(partition_id=3, num_partitions=8, site="north", data_path="/data")
+    assert (found.partition_id, found.num_partitions, found.site) == (3, 8, "north")
+    assert found.settings["data-path"] == "/data"
+    assert found.scratch.parts[-2:] == ("run-5", "partition-00003")
+
+
+def test_seat_without_optional_settings():
+    found = seat(partition_id=0)
+    assert (found.num_partitions, found.site) == (0, "")
+
+
+@pytest.mark.parametrize("partition", [None, -1, "0", 1.0, True])
+def test_seat_needs_a_partition_id(partition):
+    settings = {} if partition is None else {"partition_id": partition}
+    with pytest.raises(ConfigError, match="`partition-id`.*--node-config"):
+        seat(**settings)

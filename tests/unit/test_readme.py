@@ -1,0 +1,72 @@
+"""What the README tells a user to type is right: targets, overrides, keys, links."""
+
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from fedprune.cli import _parser
+from fedprune.config import compose_config, config_from_overrides
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = "\n".join(re.findall(r"```bash\n(.*?)```", TEXT, flags=re.S))
+LINES = [line for line in BLOCKS.replace("\\\n", " ").splitlines() if line.strip()]
+TYPED = [shlex.split(line, comments=True) for line in LINES]
+
+
+def typed(*start: str) -> list[list[str]]:
+    found = [words[len(start) :] for words in TYPED if tuple(words[: len(start)]) == start]
+    assert found
+    return found
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for words in typed("make"):
+        assert re.search(rf"^{words[0]}:", makefile, flags=re.M)
+    for target in set(re.findall(r"`make ([a-z-]+)`", TEXT)):
+        assert re.search(rf"^{target}:", makefile, flags=re.M)
+
+
+@pytest.mark.parametrize("overrides", typed("fedprune", "run"), ids=" ".join)
+def test_fedprune_run_lines_compose(overrides):
+    config_from_overrides(overrides)
+
+
+def test_other_fedprune_lines_parse():
+    for words in TYPED:
+        if words[0] == "fedprune":
+            _parser().parse_args(words[1:])
+
+
+def test_flwr_run_lines_compose():
+    for words in typed("flwr", "run"):
+        if "--run-config" in words:
+            config = words[words.index("--run-config") + 1]
+            pairs = re.findall(r"([a-z-]+)=('[^']*'|\"[^\"]*\"|\S+)", config)
+            values = tomllib.loads("\n".join(f"{key} = {value}" for key, value in pairs))
+            compose_config(values)
+
+
+def test_run_config_table_lists_the_declared_keys():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    declared = set(project["tool"]["flwr"]["app"]["config"])
+    section = TEXT.split("## Configuration")[1].split("##")[0]
+    assert set(re.findall(r"^\| `([a-z-]+)` \|", section, flags=re.M)) == declared
+
+
+def test_relative_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)]+)\)", TEXT):
+        if not target.startswith("http"):
+            assert (ROOT / target).exists(), target
+
+
+def test_keys_in_the_text_exist():
+    config = config_from_overrides([])
+    for key in set(re.findall(r"`([a-z]+\.[a-z_]+)[=`]", TEXT)):
+        section, name = key.split(".")
+        if hasattr(config, section):
+            assert hasattr(getattr(config, section), name), key
