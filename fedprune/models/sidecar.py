@@ -2,7 +2,7 @@
 
 A safetensors file of flat uint8 tensors under the weights' full names; shapes, bit order and
 sparsity are in its metadata, and everything is checked when it is read. Equal masks give equal
-files: the metadata is one JSON entry with sorted keys, since safetensors orders entries at random.
+files: the metadata is one JSON entry, since safetensors orders entries at random.
 """
 
 import json
@@ -67,7 +67,7 @@ def write_sidecar(
         "shapes": {name: list(mask.shape) for name, mask in named.items()},
         "sparsity": _sparsity(named),
     }
-    entry = {_ENTRY: json.dumps(header, sort_keys=True)}
+    entry = {_ENTRY: json.dumps(header)}
     partial = path.with_name(f".{path.name}.partial")
     try:
         save_file({name: mask.bits for name, mask in named.items()}, partial, metadata=entry)
