@@ -20,7 +20,7 @@ LINEARS = [
 def results(**perplexities):
     values = {"dense": 4.0, "pruned": 5.0, "centralized": 4.5, "local": {"a": 6.0, "b": 8.0}}
     found = Perplexities("text", **(values | perplexities))
-    return build_results(FACTS, LINEARS, found, [], Ledger())
+    return build_results(FACTS, LINEARS, [found], [], Ledger())
 
 
 def test_sparsity_and_agreement_are_weighted_by_size():

@@ -7,13 +7,17 @@ from fedprune.config import config_from_overrides, from_yaml
 from fedprune.errors import ConfigError
 from fedprune.reporting.ledger import Entry, Ledger
 from fedprune.wire.bitmask import BitMask
+from fedprune.wire.update import LinearUpdate
 from server_app.folder import RunFolder
 
 CONFIG = config_from_overrides([])
 
 
-def block(seed: int) -> dict[str, BitMask]:
-    return {"mlp.up": BitMask.from_bool(np.random.default_rng(seed).random((4, 6)) < 0.5)}
+def block(seed: int, scaled: bool = False) -> dict[str, LinearUpdate]:
+    draw = np.random.default_rng(seed)
+    mask = BitMask.from_bool(draw.random((4, 6)) < 0.5)
+    keeps = draw.integers(1, 6, mask.survivors, dtype=np.uint8) if scaled else None
+    return {"mlp.up": LinearUpdate(mask, keeps, 5)}
 
 
 def test_configuration_and_blocks_are_on_disk_and_come_back(tmp_path):
@@ -22,8 +26,13 @@ def test_configuration_and_blocks_are_on_disk_and_come_back(tmp_path):
     assert from_yaml((folder.path / "config.yaml").read_text()) == CONFIG
     for number in range(3):
         folder.save_block("model.layers", number, block(number))
-    found = folder.read_masks(3)
-    assert found == {number: block(number) for number in range(3)}
+    folder.save_block("model.layers", 3, block(3, scaled=True))
+    found = folder.read_changes(4)
+    for number in range(3):
+        assert found[number] == {"mlp.up": block(number)["mlp.up"].mask}
+    scaled = block(3, scaled=True)["mlp.up"]
+    assert found[3]["mlp.up"].mask == scaled.mask
+    assert np.array_equal(found[3]["mlp.up"].keeps, scaled.keeps)
 
 
 def test_results_take_the_place_of_the_blocks(tmp_path):
@@ -43,7 +52,7 @@ def test_failure_keeps_the_blocks_and_the_ledger(tmp_path):
     folder.fail("too few", ledger)
     failure = json.loads((tmp_path / "failure.json").read_text())
     assert failure["reason"] == "too few" and failure["ledger"]["refused"] == {"north": 1}
-    assert folder.read_masks(1) == {0: block(0)}
+    assert folder.read_changes(1) == {0: {"mlp.up": block(0)["mlp.up"].mask}}
 
 
 def test_another_run_s_folder_is_refused(tmp_path):
