@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from fedprune.models.calls import HIDDEN, BlockCall, TensorPool, map_tensors
 from fedprune.models.loading import LoadedModel
 
 _PROBE_TOKENS = 2
+# A block's way of returning depends on the architecture alone; clients of a process share a model.
+_TAILS: WeakKeyDictionary[nn.Module, tuple[None, ...] | None] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,7 @@ def capture_inputs(model: LoadedModel, samples: Sequence[Tensor]) -> CapturedInp
     if not samples:
         return captured
     pool = TensorPool()
-    probe = samples[0][:_PROBE_TOKENS]
-    tail = _output_tail(model, probe)
-    _record(model, probe, _Recorder(len(model.layout.blocks), tail, TensorPool(), to_end=True))
+    tail = _checked_tail(model, samples[0][:_PROBE_TOKENS])
     for sample in samples:
         recorder = _Recorder(len(model.layout.blocks), tail, pool)
         _record(model, sample, recorder)
@@ -141,6 +142,15 @@ class _Recorder:
                 f"Decoder block {index} gets a {error} as argument `{name}`, which can carry state "
                 "from block to block. This architecture is not supported."
             ) from None
+
+
+def _checked_tail(model: LoadedModel, probe: Tensor) -> tuple[None, ...] | None:
+    """Return :func:`_output_tail` after checking that the blocks form a chain, once a model."""
+    if model.model not in _TAILS:
+        tail = _output_tail(model, probe)
+        _record(model, probe, _Recorder(len(model.layout.blocks), tail, TensorPool(), to_end=True))
+        _TAILS[model.model] = tail
+    return _TAILS[model.model]
 
 
 def _output_tail(model: LoadedModel, tokens: Tensor) -> tuple[None, ...] | None:

@@ -218,11 +218,12 @@ def count_forwards(loaded, monkeypatch):
 def test_work_is_proportional_to_the_clients_samples(monkeypatch):
     loaded = tiny_model()
     calls = count_forwards(loaded, monkeypatch)
-    for count in (1, 4):
+    for probes, count in ((1, 1), (0, 4)):
         calls.update(dict.fromkeys(calls, 0))
         prune_all(loaded, token_samples(count, SEQ_LEN))
-        # One probe of two tokens; dense and pruned for each sample; nobody needs the last output.
-        assert calls == {0: 1 + 2 * count, 1: 2 * count, 2: count}
+        # Dense and pruned for each sample; nobody needs the last output. A model is probed with
+        # two tokens once, not for every client of the process.
+        assert calls == {0: probes + 2 * count, 1: 2 * count, 2: count}
 
 
 def test_a_pruner_without_inputs_runs_no_block(monkeypatch):
@@ -329,8 +330,12 @@ def test_a_failing_block_leaves_model_and_walk_as_they_were(monkeypatch):
         for step in (walk.collect, lambda: walk.advance(mask)):
             with pytest.raises(ZeroDivisionError):
                 step()
+    other = tiny_model()
+    with monkeypatch.context() as patch:
+        patch.setattr(other.layout.linears(0)["mlp.down_proj"].module, "forward", fail)
         with pytest.raises(ZeroDivisionError):
-            BlockWalk(loaded, samples)  # the probe runs the first block
+            BlockWalk(other, samples)  # the probe of a new model runs the first block
+    assert traces_left(other) == []
     assert equal_bits(state_of(loaded), before)
     assert traces_left(loaded) == []
     assert walk.position == 0
