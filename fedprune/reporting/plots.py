@@ -178,8 +178,9 @@ def _draw(panel: "Panel", series: Series, xs: Sequence[float], style: _Style) ->
         xs,
         [p.mean for p in series.points],
         yerr=(
-            [p.mean - p.low for p in series.points],
-            [p.high - p.mean for p in series.points],
+            # The mean of equal numbers can be an ulp beyond them, and bars may not be negative.
+            [max(0.0, p.mean - p.low) for p in series.points],
+            [max(0.0, p.high - p.mean) for p in series.points],
         ),
         color=colour,
         linestyle=line,

@@ -98,3 +98,13 @@ def test_both_files_are_written(tmp_path: Path, rows: list[Row], axes: Axes) -> 
     assert "<svg" in text
     again = plot_sweep(rows, axes, "a title", tmp_path)[1]
     assert again.read_text() == text
+
+
+def test_seeds_that_agree_have_no_spread(tmp_path: Path) -> None:
+    # The mean of three times this number is an ulp above it.
+    same = [row("layer", "0.5", str(seed), 0.0) for seed in range(3)]
+    for value in same:
+        value["perplexity.x.pruned"] = 5.204967498779297 + 0.1
+        value["perplexity.x.centralized"] = 0.1
+    plot_sweep(same, AXES, "title", tmp_path)
+    assert (tmp_path / "plot.png").stat().st_size > 1000
