@@ -59,6 +59,7 @@ def export_model(
             },
             model.layout.prefix,
         )
+        _share(partial)
         _flush(partial)
         os.replace(partial, folder)
         _flush_folder(folder.parent)
@@ -89,6 +90,12 @@ def _make_generation_config_writable(model: LoadedModel) -> None:
         generation.validate(strict=True)
     except ValueError:
         generation.do_sample = True  # what a temperature or top_p without it was meant for
+
+
+def _share(folder: Path) -> None:
+    """Let who may read the configuration read the weights: safetensors files are the owner's."""
+    for path in folder.rglob("*.safetensors"):
+        shutil.copymode(folder / "config.json", path)
 
 
 def _flush(folder: Path) -> None:

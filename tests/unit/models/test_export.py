@@ -98,3 +98,10 @@ def test_sampling_options_of_old_checkpoints_do_not_stop_an_export(tmp_path):
         loaded.model.generation_config.validate(strict=True)
     export_model(loaded, random_masks(loaded), tmp_path / "model")
     assert load(tmp_path / "model").model.generation_config.temperature == 0.6
+
+
+def test_who_reads_the_configuration_can_read_the_weights(tmp_path):
+    loaded = tiny_model()
+    export_model(loaded, random_masks(loaded), tmp_path / "model")
+    modes = {path.stat().st_mode for path in (tmp_path / "model").rglob("*") if path.is_file()}
+    assert len(modes) == 1
