@@ -61,7 +61,6 @@ def test_command_line_gives_the_masks_of_one_process(tmp_path, expected):
     folder = tmp_path / "out"
     assert sidecar(folder) == expected
     assert "federated" in done.stdout and str(folder) in done.stdout
-    assert "pruning 6/6" in done.stderr
     results = json.loads((folder / "results.json").read_text())
     assert results["ledger"]["refused"] == {}
 
@@ -86,6 +85,21 @@ def test_wrong_configuration_exits_with_2_at_once(tmp_path):
     assert time.monotonic() - started < 30
 
 
+def busy_workers(parent: int) -> list[int]:
+    """Wait until a simulation's workers run a client, and return their process ids."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        found = []
+        for child in psutil.Process(parent).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if "ClientAppActor.run" in " ".join(child.cmdline()):
+                    found.append(child.pid)
+        if found:
+            return found
+        time.sleep(0.1)
+    raise AssertionError("no worker ever ran a client")
+
+
 def test_killed_worker_ends_the_run_with_1(tmp_path):
     """Flower never replaces a dead worker and lets it swallow messages for ever."""
     command = [sys.executable, "-m", "fedprune", "run", *SMALL, "output_dir=out"]
@@ -94,13 +108,8 @@ def test_killed_worker_ends_the_run_with_1(tmp_path):
         [*command, *big], cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=runtime_environment()
     )
     with process:
-        for line in process.stderr:
-            if "pruning" in line:
-                break
-        for worker in psutil.Process(process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                if "ClientAppActor" in " ".join(worker.cmdline()):
-                    os.kill(worker.pid, signal.SIGKILL)
+        for worker in busy_workers(process.pid):
+            os.kill(worker, signal.SIGKILL)
         rest = process.stderr.read()
         assert process.wait(200) == 1
     assert "worker died" in rest
@@ -128,7 +137,6 @@ def test_flwr_run_by_hand_does_the_same_job(tmp_path, expected):
     finally:
         end_processes_with("FLWR_HOME", str(tmp_path / "flwr"))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "fedprune: prune 6/6" in done.stdout
     assert sidecar(tmp_path / "out") == expected
 
 

@@ -1,6 +1,5 @@
 """The private SuperLink with Flower's real runtime: the app's own code runs, nothing survives."""
 
-import itertools
 import os
 import signal
 import subprocess
@@ -55,25 +54,30 @@ def who(message: Message, context: Context) -> Message:
     return Message(RecordDict({"me": ConfigRecord({"file": __file__})}), reply_to=message)
 """
 _SERVER = """
-import time
+import os, pathlib, time
 from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 app = ServerApp()
 
 
+def say(*words: str) -> None:
+    with pathlib.Path(os.environ["TINY_APP_JOURNAL"]).open("a") as journal:
+        journal.write(" ".join(words) + "\\n")
+
+
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    print("TEXT", repr(context.run_config["text"]))
+    say("TEXT", repr(context.run_config["text"]))
     while len(nodes := list(grid.get_node_ids())) < 2:
         time.sleep(0.1)
     requests = [Message(RecordDict(), node, "query.who") for node in nodes]
     for reply in grid.send_and_receive(requests, timeout=60):
-        print("CLIENT", reply.content["me"]["file"])
+        say("CLIENT", reply.content["me"]["file"])
     if context.run_config["then"] == "fail":
         raise RuntimeError("told to fail")
     if context.run_config["then"] == "sleep":
-        print("ASLEEP")
+        say("ASLEEP")
         time.sleep(600)
 """
 _USER = """
@@ -98,6 +102,8 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder / name / "__init__.py").touch()
         (folder / name / "app.py").write_text(text)
     (folder / "pyproject.toml").write_text(_PROJECT)
+    # Flower's log stream can lose lines on a busy machine; what the app says goes to a file.
+    monkeypatch.setenv("TINY_APP_JOURNAL", str(tmp_path / "journal"))
     other = tmp_path / "elsewhere" / "client_app"
     other.mkdir(parents=True)
     (other / "__init__.py").write_text("raise RuntimeError('the wrong client_app')\n")
@@ -118,8 +124,14 @@ def belonging(folder: Path) -> list[str]:
     return found
 
 
-def eventually(reached: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 30
+def journal() -> list[str]:
+    """Return what the app has said so far, line by line."""
+    path = Path(os.environ["TINY_APP_JOURNAL"])
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def eventually(reached: Callable[[], bool], seconds: float = 30) -> bool:
+    deadline = time.monotonic() + seconds
     while not reached() and time.monotonic() < deadline:
         time.sleep(0.1)
     return reached()
@@ -127,11 +139,11 @@ def eventually(reached: Callable[[], bool]) -> bool:
 
 def test_runs_are_judged_right_and_use_the_app_s_own_code(app: Path) -> None:
     text = 'it\'s "quoted"\nand has two lines'
-    lines: list[str] = []
     with private_superlink() as connection:
         folder = connection.folder.parent
         good = submit(app, connection, {"text": text}, FEDERATION)
-        completed = wait(good, connection, lines.append)
+        completed = wait(good, connection, lambda line: None)
+        lines = journal()
         bad = submit(app, connection, {"then": "fail"}, FEDERATION)
         failed = wait(bad, connection, lambda line: None)
         assert belonging(folder)
@@ -155,10 +167,9 @@ def test_an_interrupted_simulation_leaves_nothing(app: Path, number: int) -> Non
         command, env=os.environ | path, stdout=subprocess.PIPE, text=True
     ) as user:
         assert user.stdout is not None
-        lines = iter(user.stdout)
-        folder = Path(next(lines).split()[1])
-        seen = list(itertools.takewhile(lambda line: "ASLEEP" not in line, lines))
-        assert any(f"CLIENT {folder}" in line for line in seen)
+        folder = Path(next(user.stdout).split()[1])
+        assert eventually(lambda: "ASLEEP" in journal(), seconds=120)
+        assert any(f"CLIENT {folder}" in line for line in journal())
         assert any("raylet" in command for command in belonging(folder))
         os.kill(user.pid, number)
         user.wait(60)
