@@ -1,6 +1,7 @@
 """Keep tests offline, quiet and out of the user's folders."""
 
 import os
+import signal
 import tempfile
 
 os.environ.setdefault("FEDPRUNE_HOME", tempfile.mkdtemp(prefix="fedprune-tests-"))
@@ -12,3 +13,6 @@ os.environ["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+# A shell's background job ignores Ctrl-C and so would every process that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)

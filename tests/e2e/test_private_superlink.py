@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import psutil
@@ -169,8 +168,6 @@ def test_an_interrupted_simulation_leaves_nothing(app: Path, number: int) -> Non
         env=os.environ | path,
         stdout=subprocess.PIPE,
         text=True,
-        # Started in the background, this test's own process may ignore Ctrl-C; a user's does not.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     ) as user:
         assert user.stdout is not None
         folder = Path(next(user.stdout).split()[1])
