@@ -24,7 +24,7 @@ from fedprune.models.export import SIDECAR
 from fedprune.models.loading import LoadedModel, load_model
 from fedprune.models.sidecar import read_sidecar
 from fedprune.pruning.driver import BlockWalk, prune_blocks
-from fedprune.pruning.pruners import get_pruner
+from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.spec import block_specs
 from fedprune.wire.bitmask import BitMask
 
@@ -58,7 +58,7 @@ def plain_loop(config: RunConfig, loaded: LoadedModel) -> Masks:
     votes: dict[tuple[int, str], VoteCounter] = {}
     for partition in range(CLIENTS):
         walk = BlockWalk(loaded, samples_of(config, loaded, partition))
-        for block, masks in prune_blocks(walk, get_pruner(config.pruner.name), specs):
+        for block, masks in prune_blocks(walk, make_pruner(config.pruner), specs):
             for name, mask in masks.items():
                 votes.setdefault((block, name), VoteCounter(mask.numel)).add(mask)
     chosen: Masks = {}

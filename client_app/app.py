@@ -1,20 +1,24 @@
-"""The ClientApp: three thin handlers around :mod:`client_app.session`."""
+"""The ClientApp: thin handlers around what a node does."""
 
 from functools import lru_cache
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client_app.guard import answer
+from client_app.local import evaluate_local
+from client_app.node import report
+from client_app.prune import fetch, prune
+from client_app.scratch import Scratch
 from client_app.seat import Seat
-from client_app.session import evaluate_local, prune, report
 from fedprune.config import RunConfig, from_yaml
+from fedprune.errors import ReplyRefusedError
 from fedprune.records import (
     local_record,
-    prune_record,
+    read_bundle,
+    read_order,
     report_record,
     requested,
-    requested_update,
 )
 
 app = ClientApp()
@@ -36,12 +40,37 @@ def handshake(message: Message, context: Context) -> Message:
 
 @app.train("prune")
 def prune_blocks(message: Message, context: Context) -> Message:
-    """Prune the requested blocks on this node's texts and send the masks."""
+    """Work on the ordered blocks with this node's texts and send what the strategy asks for."""
 
     def work() -> RecordDict:
-        start, stop = requested(message, "start", int), requested(message, "stop", int)
-        blocks, update = range(int(start), int(stop)), requested_update(message)
-        return prune_record(prune(_config(message), Seat.of(context), blocks, update))
+        order, bundle = read_order(message), read_bundle(message)
+        return prune(_config(message), Seat.of(context), order, bundle)
+
+    return answer(message, work)
+
+
+@app.query("fetch")
+def fetch_parcel(message: Message, context: Context) -> Message:
+    """Send a later parcel of a long reply."""
+
+    def work() -> RecordDict:
+        number = int(requested(message, "parcel", int))
+        return fetch(_config(message), Seat.of(context), read_order(message), number)
+
+    return answer(message, work)
+
+
+@app.query("deliver")
+def take_parcel(message: Message, context: Context) -> Message:
+    """Keep a parcel of what the next order will need."""
+
+    def work() -> RecordDict:
+        bundle = read_bundle(message)
+        if set(bundle) != {"parcel"}:
+            raise ReplyRefusedError("a delivery holds one array, 'parcel'.")
+        name, number = str(requested(message, "name", str)), int(requested(message, "parcel", int))
+        Scratch(Seat.of(context).scratch).receive(name, number, bundle["parcel"])
+        return RecordDict({"received": ConfigRecord({"parcel": number})})
 
     return answer(message, work)
 

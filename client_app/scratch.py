@@ -1,5 +1,6 @@
 """What a node keeps between two messages of a run: hidden states and its own masks, on its disk."""
 
+import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -11,10 +12,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fedprune.errors import ReplyRefusedError
-from fedprune.wire.bitmask import BitMask
-from fedprune.wire.block import decode_block
+from fedprune.wire.change import Change
+from fedprune.wire.update import decode_update, encode_update
 
 _STALE_SECONDS = 7 * 24 * 3600
+_OUTBOX = "outbox.bin"
+_INBOX = re.compile(r"update|start-\d{5}")
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,16 @@ class Scratch:
         """
         return self._load(self._hidden(block), f"inputs of block {block}")
 
+    @property
+    def has_samples(self) -> bool:
+        """Whether this node's samples of this run are kept."""
+        return self._samples.exists()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether parcels of a reply wait to be fetched."""
+        return (self.folder / _OUTBOX).exists()
+
     def save_samples(self, samples: list[torch.Tensor]) -> None:
         """Keep the calibration samples, so that no later message draws them again."""
         self._save(self._samples, samples)
@@ -55,20 +68,62 @@ class Scratch:
         """Return the calibration samples; ReplyRefusedError as :meth:`load_hidden`."""
         return self._load(self._samples, "calibration samples")
 
-    def save_masks(self, block: int, data: bytes) -> None:
-        """Keep a block's encoded masks for the local evaluation."""
-        target = self._make() / f"masks-{block:05d}.bin"
-        partial = target.with_suffix(".partial")
-        partial.write_bytes(data)
-        partial.replace(target)
+    def save_changes(self, block: int, changes: Mapping[str, Change]) -> None:
+        """Keep what this node made of a block on its own, for the local evaluation."""
+        self._write(f"changes-{block:05d}.bin", encode_update(changes))
 
-    def load_masks(self, block: int, shapes: Mapping[str, tuple[int, int]]) -> dict[str, BitMask]:
-        """Return a block's masks; ReplyRefusedError if this node did not prune it."""
+    def load_changes(self, block: int, shapes: Mapping[str, tuple[int, int]]) -> dict[str, Change]:
+        """Return a block's changes; ReplyRefusedError if this node did not prune it."""
         try:
-            data = (self.folder / f"masks-{block:05d}.bin").read_bytes()
+            data = (self.folder / f"changes-{block:05d}.bin").read_bytes()
         except OSError:
             raise ReplyRefusedError(f"this node did not prune block {block} in this run.") from None
-        return decode_block(data, shapes)
+        return decode_update(data, shapes)
+
+    def save_outbox(self, data: bytes) -> None:
+        """Keep a reply that is fetched in parcels."""
+        self._write(_OUTBOX, data)
+
+    def parcel(self, number: int, size: int) -> bytes:
+        """Return a parcel of the reply that was kept; after the last one nothing of it is left.
+
+        Raises
+        ------
+        ReplyRefusedError
+            If there is no such parcel.
+        """
+        path = self.folder / _OUTBOX
+        total = path.stat().st_size if path.exists() else 0
+        if not 0 < number * size < total:
+            raise ReplyRefusedError(f"this node keeps no parcel {number} for this run.")
+        with path.open("rb") as file:
+            file.seek(number * size)
+            data = file.read(size)
+        if (number + 1) * size >= total:
+            path.unlink()
+        return data
+
+    def receive(self, name: str, number: int, data: bytes) -> None:
+        """Add a parcel to what the next order will need; number 0 begins anew.
+
+        Raises
+        ------
+        ReplyRefusedError
+            If the name is none that an order needs: it becomes part of a file's name.
+        """
+        if not _INBOX.fullmatch(name):
+            raise ReplyRefusedError("a parcel is of 'update' or of 'start-NNNNN'.")
+        path = self._make() / f"inbox-{name}.bin"
+        with path.open("wb" if number == 0 else "ab") as file:
+            file.write(data)
+
+    def take_inbox(self) -> dict[str, bytes]:
+        """Return what came in parcels since the last order, by name, and forget it."""
+        found = {}
+        for path in sorted(self.folder.glob("inbox-*.bin")):
+            found[path.stem.removeprefix("inbox-")] = path.read_bytes()
+            path.unlink()
+        return found
 
     def remove(self) -> None:
         """Delete the folder."""
@@ -98,6 +153,12 @@ class Scratch:
                 "of this run, or its cache folder was emptied. It can take part in the next run."
             ) from None
         return [tensors[key] for key in sorted(tensors)]
+
+    def _write(self, name: str, data: bytes) -> None:
+        target = self._make() / name
+        partial = target.with_suffix(".partial")
+        partial.write_bytes(data)
+        partial.replace(target)
 
     def _make(self) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)

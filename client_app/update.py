@@ -1,85 +1,159 @@
-"""What a server says became of the block before: read with care, since it makes the next inputs."""
+"""What a server says became of a block: read with care, since it makes the next inputs."""
 
+import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-from fedprune.config import RunConfig, block_sparsity
+import torch
+from torch import Tensor
+
+from fedprune.config import RunConfig
 from fedprune.errors import ReplyRefusedError, WireError
 from fedprune.pruning.check import check_mask
-from fedprune.pruning.spec import MaskSpec
-from fedprune.wire.update import LinearUpdate, decode_update
+from fedprune.pruning.driver import BlockWalk
+from fedprune.pruning.registry import make_pruner
+from fedprune.pruning.spec import MaskSpec, result_spec
+from fedprune.pruning.statistics import ColumnStatistics
+from fedprune.records import Order
+from fedprune.wire.change import Change, LinearUpdate, mask_of
+from fedprune.wire.pooled import PooledSums, decode_pooled, is_pooled
+from fedprune.wire.update import decode_update
 
 
-def check_request(config: RunConfig, blocks: range, num_blocks: int, update: bytes | None) -> None:
-    """Refuse a request that the schedule does not make.
+def check_order(
+    config: RunConfig, order: Order, num_blocks: int, bundle: Mapping[str, bytes]
+) -> None:
+    """Refuse an order that the schedule does not make.
 
     Parameters
     ----------
     config : RunConfig
         `schedule` says whether blocks come one by one, each with an update of the one before.
-    blocks : range
-        Blocks asked for.
+    order : Order
+        What is asked for.
     num_blocks : int
         Blocks of the model.
-    update : bytes or None
-        The encoded update of the block before.
+    bundle : Mapping[str, bytes]
+        What came with it.
 
     Raises
     ------
     ReplyRefusedError
         Saying what was expected.
     """
-    if not 0 <= blocks.start < blocks.stop <= num_blocks:
+    first, final = order.blocks[0], order.blocks[-1]
+    if final >= num_blocks:
         raise ReplyRefusedError(
-            f"the model has blocks 0-{num_blocks - 1}, asked for {blocks.start}-{blocks.stop - 1}."
+            f"the model has blocks 0-{num_blocks - 1}, asked for {first}-{final}."
         )
-    iterative = config.schedule.name == "iterative"
-    if iterative and len(blocks) > 1:
+    iterative = config.schedule.name == "iterative" and not order.survey
+    if iterative and len(order.blocks) > 1:
         raise ReplyRefusedError(
-            f"the iterative schedule asks for one block a message, got {len(blocks)}."
+            f"the iterative schedule asks for one block a message, got {len(order.blocks)}."
         )
-    expected = iterative and blocks.start > 0
-    if expected != (update is not None):
+    expected = iterative and first > 0
+    if expected != ("update" in bundle) or (iterative and order.resume != max(0, first - 1)):
         raise ReplyRefusedError(
-            f"a request for block {blocks.start} with schedule={config.schedule.name} must "
+            f"a request for block {first} with schedule={config.schedule.name} must "
             f"{'bring the update of the block before' if expected else 'bring no update'}."
         )
 
 
-def read_update(
-    config: RunConfig,
-    block: int,
-    shapes: tuple[Mapping[str, tuple[int, int]], ...],
-    data: bytes,
-) -> dict[str, LinearUpdate]:
-    """Decode the update of a block and check it against model and configuration.
+@dataclass(frozen=True)
+class Place:
+    """A block of this node's model, as far as an update of it must fit.
+
+    Attributes
+    ----------
+    block, num_blocks : int
+        Its index, and how many the model has.
+    weights : Mapping[str, Tensor]
+        Name of the linear -> dense weight, shape (d_out, d_in).
+    """
+
+    block: int
+    num_blocks: int
+    weights: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, walk: BlockWalk) -> "Place":
+        """Return the block where a walk stands."""
+        return cls(walk.position, walk.position + walk.blocks_left, walk.weights())
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """Name of the linear -> (d_out, d_in)."""
+        return {name: (len(weight), weight.shape[1]) for name, weight in self.weights.items()}
+
+
+def read_start(place: Place, data: bytes) -> dict[str, Change]:
+    """Decode what an earlier round made of a block.
+
+    Raises
+    ------
+    ReplyRefusedError
+        If it is damaged or not this block's.
+    """
+    try:
+        return decode_update(data, place.shapes)
+    except WireError as error:
+        raise ReplyRefusedError(f"the start of block {place.block}: {error}") from None
+
+
+def read_update(config: RunConfig, place: Place, data: bytes) -> dict[str, Change]:
+    """Decode the update of a block and check it.
 
     Parameters
     ----------
     config : RunConfig
         What the server was to aim at: sparsity, pattern, group, scaling.
-    block : int
-        The block it is for.
-    shapes : tuple of Mapping
-        For each block of this node's model: name of the linear -> (d_out, d_in).
+    place : Place
+        The block that the update is for.
     data : bytes
-        What arrived.
+        What arrived: changes, or pooled statistics that they follow from.
 
     Raises
     ------
     ReplyRefusedError
         If it is damaged or is not what the configuration asks of the server.
     """
-    sparsity = block_sparsity(config, block, len(shapes))
-    spec = MaskSpec(sparsity, config.pruner.pattern, config.strategy.group)
+    spec = result_spec(config, place.block, place.num_blocks)
     try:
-        updates = decode_update(data, shapes[block])
+        if is_pooled(data):
+            return _rebuilt(config, place, decode_pooled(data, place.shapes), spec)
+        updates = decode_update(data, place.shapes)
         for name, update in updates.items():
-            check_mask(update.mask, spec, name)
-            if (update.keeps is not None) != config.strategy.scaling:
-                raise WireError(
-                    f"linear '{name}': survivors must "
-                    f"{'' if config.strategy.scaling else 'not '}be scaled (`strategy.scaling`)."
-                )
+            if config.strategy.expansion:
+                check_mask(mask_of(update), spec, name)
+            _check_scaling(update, name, config.strategy.scaling)
     except WireError as error:
-        raise ReplyRefusedError(f"the update of block {block}: {error}") from None
+        raise ReplyRefusedError(f"the update of block {place.block}: {error}") from None
     return updates
+
+
+def _check_scaling(update: Change, name: str, expected: bool) -> None:
+    scaled = isinstance(update, LinearUpdate) and update.keeps is not None
+    if scaled != expected:
+        raise WireError(
+            f"linear '{name}': survivors must "
+            f"{'' if expected else 'not '}be scaled (`strategy.scaling`)."
+        )
+
+
+def _rebuilt(
+    config: RunConfig, place: Place, groups: list[PooledSums], spec: MaskSpec
+) -> dict[str, Change]:
+    """Prune on the pooled statistics as the server did; the masks must be the server's."""
+    pruner = make_pruner(config.pruner)
+    changes: dict[str, Change] = {}
+    for group in groups:
+        statistics = ColumnStatistics(torch.from_numpy(group.sums), group.tokens)
+        for name, checksum in zip(group.linears, group.checksums, strict=True):
+            mask = mask_of(pruner.prune(place.weights[name], statistics, spec))
+            if zlib.crc32(mask.bits.tobytes()) != checksum:
+                raise WireError(
+                    f"linear '{name}': the server's statistics give another mask on this node "
+                    "than on the server's device. Set `strategy.downlink=masks`."
+                )
+            changes[name] = mask
+    return changes

@@ -11,7 +11,8 @@ from fedprune.config import RunConfig, to_yaml
 from fedprune.errors import ConfigError
 from fedprune.models.sidecar import read_sidecar, write_sidecar
 from fedprune.reporting.ledger import Ledger
-from fedprune.wire.update import Change, LinearUpdate, decode_update, encode_update
+from fedprune.wire.change import Change, keeps_survivors, mask_of
+from fedprune.wire.update import decode_update, encode_update
 
 
 @dataclass(frozen=True)
@@ -52,23 +53,34 @@ class RunFolder:
                 f"`output_dir` must be writable, '{self.path}' is not: {error.strerror}."
             ) from None
 
-    def save_block(self, prefix: str, block: int, updates: Mapping[str, LinearUpdate]) -> None:
-        """Put an aggregated block's masks on disk, and how its survivors are scaled."""
-        masks = {name: update.mask for name, update in updates.items()}
+    def save_block(self, prefix: str, block: int, changes: Mapping[str, Change]) -> None:
+        """Put what becomes of a block on disk; a later round's takes the place of an earlier one's.
+
+        Masks alone are a sidecar; where survivors change as well, a second file says how.
+        """
+        masks = {name: mask_of(change) for name, change in changes.items()}
+        more = self._more(block)
+        more.unlink(missing_ok=True)
         write_sidecar(self._block(block), {block: masks}, prefix)
-        if any(update.keeps is not None for update in updates.values()):
-            self._write(self._scaled(block), encode_update(updates))
+        if not all(map(keeps_survivors, changes.values())):
+            self._write(more, encode_update(changes))
+
+    def read_block(self, block: int) -> dict[str, Change]:
+        """Return what becomes of a block: masks, or changes of survivors as well.
+
+        Empty if nothing was saved of it, since no client reported it: it stays dense.
+        """
+        if not self._block(block).exists():
+            return {}
+        masks = read_sidecar(self._block(block))[block]
+        if not self._more(block).exists():
+            return dict(masks)
+        shapes = {name: mask.shape for name, mask in masks.items()}
+        return decode_update(self._more(block).read_bytes(), shapes)
 
     def read_changes(self, blocks: int) -> dict[int, dict[str, Change]]:
-        """Return what becomes of all aggregated blocks: masks, or updates that also scale."""
-        changes: dict[int, dict[str, Change]] = {}
-        for block in range(blocks):
-            masks = read_sidecar(self._block(block))[block]
-            changes[block] = dict(masks)
-            if self._scaled(block).exists():
-                shapes = {name: mask.shape for name, mask in masks.items()}
-                changes[block] = dict(decode_update(self._scaled(block).read_bytes(), shapes))
-        return changes
+        """Return what becomes of all aggregated blocks."""
+        return {block: self.read_block(block) for block in range(blocks)}
 
     def fail(self, reason: str, ledger: Ledger) -> None:
         """Record why the run stopped; aggregated blocks stay."""
@@ -83,7 +95,7 @@ class RunFolder:
     def _block(self, block: int) -> Path:
         return self.path / "blocks" / f"block-{block:05d}.safetensors"
 
-    def _scaled(self, block: int) -> Path:
+    def _more(self, block: int) -> Path:
         return self.path / "blocks" / f"block-{block:05d}.update"
 
     def _write_text(self, name: str, text: str) -> None:

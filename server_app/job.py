@@ -14,6 +14,7 @@ from fedprune.home import home
 from fedprune.models.export import export_model
 from fedprune.models.fingerprint import Fingerprint, fingerprint
 from fedprune.models.loading import LoadedModel, load_model
+from fedprune.pruning.trace import input_groups
 from fedprune.reporting.laps import lap
 from fedprune.reporting.ledger import Ledger
 from fedprune.reporting.results import Facts, build_results
@@ -22,10 +23,15 @@ from fedprune.reporting.table import plain_table
 from server_app.folder import RunFolder
 from server_app.measure import measure
 from server_app.tally import Tally
-from strategies import FederatedPruning, FedPrLLM, Plan
+from strategies import FederatedPruning, FedHessian, FedPrLLM, FedSpaLLM, FedStats, Plan
 from strategies.progress import show
 
-STRATEGIES: dict[str, type[FederatedPruning]] = {"fedprllm": FedPrLLM}
+STRATEGIES: dict[str, type[FederatedPruning]] = {
+    "fedprllm": FedPrLLM,
+    "fedspallm": FedSpaLLM,
+    "fedstats": FedStats,
+    "fedhessian": FedHessian,
+}
 
 
 def run_job(grid: Grid, run_config: Mapping[str, str | int | float | bool], run_id: int) -> Path:
@@ -69,19 +75,20 @@ def _run(
         with lap(seconds, "load"):
             loaded = load_model(config.model)
             marks = fingerprint(loaded)
-            plan = _plan(loaded, marks)
+            plan = _plan(config, loaded, marks)
         plan.check_pattern(config.pruner.pattern)
         tally = Tally(folder, loaded)
-        strategy = STRATEGIES[config.strategy.name](config, plan, tally.add, ledger)
+        kind = STRATEGIES[config.strategy.name]
+        strategy = kind(config, plan, tally.add, ledger, tally.recall)
         strategy.start(grid)
         seconds.update(strategy.seconds)
-        masks = folder.read_changes(tally.blocks)
+        changes = folder.read_changes(tally.blocks)
         with lap(seconds, "evaluate"):
-            perplexities = measure(config, loaded, masks, strategy)
+            perplexities = measure(strategy.config, loaded, changes, strategy)
         show("export", 0, 1, "writing the pruned model")
         with lap(seconds, "export"):
-            export_model(loaded, masks, folder.model)
-    facts = Facts(config, run_id, marks, plan.code_hash, seconds)
+            export_model(loaded, changes, folder.model)
+    facts = Facts(config, run_id, marks, plan.code_hash, seconds, strategy.figures)
     return build_results(facts, tally.linears(), perplexities, _clients(strategy), ledger)
 
 
@@ -92,8 +99,10 @@ def _output_dir(config: RunConfig, run_id: int) -> Path:
     return home() / "runs" / f"{stamp}-{run_id}"
 
 
-def _plan(loaded: LoadedModel, marks: Fingerprint) -> Plan:
+def _plan(config: RunConfig, loaded: LoadedModel, marks: Fingerprint) -> Plan:
     layout = loaded.layout
+    counted = config.strategy.name in ("fedstats", "fedhessian") or config.strategy.decode
+    traced = counted or config.allocation.name == "owl"
     return Plan(
         shapes=tuple(
             {name: ref.shape for name, ref in layout.linears(block).items()}
@@ -102,9 +111,8 @@ def _plan(loaded: LoadedModel, marks: Fingerprint) -> Plan:
         config_hash=marks.config,
         weights_hash=marks.weights,
         code_hash=source_digest(),
-        magnitude=lambda block, name: (
-            layout.linears(block)[name].weight().detach().abs().float().reshape(-1).numpy()
-        ),
+        weight=lambda block, name: layout.linears(block)[name].weight(),
+        inputs=input_groups(loaded) if traced else (),
     )
 
 

@@ -13,11 +13,10 @@ from fedprune.models.device import pick_device
 from fedprune.models.loading import LoadedModel
 from fedprune.models.masking import masked
 from fedprune.pruning.driver import BlockWalk, prune_blocks
-from fedprune.pruning.pruners import get_pruner
+from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.spec import block_specs
 from fedprune.reporting.results import Perplexities
-from fedprune.wire.bitmask import BitMask
-from fedprune.wire.update import Change
+from fedprune.wire.change import Change
 from strategies import FederatedPruning
 from strategies.progress import show
 
@@ -78,7 +77,7 @@ def measure(
 
 def centralized_masks(
     config: RunConfig, loaded: LoadedModel, strategy: FederatedPruning
-) -> dict[int, dict[str, BitMask]]:
+) -> dict[int, dict[str, Change]]:
     """Prune with the samples of all clients pooled; simulation only, where they can be read here.
 
     The samples are exactly those the clients drew: same partitions, same seeds.
@@ -94,7 +93,7 @@ def centralized_masks(
     walk = BlockWalk(loaded, samples, pick_device(config.pruner.device))
     count = len(loaded.layout.blocks)
     specs = block_specs(config, range(count), count)
-    return dict(prune_blocks(walk, get_pruner(config.pruner.name), specs))
+    return dict(prune_blocks(walk, make_pruner(config.pruner), specs))
 
 
 def _scores(

@@ -4,19 +4,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from fedprune.aggregation.decode import Decoder
 from fedprune.aggregation.select import Rule, select, select_nm
 from fedprune.aggregation.votes import VoteCounter
 from fedprune.config import RunConfig
 from fedprune.errors import ReplyRefusedError, WireError
 from fedprune.pruning.check import check_mask
+from fedprune.pruning.pruners import WandaPruner
 from fedprune.pruning.spec import MaskSpec
+from fedprune.pruning.statistics import ColumnStatistics
 from fedprune.records import PruneReply
 from fedprune.seeds import derive_seed
 from fedprune.wire.bitmask import BitMask
 from fedprune.wire.block import decode_block
-from fedprune.wire.update import Counts, LinearUpdate
+from fedprune.wire.change import Change, Counts, LinearUpdate
 from strategies.block import BlockResult
 from strategies.plan import Plan
 
@@ -37,13 +41,21 @@ class Ballot:
         How votes are counted.
     specs : Mapping[int, MaskSpec]
         Block -> what every client's mask must satisfy, and the sparsity to reach.
+
+    Attributes
+    ----------
+    violations : dict[str, float]
+        With `strategy.decode`: client -> the largest share of a linear's weights on which its mask
+        is not one that Wanda could have made; an honest one has almost none.
     """
 
     plan: Plan
     blocks: range
     config: RunConfig
     specs: Mapping[int, MaskSpec]
+    violations: dict[str, float] = field(init=False, default_factory=dict)
     _counters: dict[tuple[int, str], VoteCounter] = field(init=False)
+    _decoders: dict[tuple[int, tuple[str, ...]], Decoder] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         """Make empty counters."""
@@ -52,8 +64,14 @@ class Ballot:
             for block in self.blocks
             for name, (rows, columns) in self.plan.shapes[block].items()
         }
+        if self.config.strategy.decode:
+            self._decoders = {
+                (block, linears): Decoder([self._magnitudes(block, name) for name in linears])
+                for block in self.blocks
+                for linears in self.plan.inputs[block]
+            }
 
-    def fold(self, reply: PruneReply, weight: int) -> None:
+    def fold(self, reply: PruneReply, weight: int, client: str) -> None:
         """Count one client's masks: all of them, or none if one is wrong.
 
         Parameters
@@ -62,6 +80,8 @@ class Ballot:
             The client's masks.
         weight : int
             For how many votes they count.
+        client : str
+            Whose they are, for :attr:`violations`.
 
         Raises
         ------
@@ -80,23 +100,47 @@ class Ballot:
         for block, masks in decoded.items():
             for name, mask in masks.items():
                 self._counters[block, name].add(mask, weight)
+        self._decode(decoded, weight, client)
 
     def decide(self, block: int) -> BlockResult:
         """Return a block's global masks and vote histograms, and forget its counters.
 
         The masks have exactly the zeros that the configuration asks for.
         """
-        updates: dict[str, LinearUpdate] = {}
+        updates: dict[str, Change] = {}
         histograms: dict[str, NDArray[np.int64]] = {}
         voters, effective = 0, 0.0
+        decoded = self._decoded(block) if self.config.strategy.decode else {}
         for name in self.plan.shapes[block]:
             votes = self._counters.pop((block, name))
-            mask = self._select(votes, block, name)
+            mask = decoded.get(name) or self._select(votes, block, name)
             keeps = _keeps(votes, mask) if self.config.strategy.scaling else None
             updates[name] = LinearUpdate(mask, keeps, votes.total)
             histograms[name] = votes.histogram()
             voters, effective = votes.clients, votes.effective_clients
-        return BlockResult(block, updates, histograms, voters, effective)
+        return BlockResult(block, updates, voters, effective, histograms)
+
+    def _decode(
+        self, decoded: Mapping[int, Mapping[str, BitMask]], weight: int, client: str
+    ) -> None:
+        """Fit a client's input norms to its masks and add them to the pools."""
+        for (block, linears), decoder in self._decoders.items():
+            shares = decoder.add([decoded[block][name] for name in linears], weight)
+            self.violations[client] = max(*shares, self.violations.get(client, 0.0))
+
+    def _magnitudes(self, block: int, name: str) -> NDArray[np.float32]:
+        return self.plan.magnitude(block, name).reshape(self.plan.shapes[block][name])
+
+    def _decoded(self, block: int) -> dict[str, BitMask]:
+        """Prune a block on the norms that its masks told."""
+        masks: dict[str, BitMask] = {}
+        for linears in self.plan.inputs[block]:
+            sums = self._decoders.pop((block, linears)).pooled()
+            statistics = ColumnStatistics(torch.from_numpy(sums), 1)
+            for name in linears:
+                weight = self.plan.weight(block, name)
+                masks[name] = WandaPruner().prune(weight, statistics, self.specs[block])
+        return masks
 
     def _select(self, votes: VoteCounter, block: int, name: str) -> BitMask:
         strategy, spec = self.config.strategy, self.specs[block]

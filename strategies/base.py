@@ -1,11 +1,12 @@
-"""The frame of every strategy: handshake, rounds over chunks of blocks, local evaluation.
+"""The frame of every strategy: handshake, survey, rounds over chunks of blocks, local evaluation.
 
 Flower's own `start` holds all replies of a round in memory and knows one kind of round. This one
 streams: each reply is folded in and dropped. Subclasses say how a chunk's replies are folded.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from logging import INFO
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -13,21 +14,24 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from fedprune.config import RunConfig, to_yaml
+from fedprune.config import RunConfig, for_round, to_yaml
 from fedprune.errors import ReplyRefusedError
-from fedprune.records import LocalResult, read_local, request
+from fedprune.pruning.spec import block_specs
+from fedprune.records import MASKS, LocalResult, Order, PruneReply, read_local, request
 from fedprune.reporting.laps import lap
 from fedprune.reporting.ledger import Entry, Ledger
+from fedprune.wire.change import Change
 from fedprune.wire.update import encode_update
 from strategies.block import BlockResult
 from strategies.cohort import Cohort
-from strategies.exchange import exchange
+from strategies.folding import fold_all
 from strategies.handshake import Client, Handshake
 from strategies.participation import client_weights, take_part
-from strategies.plan import Plan
+from strategies.plan import MESSAGE_BYTES, Plan
+from strategies.post import Post
 from strategies.progress import evaluating, pruning, show
+from strategies.survey import survey
 
-PRUNE = "train.prune"
 EVALUATE_LOCAL = "evaluate.local"
 
 
@@ -44,16 +48,27 @@ class FederatedPruning(Strategy):
         Told of each aggregated block; it must put it on disk, since nothing here keeps it.
     ledger : Ledger
         Gets an entry for every request and reply.
+    recall : Callable[[int], Mapping[str, Change]]
+        Block -> what was handed to ``on_block`` in the round before.
 
     Attributes
     ----------
+    form : str
+        The format of the replies.
+    config : RunConfig
+        The configuration now: `allocation` is resolved after the survey, `sparsity` is the
+        round's.
     cohort : Cohort
         The clients; empty before the handshake.
     local : dict[str, LocalResult]
         Client's name -> what it measured on its own pruned model.
     seconds : dict[str, float]
-        How long "handshake", "prune" and "local" took.
+        How long "handshake", "survey", "prune" and "local" took.
+    figures : dict[str, object]
+        What else the results shall tell of this strategy; plain JSON values.
     """
+
+    form = MASKS
 
     def __init__(
         self,
@@ -61,36 +76,63 @@ class FederatedPruning(Strategy):
         plan: Plan,
         on_block: Callable[[BlockResult], None],
         ledger: Ledger,
+        recall: Callable[[int], Mapping[str, Change]] = lambda block: {},
     ) -> None:
         self.config = config
+        self.recall = recall
         self.plan = plan
         self.ledger = ledger
         self.cohort = Cohort([], self.ledger)
         self.local: dict[str, LocalResult] = {}
         self.seconds: dict[str, float] = {}
-        self._iterative = config.schedule.name == "iterative"
-        self.chunks = plan.chunks(1 if self._iterative else config.schedule.blocks_per_message)
-        self._update: bytes | None = None  # the block before, where clients hear of it
+        self.figures: dict[str, object] = {}
+        if config.allocation.name != "owl":  # which follows from a survey of the clients
+            block_specs(config, range(len(plan.shapes)), len(plan.shapes))
+        self.iterative = config.schedule.name == "iterative"
+        per_message = 1 if self.iterative else config.schedule.blocks_per_message
+        self.chunks = plan.chunks(per_message, self.block_bytes)
         self._on_block = on_block
-        self._config_yaml = to_yaml(config)
+        self._update: bytes | None = None  # the block before, where clients hear of it
+        self._positions: dict[int, int] = {}  # node id -> the block whose inputs it kept
+        self._step = 0  # one an exchange; the ledger's round
+        self._round = 1
+
+    def block_bytes(self, block: int) -> int:
+        """Return the most bytes that a client's reply about a block can take."""
+        return self.plan.mask_bytes(block)
 
     @abstractmethod
     def open_chunk(self, blocks: range) -> None:
         """Prepare to fold the replies for ``blocks``."""
 
     @abstractmethod
-    def fold(self, message: Message, entry: Entry) -> Entry:
-        """Fold one reply in and return its ledger entry, completed.
+    def fold(self, reply: PruneReply, client: Client) -> None:
+        """Fold one reply in.
 
         Raises
         ------
-        ReplyRefusedError
+        ReplyRefusedError or WireError
             If the reply is wrong in any way; then nothing of it has been folded.
         """
 
     @abstractmethod
     def close_chunk(self) -> Iterator[BlockResult]:
         """Yield the aggregated blocks of the chunk, one at a time."""
+
+    def open_round(self, number: int) -> None:
+        """Prepare for a round over all blocks, 1 to `strategy.rounds`."""
+
+    def assigned(self, client: Client) -> Iterable[int]:
+        """Return the blocks that a client works on in this round."""
+        return range(len(self.plan.shapes))
+
+    def bundle(self, order: Order) -> dict[str, bytes]:
+        """Return the encoded changes that go with an order."""
+        return {"update": self._update} if self._update is not None and order.blocks[0] else {}
+
+    def encode(self, done: BlockResult) -> bytes:
+        """Return what clients are told of an aggregated block, where the schedule is iterative."""
+        return encode_update(done.changes, self.config.pruner.pattern)
 
     def start(  # noqa: PLR0913 - Flower's signature
         self,
@@ -102,7 +144,7 @@ class FederatedPruning(Strategy):
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
     ) -> Result:
-        """Run handshake, one round a chunk of blocks, and the local evaluation if asked for.
+        """Run handshake, survey, the rounds, and the local evaluation if asked for.
 
         The arguments after ``grid`` are Flower's and not used: no arrays leave the server, the
         number of rounds follows from the model, time-outs from the configuration.
@@ -114,6 +156,8 @@ class FederatedPruning(Strategy):
 
         Raises
         ------
+        ConfigError
+            If the clients cannot do what is asked, before any of them is.
         QuorumError
             If fewer than `strategy.min_clients` nodes remain. Blocks already aggregated have
             been handed to ``on_block``.
@@ -124,8 +168,13 @@ class FederatedPruning(Strategy):
             clients = take_part(self._handshake(grid), self.config)
             self.cohort = Cohort(clients, self.ledger, client_weights(clients, self.config))
         log(INFO, "taking part: %s", ", ".join(client.name for client in clients))
+        self.open_round(1)
+        if self.config.allocation.name == "owl":
+            with lap(self.seconds, "survey"):
+                self._step += 1
+                self.config = survey(self.post(grid), self.config, self.plan, self.figures)
         with lap(self.seconds, "prune"):
-            self._prune(grid, result)
+            self._rounds(grid, result)
         if self.config.evaluation.local_only:
             with lap(self.seconds, "local"):
                 self._evaluate(grid, result)
@@ -134,48 +183,34 @@ class FederatedPruning(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Build this round's requests: the next chunk of blocks, to every active client.
-
-        With the iterative schedule they bring what became of the block before.
-        """
-        blocks = self.chunks[server_round - 1]
-        return self._requests(
-            PRUNE, server_round, self._update, start=blocks.start, stop=blocks.stop
-        )
+        """Build the requests for a chunk of blocks, counted from 1, to every client it is for."""
+        orders = self.orders(self.chunks[server_round - 1])
+        return self.post(grid).requests(orders, self.bundle)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[None, MetricRecord | None]:
-        """Fold a round's replies in as they arrive, then aggregate its blocks."""
-        used: set[int] = set()
-        for message in replies:
-            client = self.cohort.sender(message)
-            if client is None:
-                continue
-            if client.node_id in used:
-                problem = "it has already answered this round."
-                self.cohort.refuse(client, server_round, "prune", problem)
-                continue
-            try:
-                entry = self.fold(message, self.cohort.entry(client, server_round, "prune"))
-            except ReplyRefusedError as error:
-                self.cohort.refuse(client, server_round, "prune", str(error))
-                self.cohort.leave_out(client)
-            else:
-                used.add(client.node_id)
-                self.ledger.add(entry)
-        self.cohort.check_quorum(len(used), self.config.strategy.min_clients)
+        """Fold the replies for a chunk in as they arrive, then aggregate its blocks."""
+        blocks = self.chunks[server_round - 1]
+        asked = self.orders(blocks)
+        used = fold_all(self, replies, asked, self._step)
+        for node_id in used:
+            final = asked[node_id].blocks[-1]
+            self._positions[node_id] = final if self.iterative else final + 1
+        self.cohort.check_quorum(len(self.cohort.active), self.config.strategy.min_clients)
         for done in self.close_chunk():
             self._on_block(done)
-            if self._iterative:
-                self._update = encode_update(done.updates, self.config.pruner.pattern)
+            if self.iterative:
+                self._update = self.encode(done)
         return None, MetricRecord({"clients": len(used)})
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Ask every active client for the perplexity of its own pruned model."""
-        return self._requests(EVALUATE_LOCAL, server_round)
+        post = self.post(grid)
+        content = request(post.config_yaml)
+        return (post.message(client, EVALUATE_LOCAL, content) for client in self.cohort.active)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -188,10 +223,43 @@ class FederatedPruning(Strategy):
             try:
                 self.local[client.name] = read_local(message)
             except ReplyRefusedError as error:
-                self.cohort.refuse(client, server_round, "evaluate", str(error))
+                self.cohort.refuse(client, self._step, "evaluate", str(error))
             else:
-                self.ledger.add(self.cohort.entry(client, server_round, "evaluate"))
+                self.ledger.add(self.cohort.entry(client, self._step, "evaluate"))
         return MetricRecord({"clients": len(self.local)})
+
+    def orders(self, blocks: range) -> dict[int, Order]:
+        """Return node id -> what each active client that works on these blocks is to do."""
+        found = {}
+        final = self.config.strategy.rounds <= self._round
+        for client in self.cohort.active:
+            own = sorted(self.assigned(client))
+            mine = tuple(block for block in own if block in blocks)
+            if mine:
+                resume = self._positions.get(client.node_id, 0)
+                last = final and mine[-1] == own[-1]
+                found[client.node_id] = Order(mine, resume, last, MESSAGE_BYTES)
+        return found
+
+    def entry(self, client: Client, reply: PruneReply) -> Entry:
+        """Return the ledger entry of a reply that was used."""
+        return replace(
+            self.cohort.entry(client, self._step, "prune"),
+            client_seconds=reply.seconds,
+            peak_rss_bytes=reply.peak_rss_bytes,
+            peak_device_bytes=reply.peak_device_bytes,
+        )
+
+    def post(self, grid: Grid) -> Post:
+        """Return how messages are sent now."""
+        return Post(
+            grid=grid,
+            cohort=self.cohort,
+            strategy=self.config.strategy,
+            config_yaml=to_yaml(self.config),
+            step=self._step,
+            window=self._window(),
+        )
 
     def summary(self) -> None:
         """Log what will happen."""
@@ -209,30 +277,46 @@ class FederatedPruning(Strategy):
             config.strategy.min_clients,
         )
 
+    def _rounds(self, grid: Grid, result: Result) -> None:
+        target = self.config
+        for number in range(1, target.strategy.rounds + 1):
+            self._round, self._positions, self._update = number, {}, None
+            self.config = for_round(target, number)
+            if number > 1:
+                self.open_round(number)
+            self._prune(grid, result)
+
     def _prune(self, grid: Grid, result: Result) -> None:
+        total = len(self.plan.shapes)
         for number, blocks in enumerate(self.chunks, start=1):
+            self._step += 1
             self.open_chunk(blocks)
-            messages = self.configure_train(number, ArrayRecord(), ConfigRecord(), grid)
-            replies = self._replies(
-                grid, messages, number, pruning(blocks, len(self.plan.shapes), self.ledger)
+            orders = self.orders(blocks)
+            post = self.post(grid)
+            bundle = post.deliver(orders, self.bundle)
+            replies = post.replies(
+                post.requests(orders, bundle),
+                "prune",
+                report=pruning(blocks, total, self.ledger),
+                joiner=post.joiner(orders, self.form, sum(map(self.block_bytes, blocks))),
             )
             _, metrics = self.aggregate_train(number, replies)
             if metrics is not None:
-                result.train_metrics_clientapp[number] = metrics
+                result.train_metrics_clientapp[self._step] = metrics
 
     def _evaluate(self, grid: Grid, result: Result) -> None:
-        number = len(self.chunks) + 1
-        messages = self.configure_evaluate(number, ArrayRecord(), ConfigRecord(), grid)
-        replies = self._replies(grid, messages, number, evaluating)
-        metrics = self.aggregate_evaluate(number, replies)
+        self._step += 1
+        messages = self.configure_evaluate(self._step, ArrayRecord(), ConfigRecord(), grid)
+        replies = self.post(grid).replies(messages, "evaluate", report=evaluating)
+        metrics = self.aggregate_evaluate(self._step, replies)
         if metrics is not None:
-            result.evaluate_metrics_clientapp[number] = metrics
+            result.evaluate_metrics_clientapp[self._step] = metrics
 
     def _handshake(self, grid: Grid) -> list[Client]:
         strategy = self.config.strategy
         handshake = Handshake(
             plan=self.plan,
-            config_yaml=self._config_yaml,
+            config_yaml=to_yaml(self.config),
             ledger=self.ledger,
             min_clients=strategy.min_clients,
             wait=strategy.wait,
@@ -240,43 +324,11 @@ class FederatedPruning(Strategy):
             window=self._window(),
         )
         show("connect", 0, 1, "waiting for nodes")
-        clients = handshake.run(
+        return handshake.run(
             grid, lambda done, total: show("handshake", done, total, "nodes have answered")
         )
-        return clients
 
     def _window(self) -> int:
-        largest = max(sum(map(self.plan.block_bytes, chunk)) for chunk in self.chunks)
+        largest = max(sum(map(self.block_bytes, chunk)) for chunk in self.chunks)
         largest = max(largest, len(self._update or b""))
         return self.plan.window(self.config.strategy.window, largest)
-
-    def _requests(
-        self, kind: str, server_round: int, update: bytes | None = None, **values: int
-    ) -> Iterator[Message]:
-        timeout, group = self.config.strategy.timeout, f"round-{server_round}"
-        for client in self.cohort.active:
-            content = request(self._config_yaml, update, server_round=server_round, **values)
-            yield Message(content, client.node_id, kind, ttl=timeout, group_id=group)
-
-    def _replies(
-        self,
-        grid: Grid,
-        messages: Iterable[Message],
-        server_round: int,
-        report: Callable[[int, int], None],
-    ) -> Iterator[Message]:
-        asked = {client.node_id: client for client in self.cohort.active}
-        phase = "prune" if server_round <= len(self.chunks) else "evaluate"
-        outcomes = exchange(
-            grid, messages, window=self._window(), timeout=self.config.strategy.timeout
-        )
-        report(0, len(asked))
-        for answered, outcome in enumerate(outcomes, start=1):
-            self.cohort.note(outcome)
-            if outcome.reply is not None:
-                yield outcome.reply
-            else:
-                client = asked[outcome.node_id]
-                self.cohort.refuse(client, server_round, phase, outcome.problem)
-                self.cohort.leave_out(client)
-            report(answered, len(asked))

@@ -1,13 +1,13 @@
 """What a strategy hands over for each aggregated block."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedprune.wire.bitmask import BitMask
-from fedprune.wire.update import LinearUpdate
+from fedprune.wire.change import Change, mask_of
 
 
 @dataclass(frozen=True)
@@ -18,24 +18,24 @@ class BlockResult:
     ----------
     block : int
         Its index.
-    updates : Mapping[str, LinearUpdate]
-        Name of the linear -> global mask and, with `strategy.scaling`, keep counts.
-    histograms : Mapping[str, NDArray]
-        Name of the linear -> weights by prune votes, from none to all
-        (:meth:`fedprune.aggregation.votes.VoteCounter.histogram`).
+    changes : Mapping[str, BitMask, LinearUpdate or SparseWeight]
+        Name of the linear -> what becomes of it; empty where nobody reported the block.
     voters : int
-        Clients whose masks were counted.
+        Clients whose replies were counted.
     effective_voters : float
         How many clients of equal weight they stand for; ``voters`` where all weigh the same.
+    histograms : Mapping[str, NDArray]
+        Name of the linear -> weights by prune votes, from none to all
+        (:meth:`fedprune.aggregation.votes.VoteCounter.histogram`); empty without votes.
     """
 
     block: int
-    updates: Mapping[str, LinearUpdate]
-    histograms: Mapping[str, NDArray[np.int64]]
+    changes: Mapping[str, Change]
     voters: int
     effective_voters: float
+    histograms: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
 
     @property
     def masks(self) -> dict[str, BitMask]:
         """Name of the linear -> global mask."""
-        return {name: update.mask for name, update in self.updates.items()}
+        return {name: mask_of(change) for name, change in self.changes.items()}

@@ -8,6 +8,7 @@ in exactly one outcome: a reply or the reason why there is none.
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -50,6 +51,14 @@ class Outcome:
     seconds: float
 
 
+class Joiner(Protocol):
+    """Puts together what comes in several messages."""
+
+    def take(self, outcome: Outcome) -> Outcome | Message:
+        """Return the outcome of the whole, or the request for what is still missing."""
+        ...
+
+
 @dataclass(frozen=True)
 class _Pending:
     node_id: int
@@ -58,7 +67,12 @@ class _Pending:
 
 
 def exchange(
-    grid: Grid, requests: Iterable[Message], *, window: int, timeout: float
+    grid: Grid,
+    requests: Iterable[Message],
+    *,
+    window: int,
+    timeout: float,
+    joiner: Joiner | None = None,
 ) -> Iterator[Outcome]:
     """Yield one outcome for every request, in the order of arrival.
 
@@ -72,6 +86,8 @@ def exchange(
         Requests under way at once; bounds the replies that wait in Flower's memory.
     timeout : float
         Seconds a node has for its reply.
+    joiner : Joiner, optional
+        Sees each outcome first and may ask for more before it is handed out.
 
     Raises
     ------
@@ -95,11 +111,18 @@ def exchange(
         finished = False
         for message_id in list(pending):
             outcome = _poll(grid, message_id, pending[message_id], timeout)
-            if outcome is not None:
-                finished = True
-                del pending[message_id]
-                yield outcome
-                del outcome
+            if outcome is None:
+                continue
+            finished = True
+            del pending[message_id]
+            found = joiner.take(outcome) if joiner is not None else outcome
+            del outcome
+            if isinstance(found, Message):
+                message_id, entry = _push(grid, found)
+                pending[message_id] = entry
+            else:
+                yield found
+            del found
         pause = _POLL_SECONDS[0] if finished else min(pause * 1.3, _POLL_SECONDS[1])
         if pending and not finished:
             time.sleep(pause)

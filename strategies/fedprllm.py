@@ -3,73 +3,48 @@
 Guo et al., "FedPrLLM" (arXiv 2505.13547): every client prunes its own copy and sends masks only;
 the server prunes, in each comparison group, the weights that most clients prune. Of equally voted
 weights the smaller goes first, then the lower index; the published choices, the lower index or a
-random one, are options.
+random one, are options. So is decoding: a mask tells its client's input norms up to a scale, and
+the pooled norms prune better than votes.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 
-from flwr.app import Message
-
-from fedprune.config import RunConfig
 from fedprune.pruning.spec import block_specs
-from fedprune.records import read_prune
-from fedprune.reporting.ledger import Entry, Ledger
+from fedprune.records import PruneReply
 from strategies.ballot import Ballot
 from strategies.base import FederatedPruning
 from strategies.block import BlockResult
-from strategies.plan import Plan
+from strategies.handshake import Client
 
 
 class FedPrLLM(FederatedPruning):
-    """Voting on masks, one-shot or block by block, with or without scaling (arXiv 2505.13547).
+    """Voting on masks, one-shot or block by block, with or without scaling (arXiv 2505.13547)."""
 
-    Parameters
-    ----------
-    config : RunConfig
-        The checked configuration.
-    plan : Plan
-        The public model's shapes, hashes and weights.
-    on_block : Callable[[BlockResult], None]
-        Told of each aggregated block.
-    ledger : Ledger
-        Gets an entry for every request and reply.
-    """
+    _ballot: Ballot | None = None
+    _violations: dict[str, float]
 
-    def __init__(
-        self,
-        config: RunConfig,
-        plan: Plan,
-        on_block: Callable[[BlockResult], None],
-        ledger: Ledger,
-    ) -> None:
-        super().__init__(config, plan, on_block, ledger)
-        num_blocks = len(plan.shapes)
-        self._specs = block_specs(config, range(num_blocks), num_blocks)
-        self._ballot: Ballot | None = None
+    def open_round(self, number: int) -> None:
+        """Start with a clean record of every client."""
+        self._violations = {}
 
     def open_chunk(self, blocks: range) -> None:
         """Start the count of a chunk's votes."""
-        self._ballot = Ballot(self.plan, blocks, self.config, self._specs)
+        specs = block_specs(self.config, blocks, len(self.plan.shapes))
+        self._ballot = Ballot(self.plan, blocks, self.config, specs)
 
-    def fold(self, message: Message, entry: Entry) -> Entry:
+    def fold(self, reply: PruneReply, client: Client) -> None:
         """Count one client's masks; nothing of them is kept."""
-        ballot = self._open_ballot()
-        most = {block: self.plan.block_bytes(block) for block in ballot.blocks}
-        reply = read_prune(message, ballot.blocks, most)
-        ballot.fold(reply, self.cohort.weights[message.metadata.src_node_id])
-        return replace(
-            entry,
-            client_seconds=reply.seconds,
-            peak_rss_bytes=reply.peak_rss_bytes,
-            peak_device_bytes=reply.peak_device_bytes,
-        )
+        self._open_ballot().fold(reply, self.cohort.weights[client.node_id], client.name)
 
     def close_chunk(self) -> Iterator[BlockResult]:
         """Decide the chunk's blocks one by one and forget their votes."""
         ballot = self._open_ballot()
         for block in ballot.blocks:
             yield ballot.decide(block)
+        for name, share in ballot.violations.items():
+            self._violations[name] = max(share, self._violations.get(name, 0.0))
+        if self._violations:
+            self.figures["violations"] = dict(self._violations)
         self._ballot = None
 
     def _open_ballot(self) -> Ballot:

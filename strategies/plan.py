@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fedprune.config import Pattern
 from fedprune.errors import ModelError
@@ -17,7 +18,7 @@ MESSAGE_BYTES = 64_000_000
 _WAITING_BYTES = 512_000_000
 _WAITING_REPLIES = 256
 # Room for the headers of one linear's frame: name, shapes, counts, checksum.
-_FRAME_BYTES = 512
+FRAME_BYTES = 512
 
 
 @dataclass(frozen=True)
@@ -30,34 +31,58 @@ class Plan:
         For each block: name of the linear inside it -> (d_out, d_in).
     config_hash, weights_hash, code_hash : str
         What every node must have too (hex sha256).
-    magnitude : Callable[[int, str], NDArray]
-        (block, linear) -> |W| as float32, flat, shape (d_out * d_in,); decides ties.
+    weight : Callable[[int, str], Tensor]
+        (block, linear) -> the public weight, shape (d_out, d_in), in the model's dtype.
+    inputs : tuple of tuples
+        For each block: the linears that share an input, a tuple for each distinct input. Empty
+        where no statistics are sent.
     """
 
     shapes: tuple[Mapping[str, tuple[int, int]], ...]
     config_hash: str
     weights_hash: str
     code_hash: str
-    magnitude: Callable[[int, str], NDArray[np.float32]]
+    weight: Callable[[int, str], Tensor]
+    inputs: tuple[tuple[tuple[str, ...], ...], ...] = ()
 
-    def block_bytes(self, block: int) -> int:
+    def magnitude(self, block: int, name: str) -> NDArray[np.float32]:
+        """Return |W| of a linear as float32, flat, shape (d_out * d_in,); it decides ties."""
+        found: NDArray[np.float32] = self.weight(block, name).abs().float().reshape(-1).numpy()
+        return found
+
+    def mask_bytes(self, block: int) -> int:
         """Return the most bytes that the masks of a block can take on the wire."""
         return sum(
-            _FRAME_BYTES + (rows * columns + 7) // 8
-            for rows, columns in self.shapes[block].values()
+            FRAME_BYTES + (rows * columns + 7) // 8 for rows, columns in self.shapes[block].values()
         )
 
-    def chunks(self, blocks_per_message: int | None) -> list[range]:
+    def weight_bytes(self, block: int) -> int:
+        """Return the most bytes that a block's masks and surviving values can take."""
+        values = sum(
+            rows * columns * self.weight(block, name).element_size()
+            for name, (rows, columns) in self.shapes[block].items()
+        )
+        return self.mask_bytes(block) + values
+
+    def column_bytes(self, block: int) -> int:
+        """Return the most bytes that exact sums of a block's inputs can take."""
+        return sum(FRAME_BYTES + 40 * columns for _, columns in self.shapes[block].values())
+
+    def chunks(
+        self, blocks_per_message: int | None, block_bytes: Callable[[int], int]
+    ) -> list[range]:
         """Return the blocks of each message, in order.
 
         Parameters
         ----------
         blocks_per_message : int or None
             How many blocks a message covers; None takes as many as fit into 64 MB.
+        block_bytes : Callable[[int], int]
+            Block -> the most bytes of a client's reply about it.
         """
         total = len(self.shapes)
         if blocks_per_message is None:
-            largest = max(self.block_bytes(block) for block in range(total))
+            largest = max(block_bytes(block) for block in range(total))
             blocks_per_message = max(1, MESSAGE_BYTES // largest)
         return [
             range(start, min(start + blocks_per_message, total))

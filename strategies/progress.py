@@ -31,3 +31,8 @@ def pruning(blocks: range, total: int, ledger: Ledger) -> Callable[[int, int], N
 def evaluating(answered: int, asked: int) -> None:
     """Tell after each answer of the local evaluation."""
     show("evaluate", answered, asked, "clients measure their own models")
+
+
+def surveying(answered: int, asked: int) -> None:
+    """Tell after each answer of the survey."""
+    show("survey", answered, asked, "clients measure the dense model")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fedprune.aggregation.rows import from_groups, full_groups, to_groups
 from fedprune.aggregation.ties import MatrixKeys, RandomKeys, drop_tied
 from fedprune.aggregation.votes import VoteCounter, Words
-from fedprune.config.count import GROUPS, pruned_count
+from fedprune.config.count import GROUPS, Rounding, pruned_count
 from fedprune.config.pattern import Pattern
 from fedprune.errors import ConfigError, ModelError
 from fedprune.wire.bitmask import BitMask
@@ -22,6 +22,7 @@ from fedprune.wire.bitmask import BitMask
 Counts = NDArray[np.int64]
 
 TIES = ("magnitude", "index", "random")
+ROUNDINGS = ("floor", "ceil")
 
 _WORDS = 1 << 13  # words of a step over rows or columns: its planes stay in a core's cache
 _WEIGHTS = 1 << 18  # weights of a step over N:M groups
@@ -46,21 +47,28 @@ class Rule:
         Without it a third of the votes can push out weights that all others keep.
     seed : int
         Of random ties, non-negative; give each linear its own.
+    rounding : {"floor", "ceil"}
+        Of an unstructured mask's count in each group.
 
     Raises
     ------
     ConfigError
-        If group, ties or seed are none of these.
+        If group, ties, rounding or seed are none of these.
     """
 
     group: str = "layer"
     ties: str = "magnitude"
     majority_floor: bool = False
     seed: int = 0
+    rounding: Rounding = "floor"
 
     def __post_init__(self) -> None:
         """Refuse rules that do not exist."""
-        for key, value, known in ("group", self.group, GROUPS), ("ties", self.ties, TIES):
+        for key, value, known in (
+            ("group", self.group, GROUPS),
+            ("ties", self.ties, TIES),
+            ("rounding", self.rounding, ROUNDINGS),
+        ):
             if value not in known:
                 options = ", ".join(f"'{option}'" for option in known)
                 raise ConfigError(f"`strategy.{key}` must be one of {options}, got '{value}'.")
@@ -82,13 +90,14 @@ def select(
     votes : VoteCounter
         Votes of all clients.
     sparsity : float
-        Share to prune, 0 <= sparsity < 1: ``pruned_count(size, sparsity)`` of each group.
+        Share to prune, 0 <= sparsity < 1: ``pruned_count(size, sparsity, rule.rounding)`` of
+        each group.
     magnitude : NDArray[np.float32]
         |W|, flat, shape (d_out * d_in,), without NaN.
     shape : tuple of int
         (d_out, d_in) of the weight.
     rule : Rule
-        Group, ties and majority floor.
+        Group, ties, majority floor and rounding.
 
     Raises
     ------
@@ -112,7 +121,7 @@ def select(
         # What no majority prunes counts as kept by more than all: it is chosen last, all tied.
         planes = [plane | rest for plane in planes]
     tied = full_groups(groups, size)
-    survivors, left = _split(planes, tied, pruned_count(size, sparsity))
+    survivors, left = _split(planes, tied, pruned_count(size, sparsity, rule.rounding))
     _resolve(tied, left, rest, MatrixKeys(magnitude, shape, rule.group), rule)
     return BitMask(from_groups(survivors | tied, shape, rule.group), shape)
 

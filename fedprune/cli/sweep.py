@@ -24,6 +24,7 @@ from fedprune.cli.run import INTERRUPTED, connect, note_console
 from fedprune.cli.sweep_plan import SweepJob, finished, plan_sweep
 from fedprune.cli.sweep_spec import Sweep, read_sweep
 from fedprune.errors import ConfigError, FedpruneError
+from fedprune.reporting.byte_plot import plot_bytes
 from fedprune.reporting.plots import plot_sweep
 from fedprune.reporting.sources import source_digest
 from fedprune.reporting.sweep import (
@@ -242,6 +243,7 @@ def _report(
         screen.print(_rich(pivot))
     if measured:
         plot_sweep(rows, sweep.axes, sweep.title, folder)
+        plot_bytes(rows, sweep.axes, sweep.title, folder)
     screen.print(str(folder), soft_wrap=True, highlight=False)
 
 

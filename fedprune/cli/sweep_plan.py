@@ -53,8 +53,9 @@ class SweepJob:
 def plan_sweep(sweep: Sweep, folder: Path) -> list[SweepJob]:
     """Return the jobs of a sweep, all checked.
 
-    Baselines are measured once for all jobs that share them, in a one-shot job where there is
-    one: in an iterative one, clients see the inputs of a globally pruned model.
+    Baselines are measured once for all jobs that share them, if possible in one whose clients
+    prune by themselves from the first block to the last: in an iterative one, for example, they
+    see the inputs of a globally pruned model.
 
     Parameters
     ----------
@@ -157,10 +158,21 @@ def _first_of_each(configs: Sequence[RunConfig]) -> dict[tuple[object, ...], int
     first: dict[tuple[object, ...], int] = {}
     for place, config in enumerate(configs):
         key = baseline_key(config)
-        better = config.schedule.name == "one_shot"
-        if key not in first or (better and configs[first[key]].schedule.name != "one_shot"):
+        if key not in first or _unfit(config) < _unfit(configs[first[key]]):
             first[key] = place
     return first
+
+
+def _unfit(config: RunConfig) -> tuple[bool, ...]:
+    """Return why a run's clients know less of what each would do alone, the worst reason first."""
+    strategy, schedule = config.strategy, config.schedule
+    return (
+        strategy.name not in ("fedprllm", "fedspallm"),  # the others' clients send statistics
+        schedule.name != "one_shot",
+        schedule.prefix != "local",
+        strategy.rounds > 1,
+        strategy.layer_fraction < 1,
+    )
 
 
 def _folder_name(settings: Settings) -> str:

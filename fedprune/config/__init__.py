@@ -1,6 +1,6 @@
 """Typed configuration: composed by Hydra, checked before any model loads, frozen afterwards."""
 
-from fedprune.config.allocation import block_sparsity
+from fedprune.config.allocation import block_sparsity, resolved_allocation
 from fedprune.config.compose import (
     SHORTCUTS,
     compose_config,
@@ -9,6 +9,7 @@ from fedprune.config.compose import (
     to_overrides,
 )
 from fedprune.config.pattern import Pattern
+from fedprune.config.rounds import for_round, round_sparsity
 from fedprune.config.schema import (
     AllocationConfig,
     DataConfig,
@@ -38,7 +39,10 @@ __all__ = [
     "compose_config",
     "config_from_overrides",
     "evaluation_data",
+    "for_round",
     "from_yaml",
+    "resolved_allocation",
+    "round_sparsity",
     "to_overrides",
     "to_yaml",
 ]

@@ -9,8 +9,10 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 
 from fedprune.config.pattern import Pattern
-from fedprune.config.rules import BOUNDS, CHOICES, EMPTY_ALLOWED, PATTERNED, RELATIONS, Relation
+from fedprune.config.relations import RELATIONS
+from fedprune.config.rules import BOUNDS, CHOICES, EMPTY_ALLOWED, PATTERNED
 from fedprune.config.schema import LEAVES, SECTIONS, Leaf, RunConfig, Value, build
+from fedprune.config.strategy_relations import Relation
 from fedprune.config.suggest import did_you_mean, show
 from fedprune.errors import ConfigError
 

@@ -8,20 +8,24 @@ import shlex
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import chain, count
 from pathlib import Path
+from typing import cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedprune.config.checks import checked, raise_problems
 from fedprune.config.datasets import dataset_names, path_label, presets
-from fedprune.config.overrides import CONF, for_hydra, literal
-from fedprune.config.rules import Relation, enough_simulated_clients
+from fedprune.config.overrides import CONF, GROUPS, for_hydra, literal
+from fedprune.config.relations import enough_simulated_clients
 from fedprune.config.schema import DataConfig, RunConfig, flatten
+from fedprune.config.strategy_relations import Relation
 from fedprune.config.suggest import did_you_mean, show
 
 SHORTCUTS: Mapping[str, str] = {
@@ -143,15 +147,31 @@ def _composed(
 
 
 def _compose(overrides: list[str]) -> object:
+    groups = tuple(text for text in overrides if text.partition("=")[0] in GROUPS)
+    config = OmegaConf.create(_composed_groups(groups))
+    parser = OverridesParser.create()
+    for override in overrides:
+        if override not in groups:
+            parsed = parser.parse_override(override)
+            OmegaConf.update(config, parsed.key_or_group, parsed.value())
+    return OmegaConf.to_container(config, resolve=True)
+
+
+@cache
+def _composed_groups(overrides: tuple[str, ...]) -> dict[str, object]:
+    """Return what Hydra makes of the choice of groups, which takes most of the time.
+
+    The jobs of a sweep often share it, and differ by single values.
+    """
     with _LOCK:
         outer = GlobalHydra.instance().hydra
         GlobalHydra.instance().clear()
         try:
             with initialize_config_dir(str(CONF), version_base="1.3", job_name="fedprune"):
-                config = compose("config", overrides=overrides)
+                config = compose("config", overrides=list(overrides))
         finally:
             GlobalHydra.instance().hydra = outer
-    return OmegaConf.to_container(config, resolve=True)
+    return cast(dict[str, object], OmegaConf.to_container(config))
 
 
 def _absolute(config: RunConfig) -> RunConfig:

@@ -68,11 +68,14 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class PrunerConfig:
-    """How a client makes its masks.
+    """How a client prunes its blocks.
 
-    `name` is 'wanda', 'ria' or 'magnitude'; weights compete within `group` ('layer', 'row',
-    'column'); `seq_len` is in tokens, `num_calibration_samples` per client; `device` is 'auto',
-    'cpu', 'cuda' or 'cuda:N'.
+    `name` is 'wanda', 'ria', 'magnitude', 'sparsegpt', 'alps' or 'sparseswaps'; weights compete
+    within `group` ('layer', 'row', 'column'), or by N:M `pattern`; `seq_len` is in
+    tokens, `num_calibration_samples` per client; `device` is 'auto', 'cpu', 'cuda' or 'cuda:N'.
+    The last three solve with the second moments of the inputs: `damping` is added to their
+    diagonal, in units of its mean, and `block_size` is the number of columns that SparseGPT masks
+    at a time.
     """
 
     name: str
@@ -81,17 +84,43 @@ class PrunerConfig:
     seq_len: int
     num_calibration_samples: int
     device: str
+    damping: float
+    block_size: int
 
 
 @dataclass(frozen=True)
 class StrategyConfig:
-    """How the server runs the round and counts votes.
+    """How the server runs the round and makes one pruned model of the clients' replies.
 
-    `timeout` and `wait` are in seconds, `window` in messages (None: a reply's size decides). Votes
-    compete within `group` ('layer', 'row', 'column'); `ties` is 'magnitude', 'index' or 'random';
+    `name` is 'fedprllm' (votes), 'fedspallm' (averaged survivors), 'fedstats' (summed column
+    statistics) or 'fedhessian' (summed second moments). A strategy leaves the keys of another at
+    their defaults.
+
+    All: it needs `min_clients`; `timeout` and `wait` are in seconds, `window` in messages (None: a
+    reply's size decides); `fraction` is the share of accepted clients that take part.
+
+    Votes: they compete within `group` ('layer', 'row', 'column'); `ties` is 'magnitude', 'index'
+    or 'random'; a client counts by `client_weights` ('equal', 'samples', 'tokens'). fedprllm:
     `majority_floor` lets only votes of more than half prune; `scaling` multiplies survivors by the
-    share of clients that kept them; a client counts by `client_weights` ('equal', 'samples',
-    'tokens'); `fraction` is the share of accepted clients that take part.
+    share of clients that kept them; `decode` fits column norms to the masks, brings them to one
+    scale and prunes with their sum.
+
+    fedspallm: `average` is 'l0' (over the clients that kept a weight) or 'fedavg' (over all);
+    `expansion` prunes on to the sparsity where clients disagree, a number of zeros rounded by
+    `rounding` ('ceil', 'floor'; the other strategies: 'floor'). It runs `rounds` rounds, whose
+    sparsity grows by `ramp` ('none', 'linear', 'cubic'). A client prunes the share
+    `layer_fraction` of the blocks on average, the same for all or by `layer_resources` ('equal',
+    'measured'), drawn by `layer_draw` ('stratified', 'independent') such that `coverage` clients
+    prune each block; `layer_weights` weighs replies equally or by inverse inclusion probability
+    ('equal', 'inverse').
+
+    fedstats, fedhessian and the statistics behind the allocation 'owl': `pooling` adds those of
+    clients by 'tokens' (as if their texts were in one place), by 'clients' (the same for each) or
+    'scaled' (each to the same total). fedstats: `downlink` is what clients of an iterative run get
+    back, 'sums', 'masks' or the shorter ('auto'). fedhessian: `moments` travel as 'float32',
+    'float16', or as sketches 'eigen' or 'nystrom' of at most `bits_per_weight` (None: their rank
+    is a sixteenth of the width); inputs wider than `max_width` (None: none) send column statistics
+    only.
     """
 
     name: str
@@ -99,35 +128,58 @@ class StrategyConfig:
     timeout: float
     wait: float
     window: int | None
+    fraction: float
     group: str
     ties: str
+    client_weights: str
     majority_floor: bool
     scaling: bool
-    client_weights: str
-    fraction: float
+    decode: bool
+    average: str
+    expansion: bool
+    rounding: str
+    rounds: int
+    ramp: str
+    layer_fraction: float
+    layer_resources: str
+    layer_draw: str
+    coverage: int
+    layer_weights: str
+    pooling: str
+    downlink: str
+    moments: str
+    bits_per_weight: float | None
+    max_width: int | None
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
     """How blocks are spread over messages.
 
-    `name` is 'one_shot' or 'iterative' (a block a message); None lets the model's size decide.
+    `name` is 'one_shot' (`blocks_per_message` share one; None: the model's size decides) or
+    'iterative' (a block a message). `prefix` says what a client's earlier blocks are
+    while it measures a later one: 'local' (as it pruned them) or 'dense'.
     """
 
     name: str
     blocks_per_message: int | None
+    prefix: str
 
 
 @dataclass(frozen=True)
 class AllocationConfig:
     """How the zeros are spread over blocks.
 
-    `name` is 'uniform' or 'per_block'; then `blocks` lists a sparsity for each block, separated
-    by commas.
+    `name` is 'uniform', 'per_block' (`blocks` lists a sparsity for each block, separated by
+    commas) or 'owl' (blocks with more outliers, weights whose Wanda score is above `threshold`
+    times the mean, become less sparse; the least and the most sparse block are twice `spread`
+    apart).
     """
 
     name: str
     blocks: str
+    threshold: float
+    spread: float
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from fedprune.errors import ModelError
 from fedprune.models.loading import LoadedModel, progress_on_terminals_only
 from fedprune.models.masking import apply_masks
 from fedprune.models.sidecar import write_sidecar
-from fedprune.wire.update import Change, mask_of
+from fedprune.wire.change import Change, mask_of
 
 #: Where an export keeps its masks. Not beside the weights: servers that load a folder's every
 #: ``*.safetensors`` would take them for a shard.
@@ -30,8 +30,8 @@ def export_model(
     ----------
     model : LoadedModel
         The dense model; it is pruned in place and stays so.
-    masks : Mapping[int, Mapping[str, BitMask or LinearUpdate]]
-        Block -> linear -> mask, True where a weight survives; updates with counts scale it too.
+    masks : Mapping[int, Mapping[str, BitMask or LinearUpdate or SparseWeight]]
+        Block -> linear -> change, applied as :func:`~fedprune.models.masking.apply_masks` does.
     folder : Path
         Where the model goes: sharded safetensors with real zeros, configuration, tokenizer and
         :data:`SIDECAR`.

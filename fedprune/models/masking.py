@@ -1,7 +1,8 @@
-"""Zeros put into a model's weights, and survivors scaled, for good or for a while.
+"""Zeros put into a model's weights, and survivors scaled or replaced, for good or for a while.
 
 Weights are filled with zero rather than multiplied by the mask: a pruned NaN or infinity must
-become zero as well. Scaling multiplies in float32 and rounds once, to the weight's own dtype.
+become zero as well. Scaling multiplies in float32 and rounds once, to the weight's own dtype; new
+values are rounded to it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,11 +14,12 @@ from torch import Tensor
 from fedprune.errors import ModelError
 from fedprune.models.layout import DecoderLayout, LinearRef
 from fedprune.models.loading import LoadedModel
-from fedprune.wire.update import Change, LinearUpdate, mask_of
+from fedprune.wire.change import Change, LinearUpdate, keeps_survivors, mask_of
+from fedprune.wire.sparse import SparseWeight
 
 
 def masked_weight(stored: Tensor, linear: LinearRef, change: Change) -> Tensor:
-    """Return a copy of a weight with its pruned entries zero, and the others scaled if asked for.
+    """Return a copy of a weight with its pruned entries zero, the others as a change says.
 
     Parameters
     ----------
@@ -25,9 +27,11 @@ def masked_weight(stored: Tensor, linear: LinearRef, change: Change) -> Tensor:
         The weight as its module stores it, on any device.
     linear : LinearRef
         Which linear map it belongs to.
-    change : BitMask or LinearUpdate
+    change : BitMask or LinearUpdate or SparseWeight
         Shape (d_out, d_in), True where a weight survives.
     """
+    if isinstance(change, SparseWeight):
+        return linear.orient(change.dense()).to(stored.device, stored.dtype).contiguous()
     pruned = linear.orient(_pruned(change, stored.device))
     factors = _factors(change, stored.device)
     if factors is None:
@@ -36,14 +40,14 @@ def masked_weight(stored: Tensor, linear: LinearRef, change: Change) -> Tensor:
 
 
 def apply_masks(model: LoadedModel, masks: Mapping[int, Mapping[str, Change]]) -> None:
-    """Set the pruned weights of a model to zero and scale the others, in place and for good.
+    """Set the pruned weights of a model to zero and change the others, in place and for good.
 
     Parameters
     ----------
     model : LoadedModel
         The model to change.
-    masks : Mapping[int, Mapping[str, BitMask or LinearUpdate]]
-        Block -> linear -> mask; what is not named stays dense, what is no update is not scaled.
+    masks : Mapping[int, Mapping[str, BitMask or LinearUpdate or SparseWeight]]
+        Block -> linear -> change; what is not named stays dense, masks leave survivors alone.
 
     Raises
     ------
@@ -52,8 +56,7 @@ def apply_masks(model: LoadedModel, masks: Mapping[int, Mapping[str, Change]]) -
         first weight changes.
     """
     for linear, change in _pair_all(model.layout, masks):
-        weight = linear.weight()
-        _apply(weight, change, _pruned(change, weight.device))
+        _apply(linear.weight(), change)
 
 
 @contextmanager
@@ -63,21 +66,26 @@ def masked(model: LoadedModel, masks: Mapping[int, Mapping[str, Change]]) -> Ite
     Costs the memory of the weights that change, which are kept aside. Parameters and errors are
     those of :func:`apply_masks`.
     """
-    kept: list[tuple[LinearRef, Tensor, Tensor]] = []
+    kept: list[tuple[LinearRef, Tensor | None, Tensor]] = []
     targets = _pair_all(model.layout, masks)
     try:
         for linear, change in targets:
             weight = linear.weight()
-            pruned = _pruned(change, weight.device)
-            changed = torch.ones_like(pruned) if _scales(change) else pruned
-            kept.append((linear, changed, weight[changed]))
-            _apply(weight, change, pruned)
+            if keeps_survivors(change):
+                pruned = _pruned(change, weight.device)
+                kept.append((linear, pruned, weight[pruned]))
+            else:
+                kept.append((linear, None, weight.clone()))
+            _apply(weight, change)
         yield
     finally:
-        for linear, changed, values in kept:
+        for linear, places, values in kept:
             # Asked for again: moving a model to a device and back gives it new storage.
             weight = linear.weight()
-            weight[changed.to(weight.device)] = values.to(weight.device)
+            if places is None:
+                weight.copy_(values)
+            else:
+                weight[places.to(weight.device)] = values.to(weight.device)
 
 
 def pair_masks(
@@ -91,8 +99,8 @@ def pair_masks(
         The model's blocks.
     block : int
         Index of the block.
-    masks : Mapping[str, BitMask or LinearUpdate]
-        Linear -> mask; need not name every linear.
+    masks : Mapping[str, BitMask or LinearUpdate or SparseWeight]
+        Linear -> change; need not name every linear.
 
     Raises
     ------
@@ -128,21 +136,20 @@ def _pair_all(
     return [pair for block, named in masks.items() for pair in pair_masks(layout, block, named)]
 
 
-def _apply(weight: Tensor, change: Change, pruned: Tensor) -> None:
+def _apply(weight: Tensor, change: Change) -> None:
     """Change a (d_out, d_in) weight in place."""
+    if isinstance(change, SparseWeight):
+        weight.copy_(change.dense())
+        return
     factors = _factors(change, weight.device)
     if factors is not None:
         weight.copy_(_scaled(weight, factors))
-    weight.masked_fill_(pruned, 0)
+    weight.masked_fill_(_pruned(change, weight.device), 0)
 
 
 def _pruned(change: Change, device: torch.device) -> Tensor:
     """Return the complement of a mask, boolean (d_out, d_in), on the weight's device."""
     return torch.from_numpy(mask_of(change).to_bool()).to(device).logical_not_()
-
-
-def _scales(change: Change) -> bool:
-    return isinstance(change, LinearUpdate) and change.keeps is not None
 
 
 def _factors(change: Change, device: torch.device) -> Tensor | None:

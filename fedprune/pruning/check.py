@@ -50,8 +50,8 @@ def _unstructured(mask: BitMask, spec: MaskSpec) -> tuple[int, NDArray[np.int64]
     d_out, d_in = mask.shape
     if spec.group == "layer":
         total = d_out * d_in
-        return total - pruned_count(total, spec.sparsity), np.array([mask.survivors])
+        return total - pruned_count(total, spec.sparsity, spec.rounding), np.array([mask.survivors])
     if spec.group == "row":
-        return d_in - pruned_count(d_in, spec.sparsity), mask.row_survivors()
+        return d_in - pruned_count(d_in, spec.sparsity, spec.rounding), mask.row_survivors()
     columns = mask.to_bool().sum(axis=0, dtype=np.int64)
-    return d_out - pruned_count(d_out, spec.sparsity), columns
+    return d_out - pruned_count(d_out, spec.sparsity, spec.rounding), columns

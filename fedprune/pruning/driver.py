@@ -19,11 +19,10 @@ from fedprune.models.loading import LoadedModel, check_seq_len
 from fedprune.models.masking import masked_weight, pair_masks
 from fedprune.models.memory import explain_out_of_memory
 from fedprune.pruning.pruners import Pruner
-from fedprune.pruning.recorder import StatisticsRecorder
+from fedprune.pruning.recorder import Recorded, StatisticsRecorder
 from fedprune.pruning.spec import MaskSpec
-from fedprune.pruning.statistics import ColumnStatistics
-from fedprune.wire.bitmask import BitMask
-from fedprune.wire.update import Change
+from fedprune.pruning.statistics import Statistics
+from fedprune.wire.change import Change
 
 _MEMORY_KEYS = ("pruner.seq_len", "pruner.num_calibration_samples", "pruner.device")
 
@@ -71,6 +70,7 @@ class BlockWalk:
         self._model = model
         self._device = torch.device(device)
         self._position = start
+        self._num_samples = len(samples)
         self._resident: dict[str, Tensor] | None = None
         with explain_out_of_memory("embedding the calibration samples", *_MEMORY_KEYS):
             captured = capture_inputs(model, () if gone else samples)
@@ -90,6 +90,11 @@ class BlockWalk:
         return len(self._model.layout.blocks) - self._position
 
     @property
+    def num_samples(self) -> int:
+        """How many samples the walk carries."""
+        return self._num_samples
+
+    @property
     def hidden(self) -> list[Tensor]:
         """Inputs of the current block, one (1, seq_len, d_model) CPU tensor a sample."""
         return self._hidden
@@ -106,14 +111,19 @@ class BlockWalk:
             for name, linear in self._model.layout.linears(self._position).items()
         }
 
-    def collect(self) -> dict[str, ColumnStatistics]:
+    def collect(self, kind: Recorded = "columns") -> dict[str, Statistics]:
         """Run the current block dense on every sample and return what entered its linear maps.
+
+        Parameters
+        ----------
+        kind : {"columns", "moments"}
+            Sums of squares a column, or all products of two columns.
 
         Returns
         -------
-        dict[str, ColumnStatistics]
-            Name of the linear -> float32 sums of squares, shape (d_in,), on the walk's device, and
-            token count.
+        dict[str, ColumnStatistics or MomentStatistics]
+            Name of the linear -> float32 sums and token count, on the walk's device; linears that
+            read the same input share one object.
 
         Raises
         ------
@@ -125,37 +135,56 @@ class BlockWalk:
                 f"There are no calibration inputs for block {self._position}. Raise "
                 "`pruner.num_calibration_samples`, or use `pruner=magnitude`, which needs none."
             )
-        recorder = StatisticsRecorder(self._model.layout.linears(self._position))
+        recorder = StatisticsRecorder(self._model.layout.linears(self._position), kind)
         with self._explained("collecting statistics of"), recorder:
             for _ in self._outputs(self._tensors()):
                 pass  # the outputs of the dense block are of no use
             return recorder.statistics()
+
+    def start_from(self, changes: Mapping[str, Change]) -> None:
+        """Put what an earlier round made of the current block in place of its dense weights.
+
+        Parameters
+        ----------
+        changes : Mapping[str, BitMask, LinearUpdate or SparseWeight]
+            Name of the linear -> what became of it; one that is not named stays dense.
+
+        Raises
+        ------
+        ModelError
+            If a change is not this block's.
+        """
+        self._resident = self._changed(changes)
 
     def advance(self, masks: Mapping[str, Change]) -> None:
         """Run the current block pruned on every sample and move on to the next.
 
         Parameters
         ----------
-        masks : Mapping[str, BitMask or LinearUpdate]
-            Name of the linear -> mask; a linear that is not named stays dense.
+        masks : Mapping[str, BitMask, LinearUpdate or SparseWeight]
+            Name of the linear -> what became of it; one that is not named stays dense.
 
         Raises
         ------
         ModelError
             If a mask is not this block's, or memory runs out; the walk then stays where it was.
         """
-        pairs = pair_masks(self._model.layout, self._position, masks)
         with self._explained("running"):
-            tensors = dict(self._tensors())
-            for linear, change in pairs:
-                tensors[linear.key] = masked_weight(tensors[linear.key], linear, change)
-            self._hidden = list(self._outputs(tensors))
+            self._hidden = list(self._outputs(self._changed(masks)))
         self._leave_block()
 
     def skip(self) -> None:
         """Move on without running the block, where nobody needs what it would return."""
         self._hidden = []
         self._leave_block()
+
+    def _changed(self, changes: Mapping[str, Change]) -> dict[str, Tensor]:
+        """Return the current block's tensors, the weights of some of its linears changed."""
+        pairs = pair_masks(self._model.layout, self._position, changes)
+        tensors = dict(self._tensors())
+        for linear, change in pairs:
+            tensors[linear.key] = masked_weight(tensors[linear.key], linear, change)
+        return tensors
 
     def _leave_block(self) -> None:
         self._resident = None
@@ -211,42 +240,51 @@ class BlockWalk:
         ]
 
 
-def prune_block(walk: BlockWalk, pruner: Pruner, spec: MaskSpec) -> dict[str, BitMask]:
-    """Return a pruner's masks of the block where a walk stands; the walk stays there.
+def prune_block(walk: BlockWalk, pruner: Pruner, spec: MaskSpec) -> dict[str, Change]:
+    """Return what a pruner makes of the block where a walk stands; the walk stays there.
 
     Parameters
     ----------
     walk : BlockWalk
         Stands at the block.
     pruner : Pruner
-        Turns each weight and its statistics into a mask.
+        Turns each weight and its statistics into a mask, or into survivors with new values.
     spec : MaskSpec
         Sparsity, pattern and comparison group.
 
     Returns
     -------
-    dict[str, BitMask]
-        Name of the linear -> mask.
+    dict[str, BitMask or SparseWeight]
+        Name of the linear -> what becomes of it.
 
     Raises
     ------
     ModelError
         As :meth:`BlockWalk.collect` and the pruner, which then tells of the linear by name.
     """
-    statistics = walk.collect() if pruner.needs_inputs else {}
-    masks = {}
+    statistics: Mapping[str, Statistics] = {}
+    if pruner.needs != "nothing":
+        statistics = walk.collect(pruner.needs)
+    return prune_on(walk, statistics, pruner, spec)
+
+
+def prune_on(
+    walk: BlockWalk, statistics: Mapping[str, Statistics], pruner: Pruner, spec: MaskSpec
+) -> dict[str, Change]:
+    """Prune the block where a walk stands on given statistics; else as :func:`prune_block`."""
+    changes: dict[str, Change] = {}
     with explain_out_of_memory(f"pruning block {walk.position}", *_MEMORY_KEYS):
         for name, weight in walk.weights().items():
             try:
-                masks[name] = pruner.mask(weight, statistics.get(name), spec)
+                changes[name] = pruner.prune(weight, statistics.get(name), spec)
             except ModelError as error:
                 raise ModelError(f"`{walk.full_name(name)}`: {error}") from error
-    return masks
+    return changes
 
 
 def prune_blocks(
     walk: BlockWalk, pruner: Pruner, specs: Mapping[int, MaskSpec]
-) -> Iterator[tuple[int, dict[str, BitMask]]]:
+) -> Iterator[tuple[int, dict[str, Change]]]:
     """Prune consecutive blocks, each on inputs made by the pruned blocks before it.
 
     Parameters
@@ -255,14 +293,14 @@ def prune_blocks(
         Stands at the first of the blocks; when a block is yielded it stands at the next. Nothing
         comes after a model's last block, so its output is not computed and ``hidden`` ends empty.
     pruner : Pruner
-        Turns each weight and its statistics into a mask.
+        Turns each weight and its statistics into a mask, or into survivors with new values.
     specs : Mapping[int, MaskSpec]
         Index of the block -> its sparsity, pattern and comparison group; consecutive blocks.
 
     Yields
     ------
-    tuple[int, dict[str, BitMask]]
-        Index of the block and its masks by name.
+    tuple[int, dict[str, BitMask or SparseWeight]]
+        Index of the block and what becomes of its linears.
     """
     for index, spec in specs.items():
         if index != walk.position or not walk.blocks_left:
@@ -270,9 +308,14 @@ def prune_blocks(
                 f"Block {index} was asked for, but the walk is at block {walk.position} and has "
                 f"{walk.blocks_left} blocks left. Prune the blocks in order."
             )
-        masks = prune_block(walk, pruner, spec)
-        if pruner.needs_inputs and walk.blocks_left > 1:
-            walk.advance(masks)
-        else:
-            walk.skip()
-        yield index, masks
+        changes = prune_block(walk, pruner, spec)
+        go_on(walk, pruner, changes)
+        yield index, changes
+
+
+def go_on(walk: BlockWalk, pruner: Pruner, changes: Mapping[str, Change]) -> None:
+    """Leave a block as changed, running it only where somebody needs what it returns."""
+    if pruner.needs != "nothing" and walk.blocks_left > 1:
+        walk.advance(changes)
+    else:
+        walk.skip()

@@ -79,6 +79,30 @@ def mask_from_scores(scores: Tensor, spec: MaskSpec) -> BitMask:
     return wanda_mask(scores, torch.ones(scores.shape[1]), spec)
 
 
+def prune_count(groups: Tensor, count: int) -> Tensor:
+    """Return the boolean mask that prunes the `count` lowest scores of each row.
+
+    As `fedprune.pruning.select.prune_count`, for few rows or short ones: in one thread.
+
+    Parameters
+    ----------
+    groups : Tensor
+        Scores, float32, shape (groups, size), on the CPU.
+    count : int
+        At most the size of a group.
+
+    Raises
+    ------
+    ModelError
+        If a score is NaN or infinite.
+    """
+    scores = groups.contiguous().numpy()
+    bits = np.empty(packed_size(scores.size), dtype=np.uint8)
+    ones = np.ones(scores.shape[1], dtype=np.float32)
+    _check_finite([loops.prune_rows(scores, ones, count, bits)])
+    return torch.from_numpy(BitMask(bits, scores.shape).to_bool())
+
+
 def _prune_layer(
     weight: Tensor, norms: NDArray[np.float32], prune: int, bits: NDArray[np.uint8]
 ) -> None:

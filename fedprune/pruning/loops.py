@@ -8,7 +8,7 @@ Written for numba: plain loops that vectorise, no Python objects.
 import numpy as np
 from numpy.typing import NDArray
 
-from fedprune.pruning.jit import jit
+from fedprune.jit import jit
 
 INFINITY = 0x7F800000  # the code of +inf; NaNs lie above it, or below zero
 LOW_BITS = 15  # the layer's threshold is found in two digits of 16 and 15 bits
@@ -28,7 +28,7 @@ def prune_rows(
     norms : NDArray[np.float32]
         Shape (d_in,), non-negative.
     prune : int
-        0 <= prune < d_in. Equal scores: the lower index is pruned first.
+        0 <= prune <= d_in. Equal scores: the lower index is pruned first.
     bits : NDArray[np.uint8]
         Receives the packed mask of these rows, ceil(rows * d_in / 8) bytes.
     """

@@ -1,4 +1,4 @@
-"""The pruners: how each scores a weight, and a registry of them by name.
+"""The pruners that only choose: how each scores a weight.
 
 A pruner scores and leaves the selection to compiled loops on the CPU and to tensor operations on
 any other device; both give the same mask, bit for bit.
@@ -11,36 +11,51 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fedprune.errors import ConfigError, ModelError
+from fedprune.errors import ModelError
 from fedprune.pruning.ria import ria_scores
 from fedprune.pruning.select import prune_lowest
 from fedprune.pruning.spec import NOT_FINITE, MaskSpec
-from fedprune.pruning.statistics import ColumnStatistics
+from fedprune.pruning.statistics import Kind, MomentStatistics, Statistics
 from fedprune.wire.bitmask import BitMask
+from fedprune.wire.change import Change
 
 
 class Pruner(Protocol):
-    """Turns a weight and the statistics of its inputs into a mask.
+    """Turns a weight and the statistics of its inputs into what becomes of it.
 
     Attributes
     ----------
     name : str
         The name that `pruner.name` chooses it by.
-    needs_inputs : bool
-        Whether `mask` needs statistics, that is calibration text.
+    needs : {"nothing", "columns", "moments"}
+        What it must know of the inputs, that is of calibration text.
+    updates : bool
+        Whether surviving weights change.
     """
 
-    name: str
-    needs_inputs: bool
+    @property
+    def name(self) -> str:
+        """See the class."""
+        ...
 
-    def mask(self, weight: Tensor, stats: ColumnStatistics | None, spec: MaskSpec) -> BitMask:
-        """Return the mask of one linear.
+    @property
+    def needs(self) -> Kind:
+        """See the class."""
+        ...
+
+    @property
+    def updates(self) -> bool:
+        """See the class."""
+        ...
+
+    def prune(self, weight: Tensor, stats: Statistics | None, spec: MaskSpec) -> Change:
+        """Return a mask, or survivors with new values where the pruner updates weights.
 
         Parameters
         ----------
         weight : Tensor
-            Shape (d_out, d_in), any floating dtype; scores are float32.
-        stats : ColumnStatistics or None
+            Shape (d_out, d_in), any floating dtype; computed in float32.
+        stats : ColumnStatistics, MomentStatistics or None
             Statistics of the inputs, on any device.
         spec : MaskSpec
             Sparsity, pattern and comparison group.
@@ -58,11 +73,12 @@ class MagnitudePruner:
     """Importance is the weight's magnitude, ``|W_ij|``."""
 
     name = "magnitude"
-    needs_inputs = False
+    needs: Kind = "nothing"
+    updates = False
 
-    def mask(self, weight: Tensor, stats: ColumnStatistics | None, spec: MaskSpec) -> BitMask:
-        """Return the mask of one linear (see `Pruner.mask`); statistics are not used."""
-        return _lowest(weight, torch.ones(weight.shape[1], device=weight.device), spec)
+    def prune(self, weight: Tensor, stats: Statistics | None, spec: MaskSpec) -> BitMask:
+        """Return the mask of one linear (see `Pruner.prune`); statistics are not used."""
+        return prune_products(weight, torch.ones(weight.shape[1], device=weight.device), spec)
 
 
 class WandaPruner:
@@ -72,11 +88,12 @@ class WandaPruner:
     """
 
     name = "wanda"
-    needs_inputs = True
+    needs: Kind = "columns"
+    updates = False
 
-    def mask(self, weight: Tensor, stats: ColumnStatistics | None, spec: MaskSpec) -> BitMask:
-        """Return the mask of one linear (see `Pruner.mask`)."""
-        return _lowest(weight, _norms(self.name, weight, stats), spec)
+    def prune(self, weight: Tensor, stats: Statistics | None, spec: MaskSpec) -> BitMask:
+        """Return the mask of one linear (see `Pruner.prune`)."""
+        return prune_products(weight, input_norms(self.name, weight, stats), spec)
 
 
 class RiaPruner:
@@ -88,37 +105,21 @@ class RiaPruner:
     """
 
     name = "ria"
-    needs_inputs = True
+    needs: Kind = "columns"
+    updates = False
 
-    def mask(self, weight: Tensor, stats: ColumnStatistics | None, spec: MaskSpec) -> BitMask:
-        """Return the mask of one linear (see `Pruner.mask`)."""
-        scores = ria_scores(weight, _norms(self.name, weight, stats))
-        return _lowest(scores, torch.ones(scores.shape[1], device=scores.device), spec)
-
-
-PRUNERS: dict[str, Pruner] = {
-    pruner.name: pruner for pruner in (MagnitudePruner(), WandaPruner(), RiaPruner())
-}
+    def prune(self, weight: Tensor, stats: Statistics | None, spec: MaskSpec) -> BitMask:
+        """Return the mask of one linear (see `Pruner.prune`)."""
+        scores = ria_scores(weight, input_norms(self.name, weight, stats))
+        return prune_products(scores, torch.ones(scores.shape[1], device=scores.device), spec)
 
 
-def get_pruner(name: str) -> Pruner:
-    """Return a pruner by name.
-
-    Raises
-    ------
-    ConfigError
-        If there is none of this name.
-    """
-    if name not in PRUNERS:
-        known = ", ".join(f"'{known}'" for known in sorted(PRUNERS))
-        raise ConfigError(f"`pruner.name` must be one of {known}, got '{name}'.")
-    return PRUNERS[name]
-
-
-def _norms(name: str, weight: Tensor, stats: ColumnStatistics | None) -> Tensor:
+def input_norms(name: str, weight: Tensor, stats: Statistics | None) -> Tensor:
     """Return the norms of the inputs, on the weight's device, if they are this linear's."""
     if stats is None:
         raise ModelError(f"The pruner '{name}' needs statistics of the inputs, got none.")
+    if isinstance(stats, MomentStatistics):
+        stats = stats.columns
     if stats.sum_squares.shape != (weight.shape[1],):
         raise ModelError(
             f"The pruner '{name}' needs statistics of {weight.shape[1]} inputs, "
@@ -127,7 +128,7 @@ def _norms(name: str, weight: Tensor, stats: ColumnStatistics | None) -> Tensor:
     return stats.norms.to(weight.device)
 
 
-def _lowest(weight: Tensor, norms: Tensor, spec: MaskSpec) -> BitMask:
+def prune_products(weight: Tensor, norms: Tensor, spec: MaskSpec) -> BitMask:
     """Prune the lowest ``|weight| * norms`` of each comparison group."""
     compiled = _compiled()
     if weight.device.type == "cpu" and compiled is not None:

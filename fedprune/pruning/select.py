@@ -35,15 +35,19 @@ def prune_lowest(scores: Tensor, spec: MaskSpec) -> Tensor:
     if spec.pattern.n is not None and spec.pattern.m is not None:
         check_divides(spec.pattern, scores.shape[1])
         groups = scores.reshape(-1, spec.pattern.m)
-        return _prune_rows(groups, spec.pattern.m - spec.pattern.n).reshape(scores.shape)
+        return prune_count(groups, spec.pattern.m - spec.pattern.n).reshape(scores.shape)
     if spec.group == "layer":
         flat = scores.reshape(1, -1)
-        return _prune_rows(flat, pruned_count(flat.numel(), spec.sparsity)).reshape(scores.shape)
+        return prune_count(flat, pruned_count(flat.numel(), spec.sparsity)).reshape(scores.shape)
     groups = scores if spec.group == "row" else scores.t()
-    mask = _prune_rows(groups, pruned_count(groups.shape[1], spec.sparsity))
+    mask = prune_count(groups, pruned_count(groups.shape[1], spec.sparsity))
     return mask if spec.group == "row" else mask.t().contiguous()
 
 
-def _prune_rows(groups: Tensor, count: int) -> Tensor:
+def prune_count(groups: Tensor, count: int) -> Tensor:
+    """Return the mask that prunes the `count` lowest scores of each row of (groups, size) scores.
+
+    Of equal scores the lower index is pruned first.
+    """
     order = torch.argsort(groups, dim=1, stable=True)[:, :count]
     return torch.ones_like(groups, dtype=torch.bool).scatter_(1, order, False)

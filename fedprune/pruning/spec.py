@@ -7,7 +7,7 @@ the decimal number that the configuration shows, not its nearest binary fraction
 from dataclasses import dataclass
 
 from fedprune.config.allocation import block_sparsity
-from fedprune.config.count import GROUPS, pruned_count
+from fedprune.config.count import GROUPS, Rounding, pruned_count
 from fedprune.config.pattern import Pattern
 from fedprune.config.schema import RunConfig
 from fedprune.errors import ConfigError, ModelError
@@ -32,6 +32,8 @@ class MaskSpec:
     group : str
         Comparison group of an unstructured mask: 'layer', 'row' (one output) or 'column' (one
         input). An N:M pattern compares M consecutive inputs of a row whatever the group.
+    rounding : {"floor", "ceil"}
+        How the count of a group is rounded; pruners round down, FedSpaLLM's expansion up.
 
     Raises
     ------
@@ -42,6 +44,7 @@ class MaskSpec:
     sparsity: float
     pattern: Pattern
     group: str
+    rounding: Rounding = "floor"
 
     def __post_init__(self) -> None:
         """Refuse values that no mask can have."""
@@ -68,7 +71,7 @@ def expected_survivors(shape: tuple[int, int], spec: MaskSpec) -> int:
     groups, size = {"layer": (1, d_out * d_in), "row": (d_out, d_in), "column": (d_in, d_out)}[
         spec.group
     ]
-    return groups * (size - pruned_count(size, spec.sparsity))
+    return groups * (size - pruned_count(size, spec.sparsity, spec.rounding))
 
 
 def check_divides(pattern: Pattern, d_in: int) -> None:
@@ -109,3 +112,23 @@ def block_specs(config: RunConfig, blocks: range, num_blocks: int) -> dict[int, 
         )
         for block in blocks
     }
+
+
+def result_spec(config: RunConfig, block: int, num_blocks: int) -> MaskSpec:
+    """Return what the server's mask of a block must look like.
+
+    Votes compete within `strategy.group`; a pruner that the server runs itself, on statistics,
+    keeps to `pruner.group`.
+
+    Raises
+    ------
+    ConfigError
+        If the allocation is for another number of blocks.
+    """
+    votes = config.strategy.name == "fedprllm" and not config.strategy.decode
+    group = config.strategy.group if votes else config.pruner.group
+    if config.strategy.name == "fedspallm":
+        group = "layer"
+    rounding: Rounding = "ceil" if config.strategy.rounding == "ceil" else "floor"
+    sparsity = block_sparsity(config, block, num_blocks)
+    return MaskSpec(sparsity, config.pruner.pattern, group, rounding)

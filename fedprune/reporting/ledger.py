@@ -10,9 +10,9 @@ class Entry:
     Attributes
     ----------
     round : int
-        0 is the handshake; from 1 on, one chunk of blocks each.
+        0 is the handshake; from 1 on, one exchange with all clients each.
     phase : str
-        "handshake", "prune" or "evaluate".
+        "handshake", "survey", "deliver", "prune" or "evaluate".
     client : str
         The node's name as in its handshake.
     bytes_down, bytes_up : int

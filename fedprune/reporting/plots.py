@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedprune.reporting.drawing import COLOURS, MARKERS, plain_tick, save_figure, wide_range
 from fedprune.reporting.series import (
     Series,
     baseline_series,
@@ -19,15 +20,10 @@ from fedprune.reporting.sweep import DENSE, Axes, Row, datasets
 if TYPE_CHECKING:
     from matplotlib.axes import Axes as Panel
 
-# Okabe and Ito's colours, told apart with any colour vision; black and grey are the baselines'.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = ("o", "s", "^", "D", "v", "P")
 _LINES = ("-", "--", ":", "-.")
 _BASELINE_STYLES = (("#777777", ":"), ("#444444", "--"), ("#000000", "-."))
 _BASELINE_MARKERS = ("", "x", "*", "d", "1")
-_LOG_RANGE = 10.0
 _COLLAPSED = 10.0
-_LARGEST_PLAIN = 1e6
 # Share of the axis between two methods, where the axis has names and where it has numbers.
 _DODGE = (0.03, 0.006)
 _LEGEND_COLUMNS = 3
@@ -54,7 +50,6 @@ def plot_sweep(rows: Sequence[Row], axes: Axes, title: str, folder: Path) -> lis
     """
     # Here, because it takes a second that only sweeps have to wait for. No pyplot: without it
     # there is no display, no backend to choose and no state that outlives the figure.
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     drawn = [_Drawn.of(rows, axes, dataset) for dataset in datasets(rows)]
@@ -79,11 +74,7 @@ def plot_sweep(rows: Sequence[Row], axes: Axes, title: str, folder: Path) -> lis
         ncols=min(_LEGEND_COLUMNS, len(labels)),
         fontsize="small",
     )
-    paths = [folder / "plot.png", folder / "plot.svg"]
-    with rc_context({"svg.hashsalt": "fedprune"}):
-        figure.savefig(paths[0], dpi=150)
-        figure.savefig(paths[1], metadata={"Date": None})
-    return paths
+    return save_figure(figure, folder, "plot")
 
 
 @dataclass(frozen=True)
@@ -141,7 +132,7 @@ def _along_axis(panel: "Panel", one: _Drawn) -> None:
 def _places(values: Sequence[str]) -> dict[str, float]:
     """Return where numbers stand: evenly, or by their logarithm if they span a wide range."""
     numbers = {value: float(value) for value in values}
-    if max(numbers.values()) > _LOG_RANGE * min(numbers.values()) > 0:
+    if wide_range(list(numbers.values())):
         return {value: math.log2(number) for value, number in numbers.items()}
     return numbers
 
@@ -163,9 +154,9 @@ def _along_bytes(panel: "Panel", one: _Drawn) -> None:
             fontsize="x-small",
             color="#555555",
         )
-    if sizes and max(sizes) > _LOG_RANGE * min(sizes) > 0:
+    if wide_range(sizes):
         panel.set_xscale("log")
-        panel.xaxis.set_major_formatter(_plain)
+        panel.xaxis.set_major_formatter(plain_tick)
     elif sizes:
         panel.set_xlim(0, 1.35 * max(sizes))
     panel.set_xlabel("megabytes sent and received by a client")
@@ -216,7 +207,7 @@ def _styles(methods: Sequence[Series]) -> dict[tuple[str, ...], _Style]:
     The first key that tells methods apart chooses the colour, the second the marker, the third
     the line; where that is not enough, colours and markers are dealt out one after another.
     """
-    wheels = (_COLOURS, _MARKERS, _LINES)
+    wheels = (COLOURS, MARKERS, _LINES)
     keys = [list(dict.fromkeys(found)) for found in zip(*(s.values for s in methods), strict=True)]
     enough = all(len(found) <= len(wheel) for found, wheel in zip(keys, wheels, strict=False))
     styles: dict[tuple[str, ...], _Style] = {}
@@ -224,20 +215,15 @@ def _styles(methods: Sequence[Series]) -> dict[tuple[str, ...], _Style]:
         if 1 < len(keys) <= len(wheels) and enough:
             places = [found.index(v) for found, v in zip(keys, series.values, strict=True)]
         else:
-            lap = number // len(_COLOURS)
-            places = [number % len(_COLOURS), (number + lap) % len(_MARKERS), lap % len(_LINES)]
+            lap = number // len(COLOURS)
+            places = [number % len(COLOURS), (number + lap) % len(MARKERS), lap % len(_LINES)]
         places += [0] * (len(wheels) - len(places))
-        styles[series.values] = (_COLOURS[places[0]], _MARKERS[places[1]], _LINES[places[2]])
+        styles[series.values] = (COLOURS[places[0]], MARKERS[places[1]], _LINES[places[2]])
     return styles
 
 
 def _scale_y(panel: "Panel", drawn: Sequence[Series]) -> None:
     values = [p.mean for series in drawn for p in series.points]
-    if values and max(values) > _LOG_RANGE * min(values) > 0:
+    if wide_range(values):
         panel.set_yscale("log")
-        panel.yaxis.set_major_formatter(_plain)
-
-
-def _plain(value: float, position: float) -> str:
-    """Return a tick's label as people write it."""
-    return f"{value:,g}" if value < _LARGEST_PLAIN else f"{value:g}"
+        panel.yaxis.set_major_formatter(plain_tick)

@@ -6,7 +6,7 @@ the figures themselves.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 
 from fedprune.config import RunConfig
@@ -33,6 +33,8 @@ class Facts:
         Digest of the sources.
     seconds : Mapping[str, float]
         Phase -> how long it took; "total" is all of them.
+    figures : Mapping[str, object]
+        What the strategy tells of itself: the allocation, the draw of layers, violations.
     """
 
     config: RunConfig
@@ -40,6 +42,7 @@ class Facts:
     fingerprint: Fingerprint
     code_hash: str
     seconds: Mapping[str, float]
+    figures: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,13 @@ class LinearFigures:
     weights, zeros : int
         Entries, and how many of them were pruned.
     voters : int
-        Clients whose masks were counted.
+        Clients whose replies were counted.
     votes : list of int
         Entries by prune votes, from none to all: 0..voters where all clients weigh the same.
-    agreement : float
+        Empty where clients send no masks.
+    agreement : float or None
         Share of weights on which a pair of clients agrees, mean over pairs.
-    unanimous : float
+    unanimous : float or None
         Share of weights on which all clients agree.
     """
 
@@ -67,8 +71,8 @@ class LinearFigures:
     zeros: int
     voters: int
     votes: list[int]
-    agreement: float
-    unanimous: float
+    agreement: float | None
+    unanimous: float | None
 
 
 @dataclass(frozen=True)
@@ -96,20 +100,7 @@ def build_results(
         "status": "completed",
         "run_id": str(facts.run_id),
         "seed": config.seed,
-        "method": {
-            "strategy": config.strategy.name,
-            "schedule": config.schedule.name,
-            "pruner": config.pruner.name,
-            "pattern": str(config.pruner.pattern),
-            "group": config.pruner.group,
-            "allocation": config.allocation.name,
-            "strategy_group": config.strategy.group,
-            "scaling": config.strategy.scaling,
-            "ties": config.strategy.ties,
-            "majority_floor": config.strategy.majority_floor,
-            "client_weights": config.strategy.client_weights,
-            "fraction": config.strategy.fraction,
-        },
+        "method": _method(config),
         "model": {
             "name": config.model.name,
             "path": config.model.path,
@@ -119,6 +110,7 @@ def build_results(
         "sparsity": _sparsity(config.sparsity, linears),
         "perplexity": {found.dataset: _perplexity(found) for found in perplexities},
         "agreement": _agreement(linears),
+        "strategy": dict(facts.figures),
         "clients": [dict(client) for client in clients],
         "seconds": dict(facts.seconds),
         "peak_server_rss_bytes": peak_rss_bytes(),
@@ -163,21 +155,53 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _agreement(linears: Sequence[LinearFigures]) -> dict[str, object]:
-    weights = sum(linear.weights for linear in linears)
-
-    def overall(values: Sequence[float]) -> float:
-        sizes = [linear.weights for linear in linears]
-        return sum(v * size for v, size in zip(values, sizes, strict=True)) / weights
-
+def _agreement(linears: Sequence[LinearFigures]) -> dict[str, object] | None:
+    """Return how far clients' masks agree; None where they send no masks."""
+    voted = [linear for linear in linears if linear.votes]
+    if not voted:
+        return None
     votes: dict[str, list[int]] = {}
-    for linear in linears:
+    for linear in voted:
         total = votes.setdefault(str(linear.voters), [0] * len(linear.votes))
         for number, count in enumerate(linear.votes):
             total[number] += count
     return {
-        "pairwise": overall([linear.agreement for linear in linears]),
-        "unanimous": overall([linear.unanimous for linear in linears]),
+        "pairwise": _mean([(linear.agreement, linear.weights) for linear in voted]),
+        "unanimous": _mean([(linear.unanimous, linear.weights) for linear in voted]),
         "votes_by_voters": votes,
-        "linears": {linear.name: linear.agreement for linear in linears},
+        "linears": {linear.name: linear.agreement for linear in voted},
     }
+
+
+def _mean(values: Sequence[tuple[float | None, int]]) -> float:
+    """Return the mean of shares, weighted by the entries that they are of."""
+    total = sum(weights for _, weights in values)
+    return sum((share or 0.0) * weights for share, weights in values) / total
+
+
+def _method(config: RunConfig) -> dict[str, object]:
+    """Return the choices that name the method, strategy by strategy."""
+    strategy = config.strategy
+    found: dict[str, object] = {
+        "strategy": strategy.name,
+        "schedule": config.schedule.name,
+        "prefix": config.schedule.prefix,
+        "pruner": config.pruner.name,
+        "pattern": str(config.pruner.pattern),
+        "group": config.pruner.group,
+        "allocation": config.allocation.name,
+        "fraction": strategy.fraction,
+    }
+    keys = {
+        "fedprllm": ("scaling", "ties", "majority_floor", "client_weights", "decode"),
+        "fedspallm": (
+            *("average", "expansion", "rounding", "rounds", "ramp", "ties", "client_weights"),
+            *("layer_fraction", "layer_resources", "layer_draw", "coverage", "layer_weights"),
+        ),
+        "fedstats": ("pooling", "downlink"),
+        "fedhessian": ("pooling", "moments", "bits_per_weight", "max_width"),
+    }
+    found |= {key: getattr(strategy, key) for key in keys[strategy.name]}
+    if strategy.name == "fedprllm":
+        found["strategy_group"] = strategy.group
+    return found

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedprune.reporting.progress import size_text
+from fedprune.reporting.summaries import summaries
 
 Row = Mapping[str, str | float | None]
 
@@ -72,8 +73,9 @@ def make_row(outcome: Outcome) -> Row:
     row.setdefault(SPARSITY, f"{results['sparsity']['target']:g}")
     row.setdefault(SEED, str(results["seed"]))
     row["sparsity.overall"] = results["sparsity"]["overall"]
-    for dataset, found in results["perplexity"].items():
-        baseline = (outcome.baseline or {}).get("perplexity", {}).get(dataset, {})
+    baselines = _with_summaries((outcome.baseline or {}).get("perplexity", {}))
+    for dataset, found in _with_summaries(results["perplexity"]).items():
+        baseline = baselines.get(dataset, {})
         for path in MODELS:
             measured = _dig(found, path)
             row[perplexity_key(dataset, path)] = (
@@ -95,7 +97,7 @@ def perplexity_key(dataset: str, path: str) -> str:
 
 
 def datasets(rows: Iterable[Row]) -> list[str]:
-    """Return the data sets that perplexity was measured on."""
+    """Return the data sets that perplexity was measured on, then the summaries over several."""
     end = f".{FEDERATED}"
     found = (key for row in rows for key in row if key.startswith("perplexity."))
     names = [key.removeprefix("perplexity.").removesuffix(end) for key in found if key[-7:] == end]
@@ -219,6 +221,10 @@ def markdown(pivot: Pivot) -> str:
 
 def _pipe(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _with_summaries(perplexity: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    return {**perplexity, **summaries(perplexity)}
 
 
 def _header(rows: Sequence[Row], axes: Axes) -> tuple[str, ...]:

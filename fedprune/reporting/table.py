@@ -66,9 +66,14 @@ def _caption(results: Mapping[str, Any]) -> str:
     parts = [
         f"{len(clients)} clients",
         f"{size_text(ledger['bytes_up'])} up, {size_text(ledger['bytes_down'])} down",
-        f"clients agree on {results['agreement']['pairwise']:.1%} of the weights",
+        *_agreement(results.get("agreement")),
         f"{results['seconds']['total']:.1f} s",
     ]
     if refused:
         parts.append(f"{refused} replies refused")
     return " · ".join(parts)
+
+
+def _agreement(found: Mapping[str, Any] | None) -> list[str]:
+    """Return how far clients agree, nothing where they sent no masks."""
+    return [f"clients agree on {found['pairwise']:.1%} of the weights"] if found else []

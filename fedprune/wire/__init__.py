@@ -1,1 +1,1 @@
-"""Masks to bytes and back; nothing received is unpickled or trusted."""
+"""Masks, weights and statistics to bytes and back; nothing received is unpickled or trusted."""

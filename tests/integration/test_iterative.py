@@ -16,7 +16,8 @@ from fedprune.models.export import SIDECAR
 from fedprune.models.loading import load_model
 from fedprune.models.sidecar import read_sidecar
 from fedprune.wire.bitmask import BitMask
-from fedprune.wire.update import LinearUpdate, decode_update, encode_update
+from fedprune.wire.change import LinearUpdate
+from fedprune.wire.update import decode_update, encode_update
 from server_app.job import run_job
 from tests.support.grid import LocalGrid
 from tests.support.published import CLIENTS, SMALL, linears, oracle, private_model
@@ -97,7 +98,7 @@ def test_one_round_trip_a_client_and_block_and_each_brings_the_block_before(tmp_
     final = masks_of(tmp_path / "run")
     for message in grid.sent:
         if message.metadata.message_type == "train.prune":
-            block = message.content["config"]["start"] - 1
+            block = message.content["order"]["blocks"][0] - 1
             assert ("arrays" in message.content) == (block >= 0)
             if block >= 0:
                 shapes = {n: mask.shape for (b, n), mask in final.items() if b == block}
@@ -179,7 +180,7 @@ def scaled(data: bytes) -> bytes:
     [
         (lambda data: data[:-1], "the update of block 0"),
         (lambda data: data[:99] + bytes([data[99] ^ 1]) + data[100:], "CRC-32"),
-        (lambda data: b"", "head has"),
+        (lambda data: b"", "ends too early"),
         (sparser, "survivors, got"),
         (scaled, "not be scaled"),
     ],

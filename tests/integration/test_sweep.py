@@ -39,7 +39,8 @@ def test_sweep_resume_and_table(user: Path, capsys: pytest.CaptureFixture[str]) 
         assert results["sparsity"]["overall"] == pytest.approx(float(row["sparsity"]), abs=1e-3)
         assert (job / "masks.safetensors").is_file() and not (job / "model").exists()
     assert "±" in (folder / "table.md").read_text()
-    assert (folder / "plot.png").is_file() and (folder / "plot.svg").is_file()
+    for name in ("plot.png", "plot.svg", "bytes.png", "bytes.svg"):
+        assert (folder / name).is_file()
 
     before = (folder / "table.csv").read_text()
     lost = folder / "sparsity=0.6,seed=0"

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import torch
 from flwr.app import Message
 
 from fedprune.config import config_from_overrides
@@ -12,8 +13,8 @@ from fedprune.records import (
     PruneReply,
     local_record,
     prune_record,
+    read_order,
     report_record,
-    requested,
 )
 from fedprune.reporting.ledger import Ledger
 from fedprune.wire.bitmask import BitMask
@@ -29,6 +30,11 @@ WEIGHTS = {
     for name, shape in shapes.items()
 }
 REPORT = NodeReport(0, 0, "", "c", "w", "s", 1, 1, "cpu", 1, "", "")
+
+
+def weight(block: int, name: str) -> torch.Tensor:
+    """The public weight of a linear; its sizes decide ties."""
+    return torch.from_numpy(WEIGHTS[block, name])
 
 
 def client_mask(partition: int, block: int, name: str, sparsity: float = 0.5) -> np.ndarray:
@@ -49,7 +55,7 @@ def scripted(message, context):
         return Message(report_record(report), reply_to=message)
     if kind == "evaluate.local":
         return Message(local_record(LocalResult(1.0 + partition, 10)), reply_to=message)
-    blocks = range(requested(message, "start", int), requested(message, "stop", int))
+    blocks = read_order(message).blocks
     data = {
         block: encode_block(
             {n: BitMask.from_bool(client_mask(partition, block, n)) for n in SHAPES[block]}
@@ -64,7 +70,7 @@ def run(nodes=3, overrides=(), tamper=None, strategy_type=FedPrLLM):
         ["strategy.wait=0.2", "strategy.timeout=0.3", "strategy.min_clients=1"]
         + ["evaluation.local_only=false", "pruner.group=row", *overrides]
     )
-    plan = Plan(SHAPES, "c", "w", "s", lambda block, name: WEIGHTS[block, name].reshape(-1))
+    plan = Plan(SHAPES, "c", "w", "s", weight)
     results = []
     strategy = strategy_type(config, plan, results.append, Ledger())
     grid = LocalGrid(client_app(scripted), nodes, tamper=tamper)

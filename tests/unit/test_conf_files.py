@@ -16,6 +16,7 @@ NEEDS = {("model", "hf"): ["model.path=/x"]} | {
     ("data", name): ["data.path=/x"] for name in ("files", "hub")
 }
 NEEDS[("allocation", "per_block")] = ["allocation.blocks=0.4,0.6"]
+NEEDS[("strategy", "fedhessian")] = ["pruner=sparsegpt"]
 
 
 def name(path: Path) -> str:

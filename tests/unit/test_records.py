@@ -5,20 +5,23 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 
 from fedprune.errors import ReplyRefusedError
 from fedprune.records import (
-    UPDATE_FORMAT,
+    BUNDLE_FORMAT,
     LocalResult,
     NodeReport,
+    Order,
     PruneReply,
     local_record,
     message_bytes,
+    order_record,
     prune_record,
+    read_bundle,
     read_local,
+    read_order,
     read_prune,
     read_report,
     report_record,
     request,
     requested,
-    requested_update,
 )
 from tests.support.grid import become_server
 
@@ -142,25 +145,52 @@ def test_message_bytes_counts_payload_and_headers():
     )
 
 
-def test_an_update_travels_beside_the_configuration():
-    plain, with_update = message(request("a: 1")), message(request("a: 1", b"update", start=3))
-    assert requested_update(plain) is None
-    assert requested_update(with_update) == b"update"
-    assert requested(with_update, "start", int) == 3
+ORDER = Order((2, 3, 7), 1, True, 1 << 20, survey=False)
+
+
+def test_an_order_travels_with_its_bundle_beside_the_configuration():
+    plain = message(order_record("a: 1", ORDER))
+    more = message(order_record("a: 1", ORDER, {"update": b"u", "start-00002": b"ss"}))
+    assert read_bundle(plain) == {}
+    assert read_bundle(more) == {"update": b"u", "start-00002": b"ss"}
+    assert read_order(plain) == read_order(more) == ORDER
+    assert requested(more, "config_yaml", str) == "a: 1"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("blocks", 3, "'blocks' must be a list"),
+        ("blocks", [1.5], "'blocks' must be a list"),
+        ("blocks", [3, 2], "increasing blocks"),
+        ("resume", "1", "'resume' must be int"),
+        ("resume", 3, "increasing blocks at or after block 3"),
+        ("last", 1, "'last' must be bool"),
+        ("parcel-bytes", 1, "'parcel-bytes' must be at least"),
+        ("survey", "", "'survey' must be bool"),
+    ],
+)
+def test_orders_are_checked(key, value, words):
+    content = order_record("a: 1", ORDER)
+    content.config_records["order"][key] = value
+    with pytest.raises(ReplyRefusedError, match=words):
+        read_order(message(content))
+    with pytest.raises(ReplyRefusedError, match="no record 'order'"):
+        read_order(message(request("a: 1")))
 
 
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        (MetricRecord({"update": 1}), "must hold one array"),
-        (ArrayRecord({"other": Array("uint8", (1,), UPDATE_FORMAT, b"x")}), "must hold one array"),
-        (ArrayRecord({"update": Array("uint8", (2,), UPDATE_FORMAT, b"x")}), "true length"),
-        (ArrayRecord({"update": Array("int8", (1,), UPDATE_FORMAT, b"x")}), "uint8"),
-        (ArrayRecord({"update": Array("uint8", (1,), "numpy.ndarray", b"x")}), UPDATE_FORMAT),
+        (MetricRecord({"update": 1}), "may hold 'update'"),
+        (ArrayRecord({"other": Array("uint8", (1,), BUNDLE_FORMAT, b"x")}), "may hold 'update'"),
+        (ArrayRecord({"update": Array("uint8", (2,), BUNDLE_FORMAT, b"x")}), "true length"),
+        (ArrayRecord({"update": Array("int8", (1,), BUNDLE_FORMAT, b"x")}), "uint8"),
+        (ArrayRecord({"update": Array("uint8", (1,), "numpy.ndarray", b"x")}), BUNDLE_FORMAT),
     ],
 )
 def test_other_arrays_of_a_request_are_refused(arrays, words):
     content = request("a: 1")
     content["arrays"] = arrays
     with pytest.raises(ReplyRefusedError, match=words):
-        requested_update(message(content))
+        read_bundle(message(content))

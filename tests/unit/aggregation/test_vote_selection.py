@@ -1,7 +1,9 @@
 """Selection by votes against a sort of every comparison group, written from the rules."""
 
+from dataclasses import replace
 from fractions import Fraction
 from itertools import product
+from math import ceil, floor
 
 import numpy as np
 import pytest
@@ -57,9 +59,10 @@ def oracle(votes, magnitude, rule, total, groups, counts):
     return mask
 
 
-def pruned(size, sparsity):
-    """Return floor(size * sparsity) in decimal."""
-    return int(size * Fraction(str(sparsity)))
+def pruned(size, sparsity, rounding="floor"):
+    """Return size * sparsity rounded, in decimal."""
+    exact = size * Fraction(str(sparsity))
+    return floor(exact) if rounding == "floor" else ceil(exact)
 
 
 def case(seed, clients, shape, values):
@@ -81,7 +84,14 @@ def votes_of(masks, weights, size):
     st.tuples(st.integers(1, 17), st.integers(1, 90)),
     st.integers(1, 9),
     st.sampled_from([0.0, 0.29, 0.5, 0.7, 0.99]),
-    st.sampled_from([rule for rule in RULES if rule.ties != "random"]),
+    st.sampled_from(
+        [
+            replace(rule, rounding=rounding)
+            for rule in RULES
+            for rounding in ("floor", "ceil")
+            if rule.ties != "random"
+        ]
+    ),
 )
 @settings(deadline=None, max_examples=400)
 def test_equals_a_sort_of_each_group(seed, weights, shape, values, sparsity, rule):
@@ -89,7 +99,7 @@ def test_equals_a_sort_of_each_group(seed, weights, shape, values, sparsity, rul
     counter = counted(masks, weights) if weights else VoteCounter(magnitude.size)
     votes = votes_of(masks, weights, magnitude.size)
     groups = groups_of(shape, rule.group)
-    counts = [pruned(len(group), sparsity) for group in groups]
+    counts = [pruned(len(group), sparsity, rule.rounding) for group in groups]
     expected = oracle(votes, magnitude, rule, sum(weights), groups, counts)
     found = select(counter, sparsity, magnitude, shape, rule)
     assert found.shape == shape
@@ -312,6 +322,7 @@ def test_sparsity_out_of_range(sparsity):
         ({"group": "block"}, "`strategy.group` must be one of 'layer', 'row', 'column', got 'blo"),
         ({"ties": "first"}, "`strategy.ties` must be one of 'magnitude', 'index', 'random', got"),
         ({"seed": -1}, "`seed` must be at least 0, got -1"),
+        ({"rounding": "up"}, "`strategy.rounding` must be one of 'floor', 'ceil', got 'up'"),
     ],
 )
 def test_rules_that_do_not_exist(fields, words):

@@ -38,6 +38,22 @@ def test_a_one_shot_job_measures_them_for_iterative_ones(tmp_path: Path) -> None
     assert jobs[2].config.schedule.name == "one_shot"
 
 
+@pytest.mark.parametrize(
+    "swept",
+    [
+        ("strategy=fedstats,fedprllm",),
+        ("strategy=fedstats,fedspallm", "schedule=iterative,one_shot"),
+        ("schedule.prefix=dense,local",),
+        ("strategy=fedspallm", "strategy.rounds=2,1"),
+        ("strategy=fedspallm", "strategy.layer_fraction=0.5,1.0"),
+        ("strategy=fedhessian,fedspallm", "pruner=sparsegpt"),
+    ],
+)
+def test_clients_that_prune_everything_by_themselves_measure_them(tmp_path, swept) -> None:
+    jobs = plan(tmp_path, *swept)
+    assert {job.baseline for job in jobs} == {len(jobs) - 1}
+
+
 def test_jobs_run_inline_unless_told_otherwise(tmp_path: Path) -> None:
     assert {j.config.federation.backend for j in plan(tmp_path, "seed=0,1")} == {"inline"}
     ray = plan(tmp_path, "seed=0,1", "federation.backend=ray")

@@ -1,45 +1,79 @@
 """What a client refuses before anything runs."""
 
+import zlib
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
-from client_app.update import check_request, read_update
+from client_app.update import Place, check_order, read_start, read_update
 from fedprune.config import config_from_overrides
 from fedprune.errors import ReplyRefusedError
+from fedprune.pruning.pruners import WandaPruner
+from fedprune.pruning.spec import block_specs
+from fedprune.pruning.statistics import ColumnStatistics
+from fedprune.records import Order
 from fedprune.wire.bitmask import BitMask
-from fedprune.wire.update import LinearUpdate, encode_update
+from fedprune.wire.change import LinearUpdate
+from fedprune.wire.pooled import PooledSums, encode_pooled
+from fedprune.wire.update import encode_update
 
 ONE_SHOT = config_from_overrides([])
 ITERATIVE = config_from_overrides(["schedule=iterative", "strategy.group=row"])
-SHAPES = ({"a": (4, 10)}, {"a": (4, 10)})
+STATS = config_from_overrides(["schedule=iterative", "strategy=fedstats"])
+WEIGHT = torch.randn(4, 10, generator=torch.Generator().manual_seed(0))
+UPDATE = {"update": b"x"}
+
+
+def place(block: int = 0, num_blocks: int = 2) -> Place:
+    return Place(block, num_blocks, {"a": WEIGHT})
+
+
+def order(*blocks: int, resume: int = 0, survey: bool = False) -> Order:
+    return Order(blocks, resume, False, 1 << 16, survey)
 
 
 @pytest.mark.parametrize(
-    ("config", "blocks", "update"),
-    [(ONE_SHOT, range(0, 4), None), (ONE_SHOT, range(2, 4), None)]
-    + [(ITERATIVE, range(1), None), (ITERATIVE, range(3, 4), b"x")],
-)
-def test_requests_of_the_schedule_pass(config, blocks, update):
-    check_request(config, blocks, 4, update)
-
-
-@pytest.mark.parametrize(
-    ("config", "blocks", "update", "words"),
+    ("config", "asked", "bundle"),
     [
-        (ONE_SHOT, range(0, 5), None, "blocks 0-3, asked for 0-4"),
-        (ONE_SHOT, range(2, 2), None, "blocks 0-3"),
-        (ONE_SHOT, range(-1, 2), None, "blocks 0-3"),
-        (ONE_SHOT, range(1, 2), b"x", "one_shot must bring no update"),
-        (ITERATIVE, range(0, 2), None, "one block a message, got 2"),
-        (ITERATIVE, range(1, 2), None, "must bring the update of the block before"),
-        (ITERATIVE, range(0, 1), b"x", "must bring no update"),
+        (ONE_SHOT, order(0, 1, 2, 3), {}),
+        (ONE_SHOT, order(2, 3, resume=1), {}),
+        (ONE_SHOT, order(1, 3), {"start-00001": b"x"}),
+        (ITERATIVE, order(0), {}),
+        (ITERATIVE, order(3, resume=2), UPDATE),
+        (ITERATIVE, order(0, 1, 2, 3, survey=True), {}),
     ],
 )
-def test_requests_that_no_schedule_makes_are_refused(config, blocks, update, words):
+def test_orders_of_the_schedule_pass(config, asked, bundle):
+    check_order(config, asked, 4, bundle)
+
+
+@pytest.mark.parametrize(
+    ("config", "asked", "bundle", "words"),
+    [
+        (ONE_SHOT, order(0, 4), {}, "blocks 0-3, asked for 0-4"),
+        (ONE_SHOT, order(1), UPDATE, "one_shot must bring no update"),
+        (ITERATIVE, order(0, 1), {}, "one block a message, got 2"),
+        (ITERATIVE, order(1), {}, "must bring the update of the block before"),
+        (ITERATIVE, order(2, resume=0), UPDATE, "must bring the update of the block before"),
+        (ITERATIVE, order(0), UPDATE, "must bring no update"),
+    ],
+)
+def test_orders_that_no_schedule_makes_are_refused(config, asked, bundle, words):
     with pytest.raises(ReplyRefusedError, match=words):
-        check_request(config, blocks, 4, update)
+        check_order(config, asked, 4, bundle)
+
+
+@pytest.mark.parametrize("blocks", [(), (2, 1), (1, 1), (0,)])
+def test_an_order_is_for_increasing_blocks_after_the_last(blocks):
+    with pytest.raises(ReplyRefusedError, match="increasing blocks at or after block 1"):
+        order(*blocks, resume=1)
+
+
+def test_parcels_have_a_least_size():
+    with pytest.raises(ReplyRefusedError, match="'parcel-bytes' must be at least 65536, got 5"):
+        Order((0,), 0, False, 5)
 
 
 def encoded(keep_columns: int, keeps=None) -> bytes:
@@ -52,12 +86,12 @@ COUNTS = np.full(20, 2, dtype=np.uint8)
 
 
 def test_what_the_configuration_asks_of_the_server_is_read():
-    update = read_update(ITERATIVE, 0, SHAPES, encoded(5))["a"]
+    update = read_update(ITERATIVE, place(), encoded(5))["a"]
     assert update.mask.survivors == 20 and update.keeps is None
     scaling = replace(ITERATIVE, strategy=replace(ITERATIVE.strategy, scaling=True))
-    assert read_update(scaling, 0, SHAPES, encoded(5, COUNTS))["a"].keeps.tolist() == [2] * 20
+    assert read_update(scaling, place(), encoded(5, COUNTS))["a"].keeps.tolist() == [2] * 20
     with pytest.raises(ReplyRefusedError, match="survivors must be scaled"):
-        read_update(scaling, 0, SHAPES, encoded(5))
+        read_update(scaling, place(), encoded(5))
 
 
 @pytest.mark.parametrize(
@@ -66,17 +100,37 @@ def test_what_the_configuration_asks_of_the_server_is_read():
         (encoded(5)[:-1], "update of block 0: an update's CRC-32"),
         (encoded(6), "row 0 must have 5 survivors, got 6"),
         (encoded(5, COUNTS), "must not be scaled"),
-        (b"FPUP", "head has"),
+        (b"FPUP", "update of block 0"),
     ],
 )
 def test_anything_else_is_refused(data, words):
     with pytest.raises(ReplyRefusedError, match=words):
-        read_update(ITERATIVE, 0, SHAPES, data)
+        read_update(ITERATIVE, place(), data)
 
 
 def test_each_block_has_its_own_sparsity():
     options = ["schedule=iterative", "allocation=per_block", "allocation.blocks=0.4,0.6"]
     config = config_from_overrides(options)
-    assert read_update(config, 0, SHAPES, encoded(6))["a"].mask.survivors == 24
+    assert read_update(config, place(0), encoded(6))["a"].mask.survivors == 24
     with pytest.raises(ReplyRefusedError, match="must have 16 survivors, got 24"):
-        read_update(config, 1, SHAPES, encoded(6))
+        read_update(config, place(1), encoded(6))
+
+
+def pooled(checksum_of: np.ndarray, sums: np.ndarray) -> bytes:
+    checksum = zlib.crc32(BitMask.from_bool(checksum_of).bits.tobytes())
+    return encode_pooled([PooledSums(("a",), sums, 7, (checksum,))])
+
+
+def test_masks_follow_from_pooled_sums_and_must_be_the_server_s():
+    sums = np.arange(1, 11, dtype=np.float32)
+    spec = block_specs(STATS, range(1), 1)[0]
+    mask = WandaPruner().prune(WEIGHT, ColumnStatistics(torch.from_numpy(sums), 7), spec)
+    assert read_update(STATS, place(), pooled(mask.to_bool(), sums)) == {"a": mask}
+    with pytest.raises(ReplyRefusedError, match="another mask on this node.*downlink=masks"):
+        read_update(STATS, place(), pooled(~mask.to_bool(), sums))
+
+
+def test_a_start_of_another_block_is_refused():
+    assert read_start(place(), encoded(6))["a"].mask.survivors == 24
+    with pytest.raises(ReplyRefusedError, match="the start of block 3"):
+        read_start(place(3, 4), encoded(6)[:-2])

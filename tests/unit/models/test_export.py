@@ -6,6 +6,7 @@ from fedprune.errors import ModelError
 from fedprune.models.export import SIDECAR, export_model
 from fedprune.models.loading import load_model
 from fedprune.models.sidecar import read_sidecar
+from fedprune.wire.sparse import SparseWeight
 from tests.support.architectures import tiny_model, token_samples
 from tests.support.masks import equal_bits, expected_state, random_masks, state_of
 
@@ -29,6 +30,26 @@ def test_an_export_loads_with_real_zeros_and_its_masks(tmp_path, family, dtype):
     with torch.no_grad():
         logits = [m.model(input_ids=sample[None]).logits for m in (loaded, again)]
     torch.testing.assert_close(*logits, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_new_values_are_exported_and_the_sidecar_has_their_masks(tmp_path, family):
+    loaded = tiny_model(family, torch.bfloat16)
+    masks = random_masks(loaded)
+    changes = {
+        block: {
+            name: SparseWeight.from_dense(torch.full(mask.shape, 1.0 + 2**-9), mask)
+            for name, mask in named.items()
+        }
+        for block, named in masks.items()
+    }
+    export_model(loaded, changes, tmp_path / "model")
+    again = load(tmp_path / "model")
+    for block, named in masks.items():
+        for name, mask in named.items():
+            weight = again.layout.linears(block)[name].weight()
+            assert torch.equal(weight, torch.from_numpy(mask.to_bool()).to(torch.bfloat16))
+    assert read_sidecar(tmp_path / "model" / SIDECAR) == masks
 
 
 def test_no_progress_bars_in_logs(tmp_path, capsys):

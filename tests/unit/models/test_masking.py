@@ -5,7 +5,8 @@ import torch
 from fedprune.errors import ModelError
 from fedprune.models.masking import apply_masks, masked, masked_weight
 from fedprune.wire.bitmask import BitMask
-from fedprune.wire.update import LinearUpdate
+from fedprune.wire.change import LinearUpdate
+from fedprune.wire.sparse import FLOATS, SparseWeight
 from tests.support.architectures import tiny_model
 from tests.support.masks import equal_bits, expected_state, random_masks, state_of
 
@@ -99,6 +100,65 @@ def test_scaled_survivors_keep_their_dtype_and_come_back(family, dtype):
     assert equal_bits(state_of(loaded), dense) and not equal_bits(dense, before)
     apply_masks(loaded, updates)
     assert equal_bits(state_of(loaded), expected)
+
+
+def new_weights(loaded, dtype):
+    draw = torch.Generator().manual_seed(4)
+    return {
+        block: {
+            name: SparseWeight.from_dense(torch.randn(mask.shape, generator=draw).to(dtype), mask)
+            for name, mask in named.items()
+        }
+        for block, named in random_masks(loaded).items()
+    }
+
+
+def replaced_state(loaded, changes):
+    """Values put in one after another, rounded to the weight's dtype; zeros elsewhere."""
+    state = state_of(loaded)
+    for block, named in changes.items():
+        for name, change in named.items():
+            stored = state[f"{loaded.layout.prefix}.{block}.{name}.weight"]
+            weight = stored.T if loaded.layout.linears(block)[name].transposed else stored
+            weight.zero_()
+            places = np.argwhere(change.mask.to_bool())
+            for place, value in zip(places, change.values, strict=True):
+                weight[tuple(place)] = value.to(stored.dtype)
+    return state
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sent", FLOATS)
+def test_new_values_take_the_survivors_place_and_the_dense_ones_come_back(family, dtype, sent):
+    loaded = tiny_model(family, dtype)
+    changes = {0: new_weights(loaded, sent)[0], 1: random_updates(loaded)[1]}
+    name, change = next(iter(changes[0].items()))
+    loaded.layout.linears(0)[name].weight()[0, :2] = torch.tensor([float("nan"), -0.0])
+    dense = state_of(loaded)
+    expected = replaced_state(loaded, {0: changes[0]}) | {
+        key: tensor
+        for key, tensor in scaled_state(loaded, {1: changes[1]}).items()
+        if f"{loaded.layout.prefix}.1." in key
+    }
+    linear = loaded.layout.linears(0)[name]
+    key = f"{loaded.layout.prefix}.0.{name}.weight"
+    made = masked_weight(linear.module.weight.detach(), linear, change)
+    assert made.is_contiguous() and made.dtype == dtype
+    assert equal_bits({key: made}, {key: expected[key]})
+    with masked(loaded, changes):
+        assert equal_bits(state_of(loaded), expected)
+    assert equal_bits(state_of(loaded), dense)
+    apply_masks(loaded, changes)
+    assert equal_bits(state_of(loaded), expected)
+
+
+def test_dense_weights_come_back_to_a_model_that_got_new_storage_meanwhile():
+    loaded = tiny_model()
+    before = state_of(loaded)
+    with masked(loaded, new_weights(loaded, torch.float16)):
+        loaded.model.double().float()
+    assert equal_bits(state_of(loaded), before)
 
 
 def test_an_update_without_counts_is_its_mask():

@@ -10,8 +10,8 @@ from fedprune.models.calls import TensorPool
 from fedprune.models.inputs import capture_inputs, hidden_of
 from fedprune.pruning import recorder
 from fedprune.pruning.driver import BlockWalk, prune_block, prune_blocks
-from fedprune.pruning.pruners import get_pruner
 from fedprune.pruning.recorder import column_square_sums
+from fedprune.pruning.registry import get_pruner
 from fedprune.pruning.spec import MaskSpec
 from fedprune.wire.bitmask import BitMask
 from tests.support.architectures import FAMILIES, tiny_model, token_samples

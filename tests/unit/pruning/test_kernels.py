@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from fedprune.config.pattern import Pattern
 from fedprune.errors import ModelError
+from fedprune.jit import jit
 from fedprune.pruning import kernels
-from fedprune.pruning.jit import jit
 from fedprune.pruning.kernels import mask_from_scores, wanda_mask
 from fedprune.pruning.select import prune_lowest
 from fedprune.pruning.spec import MaskSpec

@@ -9,7 +9,7 @@ import torch
 from fedprune.config.pattern import Pattern
 from fedprune.errors import ModelError
 from fedprune.pruning import pruners, ria
-from fedprune.pruning.pruners import get_pruner
+from fedprune.pruning.registry import get_pruner
 from fedprune.pruning.ria import ria_scores
 from fedprune.pruning.spec import MaskSpec, expected_survivors
 from fedprune.pruning.statistics import ColumnStatistics
@@ -66,7 +66,7 @@ def test_scores_equal_the_formula_bit_for_bit(weight, stats, dtype):
 def test_masks_equal_the_oracle(weight, stats, spec, path, monkeypatch):
     if path == "tensors":
         monkeypatch.setattr(pruners, "_compiled", lambda: None)
-    found = get_pruner("ria").mask(weight, stats, spec)
+    found = get_pruner("ria").prune(weight, stats, spec)
     scores = oracle_scores(weight.numpy(), stats.norms.numpy())
     assert np.array_equal(found.to_bool(), oracle_mask(scores, spec))
     assert found.survivors == expected_survivors(SHAPE, spec)
@@ -90,7 +90,7 @@ def test_steps_and_strides_do_not_show(weight, stats, monkeypatch):
 
 def test_weights_are_not_changed(weight, stats):
     before = weight.clone()
-    get_pruner("ria").mask(weight, stats, SPECS[0])
+    get_pruner("ria").prune(weight, stats, SPECS[0])
     assert torch.equal(weight, before)
 
 
@@ -106,11 +106,11 @@ def test_a_share_of_the_row_counts_whatever_its_scale():
 def test_weights_that_are_no_numbers(weight, stats, bad):
     weight[16, 39] = bad
     with pytest.raises(ModelError, match="NaN or infinite"):
-        get_pruner("ria").mask(weight, stats, SPECS[0])
+        get_pruner("ria").prune(weight, stats, SPECS[0])
 
 
 def test_statistics_are_needed_and_checked(weight):
     with pytest.raises(ModelError, match="'ria' needs statistics"):
-        get_pruner("ria").mask(weight, None, SPECS[0])
+        get_pruner("ria").prune(weight, None, SPECS[0])
     with pytest.raises(ModelError, match=r"'ria' needs statistics of 40 inputs, got shape \(3,\)"):
-        get_pruner("ria").mask(weight, ColumnStatistics(torch.ones(3), 1), SPECS[0])
+        get_pruner("ria").prune(weight, ColumnStatistics(torch.ones(3), 1), SPECS[0])

@@ -44,6 +44,20 @@ def test_any_sparsity_leaves_a_weight_and_is_the_floor(size, sparsity):
 
 
 @pytest.mark.parametrize(
+    ("size", "sparsity", "count"),
+    [(10, 0.7, 7), (100, 0.57, 57), (7, 0.5, 4), (10, 0.0, 0), (1, 0.01, 1), (1000, 0.0011, 2)],
+)
+def test_counts_rounded_up(size, sparsity, count):
+    assert pruned_count(size, sparsity, "ceil") == count
+
+
+@given(st.integers(1, 10**7), st.floats(0, 1, exclude_max=True))
+def test_rounding_up_is_the_ceiling(size, sparsity):
+    count = pruned_count(size, sparsity, "ceil")
+    assert count - 1 < size * Fraction(str(sparsity)) <= count
+
+
+@pytest.mark.parametrize(
     ("pattern", "group", "expected"),
     [
         ("unstructured", "layer", 60 - 42),

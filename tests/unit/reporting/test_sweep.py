@@ -62,6 +62,27 @@ def test_a_row_has_its_run_s_figures_and_the_baselines_of_another() -> None:
     assert datasets([row]) == ["a.b"]
 
 
+def test_several_data_sets_have_summaries_of_run_and_baseline() -> None:
+    def both(**figures: Any) -> dict[str, Any]:
+        found = results(**figures)
+        found["perplexity"]["other"] = found["perplexity"]["a.b"] | {"dense": 28.0, "pruned": 36.0}
+        return found
+
+    row = make_row(Outcome({}, both(), both(centralized=8.0, local_only=LOCAL)))
+    assert datasets([row])[:4] == ["a.b", "other", "geometric mean", "worst data set"]
+    assert row["perplexity.geometric mean.dense"] == pytest.approx(14.0)
+    assert row["perplexity.geometric mean.pruned"] == pytest.approx(18.0)
+    assert row["perplexity.geometric mean.centralized"] == pytest.approx(8.0)
+    assert row["perplexity.geometric mean.local_only.worst"] == pytest.approx(10.0)
+    assert row["perplexity.worst data set.pruned"] == 36.0
+    titles = [pivot.title for pivot in all_pivots([row], Axes((), ()))]
+    assert titles[2:5] == [
+        "Perplexity (geometric mean)",
+        "Perplexity (worst data set)",
+        "Perplexity (worst data set, as a multiple of dense)",
+    ]
+
+
 def test_missing_baselines_stay_empty() -> None:
     row = make_row(Outcome({}, results(), None))
     assert row["perplexity.a.b.centralized"] is None

@@ -2,12 +2,14 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from fedprune.config import config_from_overrides, from_yaml
 from fedprune.errors import ConfigError
 from fedprune.reporting.ledger import Entry, Ledger
 from fedprune.wire.bitmask import BitMask
-from fedprune.wire.update import LinearUpdate
+from fedprune.wire.change import Change, LinearUpdate
+from fedprune.wire.sparse import SparseWeight
 from server_app.folder import RunFolder
 
 CONFIG = config_from_overrides([])
@@ -33,6 +35,20 @@ def test_configuration_and_blocks_are_on_disk_and_come_back(tmp_path):
     scaled = block(3, scaled=True)["mlp.up"]
     assert found[3]["mlp.up"].mask == scaled.mask
     assert np.array_equal(found[3]["mlp.up"].keeps, scaled.keeps)
+
+
+def test_new_values_come_back_and_a_later_round_takes_their_place(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.start(CONFIG)
+    mask = block(0)["mlp.up"].mask
+    values = torch.linspace(-1, 1, mask.survivors).bfloat16()
+    changes: dict[str, Change] = {"mlp.up": SparseWeight(mask, values), "mlp.down": mask}
+    folder.save_block("h", 0, changes)
+    assert folder.read_changes(1) == {0: changes}
+    folder.save_block("h", 0, {"mlp.up": SparseWeight(mask, -values), "mlp.down": mask})
+    assert torch.equal(folder.read_changes(1)[0]["mlp.up"].values, -values)
+    folder.save_block("h", 0, block(1))
+    assert folder.read_changes(1) == {0: {"mlp.up": block(1)["mlp.up"].mask}}
 
 
 def test_results_take_the_place_of_the_blocks(tmp_path):

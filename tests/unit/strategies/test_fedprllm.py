@@ -15,8 +15,9 @@ from fedprune.reporting.ledger import Ledger
 from fedprune.wire.bitmask import BitMask
 from fedprune.wire.block import encode_block
 from strategies import FedPrLLM, Plan
+from strategies.post import Post
 from tests.support.grid import LocalGrid, client_app
-from tests.support.scripted import SHAPES, WEIGHTS, client_mask, run, scripted
+from tests.support.scripted import SHAPES, WEIGHTS, client_mask, run, scripted, weight
 
 
 def voted(clients, block, name, sparsity=0.5):
@@ -159,28 +160,40 @@ def test_too_few_replies_stop_the_run_and_keep_finished_blocks():
     assert [result.block for result in results] == [0, 1]
 
 
-def test_duplicate_reply_counts_once():
-    class Twice(FedPrLLM):
-        def _replies(self, grid, messages, server_round, report):
-            for message in super()._replies(grid, messages, server_round, report):
-                yield message
-                yield message
+def disturbed(change):
+    """FedPrLLM whose replies pass through ``change``."""
 
-    strategy, grid, results = run(2, strategy_type=Twice)
+    class DisturbedPost(Post):
+        def replies(self, messages, phase, report, joiner=None):
+            return change(super().replies(messages, phase, report, joiner))
+
+    class Disturbed(FedPrLLM):
+        def post(self, grid):
+            return DisturbedPost(**vars(super().post(grid)))
+
+    return Disturbed
+
+
+def test_duplicate_reply_counts_once():
+    def twice(replies):
+        for message in replies:
+            yield message
+            yield message
+
+    strategy, grid, results = run(2, strategy_type=disturbed(twice))
     strategy.start(grid)
     check(results, [0, 1])
     assert strategy.ledger.refused() == {"partition 0": 1, "partition 1": 1}
 
 
 def test_reply_of_a_stranger_is_ignored():
-    class Stranger(FedPrLLM):
-        def _replies(self, grid, messages, server_round, report):
-            for message in super()._replies(grid, messages, server_round, report):
-                yield message
-                message.metadata.__dict__["_src_node_id"] = 999
-                yield message
+    def stranger(replies):
+        for message in replies:
+            yield message
+            message.metadata.__dict__["_src_node_id"] = 999
+            yield message
 
-    strategy, grid, results = run(2, strategy_type=Stranger)
+    strategy, grid, results = run(2, strategy_type=disturbed(stranger))
     strategy.start(grid)
     check(results, [0, 1])
 
@@ -220,7 +233,7 @@ def test_nm_pattern_keeps_n_of_every_m():
         + ["pruner.pattern='1:2'", "sparsity=0.5"]
     )
     results = []
-    plan = Plan(SHAPES[:1], "c", "w", "s", lambda b, n: WEIGHTS[b, n].reshape(-1))
+    plan = Plan(SHAPES[:1], "c", "w", "s", weight)
     grid = LocalGrid(client_app(handler), 5)
     FedPrLLM(config, plan, results.append, Ledger()).start(grid)
     for mask in results[0].masks.values():

@@ -11,9 +11,9 @@ from fedprune.errors import ConfigError
 from fedprune.records import (
     PruneReply,
     prune_record,
+    read_bundle,
+    read_order,
     report_record,
-    requested,
-    requested_update,
 )
 from fedprune.reporting.ledger import Ledger
 from fedprune.wire.bitmask import BitMask
@@ -28,6 +28,7 @@ from tests.support.scripted import (
     client_mask,
     run,
     scripted,
+    weight,
 )
 
 
@@ -73,7 +74,7 @@ def test_groups_and_weights_equal_the_formula(group, weighting):
     for result in results:
         assert result.voters == 3
         assert result.effective_voters == pytest.approx(3 if weighting == "equal" else 36 / 14)
-        for name, update in result.updates.items():
+        for name, update in result.changes.items():
             mask = expected(weights, result.block, name, group)
             assert np.array_equal(update.mask.to_bool(), mask)
             assert update.total == sum(weights.values())
@@ -118,14 +119,13 @@ def test_iterative_requests_bring_the_block_before(scaling):
     rounds = [entry.round for entry in strategy.ledger.entries if entry.phase == "prune"]
     assert sorted(rounds) == [1, 1, 1, 2, 2, 2, 3, 3, 3]
     for message in grid.sent[3:]:
-        start = requested(message, "start", int)
-        assert requested(message, "stop", int) == start + 1
-        data = requested_update(message)
+        (start,) = read_order(message).blocks
+        data = read_bundle(message).get("update")
         if start == 0:
             assert data is None
         else:
-            assert decode_update(data, SHAPES[start - 1]) == results[start - 1].updates
-            scaled = [update.keeps is not None for update in results[start - 1].updates.values()]
+            assert decode_update(data, SHAPES[start - 1]) == results[start - 1].changes
+            scaled = [update.keeps is not None for update in results[start - 1].changes.values()]
             assert scaled == [scaling] * 2
 
 
@@ -173,6 +173,6 @@ def scripted_prune(message, partition, sparsities):
 def test_an_allocation_for_another_model_stops_before_anybody_is_asked():
     options = ["evaluation.local_only=false", "allocation=per_block", "allocation.blocks=0.4,0.6"]
     config = config_from_overrides(options)
-    plan = Plan(SHAPES, "c", "w", "s", lambda block, name: WEIGHTS[block, name].reshape(-1))
+    plan = Plan(SHAPES, "c", "w", "s", weight)
     with pytest.raises(ConfigError, match="must list 3 sparsities"):
         FedPrLLM(config, plan, print, Ledger())

@@ -1,47 +1,90 @@
-"""A block's update: exact round trip, and nothing but exactly what the model expects is read."""
+"""A block's changes: exact round trip, and nothing but exactly what the model expects is read."""
 
 import struct
-import zlib
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedprune.config.pattern import Pattern
 from fedprune.errors import WireError
 from fedprune.wire.bitmask import BitMask
-from fedprune.wire.update import LinearUpdate, decode_update, encode_update, mask_of
+from fedprune.wire.change import LinearUpdate, keeps_survivors, mask_of
+from fedprune.wire.sparse import FLOATS, SparseWeight
+from fedprune.wire.update import decode_update, encode_update
+from tests.support.damage import check_damage, check_resealed_damage, resealed
 
 SHAPES = {"self_attn.q_proj": (3, 5), "mlp.up_proj": (7, 8), "mlp.down": (1, 1)}
 
 
-def updates(seed=0, total=3, scaled=True) -> dict[str, LinearUpdate]:
-    draw = np.random.default_rng(seed)
-    made = {}
-    for name, shape in SHAPES.items():
-        mask = BitMask.from_bool(draw.random(shape) < 0.5)
+def change(kind, mask, draw, total=3):
+    if kind == "mask":
+        return mask
+    if kind in ("plain", "scaled"):
         keeps = draw.integers(0, total, mask.survivors, endpoint=True, dtype=np.uint32)
-        made[name] = LinearUpdate(mask, keeps if scaled else None, total)
-    return made
+        return LinearUpdate(mask, keeps if kind == "scaled" else None, total)
+    values = torch.from_numpy(draw.standard_normal(mask.survivors)).to(kind)
+    values[::2] = -0.0
+    return SparseWeight(mask, values)
 
 
-SCALED, PLAIN = encode_update(updates()), encode_update(updates(scaled=False))
+KINDS = ("mask", "plain", "scaled", *FLOATS)
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 99), st.integers(1, 2**32 - 1) | st.integers(1, 300), st.booleans())
-def test_round_trip_in_order(seed, total, scaled):
-    sent = updates(seed, total, scaled)
-    found = decode_update(encode_update(sent), SHAPES)
+def updates(seed=0, kinds=("scaled",) * 3, total=3):
+    draw = np.random.default_rng(seed)
+    masks = [BitMask.from_bool(draw.random(shape) < 0.5) for shape in SHAPES.values()]
+    return {
+        name: change(kind, mask, draw, total)
+        for name, mask, kind in zip(SHAPES, masks, kinds, strict=True)
+    }
+
+
+def decode(data):
+    return decode_update(data, SHAPES)
+
+
+def encoded(kind):
+    return encode_update(updates(kinds=(kind,) * 3))
+
+
+SCALED, PLAIN, VALUES = encoded("scaled"), encoded("plain"), encoded(torch.bfloat16)
+FIRST = 14 + struct.unpack_from("<I", SCALED, 10)[0]  # the first linear's kind
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.integers(0, 99),
+    st.tuples(*[st.sampled_from(KINDS)] * 3),
+    st.integers(1, 2**32 - 1) | st.integers(1, 300),
+)
+def test_round_trip_in_order(seed, kinds, total):
+    sent = updates(seed, kinds, total)
+    found = decode(encode_update(sent))
     assert list(found) == list(sent)
     assert found == sent
+    assert [type(one) for one in found.values()] == [type(one) for one in sent.values()]
 
 
-def test_counts_take_as_many_bits_as_the_total_has():
-    survivors = [update.mask.survivors for update in updates().values()]
+def test_bytes_are_those_of_the_survivors():
+    survivors = [mask_of(one).survivors for one in updates().values()]
+    plain, masks = len(PLAIN), len(encoded("mask"))
+    assert plain == masks == FIRST + 5 * 3
     for total, bits in ((1, 1), (3, 2), (64, 7)):
         planes = sum(bits * ((count + 7) // 8) for count in survivors)
-        assert len(encode_update(updates(total=total))) - len(PLAIN) == planes
+        assert len(encode_update(updates(total=total))) - plain == planes
+    for dtype in FLOATS:
+        assert len(encoded(dtype)) - plain == dtype.itemsize * sum(survivors)
+
+
+def test_a_pattern_shortens_the_masks_of_every_kind():
+    keep = np.tile([True, False, False, True], (6, 6))
+    sent = {"a": SparseWeight.from_dense(torch.randn(6, 24), BitMask.from_bool(keep))}
+    short = encode_update(sent, Pattern(2, 4))
+    assert len(short) < len(encode_update(sent))
+    assert decode_update(short, {"a": (6, 24)}) == sent
 
 
 def test_factors_are_the_share_of_clients_that_kept_the_weight():
@@ -53,49 +96,57 @@ def test_factors_are_the_share_of_clients_that_kept_the_weight():
     assert factors is not None and factors.dtype == np.float32
     assert np.array_equal(factors, expected)
     assert LinearUpdate(mask, None, 3).factors() is None
-    assert mask_of(update) is mask_of(mask) is mask
     assert update.shape == (2, 3)
 
 
-@pytest.mark.parametrize("data", [SCALED, PLAIN], ids=["scaled", "plain"])
-def test_every_truncation_and_every_flipped_byte_is_refused(data):
-    for length in range(len(data)):
-        with pytest.raises(WireError):
-            decode_update(data[:length], SHAPES)
-    for place in range(len(data)):
-        broken = bytearray(data)
-        broken[place] ^= 0x41
-        with pytest.raises(WireError):
-            decode_update(bytes(broken), SHAPES)
+def test_every_change_has_a_mask_and_some_touch_nothing_else():
+    for kind, found in zip(KINDS, map(change, KINDS, [MASK] * 6, [DRAW] * 6), strict=True):
+        assert mask_of(found) is MASK and found.shape == MASK.shape
+        assert keeps_survivors(found) == (kind in ("mask", "plain"))
 
 
-def resealed(data: bytes, place: int, value: bytes) -> bytes:
-    """Change bytes and make the checksum right again, as a malicious server would."""
-    body = bytearray(data)
-    body[place : place + len(value)] = value
-    body[6:10] = struct.pack("<I", zlib.crc32(body[14:]))
-    return bytes(body)
+MASK, DRAW = BitMask.from_bool(np.eye(3, dtype=bool)), np.random.default_rng(0)
 
 
-FIRST = 14 + struct.unpack_from("<I", SCALED, 10)[0]  # the first linear's flag
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_damage_is_refused(kind):
+    check_damage(decode, encoded(kind))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_resealed_damage_never_fails_otherwise(kind):
+    check_resealed_damage(decode, encoded(kind))
+
+
+def linear(kind, number, place=FIRST):
+    return place, struct.pack("<BI", kind, number)
 
 
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (resealed(SCALED, 10, struct.pack("<I", 2**31)), "masks end at byte"),
-        (resealed(SCALED, FIRST, b"\x02"), "scaled or not"),
-        (resealed(SCALED, FIRST + 1, struct.pack("<I", 0)), "total must be from 1"),
-        (resealed(SCALED, FIRST + 1, struct.pack("<I", 2)), "cannot be kept by 3 of 2"),
-        (resealed(SCALED, FIRST + 1, struct.pack("<I", 2**32 - 1)), "counts end at byte"),
+        (resealed(SCALED, 10, struct.pack("<I", 2**31)), "the masks would end at byte"),
+        (resealed(SCALED, *linear(4, 3)), "kind 0 to 3"),
+        (resealed(SCALED, *linear(0, 3)), "kind 0 to 3, and 0 of number 0"),
+        (resealed(SCALED, *linear(2, 0)), "total must be from 1"),
+        (resealed(SCALED, *linear(2, 2)), "cannot be kept by 3 of 2"),
+        (resealed(SCALED, *linear(2, 2**32 - 1)), "its counts would end at byte"),
         (resealed(SCALED, FIRST + 5, b"\xff\xff"), "unused bits"),
-        (resealed(SCALED + b"\0", 4, b""), "bytes follow the last linear"),
-        (resealed(PLAIN[:-1], 4, b""), "end before its total"),
+        (resealed(SCALED + b"\0", 10, b""), "bytes follow the end"),
+        (resealed(PLAIN[:-1], 10, b""), "its kind would end at byte"),
+        (resealed(VALUES, *linear(3, 0)), "type 1 to 3, got 0"),
+        (resealed(VALUES, *linear(3, 4)), "type 1 to 3, got 4"),
+        (resealed(VALUES[:-1], 10, b""), "linear 'mlp.down': .*ends too early"),
+        (resealed(VALUES, FIRST + 5, struct.pack("<H", 0x7F80)), "q_proj': .* must be finite"),
+        (resealed(VALUES, FIRST + 5, struct.pack("<H", 0xFFC1)), "q_proj': .* must be finite"),
+        (b"FPXX" + SCALED[4:], "starts with b'FPUP' version 2"),
+        (SCALED[:4] + b"\1\0" + SCALED[6:], "got b'FPUP' version 1"),
+        (memoryview(bytes(2 * len(SCALED)))[::2], "contiguous"),
     ],
 )
 def test_well_sealed_nonsense_is_refused(data, words):
     with pytest.raises(WireError, match=words):
-        decode_update(data, SHAPES)
+        decode(data)
 
 
 def test_other_linears_and_shapes_are_refused():
@@ -103,6 +154,8 @@ def test_other_linears_and_shapes_are_refused():
         decode_update(SCALED, dict(list(SHAPES.items())[:2]))
     with pytest.raises(WireError, match=r"linear 'mlp\.up_proj'"):
         decode_update(SCALED, {**SHAPES, "mlp.up_proj": (8, 7)})
+    with pytest.raises(WireError, match="expected the mask of 'q'"):
+        decode_update(SCALED, dict(zip("qud", SHAPES.values(), strict=True)))
 
 
 @pytest.mark.parametrize(

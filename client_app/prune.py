@@ -1,0 +1,185 @@
+"""A node's work on an order: block by block, what the next order needs kept on its disk."""
+
+import time
+from collections.abc import Iterator, Mapping
+
+from flwr.app import RecordDict
+
+from client_app import node
+from client_app.answers import Answer, Respondent
+from client_app.scratch import Scratch
+from client_app.seat import Seat
+from client_app.update import Place, check_order, read_start, read_update
+from fedprune.config import RunConfig
+from fedprune.models.device import pick_device
+from fedprune.pruning.driver import BlockWalk
+from fedprune.pruning.registry import make_pruner
+from fedprune.pruning.spec import block_specs
+from fedprune.records import Order, PruneReply, fetched_record, prune_record, split_record
+from fedprune.reporting.machine import peak_device_bytes, peak_rss_bytes
+from fedprune.wire.change import Change
+
+
+def prune(config: RunConfig, seat: Seat, order: Order, bundle: Mapping[str, bytes]) -> RecordDict:
+    """Work on the blocks of an order, going on from where this node's last one stopped.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run's configuration as the server sent it.
+    seat : Seat
+        This node.
+    order : Order
+        Which blocks, and where to go on from.
+    bundle : Mapping[str, bytes]
+        Encoded changes: ``update`` of the block before where the schedule is iterative,
+        ``start-NNNNN`` of blocks that were pruned in an earlier round.
+
+    Returns
+    -------
+    RecordDict
+        The reply's content; the first parcel of it if it is long.
+
+    Raises
+    ------
+    FedpruneError
+        If the request is wrong or the work fails. The node then forgets this run, since the
+        server asks it no more.
+    """
+    started, scratch = time.monotonic(), Scratch(seat.scratch)
+    try:
+        bundle = {**scratch.take_inbox(), **bundle}
+        respondent = _respondent(config, order)
+        encoded, samples = _work(config, seat, order, bundle, respondent)
+    except Exception:
+        scratch.remove()
+        raise
+    total = sum(map(len, encoded.values()))
+    whole = total <= order.parcel_bytes
+    reply = PruneReply(
+        blocks=encoded if whole else {},
+        seconds=time.monotonic() - started,
+        peak_rss_bytes=peak_rss_bytes(),
+        peak_device_bytes=peak_device_bytes(),
+        num_examples=samples,
+    )
+    content = prune_record(reply, respondent.form)
+    if not whole:
+        data = b"".join(encoded.values())
+        sizes = {block: len(part) for block, part in encoded.items()}
+        scratch.save_outbox(data)
+        split_record(content, data[: order.parcel_bytes], sizes, respondent.form)
+    elif _over(config, order):
+        scratch.remove()
+    return content
+
+
+def fetch(config: RunConfig, seat: Seat, order: Order, number: int) -> RecordDict:
+    """Return a later parcel of the reply to an order."""
+    scratch = Scratch(seat.scratch)
+    parcel = scratch.parcel(number, order.parcel_bytes)
+    if _over(config, order) and not scratch.waiting:
+        scratch.remove()
+    return fetched_record(parcel, _respondent(config, order).form)
+
+
+def _over(config: RunConfig, order: Order) -> bool:
+    """Whether nothing is asked of this node after the order."""
+    return order.last and not config.evaluation.local_only
+
+
+def _respondent(config: RunConfig, order: Order) -> Respondent:
+    alone = not order.survey and not iterative(config) and config.schedule.prefix == "local"
+    return Respondent(config, order.survey, alone)
+
+
+def iterative(config: RunConfig) -> bool:
+    """Whether blocks come one by one, each with what became of the one before."""
+    return config.schedule.name == "iterative"
+
+
+def keeps_own(config: RunConfig) -> bool:
+    """Whether a node's own changes of all blocks make its own pruned model as it goes."""
+    strategy = config.strategy
+    return (
+        config.evaluation.local_only
+        and not iterative(config)
+        and config.schedule.prefix == "local"
+        and strategy.rounds == 1
+        and strategy.layer_fraction == 1
+    )
+
+
+def _work(
+    config: RunConfig,
+    seat: Seat,
+    order: Order,
+    bundle: Mapping[str, bytes],
+    respondent: Respondent,
+) -> tuple[dict[int, bytes], int]:
+    """Return the encoded answers by block, and how many samples made them."""
+    loaded = node.model(config.model, node.model_path(seat))
+    check_order(config, order, len(loaded.layout.blocks), bundle)
+    walk = _walk(config, seat, order, bundle)
+    scratch, encoded = Scratch(seat.scratch), {}
+    for block, answer in _answers(config, walk, order, bundle, respondent):
+        encoded[block] = answer.payload
+        if keeps_own(config) and not order.survey:
+            scratch.save_changes(block, answer.changes)
+    if not order.last and not order.survey and (iterative(config) or walk.position not in encoded):
+        scratch.save_hidden(walk.position, walk.hidden)
+    return encoded, walk.num_samples
+
+
+def _walk(config: RunConfig, seat: Seat, order: Order, bundle: Mapping[str, bytes]) -> BlockWalk:
+    """Return a walk that stands where the order goes on, told what became of the block before."""
+    loaded = node.model(config.model, node.model_path(seat))
+    scratch, device = Scratch(seat.scratch), pick_device(config.pruner.device)
+    if not order.resume:
+        samples = scratch.load_samples() if scratch.has_samples else node.tokens(config, seat)
+        if not order.last:
+            scratch.save_samples(samples)
+        walk = BlockWalk(loaded, samples, device)
+    else:
+        hidden = scratch.load_hidden(order.resume)
+        walk = BlockWalk(loaded, scratch.load_samples(), device, hidden=hidden, start=order.resume)
+    if iterative(config) and "update" in bundle:
+        # Read before anything runs; the hidden states kept are the inputs of the block it is for.
+        changes = read_update(config, Place.of(walk), bundle["update"])
+        _leave(config, walk, changes)
+    return walk
+
+
+def _answers(
+    config: RunConfig,
+    walk: BlockWalk,
+    order: Order,
+    bundle: Mapping[str, bytes],
+    respondent: Respondent,
+) -> Iterator[tuple[int, Answer]]:
+    """Yield each ordered block's answer; blocks between them stay dense."""
+    total = walk.position + walk.blocks_left
+    specs = {} if order.survey else block_specs(config, range(total), total)
+    while walk.position <= order.blocks[-1]:
+        block, changes = walk.position, {}
+        if block in order.blocks:
+            start = bundle.get(f"start-{block:05d}")
+            if start is not None:
+                walk.start_from(read_start(Place.of(walk), start))
+            answer = respondent.answer(walk, specs.get(block))
+            changes = dict(answer.changes) if respondent.alone else {}
+            yield block, answer
+        finished = block == order.blocks[-1] and (order.last or order.survey)
+        if finished or block == total - 1 or (iterative(config) and not order.survey):
+            return
+        _leave(config, walk, changes, order.survey)
+
+
+def _leave(
+    config: RunConfig, walk: BlockWalk, changes: Mapping[str, Change], survey: bool = False
+) -> None:
+    """Go on to the next block, running this one only where somebody needs what it returns."""
+    if survey or make_pruner(config.pruner).needs != "nothing":
+        walk.advance(changes)
+    else:
+        walk.skip()

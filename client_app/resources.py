@@ -1,0 +1,65 @@
+"""What a node can do: memory, speed, and what its operator allows."""
+
+import time
+from collections.abc import Mapping
+
+import psutil
+import torch
+
+from fedprune.errors import ConfigError
+
+_SIZE = 768
+_SECONDS = 0.05
+
+
+def memory_bytes(device: str) -> int:
+    """Return the memory of a device, 0 if nobody knows."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return int(psutil.virtual_memory().total)
+
+
+def free_bytes(device: str) -> int:
+    """Return the memory of a device that is free now."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def megaflops(device: str) -> int:
+    """Return the measured speed of float32 matrix products, million operations a second."""
+    if not device:
+        return 0
+    matrix = torch.ones(_SIZE, _SIZE, device=device)
+    matrix @ matrix  # the first one also loads libraries
+    _wait(device)
+    started, products = time.perf_counter(), 0
+    while (seconds := time.perf_counter() - started) < _SECONDS:
+        matrix @ matrix
+        _wait(device)
+        products += 1
+    return round(products * 2 * _SIZE**3 / seconds / 1e6)
+
+
+def layer_permille(settings: Mapping[str, str | int | float | bool]) -> int:
+    """Return the operator's ``layer-fraction`` in thousandths, 0 if there is none.
+
+    Raises
+    ------
+    ConfigError
+        If it is not a number above 0 and at most 1.
+    """
+    value = settings.get("layer-fraction")
+    if value is None:
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise ConfigError(
+            "`layer-fraction` in the node's --node-config must be a number above 0 and at most 1, "
+            f"the share of blocks that it may prune, got {value!r}."
+        )
+    return max(1, round(value * 1000))
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)

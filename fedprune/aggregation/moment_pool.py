@@ -1,0 +1,114 @@
+"""Pool what clients know of the products of one input's columns, whole or sketched."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedprune.aggregation.pooling import Pooling
+from fedprune.aggregation.sketches import rebuild
+from fedprune.errors import QuorumError, WireError
+from fedprune.wire.moments import Columns, InputMoments, Sketch
+from fedprune.wire.triangle import Triangle
+
+
+class MomentPool:
+    """Running second moments of one input over clients, in float64.
+
+    Sums of float32 numbers in float64 are exact but for numbers that differ by a factor of 2**29
+    and more; what is left of the order of arrival goes when they are rounded to float32.
+
+    Parameters
+    ----------
+    mode : {"tokens", "clients", "scaled"}
+        As :class:`fedprune.aggregation.pooling.SumsPool`: as if all texts were in one place, each
+        client's mean the same, or each client's mean over columns the same.
+    seed : int
+        Seed of the public matrix of Nystrom sketches.
+    """
+
+    def __init__(self, mode: Pooling, seed: int = 0) -> None:
+        self._mode = mode
+        self._seed = seed
+        self._total: Tensor | None = None
+        self._vectors: NDArray[np.float64] | None = None
+        self._diagonal: NDArray[np.float64] | None = None
+        self._tokens = 0
+
+    def add(self, moments: InputMoments) -> None:
+        """Add one client's moments.
+
+        Raises
+        ------
+        WireError
+            If they hold the diagonal alone, or are of another size than those before; nothing is
+            added then.
+        """
+        body = moments.body
+        if isinstance(body, Columns):
+            raise WireError("column sums alone do not add to second moments.")
+        factor = self._factor(moments)
+        if isinstance(body, Sketch) and body.kind == "nystrom":
+            self._add_products(body, factor)
+        else:
+            matrix = torch.from_numpy(body.matrix()) if isinstance(body, Triangle) else None
+            self._add_matrix(rebuild(body) if isinstance(body, Sketch) else matrix, factor)
+        self._tokens += moments.tokens if self._mode == "tokens" else 1
+
+    def result(self) -> tuple[Tensor, int]:
+        """Return the pooled moments, float32 of shape (d_in, d_in), and the tokens they stand for.
+
+        Raises
+        ------
+        QuorumError
+            If no client was added.
+        """
+        if self._vectors is not None and self._diagonal is not None:
+            vectors = self._vectors.astype(np.float32)
+            sketch = Sketch(vectors, self._diagonal.astype(np.float32), "nystrom")
+            return rebuild(sketch, self._seed), self._tokens
+        if self._total is None:
+            raise QuorumError("No client sent moments of this input, so there is nothing to pool.")
+        return self._total.float(), self._tokens
+
+    def _factor(self, moments: InputMoments) -> float:
+        """Return what a client's moments are multiplied by."""
+        if self._mode == "tokens":
+            return 1.0
+        if self._mode == "clients":
+            return 1.0 / moments.tokens
+        mean = float(diagonal_of(moments).mean(dtype=np.float64))
+        return 1.0 / mean if mean else 0.0
+
+    def _add_matrix(self, matrix: Tensor | None, factor: float) -> None:
+        if matrix is None:
+            raise WireError("moments must be a triangle or a sketch.")
+        if self._total is None:
+            self._total = torch.zeros(matrix.shape, dtype=torch.float64)
+        if self._total.shape != matrix.shape:
+            raise WireError(
+                f"Moments of {len(self._total)} columns do not pool with {len(matrix)}."
+            )
+        self._total.add_(matrix.double(), alpha=factor)
+
+    def _add_products(self, sketch: Sketch, factor: float) -> None:
+        if self._vectors is None or self._diagonal is None:
+            self._vectors = np.zeros(sketch.vectors.shape)
+            self._diagonal = np.zeros(sketch.diagonal.shape)
+        if self._vectors.shape != sketch.vectors.shape:
+            raise WireError(
+                f"Sketches of shape {self._vectors.shape} do not pool with {sketch.vectors.shape}."
+            )
+        self._vectors += factor * sketch.vectors.astype(np.float64)
+        self._diagonal += factor * sketch.diagonal.astype(np.float64)
+
+
+def diagonal_of(moments: InputMoments) -> NDArray[np.float32]:
+    """Return the sums of squares that any kind of moments holds, float32, shape (d_in,)."""
+    body = moments.body
+    if isinstance(body, Columns):
+        return body.sums
+    if isinstance(body, Sketch):
+        return body.diagonal
+    diagonal: NDArray[np.float32] = body.diagonal
+    return diagonal

@@ -1,0 +1,133 @@
+"""Spread the sparsity over blocks: those with more outliers keep more of their weights.
+
+OWL (Yin et al., ICML 2024) counts a block's outliers among its Wanda scores, on the dense model.
+The scores need only the sums of squared inputs, so federated sums give the centralised shares.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from fedprune.errors import ModelError
+from fedprune.pruning.spec import NOT_FINITE
+from fedprune.pruning.statistics import ColumnStatistics
+
+_BLOCK = 1 << 20  # weights of a step: their scores are never held all at once
+_MOST = 0.99  # no block loses more than this, but to reach a higher mean
+_DIGITS = 6  # of a sparsity: what differs by less is the same on every machine
+
+
+def outlier_share(
+    weights: Mapping[str, Tensor], stats: Mapping[str, ColumnStatistics], threshold: float
+) -> float:
+    """Return the share of a block's weights whose score is above ``threshold`` times the mean.
+
+    A score is ``|W_ij| * sqrt(mean over tokens of x_j**2)``; the mean is over all linears of the
+    block together.
+
+    Parameters
+    ----------
+    weights : Mapping[str, Tensor]
+        Name of each linear of one block -> its dense weight, shape (d_out, d_in).
+    stats : Mapping[str, ColumnStatistics]
+        Name of each of these linears -> what is known of its inputs.
+    threshold : float
+        OWL's M, `allocation.threshold`.
+
+    Returns
+    -------
+    float
+        From 0 to 1.
+
+    Raises
+    ------
+    ModelError
+        If a score is NaN or infinite, or statistics are missing or of other sizes.
+    """
+    roots = {name: _roots(name, weight, stats) for name, weight in weights.items()}
+    # Rows are added up exactly, so that the mean does not depend on how they are grouped.
+    sums = [
+        math.fsum(
+            total
+            for rows in _rows(weight)
+            for total in _scores(rows, roots[name]).sum(1, dtype=torch.float64).tolist()
+        )
+        for name, weight in weights.items()
+    ]
+    count = sum(weight.numel() for weight in weights.values())
+    limit = threshold * (math.fsum(sums) / count)
+    if not math.isfinite(limit):
+        raise ModelError(NOT_FINITE)
+    above = sum(
+        int((_scores(rows, roots[name]).double() > limit).sum())
+        for name, weight in weights.items()
+        for rows in _rows(weight)
+    )
+    return above / count
+
+
+def owl_sparsities(shares: Sequence[float], sparsity: float, spread: float) -> list[float]:
+    """Return a sparsity for each block, lower where the share of outliers is higher.
+
+    ``s_l = s + mean(r) - r_l`` with ``r_l = 2 * spread * (D_l - min D) / (max D - min D)``. What
+    leaves the range from 0 to 0.99 is cut to it, and all others shift by the same amount so that
+    the mean holds.
+
+    Parameters
+    ----------
+    shares : sequence of float
+        `outlier_share` of each block; only their proportions matter. All equal: all blocks get
+        the mean.
+    sparsity : float
+        Mean over blocks, 0 <= sparsity < 1.
+    spread : float
+        OWL's lambda, `allocation.spread`: half of the largest difference between two blocks.
+
+    Returns
+    -------
+    list of float
+        Rounded to six decimals; their mean is `sparsity` to within 1e-6.
+    """
+    low, high = min(shares), max(shares)
+    if low == high:
+        return [sparsity] * len(shares)
+    lift = [2 * spread * (share - low) / (high - low) for share in shares]
+    mean = math.fsum(lift) / len(lift)
+    wanted = [sparsity + mean - extra for extra in lift]
+    most = max(_MOST, sparsity)
+    shift = _shift(wanted, sparsity, most)
+    return [round(min(max(value + shift, 0.0), most), _DIGITS) for value in wanted]
+
+
+def _shift(wanted: Sequence[float], mean: float, most: float) -> float:
+    """Return what to add to all values so that, cut to [0, most], they have this mean."""
+    # The mean of the cut values grows with the shift: halve the interval until it is found.
+    low, high = -max(wanted), most - min(wanted)
+    if 0 <= min(wanted) and max(wanted) <= most:
+        return 0.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        total = math.fsum(min(max(value + middle, 0.0), most) for value in wanted)
+        low, high = (middle, high) if total < mean * len(wanted) else (low, middle)
+    return high
+
+
+def _roots(name: str, weight: Tensor, stats: Mapping[str, ColumnStatistics]) -> Tensor:
+    """Return the root mean square of each input, float32, on the weight's device."""
+    if name not in stats or stats[name].sum_squares.shape != weight.shape[1:]:
+        found = f"{tuple(stats[name].sum_squares.shape)} of them" if name in stats else "none"
+        raise ModelError(
+            f"Linear '{name}' needs statistics of its {weight.shape[1]} inputs, got {found}."
+        )
+    squares = stats[name].sum_squares.to(torch.float64) / stats[name].tokens
+    return squares.sqrt_().to(torch.float32).to(weight.device)
+
+
+def _rows(weight: Tensor) -> tuple[Tensor, ...]:
+    return torch.split(weight.detach(), max(_BLOCK // weight.shape[1], 1))
+
+
+def _scores(rows: Tensor, roots: Tensor) -> Tensor:
+    return rows.to(torch.float32).abs() * roots

@@ -1,0 +1,57 @@
+"""Domain objects to and from Flower's records: the only package that knows Flower.
+
+Names in records are kebab-case. Everything read here may come from a stranger: types and ranges
+are checked, nothing is unpickled.
+"""
+
+from fedprune.records.fields import message_bytes
+from fedprune.records.local import LocalResult, local_record, read_local
+from fedprune.records.parcels import fetched_record, joined, read_parcel, read_sizes, split_record
+from fedprune.records.replies import (
+    MASKS,
+    MOMENTS,
+    SUMS,
+    WEIGHTS,
+    PruneReply,
+    prune_record,
+    read_prune,
+)
+from fedprune.records.reports import NodeReport, read_report, report_record
+from fedprune.records.requests import (
+    BUNDLE_FORMAT,
+    Order,
+    order_record,
+    read_bundle,
+    read_order,
+    request,
+    requested,
+)
+
+__all__ = [
+    "BUNDLE_FORMAT",
+    "MASKS",
+    "MOMENTS",
+    "SUMS",
+    "WEIGHTS",
+    "LocalResult",
+    "NodeReport",
+    "Order",
+    "PruneReply",
+    "fetched_record",
+    "joined",
+    "local_record",
+    "message_bytes",
+    "order_record",
+    "prune_record",
+    "read_bundle",
+    "read_local",
+    "read_order",
+    "read_parcel",
+    "read_prune",
+    "read_report",
+    "read_sizes",
+    "report_record",
+    "request",
+    "requested",
+    "split_record",
+]

@@ -1,0 +1,131 @@
+"""What a server asks for: the configuration, an order, and bytes that go with it."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+
+from fedprune.errors import ReplyRefusedError
+from fedprune.records.fields import array_bytes, byte_array, kebab, typed
+
+BUNDLE_FORMAT = "fedprune.changes.v2"
+_NAMES = re.compile(r"update|start-\d{5}|parcel")
+_LEAST_PARCEL = 1 << 16
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which blocks a node is to work on, and where it goes on from.
+
+    Attributes
+    ----------
+    blocks : tuple of int
+        Increasing indices; blocks between them are only passed through, dense.
+    resume : int
+        The block whose inputs the node kept after its last order; 0 starts anew.
+    last : bool
+        Whether nothing follows in this run, so that the node need keep nothing.
+    parcel_bytes : int
+        Longer replies come in parcels of this many bytes.
+    survey : bool
+        Whether the dense model is surveyed and nothing is pruned.
+    """
+
+    blocks: tuple[int, ...]
+    resume: int
+    last: bool
+    parcel_bytes: int
+    survey: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse orders that nobody can follow."""
+        rising = all(a < b for a, b in zip(self.blocks, self.blocks[1:], strict=False))
+        if not self.blocks or not rising or not 0 <= self.resume <= self.blocks[0]:
+            raise ReplyRefusedError(
+                f"an order must name increasing blocks at or after block {self.resume}, "
+                f"got {list(self.blocks)[:8]}."
+            )
+        if self.parcel_bytes < _LEAST_PARCEL:
+            raise ReplyRefusedError(
+                f"'parcel-bytes' must be at least {_LEAST_PARCEL}, got {self.parcel_bytes}."
+            )
+
+
+def request(
+    config_yaml: str, bundle: Mapping[str, bytes] | None = None, **values: int | str
+) -> RecordDict:
+    """Return the content of a request: the run's configuration and a few settings.
+
+    Keyword names become kebab-case keys of the record ``config``; ``bundle`` (names -> bytes of
+    :func:`fedprune.wire.update.encode_update`, or a parcel of such) travels as arrays beside it.
+    """
+    content: dict[str, int | str] = {"config-yaml": config_yaml}
+    content.update({kebab(key): value for key, value in values.items()})
+    records = RecordDict({"config": ConfigRecord(content)})  # type: ignore[arg-type]
+    if bundle:
+        records["arrays"] = ArrayRecord(
+            {name: byte_array(data, BUNDLE_FORMAT) for name, data in bundle.items()}
+        )
+    return records
+
+
+def order_record(
+    config_yaml: str, order: Order, bundle: Mapping[str, bytes] | None = None
+) -> RecordDict:
+    """Return the content of a request to prune."""
+    records = request(config_yaml, bundle)
+    values = {kebab(key): value for key, value in asdict(order).items()}
+    values["blocks"] = list(order.blocks)
+    records["order"] = ConfigRecord(values)
+    return records
+
+
+def read_order(message: Message) -> Order:
+    """Return the order of a request to prune.
+
+    Raises
+    ------
+    ReplyRefusedError
+        If a key is missing, of the wrong type or out of range.
+    """
+    record = message.content.config_records.get("order")
+    if record is None:
+        raise ReplyRefusedError("the request has no record 'order'.")
+    blocks = record.get("blocks")
+    if not isinstance(blocks, list) or not all(type(block) is int for block in blocks):
+        raise ReplyRefusedError("'blocks' must be a list of whole numbers.")
+    return Order(
+        blocks=tuple(block for block in blocks if isinstance(block, int)),
+        resume=int(str(typed(record, "resume", int))),
+        last=bool(typed(record, "last", bool)),
+        parcel_bytes=int(str(typed(record, "parcel-bytes", int))),
+        survey=bool(typed(record, "survey", bool)),
+    )
+
+
+def read_bundle(message: Message) -> dict[str, bytes]:
+    """Return the named bytes that a request brings, still encoded; empty if it brings none.
+
+    Raises
+    ------
+    ReplyRefusedError
+        If the record holds something else, or bytes of another format.
+    """
+    if "arrays" not in message.content:
+        return {}
+    arrays = message.content.array_records.get("arrays")
+    if arrays is None or not all(_NAMES.fullmatch(name) for name in arrays):
+        raise ReplyRefusedError(
+            "the request's record 'arrays' may hold 'update', 'start-NNNNN' and 'parcel' only."
+        )
+    return {name: array_bytes(array, BUNDLE_FORMAT) for name, array in arrays.items()}
+
+
+def requested(message: Message, key: str, kind: type[int] | type[str]) -> int | str:
+    """Return one setting of a request, checked for its type."""
+    record = message.content.config_records.get("config")
+    if record is None:
+        raise ReplyRefusedError("the request has no record 'config'.")
+    value = typed(record, kebab(key), kind)
+    return value if isinstance(value, int | str) else ""

@@ -1,0 +1,182 @@
+"""Train a small Llama or OPT on several domains of text, for measuring what pruning does to each.
+
+Run it from the repository root, once an architecture (about 40 minutes on one core each)::
+
+    python scripts/train_domain_model.py /texts /models/domains-llama --minutes 40
+    python scripts/train_domain_model.py /texts /models/domains-opt --architecture opt --minutes 30
+
+Every folder below the first argument that holds a ``train.txt`` is a domain; each contributes the
+same number of windows to a batch, whatever its size. Nothing is selected on other texts: the last
+weights are kept, in an ordinary Hugging Face folder.
+"""
+
+import argparse
+import math
+import sys
+import time
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+from transformers import PreTrainedTokenizerFast
+
+sys.path.insert(0, str(Path(__file__).parent))
+from train_demo_model import (  # noqa: E402 - a neighbour, not a package
+    END,
+    build_optimizer,
+    next_token_loss,
+    perplexity,
+    rate,
+)
+
+VOCABULARY = 2048
+CONTEXT = 512
+WINDOW = 256
+BATCH = 16
+VALIDATION_SHARE = 0.01
+REPORT_EVERY_S = 120.0
+
+
+def main() -> None:
+    """Train, report the perplexity of every domain and write the model."""
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(arguments.seed)
+    texts = {
+        path.parent.name: path.read_text(encoding="utf-8")
+        for path in sorted(arguments.texts.glob("*/train.txt"))
+    }
+    tokenizer = train_tokenizer(list(texts.values()))
+    train, validation = {}, {}
+    for name, text in texts.items():
+        ids = encode(tokenizer, text)
+        cut = int(len(ids) * (1 - VALIDATION_SHARE))
+        train[name], validation[name] = ids[:cut], ids[cut:]
+    model = build_model(arguments.architecture)
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"{parameters:,} parameters, {sum(map(len, train.values())):,} tokens", flush=True)
+    fit(model, train, validation, arguments)
+    model.save_pretrained(arguments.out)
+    tokenizer.save_pretrained(arguments.out)
+    print(scores(model, validation), flush=True)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Return the command line's arguments."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("texts", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--architecture", choices=("llama", "opt"), default="llama")
+    parser.add_argument("--minutes", type=float, default=40.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    return parser.parse_args()
+
+
+def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE tokenizer that has seen the same amount of every domain."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    shortest = min(map(len, texts))
+    tokenizer.train_from_iterator((text[:shortest] for text in texts), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=END,
+        eos_token=END,
+        pad_token=END,
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> Tensor:
+    """Return the ids of a text; its documents are separated by the end-of-text token."""
+    parts = [part for part in text.split(END) if part.strip()]
+    flat: list[int] = []
+    for encoding in tokenizer.backend_tokenizer.encode_batch(parts):
+        flat += [*encoding.ids, tokenizer.eos_token_id]
+    return torch.tensor(flat)
+
+
+def build_model(architecture: str) -> nn.Module:
+    """Return an untrained model of about 3 M parameters."""
+    shared = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 192,
+        "num_hidden_layers": 6,
+        "max_position_embeddings": CONTEXT,
+        "tie_word_embeddings": True,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+        "dtype": "float32",
+    }
+    if architecture == "llama":
+        return LlamaForCausalLM(
+            LlamaConfig(
+                **shared, intermediate_size=512, num_attention_heads=6, num_key_value_heads=3
+            )
+        )
+    return OPTForCausalLM(
+        OPTConfig(
+            **shared, ffn_dim=768, num_attention_heads=6, word_embed_proj_dim=192, dropout=0.0
+        )
+    )
+
+
+def fit(
+    model: nn.Module,
+    train: dict[str, Tensor],
+    validation: dict[str, Tensor],
+    arguments: argparse.Namespace,
+) -> None:
+    """Train on random windows, equally many of each domain, until the minutes are over."""
+    optimizer = build_optimizer(model)
+    generator = torch.Generator().manual_seed(arguments.seed)
+    started = reported = time.monotonic()
+    step, running = 0, 0.0
+    model.train()
+    while (progress := (time.monotonic() - started) / 60 / arguments.minutes) < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = rate(progress) * (0.5 if arguments.architecture == "opt" else 1.0)
+        loss = next_token_loss(model, batch(train, generator, step))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        running = loss.item() if step == 1 else 0.98 * running + 0.02 * loss.item()
+        if time.monotonic() - reported > REPORT_EVERY_S:
+            reported = time.monotonic()
+            minutes = (reported - started) / 60
+            print(f"{minutes:5.1f} min, step {step}, train {math.exp(running):.2f}", flush=True)
+            print(f"  {scores(model, validation)}", flush=True)
+
+
+def batch(train: dict[str, Tensor], generator: torch.Generator, step: int) -> Tensor:
+    """Return random windows, shape (BATCH, WINDOW); domains take turns."""
+    names = list(train)
+    chosen = [names[(step * BATCH + place) % len(names)] for place in range(BATCH)]
+    rows = []
+    for name in chosen:
+        start = int(torch.randint(len(train[name]) - WINDOW + 1, (1,), generator=generator))
+        rows.append(train[name][start : start + WINDOW])
+    return torch.stack(rows)
+
+
+def scores(model: nn.Module, validation: dict[str, Tensor]) -> dict[str, float]:
+    """Return the perplexity of each domain's validation part."""
+    return {name: round(perplexity(model, ids, WINDOW), 2) for name, ids in validation.items()}
+
+
+if __name__ == "__main__":
+    main()

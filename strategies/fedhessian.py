@@ -1,0 +1,154 @@
+"""FedHessian: clients send second moments, the server reconstructs as if it held all texts.
+
+The Hessian of a linear's output error is the sum over tokens of x x^T, and so over clients: one
+SparseGPT, ALPS or SparseSwaps at the server takes the place of many at the clients and a mean of
+what they made. Moments travel whole, or as sketches of a few columns each.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from logging import INFO
+
+import torch
+from flwr.common.logger import log
+
+from fedprune.aggregation.moment_plan import InputPlan, plan_inputs
+from fedprune.aggregation.moment_pool import MomentPool, diagonal_of
+from fedprune.aggregation.pooling import SumsPool
+from fedprune.errors import WireError
+from fedprune.pruning.pruners import WandaPruner
+from fedprune.pruning.registry import make_pruner
+from fedprune.pruning.spec import result_spec
+from fedprune.pruning.statistics import ColumnStatistics, MomentStatistics
+from fedprune.records import MOMENTS, PruneReply
+from fedprune.reporting.progress import size_text
+from fedprune.wire.change import Change
+from fedprune.wire.exact import ExactSums
+from fedprune.wire.moments import Columns, InputMoments, Sketch, decode_moments
+from fedprune.wire.sums import InputSums
+from fedprune.wire.triangle import Triangle
+from strategies.base import FederatedPruning
+from strategies.block import BlockResult
+from strategies.handshake import Client
+from strategies.pools import check_inputs, pooling_of
+
+
+class FedHessian(FederatedPruning):
+    """Reconstruction on summed second moments, iterative or one-shot."""
+
+    form = MOMENTS
+    _pools: dict[int, "_BlockMoments"]
+
+    def block_bytes(self, block: int) -> int:
+        """Return the most bytes that a client's moments of a block can take."""
+        return sum(plan.most_bytes for plan in self._plans(block))
+
+    def summary(self) -> None:
+        """Log what will happen, and what it costs."""
+        super().summary()
+        total = sum(map(self.block_bytes, range(len(self.plan.shapes))))
+        mask = sum(map(self.plan.mask_bytes, range(len(self.plan.shapes))))
+        log(
+            INFO,
+            "every client will send about %s of second moments (%s; its masks would be %s)",
+            size_text(total),
+            self.config.strategy.moments,
+            size_text(mask),
+        )
+
+    def open_chunk(self, blocks: range) -> None:
+        """Start the sums of a chunk's moments."""
+        mode = self.config.strategy.pooling
+        self._pools = {block: _BlockMoments(self._plans(block), mode) for block in blocks}
+
+    def fold(self, reply: PruneReply, client: Client) -> None:
+        """Add one client's moments: all of them, or none if one is wrong."""
+        decoded = {
+            block: decode_moments(data, self.plan.shapes[block])
+            for block, data in reply.blocks.items()
+        }
+        for block, groups in decoded.items():
+            self._pools[block].check(groups)
+        for block, groups in decoded.items():
+            self._pools[block].add(groups)
+
+    def close_chunk(self) -> Iterator[BlockResult]:
+        """Reconstruct the chunk's blocks one by one and forget their moments."""
+        pruner, total = make_pruner(self.config.pruner), len(self.plan.shapes)
+        for block in list(self._pools):
+            pool = self._pools.pop(block)
+            spec = result_spec(self.config, block, total)
+            changes: dict[str, Change] = {}
+            for linears, known in pool.results():
+                # An input of which only sums are known is pruned on these.
+                chosen = pruner if isinstance(known, MomentStatistics) else WandaPruner()
+                for name in linears:
+                    weight = self.plan.weight(block, name)
+                    changes[name] = chosen.prune(weight, known, spec)
+            ordered = {name: changes[name] for name in self.plan.shapes[block]}
+            yield BlockResult(block, ordered, pool.clients, pool.clients)
+
+    def _plans(self, block: int) -> list[InputPlan]:
+        return plan_inputs(self.config, block, self.plan.inputs[block], self.plan.shapes[block])
+
+
+@dataclass
+class _BlockMoments:
+    """The pools of one block's inputs."""
+
+    plans: list[InputPlan]
+    mode: str
+    clients: int = 0
+    _moments: dict[tuple[str, ...], MomentPool] = field(init=False)
+    _sums: dict[tuple[str, ...], SumsPool] = field(init=False)
+
+    def __post_init__(self) -> None:
+        mode = pooling_of(self.mode)
+        wide = [plan for plan in self.plans if plan.form == "columns"]
+        self._sums = {plan.linears: SumsPool(mode) for plan in wide}
+        self._moments = {
+            plan.linears: MomentPool(mode, plan.seed) for plan in self.plans if plan not in wide
+        }
+
+    def check(self, groups: list[InputMoments]) -> None:
+        """Refuse moments that are not in the form that was asked for."""
+        check_inputs([group.linears for group in groups], [plan.linears for plan in self.plans])
+        plans = {plan.linears: plan for plan in self.plans}
+        for group in groups:
+            plan = plans[group.linears]
+            if _form(group) != (plan.form, plan.rank):
+                raise WireError(
+                    f"the moments of {' '.join(group.linears)} must be of form '{plan.form}' and "
+                    f"rank {plan.rank}, got another."
+                )
+
+    def add(self, groups: list[InputMoments]) -> None:
+        """Add one client's checked moments."""
+        for group in groups:
+            if group.linears in self._sums:
+                exact = ExactSums(len(diagonal_of(group)))
+                exact.add(diagonal_of(group))
+                self._sums[group.linears].add(InputSums(group.linears, exact, group.tokens))
+            else:
+                self._moments[group.linears].add(group)
+        self.clients += 1
+
+    def results(self) -> Iterator[tuple[tuple[str, ...], ColumnStatistics | MomentStatistics]]:
+        """Yield each input's linears and pooled statistics."""
+        for plan in self.plans:
+            if plan.linears in self._sums:
+                sums, tokens = self._sums[plan.linears].result()
+                yield plan.linears, ColumnStatistics(torch.from_numpy(sums), tokens)
+            else:
+                yield plan.linears, MomentStatistics(*self._moments.pop(plan.linears).result())
+
+
+def _form(group: InputMoments) -> tuple[str, int]:
+    body = group.body
+    if isinstance(body, Columns):
+        return "columns", 0
+    if isinstance(body, Sketch):
+        return body.kind, body.vectors.shape[1]
+    if isinstance(body, Triangle):
+        return body.precision, 0
+    raise WireError("moments must be a triangle, a sketch or column sums.")

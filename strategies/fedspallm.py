@@ -1,0 +1,132 @@
+"""FedSpaLLM: clients send the weights that survive, the server averages what was kept.
+
+Bai et al., "FedSpaLLM" (arXiv 2410.14852): the mean over the clients that kept a weight (Eq. 5),
+then the most pruned weights go until the global sparsity is reached (Eqs. 6 and 7); clients prune
+as many blocks as their resources allow. The paper leaves open how blocks are drawn; here every
+block is sure to be pruned by `strategy.coverage` clients.
+"""
+
+from collections.abc import Iterable, Iterator
+from logging import WARNING
+
+from flwr.common.logger import log
+
+from fedprune.aggregation.l0 import WeightSums, expand
+from fedprune.aggregation.select import Rule
+from fedprune.errors import WireError
+from fedprune.pruning.check import check_mask
+from fedprune.pruning.registry import make_pruner
+from fedprune.pruning.spec import block_specs, result_spec
+from fedprune.records import WEIGHTS, Order, PruneReply
+from fedprune.seeds import derive_seed
+from fedprune.wire.change import Change
+from fedprune.wire.sparse import SparseWeight
+from fedprune.wire.update import decode_update, encode_update
+from strategies.base import FederatedPruning
+from strategies.block import BlockResult
+from strategies.handshake import Client
+from strategies.sampling import Sampling, sample_blocks
+
+_Sums = dict[str, WeightSums]
+
+
+class FedSpaLLM(FederatedPruning):
+    """l0-norm aggregation, mask expansion and layer sampling (arXiv 2410.14852)."""
+
+    form = WEIGHTS
+    _sampling: Sampling
+    _sums: dict[int, _Sums]
+
+    def block_bytes(self, block: int) -> int:
+        """Return the most bytes that a block's masks and values can take."""
+        return self.plan.weight_bytes(block)
+
+    def open_round(self, number: int) -> None:
+        """Draw the blocks of every client."""
+        self._sampling = sample_blocks(self.cohort.active, self.config, self.plan, number)
+        rounds = self.figures.setdefault("layer_sampling", [])
+        if isinstance(rounds, list):
+            rounds.append(self._sampling.figures(self.cohort.active))
+
+    def assigned(self, client: Client) -> Iterable[int]:
+        """Return the blocks that a client prunes in this round."""
+        return self._sampling.blocks[client.node_id]
+
+    def bundle(self, order: Order) -> dict[str, bytes]:
+        """Return what earlier rounds made of the blocks to prune."""
+        if self.iterative:
+            return super().bundle(order)
+        if self._round == 1:
+            return {}
+        found = {block: self.recall(block) for block in order.blocks}
+        return {
+            f"start-{block:05d}": encode_update(changes, self.config.pruner.pattern)
+            for block, changes in found.items()
+            if changes
+        }
+
+    def open_chunk(self, blocks: range) -> None:
+        """Start the sums of a chunk's weights."""
+        total = sum(self._weight(client) for client in self.cohort.active)
+        self._sums = {
+            block: {
+                name: WeightSums(self.plan.weight(block, name), total)
+                for name in self.plan.shapes[block]
+            }
+            for block in blocks
+        }
+
+    def fold(self, reply: PruneReply, client: Client) -> None:
+        """Add one client's weights: all of them, or none if one is wrong."""
+        specs = block_specs(self.config, range(len(self.plan.shapes)), len(self.plan.shapes))
+        decoded: dict[int, dict[str, SparseWeight]] = {}
+        for block, data in reply.blocks.items():
+            decoded[block] = {}
+            for name, change in decode_update(data, self.plan.shapes[block]).items():
+                decoded[block][name] = self._checked(change, block, name)
+                check_mask(decoded[block][name].mask, specs[block], name)
+        for block, weights in decoded.items():
+            for name, weight in weights.items():
+                self._sums[block][name].add(weight, self._weight(client))
+
+    def close_chunk(self) -> Iterator[BlockResult]:
+        """Average the chunk's blocks one by one and forget their sums."""
+        for block in list(self._sums):
+            sums = self._sums.pop(block)
+            if next(iter(sums.values())).votes.clients:
+                yield self._average(block, sums)
+            else:
+                log(WARNING, "block %d: no client reported it; it stays as it was", block)
+                yield BlockResult(block, self.recall(block) if self._round > 1 else {}, 0, 0.0)
+
+    def _average(self, block: int, sums: _Sums) -> BlockResult:
+        strategy, pattern = self.config.strategy, self.config.pruner.pattern
+        spec = result_spec(self.config, block, len(self.plan.shapes))
+        untouched = strategy.average == "l0" and not make_pruner(self.config.pruner).updates
+        changes: dict[str, Change] = {}
+        for name, found in sums.items():
+            mean = found.mean("l0" if strategy.average == "l0" else "fedavg")
+            seed = derive_seed(self.config.seed, "ties", block, name)
+            rule = Rule(ties=strategy.ties, seed=seed, rounding=spec.rounding)
+            mask = expand(found, mean, spec.sparsity, pattern, rule, strategy.expansion)
+            dtype = self.plan.weight(block, name).dtype
+            values = SparseWeight.from_dense(mean.to(dtype), mask)
+            # A pruner that changes no weights leaves the public ones: the mask says all.
+            changes[name] = mask if untouched else values
+        votes = {name: found.votes for name, found in sums.items()}
+        first = next(iter(votes.values()))
+        histograms = {name: counter.histogram() for name, counter in votes.items()}
+        return BlockResult(block, changes, first.clients, first.effective_clients, histograms)
+
+    def _checked(self, change: Change, block: int, name: str) -> SparseWeight:
+        dtype = self.plan.weight(block, name).dtype
+        if not isinstance(change, SparseWeight) or change.values.dtype != dtype:
+            raise WireError(f"linear '{name}': expected surviving weights of {dtype}.")
+        try:
+            self._sums[block][name].check(change)
+        except WireError as error:
+            raise WireError(f"block {block}, linear '{name}': {error}") from None
+        return change
+
+    def _weight(self, client: Client) -> int:
+        return self.cohort.weights[client.node_id] * self._sampling.weights[client.node_id]

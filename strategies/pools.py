@@ -1,0 +1,67 @@
+"""The running statistics of one block: checked sums or moments in, pooled statistics out."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from fedprune.aggregation.pooling import Pooling, SumsPool
+from fedprune.errors import WireError
+from fedprune.pruning.statistics import ColumnStatistics
+from fedprune.wire.sums import InputSums
+
+Inputs = Sequence[tuple[str, ...]]
+"""The linears that share an input, one tuple for each distinct input of a block."""
+
+
+class ColumnPools:
+    """Pools of the exact sums of a block's inputs.
+
+    Parameters
+    ----------
+    inputs : Sequence of tuples
+        The block's distinct inputs, as the model has them.
+    mode : {"tokens", "clients", "scaled"}
+        `strategy.pooling`.
+    """
+
+    def __init__(self, inputs: Inputs, mode: str) -> None:
+        self._pools = {linears: SumsPool(pooling_of(mode)) for linears in inputs}
+        self.clients = 0
+
+    def check(self, groups: Sequence[InputSums]) -> None:
+        """Refuse sums that are not those of the block's inputs.
+
+        Raises
+        ------
+        WireError
+            Naming what differs.
+        """
+        check_inputs([group.linears for group in groups], list(self._pools))
+
+    def add(self, groups: Sequence[InputSums]) -> None:
+        """Add one client's checked sums."""
+        for group in groups:
+            self._pools[group.linears].add(group)
+        self.clients += 1
+
+    def statistics(self) -> dict[str, ColumnStatistics]:
+        """Return linear -> pooled statistics; linears that share an input share the object."""
+        found: dict[str, ColumnStatistics] = {}
+        for linears, pool in self._pools.items():
+            sums, tokens = pool.result()
+            shared = ColumnStatistics(torch.from_numpy(sums), tokens)
+            found |= dict.fromkeys(linears, shared)
+        return found
+
+
+def check_inputs(sent: Sequence[tuple[str, ...]], expected: Sequence[tuple[str, ...]]) -> None:
+    """Raise ``WireError`` unless the inputs that a client sent are those of the model."""
+    if sorted(sent) != sorted(expected):
+        shown = "; ".join(" ".join(linears) for linears in expected)
+        raise WireError(f"the block's linears share inputs as {shown}; the client's do not.")
+
+
+def pooling_of(mode: str) -> Pooling:
+    """Return `strategy.pooling`, which was checked before, as its type."""
+    known: Mapping[str, Pooling] = {"tokens": "tokens", "clients": "clients", "scaled": "scaled"}
+    return known[mode]

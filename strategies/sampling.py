@@ -1,0 +1,118 @@
+"""Which blocks each client prunes in a round, by what it can do."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from fedprune.aggregation.layers import (
+    draw_layers,
+    inverse_weights,
+    layer_counts,
+    resource_fractions,
+    uncovered_probability,
+)
+from fedprune.config import RunConfig
+from fedprune.seeds import derive_seed
+from strategies.handshake import Client
+from strategies.plan import Plan
+
+# Beside its weights a block needs room for statistics, their factors and a reply.
+_MEMORY_FACTOR = 3
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The draw of one round.
+
+    Attributes
+    ----------
+    blocks : Mapping[int, tuple of int]
+        Node id -> the blocks that it prunes.
+    weights : Mapping[int, int]
+        Node id -> how often it counts in means.
+    num_blocks : int
+        Blocks of the model.
+    uncovered : float
+        Probability that a given block would stay uncovered if all drew on their own.
+    """
+
+    blocks: Mapping[int, tuple[int, ...]]
+    weights: Mapping[int, int]
+    num_blocks: int
+    uncovered: float
+
+    def figures(self, clients: Sequence[Client]) -> dict[str, object]:
+        """Return the draw as plain JSON values."""
+        reporters = [0] * self.num_blocks
+        for chosen in self.blocks.values():
+            for block in chosen:
+                reporters[block] += 1
+        share = sum(reporters) / (self.num_blocks * max(1, len(self.blocks)))
+        return {
+            "clients": {client.name: list(self.blocks[client.node_id]) for client in clients},
+            "reporters": reporters,
+            "least_reporters": min(reporters),
+            "uncovered_probability": self.uncovered,
+            "share": share,
+        }
+
+
+def sample_blocks(
+    clients: Sequence[Client], config: RunConfig, plan: Plan, round_number: int
+) -> Sampling:
+    """Draw the blocks of every client for one round.
+
+    Parameters
+    ----------
+    clients : Sequence[Client]
+        Who takes part, in the order of their partitions.
+    config : RunConfig
+        `strategy.layer_*`, `strategy.coverage` and `seed`.
+    plan : Plan
+        The model's blocks.
+    round_number : int
+        From 1 on; each round draws anew.
+
+    Raises
+    ------
+    ConfigError
+        If a block cannot be covered.
+    """
+    strategy, total = config.strategy, len(plan.shapes)
+    counts = layer_counts(_fractions(clients, config), total)
+    everyone = all(count == total for count in counts)
+    drawn = draw_layers(
+        eligible=[_eligible(client, plan) if not everyone else range(total) for client in clients],
+        counts=counts,
+        num_blocks=total,
+        coverage=strategy.coverage,
+        seed=derive_seed(config.seed, "layers", round_number),
+        how="independent" if strategy.layer_draw == "independent" else "stratified",
+    )
+    inverse = inverse_weights(counts) if strategy.layer_weights == "inverse" else [1] * len(clients)
+    nodes = [client.node_id for client in clients]
+    return Sampling(
+        blocks=dict(zip(nodes, drawn, strict=True)),
+        weights=dict(zip(nodes, inverse, strict=True)),
+        num_blocks=total,
+        uncovered=uncovered_probability(counts, total),
+    )
+
+
+def _fractions(clients: Sequence[Client], config: RunConfig) -> list[float]:
+    strategy = config.strategy
+    fractions = [strategy.layer_fraction] * len(clients)
+    if strategy.layer_resources == "measured":
+        speeds = [float(max(1, client.report.megaflops)) for client in clients]
+        fractions = resource_fractions(speeds, strategy.layer_fraction)
+    # What a node's operator says goes before what the server would like.
+    return [
+        client.report.layer_permille / 1000 if client.report.layer_permille else fraction
+        for client, fraction in zip(clients, fractions, strict=True)
+    ]
+
+
+def _eligible(client: Client, plan: Plan) -> list[int]:
+    """Return the blocks that fit into a client's free memory; all where it did not tell."""
+    free = client.report.free_bytes
+    needed = {block: _MEMORY_FACTOR * plan.weight_bytes(block) for block in range(len(plan.shapes))}
+    return [block for block, size in needed.items() if not free or size <= free]

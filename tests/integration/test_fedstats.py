@@ -1,0 +1,148 @@
+"""Summed statistics give the masks of pruning all texts in one place, bit for bit."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from client_app.app import app
+from fedprune.config import config_from_overrides
+from fedprune.models.loading import load_model
+from fedprune.records import read_bundle
+from fedprune.wire.pooled import is_pooled
+from tests.support.grid import LocalGrid
+from tests.support.jobs import Shuffled, job, masks_of, opt_folder, same_masks, samples_of
+
+STATS = ("strategy=fedstats", "strategy.timeout=60")
+
+
+def add_squares(sums, name, module, args, output):
+    squares = args[0].detach().float().reshape(-1, args[0].shape[-1]).square().sum(0)
+    sums[name] = sums.get(name, 0) + squares.double()
+
+
+def central(samples, *overrides: str, sparsity: float = 0.5, prune_on: bool = True) -> dict:
+    """Wanda on pooled samples, slowly: whole forward passes, hooks and stable sorts.
+
+    Sums of float32 numbers in float64 are exact at this size, and rounded once.
+    """
+    loaded = load_model(config_from_overrides([*overrides]).model)
+    masks = {}
+    for block, layer in enumerate(loaded.layout.blocks):
+        linears = {n: m for n, m in layer.named_modules() if isinstance(m, torch.nn.Linear)}
+        sums = {}
+        handles = [
+            m.register_forward_hook(partial(add_squares, sums, n)) for n, m in linears.items()
+        ]
+        with torch.no_grad():
+            for sample in samples:
+                loaded.model(input_ids=sample[None], use_cache=False)
+        for handle in handles:
+            handle.remove()
+        for name, module in linears.items():
+            norms = sums[name].float().double().sqrt().float()
+            scores = module.weight.detach().float().abs() * norms
+            count = int(scores.shape[1] * sparsity + 1e-9)
+            prune = scores.sort(dim=1, stable=True).indices[:, :count]
+            mask = torch.ones_like(scores, dtype=torch.bool).scatter_(1, prune, False)
+            masks[block, name] = mask.numpy()
+            if prune_on:
+                module.weight.data.masked_fill_(~mask, 0)
+    return masks
+
+
+def pooled(clients: int, *overrides: str) -> list[torch.Tensor]:
+    return [sample for samples in samples_of(clients, *overrides) for sample in samples]
+
+
+@pytest.mark.parametrize(
+    ("clients", "partition"), [(1, "by_group"), (3, "by_group"), (3, "iid"), (16, "dirichlet")]
+)
+def test_iterative_masks_equal_centralised_pruning_bit_for_bit(tmp_path, clients, partition):
+    options = ("pruner.num_calibration_samples=1", f"data.partition={partition}")
+    expected = central(pooled(clients, *options))
+    results = job(
+        tmp_path / "run",
+        *STATS,
+        *options,
+        "schedule=iterative",
+        grid=Shuffled(app, clients, seed=clients),
+    )
+    assert same_masks(masks_of(tmp_path / "run"), expected)
+    assert results["agreement"] is None and results["method"]["strategy"] == "fedstats"
+
+
+@pytest.mark.parametrize("clients", [1, 3, 16])
+def test_another_architecture_with_biases_and_other_sparsities(tmp_path, clients):
+    model = f"model={opt_folder(tmp_path / 'opt')}"
+    options = ("pruner.num_calibration_samples=1", "data.partition=iid", model)
+    expected = central(pooled(clients, *options), model, sparsity=0.7)
+    grid = Shuffled(app, clients, seed=1)
+    job(tmp_path / "run", *STATS, *options, "schedule=iterative", "sparsity=0.7", grid=grid)
+    assert same_masks(masks_of(tmp_path / "run"), expected)
+
+
+def test_one_shot_on_the_dense_model_equals_central_pruning_on_dense_inputs(tmp_path):
+    expected = central(pooled(3), prune_on=False)
+    for name, extra in (("whole", ()), ("cut", ("schedule.blocks_per_message=2",))):
+        job(tmp_path / name, *STATS, "schedule.prefix=dense", *extra)
+        assert same_masks(masks_of(tmp_path / name), expected)
+
+
+def test_one_shot_on_locally_pruned_blocks_lies_in_between(tmp_path):
+    exact = central(pooled(3))
+    job(tmp_path / "local", *STATS)
+    job(tmp_path / "dense", *STATS, "schedule.prefix=dense")
+    differing = {
+        name: sum((masks_of(tmp_path / name)[key] != exact[key]).sum() for key in exact)
+        for name in ("local", "dense")
+    }
+    assert 0 < differing["local"] < differing["dense"]
+
+
+def test_one_client_alone_gets_its_own_masks_whatever_the_pooling(tmp_path):
+    found = {}
+    for pooling in ("tokens", "clients", "scaled"):
+        job(tmp_path / pooling, *STATS, f"strategy.pooling={pooling}", clients=1)
+        found[pooling] = masks_of(tmp_path / pooling)
+    job(tmp_path / "votes", clients=1)
+    votes = masks_of(tmp_path / "votes")
+    # Scaling rounds, so that a few ties in float32 may fall the other way.
+    for pooling, allowed in (("tokens", 0), ("clients", 1e-3), ("scaled", 1e-3)):
+        assert np.mean([np.mean(found[pooling][k] != votes[k]) for k in votes]) <= allowed
+
+
+@pytest.mark.parametrize("pruner", ["wanda", "ria"])
+def test_the_downlink_is_what_was_asked_for_and_gives_the_same_masks(tmp_path, pruner):
+    sent = {}
+    for downlink in ("auto", "sums", "masks"):
+        grid = LocalGrid(app, 2)
+        folder = tmp_path / downlink
+        options = (*STATS, "schedule=iterative", f"pruner={pruner}")
+        job(folder, *options, f"strategy.downlink={downlink}", grid=grid)
+        prunes = [m for m in grid.sent if m.metadata.message_type == "train.prune"]
+        updates = [read_bundle(m).get("update") for m in prunes]
+        sent[downlink] = [u for u in updates if u is not None]
+    assert all(map(is_pooled, sent["sums"])) and not any(map(is_pooled, sent["masks"]))
+    assert sent["auto"] == sent["sums"]  # here the sums are shorter
+    first = masks_of(tmp_path / "auto")
+    assert all(same_masks(first, masks_of(tmp_path / name)) for name in ("sums", "masks"))
+
+
+def test_a_client_that_lies_about_shared_inputs_or_sends_garbage_is_left_out(tmp_path):
+    def garbage(partition, reply):
+        arrays = reply.content.array_records.get("arrays")
+        if partition == 1 and arrays is not None:
+            array = arrays["block-00002"]
+            arrays["block-00002"] = type(array)(
+                "uint8", array.shape, array.stype, array.data[:-1] + b"\xff"
+            )
+        return reply
+
+    results = job(
+        tmp_path / "run", *STATS, "schedule.prefix=dense", grid=LocalGrid(app, 3, tamper=garbage)
+    )
+    assert results["ledger"]["refused"] == {"partition 1": 1}
+    lists = samples_of(3)
+    assert same_masks(masks_of(tmp_path / "run"), central([*lists[0], *lists[2]], prune_on=False))

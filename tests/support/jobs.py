@@ -1,0 +1,106 @@
+"""Whole jobs in this process: run, read back, and disturb what arrives."""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers as hf
+
+from client_app.app import app
+from fedprune.config import config_from_overrides
+from fedprune.data.clients import client_samples
+from fedprune.data.sources import load_documents
+from fedprune.models.embedded import demo_model_path
+from fedprune.models.export import SIDECAR
+from fedprune.models.loading import load_model
+from fedprune.models.sidecar import read_sidecar
+from server_app.job import run_job
+from tests.support.grid import LocalGrid
+
+QUIET = (
+    "evaluation.local_only=false",
+    "evaluation.centralized=false",
+    "evaluation.max_windows=1",
+    "strategy.wait=1",
+    "strategy.min_clients=1",
+    "pruner.num_calibration_samples=2",
+    "pruner.seq_len=48",
+)
+
+
+class Shuffled(LocalGrid):
+    """Replies become visible at random moments, so that they arrive in any order."""
+
+    def __init__(self, app, nodes, seed=0, **more):
+        super().__init__(app, nodes, **more)
+        self._draw = random.Random(seed)
+
+    def pull_messages(self, message_ids):
+        return super().pull_messages([m for m in message_ids if self._draw.random() < 0.4])
+
+
+def job(folder: Path, *overrides: str, clients: int = 3, grid=None) -> dict:
+    """Run a job quickly and return its results."""
+    options = " ".join([*QUIET, *overrides])
+    grid = grid or LocalGrid(app, clients)
+    run_job(grid, {"overrides": options, "output-dir": str(folder)}, 11)
+    return json.loads((folder / "results.json").read_text())
+
+
+def masks_of(folder: Path) -> dict[tuple[int, str], np.ndarray]:
+    """Return the masks beside an exported model."""
+    found = read_sidecar(folder / "model" / SIDECAR)
+    return {(b, n): mask.to_bool() for b, masks in found.items() for n, mask in masks.items()}
+
+
+def weights_of(folder: Path) -> dict[tuple[int, str], torch.Tensor]:
+    """Return the prunable weights of an exported model."""
+    return weights_in(load_model(config_from_overrides([f"model={folder / 'model'}"]).model))
+
+
+def weights_in(loaded) -> dict[tuple[int, str], torch.Tensor]:
+    """Return (block, linear) -> weight of a loaded model."""
+    return {
+        (block, name): linear.weight().clone()
+        for block in range(len(loaded.layout.blocks))
+        for name, linear in loaded.layout.linears(block).items()
+    }
+
+
+def same_masks(first, second) -> bool:
+    """Return whether two runs pruned exactly the same weights."""
+    return set(first) == set(second) and all(np.array_equal(first[k], second[k]) for k in first)
+
+
+def samples_of(clients: int, *overrides: str) -> list[list[torch.Tensor]]:
+    """Return the samples that each client of a job draws."""
+    config = config_from_overrides([*QUIET, *overrides])
+    documents = load_documents(config.data, "train")
+    tokenizer = load_model(config.model).tokenizer
+    return [
+        [s.tokens for s in client_samples(config, documents, tokenizer, partition, clients)]
+        for partition in range(clients)
+    ]
+
+
+def opt_folder(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+    """Write a small OPT with biases and LayerNorms, random weights, and the demo's tokenizer."""
+    config = hf.OPTConfig(
+        vocab_size=1024,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        ffn_dim=64,
+        word_embed_proj_dim=32,
+        max_position_embeddings=128,
+    )
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        model = hf.OPTForCausalLM(config)
+        for parameter in model.parameters():
+            parameter.data = (parameter + 0.1 * torch.randn(parameter.shape)).to(dtype)
+    model.save_pretrained(folder)
+    hf.AutoTokenizer.from_pretrained(demo_model_path()).save_pretrained(folder)
+    return folder
