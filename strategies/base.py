@@ -15,9 +15,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedprune.config import RunConfig, for_round, to_yaml
-from fedprune.errors import ReplyRefusedError
 from fedprune.pruning.spec import block_specs
-from fedprune.records import MASKS, LocalResult, Order, PruneReply, read_local, request
+from fedprune.records import MASKS, LocalResult, Order, PruneReply, request
 from fedprune.reporting.laps import lap
 from fedprune.reporting.ledger import Entry, Ledger
 from fedprune.wire.change import Change
@@ -26,13 +25,13 @@ from strategies.block import BlockResult
 from strategies.cohort import Cohort
 from strategies.folding import fold_all
 from strategies.handshake import Client, Handshake
+from strategies.local import EVALUATE_LOCAL, collect_local
+from strategies.orders import OrderBook
 from strategies.participation import client_weights, take_part
-from strategies.plan import MESSAGE_BYTES, Plan
+from strategies.plan import Plan
 from strategies.post import Post
-from strategies.progress import evaluating, pruning, show
+from strategies.progress import announce, evaluating, greeting, pruning, show
 from strategies.survey import survey
-
-EVALUATE_LOCAL = "evaluate.local"
 
 
 class FederatedPruning(Strategy):
@@ -93,7 +92,7 @@ class FederatedPruning(Strategy):
         self.chunks = plan.chunks(per_message, self.block_bytes)
         self._on_block = on_block
         self._update: bytes | None = None  # the block before, where clients hear of it
-        self._positions: dict[int, int] = {}  # node id -> the block whose inputs it kept
+        self._book = OrderBook(self.iterative)
         self._step = 0  # one an exchange; the ledger's round
         self._round = 1
 
@@ -194,9 +193,7 @@ class FederatedPruning(Strategy):
         blocks = self.chunks[server_round - 1]
         asked = self.orders(blocks)
         used = fold_all(self, replies, asked, self._step)
-        for node_id in used:
-            final = asked[node_id].blocks[-1]
-            self._positions[node_id] = final if self.iterative else final + 1
+        self._book.note({node_id: asked[node_id] for node_id in used})
         self.cohort.check_quorum(len(self.cohort.active), self.config.strategy.min_clients)
         for done in self.close_chunk():
             self._on_block(done)
@@ -216,30 +213,13 @@ class FederatedPruning(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Collect the clients' own perplexities; a missing one does not stop the run."""
-        for message in replies:
-            client = self.cohort.sender(message)
-            if client is None:
-                continue
-            try:
-                self.local[client.name] = read_local(message)
-            except ReplyRefusedError as error:
-                self.cohort.refuse(client, self._step, "evaluate", str(error))
-            else:
-                self.ledger.add(self.cohort.entry(client, self._step, "evaluate"))
+        self.local |= collect_local(replies, self.cohort, self._step)
         return MetricRecord({"clients": len(self.local)})
 
     def orders(self, blocks: range) -> dict[int, Order]:
         """Return node id -> what each active client that works on these blocks is to do."""
-        found = {}
-        final = self.config.strategy.rounds <= self._round
-        for client in self.cohort.active:
-            own = sorted(self.assigned(client))
-            mine = tuple(block for block in own if block in blocks)
-            if mine:
-                resume = self._positions.get(client.node_id, 0)
-                last = final and mine[-1] == own[-1]
-                found[client.node_id] = Order(mine, resume, last, MESSAGE_BYTES)
-        return found
+        final = self._round == self.config.strategy.rounds
+        return self._book.orders(self.cohort.active, self.assigned, blocks, final)
 
     def entry(self, client: Client, reply: PruneReply) -> Entry:
         """Return the ledger entry of a reply that was used."""
@@ -263,24 +243,12 @@ class FederatedPruning(Strategy):
 
     def summary(self) -> None:
         """Log what will happen."""
-        config = self.config
-        log(
-            INFO,
-            "%s, %s: %s to sparsity %g (%s), %d blocks in %d messages each, at least %d clients",
-            type(self).__name__,
-            config.schedule.name,
-            config.pruner.name,
-            config.sparsity,
-            config.pruner.pattern,
-            len(self.plan.shapes),
-            len(self.chunks),
-            config.strategy.min_clients,
-        )
+        announce(type(self).__name__, self.config, len(self.plan.shapes), len(self.chunks))
 
     def _rounds(self, grid: Grid, result: Result) -> None:
         target = self.config
         for number in range(1, target.strategy.rounds + 1):
-            self._round, self._positions, self._update = number, {}, None
+            self._round, self._book, self._update = number, OrderBook(self.iterative), None
             self.config = for_round(target, number)
             if number > 1:
                 self.open_round(number)
@@ -313,20 +281,9 @@ class FederatedPruning(Strategy):
             result.evaluate_metrics_clientapp[self._step] = metrics
 
     def _handshake(self, grid: Grid) -> list[Client]:
-        strategy = self.config.strategy
-        handshake = Handshake(
-            plan=self.plan,
-            config_yaml=to_yaml(self.config),
-            ledger=self.ledger,
-            min_clients=strategy.min_clients,
-            wait=strategy.wait,
-            timeout=strategy.timeout,
-            window=self._window(),
-        )
         show("connect", 0, 1, "waiting for nodes")
-        return handshake.run(
-            grid, lambda done, total: show("handshake", done, total, "nodes have answered")
-        )
+        handshake = Handshake.of(self.config, self.plan, self.ledger, self._window())
+        return handshake.run(grid, greeting)
 
     def _window(self) -> int:
         largest = max(sum(map(self.block_bytes, chunk)) for chunk in self.chunks)

@@ -9,6 +9,7 @@ from flwr.app import Message
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 
+from fedprune.config import RunConfig, to_yaml
 from fedprune.errors import QuorumError, ReplyRefusedError
 from fedprune.records import NodeReport, read_report, request
 from fedprune.reporting.ledger import Entry, Ledger
@@ -61,6 +62,20 @@ class Handshake:
     wait: float
     timeout: float
     window: int
+
+    @classmethod
+    def of(cls, config: RunConfig, plan: Plan, ledger: Ledger, window: int) -> "Handshake":
+        """Return the handshake that a configuration asks for."""
+        strategy = config.strategy
+        return cls(
+            plan=plan,
+            config_yaml=to_yaml(config),
+            ledger=ledger,
+            min_clients=strategy.min_clients,
+            wait=strategy.wait,
+            timeout=strategy.timeout,
+            window=window,
+        )
 
     def run(self, grid: Grid, answered: Callable[[int, int], None]) -> list[Client]:
         """Return the clients that take part, in the order of their partitions.

@@ -5,6 +5,7 @@ from logging import INFO
 
 from flwr.common.logger import log
 
+from fedprune.config import RunConfig
 from fedprune.reporting.ledger import Ledger
 from fedprune.reporting.progress import Progress, size_text
 
@@ -36,3 +37,24 @@ def evaluating(answered: int, asked: int) -> None:
 def surveying(answered: int, asked: int) -> None:
     """Tell after each answer of the survey."""
     show("survey", answered, asked, "clients measure the dense model")
+
+
+def greeting(answered: int, asked: int) -> None:
+    """Tell after each answer of the handshake."""
+    show("handshake", answered, asked, "nodes have answered")
+
+
+def announce(name: str, config: RunConfig, blocks: int, messages: int) -> None:
+    """Log what a strategy is about to do."""
+    log(
+        INFO,
+        "%s, %s: %s to sparsity %g (%s), %d blocks in %d messages each, at least %d clients",
+        name,
+        config.schedule.name,
+        config.pruner.name,
+        config.sparsity,
+        config.pruner.pattern,
+        blocks,
+        messages,
+        config.strategy.min_clients,
+    )

@@ -117,7 +117,13 @@ class InputLogs:
         if shapes != self.shapes:
             raise WireError(f"Masks to decode must be of shapes {self.shapes}, got {shapes}.")
         words = np.concatenate([_row_words(mask) for mask in masks])
-        return words & self._nonzero if self._zeros else words
+        self.without_zeros(words)
+        return words
+
+    def without_zeros(self, words: Words) -> None:
+        """Clear the bits of zero weights, in place."""
+        if self._zeros:
+            words &= self._nonzero
 
     def _read(self, weights: Sequence[Magnitudes]) -> None:
         row = 0
@@ -150,8 +156,8 @@ class InputLogs:
     def _density(self) -> float:
         step = max(self.codes.size // _BLOCK, 1)
         away = self.codes[::step] - self.levels[::step, np.newaxis]
-        share = float((np.abs(away) <= UNIT // 16).mean()) / (UNIT // 8 + 1)
-        return max(share * self.codes.shape[1], 1e-3)
+        close = int(np.count_nonzero(np.abs(away) <= UNIT // 16))
+        return max(close / len(away) / (UNIT // 8 + 1), 1e-3)
 
     def _thresholds(self) -> Thresholds:
         rows, d_in = self.codes.shape

@@ -97,9 +97,7 @@ def sweep(codes: Codes, shifts: Codes, rows: Rows, above: Words) -> None:
 
 
 @jit
-def split(
-    codes: Codes, shifts: Codes, bands: Codes, rows: Rows, above: Words, near: Words
-) -> None:
+def split(codes: Codes, shifts: Codes, bands: Codes, rows: Rows, above: Words, near: Words) -> None:
     """Find each row's threshold, and which weights are far above, and which near.
 
     Parameters

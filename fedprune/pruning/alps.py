@@ -19,7 +19,7 @@ from fedprune.errors import ModelError
 from fedprune.pruning.hessian import cholesky
 from fedprune.pruning.least_squares import Problem, conjugate_gradients, normalised
 from fedprune.pruning.pruners import prune_products
-from fedprune.pruning.select import prune_lowest
+from fedprune.pruning.select import prune_lowest, runs_compiled
 from fedprune.pruning.spec import NOT_FINITE, MaskSpec
 
 _PENALTY = 0.03  # first rho; smaller is slower and a little better, the published 0.1 the reverse
@@ -31,9 +31,7 @@ _STEPS = 10  # of conjugate gradients: ADMM's values are nearly the best ones al
 _TOLERANCE = 1e-4
 
 
-def alps(
-    weight: Tensor, moments: Tensor, spec: MaskSpec, damping: float
-) -> tuple[Tensor, Tensor]:
+def alps(weight: Tensor, moments: Tensor, spec: MaskSpec, damping: float) -> tuple[Tensor, Tensor]:
     """Return the pruned weight and its mask.
 
     Parameters
@@ -95,7 +93,7 @@ def _find_support(problem: Problem, spec: MaskSpec, damping: float) -> tuple[Ten
 
 def _largest(values: Tensor, spec: MaskSpec) -> Tensor:
     """Return the mask that keeps the entries of the largest magnitude."""
-    if values.device.type != "cpu":
+    if not runs_compiled(values):
         return prune_lowest(values.abs(), spec)
     return torch.from_numpy(prune_products(values, torch.ones(values.shape[1]), spec).to_bool())
 

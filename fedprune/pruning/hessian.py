@@ -116,6 +116,7 @@ def cholesky(hessian: Tensor, damping: float) -> Tensor:
         If the matrix is not positive definite.
     """
     for dtype in (torch.float32, torch.float64):
+        lower: Tensor
         lower, failed = torch.linalg.cholesky_ex(hessian.to(dtype))
         if not int(failed) and bool(torch.isfinite(lower.diagonal()).all()):
             return lower
@@ -158,8 +159,8 @@ def _invert(lower: Tensor, out: Tensor) -> None:
 def _energy(weight: Tensor, moments: Tensor) -> float:
     """Return tr(W G W^T) of a float64 weight."""
     total = 0.0
-    for columns, part in zip(
-        weight.split(_COLUMNS, dim=1), moments.split(_COLUMNS, dim=1), strict=True
-    ):
-        total += float(((weight @ part.to(torch.float64)) * columns).sum())
+    for start in range(0, len(moments), _COLUMNS):
+        columns = slice(start, start + _COLUMNS)
+        image = weight @ moments[:, columns].to(torch.float64)
+        total += float((image * weight[:, columns]).sum())
     return total

@@ -3,6 +3,8 @@
 This is the definition: the compiled CPU kernels must agree with it bit for bit.
 """
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -51,3 +53,18 @@ def prune_count(groups: Tensor, count: int) -> Tensor:
     """
     order = torch.argsort(groups, dim=1, stable=True)[:, :count]
     return torch.ones_like(groups, dtype=torch.bool).scatter_(1, order, False)
+
+
+def runs_compiled(tensor: Tensor) -> bool:
+    """Return whether compiled loops can work on a tensor: it is on the CPU, and numba is there."""
+    return tensor.device.type == "cpu" and _have_numba()
+
+
+@cache
+def _have_numba() -> bool:
+    """Return whether numba can be imported; asked late, as that is slow."""
+    try:
+        import fedprune.jit  # noqa: F401
+    except ImportError:
+        return False
+    return True

@@ -7,7 +7,6 @@ from weights that already make up for all that was pruned before.
 """
 
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -96,7 +95,7 @@ def sparsegpt(
 
 def _prune_block(sweep: _Sweep, start: int, stop: int) -> None:
     """Choose the mask of a block of columns, prune it, and leave its errors."""
-    compiled = sweep.weights.device.type == "cpu" and _have_numba()
+    compiled = select.runs_compiled(sweep.weights)
     if not sweep.spec.pattern.structured:
         sweep.keep[:, start:stop] = _survivors(sweep, start, stop, compiled)
     if compiled:
@@ -153,13 +152,3 @@ def _eliminate_compiled(sweep: _Sweep, start: int, stop: int) -> None:
         start,
         (sweep.spec.pattern.n or 1, sweep.spec.pattern.m or 1),
     )
-
-
-@cache
-def _have_numba() -> bool:
-    """Return whether the compiled loops can be used; asked late, as numba is slow to import."""
-    try:
-        import fedprune.jit  # noqa: F401
-    except ImportError:
-        return False
-    return True

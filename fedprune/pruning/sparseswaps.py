@@ -1,20 +1,21 @@
 """SparseSwaps: improve a mask by exchanging one survivor for one pruned weight of the same row.
 
 arXiv 2512.10922. The loss of a row is ``z^T G z`` with z its pruned entries: what they would have
-contributed to the linear's output. Every step takes the best of all exchanges, until none gains.
+contributed to the linear's output. Every step takes the best of all exchanges, until the best one
+gains next to nothing.
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 
 import torch
 from torch import Tensor
 
 from fedprune.config.pattern import UNSTRUCTURED, Pattern
 from fedprune.pruning.least_squares import conjugate_gradients, normalised
+from fedprune.pruning.select import runs_compiled
 from fedprune.pruning.spec import check_divides
 
-_TOLERANCE = 1e-7  # share of a row's loss that a swap must gain, far above rounding
+_TOLERANCE = 1e-3  # share of a row's loss that a swap must gain; lesser ones take most of the time
 _COLUMNS = 1024  # of the moments that are float64 at a time
 _PAIRS = 1 << 26  # of survivors and pruned weights that other devices look at in one step
 _STEPS, _GAIN = 100, 1e-5  # of conjugate gradients: at most, and until a step gains less
@@ -57,12 +58,13 @@ def sparseswaps(
     keep = mask.clone(memory_format=torch.contiguous_format)
     values = weight.detach().to(torch.float64)
     gradients = (values * ~keep) @ moments.to(torch.float64)
-    if weight.device.type == "cpu" and _have_numba():
+    if runs_compiled(weight):
         _swap_compiled(values, gradients, moments, keep, (max_swaps, size))
     else:
         rows = max(_PAIRS // (weight.shape[1] * size), 1)
-        for state in zip(values.split(rows), gradients.split(rows), keep.split(rows), strict=True):
-            _swap(*state, moments, size, max_swaps)
+        for start in range(0, len(keep), rows):
+            part = slice(start, start + rows)
+            _swap(values[part], gradients[part], keep[part], moments, size, max_swaps)
     return keep
 
 
@@ -103,14 +105,15 @@ def _swap_compiled(
 
     shared = moments.to(torch.float32).contiguous().numpy(), _correlations(moments).numpy()
     rows = max(len(keep) // (8 * torch.get_num_threads()), 1)
-    tasks = zip(values.split(rows), gradients.split(rows), keep.split(rows), strict=True)
 
-    def task(part: tuple[Tensor, Tensor, Tensor]) -> None:
-        own, gradient, kept = (tensor.numpy() for tensor in part)
+    def task(start: int) -> None:
+        own, gradient, kept = (
+            tensor[start : start + rows].numpy() for tensor in (values, gradients, keep)
+        )
         swap_rows(own, gradient, *shared, kept, (*limits, _TOLERANCE))
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        list(pool.map(task, tasks))
+        list(pool.map(task, range(0, len(keep), rows)))
 
 
 def _correlations(moments: Tensor) -> Tensor:
@@ -146,7 +149,7 @@ def _swap(
         change, place = pairs.flatten(1).min(1)
         group, place = place // size**2, place % size**2
         prune, restore = group * size + place // size, group * size + place % size
-        better = change < -_TOLERANCE * (values * gradients * ~keep).sum(1)
+        better = change < -_TOLERANCE * (values * gradients * ~keep).sum(1).abs()
         if not bool(better.any()):
             break
         keep[every, prune] ^= better
@@ -154,13 +157,3 @@ def _swap(
         moved = values[every, prune, None] * moments[prune].to(torch.float64)
         moved -= values[every, restore, None] * moments[restore].to(torch.float64)
         gradients += moved * better[:, None]
-
-
-@cache
-def _have_numba() -> bool:
-    """Return whether the compiled loops can be used; asked late, as numba is slow to import."""
-    try:
-        import fedprune.jit  # noqa: F401
-    except ImportError:
-        return False
-    return True

@@ -56,7 +56,7 @@ def swap_rows(
             prune, restore, change = best_swap(
                 weights[row], gradients[row], moments, bounds, keep[row], size
             )
-            if not change < -tolerance * loss:
+            if not change < -tolerance * abs(loss):
                 break
             keep[row, prune], keep[row, restore] = False, True
             loss += change
@@ -89,36 +89,36 @@ def best_swap(
     best = (-1, -1, 0.0)
     for start in range(0, weights.size, size):
         group = slice(start, start + size)
-        u, p = _lowest(floors[group], keep[group])
-        if u < 0 or p < 0 or not floors[start + u] + floors[start + p] < best[2]:
+        kept, gone = _lowest(floors[group], keep[group])
+        if kept < 0 or gone < 0:
             continue
-        low_kept, low_gone = floors[start + u], floors[start + p]
-        u, p = _lowest(costs[group], keep[group])
-        first = np.array([start + u]), np.array([start + p])
+        floor_kept, floor_gone = floors[start + kept], floors[start + gone]
+        if not floor_kept + floor_gone < best[2]:
+            continue
+        kept, gone = _lowest(costs[group], keep[group])
+        first = np.array([start + kept]), np.array([start + gone])
         best = _best_pair(weights, moments, costs, floors, first, best)
-        kept = _below(floors[group], keep[group], True, best[2] - low_gone) + start
-        gone = _below(floors[group], keep[group], False, best[2] - low_kept) + start
-        best = _best_pair(weights, moments, costs, floors, (kept, gone), best)
+        survivors = _below(floors[group], keep[group], True, best[2] - floor_gone) + start
+        pruned = _below(floors[group], keep[group], False, best[2] - floor_kept) + start
+        best = _best_pair(weights, moments, costs, floors, (survivors, pruned), best)
     return best
 
 
 @jit
-def _lowest(floors: Row, keep: NDArray[np.bool_]) -> tuple[int, int]:
-    """Return the places of the lowest floor of a survivor and of a pruned weight, -1 for none."""
+def _lowest(values: Row, keep: NDArray[np.bool_]) -> tuple[int, int]:
+    """Return the places of the lowest value of a survivor and of a pruned weight, -1 for none."""
     kept, gone = -1, -1
-    for j in range(floors.size):
+    for j in range(values.size):
         if keep[j]:
-            if kept < 0 or floors[j] < floors[kept]:
+            if kept < 0 or values[j] < values[kept]:
                 kept = j
-        elif gone < 0 or floors[j] < floors[gone]:
+        elif gone < 0 or values[j] < values[gone]:
             gone = j
     return kept, gone
 
 
 @jit
-def _below(
-    floors: Row, keep: NDArray[np.bool_], kept: bool, limit: float
-) -> NDArray[np.int64]:
+def _below(floors: Row, keep: NDArray[np.bool_], kept: bool, limit: float) -> NDArray[np.int64]:
     """Return the places of floors below a limit, of survivors or of pruned, lowest floor first."""
     places = np.empty(floors.size, np.int64)
     count = 0

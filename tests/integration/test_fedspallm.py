@@ -195,7 +195,7 @@ def test_other_ways_to_cut_the_work(tmp_path, extra):
 def test_long_messages_travel_in_parcels_and_change_nothing(tmp_path, monkeypatch):
     options = (*GPT, "schedule=iterative", "evaluation.local_only=true")
     whole = job(tmp_path / "whole", *options, clients=2)
-    for module in ("base", "post"):
+    for module in ("orders", "post"):
         monkeypatch.setattr(f"strategies.{module}.MESSAGE_BYTES", 1 << 16)
     grid = LocalGrid(app, 2)
     cut = job(tmp_path / "cut", *options, grid=grid)
@@ -210,7 +210,7 @@ def test_long_messages_travel_in_parcels_and_change_nothing(tmp_path, monkeypatc
 
 
 def test_a_lost_parcel_leaves_its_client_out(tmp_path, monkeypatch):
-    for module in ("base", "post"):
+    for module in ("orders", "post"):
         monkeypatch.setattr(f"strategies.{module}.MESSAGE_BYTES", 1 << 16)
 
     def lossy(partition, reply):
