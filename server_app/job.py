@@ -88,7 +88,9 @@ def _run(
         show("export", 0, 1, "writing the pruned model")
         with lap(seconds, "export"):
             export_model(loaded, changes, folder.model)
-    facts = Facts(config, run_id, marks, plan.code_hash, seconds, strategy.figures)
+    facts = Facts(
+        config, run_id, marks, plan.code_hash, seconds, strategy.figures, plan.dense_bytes
+    )
     return build_results(facts, tally.linears(), perplexities, _clients(strategy), ledger)
 
 

@@ -10,6 +10,7 @@ from fedprune.data.sources import load_documents
 from fedprune.evaluation.perplexity import perplexity, perplexity_of
 from fedprune.evaluation.texts import evaluation_windows
 from fedprune.models.device import pick_device
+from fedprune.models.fingerprint import fingerprint
 from fedprune.models.loading import LoadedModel
 from fedprune.models.masking import masked
 from fedprune.pruning.driver import BlockWalk, prune_blocks
@@ -19,6 +20,10 @@ from fedprune.reporting.results import Perplexities
 from fedprune.wire.change import Change
 from strategies import FederatedPruning
 from strategies.progress import show
+
+# A sweep's runs share model and texts. Bounded, since a process may see many.
+_DENSE: dict[tuple[object, ...], dict[str, float]] = {}
+_MOST_DENSE = 8
 
 Masks = Mapping[int, Mapping[str, Change]]
 
@@ -52,7 +57,7 @@ def measure(
         show("evaluate", number, steps, what)
 
     step(0, "dense model")
-    dense = _scores(loaded, windows, device)
+    dense = _dense_scores(config, loaded, windows, device)
     step(1, "pruned model")
     with masked(loaded, masks):
         pruned = _scores(loaded, windows, device)
@@ -94,6 +99,21 @@ def centralized_masks(
     count = len(loaded.layout.blocks)
     specs = block_specs(config, range(count), count)
     return dict(prune_blocks(walk, make_pruner(config.pruner), specs))
+
+
+def _dense_scores(
+    config: RunConfig,
+    loaded: LoadedModel,
+    windows: Mapping[str, torch.Tensor],
+    device: torch.device,
+) -> dict[str, float]:
+    """Return the dense model's perplexities, measured once for all runs of a process."""
+    key = (fingerprint(loaded).weights, config.evaluation, config.data, device)
+    if key not in _DENSE:
+        while len(_DENSE) >= _MOST_DENSE:
+            _DENSE.pop(next(iter(_DENSE)))
+        _DENSE[key] = _scores(loaded, windows, device)
+    return dict(_DENSE[key])
 
 
 def _scores(

@@ -56,6 +56,15 @@ class Plan:
             FRAME_BYTES + (rows * columns + 7) // 8 for rows, columns in self.shapes[block].values()
         )
 
+    @property
+    def dense_bytes(self) -> int:
+        """The bytes of all prunable weights as they are stored."""
+        return sum(
+            self.weight(block, name).nbytes
+            for block, shapes in enumerate(self.shapes)
+            for name in shapes
+        )
+
     def weight_bytes(self, block: int) -> int:
         """Return the most bytes that a block's masks and surviving values can take."""
         values = sum(

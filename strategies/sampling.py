@@ -53,6 +53,7 @@ class Sampling:
             "least_reporters": min(reporters),
             "uncovered_probability": self.uncovered,
             "share": share,
+            "bytes_saved": 1 - share,
         }
 
 

@@ -22,8 +22,9 @@ Logs = NDArray[np.float64]
 UNIT = 1 << 11  # codes of one natural logarithm: steps of 0.05 %
 LIMIT = 8 * UNIT - 1  # codes and shifts end here, at a factor of 3,000 either way
 
-_BLOCK = 1 << 20  # weights of a step
+_BLOCK = 1 << 16  # weights of a step: their logarithms stay in a core's cache
 _COLUMNS = 64  # columns of a step
+_SAMPLE = 1 << 20  # weights that the density is measured on
 _DENSITY = 0.35 / UNIT  # share of a row's weights per code: that of normal ones, at half sparsity
 _KNOTS = 256  # ranks at which a column's thresholds are tabled, evenly spaced,
 _ENDS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # and at these from either end
@@ -130,14 +131,15 @@ class InputLogs:
         for block in _blocks(weights):
             with np.errstate(divide="ignore"):
                 logs: Logs = np.log(np.abs(block).astype(np.float64))
-            found = logs > -np.inf
             # Written so that NaN fails, which is not below infinity.
             if not logs.max(initial=0) < np.inf:
                 raise ModelError("Weights hold NaN or infinite values, so no mask can be decoded.")
             logs += self.start
-            centre = logs.mean(axis=1, where=found) if found.any(axis=1).all() else _means(logs)
-            fixed = np.rint((logs - centre[:, np.newaxis]) * (UNIT << FINE))
-            fixed = np.clip(fixed, -(LIMIT << FINE), LIMIT << FINE).astype(np.int32)
+            found = logs > -np.inf
+            logs -= _centres(logs, found)
+            logs *= UNIT << FINE
+            np.clip(np.rint(logs, out=logs), -(LIMIT << FINE), LIMIT << FINE, out=logs)
+            fixed = logs.astype(np.int32)
             part = slice(row, row + len(block))
             self.codes[part] = (fixed + (1 << (FINE - 1))) >> FINE
             self.rest[part] = fixed - (self.codes[part].astype(np.int32) << FINE)
@@ -154,7 +156,7 @@ class InputLogs:
         return levels
 
     def _density(self) -> float:
-        step = max(self.codes.size // _BLOCK, 1)
+        step = max(self.codes.size // _SAMPLE, 1)
         away = self.codes[::step] - self.levels[::step, np.newaxis]
         close = int(np.count_nonzero(np.abs(away) <= UNIT // 16))
         return max(close / len(away) / (UNIT // 8 + 1), 1e-3)
@@ -165,14 +167,15 @@ class InputLogs:
         ends = np.array([rank for rank in _ENDS if rank < rows], dtype=np.int64)
         ranks = np.unique(np.concatenate((even, ends, rows - ends)))
         shifts = np.empty((d_in, ranks.size), dtype=np.int32)
+        levels = np.clip(self.levels, -LIMIT, LIMIT).astype(np.int16)  # differences fit, too
         for first in range(0, d_in, _COLUMNS):
-            part = self.codes[:, first : first + _COLUMNS].T
-            needed = np.clip(self.levels - part, -LIMIT, LIMIT).astype(np.int16)
-            needed.sort(axis=1)
-            edge = np.pad(needed.astype(np.int32), ((0, 0), (1, 1)), mode="edge")
-            edge[:, 0] -= _NEIGHBOUR
-            edge[:, -1] += _NEIGHBOUR
-            shifts[first : first + _COLUMNS] = (edge[:, ranks] + edge[:, ranks + 1]) >> 1
+            part = levels - self.codes[:, first : first + _COLUMNS].T
+            needed = np.sort(part.copy(order="C"), axis=1, kind="stable")  # by radix, of 16 bits
+            below = needed[:, np.maximum(ranks - 1, 0)].astype(np.int32)
+            above = needed[:, np.minimum(ranks, rows - 1)].astype(np.int32)
+            below[:, 0] -= _NEIGHBOUR
+            above[:, -1] += _NEIGHBOUR
+            shifts[first : first + _COLUMNS] = (below + above) >> 1
         return Thresholds(ranks, shifts)
 
 
@@ -196,11 +199,13 @@ def _blocks(weights: Sequence[Magnitudes]) -> Iterator[Magnitudes]:
             yield weight[first : first + rows]
 
 
-def _means(logs: Logs) -> Logs:
-    """Return the mean of each row's finite entries; of none, 0."""
-    found = logs > -np.inf
-    sums: Logs = np.where(found, logs, 0.0).sum(axis=1)
-    means: Logs = sums / np.maximum(found.sum(axis=1), 1)
+def _centres(logs: Logs, found: NDArray[np.bool_]) -> Logs:
+    """Return the mean of each row's logarithms of weights that are not zero, shape (rows, 1)."""
+    if found.all():
+        means: Logs = logs.mean(axis=1, keepdims=True)
+    else:
+        sums = np.where(found, logs, 0.0).sum(axis=1, keepdims=True)
+        means = sums / np.maximum(found.sum(axis=1, keepdims=True), 1)
     return means
 
 

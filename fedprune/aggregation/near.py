@@ -1,8 +1,8 @@
 """Compiled loops over the few weights near their row's threshold: the exact fit of a mask.
 
 Each line of a matrix, a row or a column, has a list of its near weights. The logarithms are
-fixed-point integers, fine enough to tell any two weights apart, so that the fit is the same on
-every machine. Written for numba.
+fixed-point integers, fine enough to tell weights apart, and nothing is rounded as lines move.
+Written for numba.
 """
 
 from typing import NamedTuple

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from fedprune.pruning.hessian import damped
 
+_ROUNDING = 1e-12  # square of the smallest relative residual that float32 can tell from zero
+
 
 @dataclass(frozen=True, eq=False)
 class Problem:
@@ -87,20 +89,18 @@ def conjugate_gradients(
     residual = gradient.mul_(mask)
     found, direction = start.clone(), residual.clone()
     square = residual.square().sum(1, keepdim=True)
+    least = square * _ROUNDING  # below it, a row's residual is noise that would be amplified
     for _ in range(steps):
         image = (direction @ problem.matrix).mul_(mask)
-        length = _ratio(square, (direction * image).sum(1, keepdim=True))
+        curvature = (direction * image).sum(1, keepdim=True)
+        length = torch.where((square > least) & (curvature > 0), square / curvature, 0.0)
         found += length * direction
         residual -= length * image
         gain = float((length * square).sum(dtype=torch.float64))
         error -= gain
-        if gain <= tolerance * error:
+        if gain <= tolerance * max(error, 0.0):
             break
         before, square = square, residual.square().sum(1, keepdim=True)
-        direction = direction.mul_(_ratio(square, before)).add_(residual)
+        turn = torch.where(before > least, square / before, 0.0)
+        direction = direction.mul_(turn).add_(residual)
     return found
-
-
-def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """Divide; zero where the denominator is not positive, in rows that are done."""
-    return torch.where(denominator > 0, numerator / denominator, 0.0)

@@ -35,6 +35,8 @@ class Facts:
         Phase -> how long it took; "total" is all of them.
     figures : Mapping[str, object]
         What the strategy tells of itself: the allocation, the draw of layers, violations.
+    dense_bytes : int
+        The prunable weights as they are stored: what a client would send of a dense model.
     """
 
     config: RunConfig
@@ -43,6 +45,7 @@ class Facts:
     code_hash: str
     seconds: Mapping[str, float]
     figures: Mapping[str, object] = field(default_factory=dict)
+    dense_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -114,9 +117,23 @@ def build_results(
         "clients": [dict(client) for client in clients],
         "seconds": dict(facts.seconds),
         "peak_server_rss_bytes": peak_rss_bytes(),
-        "ledger": ledger.to_dict(),
+        "ledger": {**ledger.to_dict(), "of_dense": _of_dense(facts, ledger, linears, len(clients))},
         "code_hash": facts.code_hash,
         "versions": versions(),
+    }
+
+
+def _of_dense(
+    facts: Facts, ledger: Ledger, linears: Sequence[LinearFigures], clients: int
+) -> dict[str, object]:
+    """Return what a client sends for pruning beside its dense weights, and beside one bit each."""
+    up = sum(e.bytes_up for e in ledger.entries if e.phase != "evaluate") / max(1, clients)
+    bits = sum(linear.weights for linear in linears)
+    return {
+        "up_per_client": up,
+        "dense_bytes": facts.dense_bytes,
+        "share_of_dense": up / facts.dense_bytes if facts.dense_bytes else None,
+        "bits_per_weight": 8 * up / bits if bits else None,
     }
 
 

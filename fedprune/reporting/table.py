@@ -1,6 +1,7 @@
 """The table that a run ends with, for a terminal and for a log."""
 
 import io
+import statistics
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,13 +27,26 @@ def render(results: Mapping[str, Any]) -> Table:
         caption=_caption(results),
         caption_justify="left",
     )
-    table.add_column("model")
-    for dataset in results["perplexity"]:
-        table.add_column(f"perplexity ({dataset})", justify="right")
-    for label, path in _ROWS:
-        cells = [_cell(values, path) for values in results["perplexity"].values()]
-        if any(cells):
-            table.add_row(label, *(cell or "–" for cell in cells))
+    measured = results["perplexity"]
+    rows = [
+        (label, [_value(values, path) for values in measured.values()]) for label, path in _ROWS
+    ]
+    rows = [(label, values) for label, values in rows if any(v is not None for v in values)]
+    if len(measured) <= _WIDEST:
+        table.add_column("model")
+        for dataset in measured:
+            table.add_column(f"perplexity ({dataset})", justify="right")
+        for label, values in rows:
+            table.add_row(label, *map(_cell, values))
+        return table
+    # Many data sets would make it too wide: they become its lines.
+    table.add_column("perplexity")
+    for label, _ in rows:
+        table.add_column(label, justify="right")
+    for place, dataset in enumerate(measured):
+        table.add_row(dataset, *(_cell(values[place]) for _, values in rows))
+    table.add_section()
+    table.add_row("geometric mean", *(_cell(_geometric_mean(values)) for _, values in rows))
     return table
 
 
@@ -43,6 +57,7 @@ def plain_table(results: Mapping[str, Any]) -> str:
     return buffer.getvalue().rstrip()
 
 
+_WIDEST = 3  # data sets side by side
 _ROWS = (
     ("dense", ("dense",)),
     ("one client alone, best", ("local_only", "best")),
@@ -53,11 +68,20 @@ _ROWS = (
 )
 
 
-def _cell(values: Mapping[str, Any], path: tuple[str, ...]) -> str:
+def _value(values: Mapping[str, Any], path: tuple[str, ...]) -> float | None:
     found: Any = values
     for key in path:
         found = found.get(key) if isinstance(found, Mapping) else None
-    return f"{found:.2f}" if isinstance(found, int | float) else ""
+    return float(found) if isinstance(found, int | float) else None
+
+
+def _cell(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _geometric_mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.geometric_mean(known) if len(known) == len(values) else None
 
 
 def _caption(results: Mapping[str, Any]) -> str:
@@ -66,6 +90,7 @@ def _caption(results: Mapping[str, Any]) -> str:
     parts = [
         f"{len(clients)} clients",
         f"{size_text(ledger['bytes_up'])} up, {size_text(ledger['bytes_down'])} down",
+        *_of_dense(ledger["of_dense"]),
         *_agreement(results.get("agreement")),
         f"{results['seconds']['total']:.1f} s",
     ]
@@ -77,3 +102,11 @@ def _caption(results: Mapping[str, Any]) -> str:
 def _agreement(found: Mapping[str, Any] | None) -> list[str]:
     """Return how far clients agree, nothing where they sent no masks."""
     return [f"clients agree on {found['pairwise']:.1%} of the weights"] if found else []
+
+
+def _of_dense(found: Mapping[str, Any]) -> list[str]:
+    """Return what a client sends beside its weights."""
+    if not found["share_of_dense"]:
+        return []
+    share, bits = found["share_of_dense"], found["bits_per_weight"]
+    return [f"a client sends {bits:.2f} bits a weight, {share:.1%} of dense"]

@@ -15,6 +15,7 @@ from tests.support.grid import LocalGrid
 from tests.support.jobs import (
     QUIET,
     Shuffled,
+    described,
     job,
     masks_of,
     opt_folder,
@@ -133,6 +134,7 @@ def test_owl_allocates_from_a_survey(tmp_path, options):
     assert len(set(found["sparsities"])) > 1
     for name, share in results["sparsity"]["linears"].items():
         assert share == pytest.approx(found["sparsities"][int(name.split(".")[2])], abs=room + 1e-3)
+    described(results)
     surveys = [e for e in results["ledger"]["entries"] if e["phase"] == "survey"]
     assert len(surveys) == 3 and all(0 < e["bytes_up"] < 60_000 for e in surveys)
 

@@ -18,6 +18,7 @@ from tests.support.grid import LocalGrid
 from tests.support.jobs import (
     QUIET,
     Shuffled,
+    described,
     job,
     masks_of,
     opt_folder,
@@ -122,6 +123,7 @@ def test_half_the_layers_cost_half_the_bytes_and_all_are_covered(tmp_path):
         (drawn,) = results["strategy"]["layer_sampling"]
         assert drawn["share"] == fraction and drawn["least_reporters"] == 4 * fraction
         assert results["sparsity"]["overall"] == pytest.approx(0.5, abs=1e-4)
+    described(results)
     assert up[0.5] / up[1.0] == pytest.approx(0.5, abs=0.02)
 
 

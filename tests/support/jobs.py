@@ -104,3 +104,15 @@ def opt_folder(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
     model.save_pretrained(folder)
     hf.AutoTokenizer.from_pretrained(demo_model_path()).save_pretrained(folder)
     return folder
+
+
+def described(results: dict) -> None:
+    """Assert that docs/results.md names what a strategy adds to the results."""
+    text = (Path(__file__).parents[2] / "docs" / "results.md").read_text()
+    for key in results["method"]:
+        assert f"`method.{key}`" in text, key
+    for section, values in results["strategy"].items():
+        values = values[0] if isinstance(values, list) else values
+        assert f"`strategy.{section}" in text, section
+        for key in values:
+            assert f".{key}" in text or f"`strategy.{section}.*`" in text, key

@@ -99,14 +99,15 @@ def test_zeros_are_counted_exactly(shape, sparsity, group, pattern):
     assert bool(torch.isfinite(found).all())
 
 
-def test_inputs_that_do_not_move_together_need_no_change():
-    weight, _ = correlated(12, 20)
-    moments = torch.diag(torch.rand(20, generator=torch.Generator().manual_seed(1)) + 0.1)
+def test_inputs_that_do_not_move_together_need_no_new_values():
+    weight, _ = correlated(60, 80)
+    moments = torch.diag(torch.rand(80, generator=torch.Generator().manual_seed(1)) + 0.1)
     spec = MaskSpec(0.6, FREE, "layer")
     found, mask = alps(weight, moments, spec, DAMPING)
-    scale = damped64(moments, DAMPING).diagonal().sqrt().float()
-    assert torch.equal(mask, prune_lowest(weight.abs() * scale, spec))
     assert torch.allclose(found, weight * mask, atol=1e-5)
+    best = weight * prune_lowest(weight.abs() * moments.diagonal().sqrt(), spec)
+    least = reconstruction_error(weight, best, moments)
+    assert reconstruction_error(weight, found, moments) < 1.01 * least
 
 
 def test_equal_entries_go_by_index():
