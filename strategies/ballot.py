@@ -1,6 +1,8 @@
 """The running votes of one message's blocks: checked masks in, global masks out."""
 
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -100,7 +102,8 @@ class Ballot:
         for block, masks in decoded.items():
             for name, mask in masks.items():
                 self._counters[block, name].add(mask, weight)
-        self._decode(decoded, weight, client)
+        if self._decoders:
+            self._decode(decoded, weight, client)
 
     def decide(self, block: int) -> BlockResult:
         """Return a block's global masks and vote histograms, and forget its counters.
@@ -124,9 +127,16 @@ class Ballot:
         self, decoded: Mapping[int, Mapping[str, BitMask]], weight: int, client: str
     ) -> None:
         """Fit a client's input norms to its masks and add them to the pools."""
-        for (block, linears), decoder in self._decoders.items():
-            shares = decoder.add([decoded[block][name] for name in linears], weight)
-            self.violations[client] = max(*shares, self.violations.get(client, 0.0))
+
+        def fit(group: tuple[int, tuple[str, ...]]) -> float:
+            block, linears = group
+            masks = [decoded[block][name] for name in linears]
+            return max(self._decoders[group].add(masks, weight))
+
+        # The loops leave the interpreter's lock, so inputs are fitted side by side.
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            shares = threads.map(fit, self._decoders)
+            self.violations[client] = max(shares, default=0.0)
 
     def _magnitudes(self, block: int, name: str) -> NDArray[np.float32]:
         return self.plan.magnitude(block, name).reshape(self.plan.shapes[block][name])

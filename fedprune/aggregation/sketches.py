@@ -128,11 +128,11 @@ def sketch_bits(width: int, rank: int) -> int:
 def ranks_for_budget(inputs: Sequence[InputShape], bits_per_weight: float) -> list[int]:
     """Return a rank for each input of a block, so that its sketches fit a budget.
 
-    What r of d eigenvectors leave out of G is taken to fall as d / r, and to hurt in proportion to
-    the weights that read the input. The next column then goes where weights * (d / r - d / (r + 1))
-    per bit is largest, until no further one fits: about r proportional to sqrt(weights), which
-    favours an input that several linears share. Ranks follow from public shapes and the number of
-    tokens only, so that clients and server find the same.
+    What r eigenvectors leave out of G is taken to fall like -log r, and to hurt in proportion to the
+    weights that read the input. The next column then goes where weights / (r + 1) per bit is
+    largest, until no further one fits: r is about proportional to the number of outputs that the
+    input serves, so that several linears of one input, and linears that widen, get more. Ranks
+    follow from public shapes and the number of tokens only: clients and server find the same.
 
     Parameters
     ----------
@@ -178,8 +178,8 @@ def ranks_for_budget(inputs: Sequence[InputShape], bits_per_weight: float) -> li
 
 def _bid(shape: InputShape, rank: int, place: int) -> tuple[float, int]:
     """Return what orders an input's wish for one more column, the strongest first."""
-    gain = shape.weights / ((rank + 0.5) * (rank + 1.5))
-    return -gain * shape.width / (16 * shape.width + 32), place
+    price = sketch_bits(shape.width, 1) - sketch_bits(shape.width, 0)
+    return -shape.weights / (rank + 1) / price, place
 
 
 def _sketch(factor: Tensor, moments: Tensor, kind: SketchKind) -> Sketch:

@@ -1,0 +1,117 @@
+"""Reconstruction of one linear on one core: SparseGPT against its plain column loop, and ALPS.
+
+Plain: the algorithm as it is published, a tensor operation or two for every column. The factor is
+timed apart: it is shared by the linears that read the same input.
+"""
+
+import torch
+from torch import Tensor
+
+from benchmarks.synthetic import layer
+from benchmarks.timing import alternate, report
+from fedprune.config.pattern import Pattern
+from fedprune.pruning.alps import alps
+from fedprune.pruning.hessian import inverse_factor, reconstruction_error
+from fedprune.pruning.select import prune_lowest
+from fedprune.pruning.sparsegpt import sparsegpt
+from fedprune.pruning.spec import MaskSpec
+
+SHAPE = (4096, 4096)
+DAMPING = 0.01
+BLOCK = 128
+ROUNDS = 2
+SPECS = {
+    "layer": MaskSpec(0.5, Pattern(), "layer"),
+    "2:4": MaskSpec(0.5, Pattern(2, 4), "layer"),
+}
+
+
+def moments_of(norms: Tensor) -> Tensor:
+    """Return second moments of inputs of these norms that share some common directions."""
+    size, rng = len(norms), torch.Generator().manual_seed(0)
+    common = torch.randn(size // 32, size, generator=rng)
+    inputs = torch.randn(2 * size, len(common), generator=rng) @ common / len(common) ** 0.5
+    inputs += torch.randn(2 * size, size, generator=rng)
+    inputs *= norms
+    return inputs.T @ inputs
+
+
+def plain_factor(moments: Tensor) -> Tensor:
+    """Invert, then factorise the inverse."""
+    matrix = moments.clone()
+    matrix.diagonal().add_(DAMPING * moments.diagonal().mean())
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
+    return torch.linalg.cholesky(inverse, upper=True)
+
+
+def plain_loop(weight: Tensor, upper: Tensor, spec: MaskSpec) -> Tensor:
+    """Prune column after column; blocks of columns change the later ones at once."""
+    weight = weight.clone()
+    diagonal = upper.diagonal()
+    for start in range(0, weight.shape[1], BLOCK):
+        stop = start + BLOCK
+        block, errors = weight[:, start:stop].clone(), torch.zeros(len(weight), BLOCK)
+        own = upper[start:stop, start:stop]
+        if not spec.pattern.structured:
+            score = block.square() / diagonal[start:stop].square()
+            threshold = torch.sort(score.flatten())[0][int(score.numel() * spec.sparsity)]
+            mask = score >= threshold
+        else:
+            mask = torch.ones_like(block, dtype=torch.bool)
+        for j in range(BLOCK):
+            if spec.pattern.m is not None and j % spec.pattern.m == 0:
+                end = j + spec.pattern.m
+                score = block[:, j:end].square() / diagonal[start + j : start + end].square()
+                mask[:, j:end] = prune_lowest(score, spec)
+            kept = block[:, j] * mask[:, j]
+            errors[:, j] = (block[:, j] - kept) / own[j, j]
+            block[:, j:] -= errors[:, j, None] * own[j, j:]
+            block[:, j] = kept
+        weight[:, start:stop] = block
+        weight[:, stop:] -= errors @ upper[start:stop, stop:]
+    return weight
+
+
+def row(step: str, plain: float, ours: float) -> dict[str, str | float]:
+    """Return one row of the table."""
+    return {
+        "linear": f"{SHAPE[0]}x{SHAPE[1]}",
+        "step": step,
+        "plain, s": plain,
+        "ours, s": ours,
+        "times faster": plain / ours,
+    }
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    weight, norms = layer(SHAPE)
+    moments = moments_of(norms)
+    factor = inverse_factor(moments, DAMPING)
+    seconds = alternate(
+        {
+            "factor": lambda: inverse_factor(moments, DAMPING),
+            "plain factor": lambda: plain_factor(moments),
+        },
+        ROUNDS,
+    )
+    rows = [row("factor of the inverse Hessian", seconds["plain factor"], seconds["factor"])]
+    for name, spec in SPECS.items():
+        found = reconstruction_error(weight, sparsegpt(weight, factor, spec, BLOCK)[0], moments)
+        plain = reconstruction_error(weight, plain_loop(weight, factor.upper, spec), moments)
+        if abs(found / plain - 1) > 1e-3:
+            raise RuntimeError(f"The reconstructions by {name} differ: {found} and {plain}.")
+        seconds = alternate(
+            {
+                "ours": lambda spec=spec: sparsegpt(weight, factor, spec, BLOCK),
+                "plain": lambda spec=spec: plain_loop(weight, factor.upper, spec),
+            },
+            ROUNDS,
+        )
+        rows.append(row(f"SparseGPT, {name}", seconds["plain"], seconds["ours"]))
+        rows[-1]["error"] = found
+    report("sparsegpt", "Reconstruction at 50 %, float32, one core", rows)
+
+
+if __name__ == "__main__":
+    main()
