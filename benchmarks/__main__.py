@@ -1,11 +1,25 @@
 """All benchmarks: `python -m benchmarks` or `make bench`, from the checkout."""
 
-from benchmarks import bench_decode, bench_federation, bench_masks, bench_votes, bench_wire
+from benchmarks import (
+    bench_decode,
+    bench_federation,
+    bench_masks,
+    bench_sparsegpt,
+    bench_votes,
+    bench_wire,
+)
 
 
 def main() -> None:
     """Run every benchmark; each prints a table and writes ``benchmarks/out/<name>.json``."""
-    for benchmark in (bench_masks, bench_votes, bench_wire, bench_decode, bench_federation):
+    for benchmark in (
+        bench_masks,
+        bench_votes,
+        bench_wire,
+        bench_decode,
+        bench_sparsegpt,
+        bench_federation,
+    ):
         benchmark.main()
 
 

@@ -4,6 +4,9 @@ Plain: the algorithm as it is published, a tensor operation or two for every col
 timed apart: it is shared by the linears that read the same input.
 """
 
+import time
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -72,14 +75,59 @@ def plain_loop(weight: Tensor, upper: Tensor, spec: MaskSpec) -> Tensor:
     return weight
 
 
-def row(step: str, plain: float, ours: float) -> dict[str, str | float]:
+def factors(moments: Tensor) -> dict[str, str | float]:
+    """Return the row of the factor, after checking that both are the same."""
+    found, plain = inverse_factor(moments, DAMPING).upper, plain_factor(moments)
+    if float((found - plain).abs().max()) > 1e-4 * float(plain.max()):
+        raise RuntimeError("The factors differ.")
+    seconds = alternate(
+        {
+            "ours": lambda: inverse_factor(moments, DAMPING),
+            "plain": lambda: plain_factor(moments),
+        },
+        ROUNDS,
+    )
+    return row("factor of the inverse Hessian", seconds)
+
+
+def compare(weight: Tensor, moments: Tensor, name: str) -> dict[str, str | float]:
+    """Return the row of SparseGPT, after checking that both reconstruct equally well."""
+    spec, factor = SPECS[name], inverse_factor(moments, DAMPING)
+    found = reconstruction_error(weight, sparsegpt(weight, factor, spec, BLOCK)[0], moments)
+    plain = reconstruction_error(weight, plain_loop(weight, factor.upper, spec), moments)
+    if abs(found / plain - 1) > 1e-3:
+        raise RuntimeError(f"The reconstructions by {name} differ: {found} and {plain}.")
+    seconds = alternate(
+        {
+            "ours": lambda: sparsegpt(weight, factor, spec, BLOCK),
+            "plain": lambda: plain_loop(weight, factor.upper, spec),
+        },
+        ROUNDS,
+    )
+    return row(f"SparseGPT, {name}", seconds, found)
+
+
+def by_alps(weight: Tensor, moments: Tensor, name: str) -> dict[str, str | float]:
+    """Return the row of ALPS, timed once: it takes a minute."""
+    alps(weight[:64, :64], moments[:64, :64], SPECS[name], DAMPING)  # compiles
+    start = time.thread_time()
+    found, _ = alps(weight, moments, SPECS[name], DAMPING)
+    seconds = {"ours": time.thread_time() - start}
+    return row(f"ALPS, {name}", seconds, reconstruction_error(weight, found, moments))
+
+
+def row(
+    step: str, seconds: Mapping[str, float], error: float | None = None
+) -> dict[str, str | float]:
     """Return one row of the table."""
+    plain = seconds.get("plain")
     return {
         "linear": f"{SHAPE[0]}x{SHAPE[1]}",
         "step": step,
-        "plain, s": plain,
-        "ours, s": ours,
-        "times faster": plain / ours,
+        "column loop, s": plain or "",
+        "ours, s": seconds["ours"],
+        "times faster": plain / seconds["ours"] if plain else "",
+        "error, %": "" if error is None else 100 * error,
     }
 
 
@@ -87,29 +135,9 @@ def main() -> None:
     torch.set_num_threads(1)
     weight, norms = layer(SHAPE)
     moments = moments_of(norms)
-    factor = inverse_factor(moments, DAMPING)
-    seconds = alternate(
-        {
-            "factor": lambda: inverse_factor(moments, DAMPING),
-            "plain factor": lambda: plain_factor(moments),
-        },
-        ROUNDS,
-    )
-    rows = [row("factor of the inverse Hessian", seconds["plain factor"], seconds["factor"])]
-    for name, spec in SPECS.items():
-        found = reconstruction_error(weight, sparsegpt(weight, factor, spec, BLOCK)[0], moments)
-        plain = reconstruction_error(weight, plain_loop(weight, factor.upper, spec), moments)
-        if abs(found / plain - 1) > 1e-3:
-            raise RuntimeError(f"The reconstructions by {name} differ: {found} and {plain}.")
-        seconds = alternate(
-            {
-                "ours": lambda spec=spec: sparsegpt(weight, factor, spec, BLOCK),
-                "plain": lambda spec=spec: plain_loop(weight, factor.upper, spec),
-            },
-            ROUNDS,
-        )
-        rows.append(row(f"SparseGPT, {name}", seconds["plain"], seconds["ours"]))
-        rows[-1]["error"] = found
+    rows = [factors(moments)]
+    rows += [compare(weight, moments, name) for name in SPECS]
+    rows += [by_alps(weight, moments, "layer")]
     report("sparsegpt", "Reconstruction at 50 %, float32, one core", rows)
 
 

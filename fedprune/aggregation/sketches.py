@@ -128,8 +128,8 @@ def sketch_bits(width: int, rank: int) -> int:
 def ranks_for_budget(inputs: Sequence[InputShape], bits_per_weight: float) -> list[int]:
     """Return a rank for each input of a block, so that its sketches fit a budget.
 
-    What r eigenvectors leave out of G is taken to fall like -log r, and to hurt in proportion to the
-    weights that read the input. The next column then goes where weights / (r + 1) per bit is
+    What r eigenvectors leave out of G is taken to fall like -log r, and to hurt in proportion to
+    the weights that read the input. The next column then goes where weights / (r + 1) per bit is
     largest, until no further one fits: r is about proportional to the number of outputs that the
     input serves, so that several linears of one input, and linears that widen, get more. Ranks
     follow from public shapes and the number of tokens only: clients and server find the same.

@@ -180,7 +180,7 @@ def test_ranks_follow_the_outputs_served():
 def test_a_model_of_seven_billion_in_less_than_a_mask():
     ranks = ranks_for_budget(LLAMA_7B, 0.85)
     spent = sum(sketch_bits(each.width, rank) for each, rank in zip(LLAMA_7B, ranks, strict=True))
-    assert 0.8499 < spent / sum(each.weights for each in LLAMA_7B) <= 0.85
+    assert 0.849 < spent / sum(each.weights for each in LLAMA_7B) <= 0.85
     assert min(ranks) > 100
 
 
