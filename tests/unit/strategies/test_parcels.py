@@ -1,0 +1,109 @@
+"""Replies in parcels: put together again, or refused with what is wrong."""
+
+import pytest
+from flwr.app import Message
+
+from fedprune.errors import ReplyRefusedError
+from fedprune.records import (
+    WEIGHTS,
+    PruneReply,
+    fetched_record,
+    prune_record,
+    read_prune,
+    read_sizes,
+    split_record,
+)
+from strategies.exchange import Outcome
+from strategies.parcels import ParcelJoiner
+from tests.support.grid import become_server
+
+BLOCKS = {3: b"abcde", 4: b"fghijkl"}
+DATA = b"".join(BLOCKS.values())
+SIZE = 5
+
+
+def message(content) -> Message:
+    become_server()
+    return Message(content, 7, "train.prune")
+
+
+def outcome(content, problem="") -> Outcome:
+    reply = message(content) if content is not None else None
+    return Outcome(7, reply, problem, bytes_down=10, bytes_up=100, seconds=1.0)
+
+
+def first(sizes=None, data=DATA):
+    content = prune_record(PruneReply({}, 2.0, 3, 4, 5), WEIGHTS)
+    split_record(content, data[:SIZE], sizes or {b: len(d) for b, d in BLOCKS.items()}, WEIGHTS)
+    return content
+
+
+def joiner(most=100):
+    asked = []
+
+    def fetch(node_id, number):
+        asked.append((node_id, number))
+        return message(fetched_record(b"", WEIGHTS))
+
+    return ParcelJoiner(WEIGHTS, SIZE, most, fetch), asked
+
+
+def test_parcels_become_one_ordinary_reply_with_all_its_bytes():
+    join, asked = joiner()
+    assert isinstance(join.take(outcome(first())), Message)
+    assert isinstance(join.take(outcome(fetched_record(DATA[5:10], WEIGHTS))), Message)
+    whole = join.take(outcome(fetched_record(DATA[10:], WEIGHTS)))
+    assert asked == [(7, 1), (7, 2)]
+    assert (whole.bytes_down, whole.bytes_up, whole.seconds) == (30, 300, 3.0)
+    reply = read_prune(whole.reply, [3, 4], {3: 5, 4: 7}, WEIGHTS)
+    assert reply == PruneReply(BLOCKS, 2.0, 3, 4, 5)
+
+
+def test_a_whole_reply_and_a_missing_one_pass_through():
+    join, asked = joiner()
+    whole = outcome(prune_record(PruneReply(BLOCKS, 1.0, 0, 0, 1), WEIGHTS))
+    assert join.take(whole) is whole
+    lost = outcome(None, "no reply")
+    assert join.take(lost) is lost
+    assert not asked
+
+
+@pytest.mark.parametrize(
+    ("second", "words"),
+    [
+        (fetched_record(b"toolong", WEIGHTS), "at most 5 bytes, got 7"),
+        (fetched_record(b"cut", WEIGHTS), "this parcel has 5 bytes, got 3"),
+        (fetched_record(DATA[5:10], "other"), "format 'fedprune.weights.v1'"),
+        (prune_record(PruneReply(BLOCKS, 1.0, 0, 0, 1), WEIGHTS), "one array, 'parcel'"),
+    ],
+)
+def test_a_wrong_parcel_refuses_the_reply(second, words):
+    join, _ = joiner()
+    join.take(outcome(first()))
+    refused = join.take(outcome(second))
+    assert refused.reply is None and words in refused.problem
+    assert refused.bytes_up == 200
+
+
+def test_more_than_the_model_can_have_is_refused_before_it_is_fetched():
+    join, asked = joiner(most=11)
+    refused = join.take(outcome(first()))
+    assert "can have 11 bytes at most, it announces 12" in refused.problem and not asked
+
+
+@pytest.mark.parametrize(
+    "lists",
+    [
+        {"blocks": [1], "sizes": [1, 2]},
+        {"blocks": [1], "sizes": [0]},
+        {"blocks": [-1], "sizes": [1]},
+        {"blocks": [1], "sizes": [1.5]},
+        {"blocks": 1, "sizes": 1},
+    ],
+)
+def test_malformed_lists_of_parcels_are_refused(lists):
+    content = first()
+    for key, value in lists.items():
+        content.config_records["parcels"][key] = value
+    with pytest.raises(ReplyRefusedError, match="'parcels' must list"):
+        read_sizes(message(content))
