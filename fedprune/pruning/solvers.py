@@ -85,7 +85,8 @@ class SparseSwapsPruner:
         """Return survivors with new values (see `Pruner.prune`)."""
         found = _moments(self.name, weight, stats)
         start = torch.from_numpy(WandaPruner().prune(weight, found, spec).to_bool())
-        mask = sparseswaps(weight, found.moments, start.to(weight.device), _MAX_SWAPS)
+        start = start.to(weight.device)
+        mask = sparseswaps(weight, found.moments, start, _MAX_SWAPS, spec.pattern)
         return _sparse(weight, refit(weight, found.moments, mask, self.damping), mask)
 
 

@@ -21,15 +21,29 @@ def masks_of(sidecar: Path) -> dict[tuple[int, str], bytes]:
     return {(b, n): mask.bits.tobytes() for b, masks in blocks.items() for n, mask in masks.items()}
 
 
-def test_backends_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def weights_of(folder: Path) -> bytes:
+    return (folder / "model" / "model.safetensors").read_bytes()
+
+
+VOTES: tuple[str, ...] = ()
+MOMENTS = ("strategy=fedhessian", "pruner=sparsegpt", "schedule=iterative", "allocation=owl")
+
+
+@pytest.mark.parametrize("options", [VOTES, MOMENTS], ids=["votes", "moments"])
+def test_backends_agree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
     monkeypatch.chdir(tmp_path)
     found = {}
     for name in ("ray", "inline"):
-        assert main(["run", *SMALL, f"federation.backend={name}", f"output_dir={name}"]) == 0
+        assert (
+            main(["run", *SMALL, *options, f"federation.backend={name}", f"output_dir={name}"]) == 0
+        )
         found[name] = json.loads((tmp_path / name / "results.json").read_text())
     ray, inline = found["ray"], found["inline"]
     masks = [masks_of(tmp_path / name / "model" / SIDECAR) for name in found]
     assert masks[0] == masks[1]
+    assert weights_of(tmp_path / "ray") == weights_of(tmp_path / "inline")
     assert ray["perplexity"] == inline["perplexity"]
     assert ray["agreement"] == inline["agreement"]
     # The configuration travels in every request, and names backend and folder.
