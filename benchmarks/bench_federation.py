@@ -23,7 +23,8 @@ from fedprune.data.sources import load_documents
 from fedprune.models.export import SIDECAR
 from fedprune.models.loading import LoadedModel, load_model
 from fedprune.models.sidecar import read_sidecar
-from fedprune.pruning.driver import BlockWalk, prune_blocks
+from fedprune.pruning.blocks import prune_blocks
+from fedprune.pruning.driver import BlockWalk
 from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.spec import block_specs
 from fedprune.wire.bitmask import BitMask

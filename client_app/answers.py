@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from client_app.moments import input_moments
 from client_app.update import Place
 from fedprune.config import RunConfig
-from fedprune.pruning.driver import BlockWalk, prune_block, prune_on
+from fedprune.pruning.blocks import prune_block, prune_on
+from fedprune.pruning.driver import BlockWalk
 from fedprune.pruning.pruners import Pruner
 from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.spec import MaskSpec

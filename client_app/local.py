@@ -9,7 +9,8 @@ from fedprune.errors import DataError
 from fedprune.evaluation.perplexity import perplexity
 from fedprune.models.device import pick_device
 from fedprune.models.masking import masked
-from fedprune.pruning.driver import BlockWalk, prune_blocks
+from fedprune.pruning.blocks import prune_blocks
+from fedprune.pruning.driver import BlockWalk
 from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.spec import block_specs
 from fedprune.records import LocalResult

@@ -13,7 +13,8 @@ from fedprune.models.device import pick_device
 from fedprune.models.fingerprint import fingerprint
 from fedprune.models.loading import LoadedModel
 from fedprune.models.masking import masked
-from fedprune.pruning.driver import BlockWalk, prune_blocks
+from fedprune.pruning.blocks import prune_blocks
+from fedprune.pruning.driver import BlockWalk
 from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.spec import block_specs
 from fedprune.reporting.results import Perplexities

@@ -8,7 +8,8 @@ from client_app.app import app
 from fedprune.config import block_sparsity, config_from_overrides
 from fedprune.errors import ConfigError
 from fedprune.models.loading import load_model
-from fedprune.pruning.driver import BlockWalk, prune_blocks
+from fedprune.pruning.blocks import prune_blocks
+from fedprune.pruning.driver import BlockWalk
 from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.spec import block_specs
 from tests.support.grid import LocalGrid

@@ -9,7 +9,8 @@ from fedprune.errors import ModelError
 from fedprune.models.calls import TensorPool
 from fedprune.models.inputs import capture_inputs, hidden_of
 from fedprune.pruning import recorder
-from fedprune.pruning.driver import BlockWalk, prune_block, prune_blocks
+from fedprune.pruning.blocks import prune_block, prune_blocks
+from fedprune.pruning.driver import BlockWalk
 from fedprune.pruning.recorder import column_square_sums
 from fedprune.pruning.registry import get_pruner
 from fedprune.pruning.spec import MaskSpec
