@@ -18,7 +18,7 @@ import json
 import math
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +61,7 @@ def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
-    tokenizer = train_tokenizer(stdlib_documents("train"))
+    tokenizer = train_tokenizer((d.text for d in stdlib_documents("train")), VOCABULARY, CONTEXT)
     corpus = build_corpus(tokenizer)
     model = build_model(tokenizer)
     parameters = sum(p.numel() for p in model.parameters())
@@ -106,24 +106,24 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def train_tokenizer(documents: list[Document]) -> PreTrainedTokenizerFast:
-    """Return a byte-level BPE tokenizer trained on the documents: it knows every byte."""
+def train_tokenizer(texts: Iterable[str], vocabulary: int, context: int) -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE tokenizer trained on texts: it knows every byte."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         special_tokens=[END],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((document.text for document in documents), trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=END,
         eos_token=END,
         pad_token=END,
-        model_max_length=CONTEXT,
+        model_max_length=context,
         clean_up_tokenization_spaces=False,
     )
 

@@ -17,7 +17,6 @@ import time
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import (
     LlamaConfig,
@@ -34,6 +33,7 @@ from train_demo_model import (  # noqa: E402 - a neighbour, not a package
     next_token_loss,
     perplexity,
     rate,
+    train_tokenizer,
 )
 
 VOCABULARY = 2048
@@ -53,7 +53,9 @@ def main() -> None:
         path.parent.name: path.read_text(encoding="utf-8")
         for path in sorted(arguments.texts.glob("*/train.txt"))
     }
-    tokenizer = train_tokenizer(list(texts.values()))
+    # The same amount of every domain, so that none of them makes the vocabulary.
+    shortest = min(map(len, texts.values()))
+    tokenizer = train_tokenizer((text[:shortest] for text in texts.values()), VOCABULARY, CONTEXT)
     train, validation = {}, {}
     for name, text in texts.items():
         ids = encode(tokenizer, text)
@@ -78,29 +80,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
-
-
-def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """Return a byte-level BPE tokenizer that has seen the same amount of every domain."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=[END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    shortest = min(map(len, texts))
-    tokenizer.train_from_iterator((text[:shortest] for text in texts), trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=END,
-        eos_token=END,
-        pad_token=END,
-        model_max_length=CONTEXT,
-        clean_up_tokenization_spaces=False,
-    )
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> Tensor:

@@ -20,24 +20,22 @@ from fedprune.pruning.pruners import WandaPruner
 from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.spec import result_spec
 from fedprune.pruning.statistics import ColumnStatistics, MomentStatistics
-from fedprune.records import MOMENTS, PruneReply
+from fedprune.records import MOMENTS
 from fedprune.reporting.progress import size_text
 from fedprune.wire.change import Change
 from fedprune.wire.exact import ExactSums
 from fedprune.wire.moments import Columns, InputMoments, Sketch, decode_moments
 from fedprune.wire.sums import InputSums
 from fedprune.wire.triangle import Triangle
-from strategies.base import FederatedPruning
 from strategies.block import BlockResult
-from strategies.handshake import Client
+from strategies.pooled import PooledPruning
 from strategies.pools import check_inputs, pooling_of
 
 
-class FedHessian(FederatedPruning):
+class FedHessian(PooledPruning[InputMoments, "BlockMoments"]):
     """Reconstruction on summed second moments, iterative or one-shot."""
 
     form = MOMENTS
-    _pools: dict[int, "_BlockMoments"]
 
     def block_bytes(self, block: int) -> int:
         """Return the most bytes that a client's moments of a block can take."""
@@ -56,44 +54,33 @@ class FedHessian(FederatedPruning):
             size_text(mask),
         )
 
-    def open_chunk(self, blocks: range) -> None:
-        """Start the sums of a chunk's moments."""
-        mode = self.config.strategy.pooling
-        self._pools = {block: _BlockMoments(self._plans(block), mode) for block in blocks}
+    def new_pool(self, block: int) -> "BlockMoments":
+        """Return an empty pool for a block's moments."""
+        return BlockMoments(self._plans(block), self.config.strategy.pooling)
 
-    def fold(self, reply: PruneReply, client: Client) -> None:
-        """Add one client's moments: all of them, or none if one is wrong."""
-        decoded = {
-            block: decode_moments(data, self.plan.shapes[block])
-            for block, data in reply.blocks.items()
-        }
-        for block, groups in decoded.items():
-            self._pools[block].check(groups)
-        for block, groups in decoded.items():
-            self._pools[block].add(groups)
+    def decoded(self, data: bytes, block: int) -> list[InputMoments]:
+        """Return a client's moments of a block."""
+        return decode_moments(data, self.plan.shapes[block])
 
-    def close_chunk(self) -> Iterator[BlockResult]:
-        """Reconstruct the chunk's blocks one by one and forget their moments."""
-        pruner, total = make_pruner(self.config.pruner), len(self.plan.shapes)
-        for block in list(self._pools):
-            pool = self._pools.pop(block)
-            spec = result_spec(self.config, block, total)
-            changes: dict[str, Change] = {}
-            for linears, known in pool.results():
-                # An input of which only sums are known is pruned on these.
-                chosen = pruner if isinstance(known, MomentStatistics) else WandaPruner()
-                for name in linears:
-                    weight = self.plan.weight(block, name)
-                    changes[name] = chosen.prune(weight, known, spec)
-            ordered = {name: changes[name] for name in self.plan.shapes[block]}
-            yield BlockResult(block, ordered, pool.clients, pool.clients)
+    def prune(self, block: int, pool: "BlockMoments") -> BlockResult:
+        """Reconstruct a block on the pooled moments."""
+        pruner = make_pruner(self.config.pruner)
+        spec = result_spec(self.config, block, len(self.plan.shapes))
+        changes: dict[str, Change] = {}
+        for linears, known in pool.results():
+            # An input of which only sums are known is pruned on these.
+            chosen = pruner if isinstance(known, MomentStatistics) else WandaPruner()
+            for name in linears:
+                changes[name] = chosen.prune(self.plan.weight(block, name), known, spec)
+        ordered = {name: changes[name] for name in self.plan.shapes[block]}
+        return BlockResult(block, ordered, pool.clients, pool.clients)
 
     def _plans(self, block: int) -> list[InputPlan]:
         return plan_inputs(self.config, block, self.plan.inputs[block], self.plan.shapes[block])
 
 
 @dataclass
-class _BlockMoments:
+class BlockMoments:
     """The pools of one block's inputs."""
 
     plans: list[InputPlan]
@@ -103,6 +90,7 @@ class _BlockMoments:
     _sums: dict[tuple[str, ...], SumsPool] = field(init=False)
 
     def __post_init__(self) -> None:
+        """Make empty pools."""
         mode = pooling_of(self.mode)
         wide = [plan for plan in self.plans if plan.form == "columns"]
         self._sums = {plan.linears: SumsPool(mode) for plan in wide}

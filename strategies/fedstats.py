@@ -6,61 +6,48 @@ pruning all texts in one place, bit for bit, however the texts are spread and wh
 """
 
 import zlib
-from collections.abc import Iterator
 
 from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.spec import result_spec
 from fedprune.pruning.statistics import ColumnStatistics
-from fedprune.records import SUMS, PruneReply
+from fedprune.records import SUMS
 from fedprune.wire.change import Change
 from fedprune.wire.pooled import PooledSums, encode_pooled
-from fedprune.wire.sums import decode_sums
+from fedprune.wire.sums import InputSums, decode_sums
 from fedprune.wire.update import encode_update
-from strategies.base import FederatedPruning
 from strategies.block import BlockResult
-from strategies.handshake import Client
+from strategies.pooled import PooledPruning
 from strategies.pools import ColumnPools
 
 
-class FedStats(FederatedPruning):
+class FedStats(PooledPruning[InputSums, ColumnPools]):
     """Pruning on summed column statistics, iterative (exact) or one-shot."""
 
     form = SUMS
-    _pools: dict[int, ColumnPools]
     _pooled: dict[str, ColumnStatistics]
 
     def block_bytes(self, block: int) -> int:
         """Return the most bytes that a client's sums of a block can take."""
         return self.plan.column_bytes(block)
 
-    def open_chunk(self, blocks: range) -> None:
-        """Start the sums of a chunk's inputs."""
-        pooling = self.config.strategy.pooling
-        self._pools = {block: ColumnPools(self.plan.inputs[block], pooling) for block in blocks}
+    def new_pool(self, block: int) -> ColumnPools:
+        """Return an empty pool for a block's sums."""
+        return ColumnPools(self.plan.inputs[block], self.config.strategy.pooling)
 
-    def fold(self, reply: PruneReply, client: Client) -> None:
-        """Add one client's sums: all of them, or none if one is wrong."""
-        decoded = {
-            block: decode_sums(data, self.plan.shapes[block])
-            for block, data in reply.blocks.items()
+    def decoded(self, data: bytes, block: int) -> list[InputSums]:
+        """Return a client's sums of a block."""
+        return decode_sums(data, self.plan.shapes[block])
+
+    def prune(self, block: int, pool: ColumnPools) -> BlockResult:
+        """Prune a block on the pooled sums."""
+        self._pooled = pool.statistics()
+        pruner = make_pruner(self.config.pruner)
+        spec = result_spec(self.config, block, len(self.plan.shapes))
+        changes: dict[str, Change] = {
+            name: pruner.prune(self.plan.weight(block, name), self._pooled[name], spec)
+            for name in self.plan.shapes[block]
         }
-        for block, groups in decoded.items():
-            self._pools[block].check(groups)
-        for block, groups in decoded.items():
-            self._pools[block].add(groups)
-
-    def close_chunk(self) -> Iterator[BlockResult]:
-        """Prune the chunk's blocks one by one on the pooled statistics."""
-        pruner, total = make_pruner(self.config.pruner), len(self.plan.shapes)
-        for block in list(self._pools):
-            pool = self._pools.pop(block)
-            self._pooled = pool.statistics()
-            spec = result_spec(self.config, block, total)
-            changes: dict[str, Change] = {
-                name: pruner.prune(self.plan.weight(block, name), self._pooled[name], spec)
-                for name in self.plan.shapes[block]
-            }
-            yield BlockResult(block, changes, pool.clients, pool.clients)
+        return BlockResult(block, changes, pool.clients, pool.clients)
 
     def encode(self, done: BlockResult) -> bytes:
         """Return the pooled sums or the masks, whichever are fewer bytes (`strategy.downlink`)."""

@@ -1,0 +1,65 @@
+"""The frame of strategies whose clients send statistics: checked, pooled, and pruned on."""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Generic, Protocol, TypeVar
+
+from fedprune.records import PruneReply
+from strategies.base import FederatedPruning
+from strategies.block import BlockResult
+from strategies.handshake import Client
+
+G = TypeVar("G")
+"""What a client sends of one input."""
+
+
+class Pool(Protocol[G]):
+    """The running statistics of one block."""
+
+    clients: int
+
+    def check(self, groups: list[G]) -> None:
+        """Raise ``WireError`` if these are not a block's statistics as asked for."""
+        ...
+
+    def add(self, groups: list[G]) -> None:
+        """Add one client's checked statistics."""
+        ...
+
+
+P = TypeVar("P", bound=Pool)  # type: ignore[type-arg]
+
+
+class PooledPruning(FederatedPruning, Generic[G, P]):
+    """Adds up what clients know of each input and prunes block by block on the sums."""
+
+    _pools: dict[int, P]
+
+    @abstractmethod
+    def new_pool(self, block: int) -> P:
+        """Return an empty pool for a block."""
+
+    @abstractmethod
+    def decoded(self, data: bytes, block: int) -> list[G]:
+        """Return a client's statistics of a block; WireError if they are malformed."""
+
+    @abstractmethod
+    def prune(self, block: int, pool: P) -> BlockResult:
+        """Prune a block on its pooled statistics."""
+
+    def open_chunk(self, blocks: range) -> None:
+        """Start the sums of a chunk's inputs."""
+        self._pools = {block: self.new_pool(block) for block in blocks}
+
+    def fold(self, reply: PruneReply, client: Client) -> None:
+        """Add one client's statistics: all of them, or none if one is wrong."""
+        found = {block: self.decoded(data, block) for block, data in reply.blocks.items()}
+        for block, groups in found.items():
+            self._pools[block].check(groups)
+        for block, groups in found.items():
+            self._pools[block].add(groups)
+
+    def close_chunk(self) -> Iterator[BlockResult]:
+        """Prune the chunk's blocks one by one and forget their statistics."""
+        for block in list(self._pools):
+            yield self.prune(block, self._pools.pop(block))
