@@ -6,7 +6,6 @@ streams: each reply is folded in and dropped. Subclasses say how a chunk's repli
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from logging import INFO
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -223,12 +222,8 @@ class FederatedPruning(Strategy):
 
     def entry(self, client: Client, reply: PruneReply) -> Entry:
         """Return the ledger entry of a reply that was used."""
-        return replace(
-            self.cohort.entry(client, self._step, "prune"),
-            client_seconds=reply.seconds,
-            peak_rss_bytes=reply.peak_rss_bytes,
-            peak_device_bytes=reply.peak_device_bytes,
-        )
+        entry = self.cohort.entry(client, self._step, "prune")
+        return entry.worked(reply.seconds, reply.peak_rss_bytes, reply.peak_device_bytes)
 
     def post(self, grid: Grid) -> Post:
         """Return how messages are sent now."""

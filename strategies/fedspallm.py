@@ -102,7 +102,9 @@ class FedSpaLLM(FederatedPruning):
     def _average(self, block: int, sums: _Sums) -> BlockResult:
         strategy, pattern = self.config.strategy, self.config.pruner.pattern
         spec = result_spec(self.config, block, len(self.plan.shapes))
-        untouched = strategy.average == "l0" and not make_pruner(self.config.pruner).updates
+        # In a first round a pruner that changes no weights leaves the public ones: masks say all.
+        same = strategy.average == "l0" and not make_pruner(self.config.pruner).updates
+        untouched = same and self._round == 1
         changes: dict[str, Change] = {}
         for name, found in sums.items():
             mean = found.mean("l0" if strategy.average == "l0" else "fedavg")
@@ -111,7 +113,6 @@ class FedSpaLLM(FederatedPruning):
             mask = expand(found, mean, spec.sparsity, pattern, rule, strategy.expansion)
             dtype = self.plan.weight(block, name).dtype
             values = SparseWeight.from_dense(mean.to(dtype), mask)
-            # A pruner that changes no weights leaves the public ones: the mask says all.
             changes[name] = mask if untouched else values
         votes = {name: found.votes for name, found in sums.items()}
         first = next(iter(votes.values()))

@@ -80,9 +80,9 @@ def sample_blocks(
     """
     strategy, total = config.strategy, len(plan.shapes)
     counts = layer_counts(_fractions(clients, config), total)
-    everyone = all(count == total for count in counts)
+    measured = strategy.layer_resources == "measured"
     drawn = draw_layers(
-        eligible=[_eligible(client, plan) if not everyone else range(total) for client in clients],
+        eligible=[_eligible(client, plan) if measured else range(total) for client in clients],
         counts=counts,
         num_blocks=total,
         coverage=strategy.coverage,

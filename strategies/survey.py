@@ -77,7 +77,8 @@ def _collect(post: Post, config: RunConfig, plan: Plan) -> list[ColumnPools]:
         if client is None or client.node_id in used:
             continue
         try:
-            decoded = _decoded(read_prune(message, blocks, most, SUMS), plan)
+            reply = read_prune(message, blocks, most, SUMS)
+            decoded = _decoded(reply, plan)
             for block, groups in decoded.items():
                 pools[block].check(groups)
         except (ReplyRefusedError, WireError) as error:
@@ -85,7 +86,10 @@ def _collect(post: Post, config: RunConfig, plan: Plan) -> list[ColumnPools]:
             post.cohort.leave_out(client)
             continue
         used.add(client.node_id)
-        post.cohort.ledger.add(post.cohort.entry(client, post.step, "survey"))
+        entry = post.cohort.entry(client, post.step, "survey")
+        post.cohort.ledger.add(
+            entry.worked(reply.seconds, reply.peak_rss_bytes, reply.peak_device_bytes)
+        )
         for block, groups in decoded.items():
             pools[block].add(groups)
     post.cohort.check_quorum(len(used), config.strategy.min_clients)

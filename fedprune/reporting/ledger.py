@@ -1,6 +1,6 @@
 """Bytes, seconds and memory per client and round, always of the real serialised payload."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,15 @@ class Entry:
     peak_rss_bytes: int = 0
     peak_device_bytes: int = 0
     refused: str = ""
+
+    def worked(self, seconds: float, rss_bytes: int, device_bytes: int) -> "Entry":
+        """Return the entry with what the node says of its work: seconds and peak memory."""
+        return replace(
+            self,
+            client_seconds=seconds,
+            peak_rss_bytes=rss_bytes,
+            peak_device_bytes=device_bytes,
+        )
 
 
 @dataclass

@@ -189,6 +189,16 @@ def test_rounds_start_from_what_the_round_before_made(tmp_path):
     assert [order.last for order, _ in orders] == [False, False, True, True]
 
 
+def test_what_a_round_pruned_stays_pruned_with_masks_of_rows_too(tmp_path):
+    """Rows of a client may keep entries that the layer's mask has emptied: they stay zero."""
+    job(tmp_path / "one", *SPA, "sparsity=0.5", clients=2)
+    job(tmp_path / "two", *SPA, "sparsity=0.5", "strategy.rounds=2", clients=2)
+    first, second = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
+    for key, mask in masks_of(tmp_path / "one").items():
+        assert not second[key][torch.from_numpy(~mask)].any()
+        assert torch.equal(first[key], first[key] * torch.from_numpy(mask))
+
+
 @pytest.mark.parametrize("extra", [("schedule=iterative",), ("schedule.blocks_per_message=2",)])
 def test_other_ways_to_cut_the_work(tmp_path, extra):
     results = job(tmp_path / "run", *GPT, *extra)
