@@ -90,7 +90,7 @@ def _caption(results: Mapping[str, Any]) -> str:
     parts = [
         f"{len(clients)} clients",
         f"{size_text(ledger['bytes_up'])} up, {size_text(ledger['bytes_down'])} down",
-        *_of_dense(ledger["of_dense"]),
+        *_of_dense(ledger.get("of_dense", {})),
         *_agreement(results.get("agreement")),
         f"{results['seconds']['total']:.1f} s",
     ]
@@ -106,7 +106,7 @@ def _agreement(found: Mapping[str, Any] | None) -> list[str]:
 
 def _of_dense(found: Mapping[str, Any]) -> list[str]:
     """Return what a client sends beside its weights."""
-    if not found["share_of_dense"]:
+    if not found.get("share_of_dense"):
         return []
     share, bits = found["share_of_dense"], found["bits_per_weight"]
     return [f"a client sends {bits:.2f} bits a weight, {share:.1%} of dense"]

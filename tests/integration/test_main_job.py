@@ -206,9 +206,9 @@ def test_node_with_other_weights_is_refused_and_the_round_goes_on(tmp_path):
 
 
 def test_client_that_raises_is_left_out_without_its_text(tmp_path, monkeypatch):
-    import client_app.session as session
+    import client_app.app as handlers
 
-    real = session.prune
+    real = handlers.prune
 
     def fails(config, seat, *request):
         if seat.partition_id == 1:
@@ -305,10 +305,11 @@ def test_a_request_without_configuration_is_answered_with_an_error():
     from flwr.app import RecordDict
 
     grid = LocalGrid(app, 1)
-    for kind in ("query.handshake", "train.prune", "evaluate.local"):
+    kinds = ("query.handshake", "query.fetch", "query.deliver", "train.prune", "evaluate.local")
+    for kind in kinds:
         (identifier,) = grid.push_messages([Message(RecordDict(), 100, kind)])
         (reply,) = grid.pull_messages([identifier])
-        assert reply.has_error() and "config" in reply.error.reason
+        assert reply.has_error() and "ReplyRefusedError" in reply.error.reason
 
 
 def test_several_data_sets_are_measured_for_all_models_and_a_missing_one_is_left_out(tmp_path):

@@ -24,7 +24,12 @@ RESULTS = {
     "agreement": {"pairwise": 0.9},
     "clients": [{}, {}],
     "seconds": {"total": 12.0},
-    "ledger": {"refused": {}, "bytes_up": 125_000, "bytes_down": 900},
+    "ledger": {
+        "refused": {},
+        "bytes_up": 125_000,
+        "bytes_down": 900,
+        "of_dense": {"share_of_dense": 0.032, "bits_per_weight": 1.01},
+    },
 }
 ACCEPTED = said(success=True, **{"run-id": "7"})
 DONE = listed("finished:completed")
