@@ -15,11 +15,13 @@ from fedprune.reporting.series import (
     within,
     x_axis,
 )
+from fedprune.reporting.summaries import SUMMARIES
 from fedprune.reporting.sweep import DENSE, Axes, Row, datasets
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes as Panel
 
+_MOST_PANELS = 4  # data sets that are drawn one by one
 _LINES = ("-", "--", ":", "-.")
 _BASELINE_STYLES = (("#777777", ":"), ("#444444", "--"), ("#000000", "-."))
 _BASELINE_MARKERS = ("", "x", "*", "d", "1")
@@ -35,7 +37,8 @@ def plot_sweep(rows: Sequence[Row], axes: Axes, title: str, folder: Path) -> lis
     """Draw a sweep into ``plot.png`` and ``plot.svg`` and return their paths.
 
     A row of panels for each data set: perplexity along the axis, the same without collapsed
-    models if there are any, and perplexity against bytes.
+    models if there are any, and perplexity against bytes. Of more than four, only the summaries
+    have panels.
 
     Parameters
     ----------
@@ -52,7 +55,7 @@ def plot_sweep(rows: Sequence[Row], axes: Axes, title: str, folder: Path) -> lis
     # there is no display, no backend to choose and no state that outlives the figure.
     from matplotlib.figure import Figure
 
-    drawn = [_Drawn.of(rows, axes, dataset) for dataset in datasets(rows)]
+    drawn = [_Drawn.of(rows, axes, dataset) for dataset in _shown(datasets(rows))]
     columns = 3 if any(one.collapsed for one in drawn) else 2
     figure = Figure(figsize=(5.6 * columns, 4.8 * len(drawn)), layout="constrained")
     figure.suptitle(title, fontsize="medium")
@@ -108,6 +111,12 @@ class _Drawn:
             methods=[series for series in kept if series.label not in names],
             baselines=[*dense, *(series for series in kept if series.label in names)],
         )
+
+
+def _shown(names: Sequence[str]) -> list[str]:
+    """Return the data sets that have panels: all of a few, of many those that sum them up."""
+    summed = [name for name in names if name in SUMMARIES]
+    return summed if summed and len(names) - len(summed) > _MOST_PANELS else list(names)
 
 
 def _along_axis(panel: "Panel", one: _Drawn) -> None:

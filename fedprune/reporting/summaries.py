@@ -8,6 +8,8 @@ from typing import Any
 GEOMETRIC_MEAN = "geometric mean"
 WORST = "worst data set"
 WORST_RISE = "worst data set, as a multiple of dense"
+SUMMARIES = (GEOMETRIC_MEAN, WORST, WORST_RISE)
+"""Their names."""
 
 _DENSE = "dense"
 _MODELS = (_DENSE, "pruned", "centralized")

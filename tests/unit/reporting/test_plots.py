@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fedprune.reporting.plots import plot_sweep
+from fedprune.reporting.plots import _shown, plot_sweep
 from fedprune.reporting.series import (
     baseline_series,
     is_numeric,
@@ -13,6 +13,7 @@ from fedprune.reporting.series import (
     within,
     x_axis,
 )
+from fedprune.reporting.summaries import SUMMARIES
 from fedprune.reporting.sweep import DOWN, UP, Axes, Row
 
 AXES = Axes(("strategy.group",), ("sparsity",))
@@ -75,6 +76,13 @@ def test_the_axis_is_sparsity_or_else_what_varies() -> None:
 def test_short_names_stay_apart() -> None:
     assert short_names(["strategy.scaling", "pruner.group"]) == ["scaling", "group"]
     assert short_names(["strategy.group", "pruner.group"]) == ["strategy.group", "pruner.group"]
+
+
+def test_many_data_sets_are_summed_up() -> None:
+    few, many = ["a", "b"], [f"d{number}" for number in range(5)]
+    assert _shown([*few, *SUMMARIES]) == [*few, *SUMMARIES]
+    assert _shown([*many, *SUMMARIES]) == list(SUMMARIES)
+    assert _shown(many) == many
 
 
 def test_numbers_are_told_from_names() -> None:
