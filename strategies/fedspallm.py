@@ -7,7 +7,7 @@ block is sure to be pruned by `strategy.coverage` clients.
 """
 
 from collections.abc import Iterable, Iterator
-from logging import WARNING
+from logging import INFO, WARNING
 
 from flwr.common.logger import log
 
@@ -44,9 +44,17 @@ class FedSpaLLM(FederatedPruning):
     def open_round(self, number: int) -> None:
         """Draw the blocks of every client."""
         self._sampling = sample_blocks(self.cohort.active, self.config, self.plan, number)
+        drawn = self._sampling.figures(self.cohort.active)
+        log(
+            INFO,
+            "round %d: a client prunes %.0f%% of the blocks, every block is pruned by %d or more",
+            number,
+            100 * self._sampling.share,
+            self._sampling.least_reporters,
+        )
         rounds = self.figures.setdefault("layer_sampling", [])
         if isinstance(rounds, list):
-            rounds.append(self._sampling.figures(self.cohort.active))
+            rounds.append(drawn)
 
     def assigned(self, client: Client) -> Iterable[int]:
         """Return the blocks that a client prunes in this round."""

@@ -40,20 +40,33 @@ class Sampling:
     num_blocks: int
     uncovered: float
 
+    @property
+    def reporters(self) -> list[int]:
+        """How many clients prune each block."""
+        return [
+            sum(block in chosen for chosen in self.blocks.values())
+            for block in range(self.num_blocks)
+        ]
+
+    @property
+    def least_reporters(self) -> int:
+        """How many clients prune the block that fewest prune."""
+        return min(self.reporters)
+
+    @property
+    def share(self) -> float:
+        """The share of all blocks that a client prunes, mean over clients."""
+        return sum(self.reporters) / (self.num_blocks * max(1, len(self.blocks)))
+
     def figures(self, clients: Sequence[Client]) -> dict[str, object]:
         """Return the draw as plain JSON values."""
-        reporters = [0] * self.num_blocks
-        for chosen in self.blocks.values():
-            for block in chosen:
-                reporters[block] += 1
-        share = sum(reporters) / (self.num_blocks * max(1, len(self.blocks)))
         return {
             "clients": {client.name: list(self.blocks[client.node_id]) for client in clients},
-            "reporters": reporters,
-            "least_reporters": min(reporters),
+            "reporters": self.reporters,
+            "least_reporters": self.least_reporters,
             "uncovered_probability": self.uncovered,
-            "share": share,
-            "bytes_saved": 1 - share,
+            "share": self.share,
+            "bytes_saved": 1 - self.share,
         }
 
 
