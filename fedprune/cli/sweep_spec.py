@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from fedprune.config.overrides import CONF
-from fedprune.config.schema import LEAVES
+from fedprune.config.schema import LEAVES, SECTIONS
 from fedprune.config.suggest import did_you_mean, show
 from fedprune.errors import ConfigError
 from fedprune.reporting.sweep import SEED, SPARSITY, Axes
@@ -193,7 +193,7 @@ def _axes(
         chosen[name] = [str(key) for key in keys] if isinstance(keys, list) else []
         for key in chosen[name]:
             # A key that the command fixed to one value needs no row or column any more.
-            if key not in swept and key not in LEAVES:
+            if key not in (*swept, *LEAVES, *SECTIONS):
                 problems.append(f"`table.{name}`: {show(key)} is not swept.")
         chosen[name] = [key for key in chosen[name] if key in swept]
     rows, columns = chosen["rows"], chosen["columns"]

@@ -140,3 +140,9 @@ def test_wrong_commands(tmp_path: Path) -> None:
         read_sweep(["sparsity=0.5"])
     with pytest.raises(ConfigError, match="is set by `linked`"):
         read_sweep([written(tmp_path, _LINKED), "strategy.min_clients=1"])
+
+
+def test_a_group_that_the_command_fixes_needs_no_row() -> None:
+    sweep = read_sweep(["experiment=beyond_main", "allocation=uniform", "data.partition=iid"])
+    assert "allocation" not in sweep.axes.rows and "data.partition" not in sweep.axes.rows
+    assert "allocation=uniform" in sweep.fixed
