@@ -10,6 +10,7 @@ from fedprune.pruning.blocks import prune_block, prune_on
 from fedprune.pruning.driver import BlockWalk
 from fedprune.pruning.pruners import Pruner
 from fedprune.pruning.registry import make_pruner
+from fedprune.pruning.solvers import OnWhatIsKnown
 from fedprune.pruning.spec import MaskSpec
 from fedprune.pruning.statistics import ColumnStatistics, Statistics, shared_inputs
 from fedprune.records import MASKS, MOMENTS, SUMS, WEIGHTS
@@ -96,7 +97,7 @@ class Respondent:
         return Answer(_encoded_sums(statistics), self._own(walk, statistics, pruner, spec))
 
     def _moments(self, walk: BlockWalk, pruner: Pruner, spec: MaskSpec) -> Answer:
-        statistics = walk.collect("moments")
+        statistics = walk.collect("moments", self.config.strategy.max_width)
         groups = input_moments(self.config, walk.position, statistics, Place.of(walk).shapes)
         return Answer(encode_moments(groups), self._own(walk, statistics, pruner, spec))
 
@@ -107,7 +108,7 @@ class Respondent:
         pruner: Pruner,
         spec: MaskSpec,
     ) -> Mapping[str, Change]:
-        return prune_on(walk, statistics, pruner, spec) if self.alone else {}
+        return prune_on(walk, statistics, OnWhatIsKnown(pruner), spec) if self.alone else {}
 
 
 def _encoded_sums(statistics: Mapping[str, Statistics]) -> bytes:

@@ -34,18 +34,16 @@ def input_moments(
     found = []
     for plan in plans:
         known = shared[plan.linears]
-        if not isinstance(known, MomentStatistics):
-            raise RuntimeError("moments are sent as they were recorded.")
         found.append(InputMoments(plan.linears, known.tokens, _body(plan, known)))
     return found
 
 
-def _body(plan: InputPlan, known: MomentStatistics) -> Triangle | Sketch | Columns:
+def _body(plan: InputPlan, known: Statistics) -> Triangle | Sketch | Columns:
+    if not isinstance(known, MomentStatistics):
+        return Columns(known.sum_squares.cpu().numpy())
     moments = known.moments.cpu()
-    if plan.form == "columns":
-        return Columns(moments.diagonal().contiguous().numpy())
     if plan.form == "eigen":
         return eigen_sketch(moments, plan.rank)
     if plan.form == "nystrom":
         return nystrom_sketch(moments, plan.rank, plan.seed)
-    return Triangle.from_matrix(moments.numpy(), plan.form)
+    return Triangle.from_matrix(moments.numpy(), "float16" if plan.form == "float16" else "float32")

@@ -16,8 +16,8 @@ from fedprune.aggregation.moment_plan import InputPlan, plan_inputs
 from fedprune.aggregation.moment_pool import MomentPool, diagonal_of
 from fedprune.aggregation.pooling import SumsPool
 from fedprune.errors import WireError
-from fedprune.pruning.pruners import WandaPruner
 from fedprune.pruning.registry import make_pruner
+from fedprune.pruning.solvers import OnWhatIsKnown
 from fedprune.pruning.spec import result_spec
 from fedprune.pruning.statistics import ColumnStatistics, MomentStatistics
 from fedprune.records import MOMENTS
@@ -64,14 +64,13 @@ class FedHessian(PooledPruning[InputMoments, "BlockMoments"]):
 
     def prune(self, block: int, pool: "BlockMoments") -> BlockResult:
         """Reconstruct a block on the pooled moments."""
-        pruner = make_pruner(self.config.pruner)
+        # An input of which only sums are known is pruned on these.
+        pruner = OnWhatIsKnown(make_pruner(self.config.pruner))
         spec = result_spec(self.config, block, len(self.plan.shapes))
         changes: dict[str, Change] = {}
         for linears, known in pool.results():
-            # An input of which only sums are known is pruned on these.
-            chosen = pruner if isinstance(known, MomentStatistics) else WandaPruner()
             for name in linears:
-                changes[name] = chosen.prune(self.plan.weight(block, name), known, spec)
+                changes[name] = pruner.prune(self.plan.weight(block, name), known, spec)
         ordered = {name: changes[name] for name in self.plan.shapes[block]}
         return BlockResult(block, ordered, pool.clients, pool.clients)
 

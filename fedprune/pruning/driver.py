@@ -109,13 +109,17 @@ class BlockWalk:
             for name, linear in self._model.layout.linears(self._position).items()
         }
 
-    def collect(self, kind: Recorded = "columns") -> dict[str, Statistics]:
+    def collect(
+        self, kind: Recorded = "columns", max_width: int | None = None
+    ) -> dict[str, Statistics]:
         """Run the current block dense on every sample and return what entered its linear maps.
 
         Parameters
         ----------
         kind : {"columns", "moments"}
             Sums of squares a column, or all products of two columns.
+        max_width : int or None
+            Of wider inputs only sums of squares are taken, whatever the kind.
 
         Returns
         -------
@@ -133,7 +137,8 @@ class BlockWalk:
                 f"There are no calibration inputs for block {self._position}. Raise "
                 "`pruner.num_calibration_samples`, or use `pruner=magnitude`, which needs none."
             )
-        recorder = StatisticsRecorder(self._model.layout.linears(self._position), kind)
+        linears = self._model.layout.linears(self._position)
+        recorder = StatisticsRecorder(linears, kind, max_width)
         with self._explained("collecting statistics of"), recorder:
             for _ in self._outputs(self._tensors()):
                 pass  # the outputs of the dense block are of no use

@@ -72,11 +72,21 @@ class StatisticsRecorder:
         The maps to watch, by name.
     kind : {"columns", "moments"}
         Sums of squares a column, or all products of two columns.
+    max_width : int or None
+        Of wider inputs only sums of squares are taken, whatever the kind.
     """
 
-    def __init__(self, linears: Mapping[str, LinearRef], kind: Recorded = "columns") -> None:
+    def __init__(
+        self,
+        linears: Mapping[str, LinearRef],
+        kind: Recorded = "columns",
+        max_width: int | None = None,
+    ) -> None:
         self._linears = linears
-        self._kind: Recorded = kind
+        self._kinds: dict[str, Recorded] = {
+            name: kind if max_width is None or linear.shape[1] <= max_width else "columns"
+            for name, linear in linears.items()
+        }
         self._records: dict[str, _Record] = {}
         self._handles: list[RemovableHandle] = []
 
@@ -117,7 +127,7 @@ class StatisticsRecorder:
         def add(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
             record = self._records.get(name) or self._adopted(name, args[0])
             if record.leader == name:
-                record.add(args[0], self._kind)
+                record.add(args[0], self._kinds[name])
             elif not record.holds(args[0]):
                 raise ModelError(
                     f"'{name}' shared the input of '{record.leader}' for one sample and not for "

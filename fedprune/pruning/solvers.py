@@ -11,12 +11,13 @@ from torch import Tensor
 
 from fedprune.errors import ModelError
 from fedprune.pruning.alps import alps
-from fedprune.pruning.pruners import WandaPruner
+from fedprune.pruning.pruners import Pruner, WandaPruner
 from fedprune.pruning.sparsegpt import sparsegpt
 from fedprune.pruning.sparseswaps import refit, sparseswaps
 from fedprune.pruning.spec import NOT_FINITE, MaskSpec
-from fedprune.pruning.statistics import Kind, MomentStatistics, Statistics
+from fedprune.pruning.statistics import ColumnStatistics, Kind, MomentStatistics, Statistics
 from fedprune.wire.bitmask import BitMask
+from fedprune.wire.change import Change
 from fedprune.wire.sparse import SparseWeight
 
 _MAX_SWAPS = 100  # of a row; the gain of later ones is small
@@ -88,6 +89,40 @@ class SparseSwapsPruner:
         start = start.to(weight.device)
         mask = sparseswaps(weight, found.moments, start, _MAX_SWAPS, spec.pattern)
         return _sparse(weight, refit(weight, found.moments, mask, self.damping), mask)
+
+
+@dataclass(frozen=True)
+class OnWhatIsKnown:
+    """A solver where second moments are known, and Wanda where only column sums are.
+
+    Parameters
+    ----------
+    pruner : Pruner
+        Prunes wherever its statistics are there.
+    """
+
+    pruner: Pruner
+
+    @property
+    def name(self) -> str:
+        """The solver's name."""
+        return self.pruner.name
+
+    @property
+    def needs(self) -> Kind:
+        """What the solver needs."""
+        return self.pruner.needs
+
+    @property
+    def updates(self) -> bool:
+        """Whether the solver changes survivors."""
+        return self.pruner.updates
+
+    def prune(self, weight: Tensor, stats: Statistics | None, spec: MaskSpec) -> Change:
+        """Return what becomes of one linear (see `Pruner.prune`)."""
+        if self.needs == "moments" and isinstance(stats, ColumnStatistics):
+            return WandaPruner().prune(weight, stats, spec)
+        return self.pruner.prune(weight, stats, spec)
 
 
 def _moments(name: str, weight: Tensor, stats: Statistics | None) -> MomentStatistics:

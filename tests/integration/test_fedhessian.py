@@ -103,8 +103,11 @@ def test_wide_inputs_send_their_sums_only(tmp_path):
     job(tmp_path / "stats", *wanda, clients=2)
     first, second = masks_of(tmp_path / "run"), masks_of(tmp_path / "stats")
     down = [key for key in first if key[1] == "mlp.down_proj"]
-    assert all(np.array_equal(first[key], second[key]) for key in down)
-    assert not same_masks(first, second)
+    # Each client's sums are rounded before they are added, which may tip a tie.
+    assert all(np.mean(first[key] != second[key]) < 1e-4 for key in down)
+    others = [key for key in first if key not in down]
+    assert all(np.mean(first[key] != second[key]) > 1e-2 for key in others)
+    job(tmp_path / "local", *HESSIAN, "strategy.max_width=200", clients=2)  # on its own masks, too
 
 
 def test_a_budget_below_the_diagonals_is_an_error_before_the_run(tmp_path):

@@ -97,3 +97,13 @@ def test_a_linear_that_runs_twice_adds_both_inputs():
         linear(2 * torch.ones(1, 4))
     found = recorder.statistics()["0"]
     assert found.tokens == 4 and torch.equal(found.moments, torch.full((4, 4), 7.0))
+
+
+def test_wide_inputs_leave_their_sums_only():
+    walk = BlockWalk(tiny_model(), token_samples(1, 8))
+    found = walk.collect("moments", max_width=32)
+    kinds = {name: isinstance(stats, MomentStatistics) for name, stats in found.items()}
+    assert kinds.pop("mlp.down_proj") is False and all(kinds.values())
+    assert torch.equal(
+        found["mlp.down_proj"].sum_squares, walk.collect()["mlp.down_proj"].sum_squares
+    )
