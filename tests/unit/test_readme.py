@@ -12,7 +12,8 @@ from fedprune.config import compose_config, config_from_overrides
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = "\n".join(re.findall(r"```bash\n(.*?)```", TEXT, flags=re.S))
+PATTERN = r"```bash\n(.*?)```"
+BLOCKS = "\n".join(re.findall(PATTERN, TEXT, flags=re.S))
 LINES = [line for line in BLOCKS.replace("\\\n", " ").splitlines() if line.strip()]
 TYPED = [shlex.split(line, comments=True) for line in LINES]
 
@@ -34,6 +35,16 @@ def test_make_targets_exist():
 @pytest.mark.parametrize("overrides", typed("fedprune", "run"), ids=" ".join)
 def test_fedprune_run_lines_compose(overrides):
     config_from_overrides(overrides)
+
+
+def test_run_lines_of_the_other_pages_compose():
+    pages = [page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md"))]
+    blocks = "\n".join(block for page in pages for block in re.findall(PATTERN, page, flags=re.S))
+    lines = [shlex.split(line, comments=True) for line in blocks.splitlines()]
+    runs = [words[2:] for words in lines if words[:2] == ["fedprune", "run"]]
+    assert len(runs) > 8
+    for overrides in runs:
+        config_from_overrides(overrides)
 
 
 def test_other_fedprune_lines_parse():
