@@ -13,7 +13,7 @@ from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.solvers import OnWhatIsKnown
 from fedprune.pruning.spec import MaskSpec
 from fedprune.pruning.statistics import ColumnStatistics, Statistics, shared_inputs
-from fedprune.records import MASKS, MOMENTS, SUMS, WEIGHTS
+from fedprune.records import FORMS, MASKS, SUMS, WEIGHTS
 from fedprune.wire.bitmask import BitMask
 from fedprune.wire.block import encode_block
 from fedprune.wire.change import Change, mask_of
@@ -21,14 +21,6 @@ from fedprune.wire.moments import encode_moments
 from fedprune.wire.sparse import SparseWeight
 from fedprune.wire.sums import InputSums, encode_sums
 from fedprune.wire.update import encode_update
-
-FORMS: Mapping[str, str] = {
-    "fedprllm": MASKS,
-    "fedspallm": WEIGHTS,
-    "fedstats": SUMS,
-    "fedhessian": MOMENTS,
-}
-"""Strategy -> the format of what its clients send."""
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,8 @@
 """What a server says became of a block: read with care, since it makes the next inputs."""
 
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from fedprune.config import RunConfig
@@ -147,10 +145,10 @@ def _rebuilt(
     pruner = make_pruner(config.pruner)
     changes: dict[str, Change] = {}
     for group in groups:
-        statistics = ColumnStatistics(torch.from_numpy(group.sums), group.tokens)
+        statistics = ColumnStatistics(group.tensor(), group.tokens)
         for name, checksum in zip(group.linears, group.checksums, strict=True):
             mask = mask_of(pruner.prune(place.weights[name], statistics, spec))
-            if zlib.crc32(mask.bits.tobytes()) != checksum:
+            if mask.checksum != checksum:
                 raise WireError(
                     f"linear '{name}': the server's statistics give another mask on this node "
                     "than on the server's device. Set `strategy.downlink=masks`."

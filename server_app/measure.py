@@ -10,7 +10,6 @@ from fedprune.data.sources import load_documents
 from fedprune.evaluation.perplexity import perplexity, perplexity_of
 from fedprune.evaluation.texts import evaluation_windows
 from fedprune.models.device import pick_device
-from fedprune.models.fingerprint import fingerprint
 from fedprune.models.loading import LoadedModel
 from fedprune.models.masking import masked
 from fedprune.pruning.blocks import prune_blocks
@@ -58,7 +57,7 @@ def measure(
         show("evaluate", number, steps, what)
 
     step(0, "dense model")
-    dense = _dense_scores(config, loaded, windows, device)
+    dense = _dense_scores(config, loaded, strategy.plan.weights_hash, windows, device)
     step(1, "pruned model")
     with masked(loaded, masks):
         pruned = _scores(loaded, windows, device)
@@ -105,11 +104,12 @@ def centralized_masks(
 def _dense_scores(
     config: RunConfig,
     loaded: LoadedModel,
+    weights_hash: str,
     windows: Mapping[str, torch.Tensor],
     device: torch.device,
 ) -> dict[str, float]:
     """Return the dense model's perplexities, measured once for all runs of a process."""
-    key = (fingerprint(loaded).weights, config.evaluation, config.data, device)
+    key = (weights_hash, config.evaluation, config.data, device)
     if key not in _DENSE:
         while len(_DENSE) >= _MOST_DENSE:
             _DENSE.pop(next(iter(_DENSE)))

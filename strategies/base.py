@@ -15,14 +15,14 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from fedprune.config import RunConfig, for_round, to_yaml
 from fedprune.pruning.spec import block_specs
-from fedprune.records import MASKS, LocalResult, Order, PruneReply, request
+from fedprune.records import FORMS, LocalResult, Order, PruneReply, request
 from fedprune.reporting.laps import lap
-from fedprune.reporting.ledger import Entry, Ledger
+from fedprune.reporting.ledger import Ledger
 from fedprune.wire.change import Change
 from fedprune.wire.update import encode_update
 from strategies.block import BlockResult
 from strategies.cohort import Cohort
-from strategies.folding import fold_all
+from strategies.folding import Reading
 from strategies.handshake import Client, Handshake
 from strategies.local import EVALUATE_LOCAL, collect_local
 from strategies.orders import OrderBook
@@ -66,8 +66,6 @@ class FederatedPruning(Strategy):
         What else the results shall tell of this strategy; plain JSON values.
     """
 
-    form = MASKS
-
     def __init__(
         self,
         config: RunConfig,
@@ -77,6 +75,7 @@ class FederatedPruning(Strategy):
         recall: Callable[[int], Mapping[str, Change]] = lambda block: {},
     ) -> None:
         self.config = config
+        self.form = FORMS[config.strategy.name]
         self.recall = recall
         self.plan = plan
         self.ledger = ledger
@@ -181,9 +180,12 @@ class FederatedPruning(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Build the requests for a chunk of blocks, counted from 1, to every client it is for."""
-        orders = self.orders(self.chunks[server_round - 1])
-        return self.post(grid).requests(orders, self.bundle)
+        """Build the requests for a chunk of blocks, counted from 1, to every client it is for.
+
+        What is too long to go with them is delivered first.
+        """
+        orders, post = self.orders(self.chunks[server_round - 1]), self.post(grid)
+        return post.requests(orders, post.deliver(orders, self.bundle))
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -191,7 +193,8 @@ class FederatedPruning(Strategy):
         """Fold the replies for a chunk in as they arrive, then aggregate its blocks."""
         blocks = self.chunks[server_round - 1]
         asked = self.orders(blocks)
-        used = fold_all(self, replies, asked, self._step)
+        reading = Reading(self.cohort, self._step, "prune", self.form, self.block_bytes)
+        used = reading.fold_all(replies, asked, self.fold)
         self._book.note({node_id: asked[node_id] for node_id in used})
         self.cohort.check_quorum(len(self.cohort.active), self.config.strategy.min_clients)
         for done in self.close_chunk():
@@ -219,11 +222,6 @@ class FederatedPruning(Strategy):
         """Return node id -> what each active client that works on these blocks is to do."""
         final = self._round == self.config.strategy.rounds
         return self._book.orders(self.cohort.active, self.assigned, blocks, final)
-
-    def entry(self, client: Client, reply: PruneReply) -> Entry:
-        """Return the ledger entry of a reply that was used."""
-        entry = self.cohort.entry(client, self._step, "prune")
-        return entry.worked(reply.seconds, reply.peak_rss_bytes, reply.peak_device_bytes)
 
     def post(self, grid: Grid) -> Post:
         """Return how messages are sent now."""
@@ -254,14 +252,13 @@ class FederatedPruning(Strategy):
         for number, blocks in enumerate(self.chunks, start=1):
             self._step += 1
             self.open_chunk(blocks)
-            orders = self.orders(blocks)
+            most = sum(map(self.block_bytes, blocks))
             post = self.post(grid)
-            bundle = post.deliver(orders, self.bundle)
             replies = post.replies(
-                post.requests(orders, bundle),
+                self.configure_train(number, ArrayRecord(), ConfigRecord(), grid),
                 "prune",
                 report=pruning(blocks, total, self.ledger),
-                joiner=post.joiner(orders, self.form, sum(map(self.block_bytes, blocks))),
+                joiner=post.joiner(self.orders(blocks), self.form, most),
             )
             _, metrics = self.aggregate_train(number, replies)
             if metrics is not None:

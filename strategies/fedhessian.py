@@ -20,7 +20,6 @@ from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.solvers import OnWhatIsKnown
 from fedprune.pruning.spec import result_spec
 from fedprune.pruning.statistics import ColumnStatistics, MomentStatistics
-from fedprune.records import MOMENTS
 from fedprune.reporting.progress import size_text
 from fedprune.wire.change import Change
 from fedprune.wire.exact import ExactSums
@@ -34,8 +33,6 @@ from strategies.pools import check_inputs, pooling_of
 
 class FedHessian(PooledPruning[InputMoments, "BlockMoments"]):
     """Reconstruction on summed second moments, iterative or one-shot."""
-
-    form = MOMENTS
 
     def block_bytes(self, block: int) -> int:
         """Return the most bytes that a client's moments of a block can take."""

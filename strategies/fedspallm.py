@@ -16,8 +16,8 @@ from fedprune.aggregation.select import Rule
 from fedprune.errors import WireError
 from fedprune.pruning.check import check_mask
 from fedprune.pruning.registry import make_pruner
-from fedprune.pruning.spec import block_specs, result_spec
-from fedprune.records import WEIGHTS, Order, PruneReply
+from fedprune.pruning.spec import MaskSpec, block_specs, result_spec
+from fedprune.records import Order, PruneReply
 from fedprune.seeds import derive_seed
 from fedprune.wire.change import Change
 from fedprune.wire.sparse import SparseWeight
@@ -33,9 +33,10 @@ _Sums = dict[str, WeightSums]
 class FedSpaLLM(FederatedPruning):
     """l0-norm aggregation, mask expansion and layer sampling (arXiv 2410.14852)."""
 
-    form = WEIGHTS
     _sampling: Sampling
     _sums: dict[int, _Sums]
+    _specs: dict[int, MaskSpec]
+    _starts: dict[int, bytes]
 
     def block_bytes(self, block: int) -> int:
         """Return the most bytes that a block's masks and values can take."""
@@ -64,17 +65,21 @@ class FedSpaLLM(FederatedPruning):
         """Return what earlier rounds made of the blocks to prune."""
         if self.iterative:
             return super().bundle(order)
-        if self._round == 1:
-            return {}
-        found = {block: self.recall(block) for block in order.blocks}
         return {
-            f"start-{block:05d}": encode_update(changes, self.config.pruner.pattern)
-            for block, changes in found.items()
-            if changes
+            f"start-{block:05d}": self._starts[block]
+            for block in order.blocks
+            if block in self._starts
         }
 
     def open_chunk(self, blocks: range) -> None:
-        """Start the sums of a chunk's weights."""
+        """Start the sums of a chunk's weights and encode what clients start from, once for all."""
+        self._specs = block_specs(self.config, blocks, len(self.plan.shapes))
+        recalled = {block: self.recall(block) for block in blocks if self._round > 1}
+        self._starts = {
+            block: encode_update(changes, self.config.pruner.pattern)
+            for block, changes in recalled.items()
+            if changes
+        }
         total = sum(self._weight(client) for client in self.cohort.active)
         self._sums = {
             block: {
@@ -86,13 +91,12 @@ class FedSpaLLM(FederatedPruning):
 
     def fold(self, reply: PruneReply, client: Client) -> None:
         """Add one client's weights: all of them, or none if one is wrong."""
-        specs = block_specs(self.config, range(len(self.plan.shapes)), len(self.plan.shapes))
         decoded: dict[int, dict[str, SparseWeight]] = {}
         for block, data in reply.blocks.items():
             decoded[block] = {}
             for name, change in decode_update(data, self.plan.shapes[block]).items():
                 decoded[block][name] = self._checked(change, block, name)
-                check_mask(decoded[block][name].mask, specs[block], name)
+                check_mask(decoded[block][name].mask, self._specs[block], name)
         for block, weights in decoded.items():
             for name, weight in weights.items():
                 self._sums[block][name].add(weight, self._weight(client))
@@ -120,8 +124,7 @@ class FedSpaLLM(FederatedPruning):
             rule = Rule(ties=strategy.ties, seed=seed, rounding=spec.rounding)
             mask = expand(found, mean, spec.sparsity, pattern, rule, strategy.expansion)
             dtype = self.plan.weight(block, name).dtype
-            values = SparseWeight.from_dense(mean.to(dtype), mask)
-            changes[name] = mask if untouched else values
+            changes[name] = mask if untouched else SparseWeight.from_dense(mean.to(dtype), mask)
         votes = {name: found.votes for name, found in sums.items()}
         first = next(iter(votes.values()))
         histograms = {name: counter.histogram() for name, counter in votes.items()}

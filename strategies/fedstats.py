@@ -5,12 +5,9 @@ clients. They are added without rounding, so with the iterative schedule the mas
 pruning all texts in one place, bit for bit, however the texts are spread and whoever answers first.
 """
 
-import zlib
-
 from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.spec import result_spec
 from fedprune.pruning.statistics import ColumnStatistics
-from fedprune.records import SUMS
 from fedprune.wire.change import Change
 from fedprune.wire.pooled import PooledSums, encode_pooled
 from fedprune.wire.sums import InputSums, decode_sums
@@ -23,7 +20,6 @@ from strategies.pools import ColumnPools
 class FedStats(PooledPruning[InputSums, ColumnPools]):
     """Pruning on summed column statistics, iterative (exact) or one-shot."""
 
-    form = SUMS
     _pooled: dict[str, ColumnStatistics]
 
     def block_bytes(self, block: int) -> int:
@@ -57,7 +53,7 @@ class FedStats(PooledPruning[InputSums, ColumnPools]):
         groups = []
         for linears in self.plan.inputs[done.block]:
             found = self._pooled[linears[0]]
-            checksums = tuple(zlib.crc32(done.masks[name].bits.tobytes()) for name in linears)
+            checksums = tuple(done.masks[name].checksum for name in linears)
             groups.append(PooledSums(linears, found.sum_squares.numpy(), found.tokens, checksums))
         sums = encode_pooled(groups)
         return min(sums, masks, key=len) if self.config.strategy.downlink == "auto" else sums

@@ -1,15 +1,15 @@
 """A first pass over the dense model: what enters every linear, for the allocation of zeros."""
 
-from collections.abc import Mapping
 from logging import INFO
 
 from flwr.common.logger import log
 
 from fedprune.config import RunConfig, resolved_allocation
-from fedprune.errors import ReplyRefusedError, WireError
 from fedprune.pruning.owl import outlier_share, owl_sparsities
-from fedprune.records import SUMS, Order, PruneReply, read_prune
-from fedprune.wire.sums import InputSums, decode_sums
+from fedprune.records import SUMS, Order, PruneReply
+from fedprune.wire.sums import decode_sums
+from strategies.folding import Reading
+from strategies.handshake import Client
 from strategies.plan import MESSAGE_BYTES, Plan
 from strategies.pools import ColumnPools
 from strategies.post import Post
@@ -64,37 +64,23 @@ def _collect(post: Post, config: RunConfig, plan: Plan) -> list[ColumnPools]:
         for client in post.cohort.active
     }
     pools = [ColumnPools(plan.inputs[block], config.strategy.pooling) for block in blocks]
-    most = {block: plan.column_bytes(block) for block in blocks}
     replies = post.replies(
         post.requests(orders, lambda order: {}),
         "survey",
         report=surveying,
-        joiner=post.joiner(orders, SUMS, sum(most.values())),
+        joiner=post.joiner(orders, SUMS, sum(map(plan.column_bytes, blocks))),
     )
-    used = set()
-    for message in replies:
-        client = post.cohort.sender(message)
-        if client is None or client.node_id in used:
-            continue
-        try:
-            reply = read_prune(message, blocks, most, SUMS)
-            decoded = _decoded(reply, plan)
-            for block, groups in decoded.items():
-                pools[block].check(groups)
-        except (ReplyRefusedError, WireError) as error:
-            post.cohort.refuse(client, post.step, "survey", str(error))
-            post.cohort.leave_out(client)
-            continue
-        used.add(client.node_id)
-        entry = post.cohort.entry(client, post.step, "survey")
-        post.cohort.ledger.add(
-            entry.worked(reply.seconds, reply.peak_rss_bytes, reply.peak_device_bytes)
-        )
+
+    def fold(reply: PruneReply, client: Client) -> None:
+        decoded = {
+            block: decode_sums(data, plan.shapes[block]) for block, data in reply.blocks.items()
+        }
+        for block, groups in decoded.items():
+            pools[block].check(groups)
         for block, groups in decoded.items():
             pools[block].add(groups)
+
+    reading = Reading(post.cohort, post.step, "survey", SUMS, plan.column_bytes)
+    used = reading.fold_all(replies, orders, fold)
     post.cohort.check_quorum(len(used), config.strategy.min_clients)
     return pools
-
-
-def _decoded(reply: PruneReply, plan: Plan) -> Mapping[int, list[InputSums]]:
-    return {block: decode_sums(data, plan.shapes[block]) for block, data in reply.blocks.items()}

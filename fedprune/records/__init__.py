@@ -8,6 +8,7 @@ from fedprune.records.fields import message_bytes
 from fedprune.records.local import LocalResult, local_record, read_local
 from fedprune.records.parcels import fetched_record, joined, read_parcel, read_sizes, split_record
 from fedprune.records.replies import (
+    FORMS,
     MASKS,
     MOMENTS,
     SUMS,
@@ -29,6 +30,7 @@ from fedprune.records.requests import (
 
 __all__ = [
     "BUNDLE_FORMAT",
+    "FORMS",
     "MASKS",
     "MOMENTS",
     "SUMS",

@@ -12,6 +12,13 @@ MASKS = "fedprune.masks.v1"
 WEIGHTS = "fedprune.weights.v1"
 SUMS = "fedprune.sums.v1"
 MOMENTS = "fedprune.moments.v1"
+FORMS: Mapping[str, str] = {
+    "fedprllm": MASKS,
+    "fedspallm": WEIGHTS,
+    "fedstats": SUMS,
+    "fedhessian": MOMENTS,
+}
+"""Strategy -> the format of what its clients send."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Weight ``i`` of the row-major weight matrix is bit ``i % 8`` (least significant 
 equal masks are equal bytes and a population count needs no correction.
 """
 
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +51,11 @@ class BitMask:
                 f"A mask of {d_out}x{d_in} uses {used} bits of its last byte, "
                 f"but a bit above them is set: 0x{int(self.bits[-1]):02x}."
             )
+
+    @property
+    def checksum(self) -> int:
+        """CRC-32 of the packed bits, by which two sides tell whether they made the same mask."""
+        return zlib.crc32(self.bits.tobytes())
 
     @classmethod
     def from_bool(cls, mask: NDArray[np.bool_]) -> "BitMask":
