@@ -2,30 +2,13 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from fedprune.records import PruneReply
 from strategies.base import FederatedPruning
 from strategies.block import BlockResult
 from strategies.handshake import Client
-
-G = TypeVar("G")
-"""What a client sends of one input."""
-
-
-class Pool(Protocol[G]):
-    """The running statistics of one block."""
-
-    clients: int
-
-    def check(self, groups: list[G]) -> None:
-        """Raise ``WireError`` if these are not a block's statistics as asked for."""
-        ...
-
-    def add(self, groups: list[G]) -> None:
-        """Add one client's checked statistics."""
-        ...
-
+from strategies.pools import G, Pool, add_checked
 
 P = TypeVar("P", bound=Pool)  # type: ignore[type-arg]
 
@@ -54,10 +37,7 @@ class PooledPruning(FederatedPruning, Generic[G, P]):
     def fold(self, reply: PruneReply, client: Client) -> None:
         """Add one client's statistics: all of them, or none if one is wrong."""
         found = {block: self.decoded(data, block) for block, data in reply.blocks.items()}
-        for block, groups in found.items():
-            self._pools[block].check(groups)
-        for block, groups in found.items():
-            self._pools[block].add(groups)
+        add_checked(self._pools, found)
 
     def close_chunk(self) -> Iterator[BlockResult]:
         """Prune the chunk's blocks one by one and forget their statistics."""

@@ -1,6 +1,7 @@
 """The running statistics of one block: checked sums or moments in, pooled statistics out."""
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -11,6 +12,38 @@ from fedprune.wire.sums import InputSums
 
 Inputs = Sequence[tuple[str, ...]]
 """The linears that share an input, one tuple for each distinct input of a block."""
+
+
+G = TypeVar("G")
+"""What a client sends of one input."""
+
+
+class Pool(Protocol[G]):
+    """The running statistics of one block."""
+
+    clients: int
+
+    def check(self, groups: list[G]) -> None:
+        """Raise ``WireError`` if these are not a block's statistics as asked for."""
+        ...
+
+    def add(self, groups: list[G]) -> None:
+        """Add one client's checked statistics."""
+        ...
+
+
+def add_checked(pools: Mapping[int, Pool[G]], found: Mapping[int, list[G]]) -> None:
+    """Add one client's statistics of several blocks: all of them, or none if one is wrong.
+
+    Raises
+    ------
+    WireError
+        If they are not what a pool asks for; then nothing has been added.
+    """
+    for block, groups in found.items():
+        pools[block].check(groups)
+    for block, groups in found.items():
+        pools[block].add(groups)
 
 
 class ColumnPools:

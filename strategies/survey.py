@@ -11,7 +11,7 @@ from fedprune.wire.sums import decode_sums
 from strategies.folding import Reading
 from strategies.handshake import Client
 from strategies.plan import MESSAGE_BYTES, Plan
-from strategies.pools import ColumnPools
+from strategies.pools import ColumnPools, add_checked
 from strategies.post import Post
 from strategies.progress import surveying
 
@@ -72,13 +72,8 @@ def _collect(post: Post, config: RunConfig, plan: Plan) -> list[ColumnPools]:
     )
 
     def fold(reply: PruneReply, client: Client) -> None:
-        decoded = {
-            block: decode_sums(data, plan.shapes[block]) for block, data in reply.blocks.items()
-        }
-        for block, groups in decoded.items():
-            pools[block].check(groups)
-        for block, groups in decoded.items():
-            pools[block].add(groups)
+        found = {b: decode_sums(data, plan.shapes[b]) for b, data in reply.blocks.items()}
+        add_checked(dict(enumerate(pools)), found)
 
     reading = Reading(post.cohort, post.step, "survey", SUMS, plan.column_bytes)
     used = reading.fold_all(replies, orders, fold)
