@@ -9,7 +9,6 @@ from fedprune.aggregation.pooling import Pooling
 from fedprune.aggregation.sketches import rebuild
 from fedprune.errors import QuorumError, WireError
 from fedprune.wire.moments import Columns, InputMoments, Sketch
-from fedprune.wire.triangle import Triangle
 
 
 class MomentPool:
@@ -51,8 +50,8 @@ class MomentPool:
         if isinstance(body, Sketch) and body.kind == "nystrom":
             self._add_products(body, factor)
         else:
-            matrix = torch.from_numpy(body.matrix()) if isinstance(body, Triangle) else None
-            self._add_matrix(rebuild(body) if isinstance(body, Sketch) else matrix, factor)
+            whole = rebuild(body) if isinstance(body, Sketch) else torch.from_numpy(body.matrix())
+            self._add_matrix(whole, factor)
         self._tokens += moments.tokens if self._mode == "tokens" else 1
 
     def result(self) -> tuple[Tensor, int]:
@@ -80,9 +79,7 @@ class MomentPool:
         mean = float(diagonal_of(moments).mean(dtype=np.float64))
         return 1.0 / mean if mean else 0.0
 
-    def _add_matrix(self, matrix: Tensor | None, factor: float) -> None:
-        if matrix is None:
-            raise WireError("moments must be a triangle or a sketch.")
+    def _add_matrix(self, matrix: Tensor, factor: float) -> None:
         if self._total is None:
             self._total = torch.zeros(matrix.shape, dtype=torch.float64)
         if self._total.shape != matrix.shape:
