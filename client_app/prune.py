@@ -12,6 +12,7 @@ from client_app.seat import Seat
 from client_app.update import Place, check_order, read_start, read_update
 from fedprune.config import RunConfig
 from fedprune.models.device import pick_device
+from fedprune.models.walk import Limits
 from fedprune.pruning.driver import BlockWalk
 from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.spec import block_specs
@@ -48,9 +49,11 @@ def prune(config: RunConfig, seat: Seat, order: Order, bundle: Mapping[str, byte
     """
     started, scratch = time.monotonic(), Scratch(seat.scratch)
     try:
-        bundle = {**scratch.take_inbox(), **bundle}
+        bundle = {**scratch.read_inbox(), **bundle}
         respondent = _respondent(config, order)
+        scratch.go_on_from(order.resume)
         encoded, samples = _work(config, seat, order, bundle, respondent)
+        scratch.clear_inbox()
     except Exception:
         scratch.remove()
         raise
@@ -69,23 +72,13 @@ def prune(config: RunConfig, seat: Seat, order: Order, bundle: Mapping[str, byte
         sizes = {block: len(part) for block, part in encoded.items()}
         scratch.save_outbox(data)
         split_record(content, data[: order.parcel_bytes], sizes, respondent.form)
-    elif _over(config, order):
-        scratch.remove()
     return content
 
 
 def fetch(config: RunConfig, seat: Seat, order: Order, number: int) -> RecordDict:
     """Return a later parcel of the reply to an order."""
-    scratch = Scratch(seat.scratch)
-    parcel = scratch.parcel(number, order.parcel_bytes)
-    if _over(config, order) and not scratch.waiting:
-        scratch.remove()
+    parcel = Scratch(seat.scratch).parcel(number, order.parcel_bytes)
     return fetched_record(parcel, _respondent(config, order).form)
-
-
-def _over(config: RunConfig, order: Order) -> bool:
-    """Whether nothing is asked of this node after the order."""
-    return order.last and not config.evaluation.local_only
 
 
 def _respondent(config: RunConfig, order: Order) -> Respondent:
@@ -135,14 +128,25 @@ def _walk(config: RunConfig, seat: Seat, order: Order, bundle: Mapping[str, byte
     """Return a walk that stands where the order goes on, told what became of the block before."""
     loaded = node.model(config.model, node.model_path(seat))
     scratch, device = Scratch(seat.scratch), pick_device(config.pruner.device)
+    limits = Limits.of(config.pruner)
     if not order.resume:
-        samples = scratch.load_samples() if scratch.has_samples else node.tokens(config, seat)
-        if not order.last:
-            scratch.save_samples(samples)
-        walk = BlockWalk(loaded, samples, device)
+        if scratch.has_samples:
+            samples = scratch.load_samples()
+        else:
+            samples = node.tokens(config, seat)
+            if not order.last:
+                scratch.save_samples(samples)
+        walk = BlockWalk(loaded, samples, device, limits=limits)
     else:
         hidden = scratch.load_hidden(order.resume)
-        walk = BlockWalk(loaded, scratch.load_samples(), device, hidden=hidden, start=order.resume)
+        walk = BlockWalk(
+            loaded,
+            scratch.load_samples(),
+            device,
+            hidden=hidden,
+            start=order.resume,
+            limits=limits,
+        )
     if iterative(config) and "update" in bundle:
         # Read before anything runs; the hidden states kept are the inputs of the block it is for.
         changes = read_update(config, Place.of(walk), bundle["update"])

@@ -7,17 +7,17 @@ import torch
 from fedprune.config import RunConfig
 from fedprune.data.clients import client_samples
 from fedprune.data.sources import load_documents
-from fedprune.evaluation.perplexity import perplexity, perplexity_of
+from fedprune.evaluation.perplexity import perplexities, perplexity_of
 from fedprune.evaluation.texts import evaluation_windows
 from fedprune.models.device import pick_device
-from fedprune.models.loading import LoadedModel
-from fedprune.models.masking import masked
-from fedprune.pruning.blocks import prune_blocks
+from fedprune.models.loaded import LoadedModel
+from fedprune.models.masking import Changes
+from fedprune.models.walk import Limits
+from fedprune.pruning.blocks import pruned_in_passing
 from fedprune.pruning.driver import BlockWalk
 from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.spec import block_specs
 from fedprune.reporting.results import Perplexities
-from fedprune.wire.change import Change
 from strategies import FederatedPruning
 from strategies.progress import show
 
@@ -25,11 +25,9 @@ from strategies.progress import show
 _DENSE: dict[tuple[object, ...], dict[str, float]] = {}
 _MOST_DENSE = 8
 
-Masks = Mapping[int, Mapping[str, Change]]
-
 
 def measure(
-    config: RunConfig, loaded: LoadedModel, masks: Masks, strategy: FederatedPruning
+    config: RunConfig, loaded: LoadedModel, changes: Changes, strategy: FederatedPruning
 ) -> list[Perplexities]:
     """Measure the dense, the pruned and, where asked for and possible, the baseline models.
 
@@ -39,8 +37,8 @@ def measure(
         `evaluation` says how and on which data sets besides the held-out part of `data`.
     loaded : LoadedModel
         The dense model; unchanged afterwards.
-    masks : Mapping
-        Block -> linear -> global mask, or update where survivors are scaled.
+    changes : Mapping
+        Block -> linear -> what the run makes of it; asked for block by block.
     strategy : FederatedPruning
         Carries the clients and what they measured on their own.
 
@@ -51,21 +49,18 @@ def measure(
     """
     windows = evaluation_windows(config, loaded.tokenizer)
     steps = 3 if config.evaluation.centralized else 2
-    device = pick_device(config.pruner.device)
 
     def step(number: int, what: str) -> None:
         show("evaluate", number, steps, what)
 
     step(0, "dense model")
-    dense = _dense_scores(config, loaded, strategy.plan.weights_hash, windows, device)
+    dense = _dense_scores(config, loaded, strategy.plan.weights_hash, windows)
     step(1, "pruned model")
-    with masked(loaded, masks):
-        pruned = _scores(loaded, windows, device)
+    pruned = _scores(config, loaded, windows, changes)
     central: dict[str, float] = {}
     if config.evaluation.centralized and windows:
         step(2, "centralised baseline: one client with all samples")
-        with masked(loaded, centralized_masks(config, loaded, strategy)):
-            central = _scores(loaded, windows, device)
+        central = _scores(config, loaded, windows, centralized_changes(config, loaded, strategy))
     step(steps, "done")
     labels = dict.fromkeys([config.data.name, *windows])
     return [
@@ -80,12 +75,13 @@ def measure(
     ]
 
 
-def centralized_masks(
+def centralized_changes(
     config: RunConfig, loaded: LoadedModel, strategy: FederatedPruning
-) -> dict[int, dict[str, Change]]:
+) -> Changes:
     """Prune with the samples of all clients pooled; simulation only, where they can be read here.
 
-    The samples are exactly those the clients drew: same partitions, same seeds.
+    The samples are exactly those the clients drew: same partitions, same seeds. A block is pruned
+    when it is asked for.
     """
     documents = load_documents(config.data, "train")
     samples: list[torch.Tensor] = []
@@ -95,10 +91,11 @@ def centralized_masks(
             config, documents, loaded.tokenizer, report.partition_id, report.num_partitions
         )
         samples += [sample.tokens for sample in found]
-    walk = BlockWalk(loaded, samples, pick_device(config.pruner.device))
+    device, limits = pick_device(config.pruner.device), Limits.of(config.pruner)
+    walk = BlockWalk(loaded, samples, device, limits=limits)
     count = len(loaded.layout.blocks)
     specs = block_specs(config, range(count), count)
-    return dict(prune_blocks(walk, make_pruner(config.pruner), specs))
+    return pruned_in_passing(walk, make_pruner(config.pruner), specs)
 
 
 def _dense_scores(
@@ -106,23 +103,26 @@ def _dense_scores(
     loaded: LoadedModel,
     weights_hash: str,
     windows: Mapping[str, torch.Tensor],
-    device: torch.device,
 ) -> dict[str, float]:
     """Return the dense model's perplexities, measured once for all runs of a process."""
-    key = (weights_hash, config.evaluation, config.data, device)
+    key = (weights_hash, config.evaluation, config.data, config.pruner.device)
     if key not in _DENSE:
         while len(_DENSE) >= _MOST_DENSE:
             _DENSE.pop(next(iter(_DENSE)))
-        _DENSE[key] = _scores(loaded, windows, device)
+        _DENSE[key] = _scores(config, loaded, windows, {})
     return dict(_DENSE[key])
 
 
 def _scores(
-    loaded: LoadedModel, windows: Mapping[str, torch.Tensor], device: torch.device
+    config: RunConfig,
+    loaded: LoadedModel,
+    windows: Mapping[str, torch.Tensor],
+    changes: Changes,
 ) -> dict[str, float]:
-    return {
-        label: perplexity(loaded.model, rows, device).perplexity for label, rows in windows.items()
-    }
+    device = pick_device(config.pruner.device)
+    limits = Limits.of(config.pruner, "evaluation.seq_len")
+    found = perplexities(loaded, windows, device, changes, limits)
+    return {label: one.perplexity for label, one in found.items()}
 
 
 def _local(strategy: FederatedPruning, label: str, own: bool) -> dict[str, float]:

@@ -12,6 +12,7 @@ from fedprune.data.sources import load_documents
 from fedprune.errors import ModelError
 from fedprune.evaluation.perplexity import Perplexity, perplexity, token_windows
 from fedprune.models.loading import check_seq_len, load_model
+from fedprune.models.walk import Limits
 
 
 def run_evaluation(model: str, overrides: Sequence[str], *, as_json: bool) -> int:
@@ -84,4 +85,5 @@ def measure(config: RunConfig) -> Perplexity:
     windows = token_windows(
         documents, loaded.tokenizer, chosen.seq_len, chosen.max_windows, config.data.joiner
     )
-    return perplexity(loaded.model, windows, device)
+    limits = Limits.of(config.pruner, "evaluation.seq_len")
+    return perplexity(loaded, windows, device, limits=limits)

@@ -74,6 +74,8 @@ BOUNDS: Mapping[str, Bounds] = {
     "data.alpha": Bounds(0, low_open=True),
     "pruner.seq_len": Bounds(2),
     "pruner.num_calibration_samples": Bounds(1),
+    "pruner.batch_size": Bounds(1),
+    "pruner.hidden_memory_mb": Bounds(0),
     "pruner.damping": Bounds(0, 1, low_open=True, high_open=False),
     "pruner.block_size": Bounds(1),
     "strategy.min_clients": Bounds(1),
@@ -110,6 +112,10 @@ PATTERNED: Mapping[str, tuple[re.Pattern[str], str]] = {
         re.compile(r"(0(\.[0-9]{1,6})?(,0(\.[0-9]{1,6})?){0,1023})?"),
         "sparsities at least 0 and below 1, one a block, separated by commas, such as '0.4,0.6'",
     ),
+    "evaluation.tasks": (
+        re.compile(r"([^,]+(,[^,]+)*)?"),
+        "tasks of lm-evaluation-harness, YAML files or 'paper', separated by commas",
+    ),
 }
 """Key -> what its text must look like."""
 
@@ -121,6 +127,7 @@ EMPTY_ALLOWED = frozenset(
         "federation.connection",
         "allocation.blocks",
         "evaluation.datasets",
+        "evaluation.tasks",
     }
 )
 """Texts that may be empty."""

@@ -73,6 +73,8 @@ class PrunerConfig:
     `name` is 'wanda', 'ria', 'magnitude', 'sparsegpt', 'alps' or 'sparseswaps'; weights compete
     within `group` ('layer', 'row', 'column'), or by N:M `pattern`; `seq_len` is in
     tokens, `num_calibration_samples` per client; `device` is 'auto', 'cpu', 'cuda' or 'cuda:N'.
+    `batch_size` samples run through a block at a time; hidden states beyond `hidden_memory_mb`
+    megabytes go to the disk (None: a share of the free memory).
     The last three solve with the second moments of the inputs: `damping` is added to their
     diagonal, in units of its mean, and `block_size` is the number of columns that SparseGPT masks
     at a time.
@@ -84,6 +86,8 @@ class PrunerConfig:
     seq_len: int
     num_calibration_samples: int
     device: str
+    batch_size: int
+    hidden_memory_mb: int | None
     damping: float
     block_size: int
 
@@ -187,7 +191,9 @@ class EvaluationConfig:
     """How perplexity is measured: windows of `seq_len` tokens, on which texts, which baselines.
 
     `datasets` names presets of `data` or paths, separated by commas, that are evaluated in
-    addition to the held-out part of `data`.
+    addition to the held-out part of `data`. With `federated` each client measures the dense and
+    the pruned model on its own held-out text. `tasks` lists tasks of lm-evaluation-harness, YAML
+    files that describe one, or 'paper', separated by commas.
     """
 
     seq_len: int
@@ -195,6 +201,8 @@ class EvaluationConfig:
     local_only: bool
     centralized: bool
     datasets: str
+    federated: bool
+    tasks: str
 
 
 @dataclass(frozen=True)

@@ -4,21 +4,29 @@ The text is cut into windows that do not overlap, each window is scored on its o
 taken over predicted tokens: the first token of a window is context only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from fedprune.data.documents import Document
 from fedprune.errors import DataError
-from fedprune.models.loading import check_seq_len
+from fedprune.models.inputs import output_of
+from fedprune.models.loaded import LoadedModel
+from fedprune.models.masking import Changes
 from fedprune.models.memory import explain_out_of_memory
+from fedprune.models.walk import Limits, ModelWalk
 
 _ROWS = 256  # logits taken to float32 at a time: vocabularies are large
 _SEPARATOR = "\n\n"
+_DENSE: Changes = MappingProxyType({})
+LIMITS = Limits(length_key="evaluation.seq_len")
+"""What an evaluation may use where nobody says otherwise."""
 _JOINERS = {"space": " ", "blank_line": "\n\n"}
 
 
@@ -99,45 +107,60 @@ def token_windows(
 
 
 def perplexity(
-    model: PreTrainedModel, windows: Tensor, device: str | torch.device = "cpu"
+    model: LoadedModel,
+    windows: Tensor,
+    device: str | torch.device = "cpu",
+    changes: Changes = _DENSE,
+    limits: Limits = LIMITS,
 ) -> Perplexity:
-    """Score a model on windows of tokens, one window at a time.
+    """Score a model on windows of tokens; as :func:`perplexities` for one text."""
+    return perplexities(model, {"": windows}, device, changes, limits)[""]
+
+
+def perplexities(
+    model: LoadedModel,
+    windows: Mapping[str, Tensor],
+    device: str | torch.device = "cpu",
+    changes: Changes = _DENSE,
+    limits: Limits = LIMITS,
+) -> dict[str, Perplexity]:
+    """Score a model on the windows of several texts, one block in memory at a time.
+
+    All windows pass the first block before the second is read, so that a model of any size is read
+    once.
 
     Parameters
     ----------
-    model : PreTrainedModel
-        The model; it is moved to the device whole, and back afterwards.
-    windows : Tensor
-        Token ids, int64, shape (windows, seq_len), from :func:`token_windows`.
+    model : LoadedModel
+        The dense model; unchanged.
+    windows : Mapping[str, Tensor]
+        Label -> token ids, int64, shape (windows, seq_len), from :func:`token_windows`.
     device : str or torch.device
-        Where the model runs.
+        Where blocks run.
+    changes : Mapping[int, Mapping[str, BitMask or LinearUpdate or SparseWeight]]
+        Block -> linear -> what becomes of it; asked for block by block.
+    limits : Limits
+        Windows that run at a time, and memory for hidden states.
 
     Returns
     -------
-    Perplexity
-        Log-likelihoods are taken in float32 from the model's logits and added up in float64.
+    dict[str, Perplexity]
+        By label. Log-likelihoods are taken in float32 from the model's logits and added up in
+        float64.
 
     Raises
     ------
     ModelError
-        If the windows are longer than the model has positions for, or memory runs out.
+        If the windows are longer than the model has positions for, the changes are another
+        model's, or memory runs out.
     """
-    count, seq_len = windows.shape
-    check_seq_len(model, seq_len, "evaluation.seq_len")
-    home = model.device
-    total = 0.0
-    model.eval()
-    try:
-        with explain_out_of_memory("evaluating", "evaluation.seq_len", "pruner.device"):
-            model.to(device)
-            with torch.inference_mode():
-                for window in windows:
-                    total += _window_nll(model, window.to(device))
-    finally:
-        model.to(home)
-    predicted = count * (seq_len - 1)
-    nll = total / predicted
-    return Perplexity(perplexity_of(nll), nll=nll, windows=count, tokens=predicted)
+    rows = [window for text in windows.values() for window in text]
+    walk = ModelWalk(model, rows, device, limits=limits)
+    while walk.blocks_left:
+        walk.advance(changes.get(walk.position, {}))
+    with explain_out_of_memory("evaluating", *limits.keys):
+        losses = _losses(model, rows, walk.hidden, torch.device(device))
+        return {label: _scored(text, losses) for label, text in windows.items()}
 
 
 def perplexity_of(nll: float) -> float:
@@ -145,15 +168,31 @@ def perplexity_of(nll: float) -> float:
     return float(torch.tensor(nll, dtype=torch.float64).exp())
 
 
-def _window_nll(model: PreTrainedModel, window: Tensor) -> float:
-    """Return the summed negative log-likelihood of a window's tokens after the first."""
-    logits = model(input_ids=window.unsqueeze(0), use_cache=False).logits[0, :-1]
-    total = torch.zeros((), dtype=torch.float64, device=logits.device)
-    chunks = zip(torch.split(logits, _ROWS), torch.split(window[1:], _ROWS), strict=True)
-    for rows, targets in chunks:
-        losses = functional.cross_entropy(rows.float(), targets, reduction="none")
-        total += losses.sum(dtype=torch.float64)
-    return float(total)
+def _losses(
+    model: LoadedModel, rows: Sequence[Tensor], hidden: Sequence[Tensor], device: torch.device
+) -> Iterator[float]:
+    """Yield the summed negative log-likelihood of each window's tokens after the first."""
+    outer = {name: tensor.to(device) for name, tensor in model.outer_tensors().items()}
+    for window, states in zip(rows, hidden, strict=True):
+        tokens = window.to(device)
+        logits = output_of(model, tokens.unsqueeze(0), states.to(device), outer)[0, :-1]
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        chunks = zip(torch.split(logits, _ROWS), torch.split(tokens[1:], _ROWS), strict=True)
+        for part, targets in chunks:
+            loss = functional.cross_entropy(part.float(), targets, reduction="none")
+            total += loss.sum(dtype=torch.float64)
+        yield float(total)
+
+
+def _scored(windows: Tensor, losses: Iterator[float]) -> Perplexity:
+    """Take the losses of a text's windows from those that come one after another."""
+    count, seq_len = windows.shape
+    total = 0.0
+    for loss in islice(losses, count):
+        total += loss
+    predicted = count * (seq_len - 1)
+    nll = total / predicted
+    return Perplexity(perplexity_of(nll), nll=nll, windows=count, tokens=predicted)
 
 
 def _joined_by_eos(

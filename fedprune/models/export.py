@@ -1,4 +1,4 @@
-"""A pruned model as an ordinary Hugging Face folder.
+"""A pruned model as an ordinary Hugging Face folder, written block by block.
 
 The folder is written beside its final place and renamed once it is complete on the disk, so a
 reader never meets half a model.
@@ -9,29 +9,32 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from torch import Tensor
+
 from fedprune.errors import ModelError
-from fedprune.models.loading import LoadedModel, progress_on_terminals_only
-from fedprune.models.masking import apply_masks
+from fedprune.models.loaded import LoadedModel
+from fedprune.models.masking import Changes, Recalled, changed_tensors
+from fedprune.models.shards import TensorForm, write_model
 from fedprune.models.sidecar import write_sidecar
-from fedprune.wire.change import Change, mask_of
+from fedprune.wire.change import mask_of
 
 #: Where an export keeps its masks. Not beside the weights: servers that load a folder's every
 #: ``*.safetensors`` would take them for a shard.
 SIDECAR = Path("fedprune", "masks.safetensors")
-_SHARD_SIZE = "5GB"
+_SHARD_BYTES = 5_000_000_000
 
 
-def export_model(
-    model: LoadedModel, masks: Mapping[int, Mapping[str, Change]], folder: Path
-) -> None:
-    """Prune a model and write it as a Hugging Face folder with its masks in a sidecar.
+def export_model(model: LoadedModel, changes: Changes, folder: Path) -> None:
+    """Write a model as a Hugging Face folder, pruned, with its masks in a sidecar.
+
+    One block of the model is in memory at a time.
 
     Parameters
     ----------
     model : LoadedModel
-        The dense model; it is pruned in place and stays so.
-    masks : Mapping[int, Mapping[str, BitMask or LinearUpdate or SparseWeight]]
-        Block -> linear -> change, applied as :func:`~fedprune.models.masking.apply_masks` does.
+        The dense model; unchanged.
+    changes : Mapping[int, Mapping[str, BitMask or LinearUpdate or SparseWeight]]
+        Block -> linear -> what becomes of it; asked for block by block.
     folder : Path
         Where the model goes: sharded safetensors with real zeros, configuration, tokenizer and
         :data:`SIDECAR`.
@@ -39,26 +42,21 @@ def export_model(
     Raises
     ------
     ModelError
-        If the folder exists and is not empty, cannot be written, or the masks are another model's.
+        If the folder exists and is not empty, cannot be written, or the changes are another
+        model's.
     """
     check_free(folder)
-    apply_masks(model, masks)
+    _check_blocks(model, changes)
     partial = folder.with_name(f".{folder.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)  # a killed export may have left one
         (partial / SIDECAR).parent.mkdir(parents=True)
-        _make_generation_config_writable(model)
-        with progress_on_terminals_only():
-            model.model.save_pretrained(partial, max_shard_size=_SHARD_SIZE)
-        model.tokenizer.save_pretrained(partial)
-        write_sidecar(
-            partial / SIDECAR,
-            {
-                block: {name: mask_of(change) for name, change in named.items()}
-                for block, named in masks.items()
-            },
-            model.layout.prefix,
+        _write_weights(model, changes, partial)
+        _write_configuration(model, partial)
+        masks = Recalled(
+            sorted(changes), lambda block: {n: mask_of(c) for n, c in changes[block].items()}
         )
+        write_sidecar(partial / SIDECAR, masks, model.layout.prefix)
         _share(partial)
         _flush(partial)
         os.replace(partial, folder)
@@ -72,6 +70,63 @@ def export_model(
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _write_weights(model: LoadedModel, changes: Changes, folder: Path) -> None:
+    """Write every tensor once; the blocks lie side by side, so one is pruned at a time."""
+    state, tied = model.model.state_dict(), model.model.all_tied_weights_keys
+    kept = sorted((name for name in state if name not in tied), key=lambda n: _block(model, n))
+    names = {model.source.stored_name(name): name for name in kept}
+    forms = [
+        TensorForm(stored, state[name].dtype, tuple(state[name].shape))
+        for stored, name in names.items()
+    ]
+    ready: dict[int, Mapping[str, Tensor]] = {}
+
+    def tensor(stored: str) -> Tensor:
+        name = names[stored]
+        block = _block(model, name)
+        if block not in changes:
+            return model.tensor(name)
+        if block not in ready:
+            ready.clear()
+            dense = model.block_tensors(block)
+            ready[block] = changed_tensors(model.layout, block, dense, changes[block])
+            model.prefetch(block + 1)
+        return ready[block][name.removeprefix(f"{model.layout.prefix}.{block}.")]
+
+    write_model(folder, forms, tensor, _SHARD_BYTES)
+
+
+def _block(model: LoadedModel, name: str) -> int:
+    """Return the block that a tensor belongs to, -1 if to none."""
+    inside = name.removeprefix(f"{model.layout.prefix}.")
+    return int(inside.partition(".")[0]) if inside != name else -1
+
+
+def _write_configuration(model: LoadedModel, folder: Path) -> None:
+    config = model.model.config
+    config.architectures = [type(model.model).__name__]
+    config.save_pretrained(folder)
+    generation = model.model.generation_config
+    if generation is not None:
+        try:
+            generation.validate(strict=True)
+        except ValueError:
+            # Old checkpoints: what a temperature or top_p without sampling was meant for.
+            generation.do_sample = True
+        generation.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+
+
+def _check_blocks(model: LoadedModel, changes: Changes) -> None:
+    blocks = len(model.layout.blocks)
+    for block in changes:
+        if not 0 <= block < blocks:
+            raise ModelError(
+                f"There is a mask for block {block}, but `{model.layout.prefix}` has blocks 0 to "
+                f"{blocks - 1}. Use masks made for this model."
+            )
+
+
 def check_free(folder: Path) -> None:
     """Raise ``ModelError`` unless a folder is missing or empty, so that no work is overwritten."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -79,17 +134,6 @@ def check_free(folder: Path) -> None:
             f"'{folder}' exists and is not an empty folder. "
             "Set `output_dir` to a new one, or remove it."
         )
-
-
-def _make_generation_config_writable(model: LoadedModel) -> None:
-    """Let old checkpoints through: their sampling options can be read, but not written as is."""
-    generation = model.model.generation_config
-    if generation is None:
-        return
-    try:
-        generation.validate(strict=True)
-    except ValueError:
-        generation.do_sample = True  # what a temperature or top_p without it was meant for
 
 
 def _share(folder: Path) -> None:

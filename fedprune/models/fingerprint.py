@@ -7,7 +7,7 @@ seconds and no copy of its weights.
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from fedprune.models.loading import LoadedModel
+from fedprune.models.loaded import LoadedModel
 
 # Where and with which release a model was loaded says nothing about its weights; the dtype is
 # covered by the hash of the weights.
@@ -42,7 +42,7 @@ class Fingerprint:
 
 
 def fingerprint(model: LoadedModel) -> Fingerprint:
-    """Return the fingerprint of a model as it is in memory.
+    """Return the fingerprint of a model in the type that it computes in.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def fingerprint(model: LoadedModel) -> Fingerprint:
     """
     return Fingerprint(
         config=config_hash(model.model.config.to_diff_dict()),
-        weights=weights_hash(model.model.state_dict()),
+        weights=weights_hash(model.names(), model.tensor),
         transformers=str(transformers.__version__),
     )
 
@@ -62,21 +62,28 @@ def config_hash(config: Mapping[str, object]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def weights_hash(state: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of named tensors, whatever the order in which they come."""
+def weights_hash(names: Iterable[str], tensor: Callable[[str], Tensor]) -> str:
+    """Return the SHA-256 of named tensors, whatever the order in which they come.
+
+    Parameters
+    ----------
+    names : Iterable[str]
+        Their names.
+    tensor : Callable[[str], Tensor]
+        Name -> tensor; asked for by several threads, and let go once it is hashed.
+    """
+
+    def one(name: str) -> bytes:
+        found = tensor(name).detach().cpu().contiguous()
+        raw = found.reshape(-1).view(torch.uint8).numpy().data
+        form = f"{name}\0{found.dtype}\0{tuple(found.shape)}\0"
+        return form.encode() + hashlib.sha256(raw).digest()
+
     root = hashlib.sha256()
-    names = sorted(state)
-    tensors = [state[name] for name in names]
     with ThreadPoolExecutor(os.cpu_count()) as threads:  # hashing releases the interpreter lock
-        digests = threads.map(_tensor_hash, tensors)
-        for name, tensor, digest in zip(names, tensors, digests, strict=True):
-            root.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode() + digest)
+        for part in threads.map(one, sorted(names)):
+            root.update(part)
     return root.hexdigest()
-
-
-def _tensor_hash(tensor: Tensor) -> bytes:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return hashlib.sha256(flat.view(torch.uint8).numpy().data).digest()
 
 
 def _stable(value: object) -> object:

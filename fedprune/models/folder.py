@@ -9,6 +9,7 @@ from pathlib import Path
 from fedprune.errors import ModelError
 
 CONFIG = "config.json"
+COMPACT_INDEX = "compact.index.json"
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt")
@@ -40,11 +41,11 @@ def check_folder(path: str) -> None:
     check_config(path)
     folder = Path(path)
     _need(folder, _TOKENIZERS, "no tokenizer")
-    _need(folder, (*_SINGLE, *_INDEXES), "no weights")
-    if any((folder / name).is_file() for name in _SINGLE):
+    _need(folder, (*_SINGLE, *_INDEXES, COMPACT_INDEX), "no weights")
+    if any((folder / name).is_file() for name in (*_SINGLE, COMPACT_INDEX)):
         return
     index = next(folder / name for name in _INDEXES if (folder / name).is_file())
-    missing = sorted(name for name in _shards(index) if not (folder / name).is_file())
+    missing = sorted(name for name in shard_names(index) if not (folder / name).is_file())
     if missing:
         raise ModelError(
             f"`model.path` '{path}' misses {len(missing)} weight file(s) that '{index.name}' "
@@ -61,7 +62,8 @@ def _need(folder: Path, names: tuple[str, ...], problem: str) -> None:
         )
 
 
-def _shards(index: Path) -> set[str]:
+def shard_names(index: Path) -> set[str]:
+    """Return the files that an index of weights names; ModelError if it is no index."""
     try:
         return {str(name) for name in json.loads(index.read_text())["weight_map"].values()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

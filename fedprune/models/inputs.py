@@ -2,53 +2,48 @@
 
 Rotary embeddings, masks that differ from block to block and whatever else a family passes are
 recorded as they are, so no family needs code of its own. While recording, blocks hand their input
-on unchanged: the cost is that of the embeddings.
+on unchanged: the cost is that of the embeddings. In the same way the model's own final norm and
+head turn the last block's output into logits.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from transformers.utils import ModelOutput
 
 from fedprune.errors import ModelError
 from fedprune.models.calls import HIDDEN, BlockCall, TensorPool, map_tensors
-from fedprune.models.loading import LoadedModel
+from fedprune.models.loaded import LoadedModel
 
 _PROBE_TOKENS = 2
 # A block's way of returning depends on the architecture alone; clients of a process share a model.
 _TAILS: WeakKeyDictionary[nn.Module, tuple[None, ...] | None] = WeakKeyDictionary()
 
 
-@dataclass(frozen=True)
-class CapturedInputs:
-    """What samples become on their way to the first block, and what the blocks get beside them.
-
-    Parameters
-    ----------
-    hidden : list[Tensor]
-        Input of the first block, one (1, seq_len, d_model) tensor a sample, on the CPU.
-    calls : list[list[BlockCall]]
-        Sample -> block -> arguments, on the CPU; equal tensors are held once.
-    """
-
-    hidden: list[Tensor]
-    calls: list[list[BlockCall]]
-
-
-def capture_inputs(model: LoadedModel, samples: Sequence[Tensor]) -> CapturedInputs:
-    """Record the arguments of every block for every sample.
+def capture_inputs(
+    model: LoadedModel, batches: Iterable[Tensor]
+) -> Iterator[tuple[Tensor, list[BlockCall]]]:
+    """Yield what token sequences become on their way to the first block, and every block's call.
 
     Parameters
     ----------
     model : LoadedModel
         The model; it is left as it was.
-    samples : Sequence[Tensor]
-        Token ids, each int64 of shape (seq_len,); they are run one by one, so that the result
-        for one does not depend on the others.
+    batches : Iterable[Tensor]
+        Token ids, each int64 of shape (batch, seq_len); they are run one by one, so that the
+        result for one does not depend on the others.
+
+    Yields
+    ------
+    tuple[Tensor, list[BlockCall]]
+        Input of the first block, (batch, seq_len, d_model) on the CPU; the arguments of each
+        block beside it, equal tensors held once for all batches.
 
     Raises
     ------
@@ -56,18 +51,48 @@ def capture_inputs(model: LoadedModel, samples: Sequence[Tensor]) -> CapturedInp
         If the model's blocks do not form a plain chain: one that is skipped or called twice, hidden
         states that change between two blocks, or state that blocks share beside them.
     """
-    captured = CapturedInputs([], [])
-    if not samples:
-        return captured
-    pool = TensorPool()
-    tail = _checked_tail(model, samples[0][:_PROBE_TOKENS])
-    for sample in samples:
+    pool, outer = TensorPool(), model.outer_tensors()
+    for batch in batches:
+        tail = _checked_tail(model, batch[:1, :_PROBE_TOKENS])
         recorder = _Recorder(len(model.layout.blocks), tail, pool)
-        _record(model, sample, recorder)
-        captured.hidden.append(recorder.first_hidden())
-        captured.calls.append(recorder.calls)
+        with _replaced_forwards(model.layout.blocks, recorder.block):
+            _forward(model, batch, outer)
+        yield recorder.first_hidden(), recorder.calls
         pool.end_sample()
-    return captured
+
+
+def output_of(
+    model: LoadedModel, tokens: Tensor, last: Tensor, outer: Mapping[str, Tensor]
+) -> Tensor:
+    """Return the logits that the model makes of its last block's output.
+
+    Parameters
+    ----------
+    model : LoadedModel
+        The model; it is left as it was.
+    tokens : Tensor
+        Token ids, int64, shape (batch, seq_len).
+    last : Tensor
+        What the last block returned for them, shape (batch, seq_len, d_model).
+    outer : Mapping[str, Tensor]
+        The model's tensors outside its blocks, on the device of ``tokens`` and ``last``.
+
+    Returns
+    -------
+    Tensor
+        Shape (batch, seq_len, vocabulary).
+    """
+    tail = _checked_tail(model, tokens[:1, :_PROBE_TOKENS].cpu())
+    final = len(model.layout.blocks) - 1
+
+    def stand_in(index: int, *args: object, **kwargs: object) -> object:
+        hidden = last if index == final else kwargs.get(HIDDEN, args[0] if args else None)
+        return hidden if tail is None else (hidden, *tail)
+
+    with _replaced_forwards(model.layout.blocks, stand_in):
+        output = _call(model, tokens, outer)
+    logits: Tensor = output.logits
+    return logits
 
 
 def hidden_of(output: object) -> Tensor:
@@ -147,13 +172,18 @@ class _Recorder:
 def _checked_tail(model: LoadedModel, probe: Tensor) -> tuple[None, ...] | None:
     """Return :func:`_output_tail` after checking that the blocks form a chain, once a model."""
     if model.model not in _TAILS:
-        tail = _output_tail(model, probe)
-        _record(model, probe, _Recorder(len(model.layout.blocks), tail, TensorPool(), to_end=True))
+        outer = model.outer_tensors()
+        tail = _output_tail(model, probe, outer)
+        recorder = _Recorder(len(model.layout.blocks), tail, TensorPool(), to_end=True)
+        with _replaced_forwards(model.layout.blocks, recorder.block):
+            _forward(model, probe, outer)
         _TAILS[model.model] = tail
     return _TAILS[model.model]
 
 
-def _output_tail(model: LoadedModel, tokens: Tensor) -> tuple[None, ...] | None:
+def _output_tail(
+    model: LoadedModel, tokens: Tensor, outer: Mapping[str, Tensor]
+) -> tuple[None, ...] | None:
     """Return what the blocks add to the hidden states they return: None for a bare tensor.
 
     The first block runs once, for real, on a few tokens: how it returns does not depend on them.
@@ -165,9 +195,11 @@ def _output_tail(model: LoadedModel, tokens: Tensor) -> tuple[None, ...] | None:
         form.append(None if isinstance(output, Tensor) else (None,) * (len(output) - 1))
         raise _FinishedError
 
+    first = f"{model.layout.prefix}.0."
+    inner = {first + name: tensor for name, tensor in model.block_tensors(0).items()}
     handle = model.layout.blocks[0].register_forward_hook(look)
     try:
-        _forward(model, tokens)
+        _forward(model, tokens, {**outer, **inner})
     finally:
         handle.remove()
     if not form:
@@ -178,18 +210,16 @@ def _output_tail(model: LoadedModel, tokens: Tensor) -> tuple[None, ...] | None:
     return form[0]
 
 
-def _record(model: LoadedModel, sample: Tensor, recorder: _Recorder) -> None:
-    with _replaced_forwards(model.layout.blocks, recorder.block):
-        _forward(model, sample)
+def _forward(model: LoadedModel, tokens: Tensor, tensors: Mapping[str, Tensor]) -> None:
+    """Run the model on some sequences until somebody has seen enough."""
+    with suppress(_FinishedError):
+        _call(model, tokens, tensors)
 
 
-def _forward(model: LoadedModel, tokens: Tensor) -> None:
-    """Run the model on one sequence until somebody has seen enough."""
-    try:
-        with torch.no_grad():
-            model.model(input_ids=tokens.to(model.model.device).unsqueeze(0), use_cache=False)
-    except _FinishedError:
-        pass
+def _call(model: LoadedModel, tokens: Tensor, tensors: Mapping[str, Tensor]) -> ModelOutput:
+    with torch.no_grad():
+        inputs = {"input_ids": tokens, "use_cache": False}
+        return functional_call(model.model, dict(tensors), (), inputs)
 
 
 @contextmanager

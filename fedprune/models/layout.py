@@ -47,10 +47,6 @@ class LinearRef:
         """Return a view that turns (d_out, d_in) into the stored orientation, and back."""
         return stored.T if self.transposed else stored
 
-    def weight(self) -> Tensor:
-        """Return the weight as a (d_out, d_in) view: writing to it changes the model."""
-        return self.orient(_weight(self.module))
-
 
 @dataclass(frozen=True)
 class DecoderLayout:

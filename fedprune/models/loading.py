@@ -1,61 +1,51 @@
-"""Load a decoder from a folder, the Hub or the package, or only its shapes.
+"""Find a decoder in a folder, on the Hub or in the package; its weights stay in their files.
 
 Code that comes with a checkpoint is never run, and a checkpoint that leaves a weight out is
 refused instead of being completed with random numbers.
 """
 
+import logging
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
+from accelerate import init_empty_weights
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
+from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from fedprune.config.schema import ModelConfig
 from fedprune.errors import ModelError
+from fedprune.models.checkpoint import Stored, index_files
+from fedprune.models.compact_index import is_compact_file
+from fedprune.models.compact_source import open_compact
 from fedprune.models.folder import check_config, check_folder, is_local
-from fedprune.models.layout import DecoderLayout, find_layout
+from fedprune.models.hub_files import weight_files
+from fedprune.models.layout import find_layout
+from fedprune.models.loaded import LoadedModel, loaded_from
+from fedprune.models.source import MappedWeights, WeightSource, find_places
 
-_DTYPES = {
-    "auto": "auto",  # as stored
+_DTYPES: dict[str, torch.dtype | None] = {
+    "auto": None,  # as stored
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+_log = logging.getLogger("flwr")
 _LOADER_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
-
-
-@dataclass
-class LoadedModel:
-    """A decoder in memory with its tokenizer and the place of its blocks.
-
-    Parameters
-    ----------
-    model : PreTrainedModel
-        In evaluation mode, on the CPU.
-    tokenizer : PreTrainedTokenizerBase
-        The model's own.
-    layout : DecoderLayout
-        Its blocks.
-    path : str
-        Folder or Hub id that it came from.
-    """
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    layout: DecoderLayout
-    path: str
 
 
 def load_model(config: ModelConfig, path: str | None = None) -> LoadedModel:
@@ -78,26 +68,29 @@ def load_model(config: ModelConfig, path: str | None = None) -> LoadedModel:
     if is_local(source):
         check_folder(source)
     revision = config.revision
-    _check_config(source, _config(source, revision))
+    architecture = _config(source, revision)
+    _check_config(source, architecture)
     with _readable_errors(source), progress_on_terminals_only():
-        model, report = AutoModelForCausalLM.from_pretrained(
-            source,
-            revision=revision,
-            dtype=_DTYPES[config.dtype],
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
         tokenizer = AutoTokenizer.from_pretrained(
             source, revision=revision, trust_remote_code=False
         )
-    absent = sorted(report["missing_keys"])
-    if absent:
-        raise ModelError(
-            f"`model.path` '{source}' lacks {len(absent)} weights of its architecture, among "
-            f"them {', '.join(absent[:3])}. Give a complete checkpoint."
-        )
-    model.eval()
-    return LoadedModel(model, tokenizer, find_layout(model), source)
+        files = weight_files(source, revision)
+    if files:
+        stored = index_files(files)
+        model = _skeleton(source, architecture, _dtype(config, architecture, stored))
+        weights = _weights(source, model, files, stored)
+        if weights is not None:
+            with suppress(OSError):  # not every model has one
+                model.generation_config = GenerationConfig.from_pretrained(
+                    source, revision=revision
+                )
+            return LoadedModel(model, tokenizer, find_layout(model), source, weights)
+    _log.warning(
+        "'%s' cannot be read block by block and is held in memory whole: only safetensors files "
+        "with the architecture's own names of weights can",
+        source,
+    )
+    return loaded_from(_whole(source, config), tokenizer, source)
 
 
 def model_shapes(config: ModelConfig) -> list[dict[str, tuple[int, int]]]:
@@ -123,9 +116,7 @@ def model_shapes(config: ModelConfig) -> list[dict[str, tuple[int, int]]]:
         check_config(source)
     architecture = _config(source, config.revision)
     _check_config(source, architecture)
-    with _readable_errors(source), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(architecture, trust_remote_code=False)
-    return find_layout(model).shapes()
+    return find_layout(_skeleton(source, architecture, None)).shapes()
 
 
 def check_seq_len(model: PreTrainedModel, seq_len: int, key: str) -> None:
@@ -161,6 +152,93 @@ def progress_on_terminals_only() -> Iterator[None]:
         yield
     finally:
         transformers_logging.enable_progress_bar()
+
+
+def _skeleton(
+    source: str, architecture: PreTrainedConfig, dtype: torch.dtype | None
+) -> PreTrainedModel:
+    """Return a model without weights; the buffers that no checkpoint holds are real."""
+    with _readable_errors(source), init_empty_weights(), no_init_weights():
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            architecture, dtype=dtype, trust_remote_code=False
+        )
+    model.tie_weights()
+    return model.eval()
+
+
+def _weights(
+    source: str, model: PreTrainedModel, files: Sequence[Path], stored: Mapping[str, Stored]
+) -> WeightSource | None:
+    if is_compact_file(files[0]):
+        return open_compact(files[0].parent, stored, model)
+    return _mapped(source, model, _renamed(model, stored))
+
+
+def _dtype(
+    config: ModelConfig, architecture: PreTrainedConfig, stored: Mapping[str, Stored]
+) -> torch.dtype:
+    """Return the type to compute in: as configured, as the model says, or as it is stored."""
+    chosen = _DTYPES[config.dtype] or architecture.get_text_config().dtype
+    if chosen is None:
+        floating = (place.dtype for place in stored.values() if place.dtype.is_floating_point)
+        chosen = next(floating, torch.float32)
+    return chosen if isinstance(chosen, torch.dtype) else getattr(torch, str(chosen))
+
+
+def _renamed(model: PreTrainedModel, stored: Mapping[str, Stored]) -> dict[str, Stored]:
+    """Return what is stored under today's names: some families' checkpoints have older ones."""
+    renamings = [
+        one for one in get_model_conversion_mapping(model) if isinstance(one, WeightRenaming)
+    ]
+
+    def today(name: str) -> str:
+        for one in renamings:
+            name, _ = one.rename_source_key(name)
+        return name
+
+    return {today(name): place for name, place in stored.items()}
+
+
+def _mapped(
+    source: str, model: PreTrainedModel, stored: Mapping[str, Stored]
+) -> MappedWeights | None:
+    """Return where the model's weights lie in its files, None if the loader must rename them."""
+    if model._keep_in_fp32_modules or model._keep_in_fp32_modules_strict:
+        return None
+    state = model.state_dict()
+    places = find_places(state, stored, model.base_model_prefix, model.all_tied_weights_keys)
+    absent = [name for name in state if name not in places]
+    if absent and len(set(map(id, places.values()))) < len(stored):
+        return None  # what is left over may be what is missing, under an older name
+    _check_complete(source, absent)
+    for name, place in places.items():
+        if place.shape != tuple(state[name].shape):
+            raise ModelError(
+                f"`model.path` '{source}' cannot be loaded: '{name}' has shape {place.shape}, its "
+                f"configuration asks for {tuple(state[name].shape)}. Give a complete checkpoint."
+            )
+    return MappedWeights(places, state)
+
+
+def _whole(source: str, config: ModelConfig) -> PreTrainedModel:
+    with _readable_errors(source), progress_on_terminals_only():
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source,
+            revision=config.revision,
+            dtype=_DTYPES[config.dtype] or "auto",
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    _check_complete(source, sorted(report["missing_keys"]))
+    return model
+
+
+def _check_complete(source: str, absent: Sequence[str]) -> None:
+    if absent:
+        raise ModelError(
+            f"`model.path` '{source}' lacks {len(absent)} weights of its architecture, among "
+            f"them {', '.join(absent[:3])}. Give a complete checkpoint."
+        )
 
 
 def _source(config: ModelConfig) -> str:

@@ -1,21 +1,53 @@
-"""Zeros put into a model's weights, and survivors scaled or replaced, for good or for a while.
+"""Zeros put into copies of a model's weights, and survivors scaled or replaced.
 
 Weights are filled with zero rather than multiplied by the mask: a pruned NaN or infinity must
 become zero as well. Scaling multiplies in float32 and rounds once, to the weight's own dtype; new
 values are rounded to it.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fedprune.errors import ModelError
 from fedprune.models.layout import DecoderLayout, LinearRef
-from fedprune.models.loading import LoadedModel
-from fedprune.wire.change import Change, LinearUpdate, keeps_survivors, mask_of
+from fedprune.wire.change import Change, LinearUpdate, mask_of
 from fedprune.wire.sparse import SparseWeight
+
+Changes = Mapping[int, Mapping[str, Change]]
+"""Block -> linear -> what becomes of it; what is not named stays dense."""
+
+
+@dataclass(frozen=True)
+class Recalled(Mapping[int, Mapping[str, Change]]):
+    """Changes that are fetched block by block when they are asked for, and not kept.
+
+    Parameters
+    ----------
+    blocks : Sequence[int]
+        The blocks there are.
+    recall : Callable[[int], Mapping[str, Change]]
+        Block -> its changes.
+    """
+
+    blocks: Sequence[int]
+    recall: Callable[[int], Mapping[str, Change]]
+
+    def __getitem__(self, block: int) -> Mapping[str, Change]:
+        """Return a block's changes; KeyError if there is no such block."""
+        if block not in self.blocks:
+            raise KeyError(block)
+        return self.recall(block)
+
+    def __iter__(self) -> Iterator[int]:
+        """Return the blocks."""
+        return iter(self.blocks)
+
+    def __len__(self) -> int:
+        """Return how many blocks there are."""
+        return len(self.blocks)
 
 
 def masked_weight(stored: Tensor, linear: LinearRef, change: Change) -> Tensor:
@@ -39,59 +71,10 @@ def masked_weight(stored: Tensor, linear: LinearRef, change: Change) -> Tensor:
     return _scaled(stored, linear.orient(factors)).masked_fill_(pruned, 0)
 
 
-def apply_masks(model: LoadedModel, masks: Mapping[int, Mapping[str, Change]]) -> None:
-    """Set the pruned weights of a model to zero and change the others, in place and for good.
-
-    Parameters
-    ----------
-    model : LoadedModel
-        The model to change.
-    masks : Mapping[int, Mapping[str, BitMask or LinearUpdate or SparseWeight]]
-        Block -> linear -> change; what is not named stays dense, masks leave survivors alone.
-
-    Raises
-    ------
-    ModelError
-        A block or linear that the model has not, or a mask of another shape; checked before the
-        first weight changes.
-    """
-    for linear, change in _pair_all(model.layout, masks):
-        _apply(linear.weight(), change)
-
-
-@contextmanager
-def masked(model: LoadedModel, masks: Mapping[int, Mapping[str, Change]]) -> Iterator[None]:
-    """Prune a model inside a ``with`` statement; afterwards its weights are as they were.
-
-    Costs the memory of the weights that change, which are kept aside. Parameters and errors are
-    those of :func:`apply_masks`.
-    """
-    kept: list[tuple[LinearRef, Tensor | None, Tensor]] = []
-    targets = _pair_all(model.layout, masks)
-    try:
-        for linear, change in targets:
-            weight = linear.weight()
-            if keeps_survivors(change):
-                pruned = _pruned(change, weight.device)
-                kept.append((linear, pruned, weight[pruned]))
-            else:
-                kept.append((linear, None, weight.clone()))
-            _apply(weight, change)
-        yield
-    finally:
-        for linear, places, values in kept:
-            # Asked for again: moving a model to a device and back gives it new storage.
-            weight = linear.weight()
-            if places is None:
-                weight.copy_(values)
-            else:
-                weight[places.to(weight.device)] = values.to(weight.device)
-
-
-def pair_masks(
-    layout: DecoderLayout, block: int, masks: Mapping[str, Change]
-) -> list[tuple[LinearRef, Change]]:
-    """Return each mask of a block with its linear map.
+def changed_tensors(
+    layout: DecoderLayout, block: int, tensors: Mapping[str, Tensor], changes: Mapping[str, Change]
+) -> dict[str, Tensor]:
+    """Return a block's tensors, the weights of some of its linears changed.
 
     Parameters
     ----------
@@ -99,14 +82,26 @@ def pair_masks(
         The model's blocks.
     block : int
         Index of the block.
-    masks : Mapping[str, BitMask or LinearUpdate or SparseWeight]
-        Linear -> change; need not name every linear.
+    tensors : Mapping[str, Tensor]
+        Name inside the block -> tensor as stored; unchanged.
+    changes : Mapping[str, BitMask or LinearUpdate or SparseWeight]
+        Linear -> change; one that is not named stays dense.
 
     Raises
     ------
     ModelError
         A block or linear that the model has not, or a mask of another shape.
     """
+    changed = dict(tensors)
+    for linear, change in _pairs(layout, block, changes):
+        changed[linear.key] = masked_weight(tensors[linear.key], linear, change)
+    return changed
+
+
+def _pairs(
+    layout: DecoderLayout, block: int, masks: Mapping[str, Change]
+) -> list[tuple[LinearRef, Change]]:
+    """Return each change of a block with its linear map."""
     advice = "Use masks made for this model."
     if not 0 <= block < len(layout.blocks):
         raise ModelError(
@@ -128,23 +123,6 @@ def pair_masks(
             )
         pairs.append((linears[name], mask))
     return pairs
-
-
-def _pair_all(
-    layout: DecoderLayout, masks: Mapping[int, Mapping[str, Change]]
-) -> list[tuple[LinearRef, Change]]:
-    return [pair for block, named in masks.items() for pair in pair_masks(layout, block, named)]
-
-
-def _apply(weight: Tensor, change: Change) -> None:
-    """Change a (d_out, d_in) weight in place."""
-    if isinstance(change, SparseWeight):
-        weight.copy_(change.dense())
-        return
-    factors = _factors(change, weight.device)
-    if factors is not None:
-        weight.copy_(_scaled(weight, factors))
-    weight.masked_fill_(_pruned(change, weight.device), 0)
 
 
 def _pruned(change: Change, device: torch.device) -> Tensor:

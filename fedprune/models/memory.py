@@ -7,10 +7,20 @@ import torch
 
 from fedprune.errors import ModelError
 
+# How torch's allocator for the CPU says it, in a plain RuntimeError.
+_CPU_ALLOCATOR = "can't allocate memory"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that a device or the machine has no memory left."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and _CPU_ALLOCATOR in str(error)
+
 
 @contextmanager
 def explain_out_of_memory(doing: str, *keys: str) -> Iterator[None]:
-    """Re-raise a device's out-of-memory error with the configuration keys that help.
+    """Re-raise an out-of-memory error with the configuration keys that help.
 
     Parameters
     ----------
@@ -22,11 +32,13 @@ def explain_out_of_memory(doing: str, *keys: str) -> Iterator[None]:
     Raises
     ------
     ModelError
-        In place of ``torch.OutOfMemoryError``.
+        In place of ``torch.OutOfMemoryError`` and its like for the CPU.
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         knobs = ", ".join(f"`{key}`" for key in keys)
         detail = str(error).partition("\n")[0]
         raise ModelError(

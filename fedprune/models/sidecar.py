@@ -8,15 +8,16 @@ files: the metadata is one JSON entry, since safetensors orders entries at rando
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from fedprune.errors import ModelError, WireError
+from fedprune.models.shards import TensorForm, write_file
 from fedprune.wire.bitmask import BitMask
 
 _FORMAT = "fedprune-masks"
@@ -39,7 +40,8 @@ def write_sidecar(
     path : Path
         The file, for example ``masks.safetensors``; an older one is replaced.
     masks : Mapping[int, Mapping[str, BitMask]]
-        Block -> linear -> mask, True where a weight survives.
+        Block -> linear -> mask, True where a weight survives; gone through twice, block by
+        block.
     prefix : str
         Where the blocks are in the model, for example ``model.layers``.
     metadata : Mapping[str, str], optional
@@ -53,26 +55,26 @@ def write_sidecar(
     taken = sorted(set(metadata or {}) & set(_OWN_KEYS))
     if taken:
         raise ModelError(f"Sidecar metadata may not set {', '.join(taken)}: the format does.")
-    named = {
-        f"{prefix}.{block}.{linear}.weight": mask
-        for block, linears in masks.items()
-        for linear, mask in linears.items()
-    }
+    # Twice through the masks, since the header comes first and they may not fit into memory.
+    shapes, sizes, survivors = {}, {}, 0
+    for name, mask in _named(masks, prefix):
+        shapes[name], sizes[name] = mask.shape, len(mask.bits)
+        survivors += mask.survivors
     header = {
         **(metadata or {}),
         "format": _FORMAT,
         "version": _VERSION,
         "bit_order": _BIT_ORDER,
         "prefix": prefix,
-        "shapes": {name: list(mask.shape) for name, mask in named.items()},
-        "sparsity": _sparsity(named),
+        "shapes": shapes,
+        "sparsity": _sparsity(shapes.values(), survivors),
     }
     entry = {_ENTRY: json.dumps(header)}
+    forms = [TensorForm(name, torch.uint8, (size,)) for name, size in sizes.items()]
+    again = _named(masks, prefix)
     partial = path.with_name(f".{path.name}.partial")
     try:
-        save_file({name: mask.bits for name, mask in named.items()}, partial, metadata=entry)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
+        write_file(partial, forms, lambda _: torch.from_numpy(next(again)[1].bits), entry)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -108,16 +110,23 @@ def read_sidecar(path: Path) -> dict[int, dict[str, BitMask]]:
             }
     except (SafetensorError, OSError) as error:
         raise _damaged(path, str(error)) from error
-    if header.get("sparsity") != _sparsity(named):
-        raise _damaged(
-            path, f"its sparsity is {_sparsity(named)!r}, recorded is {header.get('sparsity')}"
-        )
+    sparsity = _sparsity(shapes.values(), sum(mask.survivors for mask in named.values()))
+    if header.get("sparsity") != sparsity:
+        raise _damaged(path, f"its sparsity is {sparsity!r}, recorded is {header.get('sparsity')}")
     return _by_block(path, str(header["prefix"]), named)
 
 
-def _sparsity(named: Mapping[str, BitMask]) -> float:
-    total = sum(mask.numel for mask in named.values())
-    return 1 - sum(mask.survivors for mask in named.values()) / total if total else 0.0
+def _named(
+    masks: Mapping[int, Mapping[str, BitMask]], prefix: str
+) -> Iterator[tuple[str, BitMask]]:
+    for block, linears in masks.items():
+        for linear, mask in linears.items():
+            yield f"{prefix}.{block}.{linear}.weight", mask
+
+
+def _sparsity(shapes: Iterable[tuple[int, int]], survivors: int) -> float:
+    total = sum(rows * columns for rows, columns in shapes)
+    return 1 - survivors / total if total else 0.0
 
 
 def _header(path: Path, metadata: Mapping[str, str]) -> dict[str, object]:

@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping
 
 from fedprune.errors import ModelError
+from fedprune.models.masking import Changes, Recalled
 from fedprune.models.memory import explain_out_of_memory
-from fedprune.pruning.driver import MEMORY_KEYS, BlockWalk
+from fedprune.pruning.driver import BlockWalk
 from fedprune.pruning.pruners import Pruner
 from fedprune.pruning.spec import MaskSpec
 from fedprune.pruning.statistics import Statistics
@@ -44,7 +45,7 @@ def prune_on(
 ) -> dict[str, Change]:
     """Prune the block where a walk stands on given statistics; else as :func:`prune_block`."""
     changes: dict[str, Change] = {}
-    with explain_out_of_memory(f"pruning block {walk.position}", *MEMORY_KEYS):
+    with explain_out_of_memory(f"pruning block {walk.position}", *walk.limits.keys):
         for name, weight in walk.weights().items():
             try:
                 changes[name] = pruner.prune(weight, statistics.get(name), spec)
@@ -82,6 +83,23 @@ def prune_blocks(
         changes = prune_block(walk, pruner, spec)
         _go_on(walk, pruner, changes)
         yield index, changes
+
+
+def pruned_in_passing(walk: BlockWalk, pruner: Pruner, specs: Mapping[int, MaskSpec]) -> Changes:
+    """Return what :func:`prune_blocks` makes, each block when it is asked for, none kept.
+
+    For a model that is evaluated once, block by block: blocks must be asked for once each, in
+    order.
+    """
+    made = prune_blocks(walk, pruner, specs)
+
+    def recall(block: int) -> Mapping[str, Change]:
+        index, changes = next(made)
+        if index != block:
+            raise RuntimeError(f"block {block} was asked for, block {index} came next.")
+        return changes
+
+    return Recalled(tuple(specs), recall)
 
 
 def _go_on(walk: BlockWalk, pruner: Pruner, changes: Mapping[str, Change]) -> None:

@@ -7,8 +7,7 @@ import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from fedprune.models.layout import find_layout
-from fedprune.models.loading import LoadedModel
+from fedprune.models.loaded import LoadedModel, loaded_from
 
 VOCABULARY = 100
 POSITIONS = 32
@@ -88,8 +87,7 @@ def tiny_model(family: str = "llama", dtype: torch.dtype = torch.float32) -> Loa
         for parameter in model.parameters():
             # Buffers keep their dtype, as they do in a model that is loaded.
             parameter.data = (parameter + 0.1 * torch.randn(parameter.shape)).to(dtype)
-    model.eval()
-    return LoadedModel(model, tiny_tokenizer(), find_layout(model), f"tiny-{family}")
+    return loaded_from(model, tiny_tokenizer(), f"tiny-{family}")
 
 
 def tiny_tokenizer(eos: str | None = "</s>") -> PreTrainedTokenizerFast:

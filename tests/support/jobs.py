@@ -63,9 +63,9 @@ def weights_of(folder: Path) -> dict[tuple[int, str], torch.Tensor]:
 def weights_in(loaded) -> dict[tuple[int, str], torch.Tensor]:
     """Return (block, linear) -> weight of a loaded model."""
     return {
-        (block, name): linear.weight().clone()
+        (block, name): loaded.weight(block, name).clone()
         for block in range(len(loaded.layout.blocks))
-        for name, linear in loaded.layout.linears(block).items()
+        for name in loaded.layout.linears(block)
     }
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedprune.models.loading import LoadedModel
+from fedprune.models.loaded import LoadedModel
 from fedprune.wire.bitmask import BitMask
 
 Masks = dict[int, dict[str, BitMask]]
@@ -26,15 +26,19 @@ def random_masks(loaded: LoadedModel, survivors: float = 0.5, seed: int = 0) -> 
 
 def state_of(loaded: LoadedModel) -> dict[str, Tensor]:
     """Return a copy of a model's state."""
-    return {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
+    return {name: loaded.tensor(name).clone() for name in loaded.names()}
 
 
 def equal_bits(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
     """Whether two states are the same bit for bit, NaN and signed zeros included."""
     return left.keys() == right.keys() and all(
-        torch.equal(left[k].contiguous().view(torch.uint8), right[k].contiguous().view(torch.uint8))
-        for k in left
+        left[name].shape == right[name].shape and torch.equal(*map(_raw, (left[name], right[name])))
+        for name in left
     )
+
+
+def _raw(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
 def expected_state(loaded: LoadedModel, masks: Masks) -> dict[str, Tensor]:

@@ -7,8 +7,10 @@ import torch
 from fedprune.data.documents import Document
 from fedprune.errors import DataError, ModelError
 from fedprune.evaluation import perplexity as module
-from fedprune.evaluation.perplexity import perplexity, token_windows
+from fedprune.evaluation.perplexity import perplexities, perplexity, token_windows
+from fedprune.models.masking import Recalled
 from tests.support.architectures import FAMILIES, tiny_model, tiny_tokenizer, token_samples
+from tests.support.masks import equal_bits, expected_state, random_masks, state_of
 
 
 def documents(*texts):
@@ -28,10 +30,10 @@ def slow_nll(model, windows):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_equals_a_loop_over_tokens(family):
-    model = tiny_model(family).model
+    loaded = tiny_model(family)
     windows = torch.stack(token_samples(3, 7))
-    found = perplexity(model, windows)
-    nll, tokens = slow_nll(model, windows)
+    found = perplexity(loaded, windows)
+    nll, tokens = slow_nll(loaded.model, windows)
     assert found.nll == pytest.approx(nll, rel=1e-5)
     assert found.perplexity == pytest.approx(math.exp(nll), rel=1e-5)
     assert (found.windows, found.tokens) == (3, tokens) == (3, 18)
@@ -39,8 +41,9 @@ def test_equals_a_loop_over_tokens(family):
 
 def test_equals_a_loop_over_tokens_across_chunks(monkeypatch):
     monkeypatch.setattr(module, "_ROWS", 4)
-    model, windows = tiny_model().model, torch.stack(token_samples(2, 10))
-    assert perplexity(model, windows).nll == pytest.approx(slow_nll(model, windows)[0], rel=1e-5)
+    loaded, windows = tiny_model(), torch.stack(token_samples(2, 10))
+    expected, _ = slow_nll(loaded.model, windows)
+    assert perplexity(loaded, windows).nll == pytest.approx(expected, rel=1e-5)
 
 
 def test_half_precision_logits_are_scored_in_float32():
@@ -49,31 +52,50 @@ def test_half_precision_logits_are_scored_in_float32():
     with torch.no_grad():
         logits = loaded.model(input_ids=windows).logits[0, :-1].double()
     expected = -logits.log_softmax(-1).gather(1, windows[0, 1:, None]).mean().item()
-    assert perplexity(loaded.model, windows).nll == pytest.approx(expected, rel=1e-6)
+    assert perplexity(loaded, windows).nll == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_hopeless_model_has_infinite_perplexity():
-    model = tiny_model("llama").model
+    loaded = tiny_model("llama")
     with torch.no_grad():
-        model.get_output_embeddings().weight.mul_(1e6)
-    found = perplexity(model, torch.stack(token_samples(1, 9)))
+        loaded.model.get_output_embeddings().weight.mul_(1e6)
+    found = perplexity(loaded, torch.stack(token_samples(1, 9)))
     assert found.perplexity == math.inf and 700 < found.nll < math.inf
 
 
 def test_windows_longer_than_the_model():
     with pytest.raises(ModelError, match="`evaluation.seq_len` is 33"):
-        perplexity(tiny_model().model, torch.stack(token_samples(1, 33)))
+        perplexity(tiny_model(), torch.stack(token_samples(1, 33)))
 
 
 def test_out_of_memory_names_the_keys_to_turn(monkeypatch):
-    model = tiny_model().model
+    loaded = tiny_model()
 
     def exhaust(*_args, **_kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(model, "forward", exhaust)
-    with pytest.raises(ModelError, match="`evaluation.seq_len`, `pruner.device`"):
-        perplexity(model, torch.stack(token_samples(1, 4)))
+    for module in (loaded.model, loaded.layout.linears(1)["mlp.up_proj"].module):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "forward", exhaust)
+            with pytest.raises(ModelError, match="`evaluation.seq_len`, `pruner.device`"):
+                perplexity(loaded, torch.stack(token_samples(1, 4)))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_changes_are_asked_for_block_by_block_and_leave_the_model_dense(family):
+    loaded, asked = tiny_model(family), []
+    masks, before = random_masks(loaded), state_of(loaded)
+    windows = {"a": torch.stack(token_samples(2, 7)), "b": torch.stack(token_samples(3, 5, seed=1))}
+    changes = Recalled(range(1, 3), lambda block: asked.append(block) or masks[block])
+    found = perplexities(loaded, windows, changes=changes)
+    assert asked == list(range(1, len(loaded.layout.blocks)))
+    assert equal_bits(state_of(loaded), before)
+    del masks[0]
+    loaded.model.load_state_dict(expected_state(loaded, masks))
+    for label, rows in windows.items():
+        nll, tokens = slow_nll(loaded.model, rows)
+        assert found[label].nll == pytest.approx(nll, rel=1e-5)
+        assert found[label].tokens == tokens
 
 
 def test_documents_are_joined_by_eos_and_the_tail_is_dropped():

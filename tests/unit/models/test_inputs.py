@@ -8,8 +8,7 @@ from torch import nn
 
 from fedprune.errors import ModelError
 from fedprune.models.inputs import capture_inputs
-from fedprune.models.layout import find_layout
-from fedprune.models.loading import LoadedModel
+from fedprune.models.loaded import loaded_from
 from tests.support.architectures import token_samples
 
 
@@ -27,7 +26,7 @@ class Decoder(nn.Module):
 
     def __init__(self, run):
         super().__init__()
-        self.run, self.config, self.device = run, SimpleNamespace(), torch.device("cpu")
+        self.run, self.config = run, SimpleNamespace()
         self.embed = nn.Embedding(100, 8)
         self.layers = nn.ModuleList([Block(), Block()])
 
@@ -36,10 +35,8 @@ class Decoder(nn.Module):
 
 
 def capture(run, count=1):
-    model = Decoder(run)
-    return capture_inputs(
-        LoadedModel(model, None, find_layout(model), "made"), token_samples(count, 6)
-    )
+    loaded = loaded_from(Decoder(run), None)
+    return list(capture_inputs(loaded, [sample[None] for sample in token_samples(count, 6)]))
 
 
 def chain(layers, hidden):
@@ -48,8 +45,8 @@ def chain(layers, hidden):
 
 def test_a_plain_chain_is_captured():
     found = capture(chain, count=3)
-    assert [tuple(hidden.shape) for hidden in found.hidden] == [(1, 6, 8)] * 3
-    assert [len(calls) for calls in found.calls] == [2, 2, 2]
+    assert [tuple(hidden.shape) for hidden, _ in found] == [(1, 6, 8)] * 3
+    assert [len(calls) for _, calls in found] == [2, 2, 2]
 
 
 def test_hidden_states_may_be_passed_by_name():
@@ -57,7 +54,8 @@ def test_hidden_states_may_be_passed_by_name():
         for layer in layers:
             hidden = layer(extra=torch.ones(2), hidden_states=hidden)
 
-    call = capture(by_name).calls[0][1]
+    (_, calls) = capture(by_name)[0]
+    call = calls[1]
     hidden, other = torch.zeros(1), torch.ones(3)
     (extra,) = call.tensors()
     args, kwargs = call.bind(hidden, {id(extra): other})
@@ -98,4 +96,4 @@ def test_blocks_may_return_more_than_hidden_states(monkeypatch, pack):
             hidden, *rest = layer(hidden)
             assert len(rest) == len(pack(hidden)) - 1
 
-    assert len(capture(unpack).calls[0]) == 2
+    assert len(capture(unpack)[0][1]) == 2

@@ -1,14 +1,18 @@
 import json
 import shutil
+from itertools import chain
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from fedprune.config.schema import ModelConfig
 from fedprune.errors import ModelError
 from fedprune.models.loading import check_seq_len, load_model, model_shapes
+from fedprune.models.source import HeldWeights, MappedWeights
 from tests.support.architectures import FAMILIES, tiny_model
+from tests.support.masks import equal_bits, state_of
 
 
 def config(path, dtype="auto", name="hf"):
@@ -37,13 +41,67 @@ def test_loads_as_stored_ready_to_run(stored):
     assert not loaded.model.training
     assert loaded.layout.prefix == "model.layers"
     assert loaded.path == str(stored)
-    expected = tiny_model("llama", torch.bfloat16).model.state_dict()
-    for name, tensor in loaded.model.state_dict().items():
-        assert torch.equal(tensor, expected[name])
+    assert all(parameter.is_meta for parameter in loaded.model.parameters())
+    assert equal_bits(state_of(loaded), state_of(tiny_model("llama", torch.bfloat16)))
 
 
 def test_loads_in_a_chosen_dtype(stored):
-    assert load_model(config(stored, "float32")).model.dtype == torch.float32
+    loaded = load_model(config(stored, "float32"))
+    assert loaded.model.dtype == torch.float32
+    expected = {name: tensor.float() for name, tensor in state_of(load_model(config(stored))).items()}
+    assert equal_bits(state_of(loaded), expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("options", [{}, {"max_shard_size": "20KB"}])
+def test_mapped_weights_are_those_that_the_library_loads(tmp_path, family, options):
+    save(tiny_model(family, torch.bfloat16), tmp_path, **options)
+    loaded = load_model(config(tmp_path))
+    assert isinstance(loaded.source, MappedWeights)
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")
+    assert equal_bits(state_of(loaded), whole.state_dict())
+    outer = loaded.outer_tensors()
+    blocks = [loaded.block_tensors(index) for index in range(len(loaded.layout.blocks))]
+    inside = {
+        f"{loaded.layout.prefix}.{index}.{name}": tensor
+        for index, tensors in enumerate(blocks)
+        for name, tensor in tensors.items()
+    }
+    everything = dict(chain(whole.named_parameters(), whole.named_buffers()))
+    assert equal_bits(outer | inside, {name: t.detach() for name, t in everything.items()})
+    assert loaded.model.generation_config.to_dict() == whole.generation_config.to_dict()
+    loaded.prefetch(0)
+    loaded.prefetch(99)
+
+
+@pytest.mark.parametrize(("family", "prefix"), [("llama", "model."), ("gpt2", "transformer.")])
+def test_checkpoints_of_the_body_alone_are_mapped_too(tmp_path, family, prefix):
+    made = tiny_model(family)
+    save(made, tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    short = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    save_file(short, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded = load_model(config(tmp_path))
+    assert isinstance(loaded.source, MappedWeights)
+    assert equal_bits(state_of(loaded), state_of(made))
+
+
+def test_a_pickled_checkpoint_is_held_in_memory(tmp_path, caplog):
+    made = tiny_model("opt")
+    save(made, tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(made.model.state_dict(), tmp_path / "pytorch_model.bin")
+    loaded = load_model(config(tmp_path))
+    assert isinstance(loaded.source, HeldWeights)
+    assert "held in memory whole" in caplog.text
+    assert equal_bits(state_of(loaded), state_of(made))
+
+
+def test_writing_to_a_mapped_weight_leaves_the_file_alone(stored):
+    loaded = load_model(config(stored))
+    before = state_of(loaded)
+    loaded.weight(0, "mlp.up_proj").zero_()
+    assert equal_bits(state_of(loaded), before)
 
 
 def test_a_nodes_own_copy_takes_the_place_of_the_configured_path(stored):

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from fedprune.errors import ModelError
-from fedprune.models.masking import apply_masks, masked, masked_weight
+from fedprune.models.masking import Recalled, changed_tensors, masked_weight
 from fedprune.wire.bitmask import BitMask
 from fedprune.wire.change import LinearUpdate
 from fedprune.wire.sparse import FLOATS, SparseWeight
@@ -11,43 +11,33 @@ from tests.support.architectures import tiny_model
 from tests.support.masks import equal_bits, expected_state, random_masks, state_of
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_apply_masks_zeroes_exactly_the_pruned_weights(family):
-    loaded = tiny_model(family)
-    masks = random_masks(loaded)
-    expected = expected_state(loaded, masks)
-    apply_masks(loaded, masks)
-    assert equal_bits(state_of(loaded), expected)
+def changed_state(loaded, changes):
+    """The whole state after the changes, block by block."""
+    state = state_of(loaded)
+    for block, named in changes.items():
+        prefix = f"{loaded.layout.prefix}.{block}."
+        made = changed_tensors(loaded.layout, block, loaded.block_tensors(block), named)
+        state |= {prefix + name: tensor for name, tensor in made.items() if prefix + name in state}
+    return state
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_masked_restores_every_bit(family, dtype):
+def test_masks_zero_exactly_the_pruned_weights_of_a_copy(family, dtype):
     loaded = tiny_model(family, dtype)
-    loaded.layout.linears(0)[next(iter(loaded.layout.linears(0)))].weight()[0, :2] = torch.tensor(
-        [float("nan"), -0.0]
-    )
+    first = next(iter(loaded.layout.linears(0)))
+    loaded.weight(0, first)[0, :2] = torch.tensor([float("nan"), -0.0])
     masks, before = random_masks(loaded), state_of(loaded)
-    expected = expected_state(loaded, masks)
-    with masked(loaded, masks):
-        assert equal_bits(state_of(loaded), expected)
+    assert equal_bits(changed_state(loaded, masks), expected_state(loaded, masks))
     assert equal_bits(state_of(loaded), before)
 
 
-def test_masked_restores_after_an_error():
-    loaded = tiny_model()
-    before = state_of(loaded)
-    with pytest.raises(KeyError), masked(loaded, random_masks(loaded)):
-        raise KeyError
-    assert equal_bits(state_of(loaded), before)
-
-
-def test_masked_restores_a_model_that_got_new_storage_meanwhile():
-    loaded = tiny_model()
-    before = state_of(loaded)
-    with masked(loaded, random_masks(loaded)):
-        loaded.model.double().float()  # as moving to a device and back does
-    assert equal_bits(state_of(loaded), before)
+def test_recalled_changes_are_asked_for_each_time():
+    asked = []
+    changes = Recalled(range(2, 4), lambda block: asked.append(block) or {})
+    assert list(changes) == [2, 3] and len(changes) == 2 and asked == []
+    assert changes.get(1) is None and changes[3] == {} and changes[3] == {}
+    assert asked == [3, 3]
 
 
 def random_updates(loaded, total=5):
@@ -84,22 +74,19 @@ def scaled_state(loaded, updates):
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_scaled_survivors_keep_their_dtype_and_come_back(family, dtype):
+def test_scaled_survivors_keep_their_dtype(family, dtype):
     loaded = tiny_model(family, dtype)
     updates, before = {1: random_updates(loaded)[1]}, state_of(loaded)
     name = next(iter(updates[1]))
     gone = np.argwhere(~updates[1][name].mask.to_bool())[0]
-    loaded.layout.linears(1)[name].weight()[tuple(gone)] = float("nan")
+    loaded.weight(1, name)[tuple(gone)] = float("nan")
     dense, expected = state_of(loaded), scaled_state(loaded, updates)
     linear = loaded.layout.linears(1)[name]
     key = f"{loaded.layout.prefix}.1.{name}.weight"
     made = masked_weight(linear.module.weight.detach(), linear, updates[1][name])
     assert equal_bits({key: made}, {key: expected[key]})
-    with masked(loaded, updates):
-        assert equal_bits(state_of(loaded), expected)
+    assert equal_bits(changed_state(loaded, updates), expected)
     assert equal_bits(state_of(loaded), dense) and not equal_bits(dense, before)
-    apply_masks(loaded, updates)
-    assert equal_bits(state_of(loaded), expected)
 
 
 def new_weights(loaded, dtype):
@@ -130,11 +117,11 @@ def replaced_state(loaded, changes):
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("sent", FLOATS)
-def test_new_values_take_the_survivors_place_and_the_dense_ones_come_back(family, dtype, sent):
+def test_new_values_take_the_survivors_place(family, dtype, sent):
     loaded = tiny_model(family, dtype)
     changes = {0: new_weights(loaded, sent)[0], 1: random_updates(loaded)[1]}
     name, change = next(iter(changes[0].items()))
-    loaded.layout.linears(0)[name].weight()[0, :2] = torch.tensor([float("nan"), -0.0])
+    loaded.weight(0, name)[0, :2] = torch.tensor([float("nan"), -0.0])
     dense = state_of(loaded)
     expected = replaced_state(loaded, {0: changes[0]}) | {
         key: tensor
@@ -146,19 +133,8 @@ def test_new_values_take_the_survivors_place_and_the_dense_ones_come_back(family
     made = masked_weight(linear.module.weight.detach(), linear, change)
     assert made.is_contiguous() and made.dtype == dtype
     assert equal_bits({key: made}, {key: expected[key]})
-    with masked(loaded, changes):
-        assert equal_bits(state_of(loaded), expected)
+    assert equal_bits(changed_state(loaded, changes), expected)
     assert equal_bits(state_of(loaded), dense)
-    apply_masks(loaded, changes)
-    assert equal_bits(state_of(loaded), expected)
-
-
-def test_dense_weights_come_back_to_a_model_that_got_new_storage_meanwhile():
-    loaded = tiny_model()
-    before = state_of(loaded)
-    with masked(loaded, new_weights(loaded, torch.float16)):
-        loaded.model.double().float()
-    assert equal_bits(state_of(loaded), before)
 
 
 def test_an_update_without_counts_is_its_mask():
@@ -167,9 +143,7 @@ def test_an_update_without_counts_is_its_mask():
     plain = {
         b: {n: LinearUpdate(m, None, 3) for n, m in named.items()} for b, named in masks.items()
     }
-    expected = expected_state(loaded, masks)
-    with masked(loaded, plain):
-        assert equal_bits(state_of(loaded), expected)
+    assert equal_bits(changed_state(loaded, plain), expected_state(loaded, masks))
 
 
 def test_masked_weight_is_a_copy_in_the_stored_orientation():
@@ -195,11 +169,9 @@ def test_masked_weight_is_a_copy_in_the_stored_orientation():
 def test_masks_of_another_model_change_nothing(masks, message):
     loaded = tiny_model()
     before = state_of(loaded)
-    good = {0: random_masks(loaded)[0]}
     packed = {b: {n: BitMask.from_bool(m) for n, m in named.items()} for b, named in masks.items()}
-    for attempt in (packed, good | packed):
-        with pytest.raises(ModelError, match=message):
-            apply_masks(loaded, attempt)
-        with pytest.raises(ModelError, match=message), masked(loaded, attempt):
-            pass
+    ((block, named),) = packed.items()
+    tensors = loaded.block_tensors(0)
+    with pytest.raises(ModelError, match=message):
+        changed_tensors(loaded.layout, block, tensors, named)
     assert equal_bits(state_of(loaded), before)

@@ -75,8 +75,8 @@ def slow_wanda(loaded, samples):
     for block in all_blocks(loaded):
         sums, _, _ = observed(working, samples)
         masks[block] = {}
-        for name, linear in working.layout.linears(block).items():
-            weight = linear.weight()
+        for name in working.layout.linears(block):
+            weight = working.weight(block, name)
             scores = weight.abs() * sums[block, name].float().sqrt()
             keep = torch.ones_like(weight, dtype=torch.bool)
             for row, order in enumerate(scores.argsort(dim=1, stable=True)):
@@ -235,7 +235,7 @@ def test_a_pruner_without_inputs_runs_no_block(monkeypatch):
     assert set(calls.values()) == {0}
     walk = BlockWalk(loaded, samples)
     list(prune_blocks(walk, MAGNITUDE, dict.fromkeys(range(1), SPEC)))
-    assert walk.hidden == []
+    assert not walk.hidden
     resumed = BlockWalk(loaded, samples, hidden=walk.hidden, start=1)
     masks = dict(prune_blocks(resumed, MAGNITUDE, dict.fromkeys(range(1, 3), SPEC)))
     assert {0: with_samples[0]} | masks == with_samples
@@ -302,8 +302,9 @@ def test_equal_arguments_are_held_once():
     loaded = tiny_model("gemma3")
 
     def held(count):
-        calls = capture_inputs(loaded, token_samples(count, SEQ_LEN)).calls
-        return len({id(t) for sample in calls for call in sample for t in call.tensors()})
+        batches = (sample[None] for sample in token_samples(count, SEQ_LEN))
+        calls = [call for _, calls in capture_inputs(loaded, batches) for call in calls]
+        return len({id(tensor) for call in calls for tensor in call.tensors()})
 
     assert held(5) == held(1) > 4
 
@@ -351,7 +352,7 @@ def test_out_of_memory_names_the_keys_to_turn(monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
 
     monkeypatch.setattr(loaded.layout.linears(0)["mlp.up_proj"].module, "forward", exhaust)
-    keys = "`pruner.seq_len`, `pruner.num_calibration_samples`, `pruner.device`"
+    keys = "`pruner.batch_size`, `pruner.seq_len`, `pruner.device`"
     for step in (walk.collect, lambda: walk.advance({}), lambda: prune_block(walk, WANDA, SPEC)):
         with pytest.raises(ModelError, match=f"2 GiB. Lower or change one of: {keys}") as caught:
             step()
