@@ -89,6 +89,15 @@ def _strategy_pruner(values: Values) -> Iterator[str]:
     )
 
 
+def _exact_batches(values: Values) -> Iterator[str]:
+    size = values.get("pruner.batch_size")
+    if values.get("strategy.name") == "fedstats" and isinstance(size, int) and size > 1:
+        yield (
+            f"`pruner.batch_size` must be 1 with strategy=fedstats, got {size}: its sums are exact "
+            "only where a sample runs alone. Leave it out, or set strategy=fedhessian."
+        )
+
+
 def _decode(values: Values) -> Iterator[str]:
     if values.get("strategy.decode") is not True:
         return
@@ -159,6 +168,7 @@ STRATEGY_RELATIONS: tuple[Relation, ...] = (
     _rounding,
     _pooling,
     _strategy_pruner,
+    _exact_batches,
     _decode,
     _rounds,
     _coverage,

@@ -67,6 +67,7 @@ REFUSED = [
     ("strategy=fedstats strategy.coverage=2", "coverage", "strategy=fedspallm"),
     ("strategy.rounding=ceil", "rounding", "'floor'"),
     ("strategy=fedstats strategy.rounding=ceil", "rounding", "'floor'"),
+    ("strategy=fedstats pruner.batch_size=2", "pruner.batch_size", "1 with strategy=fedstats"),
     ("strategy.pooling=clients", "pooling", "'tokens' with strategy=fedprllm"),
     ("strategy=fedspallm strategy.pooling=scaled", "pooling", "allocation=owl"),
     ("strategy=fedstats strategy.moments=eigen", "moments", "strategy=fedhessian"),

@@ -97,6 +97,20 @@ def test_a_pickled_checkpoint_is_held_in_memory(tmp_path, caplog):
     assert equal_bits(state_of(loaded), state_of(made))
 
 
+def test_a_model_in_the_hubs_cache_is_mapped_from_there(tmp_path, monkeypatch):
+    for name, value in (("HF_HUB_CACHE", str(tmp_path)), ("HF_HUB_OFFLINE", True)):
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+    entry = tmp_path / "models--owner--name"
+    made = tiny_model("gpt_neox")
+    save(made, entry / "snapshots" / ("0" * 40), max_shard_size="20KB")
+    (entry / "refs").mkdir()
+    (entry / "refs" / "main").write_text("0" * 40)
+    loaded = load_model(config("owner/name"))
+    assert isinstance(loaded.source, MappedWeights)
+    assert equal_bits(state_of(loaded), state_of(made))
+
+
 def test_writing_to_a_mapped_weight_leaves_the_file_alone(stored):
     loaded = load_model(config(stored))
     before = state_of(loaded)

@@ -1,0 +1,108 @@
+"""Batches, and what happens where memory runs out; tests of BlockWalk have the walking itself."""
+
+import logging
+
+import pytest
+import torch
+
+from fedprune.config import config_from_overrides
+from fedprune.errors import ModelError
+from fedprune.models.memory import is_out_of_memory
+from fedprune.models.walk import Limits, ModelWalk
+from fedprune.pruning.driver import BlockWalk
+from tests.support.architectures import FAMILIES, tiny_model, token_samples
+
+OUT_OF_MEMORY = (
+    torch.OutOfMemoryError("CUDA out of memory."),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."),
+    MemoryError(),
+)
+
+
+def walked(loaded, samples, batch_size):
+    walk = ModelWalk(loaded, samples, limits=Limits(batch_size))
+    while walk.blocks_left:
+        walk.advance({})
+    return walk.hidden
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_batches_change_nothing_but_rounding(family):
+    loaded = tiny_model(family)
+    samples = token_samples(3, 12) + token_samples(2, 7) + token_samples(2, 12, seed=1)
+    one_by_one = walked(loaded, samples, 1)
+    for batch_size in (2, 100):
+        for made, expected in zip(walked(loaded, samples, batch_size), one_by_one, strict=True):
+            torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_runs_at_once_and_holds_equally_long_samples(monkeypatch):
+    loaded, seen = tiny_model(), []
+    block = type(loaded.layout.blocks[0])
+    forward = block.forward
+
+    def watched(self, hidden_states, *args, **kwargs):
+        seen.append(tuple(hidden_states.shape[:2]))
+        return forward(self, hidden_states, *args, **kwargs)
+
+    samples = token_samples(3, 12) + token_samples(2, 7)
+    walk = BlockWalk(loaded, samples, limits=Limits(batch_size=2))
+    monkeypatch.setattr(block, "forward", watched)
+    statistics = walk.collect()
+    assert seen == [(2, 12), (1, 12), (2, 7)]
+    assert {found.tokens for found in statistics.values()} == {3 * 12 + 2 * 7}
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_where_memory_runs_out_the_batch_is_halved(error, monkeypatch, caplog):
+    loaded, samples = tiny_model("bloom"), token_samples(6, 12)
+    expected = BlockWalk(loaded, samples, limits=Limits(batch_size=2))
+    walk = BlockWalk(loaded, samples, limits=Limits(batch_size=8))
+    down = loaded.layout.linears(0)["mlp.dense_4h_to_h"].module
+    forward, failed = type(down).forward, []
+
+    def tight(inputs):
+        if len(inputs) > 2:
+            failed.append(len(inputs))
+            raise error
+        return forward(down, inputs)
+
+    monkeypatch.setattr(down, "forward", tight)
+    with caplog.at_level(logging.WARNING):
+        found = walk.collect()
+    assert failed == [6, 4]
+    assert "going on with batches of 2 samples" in caplog.text
+    # Sums begun before memory ran out are begun anew: nothing counts twice.
+    for name, statistics in expected.collect().items():
+        assert torch.equal(found[name].sum_squares, statistics.sum_squares)
+        assert found[name].tokens == 6 * 12
+    for one in (walk, expected):
+        one.advance({})
+    assert all(map(torch.equal, walk.hidden, expected.hidden))
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_with_one_sample_left_the_error_names_what_helps(error, monkeypatch):
+    loaded = tiny_model()
+    walk = ModelWalk(loaded, token_samples(5, 12), limits=Limits(4))
+
+    def exhaust(_inputs):
+        raise error
+
+    monkeypatch.setattr(loaded.layout.linears(0)["mlp.up_proj"].module, "forward", exhaust)
+    keys = "`pruner.batch_size`, `pruner.seq_len`, `pruner.device`"
+    with pytest.raises(ModelError, match=f"running block 0.*Lower or change one of: {keys}"):
+        walk.advance({})
+    assert walk.position == 0 and len(walk.hidden) == 5
+
+
+def test_other_errors_are_no_lack_of_memory():
+    assert not is_out_of_memory(RuntimeError("shapes do not match"))
+    assert not is_out_of_memory(ValueError("can't allocate memory"))
+    assert all(map(is_out_of_memory, OUT_OF_MEMORY))
+
+
+def test_limits_are_those_of_the_configuration():
+    config = config_from_overrides(["pruner.batch_size=4", "pruner.hidden_memory_mb=7"])
+    assert Limits.of(config.pruner) == Limits(4, 7, "pruner.seq_len")
+    assert Limits.of(config.pruner, "evaluation.seq_len").keys[1] == "evaluation.seq_len"
