@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from fedprune.config.pattern import Pattern
 from fedprune.config.relations import RELATIONS
-from fedprune.config.rules import BOUNDS, CHOICES, EMPTY_ALLOWED, PATTERNED
+from fedprune.config.rules import BOUNDS, CHOICES, EMPTY_ALLOWED, PATTERNED, choices
 from fedprune.config.schema import LEAVES, SECTIONS, Leaf, RunConfig, Value, build
 from fedprune.config.strategy_relations import Relation
 from fedprune.config.suggest import did_you_mean, show
@@ -129,9 +129,9 @@ def _value_problem(key: str, value: object) -> str | None:
     """Return what is wrong with a value of the right type."""
     if value is None:
         return None
-    if key in CHOICES and value not in CHOICES[key]:
-        hint = did_you_mean(str(value), CHOICES[key])
-        names = ", ".join(repr(name) for name in CHOICES[key])
+    if key in CHOICES and value not in choices(key):
+        hint = did_you_mean(str(value), choices(key))
+        names = ", ".join(repr(name) for name in choices(key))
         return f"`{key}` must be one of {names}, got {show(value)}.{hint}"
     if key in BOUNDS and isinstance(value, int | float) and not BOUNDS[key].hold(value):
         return f"`{key}` must be {BOUNDS[key].text}, got {show(value)}."

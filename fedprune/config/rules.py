@@ -5,6 +5,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from fedprune.plugins import PRUNERS, plugin_names
+
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "model.name": ("demo", "hf"),
     "model.dtype": ("auto", "float32", "bfloat16", "float16"),
@@ -39,8 +41,17 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "schedule.prefix": ("local", "dense"),
     "allocation.name": ("uniform", "per_block", "owl"),
     "federation.backend": ("ray", "inline"),
+    "tracking.name": ("none", "tensorboard", "wandb", "mlflow", "trackio"),
 }
-"""Key -> the names it may have."""
+"""Key -> the names it may have; installed plugins add to some, see :func:`choices`."""
+
+_PLUGINS: Mapping[str, str] = {"pruner.name": PRUNERS}
+
+
+def choices(key: str) -> tuple[str, ...]:
+    """Return the names that a key may have on this machine."""
+    more = plugin_names(_PLUGINS[key]) if key in _PLUGINS else ()
+    return (*CHOICES[key], *more)
 
 
 @dataclass(frozen=True)
@@ -112,6 +123,18 @@ PATTERNED: Mapping[str, tuple[re.Pattern[str], str]] = {
         re.compile(r"(0(\.[0-9]{1,6})?(,0(\.[0-9]{1,6})?){0,1023})?"),
         "sparsities at least 0 and below 1, one a block, separated by commas, such as '0.4,0.6'",
     ),
+    "card.base_model": (
+        re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)?"),
+        "an id on the Hub, 'org/name'",
+    ),
+    "card.license": (
+        re.compile(r"[a-z0-9.-]{0,64}"),
+        "an identifier of the Hub's list, such as 'apache-2.0'",
+    ),
+    "tracking.project": (
+        re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"),
+        "a label of letters, digits, '_' and '-', 64 at most",
+    ),
     "evaluation.tasks": (
         re.compile(r"([^,]+(,[^,]+)*)?"),
         "tasks of lm-evaluation-harness, YAML files or 'paper', separated by commas",
@@ -128,6 +151,9 @@ EMPTY_ALLOWED = frozenset(
         "allocation.blocks",
         "evaluation.datasets",
         "evaluation.tasks",
+        "card.base_model",
+        "card.data_description",
+        "card.license",
     }
 )
 """Texts that may be empty."""

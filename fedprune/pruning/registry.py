@@ -1,7 +1,10 @@
 """The pruners by name."""
 
+from typing import cast
+
 from fedprune.config import PrunerConfig
 from fedprune.errors import ConfigError
+from fedprune.plugins import PRUNERS, load_plugin, plugin_names
 from fedprune.pruning.pruners import MagnitudePruner, Pruner, RiaPruner, WandaPruner
 from fedprune.pruning.solvers import AlpsPruner, SparseGptPruner, SparseSwapsPruner
 
@@ -14,7 +17,7 @@ def get_pruner(name: str, damping: float = 0.01, block_size: int = 128) -> Prune
     Parameters
     ----------
     name : str
-        One of :data:`NAMES`.
+        One of :data:`NAMES`, or the entry point of an installed package.
     damping : float
         `pruner.damping`, for those that need second moments.
     block_size : int
@@ -23,7 +26,7 @@ def get_pruner(name: str, damping: float = 0.01, block_size: int = 128) -> Prune
     Raises
     ------
     ConfigError
-        If there is none of this name.
+        If there is none of this name, or a plugin is none.
     """
     known: dict[str, Pruner] = {
         pruner.name: pruner
@@ -36,10 +39,24 @@ def get_pruner(name: str, damping: float = 0.01, block_size: int = 128) -> Prune
             SparseSwapsPruner(damping),
         )
     }
-    if name not in known:
-        names = ", ".join(f"'{one}'" for one in NAMES)
+    if name in known:
+        return known[name]
+    if name not in plugin_names(PRUNERS):
+        names = ", ".join(f"'{one}'" for one in (*NAMES, *plugin_names(PRUNERS)))
         raise ConfigError(f"`pruner.name` must be one of {names}, got '{name}'.")
-    return known[name]
+    return _plugin(name)
+
+
+def _plugin(name: str) -> Pruner:
+    kind = load_plugin(PRUNERS, name)
+    made = kind() if callable(kind) else kind
+    lacks = [part for part in ("name", "needs", "updates", "prune") if not hasattr(made, part)]
+    if lacks:
+        raise ConfigError(
+            f"The plugin '{name}' is no pruner: it has no {', '.join(lacks)} "
+            "(see fedprune.pruning.pruners.Pruner)."
+        )
+    return cast(Pruner, made)
 
 
 def make_pruner(config: PrunerConfig) -> Pruner:
