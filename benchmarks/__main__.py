@@ -3,6 +3,7 @@
 from benchmarks import (
     bench_decode,
     bench_federation,
+    bench_gpu,
     bench_masks,
     bench_sparsegpt,
     bench_votes,
@@ -14,6 +15,7 @@ def main() -> None:
     """Run every benchmark; each prints a table and writes ``benchmarks/out/<name>.json``."""
     for benchmark in (
         bench_masks,
+        bench_gpu,
         bench_votes,
         bench_wire,
         bench_decode,

@@ -1,6 +1,7 @@
 """Counting 64 masks and selecting by votes on one core, against unpacking and sorting.
 
-Selection is timed for every comparison group, and for layers and rows with the majority floor.
+Selection is timed for every comparison group, without and with the majority floor. Counting has to
+read every mask once, selection the bit planes, and the magnitudes where many weights are tied.
 """
 
 from collections.abc import Sequence
@@ -10,10 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.floor import floor_of, read_pass
 from benchmarks.synthetic import SHAPES, layer
 from benchmarks.timing import alternate, report
 from fedprune.aggregation.select import Rule, select
 from fedprune.aggregation.votes import VoteCounter
+from fedprune.config.count import GROUPS
 from fedprune.config.pattern import Pattern
 from fedprune.pruning.kernels import wanda_mask
 from fedprune.pruning.spec import MaskSpec
@@ -22,13 +25,7 @@ from fedprune.wire.bitmask import BitMask
 CLIENTS = 64
 NOISE = 0.1  # relative deviation of a client's norms: clients of unlike data
 ROUNDS = 5
-RULES = (
-    Rule("layer"),
-    Rule("row"),
-    Rule("column"),
-    Rule("layer", majority_floor=True),
-    Rule("row", majority_floor=True),
-)
+RULES = [Rule(group, majority_floor=floor) for floor in (False, True) for group in GROUPS]
 
 
 def by_unpacking(masks: Sequence[BitMask]) -> NDArray[np.uint8]:
@@ -68,13 +65,14 @@ def compare(shape: tuple[int, int]) -> list[dict[str, str | float]]:
         "column": lambda: torch.sort(sortable.view(shape), dim=0, descending=True, stable=True),
     }
     selections = {
-        f"select half, {rule.group}{', floor' if rule.majority_floor else ''}": rule
+        f"select half, {rule.group}{', majority' if rule.majority_floor else ''}": rule
         for rule in RULES
     }
     seconds = alternate(
         {
             "count": lambda: by_planes(masks),
             "plain count": lambda: by_unpacking(masks),
+            "read": lambda: read_pass(weight),
             **plain_select,
             **{
                 step: partial(select, votes, 0.5, magnitude, shape, rule)
@@ -83,28 +81,33 @@ def compare(shape: tuple[int, int]) -> list[dict[str, str | float]]:
         },
         ROUNDS,
     )
-    return [
-        row(
-            shape,
-            "count 64 masks",
-            size * CLIENTS,
-            seconds["count"],
-            seconds["plain count"],
-        ),
-        *(
-            row(shape, step, size, seconds[step], seconds[rule.group])
-            for step, rule in selections.items()
-        ),
+    planes = size // 8 * len(votes.keep_planes())
+    linear = f"{shape[0]}x{shape[1]}"
+    rows: list[dict[str, str | float]] = [
+        {
+            "linear": linear,
+            "step": f"count {CLIENTS} masks",
+            **row(size * CLIENTS, seconds["count"], seconds["plain count"]),
+            **floor_of(seconds["count"], seconds["read"], size * CLIENTS / 8, weight.nbytes),
+        }
     ]
+    for step, rule in selections.items():
+        many_ties = rule.majority_floor or rule.group == "column"
+        moved = planes + many_ties * weight.nbytes
+        rows.append(
+            {
+                "linear": linear,
+                "step": step,
+                **row(size, seconds[step], seconds[rule.group]),
+                **floor_of(seconds[step], seconds["read"], moved, weight.nbytes),
+            }
+        )
+    return rows
 
 
-def row(
-    shape: tuple[int, int], step: str, weights: int, ours: float, plain: float
-) -> dict[str, str | float]:
-    """Return one row of the table."""
+def row(weights: int, ours: float, plain: float) -> dict[str, float]:
+    """Return times and rates of one step."""
     return {
-        "linear": f"{shape[0]}x{shape[1]}",
-        "step": step,
         "plain, ms": plain * 1e3,
         "bit planes, ms": ours * 1e3,
         "Gweights/s": weights / ours / 1e9,

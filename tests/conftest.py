@@ -14,5 +14,16 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+
+def _interpret_triton() -> None:
+    """Run the GPU's kernels on the CPU where there is no GPU: Triton asks when it is imported."""
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+_interpret_triton()
+
 # A shell's background job ignores Ctrl-C and so would every process that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fedprune.aggregation.group_loops import compare_digit, narrow
+from fedprune.aggregation.keys import MatrixKeys, RandomKeys
 from fedprune.aggregation.rows import from_groups, full_groups, to_groups
-from fedprune.aggregation.ties import MatrixKeys, RandomKeys, drop_tied
+from fedprune.aggregation.ties import drop_tied
 from fedprune.aggregation.votes import VoteCounter, Words
 from fedprune.config.count import GROUPS, Rounding, pruned_count
 from fedprune.config.pattern import Pattern
@@ -26,7 +28,6 @@ ROUNDINGS = ("floor", "ceil")
 
 _WORDS = 1 << 13  # words of a step over rows or columns: its planes stay in a core's cache
 _WEIGHTS = 1 << 18  # weights of a step over N:M groups
-_ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
 @dataclass(frozen=True)
@@ -118,10 +119,9 @@ def select(
     rest = None
     if rule.majority_floor:
         rest = to_groups(_not_majority(votes), shape, rule.group)
-        # What no majority prunes counts as kept by more than all: it is chosen last, all tied.
-        planes = [plane | rest for plane in planes]
     tied = full_groups(groups, size)
-    survivors, left = _split(planes, tied, pruned_count(size, sparsity, rule.rounding))
+    left = np.full(groups, pruned_count(size, sparsity, rule.rounding), dtype=np.int64)
+    survivors = _split(planes, rest, tied, left)
     _resolve(tied, left, rest, MatrixKeys(magnitude, shape, rule.group), rule)
     return BitMask(from_groups(survivors | tied, shape, rule.group), shape)
 
@@ -169,57 +169,37 @@ def _not_majority(votes: VoteCounter) -> Words:
     equal = ~more
     planes = votes.keep_planes()
     for digit in reversed(range(len(planes))):
-        if half >> digit & 1:
-            equal &= planes[digit]
-        else:
-            more |= equal & planes[digit]
-            equal &= ~planes[digit]
+        compare_digit(planes[digit], bool(half >> digit & 1), more, equal)
     return more | equal
 
 
-def _split(planes: Sequence[Words], tied: Words, prune: int) -> tuple[Words, Counts]:
-    """Return each group's sure survivors, and how many to prune of those tied at its threshold.
+def _split(planes: Sequence[Words], rest: Words | None, tied: Words, left: Counts) -> Words:
+    """Return each group's sure survivors.
 
     Parameters
     ----------
     planes : sequence of Words
         Binary digits of the votes to keep, lowest first, shape (groups, words) each.
+    rest : Words or None
+        What no majority prunes: it counts as kept by more than all, so it is chosen last, all tied.
     tied : Words
-        All weights; only the tied are left, in place.
-    prune : int
-        Weights to prune in each group.
+        All weights; only those tied at the group's threshold are left, in place.
+    left : NDArray[np.int64]
+        Weights to prune in each group, shape (groups,); in the end, of the tied.
     """
     survivors = np.zeros_like(tied)
-    left = np.empty(tied.shape[0], dtype=np.int64)
     step = max(_WORDS // tied.shape[1], 1)
+    scratch = np.empty_like(tied[:step])
     for start in range(0, tied.shape[0], step):
         part = slice(start, start + step)
-        digits = [plane[part] for plane in reversed(planes)]
-        left[part] = _split_part(digits, tied[part], survivors[part], prune)
-    return survivors, left
-
-
-def _split_part(digits: list[Words], tied: Words, survivors: Words, prune: int) -> Counts:
-    """Split some groups (see `_split`), digits highest first."""
-    ones = np.empty_like(tied)
-    size = _popcounts(tied)
-    left = np.full_like(size, prune)
-    for digit in digits:
-        np.bitwise_and(tied, digit, out=ones)  # kept by more votes than the other candidates
-        keep = _popcounts(ones)
-        others = size - keep > left  # the threshold is among the others
-        among = np.where(others, _ALL, np.uint64(0))[:, np.newaxis]
-        survivors |= ones & among
-        tied &= among
-        tied ^= ones
-        left -= np.where(others, 0, size - keep)
-        size = np.where(others, size - keep, keep)
-    return left
-
-
-def _popcounts(words: Words) -> Counts:
-    counts: Counts = np.bitwise_count(words).sum(axis=1, dtype=np.int64)
-    return counts
+        ties = tied[part]
+        size = np.bitwise_count(ties).sum(axis=1, dtype=np.int64)
+        for plane in reversed(planes):
+            digit = plane[part]
+            if rest is not None:
+                digit = np.bitwise_or(digit, rest[part], out=scratch[: len(ties)])
+            narrow(digit, ties, survivors[part], left[part], size)
+    return survivors
 
 
 def _resolve(tied: Words, left: Counts, rest: Words | None, keys: MatrixKeys, rule: Rule) -> None:

@@ -1,69 +1,25 @@
 """Which of several equally voted weights to prune: by magnitude, by index or at random.
 
-Only tied weights are looked at, so that the cost is that of finding them.
+Where few weights are tied only they are looked at; where many are, compiled loops take them in
+place.
 """
+
+import math
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedprune.aggregation.group_loops import clear_lowest, compare
+from fedprune.aggregation.keys import Codes, Indices, Keys, MatrixKeys, RandomKeys
 from fedprune.aggregation.votes import Words
 
-Indices = NDArray[np.int32 | np.int64]
-Keys = NDArray[np.uint32]
 Flags = NDArray[np.bool_]
 
 _BYTES = 1 << 17  # bytes searched for set bits at a time
 _DENSE = 1 / 16  # share of tied weights from which they are looked at in place
+_SAMPLE = 1 << 16  # weights of a layer that tell where its threshold lies
+_HIGHEST = 0x7FFFFFFF  # of codes
 _CHUNK = 1 << 14  # words of the groups whose ties are sorted together: 2**20 weights
-
-
-class RandomKeys:
-    """A stream of random numbers that depends on the seed alone.
-
-    It takes the bit generator's raw output, which NumPy keeps the same over releases and machines.
-
-    Parameters
-    ----------
-    seed : int
-        Non-negative.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self._stream = np.random.PCG64(seed)
-
-    def draw(self, count: int) -> Keys:
-        """Return the next `count` numbers."""
-        return (self._stream.random_raw(count) >> np.uint64(32)).astype(np.uint32)
-
-
-class MatrixKeys:
-    """Sorting keys of the members of comparison groups: the bit patterns of |W|, which sort as it.
-
-    Parameters
-    ----------
-    magnitude : NDArray[np.float32]
-        |W|, flat, row-major, without NaN.
-    shape : tuple of int
-        (d_out, d_in).
-    group : str
-        'layer', 'row' or 'column'.
-    """
-
-    def __init__(self, magnitude: NDArray[np.float32], shape: tuple[int, int], group: str) -> None:
-        codes: Keys = magnitude.view(np.uint32)
-        matrix = codes.reshape((1, -1) if group == "layer" else shape)
-        self._groups: Keys = matrix.T if group == "column" else matrix
-
-    def at(self, groups: Indices, members: Indices) -> Keys:
-        """Return the keys of members of groups."""
-        alone = len(self._groups) == 1
-        keys: Keys = self._groups[0, members] if alone else self._groups[groups, members]
-        return keys
-
-    def of(self, groups: Indices) -> Keys:
-        """Return the keys of all members of groups, shape (groups, size)."""
-        keys: Keys = self._groups[groups]
-        return keys
 
 
 Order = MatrixKeys | RandomKeys | None
@@ -89,8 +45,12 @@ def drop_tied(tied: Words, prune: Indices, keys: Order) -> None:
             continue
         chosen = part if busy.size == len(part) else part[busy]
         ties = int(np.bitwise_count(chosen).sum(dtype=np.int64))
-        drop = _drop_many if ties > _DENSE * 64 * chosen.size else _drop_few
-        drop(chosen, quota[busy], keys, busy + first)
+        if ties <= _DENSE * 64 * chosen.size:
+            _drop_few(chosen, quota[busy], keys, busy + first)
+        elif isinstance(keys, MatrixKeys):
+            _drop_lowest(chosen, quota[busy], keys, busy + first)
+        else:
+            _drop_many(chosen, quota[busy], keys)
         if chosen is not part:
             part[busy] = chosen
 
@@ -111,15 +71,51 @@ def _drop_few(tied: Words, quota: Indices, keys: Order, groups: Indices) -> None
     np.subtract.at(tied.reshape(-1).view(np.uint8), places // 8, bits)
 
 
-def _drop_many(tied: Words, quota: Indices, keys: Order, groups: Indices) -> None:
+def _drop_lowest(tied: Words, quota: Indices, keys: MatrixKeys, groups: Indices) -> None:
     """Clear the same bits as `_drop_few`, all bits at once."""
+    if keys.layer is None:
+        codes, lines = keys.lines(groups)
+        clear_lowest(tied, quota.astype(np.int64), codes, lines)
+        return
+    below, inside = np.empty_like(tied[0]), np.empty_like(tied)
+    for low, high in (_likely(tied, int(quota[0]), keys.layer), (0, _HIGHEST)):
+        compare(keys.layer, low, high, below, inside[0])
+        below &= tied[0]
+        inside &= tied
+        left = quota - np.bitwise_count(below).sum(dtype=np.int64)
+        if 0 <= left[0] <= np.bitwise_count(inside).sum(dtype=np.int64):
+            break
+    tied ^= below
+    tied ^= inside
+    if left[0]:
+        _drop_few(inside, left, keys, groups)
+    tied |= inside
+
+
+def _likely(tied: Words, quota: int, codes: Codes) -> tuple[int, int]:
+    """Return a bracket that most likely holds the highest code that is cleared, by a sample."""
+    places = np.arange(0, codes.size, codes.size // _SAMPLE | 1)
+    flags = tied.view(np.uint8)[0, places // 8] >> (places % 8).astype(np.uint8) & 1
+    sample = codes[places[flags.view(np.bool_)]]
+    share = quota / int(np.bitwise_count(tied).sum(dtype=np.int64))
+    margin = 2 * math.sqrt(sample.size) + 1  # four standard deviations of a rank, or more
+    first = math.floor(share * sample.size - margin)
+    last = math.ceil(share * sample.size + margin)
+    low = int(np.partition(sample, first)[first]) if first >= 0 else 0
+    high = int(np.partition(sample, last)[last]) if last < sample.size else _HIGHEST
+    return low, high
+
+
+def _drop_many(tied: Words, quota: Indices, keys: RandomKeys | None) -> None:
+    """Clear the same bits as `_drop_few`, all bits at once, for keys that no weight has."""
     flags = np.unpackbits(tied.view(np.uint8), axis=1, bitorder="little").view(np.bool_)
-    codes = _codes(flags, keys, groups)
-    if keys is None:
-        limits = np.zeros(quota.size, dtype=np.uint32)
-    elif quota.size == 1:
-        limits = np.array([_at_rank(codes[0, np.flatnonzero(flags)], int(quota[0]) - 1)])
-    else:
+    codes = np.where(flags, np.uint32(0), np.uint32(0xFFFFFFFF))
+    limits = np.zeros(quota.size, dtype=np.uint32)
+    if keys is not None:
+        codes[flags] = keys.draw(int(np.count_nonzero(flags)))
+    if keys is not None and quota.size == 1:
+        limits[0] = _at_rank(codes[flags], int(quota[0]) - 1)
+    elif keys is not None:
         ranks = (quota - 1).tolist()
         limits = np.array(
             [np.partition(row, rank)[rank] for row, rank in zip(codes, ranks, strict=True)]
@@ -131,19 +127,6 @@ def _drop_many(tied: Words, quota: Indices, keys: Order, groups: Indices) -> Non
     drop[rows[first], members[first]] = True
     flags ^= drop
     tied[:] = np.packbits(flags, axis=1, bitorder="little").view(np.uint64)
-
-
-def _codes(flags: Flags, keys: Order, groups: Indices) -> Keys:
-    """Return what tied weights are sorted by; all others have the highest code."""
-    # 0 where a bit is set, else all bits: one byte each, widened with its sign.
-    others = (flags.view(np.uint8) - np.uint8(1)).view(np.int8)
-    codes: Keys = others.astype(np.int32).view(np.uint32)
-    if isinstance(keys, MatrixKeys):
-        of = keys.of(groups)
-        codes[:, : of.shape[1]] |= of
-    elif isinstance(keys, RandomKeys):
-        codes[flags] = keys.draw(int(np.count_nonzero(flags)))
-    return codes
 
 
 def _at_rank(keys: Keys, rank: int) -> np.uint32:

@@ -50,8 +50,13 @@ def wanda_mask(weight: Tensor, norms: Tensor, spec: MaskSpec) -> BitMask:
     if spec.pattern.n is not None and spec.pattern.m is not None:
         check_divides(spec.pattern, d_in)
         n, m = spec.pattern.n, spec.pattern.m
+        lanes: loops.Lanes = (np.arange(d_in) % m).astype(np.int32)
+        if m <= 256:
+            lanes = lanes.astype(np.uint8)
         finite = _each_block(
-            weight, _BLOCK, lambda row, w: loops.prune_groups(w, scale, m - n, m, _at(bits, row, w))
+            weight,
+            _BLOCK,
+            lambda row, w: loops.prune_groups(w, scale, m - n, lanes, _at(bits, row, w)),
         )
         _check_finite(finite)
     elif spec.group == "row":

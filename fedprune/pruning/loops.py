@@ -9,6 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedprune.jit import jit
+from fedprune.wire.codes import pack
+from fedprune.wire.codes import threshold as find_threshold
+
+Lanes = NDArray[np.uint8] | NDArray[np.int32]
 
 INFINITY = 0x7F800000  # the code of +inf; NaNs lie above it, or below zero
 LOW_BITS = 15  # the layer's threshold is found in two digits of 16 and 15 bits
@@ -40,10 +44,10 @@ def prune_rows(
             low, high = _score(weights[row], norms, codes)
             if low < 0 or high >= INFINITY:
                 return False
-            threshold, ties = _threshold(codes, prune, low, high)
+            threshold, ties = find_threshold(codes, prune, (low, high), d_in)
             start = (row - first) * d_in
             _keep_above(codes, threshold, ties, keep[start : start + d_in])
-        _pack(keep, (last - first) * d_in, bits[first * d_in // 8 :])
+        pack(keep, (last - first) * d_in, bits[first * d_in // 8 :])
     return True
 
 
@@ -67,7 +71,7 @@ def prune_below(
             _score(weights[row], norms, codes)
             start = (row - first) * d_in
             ties = _keep_above(codes, threshold, ties, keep[start : start + d_in])
-        _pack(keep, (last - first) * d_in, bits[first * d_in // 8 :])
+        pack(keep, (last - first) * d_in, bits[first * d_in // 8 :])
 
 
 @jit
@@ -75,17 +79,24 @@ def prune_groups(
     weights: NDArray[np.float32],
     norms: NDArray[np.float32],
     prune: int,
-    size: int,
+    lanes: Lanes,
     bits: NDArray[np.uint8],
 ) -> bool:
-    """Prune the `prune` lowest of every `size` consecutive scores; return whether all are finite.
+    """Prune the `prune` lowest scores of each group of inputs; return whether all are finite.
 
-    Arrays are those of `prune_rows`; `size` divides d_in.
+    Other arrays are those of `prune_rows`.
+
+    Parameters
+    ----------
+    prune : int
+        Of every group.
+    lanes : NDArray[np.uint8 or np.int32]
+        The place of each input in its group, shape (d_in,): from 0 to the size of a group, again
+        and again. As narrow as it can be: ranks are counted in the same type.
     """
     rows, d_in = weights.shape
     codes, keep, tile = _buffers(d_in)
-    ranks = np.empty(d_in // size, np.int32)
-    lanes = np.empty((size, d_in // size), np.int32)
+    ranks = np.empty_like(lanes)
     for first in range(0, rows, tile):
         last = min(first + tile, rows)
         for row in range(first, last):
@@ -94,7 +105,7 @@ def prune_groups(
                 return False
             start = (row - first) * d_in
             _keep_ranked(codes, prune, lanes, ranks, keep[start : start + d_in])
-        _pack(keep, (last - first) * d_in, bits[first * d_in // 8 :])
+        pack(keep, (last - first) * d_in, bits[first * d_in // 8 :])
     return True
 
 
@@ -150,46 +161,6 @@ def _score(
 
 
 @jit
-def _threshold(codes: NDArray[np.int32], prune: int, low: int, high: int) -> tuple[int, int]:
-    """Return (threshold, ties): prune all codes below it and `ties` of those equal to it.
-
-    Narrows a bracket by counting codes below a pivot, a loop that runs at memory speed. Pivots
-    are interpolated, and bisected wherever interpolation left more than half of the bracket's
-    codes, so that 62 + log2(d_in) counts suffice for any input; some ten are usual.
-    """
-    high += 1
-    below_low, below_high = 0, codes.size
-    bisect = False
-    if prune == 0:
-        return low, 0
-    while high - low > 1:
-        if bisect:
-            pivot = low + (high - low) // 2
-        else:
-            share = (prune - below_low) / (below_high - below_low)
-            pivot = min(max(low + int((high - low) * share), low + 1), high - 1)
-        below = _count_below(codes, pivot)
-        if below == prune:
-            return pivot, 0
-        inside = below_high - below_low
-        if below < prune:
-            low, below_low = pivot, below
-        else:
-            high, below_high = pivot, below
-        bisect = not bisect and 2 * (below_high - below_low) > inside
-    return low, prune - below_low
-
-
-@jit
-def _count_below(codes: NDArray[np.int32], pivot: int) -> int:
-    narrow = np.int32(pivot)
-    count = np.int32(0)  # 32 bits wide, so that a vector holds as many counters as codes
-    for j in range(codes.size):
-        count = np.int32(count + np.int32(codes[j] < narrow))
-    return int(count)
-
-
-@jit
 def _keep_above(
     codes: NDArray[np.int32], threshold: int, ties: int, keep: NDArray[np.uint8]
 ) -> int:
@@ -209,37 +180,18 @@ def _keep_above(
 
 @jit
 def _keep_ranked(
-    codes: NDArray[np.int32],
-    prune: int,
-    lanes: NDArray[np.int32],
-    ranks: NDArray[np.int32],
-    keep: NDArray[np.uint8],
+    codes: NDArray[np.int32], prune: int, lanes: Lanes, ranks: Lanes, keep: NDArray[np.uint8]
 ) -> None:
     """Flag those with at least `prune` lower scores in their group, equal ones by index."""
-    size, groups = lanes.shape
-    for lane in range(size):
-        for group in range(groups):
-            lanes[lane, group] = codes[group * size + lane]
-    for lane in range(size):
-        ranks[:] = 0
-        for other in range(size):
-            before = np.int32(other < lane)  # of equals, the lower index counts as lower
-            for group in range(groups):
-                ranks[group] += np.int32(lanes[other, group] < lanes[lane, group] + before)
-        for group in range(groups):
-            keep[group * size + lane] = np.uint8(ranks[group] >= prune)
-
-
-@jit
-def _pack(keep: NDArray[np.uint8], count: int, bits: NDArray[np.uint8]) -> None:
-    """Pack `count` flags, least significant bit first; unused bits of the last byte are zero."""
-    whole = count // 8
-    words = keep[: whole * 8].view(np.uint64)
-    for j in range(whole):
-        # Eight 0/1 bytes times this constant gather in the top byte, first flag lowest.
-        bits[j] = np.uint8((words[j] * np.uint64(0x0102040810204080)) >> np.uint64(56))
-    if count % 8:
-        last = np.uint8(0)
-        for j in range(whole * 8, count):
-            last |= np.uint8(keep[j] << (j - whole * 8))
-        bits[whole] = last
+    size = int(lanes[-1]) + 1
+    ranks[:] = 0
+    for distance in range(1, size):
+        bound = ranks.dtype.type(size - distance)  # lanes below it have a neighbour at the distance
+        after, ranks_after = codes[distance:], ranks[distance:]
+        for j in range(after.size):
+            ranks[j] += (lanes[j] < bound) & (after[j] < codes[j])
+        for j in range(after.size):
+            ranks_after[j] += (lanes[j] < bound) & (codes[j] <= after[j])
+    least = ranks.dtype.type(prune)
+    for j in range(codes.size):
+        keep[j] = np.uint8(ranks[j] >= least)

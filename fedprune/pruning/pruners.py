@@ -1,19 +1,17 @@
 """The pruners that only choose: how each scores a weight.
 
-A pruner scores and leaves the selection to compiled loops on the CPU and to tensor operations on
-any other device; both give the same mask, bit for bit.
+A pruner scores and leaves the selection to compiled loops on the CPU, to Triton on a GPU that has
+it, and to tensor operations elsewhere; all give the same mask, bit for bit.
 """
 
-from collections.abc import Callable
-from functools import cache
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fedprune.errors import ModelError
+from fedprune.pruning import select
 from fedprune.pruning.ria import ria_scores
-from fedprune.pruning.select import prune_lowest
 from fedprune.pruning.spec import NOT_FINITE, MaskSpec
 from fedprune.pruning.statistics import Kind, MomentStatistics, Statistics
 from fedprune.wire.bitmask import BitMask
@@ -129,21 +127,19 @@ def input_norms(name: str, weight: Tensor, stats: Statistics | None) -> Tensor:
 
 
 def prune_products(weight: Tensor, norms: Tensor, spec: MaskSpec) -> BitMask:
-    """Prune the lowest ``|weight| * norms`` of each comparison group."""
-    compiled = _compiled()
-    if weight.device.type == "cpu" and compiled is not None:
-        return compiled(weight, norms, spec)
+    """Prune the lowest ``|weight| * norms`` of each comparison group.
+
+    The fast paths are imported late: numba and Triton are slow to, and not always there.
+    """
+    if select.runs_compiled(weight):
+        from fedprune.pruning.kernels import wanda_mask
+
+        return wanda_mask(weight, norms, spec)
+    if select.runs_triton(weight):
+        from fedprune.pruning import triton_masks
+
+        return triton_masks.wanda_mask(weight, norms, spec)
     scores = weight.detach().to(torch.float32).abs() * norms
     if not bool(torch.isfinite(scores).all()):
         raise ModelError(NOT_FINITE)
-    return BitMask.from_bool(prune_lowest(scores, spec).cpu().numpy())
-
-
-@cache
-def _compiled() -> Callable[[Tensor, Tensor, MaskSpec], BitMask] | None:
-    """Return the compiled CPU path, or None without numba; imported late, as numba is slow to."""
-    try:
-        from fedprune.pruning.kernels import wanda_mask
-    except ImportError:
-        return None
-    return wanda_mask
+    return BitMask.from_bool(select.prune_lowest(scores, spec).cpu().numpy())

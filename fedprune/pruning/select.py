@@ -1,9 +1,17 @@
 """Prune the lowest scores of each comparison group with plain tensor operations, on any device.
 
-This is the definition: the compiled CPU kernels must agree with it bit for bit.
+This is the definition: the compiled loops of the CPU (`fedprune.pruning.kernels`) and the GPU's
+kernels (`fedprune.pruning.triton_masks`) must agree with it bit for bit. Together with scores that
+every machine rounds alike, it makes a mask independent of the device. A score is one float32
+product, ``|weight| * norm``, of a weight that was widened exactly and a norm that is the correctly
+rounded root of a float32 (`fedprune.pruning.statistics.ColumnStatistics.norms`); subnormal numbers
+are kept.
 """
 
+import os
 from functools import cache
+from importlib.util import find_spec
+from shutil import which
 
 import torch
 from torch import Tensor
@@ -60,6 +68,16 @@ def runs_compiled(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and _have_numba()
 
 
+def runs_triton(tensor: Tensor) -> bool:
+    """Return whether Triton can work on a tensor: it is on a GPU, and all that it needs is there.
+
+    That is Triton itself, a C compiler for its launchers, and a GPU of compute capability 8 or
+    higher.
+    """
+    on_gpu = tensor.device.type == "cuda" and _have_triton()
+    return on_gpu and torch.cuda.get_device_capability(tensor.device) >= (8, 0)
+
+
 @cache
 def _have_numba() -> bool:
     """Return whether numba can be imported; asked late, as that is slow."""
@@ -68,3 +86,9 @@ def _have_numba() -> bool:
     except ImportError:
         return False
     return True
+
+
+@cache
+def _have_triton() -> bool:
+    compiler = os.environ.get("CC") or which("gcc") or which("clang")
+    return compiler is not None and find_spec("triton") is not None

@@ -95,16 +95,17 @@ def sparsegpt(
 
 def _prune_block(sweep: _Sweep, start: int, stop: int) -> None:
     """Choose the mask of a block of columns, prune it, and leave its errors."""
-    compiled = select.runs_compiled(sweep.weights)
     if not sweep.spec.pattern.structured:
-        sweep.keep[:, start:stop] = _survivors(sweep, start, stop, compiled)
-    if compiled:
+        sweep.keep[:, start:stop] = _survivors(sweep, start, stop)
+    if select.runs_compiled(sweep.weights):
         _eliminate_compiled(sweep, start, stop)
+    elif select.runs_triton(sweep.weights):
+        _eliminate_on_gpu(sweep, start, stop)
     else:
         _eliminate(sweep, start, stop)
 
 
-def _survivors(sweep: _Sweep, start: int, stop: int, compiled: bool) -> Tensor:
+def _survivors(sweep: _Sweep, start: int, stop: int) -> Tensor:
     """Prune the lowest scores of a block: as many as bring the columns so far to their count."""
     sparsity, rows = sweep.spec.sparsity, len(sweep.weights)
     scores = _scores(sweep, start, stop)
@@ -115,13 +116,21 @@ def _survivors(sweep: _Sweep, start: int, stop: int, compiled: bool) -> Tensor:
     else:
         groups, before, after = scores.reshape(1, -1), rows * start, rows * stop
     count = pruned_count(after, sparsity) - pruned_count(before, sparsity)
-    if compiled:
-        from fedprune.pruning.kernels import prune_count
-
-        keep = prune_count(groups, count)
-    else:
-        keep = select.prune_count(groups, count)
+    keep = _prune_count(groups, count)
     return keep.t() if sweep.spec.group == "column" else keep.reshape(scores.shape)
+
+
+def _prune_count(groups: Tensor, count: int) -> Tensor:
+    """Take the fastest of the ways to prune the lowest of each group."""
+    if select.runs_compiled(groups):
+        from fedprune.pruning import kernels
+
+        return kernels.prune_count(groups, count)
+    if select.runs_triton(groups):
+        from fedprune.pruning import triton_masks
+
+        return triton_masks.prune_count(groups, count)
+    return select.prune_count(groups, count)
 
 
 def _scores(sweep: _Sweep, start: int, stop: int) -> Tensor:
@@ -129,7 +138,7 @@ def _scores(sweep: _Sweep, start: int, stop: int) -> Tensor:
 
 
 def _eliminate(sweep: _Sweep, start: int, stop: int) -> None:
-    """Prune a block with tensor operations: the definition, and the path of other devices."""
+    """Prune a block with tensor operations: the definition, and the path where no other is."""
     size = sweep.spec.pattern.m
     for j in range(start, stop):
         if size and j % size == 0:
@@ -149,6 +158,19 @@ def _eliminate_compiled(sweep: _Sweep, start: int, stop: int) -> None:
         sweep.errors.numpy(),
         sweep.keep.numpy(),
         sweep.upper[start:stop, start:stop].contiguous().numpy(),
+        start,
+        (sweep.spec.pattern.n or 1, sweep.spec.pattern.m or 1),
+    )
+
+
+def _eliminate_on_gpu(sweep: _Sweep, start: int, stop: int) -> None:
+    from fedprune.pruning.triton_sparsegpt import eliminate
+
+    eliminate(
+        sweep.weights,
+        sweep.errors,
+        sweep.keep,
+        sweep.upper[start:stop, start:stop].contiguous(),
         start,
         (sweep.spec.pattern.n or 1, sweep.spec.pattern.m or 1),
     )

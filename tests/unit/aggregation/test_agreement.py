@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fedprune.aggregation.agreement import pairwise_agreement, unanimous_share
+from fedprune.aggregation.agreement import pairwise_agreement, tied_weights, unanimous_share
 from fedprune.aggregation.votes import VoteCounter
 from fedprune.wire.bitmask import BitMask
 
@@ -68,3 +68,14 @@ def test_bins_are_close_to_exact():
     found = pairwise_agreement(binned.histogram(), binned.effective_clients)
     assert found == pytest.approx(pairwise_agreement(exact.histogram(), 5), abs=1e-3)
     assert unanimous_share(binned.histogram()) == unanimous_share(exact.histogram())
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=40), st.data())
+def test_ties_are_the_weights_at_the_last_count_that_is_partly_pruned(votes, data):
+    pruned = data.draw(st.integers(0, len(votes)))
+    order = sorted(votes, reverse=True)
+    split = 0 < pruned < len(votes) and order[pruned - 1] == order[pruned]
+    tied = votes.count(order[pruned]) if split else 0
+    above = sum(number > order[pruned] for number in votes) if split else pruned
+    histogram = np.bincount(votes, minlength=7)
+    assert tied_weights(histogram, pruned) == (tied, pruned - above)

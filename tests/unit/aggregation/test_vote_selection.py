@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fedprune.aggregation import select as module
 from fedprune.aggregation import ties as ties_module
+from fedprune.aggregation.rows import from_groups, to_groups
 from fedprune.aggregation.select import Rule, select, select_nm
 from fedprune.aggregation.votes import VoteCounter
 from fedprune.config.pattern import Pattern
@@ -220,6 +221,53 @@ def test_steps_do_not_show(monkeypatch, rule):
         monkeypatch.setattr(ties_module, "_DENSE", dense)
         again = [select(counted(masks), s, magnitude, shape, rule) for s in sparsities]
         assert before == again
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("shape", [(70, 600), (200, 130), (64, 512)], ids=str)
+def test_many_ties(group, shape):
+    masks, _ = case(6, 2, shape, 2)
+    magnitude = np.random.default_rng(6).standard_normal(shape[0] * shape[1]).astype(np.float32)
+    votes = (~masks).sum(axis=0).ravel()
+    groups = groups_of(shape, group)
+    counts = [len(members) * 2 // 5 for members in groups]
+    for rule in (Rule(group), Rule(group, majority_floor=True)):
+        expected = oracle(votes, np.abs(magnitude), rule, 2, groups, counts)
+        found = select(counted(masks), 0.4, np.abs(magnitude), shape, rule)
+        assert np.array_equal(found.to_bool().ravel(), expected)
+
+
+@pytest.mark.parametrize("bracket", [(0, 1), (0x7F000000, 0x7F000001)], ids=["low", "high"])
+def test_a_sample_that_misleads(monkeypatch, bracket):
+    masks, magnitude = case(7, 2, (8, 100), 50)
+    before = select(counted(masks), 0.4, magnitude, (8, 100), Rule())
+    monkeypatch.setattr(ties_module, "_likely", lambda *_: bracket)
+    assert select(counted(masks), 0.4, magnitude, (8, 100), Rule()) == before
+
+
+def test_a_sample_spares_most_of_the_work():
+    size = 200_000
+    magnitude = np.random.default_rng(1).random(size).astype(np.float32)
+    tied = np.full((1, size // 64), 0xFFFFFFFFFFFFFFFF, dtype=np.uint64)
+    low, high = ties_module._likely(tied, size // 3, magnitude.view(np.int32))
+    threshold = int(np.sort(magnitude.view(np.int32))[size // 3])
+    assert low < threshold < high
+    codes = magnitude.view(np.int32)
+    assert np.count_nonzero((codes >= low) & (codes <= high)) < 0.03 * size
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 70), (64, 64), (65, 63), (130, 1100)], ids=str)
+def test_columns_are_transposed_bits(shape):
+    bits = np.random.default_rng(0).random(shape) < 0.5
+    plane = np.zeros((bits.size + 63) // 64, dtype=np.uint64)
+    packed = np.packbits(bits, bitorder="little")
+    plane.view(np.uint8)[: packed.size] = packed
+    for group, lines in (("row", bits), ("column", bits.T)):
+        words = to_groups(plane, shape, group)
+        flags = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")
+        assert np.array_equal(flags[:, : lines.shape[1]], lines)
+        assert not flags[:, lines.shape[1] :].any()
+        assert np.array_equal(from_groups(words, shape, group), packed)
 
 
 def test_all_equal_prunes_the_lower_index_first():

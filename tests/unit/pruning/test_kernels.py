@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from fedprune.config.pattern import Pattern
 from fedprune.errors import ModelError
-from fedprune.jit import jit
+from fedprune.jit import HomeCacheLocator, jit
 from fedprune.pruning import kernels
 from fedprune.pruning.kernels import mask_from_scores, wanda_mask
 from fedprune.pruning.select import prune_lowest
 from fedprune.pruning.spec import MaskSpec
+from fedprune.wire import codes
 from fedprune.wire.bitmask import BitMask
 from tests.support.pruning_oracle import oracle_mask
 
@@ -105,6 +106,13 @@ def test_shapes(shape):
         assert found == expected
 
 
+@pytest.mark.parametrize(("n", "m"), [(1, 256), (255, 256), (1, 257), (300, 600)])
+def test_large_groups(n, m):
+    weight = torch.randn((2, 2 * m), generator=torch.Generator().manual_seed(m)).bfloat16()
+    found, expected = both(weight, torch.ones(2 * m), MaskSpec(0.5, Pattern(n, m), "row"))
+    assert found == expected
+
+
 def test_transposed_weights_and_parameters():
     weight = torch.nn.Parameter(torch.randn(24, 16))
     for spec in SPECS[:16]:
@@ -145,6 +153,13 @@ def test_compiled_code_is_kept_in_the_home_folder(monkeypatch, tmp_path):
     assert jit(doubled)(4) == 8
     assert list((tmp_path / "numba").rglob("*.nbc"))
     assert numba.config.CACHE_LOCATOR_CLASSES == before
+
+
+def test_compiled_code_depends_on_the_compiled_functions_it_calls(monkeypatch, tmp_path):
+    monkeypatch.setenv("FEDPRUNE_HOME", str(tmp_path))
+    alone = HomeCacheLocator(doubled, __file__).get_cache_path()
+    monkeypatch.setitem(doubled.__globals__, "another", codes.pack)
+    assert HomeCacheLocator(doubled, __file__).get_cache_path() != alone
 
 
 def test_compiles_without_a_folder_to_write_to(monkeypatch, tmp_path):

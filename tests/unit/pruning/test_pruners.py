@@ -1,5 +1,6 @@
 """Pruners: what they score, and that every path gives the same mask."""
 
+import subprocess
 import sys
 
 import numpy as np
@@ -8,11 +9,12 @@ import torch
 
 from fedprune.config.pattern import Pattern
 from fedprune.errors import ConfigError, ModelError
-from fedprune.pruning import pruners
+from fedprune.pruning import select
 from fedprune.pruning.registry import NAMES, get_pruner
 from fedprune.pruning.spec import MaskSpec, expected_survivors
 from fedprune.pruning.statistics import ColumnStatistics
 from tests.support.pruning_oracle import oracle_mask
+from tests.support.pruning_paths import PATHS, take_path
 
 SPECS = [
     MaskSpec(0.5, Pattern(), "row"),
@@ -22,11 +24,10 @@ SPECS = [
 ]
 
 
-@pytest.fixture(params=["compiled", "tensors"])
+@pytest.fixture(params=PATHS)
 def path(request, monkeypatch):
-    """Run a test on both CPU paths; the second is the one that other devices take."""
-    if request.param == "tensors":
-        monkeypatch.setattr(pruners, "_compiled", lambda: None)
+    """Run a test on every path."""
+    take_path(monkeypatch, request.param)
 
 
 @pytest.fixture
@@ -95,13 +96,33 @@ def test_statistics_are_additive_and_norms_their_roots():
     assert stats.norms.tolist() == [2.0, 0.0, 3.0]
 
 
-def test_numba_may_be_missing(monkeypatch):
-    monkeypatch.setitem(sys.modules, "fedprune.pruning.kernels", None)
-    pruners._compiled.cache_clear()
+def test_paths_by_device(weight):
+    assert select.runs_compiled(weight)
+    assert not select.runs_triton(weight)
+    assert not select.runs_compiled(weight.to("meta"))
+    assert not select.runs_triton(weight.to("meta"))
+
+
+def test_numba_may_be_missing(monkeypatch, weight):
+    monkeypatch.setitem(sys.modules, "fedprune.jit", None)
+    select._have_numba.cache_clear()
     try:
-        assert pruners._compiled() is None
+        assert not select.runs_compiled(weight)
+        get_pruner("magnitude").prune(weight, None, SPECS[0])
     finally:
-        pruners._compiled.cache_clear()
+        select._have_numba.cache_clear()
+
+
+@pytest.mark.parametrize("missing", ["triton", "compiler"])
+def test_triton_and_its_compiler_may_be_missing(monkeypatch, missing):
+    monkeypatch.setattr(select, "find_spec", lambda name: None if missing == name else name)
+    monkeypatch.setattr(select, "which", lambda name: None if missing == "compiler" else name)
+    monkeypatch.delenv("CC", raising=False)
+    assert not select._have_triton.__wrapped__()
+    missing_nothing = {"find_spec": str, "which": str}
+    for name, found in missing_nothing.items():
+        monkeypatch.setattr(select, name, found)
+    assert select._have_triton.__wrapped__()
 
 
 def test_registry():
@@ -120,3 +141,16 @@ def test_registry():
 def test_unknown_pruner():
     with pytest.raises(ConfigError, match="`pruner.name` must be one of 'magnitude', 'wanda', "):
         get_pruner("wand")
+
+
+@pytest.mark.slow
+def test_triton_is_not_imported_on_the_cpu():
+    program = (
+        "import sys, torch; from fedprune.pruning.pruners import MagnitudePruner;"
+        "from fedprune.pruning.sparsegpt import sparsegpt; from fedprune.config.pattern import *;"
+        "from fedprune.pruning.spec import MaskSpec;"
+        "MagnitudePruner().prune(torch.ones(2, 8), None, MaskSpec(0.5, Pattern(), 'row'));"
+        "print([name for name in sys.modules if name.startswith('fedprune.pruning.triton')])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr

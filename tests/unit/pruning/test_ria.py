@@ -8,12 +8,13 @@ import torch
 
 from fedprune.config.pattern import Pattern
 from fedprune.errors import ModelError
-from fedprune.pruning import pruners, ria
+from fedprune.pruning import ria
 from fedprune.pruning.registry import get_pruner
 from fedprune.pruning.ria import ria_scores
 from fedprune.pruning.spec import MaskSpec, expected_survivors
 from fedprune.pruning.statistics import ColumnStatistics
 from tests.support.pruning_oracle import oracle_mask
+from tests.support.pruning_paths import PATHS, take_path
 
 SPECS = [
     MaskSpec(0.5, Pattern(), "layer"),
@@ -61,11 +62,10 @@ def test_scores_equal_the_formula_bit_for_bit(weight, stats, dtype):
     assert np.array_equal(ria_scores(weight, stats.norms).numpy(), expected)
 
 
-@pytest.mark.parametrize("path", ["compiled", "tensors"])
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_masks_equal_the_oracle(weight, stats, spec, path, monkeypatch):
-    if path == "tensors":
-        monkeypatch.setattr(pruners, "_compiled", lambda: None)
+    take_path(monkeypatch, path)
     found = get_pruner("ria").prune(weight, stats, spec)
     scores = oracle_scores(weight.numpy(), stats.norms.numpy())
     assert np.array_equal(found.to_bool(), oracle_mask(scores, spec))

@@ -17,6 +17,7 @@ from fedprune.pruning.select import prune_lowest
 from fedprune.pruning.sparsegpt import sparsegpt
 from fedprune.pruning.spec import MaskSpec, expected_survivors
 from tests.support.moments import correlated, damped64
+from tests.support.pruning_paths import PATHS, take_path
 
 FREE = Pattern()
 DAMPING = 0.01
@@ -34,11 +35,10 @@ CASES = [
 ]
 
 
-@pytest.fixture(params=["compiled", "tensors"])
+@pytest.fixture(params=PATHS)
 def path(request, monkeypatch):
-    """Take the compiled loops or the tensor operations."""
-    if request.param == "tensors":
-        monkeypatch.setattr(select, "runs_compiled", lambda _: False)
+    """Run a test on every path."""
+    take_path(monkeypatch, request.param)
     return request.param
 
 
