@@ -1,4 +1,4 @@
-"""How far clients agree, from the histogram of votes alone."""
+"""How far clients agree and where votes are tied, from the histogram of votes alone."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,3 +40,27 @@ def unanimous_share(histogram: NDArray[np.int64]) -> float:
     if histogram.size == 1:
         return 1.0
     return int(histogram[0] + histogram[-1]) / int(histogram.sum())
+
+
+def tied_weights(histogram: NDArray[np.int64], pruned: int) -> tuple[int, int]:
+    """Return how many weights share the vote count that decides, and how many of them are pruned.
+
+    The most voted weights are pruned. Those at the last vote count that is reached are tied if not
+    all of them are pruned: magnitude, index or chance has chosen among them. Without a tie both
+    are 0.
+
+    Parameters
+    ----------
+    histogram : NDArray[np.int64]
+        Number of weights by votes of one comparison group, the whole matrix; where votes were
+        gathered in bins, the weights of the deciding bin are counted.
+    pruned : int
+        Weights of the group that were pruned.
+    """
+    if not pruned:
+        return 0, 0
+    falling = histogram[::-1]
+    reached = np.cumsum(falling)
+    place = int(np.searchsorted(reached, pruned))
+    tied, beyond = int(falling[place]), int(reached[place]) - pruned
+    return (tied, tied - beyond) if beyond else (0, 0)

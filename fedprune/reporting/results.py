@@ -67,6 +67,9 @@ class LinearFigures:
         Share of weights on which a pair of clients agrees, mean over pairs.
     unanimous : float or None
         Share of weights on which all clients agree.
+    tied : tuple of int
+        Weights with the vote count at which pruning stopped, if only some of them were pruned, and
+        how many were.
     """
 
     name: str
@@ -76,6 +79,29 @@ class LinearFigures:
     votes: list[int]
     agreement: float | None
     unanimous: float | None
+    tied: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class ClientAgreement:
+    """Agreement client by client, on a sample of weights.
+
+    Attributes
+    ----------
+    weights : int
+        Size of the sample.
+    result : Mapping[str, float]
+        Client -> share on which its mask is as the global one.
+    clients : sequence of str
+        Rows and columns of the matrix: all, or of many those that agree most and least.
+    matrix : list of lists
+        Share on which two clients' masks are the same; None where they pruned no common block.
+    """
+
+    weights: int
+    result: Mapping[str, float]
+    clients: Sequence[str]
+    matrix: list[list[float | None]]
 
 
 @dataclass(frozen=True)
@@ -95,6 +121,7 @@ def build_results(
     perplexities: Sequence[Perplexities],
     clients: Sequence[Mapping[str, object]],
     ledger: Ledger,
+    agreement: ClientAgreement | None = None,
 ) -> dict[str, object]:
     """Return the content of `results.json` as plain JSON values."""
     config = facts.config
@@ -112,7 +139,7 @@ def build_results(
         },
         "sparsity": _sparsity(config.sparsity, linears),
         "perplexity": {found.dataset: _perplexity(found) for found in perplexities},
-        "agreement": _agreement(linears),
+        "agreement": _agreement(config, linears, agreement),
         "strategy": dict(facts.figures),
         "clients": [dict(client) for client in clients],
         "seconds": dict(facts.seconds),
@@ -146,6 +173,7 @@ def _sparsity(target: float, linears: Sequence[LinearFigures]) -> dict[str, obje
         "weights": weights,
         "zeros": zeros,
         "linears": {linear.name: linear.zeros / linear.weights for linear in linears},
+        "reporters": {linear.name: linear.voters for linear in linears},
     }
 
 
@@ -172,7 +200,9 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _agreement(linears: Sequence[LinearFigures]) -> dict[str, object] | None:
+def _agreement(
+    config: RunConfig, linears: Sequence[LinearFigures], clients: ClientAgreement | None
+) -> dict[str, object] | None:
     """Return how far clients' masks agree; None where they send no masks."""
     voted = [linear for linear in linears if linear.votes]
     if not voted:
@@ -186,7 +216,35 @@ def _agreement(linears: Sequence[LinearFigures]) -> dict[str, object] | None:
         "pairwise": _mean([(linear.agreement, linear.weights) for linear in voted]),
         "unanimous": _mean([(linear.unanimous, linear.weights) for linear in voted]),
         "votes_by_voters": votes,
+        "tied": _tied(voted) if _one_threshold(config) else None,
         "linears": {linear.name: linear.agreement for linear in voted},
+        "clients": None if clients is None else _client_agreement(clients),
+    }
+
+
+def _one_threshold(config: RunConfig) -> bool:
+    """Return whether votes alone decide, and over each whole matrix."""
+    strategy = config.strategy
+    if config.pruner.pattern.structured:
+        return False
+    if strategy.name == "fedprllm":
+        return strategy.group == "layer" and not strategy.decode and not strategy.majority_floor
+    return strategy.name == "fedspallm"
+
+
+def _tied(linears: Sequence[LinearFigures]) -> dict[str, int]:
+    tied, pruned = (sum(counts) for counts in zip(*(one.tied for one in linears), strict=True))
+    return {"weights": tied, "pruned": pruned}
+
+
+def _client_agreement(found: ClientAgreement) -> dict[str, object]:
+    """Return the shares, rounded to what a sample can tell."""
+    rows = [[share if share is None else round(share, 5) for share in row] for row in found.matrix]
+    return {
+        "weights": found.weights,
+        "result": {name: round(share, 5) for name, share in found.result.items()},
+        "matrix_clients": list(found.clients),
+        "matrix": rows,
     }
 
 

@@ -6,7 +6,13 @@ import pytest
 from fedprune.config import config_from_overrides
 from fedprune.models.fingerprint import Fingerprint
 from fedprune.reporting.ledger import Ledger
-from fedprune.reporting.results import Facts, LinearFigures, Perplexities, build_results
+from fedprune.reporting.results import (
+    ClientAgreement,
+    Facts,
+    LinearFigures,
+    Perplexities,
+    build_results,
+)
 from fedprune.reporting.table import plain_table
 
 FACTS = Facts(config_from_overrides([]), 3, Fingerprint("c", "w", "5"), "s", {"total": 2.0})
@@ -52,3 +58,30 @@ def test_table_shows_every_measured_row():
         assert cell in text
     assert "50.20% of 500 weights pruned" in text
     assert "centralised" not in plain_table(results(centralized=None))
+
+
+def tied(*overrides):
+    config = config_from_overrides(list(overrides))
+    facts = Facts(config, 3, Fingerprint("c", "w", "5"), "s", {"total": 2.0})
+    linears = [
+        LinearFigures("h.0.a", 100, 50, 2, [40, 20, 40], 0.8, 0.8, (20, 10)),
+        LinearFigures("h.0.b", 100, 50, 2, [45, 10, 45], 0.9, 0.9, (10, 2)),
+    ]
+    return build_results(facts, linears, [], [], Ledger())["agreement"]["tied"]
+
+
+def test_ties_are_told_where_a_histogram_can_tell_them():
+    assert tied() == tied("strategy=fedspallm") == {"weights": 30, "pruned": 12}
+    for other in ("strategy.group=row", "strategy.decode=true", "strategy.majority_floor=true"):
+        assert tied(other) is None
+    assert tied("pruner.pattern=2:4") is None
+
+
+def test_agreement_by_client_and_reporters():
+    shares = ClientAgreement(64, {"a": 1 / 3, "b": 0.5}, ["a", "b"], [[1.0, 2 / 3], [None, 1.0]])
+    found = build_results(FACTS, LINEARS, [], [], Ledger(), shares)
+    clients = found["agreement"]["clients"]
+    assert clients["result"] == {"a": 0.33333, "b": 0.5}
+    assert clients["matrix"] == [[1.0, 0.66667], [None, 1.0]]
+    assert (clients["weights"], clients["matrix_clients"]) == (64, ["a", "b"])
+    assert found["sparsity"]["reporters"] == {"h.0.a": 2, "h.0.b": 2, "h.1.a": 1}

@@ -1,0 +1,35 @@
+"""`fedprune report`: a run's page, made from its results."""
+
+import webbrowser
+from pathlib import Path
+
+from rich.console import Console
+
+from fedprune.errors import FedpruneError
+from fedprune.reporting.html.page import write_report
+
+
+def run_report(run: str, *, show: bool) -> int:
+    """Write ``report.html`` into a run's folder, print its path and return the exit code 0.
+
+    Parameters
+    ----------
+    run : str
+        The folder of a completed run.
+    show : bool
+        Whether to open the page in a browser.
+
+    Raises
+    ------
+    FedpruneError
+        The folder holds no completed run or cannot be written.
+    """
+    folder = Path(run).expanduser()
+    try:
+        page = write_report(folder).absolute()
+    except OSError as error:
+        raise FedpruneError(f"'{folder}' cannot be written: {error.strerror}.") from None
+    Console().print(str(page), soft_wrap=True, markup=False, highlight=False)
+    if show and not webbrowser.open(page.as_uri()):
+        raise FedpruneError(f"No browser was found; open '{page}' yourself.")
+    return 0

@@ -1,0 +1,1 @@
+"""A run's results as one HTML file that needs nothing else."""
