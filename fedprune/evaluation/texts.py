@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from fedprune.config import RunConfig, evaluation_data
+from fedprune.config import DataConfig, EvaluationConfig, RunConfig, evaluation_data
 from fedprune.data.sources import load_documents
 from fedprune.errors import DataError
 from fedprune.evaluation.perplexity import token_windows
@@ -34,13 +34,20 @@ def evaluation_windows(
         The node's node_config; None on the server.
     """
     found: dict[str, Tensor] = {}
-    chosen = config.evaluation
     for label, data in evaluation_data(config).items():
         try:
-            documents = load_documents(data, "heldout", node)
-            found[label] = token_windows(
-                documents, tokenizer, chosen.seq_len, chosen.max_windows, data.joiner
-            )
+            found[label] = heldout_windows(config.evaluation, data, tokenizer, node)
         except DataError as error:
             _log.warning("not evaluated on '%s': %s", label, error)
     return found
+
+
+def heldout_windows(
+    chosen: EvaluationConfig,
+    data: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    node: Mapping[str, str | int | float | bool] | None = None,
+) -> Tensor:
+    """Return the windows of one data set's held-out part; DataError where they cannot be had."""
+    documents = load_documents(data, "heldout", node)
+    return token_windows(documents, tokenizer, chosen.seq_len, chosen.max_windows, data.joiner)

@@ -9,7 +9,12 @@ import pytest
 from fedprune.cli import evaluate, main
 from fedprune.config import config_from_overrides
 from fedprune.evaluation.perplexity import Perplexity
+from fedprune.evaluation.sizes import ModelSizes
+from fedprune.evaluation.speed import LinearSpeed, Speed
+from fedprune.evaluation.zero_shot import ZeroShot
 from fedprune.models.embedded import demo_model_path
+
+LINEAR = LinearSpeed("mlp.up_proj", (8, 4), 0.0015, None)
 
 
 @pytest.fixture
@@ -41,21 +46,83 @@ def test_a_wrong_override_is_refused(a_run: Path, capsys: pytest.CaptureFixture[
 def test_what_is_printed(
     a_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = Perplexity(perplexity=22.43, nll=3.11, windows=558, tokens=70866)
+    found = evaluate.Findings(
+        folder=a_run / "model",
+        seq_len=64,
+        sizes=ModelSizes(dense=1_000_000, masks=31_250, bits_and_values=531_250),
+        perplexities={
+            "stdlib": Perplexity(perplexity=22.43, nll=3.11, windows=558, tokens=35_154),
+            "mine": Perplexity(perplexity=7.5, nll=2.01, windows=3, tokens=189),
+        },
+        missing={"ptb": "no network"},
+        tasks=ZeroShot("0.4.13", {"boolq": {"acc": 0.5, "acc_stderr": 0.25}}),
+        speed=Speed("cpu", "float32", 512, 900.0, 901.0, None, "this is a CPU", (LINEAR,)),
+    )
     asked = []
-    monkeypatch.setattr(evaluate, "measure", lambda config: asked.append(config) or found)
-    assert main(["evaluate", str(a_run), "evaluation.seq_len=64"]) == 0
-    assert "perplexity 22.430 on stdlib (558 windows of 64 tokens" in capsys.readouterr().out
+    monkeypatch.setattr(
+        evaluate, "measure", lambda folder, config, speed: asked.append((config, speed)) or found
+    )
+    command = ["evaluate", str(a_run), "evaluation.seq_len=64", "--tasks", "boolq", "--speed"]
+    assert main(command) == 1  # a data set is missing
+    shown = capsys.readouterr()
+    for words in (
+        "perplexity 22.430 on stdlib (558 windows of 64 tokens, 3.1100 nats",
+        "perplexity 7.500 on mine (3 windows",
+        "boolq: acc 0.5000 ± 0.2500",
+        "mean accuracy 0.5000, lm-evaluation-harness 0.4.13",
+        "weights: 1.0 MB zeros written out, 31.2 kB masks, 531.2 kB masks and surviving values",
+        "cpu, float32, 512 tokens a pass: 900 tokens/s without zeros, 901 with zeros multiplied",
+        "mlp.up_proj (8x4): 1,500 us dense",
+        "2:4 is not measured: this is a CPU.",
+    ):
+        assert words in shown.out
+    assert "not measured on 'ptb': no network" in shown.err
+    ((config, speed),) = asked
+    assert config.model.path == str(a_run / "model")
+    assert (config.evaluation.seq_len, config.evaluation.tasks, speed) == (64, "boolq", True)
+
+
+def test_one_json_object_for_programs(
+    a_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scored = Perplexity(perplexity=22.43, nll=3.11, windows=558, tokens=70866)
+    found = evaluate.Findings(a_run, 128, ModelSizes(compact=10), {"stdlib": scored})
+    monkeypatch.setattr(evaluate, "measure", lambda folder, config, speed: found)
     assert main(["evaluate", str(a_run), "--json"]) == 0
-    printed = json.loads(capsys.readouterr().out)
-    assert (printed["perplexity"], printed["windows"], printed["data"]) == (22.43, 558, "stdlib")
-    assert asked[0].model.path == str(a_run / "model")
-    assert asked[0].evaluation.seq_len == 64
+    assert json.loads(capsys.readouterr().out) == {
+        "model": str(a_run),
+        "seq_len": 128,
+        "sizes": {"compact": 10},
+        "perplexity": {
+            "stdlib": {"perplexity": 22.43, "nll": 3.11, "windows": 558, "tokens": 70866}
+        },
+        "missing": {},
+        "zero_shot": None,
+        "speed": None,
+    }
 
 
-def test_the_demo_model_is_measured() -> None:
-    overrides = [f"model={demo_model_path()}", "evaluation.max_windows=2", "evaluation.seq_len=32"]
-    found = evaluate.measure(config_from_overrides(overrides))
-    assert (found.windows, found.tokens) == (2, 62)
-    assert found.perplexity == pytest.approx(math.exp(found.nll))
-    assert 1 < found.perplexity < 1024
+def test_the_demo_model_on_several_data_sets(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("Return the path of the file, if there is one. " * 20)
+    found = measured(f"evaluation.datasets={tmp_path / 'mine.txt'},/no/such/texts")
+    (own, mine) = found.perplexities.values()
+    assert (own.windows, own.tokens) == (2, 62)
+    for one in (own, mine):
+        assert one.perplexity == pytest.approx(math.exp(one.nll))
+        assert 1 < one.perplexity < 1024
+    assert list(found.missing) == ["texts"] and "does not exist" in found.missing["texts"]
+    weights = demo_model_path() / "model.safetensors"
+    assert found.sizes == ModelSizes(dense=weights.stat().st_size)
+    assert found.tasks is None and found.speed is None
+
+
+def test_a_data_set_alone_or_beside_others_scores_the_same(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("Return the path of the file, if there is one. " * 20)
+    together = measured(f"evaluation.datasets={tmp_path / 'mine.txt'}").perplexities
+    assert measured().perplexities["stdlib"] == together["stdlib"]
+
+
+def measured(*overrides: str) -> evaluate.Findings:
+    short = ["evaluation.max_windows=2", "evaluation.seq_len=32"]
+    config = config_from_overrides([f"model={demo_model_path()}", *short, *overrides])
+    return evaluate.measure(demo_model_path(), config)

@@ -1,0 +1,79 @@
+"""How well the federated model predicts this node's own held-out texts, beside the dense one."""
+
+from collections.abc import Mapping
+from itertools import accumulate
+from pathlib import Path
+
+from client_app import node
+from client_app.scratch import Scratch
+from client_app.seat import Seat
+from client_app.update import read_final
+from fedprune.config import RunConfig
+from fedprune.errors import ReplyRefusedError
+from fedprune.evaluation.own_texts import OwnTextResult
+from fedprune.evaluation.perplexity import perplexity
+from fedprune.models.device import pick_device
+from fedprune.models.loaded import LoadedModel
+from fedprune.models.masking import Changes, Recalled
+from fedprune.models.walk import Limits
+from fedprune.records import FINAL, FinalOrder
+from fedprune.wire.change import Change
+
+
+def evaluate_own_texts(config: RunConfig, seat: Seat, order: FinalOrder) -> OwnTextResult:
+    """Measure the dense and the final model on this node's own held-out texts.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run's configuration as the server sent it.
+    seat : Seat
+        This node; its scratch folder holds the parcels that came before, and forgets them.
+    order : FinalOrder
+        The last parcel of the final model's changes, and the blocks that they are of.
+
+    Returns
+    -------
+    OwnTextResult
+        Of 0 tokens if the texts do not fill one window.
+
+    Raises
+    ------
+    ReplyRefusedError
+        If the changes are damaged or incomplete, or are not what the configuration asks for.
+    """
+    loaded = node.model(config.model, node.model_path(seat))
+    scratch, device = Scratch(seat.scratch), pick_device(config.pruner.device)
+    limits = Limits.of(config.pruner, "evaluation.seq_len")
+    try:
+        scratch.receive(FINAL, order.number, order.parcel)
+        changes = _final_changes(config, loaded, scratch.inbox(FINAL), order.sizes)
+        windows = node.own_windows(config, seat)
+        if windows is None:
+            return OwnTextResult(0.0, 0.0, 0)
+        pruned = perplexity(loaded, windows, device, changes, limits)
+    finally:
+        scratch.clear_inbox()
+    dense = perplexity(loaded, windows, device, limits=limits)
+    return OwnTextResult(dense.nll, pruned.nll, dense.tokens)
+
+
+def _final_changes(
+    config: RunConfig, loaded: LoadedModel, path: Path, sizes: Mapping[int, int]
+) -> Changes:
+    """Return what became of the blocks, read from the disk and checked one block at a time."""
+    shapes, found = loaded.layout.shapes(), path.stat().st_size
+    *starts, total = accumulate(sizes.values(), initial=0)
+    if found != total or not set(sizes) <= set(range(len(shapes))):
+        raise ReplyRefusedError(
+            f"the final model must come in {total} bytes for blocks 0 to {len(shapes) - 1}, "
+            f"{found} bytes arrived for blocks {list(sizes)[:8]}."
+        )
+    places = dict(zip(sizes, starts, strict=True))
+
+    def recall(block: int) -> dict[str, Change]:
+        with path.open("rb") as file:
+            file.seek(places[block])
+            return read_final(config, shapes, block, file.read(sizes[block]))
+
+    return Recalled(tuple(sizes), recall)

@@ -1,0 +1,277 @@
+"""The maths without Flower: prune on some texts, put several results together, measure.
+
+For a notebook or a script. A model is 'demo', a folder, a hub id, or a
+:class:`~fedprune.models.loaded.LoadedModel`; :func:`~fedprune.models.loaded.loaded_from` makes one
+of a model and a tokenizer that are in memory. No function changes a model: what becomes of its
+weights is a value, block -> linear -> change, which
+:func:`~fedprune.models.export.export_model` writes as an ordinary model folder.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from fedprune.aggregation.l0 import WeightSums, expand
+from fedprune.aggregation.select import Rule, select, select_nm
+from fedprune.aggregation.votes import VoteCounter
+from fedprune.config import Pattern, config_from_overrides
+from fedprune.data.documents import Document
+from fedprune.errors import ConfigError, DataError, ModelError
+from fedprune.evaluation.perplexity import Perplexity, perplexity, token_windows
+from fedprune.models.device import pick_device
+from fedprune.models.loaded import LoadedModel
+from fedprune.models.loading import load_model
+from fedprune.models.masking import Changes
+from fedprune.models.walk import Limits
+from fedprune.pruning.blocks import prune_blocks
+from fedprune.pruning.driver import BlockWalk
+from fedprune.pruning.pruners import Pruner
+from fedprune.pruning.registry import make_pruner
+from fedprune.pruning.spec import block_specs
+from fedprune.wire.change import Change, keeps_survivors, mask_of
+from fedprune.wire.sparse import SparseWeight
+
+Model = str | Path | LoadedModel
+"""'demo', a folder, a hub id, or a model that is loaded."""
+How = Literal["votes", "l0", "fedavg"]
+
+_RULE = Rule()
+
+
+def prune_locally(
+    model: Model,
+    texts: Sequence[str] | Sequence[Tensor],
+    *,
+    sparsity: float = 0.5,
+    pruner: str | Pruner = "wanda",
+    overrides: Sequence[str] = (),
+) -> dict[int, dict[str, Change]]:
+    """Prune a model block by block on one client's texts.
+
+    Parameters
+    ----------
+    model : str, Path or LoadedModel
+        The dense model.
+    texts : sequence of str, or of Tensor
+        What to calibrate on: texts, joined and cut into samples of `pruner.seq_len` tokens, or
+        samples of token ids themselves, each int64 of shape (tokens,).
+    sparsity : float
+        Share of zeros, at least 0 and below 1.
+    pruner : str or Pruner
+        'wanda', 'ria', 'magnitude', 'sparsegpt', 'alps', 'sparseswaps', or one of your own.
+    overrides : sequence of str
+        Any other key of the configuration about pruning, as on the command line:
+        ``["pruner.pattern='2:4'", "pruner.group=layer"]``.
+
+    Returns
+    -------
+    dict[int, dict[str, BitMask or SparseWeight]]
+        Block -> linear -> mask, or survivors with new values where the pruner changes them.
+
+    Raises
+    ------
+    FedpruneError
+        If an argument is wrong, the texts are too few or the model cannot be pruned.
+
+    Examples
+    --------
+    >>> import fedprune
+    >>> texts = ["Return the absolute path of a file, or None if there is no such file. " * 9]
+    >>> changes = fedprune.prune_locally("demo", texts, sparsity=0.5)
+    >>> round(changes[0]["self_attn.q_proj"].sparsity, 2)
+    0.5
+    """
+    named = [f"pruner={pruner}"] if isinstance(pruner, str) else []
+    config = config_from_overrides([f"sparsity={sparsity}", *named, *overrides])
+    loaded = _opened(model)
+    samples = _samples(loaded, texts, config.pruner.seq_len)
+    device, limits = pick_device(config.pruner.device), Limits.of(config.pruner)
+    walk = BlockWalk(loaded, samples, device, limits=limits)
+    blocks = len(loaded.layout.blocks)
+    chosen = make_pruner(config.pruner) if isinstance(pruner, str) else pruner
+    return dict(prune_blocks(walk, chosen, block_specs(config, range(blocks), blocks)))
+
+
+def aggregate(
+    results: Sequence[Changes],
+    *,
+    model: Model,
+    how: How = "votes",
+    sparsity: float = 0.5,
+    pattern: str = "unstructured",
+    rule: Rule = _RULE,
+) -> dict[int, dict[str, Change]]:
+    """Put what several clients made of the same model together.
+
+    Parameters
+    ----------
+    results : sequence of Mapping[int, Mapping[str, Change]]
+        One a client, as :func:`prune_locally` returns them.
+    model : str, Path or LoadedModel
+        The dense model that all of them pruned.
+    how : {'votes', 'l0', 'fedavg'}
+        'votes' prunes the weights that most clients pruned (FedPrLLM, arXiv 2505.13547). 'l0'
+        takes the mean of each weight over the clients that kept it, then prunes by votes
+        (FedSpaLLM, arXiv 2410.14852); 'fedavg' takes the mean over all clients.
+    sparsity : float
+        Share of zeros to end with; an N:M pattern fixes it.
+    pattern : str
+        'unstructured' or 'N:M', N survivors of every M inputs.
+    rule : Rule
+        Where votes compete, and what decides between equal ones.
+
+    Returns
+    -------
+    dict[int, dict[str, BitMask or SparseWeight]]
+        Block -> linear -> what becomes of it: masks with 'votes', means with the others.
+
+    Raises
+    ------
+    FedpruneError
+        If an argument is wrong, or a result is of another model.
+
+    Examples
+    --------
+    >>> import fedprune
+    >>> sites = ["Return the absolute path of a file. " * 18, "The list is sorted in place. " * 18]
+    >>> clients = [fedprune.prune_locally("demo", [text]) for text in sites]
+    >>> masks = fedprune.aggregate(clients, model="demo")
+    >>> masks[3]["mlp.up_proj"].shape == clients[0][3]["mlp.up_proj"].shape
+    True
+    >>> means = fedprune.aggregate(clients, model="demo", how="l0")
+    >>> round(means[0]["mlp.up_proj"].mask.sparsity, 2)
+    0.5
+    """
+    if not results:
+        raise ConfigError("`results` must hold what at least one client made, got none.")
+    loaded = _opened(model)
+    recipe = _Recipe(how, sparsity, Pattern.parse(pattern), rule)
+    made: dict[int, dict[str, Change]] = {}
+    for block, shapes in enumerate(loaded.layout.shapes()):
+        made[block] = {}
+        for name in shapes:
+            told = [result.get(block, {}).get(name) for result in results]
+            found = [change for change in told if change is not None]
+            if found:  # what nobody pruned stays dense
+                made[block][name] = recipe.combined(loaded.weight(block, name), found)
+    return made
+
+
+def evaluate(
+    model: Model,
+    text: str | Sequence[str],
+    changes: Changes | None = None,
+    *,
+    seq_len: int = 128,
+    device: str = "auto",
+) -> Perplexity:
+    """Measure the perplexity of a model, dense or changed, block by block.
+
+    Parameters
+    ----------
+    model : str, Path or LoadedModel
+        The dense model.
+    text : str or sequence of str
+        Held-out text.
+    changes : Mapping[int, Mapping[str, Change]], optional
+        What becomes of its weights; None measures the model as it is.
+    seq_len : int
+        Tokens of a window; the first of each is context only.
+    device : str
+        'auto', 'cpu', 'cuda' or 'cuda:N'.
+
+    Returns
+    -------
+    Perplexity
+        With the mean log-likelihood and the number of tokens behind it.
+
+    Raises
+    ------
+    FedpruneError
+        If the text does not fill a window, or the changes are another model's.
+
+    Examples
+    --------
+    >>> import fedprune
+    >>> text = "Return a list of the names of all files in a folder, in any order. " * 20
+    >>> changes = fedprune.prune_locally("demo", [text], sparsity=0.9)
+    >>> dense = fedprune.evaluate("demo", text)
+    >>> dense.perplexity < fedprune.evaluate("demo", text, changes).perplexity
+    True
+    """
+    loaded = _opened(model)
+    texts = [text] if isinstance(text, str) else list(text)
+    windows = token_windows(_documents(texts), loaded.tokenizer, seq_len)
+    return perplexity(loaded, windows, pick_device(device), changes or {})
+
+
+def _opened(model: Model) -> LoadedModel:
+    if isinstance(model, LoadedModel):
+        return model
+    return load_model(config_from_overrides([f"model={model}"]).model)
+
+
+def _documents(texts: Sequence[str]) -> list[Document]:
+    return [Document(text, "texts", str(number)) for number, text in enumerate(texts)]
+
+
+def _samples(
+    loaded: LoadedModel, texts: Sequence[str] | Sequence[Tensor], seq_len: int
+) -> list[Tensor]:
+    written = [text for text in texts if isinstance(text, str)]
+    if not written:
+        return [sample for sample in texts if isinstance(sample, Tensor)]
+    try:
+        return list(token_windows(_documents(written), loaded.tokenizer, seq_len))
+    except DataError:
+        raise DataError(
+            f"The texts do not fill one sample of {seq_len} tokens (`pruner.seq_len`). Give more "
+            "text, or overrides=['pruner.seq_len=...']."
+        ) from None
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """How the changes of one linear become one."""
+
+    how: How
+    sparsity: float
+    pattern: Pattern
+    rule: Rule
+
+    def combined(self, weight: Tensor, changes: Sequence[Change]) -> Change:
+        """Return what becomes of a dense (d_out, d_in) weight; ModelError for another's."""
+        for change in changes:
+            if change.shape != tuple(weight.shape):
+                raise ModelError(
+                    f"A result has a mask of shape {change.shape} for a weight of shape "
+                    f"{tuple(weight.shape)}. Give results of this model."
+                )
+        return self._voted(weight, changes) if self.how == "votes" else self._mean(weight, changes)
+
+    def _voted(self, weight: Tensor, changes: Sequence[Change]) -> Change:
+        votes = VoteCounter(weight.numel())
+        for change in changes:
+            votes.add(mask_of(change))
+        magnitude = weight.abs().float().reshape(-1).numpy()
+        shape = (len(weight), weight.shape[1])
+        if self.pattern.structured:
+            return select_nm(votes, self.pattern, magnitude, shape, self.rule)
+        return select(votes, self.sparsity, magnitude, shape, self.rule)
+
+    def _mean(self, weight: Tensor, changes: Sequence[Change]) -> Change:
+        sums = WeightSums(weight, len(changes))
+        for change in changes:
+            sums.add(mask_of(change) if keeps_survivors(change) else _kept(change))
+        mean = sums.mean("l0" if self.how == "l0" else "fedavg")
+        mask = expand(sums, mean, self.sparsity, self.pattern, self.rule, expansion=True)
+        return SparseWeight.from_dense(mean.to(weight.dtype), mask)
+
+
+def _kept(change: Change) -> SparseWeight:
+    if isinstance(change, SparseWeight):
+        return change
+    raise ConfigError("`how='l0'` and 'fedavg' take what clients made, got scaled survivors.")

@@ -1,0 +1,252 @@
+"""How fast a pruned model is, measured: as dense matrices with zeros, and as 2:4 sparse ones.
+
+Zeros alone make nothing faster, a dense product multiplies them like any number. Kernels that skip
+them exist for 2:4 patterns, on CUDA devices of compute capability 8.0 or higher
+(`torch.sparse.to_sparse_semi_structured`); where they cannot be used, that is said.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.sparse import to_sparse_semi_structured
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from fedprune.models.compact import load_compact
+from fedprune.models.folder import COMPACT_INDEX
+from fedprune.models.layout import DecoderLayout, find_layout
+from fedprune.models.loading import progress_on_terminals_only
+from fedprune.models.memory import explain_out_of_memory
+
+_LEAST_CAPABILITY = (8, 0)
+_WARM_UP = 2
+_LEAST_RUNS = 5
+_LEAST_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class LinearSpeed:
+    """One kind of linear, as it is in the first block.
+
+    Attributes
+    ----------
+    name : str
+        Path inside the block.
+    shape : tuple of int
+        (d_out, d_in).
+    dense_seconds : float
+        Median time of its product with `Speed.tokens` inputs.
+    sparse_seconds : float or None
+        The same with a 2:4 kernel; None where it cannot be had.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    dense_seconds: float
+    sparse_seconds: float | None
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast a model reads text: one forward pass over a batch, embeddings and head included.
+
+    Attributes
+    ----------
+    device, dtype : str
+        Where, and in which type.
+    tokens : int
+        Tokens of the batch.
+    dense : float
+        Tokens a second of the same model without zeros.
+    pruned : float
+        The same of the pruned model, its zeros multiplied like other numbers.
+    sparse : float or None
+        The same with every 2:4 matrix in its sparse form; None where there is none.
+    why_not_sparse : str
+        Why; "" if it was measured.
+    linears : tuple of LinearSpeed
+        By kind.
+    """
+
+    device: str
+    dtype: str
+    tokens: int
+    dense: float
+    pruned: float
+    sparse: float | None
+    why_not_sparse: str
+    linears: tuple[LinearSpeed, ...]
+
+    def to_dict(self) -> dict[str, object]:
+        """Return it as plain JSON values."""
+        return asdict(self)
+
+
+def why_not_sparse(device: torch.device) -> str:
+    """Return why a device has no 2:4 kernels, "" if it has."""
+    if device.type != "cuda":
+        return (
+            "its kernels need a CUDA device of compute capability 8.0 or higher, "
+            f"this is a {device.type.upper()}"
+        )
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _LEAST_CAPABILITY:
+        name = torch.cuda.get_device_name(device)
+        return (
+            "its kernels need compute capability 8.0 or higher, "
+            f"{name} has {capability[0]}.{capability[1]}"
+        )
+    return ""
+
+
+def is_two_four(weight: Tensor) -> bool:
+    """Return whether at most two of every four consecutive inputs of a matrix are not zero."""
+    if weight.shape[1] % 4:
+        return False
+    return bool((weight.reshape(-1, 4).count_nonzero(dim=1) <= 2).all())
+
+
+def measure_speed(folder: Path, device: torch.device, seq_len: int, batch: int = 8) -> Speed:
+    """Measure a model folder on a device, which must hold the whole model.
+
+    Parameters
+    ----------
+    folder : Path
+        A pruned Hugging Face model.
+    device : torch.device
+        Where to run. On CUDA a float32 model runs in bfloat16, for which it has faster units.
+    seq_len, batch : int
+        Tokens of a sequence, and how many sequences pass at once.
+
+    Raises
+    ------
+    ModelError
+        If the model does not fit on the device.
+    """
+    model = _whole(folder)
+    with explain_out_of_memory("measuring speed", "evaluation.seq_len"), torch.inference_mode():
+        if device.type == "cuda" and model.dtype == torch.float32:
+            model.to(torch.bfloat16)
+        model.to(device).eval()
+        return _Bench(model, find_layout(model), device, seq_len, batch).speed()
+
+
+def _whole(folder: Path) -> PreTrainedModel:
+    if (folder / COMPACT_INDEX).is_file():
+        return load_compact(folder)[0]
+    with progress_on_terminals_only():
+        found: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            folder, dtype="auto", trust_remote_code=False
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class _Bench:
+    model: PreTrainedModel
+    layout: DecoderLayout
+    device: torch.device
+    seq_len: int
+    batch: int
+
+    def speed(self) -> Speed:
+        problem = why_not_sparse(self.device) or self._why_no_pattern()
+        linears = tuple(self._linear(name, not problem) for name in self.layout.linears(0))
+        pruned = self._tokens_per_second()
+        sparse = None
+        if not problem:
+            dense_weights = self._make_sparse()
+            sparse = self._tokens_per_second()
+            for module, kept in dense_weights.items():
+                module.weight = kept
+        self._fill()
+        dense = self._tokens_per_second()
+        name = self.device.type
+        if name == "cuda":
+            name = torch.cuda.get_device_name(self.device)
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        tokens = self.batch * self.seq_len
+        return Speed(name, dtype, tokens, dense, pruned, sparse, problem, linears)
+
+    def _why_no_pattern(self) -> str:
+        """Return why no matrix can take a sparse form, "" if one can."""
+        return "" if self._two_four() else "no matrix of the model is 2:4 (`pruner.pattern='2:4'`)"
+
+    def _two_four(self) -> list[nn.Linear]:
+        """Return the modules whose weights are 2:4; GPT-2's store theirs the other way round."""
+        return [
+            linear.module
+            for block in range(len(self.layout.blocks))
+            for linear in self.layout.linears(block).values()
+            if isinstance(linear.module, nn.Linear) and is_two_four(linear.module.weight)
+        ]
+
+    def _linear(self, name: str, sparse: bool) -> LinearSpeed:
+        linear = self.layout.linears(0)[name]
+        weight = linear.orient(linear.module.get_parameter("weight")).contiguous()
+        inputs = torch.randn(
+            self.batch * self.seq_len, weight.shape[1], dtype=weight.dtype, device=self.device
+        )
+        dense_seconds = self._seconds(lambda: functional.linear(inputs, weight))
+        sparse_seconds = None
+        if sparse and is_two_four(weight):
+            form = _sparse_form(weight)
+            if form is not None:
+                sparse_seconds = self._seconds(lambda: functional.linear(inputs, form))
+        return LinearSpeed(name, linear.shape, dense_seconds, sparse_seconds)
+
+    def _make_sparse(self) -> Mapping[nn.Linear, nn.Parameter]:
+        """Give every 2:4 matrix its sparse form; return what was there."""
+        replaced: dict[nn.Linear, nn.Parameter] = {}
+        for module in self._two_four():
+            kept = module.get_parameter("weight")
+            form = _sparse_form(kept)
+            if form is not None:
+                replaced[module] = nn.Parameter(kept, requires_grad=False)
+                module.weight = nn.Parameter(form, requires_grad=False)
+        return replaced
+
+    def _fill(self) -> None:
+        """Put noise in place of zeros, as large as what survived."""
+        for block in range(len(self.layout.blocks)):
+            for linear in self.layout.linears(block).values():
+                weight = linear.module.get_parameter("weight")
+                noise = torch.randn_like(weight) * weight.std()
+                weight.copy_(torch.where(weight == 0, noise, weight))
+
+    def _tokens_per_second(self) -> float:
+        size = self.batch, self.seq_len
+        tokens = torch.randint(self.model.config.vocab_size, size, device=self.device)
+        seconds = self._seconds(lambda: self.model(input_ids=tokens, use_cache=False))
+        return tokens.numel() / seconds
+
+    def _seconds(self, work: Callable[[], object]) -> float:
+        """Return the median time of some work, after a warm-up."""
+        for _ in range(_WARM_UP):
+            work()
+        times: list[float] = []
+        while len(times) < _LEAST_RUNS or sum(times) < _LEAST_SECONDS:
+            self._wait()
+            started = time.perf_counter()
+            work()
+            self._wait()
+            times.append(time.perf_counter() - started)
+        return median(times)
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def _sparse_form(weight: Tensor) -> Tensor | None:
+    """Return a 2:4 matrix in its sparse form, None if its shape or type has no kernel."""
+    try:
+        form: Tensor = to_sparse_semi_structured(weight)
+    except (RuntimeError, ValueError):
+        return None
+    return form

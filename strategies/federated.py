@@ -1,0 +1,113 @@
+"""Every client measures the final model on its own held-out text and sends back two figures.
+
+What became of the blocks goes out as a stream of parcels, the same for all clients, so that
+neither side holds more than a parcel and a block.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from flwr.app import Message, RecordDict
+
+from fedprune.config import RunConfig
+from fedprune.errors import ReplyRefusedError
+from fedprune.evaluation.own_texts import OwnTextResult, own_text_figures
+from fedprune.records import FINAL, FinalOrder, final_record, read_own_text, request
+from fedprune.wire.change import Change
+from fedprune.wire.update import encode_update
+from strategies.cohort import Cohort
+from strategies.handshake import Client
+from strategies.plan import MESSAGE_BYTES, Plan
+from strategies.post import DELIVER, Post
+from strategies.progress import comparing
+
+EVALUATE_FEDERATED = "evaluate.federated"
+_PHASE = "evaluate"
+
+
+@dataclass(frozen=True)
+class OwnTexts:
+    """The evaluation of the final model on the clients' own texts.
+
+    Parameters
+    ----------
+    post : Post
+        How messages are sent.
+    plan : Plan
+        The model's blocks.
+    config : RunConfig
+        `evaluation.seq_len` and `pruner.pattern`.
+    recall : Callable[[int], Mapping[str, Change]]
+        Block -> what became of it; empty where it stays dense.
+    """
+
+    post: Post
+    plan: Plan
+    config: RunConfig
+    recall: Callable[[int], Mapping[str, Change]]
+
+    def measure(self) -> dict[str, object]:
+        """Return the clients' figures as :func:`own_text_figures` does.
+
+        A client that drops out, sends nonsense or has too little text is left out by name.
+        """
+        content = final_record(self.post.config_yaml, self._send_parcels())
+        found: dict[str, OwnTextResult] = {}
+        left_out: dict[str, str] = {}
+        for client, reply in self._exchange(EVALUATE_FEDERATED, content):
+            try:
+                result = read_own_text(reply)
+            except ReplyRefusedError as error:
+                self._cohort.refuse(client, self.post.step, _PHASE, str(error))
+                continue
+            self._note(client)
+            if result.tokens:
+                found[client.name] = result
+            else:
+                left_out[client.name] = (
+                    "its held-out text does not fill one window of "
+                    f"{self.config.evaluation.seq_len} tokens (`evaluation.seq_len`)"
+                )
+        for client in self._cohort.clients:
+            if client.name not in found and client.name not in left_out:
+                left_out[client.name] = self._cohort.ledger.reason(client.name)
+        return own_text_figures(found, left_out)
+
+    @property
+    def _cohort(self) -> Cohort:
+        return self.post.cohort
+
+    def _send_parcels(self) -> FinalOrder:
+        """Send the changes of all blocks but for the last parcel, which is returned."""
+        sizes: dict[int, int] = {}
+        waiting, number = bytearray(), 0
+        for block in range(len(self.plan.shapes)):
+            changes = self.recall(block)
+            if not changes:
+                continue
+            data = encode_update(changes, self.config.pruner.pattern)
+            sizes[block] = len(data)
+            waiting += data
+            while len(waiting) > MESSAGE_BYTES:
+                self._deliver(number, bytes(waiting[:MESSAGE_BYTES]))
+                del waiting[:MESSAGE_BYTES]
+                number += 1
+        return FinalOrder(sizes, number, bytes(waiting))
+
+    def _deliver(self, number: int, parcel: bytes) -> None:
+        content = request(self.post.config_yaml, {"parcel": parcel}, name=FINAL, parcel=number)
+        for client, _ in self._exchange(DELIVER, content):
+            self._note(client)
+
+    def _exchange(self, kind: str, content: RecordDict) -> Iterator[tuple[Client, Message]]:
+        """Send the same to all active clients; yield each reply and whom it is from."""
+        clients = {client.node_id: client for client in self._cohort.active}
+        window = self.plan.window(self.post.strategy.window, MESSAGE_BYTES)
+        post = replace(self.post, window=window)
+        messages = (post.message(client, kind, content) for client in clients.values())
+        report = comparing() if kind == EVALUATE_FEDERATED else lambda done, total: None
+        for reply in post.replies(messages, _PHASE, report):
+            yield clients[reply.metadata.src_node_id], reply
+
+    def _note(self, client: Client) -> None:
+        self._cohort.ledger.add(self._cohort.entry(client, self.post.step, _PHASE))
