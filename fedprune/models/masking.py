@@ -7,6 +7,7 @@ values are rounded to it.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -20,22 +21,25 @@ Changes = Mapping[int, Mapping[str, Change]]
 """Block -> linear -> what becomes of it; what is not named stays dense."""
 
 
+_C = TypeVar("_C", bound=Change)
+
+
 @dataclass(frozen=True)
-class Recalled(Mapping[int, Mapping[str, Change]]):
+class Recalled(Mapping[int, Mapping[str, _C]]):
     """Changes that are fetched block by block when they are asked for, and not kept.
 
     Parameters
     ----------
     blocks : Sequence[int]
         The blocks there are.
-    recall : Callable[[int], Mapping[str, Change]]
+    recall : Callable[[int], Mapping[str, BitMask or LinearUpdate or SparseWeight]]
         Block -> its changes.
     """
 
     blocks: Sequence[int]
-    recall: Callable[[int], Mapping[str, Change]]
+    recall: Callable[[int], Mapping[str, _C]]
 
-    def __getitem__(self, block: int) -> Mapping[str, Change]:
+    def __getitem__(self, block: int) -> Mapping[str, _C]:
         """Return a block's changes; KeyError if there is no such block."""
         if block not in self.blocks:
             raise KeyError(block)

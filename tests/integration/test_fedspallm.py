@@ -1,7 +1,6 @@
 """FedSpaLLM's rounds on the demo model: averages, expansion, layer sampling, parcels, options."""
 
 import math
-import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +9,6 @@ import torch
 from client_app.app import app
 from fedprune.config import config_from_overrides
 from fedprune.errors import ConfigError
-from fedprune.home import home
 from fedprune.models.loading import load_model
 from fedprune.pruning.blocks import prune_blocks
 from fedprune.pruning.driver import BlockWalk
@@ -29,6 +27,7 @@ from tests.support.jobs import (
     samples_of,
     weights_in,
     weights_of,
+    whole_model,
 )
 
 SPA = ("strategy=fedspallm",)
@@ -102,8 +101,8 @@ def test_with_a_mask_only_pruner_it_is_fedprllm_s_layer_vote(tmp_path, pruner, s
 def test_only_prunable_weights_change_and_biases_stay(tmp_path):
     model = f"model={opt_folder(tmp_path / 'opt', torch.bfloat16)}"
     results = job(tmp_path / "run", *GPT, model, "data.partition=iid")
-    made = load_model(config_from_overrides([f"model={tmp_path / 'run' / 'model'}"]).model).model
-    dense = load_model(config_from_overrides([model]).model).model
+    made = whole_model(f"model={tmp_path / 'run' / 'model'}").model
+    dense = whole_model(model).model
     pruned = {name + ".weight" for name in results["sparsity"]["linears"]}
     for name, tensor in dense.state_dict().items():
         assert tensor.dtype == torch.bfloat16
@@ -233,13 +232,10 @@ def test_a_lost_parcel_leaves_its_client_out(tmp_path, monkeypatch):
         late = "parcel" in arrays and "metrics" not in reply.content
         return None if partition == 1 and late else reply
 
-    grid = LocalGrid(app, 2, run_id=78, tamper=lossy)
+    grid = LocalGrid(app, 2, tamper=lossy)
     results = job(tmp_path / "run", *GPT, "strategy.timeout=2", grid=grid)
     assert results["ledger"]["refused"] == {"partition 1": 1}
-    # Nobody could tell it that the run went on without it: a later run sweeps what it kept.
-    (left,) = (home() / "nodes").glob("run-78/partition-*")
-    assert left.name == "partition-00001"
-    shutil.rmtree(left.parent)
+    assert not grid.kept()
     own = samples_of(2)[0]
     weights = weights_of(tmp_path / "run")
     for key, change in alone(own, *GPT).items():

@@ -7,12 +7,18 @@ import pytest
 import torch
 
 from client_app.app import app
-from fedprune.config import config_from_overrides
-from fedprune.models.loading import load_model
 from fedprune.records import read_bundle
 from fedprune.wire.pooled import is_pooled
 from tests.support.grid import LocalGrid
-from tests.support.jobs import Shuffled, job, masks_of, opt_folder, same_masks, samples_of
+from tests.support.jobs import (
+    Shuffled,
+    job,
+    masks_of,
+    opt_folder,
+    same_masks,
+    samples_of,
+    whole_model,
+)
 
 STATS = ("strategy=fedstats", "strategy.timeout=60")
 
@@ -27,7 +33,7 @@ def central(samples, *overrides: str, sparsity: float = 0.5, prune_on: bool = Tr
 
     Sums of float32 numbers in float64 are exact at this size, and rounded once.
     """
-    loaded = load_model(config_from_overrides([*overrides]).model)
+    loaded = whole_model(*overrides)
     masks = {}
     for block, layer in enumerate(loaded.layout.blocks):
         linears = {n: m for n, m in layer.named_modules() if isinstance(m, torch.nn.Linear)}

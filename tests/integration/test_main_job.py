@@ -18,7 +18,6 @@ from fedprune.data.partitions import partition_documents
 from fedprune.data.samples import calibration_samples
 from fedprune.data.stdlib import stdlib_documents
 from fedprune.errors import ConfigError, DataError, FedpruneError, ModelError, QuorumError
-from fedprune.home import home
 from fedprune.models.embedded import demo_model_path
 from fedprune.models.export import SIDECAR
 from fedprune.models.loading import load_model
@@ -26,6 +25,7 @@ from fedprune.models.sidecar import read_sidecar
 from fedprune.seeds import derive_seed
 from server_app.job import run_job
 from tests.support.grid import LocalGrid
+from tests.support.jobs import whole_model
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = "pruner.num_calibration_samples=4 pruner.seq_len=64 evaluation.max_windows=8"
@@ -80,7 +80,7 @@ def test_masks_equal_a_plain_loop_of_the_published_algorithm(finished):
             votes[key] = votes.get(key, 0) + ~mask
     found = masks_of(finished)
     assert set(found) == set(votes)
-    dense = load_model(config_from_overrides([]).model).model
+    dense = whole_model().model
     for (block, name), counts in votes.items():
         weight = dense.get_submodule(f"model.layers.{block}.{name}").weight.detach().abs().numpy()
         order = np.lexsort((np.arange(weight.size), weight.reshape(-1), -counts.reshape(-1)))
@@ -96,7 +96,7 @@ def add_squares(sums, name, module, args, output):
 
 def plain_client(samples) -> dict[tuple[int, str], np.ndarray]:
     """Wanda on a private copy: whole forward passes, pruned prefixes, stable sorts per row."""
-    model = load_model(config_from_overrides([]).model).model
+    model = whole_model().model
     masks = {}
     for block, layer in enumerate(model.model.layers):
         linears = {n: m for n, m in layer.named_modules() if isinstance(m, torch.nn.Linear)}
@@ -170,8 +170,7 @@ def test_results_figures(finished):
     assert 0.5 < results["agreement"]["pairwise"] < 1
 
 
-def test_nodes_leave_nothing_behind(finished):
-    assert not list((home() / "nodes").glob("run-*/partition-*"))
+def test_only_what_is_of_use_stays_in_the_folder(finished):
     assert not (finished / "blocks").exists()
     assert not list(finished.glob("*.partial"))
 

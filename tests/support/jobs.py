@@ -14,6 +14,7 @@ from fedprune.data.clients import client_samples
 from fedprune.data.sources import load_documents
 from fedprune.models.embedded import demo_model_path
 from fedprune.models.export import SIDECAR
+from fedprune.models.loaded import LoadedModel, loaded_from
 from fedprune.models.loading import load_model
 from fedprune.models.sidecar import read_sidecar
 from server_app.job import run_job
@@ -58,6 +59,13 @@ def masks_of(folder: Path) -> dict[tuple[int, str], np.ndarray]:
 def weights_of(folder: Path) -> dict[tuple[int, str], torch.Tensor]:
     """Return the prunable weights of an exported model."""
     return weights_in(load_model(config_from_overrides([f"model={folder / 'model'}"]).model))
+
+
+def whole_model(*overrides: str) -> LoadedModel:
+    """Return a model in memory whole, as the library loads it, to run or change."""
+    mapped = load_model(config_from_overrides([*overrides]).model)
+    model = hf.AutoModelForCausalLM.from_pretrained(mapped.path, dtype="auto")
+    return loaded_from(model, mapped.tokenizer, mapped.path)
 
 
 def weights_in(loaded) -> dict[tuple[int, str], torch.Tensor]:

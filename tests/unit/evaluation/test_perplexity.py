@@ -74,9 +74,9 @@ def test_out_of_memory_names_the_keys_to_turn(monkeypatch):
     def exhaust(*_args, **_kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    for module in (loaded.model, loaded.layout.linears(1)["mlp.up_proj"].module):
+    for part in (loaded.model, loaded.layout.linears(1)["mlp.up_proj"].module):
         with monkeypatch.context() as patch:
-            patch.setattr(module, "forward", exhaust)
+            patch.setattr(part, "forward", exhaust)
             with pytest.raises(ModelError, match="`evaluation.seq_len`, `pruner.device`"):
                 perplexity(loaded, torch.stack(token_samples(1, 4)))
 

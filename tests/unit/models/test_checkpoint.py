@@ -19,7 +19,8 @@ def tensors():
     found = {
         name: (100 * torch.randn(3, 5, generator=draw)).to(dtype) for name, dtype in DTYPES.items()
     }
-    return found | {"scalar": torch.tensor(2.5), "empty": torch.empty(0, 4), "odd": found["U8"][0].clone()}
+    odd = found["U8"][0].clone()
+    return found | {"scalar": torch.tensor(2.5), "empty": torch.empty(0, 4), "odd": odd}
 
 
 def forms(state):

@@ -48,7 +48,8 @@ def test_loads_as_stored_ready_to_run(stored):
 def test_loads_in_a_chosen_dtype(stored):
     loaded = load_model(config(stored, "float32"))
     assert loaded.model.dtype == torch.float32
-    expected = {name: tensor.float() for name, tensor in state_of(load_model(config(stored))).items()}
+    as_stored = state_of(load_model(config(stored)))
+    expected = {name: tensor.float() for name, tensor in as_stored.items()}
     assert equal_bits(state_of(loaded), expected)
 
 
