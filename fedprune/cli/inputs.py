@@ -22,9 +22,15 @@ def check_inputs(config: RunConfig) -> None:
         If `model.path` is a folder that is missing or incomplete.
     DataError
         If `data.path` or `data.heldout_path` is missing.
+    ConfigError
+        If the tracker's library is missing.
     """
     if config.federation.connection:
         return
+    if config.tracking.name != "none":
+        from fedprune.reporting.tracking import check_tracker  # loads torch, too
+
+        check_tracker(config.tracking)
     if config.model.name == "hf":
         # Loads transformers: only where there is a folder to look at.
         from fedprune.models.folder import check_folder, is_local

@@ -4,8 +4,6 @@ The folder is written beside its final place and renamed once it is complete on 
 reader never meets half a model.
 """
 
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from torch import Tensor
 from fedprune.errors import ModelError
 from fedprune.models.loaded import LoadedModel
 from fedprune.models.masking import Changes, Recalled, changed_tensors
+from fedprune.models.new_folder import new_folder
 from fedprune.models.shards import TensorForm, write_model
 from fedprune.models.sidecar import write_sidecar
 from fedprune.wire.change import mask_of
@@ -45,29 +44,15 @@ def export_model(model: LoadedModel, changes: Changes, folder: Path) -> None:
         If the folder exists and is not empty, cannot be written, or the changes are another
         model's.
     """
-    check_free(folder)
     _check_blocks(model, changes)
-    partial = folder.with_name(f".{folder.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)  # a killed export may have left one
-        (partial / SIDECAR).parent.mkdir(parents=True)
+    masks = Recalled(
+        sorted(changes), lambda block: {n: mask_of(c) for n, c in changes[block].items()}
+    )
+    with new_folder(folder) as partial:
         _write_weights(model, changes, partial)
         _write_configuration(model, partial)
-        masks = Recalled(
-            sorted(changes), lambda block: {n: mask_of(c) for n, c in changes[block].items()}
-        )
+        (partial / SIDECAR).parent.mkdir()
         write_sidecar(partial / SIDECAR, masks, model.layout.prefix)
-        _share(partial)
-        _flush(partial)
-        os.replace(partial, folder)
-        _flush_folder(folder.parent)
-    except OSError as error:
-        raise ModelError(
-            f"The pruned model cannot be written to '{folder}': {error}. "
-            "Free disk space or set `output_dir` to a writable folder."
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_weights(model: LoadedModel, changes: Changes, folder: Path) -> None:
@@ -125,37 +110,3 @@ def _check_blocks(model: LoadedModel, changes: Changes) -> None:
                 f"There is a mask for block {block}, but `{model.layout.prefix}` has blocks 0 to "
                 f"{blocks - 1}. Use masks made for this model."
             )
-
-
-def check_free(folder: Path) -> None:
-    """Raise ``ModelError`` unless a folder is missing or empty, so that no work is overwritten."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ModelError(
-            f"'{folder}' exists and is not an empty folder. "
-            "Set `output_dir` to a new one, or remove it."
-        )
-
-
-def _share(folder: Path) -> None:
-    """Let who may read the configuration read the weights: safetensors files are the owner's."""
-    for path in folder.rglob("*.safetensors"):
-        shutil.copymode(folder / "config.json", path)
-
-
-def _flush(folder: Path) -> None:
-    """Force a folder and all in it to the disk."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_dir():
-            _flush_folder(path)
-        else:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    _flush_folder(folder)
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,12 +1,11 @@
 """The safetensors files of a model, in a folder or fetched from the Hub."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
-from fedprune.models.compact_index import CompactIndex
+from fedprune.models.compact_index import CompactIndex, damaged
 from fedprune.models.folder import COMPACT_INDEX, is_local, shard_names
 
 _WHOLE = "model.safetensors"
@@ -34,14 +33,24 @@ def weight_files(source: str, revision: str | None) -> list[Path]:
     if whole is not None:
         return [whole]
     index = _file(source, revision, _INDEX)
-    names = sorted(shard_names(index)) if index is not None else _compact(source, revision)
-    files = [_file(source, revision, name) for name in names]
+    if index is None:
+        return _compact(source, revision)
+    files = [_file(source, revision, name) for name in sorted(shard_names(index))]
     return [path for path in files if path is not None]
 
 
-def _compact(source: str, revision: str | None) -> Sequence[str]:
+def _compact(source: str, revision: str | None) -> list[Path]:
+    """Return the files of a model in compact form; none if it is not in that form."""
     index = _file(source, revision, COMPACT_INDEX)
-    return CompactIndex.read(index.parent).files if index is not None else []
+    if index is None:
+        return []
+    found = []
+    for name in CompactIndex.read(index.parent).files:
+        path = _file(source, revision, name)
+        if path is None:
+            raise damaged(index.parent, f"'{name}' is missing")
+        found.append(path)
+    return found
 
 
 def _file(source: str, revision: str | None, name: str) -> Path | None:

@@ -45,6 +45,10 @@ class Recalled(Mapping[int, Mapping[str, _C]]):
             raise KeyError(block)
         return self.recall(block)
 
+    def __contains__(self, block: object) -> bool:
+        """Whether there is such a block; it is not fetched."""
+        return block in self.blocks
+
     def __iter__(self) -> Iterator[int]:
         """Return the blocks."""
         return iter(self.blocks)

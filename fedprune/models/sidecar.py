@@ -72,9 +72,13 @@ def write_sidecar(
     entry = {_ENTRY: json.dumps(header)}
     forms = [TensorForm(name, torch.uint8, (size,)) for name, size in sizes.items()]
     again = _named(masks, prefix)
+
+    def bits(_name: str) -> torch.Tensor:
+        return torch.from_numpy(next(again)[1].bits.copy())  # decoded ones are read-only
+
     partial = path.with_name(f".{path.name}.partial")
     try:
-        write_file(partial, forms, lambda _: torch.from_numpy(next(again)[1].bits), entry)
+        write_file(partial, forms, bits, entry)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -36,6 +36,7 @@ def test_recalled_changes_are_asked_for_each_time():
     asked = []
     changes = Recalled(range(2, 4), lambda block: asked.append(block) or {})
     assert list(changes) == [2, 3] and len(changes) == 2 and asked == []
+    assert 2 in changes and 1 not in changes and asked == []
     assert changes.get(1) is None and changes[3] == {} and changes[3] == {}
     assert asked == [3, 3]
 

@@ -1,0 +1,59 @@
+"""A folder that appears whole, and is on the disk, or not at all."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fedprune.errors import ModelError
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Give a folder to write into that gets its name when the ``with`` statement ends well.
+
+    Parameters
+    ----------
+    folder : Path
+        Where it shall be: missing or empty, so that no work is overwritten.
+
+    Raises
+    ------
+    ModelError
+        If there is something, or it cannot be written; nothing is left behind then.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ModelError(
+            f"'{folder}' exists and is not an empty folder. Name a new one "
+            "(`output_dir` for a run)."
+        )
+    partial = folder.with_name(f".{folder.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)  # one that was killed may have left it
+        partial.mkdir(parents=True)
+        yield partial
+        _flush(partial)
+        os.replace(partial, folder)
+        _flush_one(folder.parent)
+    except OSError as error:
+        raise ModelError(
+            f"'{folder}' cannot be written: {error}. Free disk space or name another folder "
+            "(`output_dir` for a run)."
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    for path in sorted(folder.rglob("*")):
+        _flush_one(path)
+    _flush_one(folder)
+
+
+def _flush_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
