@@ -5,6 +5,7 @@ from functools import lru_cache
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client_app.federated import evaluate_own_texts
 from client_app.guard import answer
 from client_app.local import evaluate_local
 from client_app.node import report
@@ -15,7 +16,9 @@ from fedprune.config import RunConfig, from_yaml
 from fedprune.errors import ReplyRefusedError
 from fedprune.records import (
     local_record,
+    own_text_record,
     read_bundle,
+    read_final,
     read_order,
     report_record,
     requested,
@@ -28,14 +31,15 @@ app = ClientApp()
 _read = lru_cache(maxsize=4)(from_yaml)
 
 
-def _config(message: Message) -> RunConfig:
-    return _read(str(requested(message, "config_yaml", str)))
+def _asked(message: Message, context: Context) -> tuple[RunConfig, Seat]:
+    """Return the configuration that a request brings, and this node in the request's job."""
+    return _read(str(requested(message, "config_yaml", str))), Seat.of(message, context)
 
 
 @app.query("handshake")
 def handshake(message: Message, context: Context) -> Message:
     """Say who this node is, and whether it can take part."""
-    return answer(message, lambda: report_record(report(_config(message), Seat.of(context))))
+    return answer(message, lambda: report_record(report(*_asked(message, context))))
 
 
 @app.train("prune")
@@ -44,7 +48,7 @@ def prune_blocks(message: Message, context: Context) -> Message:
 
     def work() -> RecordDict:
         order, bundle = read_order(message), read_bundle(message)
-        return prune(_config(message), Seat.of(context), order, bundle)
+        return prune(*_asked(message, context), order, bundle)
 
     return answer(message, work)
 
@@ -55,7 +59,7 @@ def fetch_parcel(message: Message, context: Context) -> Message:
 
     def work() -> RecordDict:
         number = int(requested(message, "parcel", int))
-        return fetch(_config(message), Seat.of(context), read_order(message), number)
+        return fetch(*_asked(message, context), read_order(message), number)
 
     return answer(message, work)
 
@@ -69,8 +73,19 @@ def take_parcel(message: Message, context: Context) -> Message:
         if set(bundle) != {"parcel"}:
             raise ReplyRefusedError("a delivery holds one array, 'parcel'.")
         name, number = str(requested(message, "name", str)), int(requested(message, "parcel", int))
-        Scratch(Seat.of(context).scratch).receive(name, number, bundle["parcel"])
+        Scratch(Seat.of(message, context).scratch).receive(name, number, bundle["parcel"])
         return RecordDict({"received": ConfigRecord({"parcel": number})})
+
+    return answer(message, work)
+
+
+@app.query("forget")
+def forget(message: Message, context: Context) -> Message:
+    """Delete what this node keeps of a job that is over."""
+
+    def work() -> RecordDict:
+        Scratch(Seat.of(message, context).scratch).forget()
+        return RecordDict()
 
     return answer(message, work)
 
@@ -78,4 +93,15 @@ def take_parcel(message: Message, context: Context) -> Message:
 @app.evaluate("local")
 def local(message: Message, context: Context) -> Message:
     """Measure this node's own pruned model; only the number leaves the node."""
-    return answer(message, lambda: local_record(evaluate_local(_config(message), Seat.of(context))))
+    return answer(message, lambda: local_record(evaluate_local(*_asked(message, context))))
+
+
+@app.evaluate("federated")
+def federated(message: Message, context: Context) -> Message:
+    """Measure dense and final model on this node's own texts; only the numbers leave the node."""
+
+    def work() -> RecordDict:
+        order = read_final(message)
+        return own_text_record(evaluate_own_texts(*_asked(message, context), order))
+
+    return answer(message, work)

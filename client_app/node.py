@@ -17,12 +17,15 @@ from fedprune.config import DataConfig, ModelConfig, RunConfig
 from fedprune.data.clients import client_samples
 from fedprune.data.documents import Document
 from fedprune.data.samples import Sample
+from fedprune.data.shares import heldout_shares
 from fedprune.data.sources import load_documents
-from fedprune.errors import FedpruneError
+from fedprune.errors import DataError, FedpruneError
+from fedprune.evaluation.perplexity import token_windows
 from fedprune.evaluation.texts import evaluation_windows
 from fedprune.models.device import pick_device
 from fedprune.models.fingerprint import Fingerprint, fingerprint
-from fedprune.models.loading import LoadedModel, load_model
+from fedprune.models.loaded import LoadedModel
+from fedprune.models.loading import load_model
 from fedprune.records import NodeReport
 from fedprune.reporting.machine import versions
 from fedprune.reporting.sources import source_digest
@@ -36,7 +39,7 @@ def report(config: RunConfig, seat: Seat) -> NodeReport:
     hashes, problem = Fingerprint("", "", ""), ""
     found: list[Sample] = []
     device, share = "", 0
-    Scratch.sweep(seat.scratch)
+    Scratch(seat.scratch).sweep()
     try:
         share = layer_permille(seat.settings)
         device = str(pick_device(config.pruner.device))
@@ -107,6 +110,30 @@ def _neutral(config: RunConfig) -> RunConfig:
 @lru_cache(maxsize=1)
 def _windows(config: RunConfig, path: str | None, settings: Settings) -> dict[str, torch.Tensor]:
     return evaluation_windows(config, model(config.model, path).tokenizer, dict(settings))
+
+
+def own_windows(config: RunConfig, seat: Seat) -> torch.Tensor | None:
+    """Return windows of the held-out texts that are this node's own; None if they fill none."""
+    documents = _own_heldout(config, seat)
+    tokenizer, chosen = model(config.model, model_path(seat)).tokenizer, config.evaluation
+    try:
+        return token_windows(
+            documents, tokenizer, chosen.seq_len, chosen.max_windows, config.data.joiner
+        )
+    except DataError:
+        return None
+
+
+def _own_heldout(config: RunConfig, seat: Seat) -> list[Document]:
+    if config.data.source == "node":
+        return load_documents(config.data, "heldout", seat.settings)
+    return _shares(_neutral(config), max(1, seat.num_partitions))[seat.partition_id]
+
+
+@lru_cache(maxsize=1)
+def _shares(config: RunConfig, num_partitions: int) -> list[list[Document]]:
+    heldout = load_documents(config.data, "heldout")
+    return heldout_shares(config, _documents(config.data, ()), heldout, num_partitions)
 
 
 def _samples(config: RunConfig, seat: Seat) -> list[Sample]:

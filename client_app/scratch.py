@@ -1,9 +1,11 @@
 """What a node keeps between two messages of a run: hidden states and its own masks, on its disk."""
 
+import contextlib
+import os
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,18 +13,22 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from fedprune.disk import commit_file, replace_file, sync
 from fedprune.errors import ReplyRefusedError
 from fedprune.wire.change import Change
 from fedprune.wire.update import decode_update, encode_update
 
 _STALE_SECONDS = 7 * 24 * 3600
 _OUTBOX = "outbox.bin"
-_INBOX = re.compile(r"update|start-\d{5}")
+_INBOX = re.compile(r"update|start-\d{5}|final")
 
 
 @dataclass(frozen=True)
 class Scratch:
-    """A node's folder for one run.
+    """A node's folder for one job, however many processes and runs of Flower's that takes.
+
+    Files are whole or absent, and nothing that an order read goes before the next order shows that
+    the server has the answer: the same order can be followed again.
 
     Parameters
     ----------
@@ -32,13 +38,15 @@ class Scratch:
 
     folder: Path
 
-    def save_hidden(self, block: int, hidden: list[torch.Tensor]) -> None:
+    def save_hidden(self, block: int, hidden: Sequence[torch.Tensor]) -> None:
         """Keep the inputs of ``block``, one tensor of shape (1, seq_len, d) a sample."""
-        target = self._hidden(block)
-        self._save(target, hidden)
-        for older in self.folder.glob("hidden-*.safetensors"):
-            if older != target:
-                older.unlink()
+        self._save(self._hidden(block), hidden)
+
+    def go_on_from(self, block: int) -> None:
+        """Forget the inputs of all blocks but one, that from which the server goes on."""
+        for found in self.folder.glob("hidden-*"):
+            if found != self._hidden(block):
+                found.unlink()
 
     def load_hidden(self, block: int) -> list[torch.Tensor]:
         """Return the inputs of ``block``.
@@ -55,12 +63,7 @@ class Scratch:
         """Whether this node's samples of this run are kept."""
         return self._samples.exists()
 
-    @property
-    def waiting(self) -> bool:
-        """Whether parcels of a reply wait to be fetched."""
-        return (self.folder / _OUTBOX).exists()
-
-    def save_samples(self, samples: list[torch.Tensor]) -> None:
+    def save_samples(self, samples: Sequence[torch.Tensor]) -> None:
         """Keep the calibration samples, so that no later message draws them again."""
         self._save(self._samples, samples)
 
@@ -85,7 +88,7 @@ class Scratch:
         self._write(_OUTBOX, data)
 
     def parcel(self, number: int, size: int) -> bytes:
-        """Return a parcel of the reply that was kept; after the last one nothing of it is left.
+        """Return a parcel of the reply that was kept last.
 
         Raises
         ------
@@ -98,10 +101,7 @@ class Scratch:
             raise ReplyRefusedError(f"this node keeps no parcel {number} for this run.")
         with path.open("rb") as file:
             file.seek(number * size)
-            data = file.read(size)
-        if (number + 1) * size >= total:
-            path.unlink()
-        return data
+            return file.read(size)
 
     def receive(self, name: str, number: int, data: bytes) -> None:
         """Add a parcel to what the next order will need; number 0 begins anew.
@@ -112,37 +112,50 @@ class Scratch:
             If the name is none that an order needs: it becomes part of a file's name.
         """
         if not _INBOX.fullmatch(name):
-            raise ReplyRefusedError("a parcel is of 'update' or of 'start-NNNNN'.")
-        path = self._make() / f"inbox-{name}.bin"
+            raise ReplyRefusedError("a parcel is of 'update', 'start-NNNNN' or 'final'.")
+        self._make()
+        path = self.inbox(name)
         with path.open("wb" if number == 0 else "ab") as file:
             file.write(data)
 
-    def take_inbox(self) -> dict[str, bytes]:
-        """Return what came in parcels since the last order, by name, and forget it."""
-        found = {}
-        for path in sorted(self.folder.glob("inbox-*.bin")):
-            found[path.stem.removeprefix("inbox-")] = path.read_bytes()
+    def read_inbox(self) -> dict[str, bytes]:
+        """Return what came in parcels for this order, by name."""
+        return {path.stem.removeprefix("inbox-"): path.read_bytes() for path in self._inboxes()}
+
+    def clear_inbox(self) -> None:
+        """Forget what came in parcels."""
+        for path in self._inboxes():
             path.unlink()
-        return found
+
+    def inbox(self, name: str) -> Path:
+        """Return the file that gathers the parcels of a name."""
+        return self.folder / f"inbox-{name}.bin"
 
     def remove(self) -> None:
         """Delete the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    @staticmethod
-    def sweep(folder: Path) -> None:
-        """Delete the folders of runs that ended more than a week ago without cleaning up."""
-        runs = folder.parent.parent
-        for run in runs.glob("run-*"):
-            if time.time() - run.stat().st_mtime > _STALE_SECONDS:
-                shutil.rmtree(run, ignore_errors=True)
+    def forget(self) -> None:
+        """Delete the folder, and the job's where no other node of this machine has one in it."""
+        self.remove()
+        with contextlib.suppress(OSError):
+            self.folder.parent.rmdir()
 
-    def _save(self, target: Path, tensors: list[torch.Tensor]) -> None:
+    def sweep(self) -> None:
+        """Delete the folders of jobs that nobody has worked on for a week."""
+        self._touch()
+        for job in self.folder.parent.parent.glob("*"):
+            with contextlib.suppress(OSError):
+                if time.time() - job.stat().st_mtime > _STALE_SECONDS:
+                    shutil.rmtree(job, ignore_errors=True)
+
+    def _save(self, target: Path, tensors: Sequence[torch.Tensor]) -> None:
         self._make()
-        partial = target.with_suffix(".partial")
+        partial = target.with_name(f"{target.name}.partial")
         named = {f"{index:06d}": tensor.contiguous() for index, tensor in enumerate(tensors)}
         save_file(named, partial)
-        partial.replace(target)
+        sync(partial)
+        commit_file(partial, target)
 
     def _load(self, source: Path, what: str) -> list[torch.Tensor]:
         try:
@@ -155,14 +168,20 @@ class Scratch:
         return [tensors[key] for key in sorted(tensors)]
 
     def _write(self, name: str, data: bytes) -> None:
-        target = self._make() / name
-        partial = target.with_suffix(".partial")
-        partial.write_bytes(data)
-        partial.replace(target)
+        replace_file(self._make() / name, data)
 
     def _make(self) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._touch()
         return self.folder
+
+    def _touch(self) -> None:
+        """Note on the job's folder that somebody works on it."""
+        with contextlib.suppress(OSError):
+            os.utime(self.folder.parent)
+
+    def _inboxes(self) -> Iterator[Path]:
+        return self.folder.glob("inbox-*.bin")
 
     def _hidden(self, block: int) -> Path:
         return self.folder / f"hidden-{block:05d}.safetensors"

@@ -1,18 +1,21 @@
 """Which node this is: its partition, its operator's settings, its scratch folder."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from flwr.app import Context
+from flwr.app import Context, Message
 
-from fedprune.errors import ConfigError
+from fedprune.errors import ConfigError, ReplyRefusedError
 from fedprune.home import home
+
+_JOB = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
 class Seat:
-    """A node's identity in one run.
+    """A node's identity in one job.
 
     Attributes
     ----------
@@ -25,7 +28,7 @@ class Seat:
     settings : Mapping
         Everything in its ``--node-config``, for example ``data-path`` and ``model-path``.
     scratch : Path
-        Its folder for this run; removed when the run is over for this node.
+        Its folder for this job; removed when the server says that the job is over.
     """
 
     partition_id: int
@@ -35,14 +38,21 @@ class Seat:
     scratch: Path
 
     @classmethod
-    def of(cls, context: Context) -> "Seat":
-        """Read the node's configuration.
+    def of(cls, message: Message, context: Context) -> "Seat":
+        """Read the node's configuration, and the job that a message is of: its group.
+
+        Flower's number of the run does not tell: a run that goes on after a kill has another.
 
         Raises
         ------
         ConfigError
             If ``partition-id`` is missing or not a whole number of at least 0.
+        ReplyRefusedError
+            If the message names no job.
         """
+        job = message.metadata.group_id
+        if not _JOB.fullmatch(job):
+            raise ReplyRefusedError("a request's group must be its job, 32 hexadecimal digits.")
         settings = dict(context.node_config)
         partition = settings.get("partition-id")
         if type(partition) is not int or partition < 0:
@@ -52,7 +62,7 @@ class Seat:
                 "a different number for each node."
             )
         total = settings.get("num-partitions", 0)
-        folder = home() / "nodes" / f"run-{context.run_id}" / f"partition-{partition:05d}"
+        folder = home() / "nodes" / f"job-{job}" / f"partition-{partition:05d}"
         return cls(
             partition_id=partition,
             num_partitions=total if type(total) is int else 0,

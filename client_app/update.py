@@ -1,6 +1,6 @@
 """What a server says became of a block: read with care, since it makes the next inputs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -119,13 +119,52 @@ def read_update(config: RunConfig, place: Place, data: bytes) -> dict[str, Chang
     try:
         if is_pooled(data):
             return _rebuilt(config, place, decode_pooled(data, place.shapes), spec)
-        updates = decode_update(data, place.shapes)
-        for name, update in updates.items():
-            if config.strategy.expansion:
-                check_mask(mask_of(update), spec, name)
-            _check_scaling(update, name, config.strategy.scaling)
+        return _checked(config, data, place.shapes, spec if config.strategy.expansion else None)
     except WireError as error:
         raise ReplyRefusedError(f"the update of block {place.block}: {error}") from None
+
+
+def read_final(
+    config: RunConfig, shapes: Sequence[Mapping[str, tuple[int, int]]], block: int, data: bytes
+) -> dict[str, Change]:
+    """Decode what finally became of a block and check it.
+
+    Parameters
+    ----------
+    config : RunConfig
+        What the server was to aim at, as in :func:`read_update`.
+    shapes : Sequence[Mapping[str, tuple[int, int]]]
+        For each block of this node's model: name of the linear -> (d_out, d_in).
+    block : int
+        Its index.
+    data : bytes
+        What arrived.
+
+    Raises
+    ------
+    ReplyRefusedError
+        If it is damaged or is not what the configuration asks of the server.
+    """
+    # After several rounds a block may be as an earlier, less sparse one left it.
+    exact = config.strategy.expansion and config.strategy.rounds == 1
+    spec = result_spec(config, block, len(shapes)) if exact else None
+    try:
+        return _checked(config, data, shapes[block], spec)
+    except WireError as error:
+        raise ReplyRefusedError(f"what became of block {block}: {error}") from None
+
+
+def _checked(
+    config: RunConfig,
+    data: bytes,
+    shapes: Mapping[str, tuple[int, int]],
+    spec: MaskSpec | None,
+) -> dict[str, Change]:
+    updates = decode_update(data, shapes)
+    for name, update in updates.items():
+        if spec is not None:
+            check_mask(mask_of(update), spec, name)
+        _check_scaling(update, name, config.strategy.scaling)
     return updates
 
 

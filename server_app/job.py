@@ -1,5 +1,6 @@
 """One job: configuration, plan, strategy, evaluation, export, results."""
 
+import hashlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from logging import INFO
@@ -8,23 +9,29 @@ from pathlib import Path
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 
-from fedprune.config import RunConfig, compose_config
-from fedprune.errors import FedpruneError
+from fedprune.config import RunConfig, compose_config, resumed_config, resumption
+from fedprune.errors import ConfigError, FedpruneError
 from fedprune.home import home
 from fedprune.models.export import export_model
 from fedprune.models.fingerprint import Fingerprint, fingerprint
-from fedprune.models.loading import LoadedModel, load_model
+from fedprune.models.loaded import LoadedModel
+from fedprune.models.loading import load_model
 from fedprune.pruning.trace import input_groups
-from fedprune.reporting.laps import lap
+from fedprune.reporting.card import write_card
 from fedprune.reporting.ledger import Ledger
 from fedprune.reporting.results import Facts, build_results
 from fedprune.reporting.sources import source_digest
 from fedprune.reporting.table import plain_table
+from fedprune.reporting.tracking import Tracking, check_tracker
+from server_app.extras import further_results, wanted_tasks
 from server_app.folder import RunFolder
 from server_app.measure import measure
-from server_app.tally import Tally
+from server_app.page import leave_report
+from server_app.state_files import StateFiles
+from server_app.tracked import TrackedTally
 from strategies import FederatedPruning, FedHessian, FedPrLLM, FedSpaLLM, FedStats, Plan
 from strategies.progress import show
+from strategies.run_state import RunState
 
 STRATEGIES: dict[str, type[FederatedPruning]] = {
     "fedprllm": FedPrLLM,
@@ -35,14 +42,15 @@ STRATEGIES: dict[str, type[FederatedPruning]] = {
 
 
 def run_job(grid: Grid, run_config: Mapping[str, str | int | float | bool], run_id: int) -> Path:
-    """Run a federated pruning job and return its folder.
+    """Run a federated pruning job, or go on with one, and return its folder.
 
     Parameters
     ----------
     grid : Grid
         Flower's connection to the nodes.
     run_config : Mapping
-        Flower's run-config: shortcuts and Hydra overrides.
+        Flower's run-config: shortcuts and Hydra overrides; with ``resume=FOLDER`` among these the
+        run in that folder goes on.
     run_id : int
         Flower's number of this run.
 
@@ -52,46 +60,93 @@ def run_job(grid: Grid, run_config: Mapping[str, str | int | float | bool], run_
         If the configuration, the model or the round fails; whatever was aggregated until then,
         the configuration and the ledger are in the folder, a model folder is not.
     """
-    config = compose_config(run_config)
-    folder = RunFolder(_output_dir(config, run_id))
-    folder.start(config)
-    ledger = Ledger()
-    try:
-        results = _run(grid, config, run_id, folder, ledger)
-    except FedpruneError as error:
-        folder.fail(str(error), ledger)
-        raise
-    folder.finish(results)
+    resumed = resumption(run_config)
+    if resumed is None:
+        config = compose_config(run_config)
+        check_tracker(config.tracking)
+        folder = RunFolder(_output_dir(config, run_id))
+        folder.start(config)
+    else:
+        folder = RunFolder(resumed.folder)
+        config = resumed_config(folder.config_text(), resumed)
+    with folder.locked():
+        if folder.finished:
+            folder.tidy()
+            log(INFO, "the run in %s is finished: there is nothing to go on with", folder.path)
+        else:
+            folder.reopen()
+            results = _results(grid, config, run_id, folder)
+            folder.finish(results)
+            log(INFO, "\n%s", plain_table(results))
+        leave_report(folder.path)
     show("done", 1, 1, str(folder.path))
-    log(INFO, "\n%s\n%s", plain_table(results), folder.path)
+    log(INFO, "%s", folder.path)
     return folder.path
 
 
-def _run(
-    grid: Grid, config: RunConfig, run_id: int, folder: RunFolder, ledger: Ledger
+def _results(grid: Grid, config: RunConfig, run_id: int, folder: RunFolder) -> dict[str, object]:
+    """Run a job from where its folder says it stands; a failure is noted there."""
+    files = StateFiles(folder.state, Ledger())
+    state = files.load()
+    try:
+        with state.laps.lap("total"), Tracking(config, folder.path) as tracking:
+            results = _run(grid, config, run_id, folder, files, state, tracking)
+            tracking.finish(results)
+            write_card(folder.model, config, results)
+            return results
+    except FedpruneError as error:
+        # Without clients, or with a wrong configuration, there is nothing to go on with.
+        goes_on = state.clients and not isinstance(error, ConfigError)
+        way = f" Go on with the run: fedprune run resume={folder.path}" if goes_on else ""
+        folder.fail(f"{error}{way}", files.ledger)
+        raise type(error)(f"{error}{way}") from error
+
+
+def _run(  # noqa: PLR0913 - what a job is made of
+    grid: Grid,
+    config: RunConfig,
+    run_id: int,
+    folder: RunFolder,
+    files: StateFiles,
+    state: RunState,
+    tracking: Tracking,
 ) -> dict[str, object]:
-    seconds: dict[str, float] = {}
-    with lap(seconds, "total"):
-        with lap(seconds, "load"):
-            loaded = load_model(config.model)
-            marks = fingerprint(loaded)
-            plan = _plan(config, loaded, marks)
-        plan.check_pattern(config.pruner.pattern)
-        tally = Tally(folder, loaded)
-        kind = STRATEGIES[config.strategy.name]
-        strategy = kind(config, plan, tally.add, ledger, tally.recall)
-        strategy.start(grid)
-        seconds.update(strategy.seconds)
-        changes = folder.read_changes(tally.blocks)
-        with lap(seconds, "evaluate"):
-            perplexities = measure(strategy.config, loaded, changes, strategy)
-        show("export", 0, 1, "writing the pruned model")
-        with lap(seconds, "export"):
+    lap = state.laps.lap
+    with lap("load"):
+        tasks = wanted_tasks(config)
+        loaded = load_model(config.model)
+        marks = fingerprint(loaded)
+        plan = _plan(config, loaded, marks)
+    files.identify(_identity(folder, plan))
+    plan.check_pattern(config.pruner.pattern)
+    tally = TrackedTally(folder, files, loaded, config.strategy.rounds, tracking)
+    strategy = STRATEGIES[config.strategy.name](config, plan, tally, files.ledger, state)
+    strategy.start(grid)
+    changes = tally.changes()
+    with lap("evaluate"):
+        perplexities = measure(strategy.config, loaded, changes, strategy)
+    show("export", 0, 1, "writing the pruned model")
+    with lap("export"):
+        if not folder.model.exists():  # which appears whole
             export_model(loaded, changes, folder.model)
-    facts = Facts(
-        config, run_id, marks, plan.code_hash, seconds, strategy.figures, plan.dense_bytes
+    with lap("zero_shot"):
+        further = further_results(strategy, loaded, folder.model, tasks)
+    seconds = state.laps.seconds
+    facts = Facts(config, run_id, marks, plan.code_hash, seconds, state.figures, plan.dense_bytes)
+    agreement = tally.agreement([client.name for client in strategy.cohort.clients])
+    results = build_results(
+        facts, tally.linears(), perplexities, _clients(strategy), files.ledger, agreement
     )
-    return build_results(facts, tally.linears(), perplexities, _clients(strategy), ledger)
+    return results | further
+
+
+def _identity(folder: RunFolder, plan: Plan) -> dict[str, str]:
+    """Return what must stay the same if the run is interrupted and goes on."""
+    return {
+        "code": plan.code_hash,
+        "configuration": hashlib.sha256(folder.config_text().encode()).hexdigest(),
+        "model": f"{plan.weights_hash} {plan.config_hash}",
+    }
 
 
 def _output_dir(config: RunConfig, run_id: int) -> Path:
@@ -113,13 +168,13 @@ def _plan(config: RunConfig, loaded: LoadedModel, marks: Fingerprint) -> Plan:
         config_hash=marks.config,
         weights_hash=marks.weights,
         code_hash=source_digest(),
-        weight=lambda block, name: layout.linears(block)[name].weight(),
+        weight=lambda block, name: loaded.weight(block, name),
         inputs=input_groups(loaded) if traced else (),
     )
 
 
 def _clients(strategy: FederatedPruning) -> list[dict[str, object]]:
-    local = strategy.local
+    local = strategy.state.local
     return [
         {
             "name": client.name,

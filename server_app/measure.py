@@ -129,6 +129,6 @@ def _local(strategy: FederatedPruning, label: str, own: bool) -> dict[str, float
     """Return client -> perplexity of its own pruned model on one data set, where it told."""
     found = {
         name: result.nll if own else result.others.get(label)
-        for name, result in strategy.local.items()
+        for name, result in strategy.state.local.items()
     }
     return {name: perplexity_of(nll) for name, nll in found.items() if nll is not None}

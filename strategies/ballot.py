@@ -4,13 +4,16 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from fedprune.aggregation.decode import Decoder
+from fedprune.aggregation.sampled_agreement import MaskSampler
 from fedprune.aggregation.select import Rule, select, select_nm
+from fedprune.aggregation.state import Arrays, Keepable, gathered, scattered
 from fedprune.aggregation.votes import VoteCounter
 from fedprune.config import RunConfig
 from fedprune.errors import ReplyRefusedError, WireError
@@ -22,7 +25,7 @@ from fedprune.records import PruneReply
 from fedprune.seeds import derive_seed
 from fedprune.wire.bitmask import BitMask
 from fedprune.wire.block import decode_block
-from fedprune.wire.change import Change, Counts, LinearUpdate
+from fedprune.wire.change import Change, Counts, LinearUpdate, mask_of
 from strategies.block import BlockResult
 from strategies.plan import Plan
 
@@ -43,21 +46,15 @@ class Ballot:
         How votes are counted.
     specs : Mapping[int, MaskSpec]
         Block -> what every client's mask must satisfy, and the sparsity to reach.
-
-    Attributes
-    ----------
-    violations : dict[str, float]
-        With `strategy.decode`: client -> the largest share of a linear's weights on which its mask
-        is not one that Wanda could have made; an honest one has almost none.
     """
 
     plan: Plan
     blocks: range
     config: RunConfig
     specs: Mapping[int, MaskSpec]
-    violations: dict[str, float] = field(init=False, default_factory=dict)
     _counters: dict[tuple[int, str], VoteCounter] = field(init=False)
     _decoders: dict[tuple[int, tuple[str, ...]], Decoder] = field(init=False, default_factory=dict)
+    _samplers: dict[int, MaskSampler] = field(init=False)
 
     def __post_init__(self) -> None:
         """Make empty counters."""
@@ -66,6 +63,7 @@ class Ballot:
             for block in self.blocks
             for name, (rows, columns) in self.plan.shapes[block].items()
         }
+        self._samplers = {b: self.plan.mask_sampler(b, self.config.seed) for b in self.blocks}
         if self.config.strategy.decode:
             self._decoders = {
                 (block, linears): Decoder([self._magnitudes(block, name) for name in linears])
@@ -73,7 +71,7 @@ class Ballot:
                 for linears in self.plan.inputs[block]
             }
 
-    def fold(self, reply: PruneReply, weight: int, client: str) -> None:
+    def fold(self, reply: PruneReply, weight: int, client: str) -> float:
         """Count one client's masks: all of them, or none if one is wrong.
 
         Parameters
@@ -83,7 +81,13 @@ class Ballot:
         weight : int
             For how many votes they count.
         client : str
-            Whose they are, for :attr:`violations`.
+            Whose they are, for the sample of the result.
+
+        Returns
+        -------
+        float
+            With `strategy.decode` the largest share of a linear's weights on which its mask is not
+            one that Wanda could have made; an honest one has almost none.
 
         Raises
         ------
@@ -102,8 +106,8 @@ class Ballot:
         for block, masks in decoded.items():
             for name, mask in masks.items():
                 self._counters[block, name].add(mask, weight)
-        if self._decoders:
-            self._decode(decoded, weight, client)
+            self._samplers[block].add(client, masks)
+        return self._decode(decoded, weight)
 
     def decide(self, block: int) -> BlockResult:
         """Return a block's global masks and vote histograms, and forget its counters.
@@ -121,11 +125,25 @@ class Ballot:
             updates[name] = LinearUpdate(mask, keeps, votes.total)
             histograms[name] = votes.histogram()
             voters, effective = votes.clients, votes.effective_clients
-        return BlockResult(block, updates, voters, effective, histograms)
+        sample = self._samplers.pop(block).close({n: mask_of(c) for n, c in updates.items()})
+        return BlockResult(block, updates, voters, effective, histograms, sample)
 
-    def _decode(
-        self, decoded: Mapping[int, Mapping[str, BitMask]], weight: int, client: str
-    ) -> None:
+    def state(self) -> Arrays:
+        """Return all that was counted as arrays."""
+        return gathered(self._parts())
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from :meth:`state`; KeyError or ValueError if that is another ballot's."""
+        scattered(arrays, self._parts())
+
+    def _parts(self) -> dict[str, Keepable]:
+        return {
+            **{f"votes/{block}/{name}": one for (block, name), one in self._counters.items()},
+            **{f"norms/{b}/{linears[0]}": one for (b, linears), one in self._decoders.items()},
+            **{f"sample/{block}": one for block, one in self._samplers.items()},
+        }
+
+    def _decode(self, decoded: Mapping[int, Mapping[str, BitMask]], weight: int) -> float:
         """Fit a client's input norms to its masks and add them to the pools."""
 
         def fit(group: tuple[int, tuple[str, ...]]) -> float:
@@ -133,10 +151,11 @@ class Ballot:
             masks = [decoded[block][name] for name in linears]
             return max(self._decoders[group].add(masks, weight))
 
+        if not self._decoders:
+            return 0.0
         # The loops leave the interpreter's lock, so inputs are fitted side by side.
         with ThreadPoolExecutor(os.cpu_count()) as threads:
-            shares = threads.map(fit, self._decoders)
-            self.violations[client] = max(shares, default=0.0)
+            return max(threads.map(fit, self._decoders), default=0.0)
 
     def _magnitudes(self, block: int, name: str) -> NDArray[np.float32]:
         return self.plan.magnitude(block, name).reshape(self.plan.shapes[block][name])

@@ -1,135 +1,38 @@
-"""The frame of every strategy: handshake, survey, rounds over chunks of blocks, local evaluation.
+"""The course of every run: handshake, survey, rounds over chunks of blocks, clients' evaluations.
 
 Flower's own `start` holds all replies of a round in memory and knows one kind of round. This one
-streams: each reply is folded in and dropped. Subclasses say how a chunk's replies are folded.
+streams: each reply is folded in and dropped. Where the run stands is put on the disk after each
+exchange, and now and then within one, so that another process can go on.
 """
 
-from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from logging import INFO
+from collections.abc import Callable, Iterable
+from functools import partial
+from zipfile import BadZipFile
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.common.logger import log
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Result, Strategy
+from flwr.serverapp.strategy import Result
 
-from fedprune.config import RunConfig, for_round, to_yaml
-from fedprune.pruning.spec import block_specs
-from fedprune.records import FORMS, LocalResult, Order, PruneReply, request
-from fedprune.reporting.laps import lap
-from fedprune.reporting.ledger import Ledger
-from fedprune.wire.change import Change
-from fedprune.wire.update import encode_update
-from strategies.block import BlockResult
-from strategies.cohort import Cohort
+from fedprune.config import for_round
+from fedprune.records import Order, request
+from strategies.federated import OwnTexts
 from strategies.folding import Reading
+from strategies.frame import Frame
+from strategies.gathering import gather, known_cohort
 from strategies.handshake import Client, Handshake
 from strategies.local import EVALUATE_LOCAL, collect_local
-from strategies.orders import OrderBook
-from strategies.participation import client_weights, take_part
-from strategies.plan import Plan
-from strategies.post import Post
-from strategies.progress import announce, evaluating, greeting, pruning, show
+from strategies.post import forget
+from strategies.progress import Course, evaluating, greeting, show
+from strategies.run_state import damaged_state
+from strategies.saving import SavePace
 from strategies.survey import survey
 
 
-class FederatedPruning(Strategy):
-    """A strategy that prunes block by block and streams replies.
+class FederatedPruning(Frame):
+    """A strategy that prunes block by block and streams replies; parameters as :class:`Frame`."""
 
-    Parameters
-    ----------
-    config : RunConfig
-        The checked configuration, sent to every node.
-    plan : Plan
-        The public model's shapes, hashes and weights.
-    on_block : Callable[[BlockResult], None]
-        Told of each aggregated block; it must put it on disk, since nothing here keeps it.
-    ledger : Ledger
-        Gets an entry for every request and reply.
-    recall : Callable[[int], Mapping[str, Change]]
-        Block -> what was handed to ``on_block`` in the round before.
-
-    Attributes
-    ----------
-    form : str
-        The format of the replies.
-    config : RunConfig
-        The configuration now: `allocation` is resolved after the survey, `sparsity` is the
-        round's.
-    cohort : Cohort
-        The clients; empty before the handshake.
-    local : dict[str, LocalResult]
-        Client's name -> what it measured on its own pruned model.
-    seconds : dict[str, float]
-        How long "handshake", "survey", "prune" and "local" took.
-    figures : dict[str, object]
-        What else the results shall tell of this strategy; plain JSON values.
-    """
-
-    def __init__(
-        self,
-        config: RunConfig,
-        plan: Plan,
-        on_block: Callable[[BlockResult], None],
-        ledger: Ledger,
-        recall: Callable[[int], Mapping[str, Change]] = lambda block: {},
-    ) -> None:
-        self.config = config
-        self.form = FORMS[config.strategy.name]
-        self.recall = recall
-        self.plan = plan
-        self.ledger = ledger
-        self.cohort = Cohort([], self.ledger)
-        self.local: dict[str, LocalResult] = {}
-        self.seconds: dict[str, float] = {}
-        self.figures: dict[str, object] = {}
-        if config.allocation.name != "owl":  # which follows from a survey of the clients
-            block_specs(config, range(len(plan.shapes)), len(plan.shapes))
-        self.iterative = config.schedule.name == "iterative"
-        per_message = 1 if self.iterative else config.schedule.blocks_per_message
-        self.chunks = plan.chunks(per_message, self.block_bytes)
-        self._on_block = on_block
-        self._update: bytes | None = None  # the block before, where clients hear of it
-        self._book = OrderBook(self.iterative)
-        self._step = 0  # one an exchange; the ledger's round
-        self._round = 1
-
-    def block_bytes(self, block: int) -> int:
-        """Return the most bytes that a client's reply about a block can take."""
-        return self.plan.mask_bytes(block)
-
-    @abstractmethod
-    def open_chunk(self, blocks: range) -> None:
-        """Prepare to fold the replies for ``blocks``."""
-
-    @abstractmethod
-    def fold(self, reply: PruneReply, client: Client) -> None:
-        """Fold one reply in.
-
-        Raises
-        ------
-        ReplyRefusedError or WireError
-            If the reply is wrong in any way; then nothing of it has been folded.
-        """
-
-    @abstractmethod
-    def close_chunk(self) -> Iterator[BlockResult]:
-        """Yield the aggregated blocks of the chunk, one at a time."""
-
-    def open_round(self, number: int) -> None:
-        """Prepare for a round over all blocks, 1 to `strategy.rounds`."""
-
-    def assigned(self, client: Client) -> Iterable[int]:
-        """Return the blocks that a client works on in this round."""
-        return range(len(self.plan.shapes))
-
-    def bundle(self, order: Order) -> dict[str, bytes]:
-        """Return the encoded changes that go with an order."""
-        return {"update": self._update} if self._update is not None and order.blocks[0] else {}
-
-    def encode(self, done: BlockResult) -> bytes:
-        """Return what clients are told of an aggregated block, where the schedule is iterative."""
-        return encode_update(done.changes, self.config.pruner.pattern)
+    _course: Course
+    _pace: SavePace
 
     def start(  # noqa: PLR0913 - Flower's signature
         self,
@@ -141,7 +44,9 @@ class FederatedPruning(Strategy):
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
     ) -> Result:
-        """Run handshake, survey, the rounds, and the local evaluation if asked for.
+        """Run handshake, survey, the rounds, and the clients' evaluations if asked for.
+
+        With a state, what is done is not done again.
 
         The arguments after ``grid`` are Flower's and not used: no arrays leave the server, the
         number of rounds follows from the model, time-outs from the configuration.
@@ -149,32 +54,34 @@ class FederatedPruning(Strategy):
         Returns
         -------
         Result
-            Metrics by round; what was pruned went to ``on_block``.
+            Metrics by round; what was pruned went to the store.
 
         Raises
         ------
         ConfigError
             If the clients cannot do what is asked, before any of them is.
         QuorumError
-            If fewer than `strategy.min_clients` nodes remain. Blocks already aggregated have
-            been handed to ``on_block``.
+            If fewer than `strategy.min_clients` nodes remain. Blocks already aggregated are in
+            the store.
         """
         self.summary()
         result = Result()
-        with lap(self.seconds, "handshake"):
-            clients = take_part(self._handshake(grid), self.config)
-            self.cohort = Cohort(clients, self.ledger, client_weights(clients, self.config))
-        log(INFO, "taking part: %s", ", ".join(client.name for client in clients))
-        self.open_round(1)
+        self._course = Course(len(self.plan.shapes), self.config.strategy.rounds, self.ledger)
+        self._pace = SavePace()
+        if self.state.over:
+            self.cohort = known_cohort([], self.state, self.config, self.ledger)
+            forget(grid, grid.get_node_ids(), self.state.job)  # none has said who it is
+            return result
+        self._gather(grid)
         if self.config.allocation.name == "owl":
-            with lap(self.seconds, "survey"):
-                self._step += 1
-                self.config = survey(self.post(grid), self.config, self.plan, self.figures)
-        with lap(self.seconds, "prune"):
+            self._survey(grid)
+        with self.state.laps.lap("prune"):
             self._rounds(grid, result)
-        if self.config.evaluation.local_only:
-            with lap(self.seconds, "local"):
-                self._evaluate(grid, result)
+        self._compare(grid, result)
+        self.state.over = True
+        self._save()
+        nodes = [client.node_id for client in self.cohort.clients if client.node_id >= 0]
+        forget(grid, nodes, self.state.job)
         return result
 
     def configure_train(
@@ -184,24 +91,25 @@ class FederatedPruning(Strategy):
 
         What is too long to go with them is delivered first.
         """
-        orders, post = self.orders(self.chunks[server_round - 1]), self.post(grid)
+        orders, post = self.asked(self.chunks[server_round - 1]), self.post(grid)
         return post.requests(orders, post.deliver(orders, self.bundle))
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[None, MetricRecord | None]:
         """Fold the replies for a chunk in as they arrive, then aggregate its blocks."""
-        blocks = self.chunks[server_round - 1]
-        asked = self.orders(blocks)
-        reading = Reading(self.cohort, self._step, "prune", self.form, self.block_bytes)
-        used = reading.fold_all(replies, asked, self.fold)
-        self._book.note({node_id: asked[node_id] for node_id in used})
+        blocks, state = self.chunks[server_round - 1], self.state
+        reading = Reading(self.cohort, state.step, "prune", self.form, self.block_bytes)
+        reading.fold_all(replies, self.asked(blocks), self.fold, self._folded)
         self.cohort.check_quorum(len(self.cohort.active), self.config.strategy.min_clients)
         for done in self.close_chunk():
-            self._on_block(done)
+            self.store.add(state.round, done)
             if self.iterative:
-                self._update = self.encode(done)
-        return None, MetricRecord({"clients": len(used)})
+                state.update = self.encode(done)
+        metrics = MetricRecord({"clients": len(state.folded)})
+        state.end_chunk(client.partition for client in self.cohort.active)
+        self._save()
+        return None, metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -215,69 +123,93 @@ class FederatedPruning(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Collect the clients' own perplexities; a missing one does not stop the run."""
-        self.local |= collect_local(replies, self.cohort, self._step)
-        return MetricRecord({"clients": len(self.local)})
+        self.state.local |= collect_local(replies, self.cohort, self.state.step)
+        return MetricRecord({"clients": len(self.state.local)})
 
-    def orders(self, blocks: range) -> dict[int, Order]:
-        """Return node id -> what each active client that works on these blocks is to do."""
-        final = self._round == self.config.strategy.rounds
-        return self._book.orders(self.cohort.active, self.assigned, blocks, final)
+    def _gather(self, grid: Grid) -> None:
+        state, new = self.state, not self.state.clients
+        with state.laps.lap("handshake"):
+            show("connect", 0, 1, "waiting for nodes")
+            handshake = Handshake.of(self.config, self.plan, self.ledger, self.window(), state.job)
+            met = handshake.run(grid, greeting())
+            self.cohort = gather(met, state, self.config, self.ledger)
+        opened = [client for client in self.cohort.clients if client.partition in state.opened]
+        self.open_round(state.round, opened)
+        if new:
+            self._save()
 
-    def post(self, grid: Grid) -> Post:
-        """Return how messages are sent now."""
-        return Post(
-            grid=grid,
-            cohort=self.cohort,
-            strategy=self.config.strategy,
-            config_yaml=to_yaml(self.config),
-            step=self._step,
-            window=self._window(),
-        )
-
-    def summary(self) -> None:
-        """Log what will happen."""
-        announce(type(self).__name__, self.config, len(self.plan.shapes), len(self.chunks))
+    def _survey(self, grid: Grid) -> None:
+        with self.state.laps.lap("survey"):
+            self.state.step += 1
+            self.config = survey(self.post(grid), self.config, self.plan, self.state.figures)
+        self.state.active = [client.partition for client in self.cohort.active]
+        self._save()
 
     def _rounds(self, grid: Grid, result: Result) -> None:
-        target = self.config
-        for number in range(1, target.strategy.rounds + 1):
-            self._round, self._book, self._update = number, OrderBook(self.iterative), None
+        target, state = self.config, self.state
+        for number in range(state.round, target.strategy.rounds + 1):
             self.config = for_round(target, number)
-            if number > 1:
-                self.open_round(number)
-            self._prune(grid, result)
+            if number > state.round:
+                state.begin_round(number, [client.partition for client in self.cohort.active])
+                self.open_round(number, self.cohort.active)
+            while state.chunk < len(self.chunks):
+                self._prune(grid, result)
 
     def _prune(self, grid: Grid, result: Result) -> None:
-        total = len(self.plan.shapes)
-        for number, blocks in enumerate(self.chunks, start=1):
-            self._step += 1
-            self.open_chunk(blocks)
-            most = sum(map(self.block_bytes, blocks))
-            post = self.post(grid)
-            replies = post.replies(
-                self.configure_train(number, ArrayRecord(), ConfigRecord(), grid),
-                "prune",
-                report=pruning(blocks, total, self.ledger),
-                joiner=post.joiner(self.orders(blocks), self.form, most),
-            )
-            _, metrics = self.aggregate_train(number, replies)
-            if metrics is not None:
-                result.train_metrics_clientapp[self._step] = metrics
+        number, blocks = self.state.chunk + 1, self.chunks[self.state.chunk]
+        self.open_chunk(blocks)
+        if self.state.folded:
+            self._restore()
+        else:
+            self.state.step += 1
+        self._pace.reset()
+        most = sum(map(self.block_bytes, blocks))
+        post = self.post(grid)
+        replies = post.replies(
+            self.configure_train(number, ArrayRecord(), ConfigRecord(), grid),
+            "prune",
+            report=self._course.pruning(blocks, self.state.round),
+            joiner=post.joiner(self.asked(blocks), self.form, most),
+        )
+        _, metrics = self.aggregate_train(number, replies)
+        if metrics is not None:
+            result.train_metrics_clientapp[self.state.step] = metrics
+
+    def _folded(self, client: Client, order: Order) -> None:
+        self.state.folded.append(client.partition)
+        self.book.note(client, order)
+        if self._pace.due:
+            with self._pace.saving():
+                self.store.save(self.state, self.votes())
+
+    def _restore(self) -> None:
+        try:
+            self.restore(self.store.votes())
+        except (KeyError, ValueError, OSError, BadZipFile) as error:
+            raise damaged_state(f"{type(error).__name__}: {error}") from error
+
+    def _compare(self, grid: Grid, result: Result) -> None:
+        """Let the clients measure models, where that is asked for."""
+        state = self.state
+        if self.config.evaluation.local_only and not state.local:
+            with state.laps.lap("local"):
+                self._evaluate(grid, result)
+            self._save()
+        if self.config.evaluation.federated:
+            with state.laps.lap("federated"):
+                state.step += 1
+                recall = partial(self.store.recall, state.round)
+                own = OwnTexts(self.post(grid), self.plan, self.config, recall)
+                state.own_texts = own.measure()
 
     def _evaluate(self, grid: Grid, result: Result) -> None:
-        self._step += 1
-        messages = self.configure_evaluate(self._step, ArrayRecord(), ConfigRecord(), grid)
-        replies = self.post(grid).replies(messages, "evaluate", report=evaluating)
-        metrics = self.aggregate_evaluate(self._step, replies)
+        self.state.step += 1
+        step = self.state.step
+        messages = self.configure_evaluate(step, ArrayRecord(), ConfigRecord(), grid)
+        replies = self.post(grid).replies(messages, "evaluate", report=evaluating())
+        metrics = self.aggregate_evaluate(step, replies)
         if metrics is not None:
-            result.evaluate_metrics_clientapp[self._step] = metrics
+            result.evaluate_metrics_clientapp[step] = metrics
 
-    def _handshake(self, grid: Grid) -> list[Client]:
-        show("connect", 0, 1, "waiting for nodes")
-        handshake = Handshake.of(self.config, self.plan, self.ledger, self._window())
-        return handshake.run(grid, greeting)
-
-    def _window(self) -> int:
-        largest = max(sum(map(self.block_bytes, chunk)) for chunk in self.chunks)
-        largest = max(largest, len(self._update or b""))
-        return self.plan.window(self.config.strategy.window, largest)
+    def _save(self) -> None:
+        self.store.save(self.state, {})

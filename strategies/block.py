@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from fedprune.aggregation.sampled_agreement import BlockSample
 from fedprune.wire.bitmask import BitMask
 from fedprune.wire.change import Change, mask_of
 
@@ -27,6 +28,8 @@ class BlockResult:
     histograms : Mapping[str, NDArray]
         Name of the linear -> weights by prune votes, from none to all
         (:meth:`fedprune.aggregation.votes.VoteCounter.histogram`); empty without votes.
+    sample : BlockSample or None
+        A few bits of every client's mask and of the result; None without votes.
     """
 
     block: int
@@ -34,6 +37,7 @@ class BlockResult:
     voters: int
     effective_voters: float
     histograms: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    sample: BlockSample | None = None
 
     @property
     def masks(self) -> dict[str, BitMask]:

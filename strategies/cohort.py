@@ -1,7 +1,7 @@
 """The clients that still take part, and the bookkeeping of their replies."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from logging import WARNING
 
 from flwr.app import Message
@@ -50,8 +50,8 @@ class Cohort:
         return client
 
     def note(self, outcome: Outcome) -> None:
-        """Keep sizes and times of a client's latest reply for its ledger entry."""
-        self._outcomes[outcome.node_id] = outcome
+        """Keep sizes and times of a client's latest reply, not the reply, for its ledger entry."""
+        self._outcomes[outcome.node_id] = replace(outcome, reply=None)
 
     def entry(self, client: Client, server_round: int, phase: str, refused: str = "") -> Entry:
         """Return the ledger entry of a client's latest reply."""

@@ -5,16 +5,19 @@ SparseGPT, ALPS or SparseSwaps at the server takes the place of many at the clie
 what they made. Moments travel whole, or as sketches of a few columns each.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from logging import INFO
+from typing import Any
 
 import torch
 from flwr.common.logger import log
+from numpy.typing import NDArray
 
 from fedprune.aggregation.moment_plan import InputPlan, plan_inputs
 from fedprune.aggregation.moment_pool import MomentPool, diagonal_of
 from fedprune.aggregation.pooling import SumsPool
+from fedprune.aggregation.state import Arrays, Keepable, gathered, numbers, scattered
 from fedprune.errors import WireError
 from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.solvers import OnWhatIsKnown
@@ -116,6 +119,19 @@ class BlockMoments:
             else:
                 self._moments[group.linears].add(group)
         self.clients += 1
+
+    def state(self) -> Arrays:
+        """Return the sums as arrays."""
+        return {"counts": numbers(self.clients), **gathered(self._parts())}
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from :meth:`state`; KeyError or ValueError if that is another block's."""
+        (self.clients,) = (int(n) for n in arrays["counts"])
+        scattered(arrays, self._parts())
+
+    def _parts(self) -> dict[str, Keepable]:
+        pools: dict[tuple[str, ...], Keepable] = {**self._sums, **self._moments}
+        return {linears[0]: pool for linears, pool in pools.items()}
 
     def results(self) -> Iterator[tuple[tuple[str, ...], ColumnStatistics | MomentStatistics]]:
         """Yield each input's linears and pooled statistics."""

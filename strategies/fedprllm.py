@@ -7,8 +7,12 @@ random one, are options. So is decoding: a mask tells its client's input norms u
 the pooled norms prune better than votes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+from numpy.typing import NDArray
+
+from fedprune.aggregation.state import Arrays
 from fedprune.pruning.spec import block_specs
 from fedprune.records import PruneReply
 from strategies.ballot import Ballot
@@ -21,11 +25,6 @@ class FedPrLLM(FederatedPruning):
     """Voting on masks, one-shot or block by block, with or without scaling (arXiv 2505.13547)."""
 
     _ballot: Ballot | None = None
-    _violations: dict[str, float]
-
-    def open_round(self, number: int) -> None:
-        """Start with a clean record of every client."""
-        self._violations = {}
 
     def open_chunk(self, blocks: range) -> None:
         """Start the count of a chunk's votes."""
@@ -33,19 +32,27 @@ class FedPrLLM(FederatedPruning):
         self._ballot = Ballot(self.plan, blocks, self.config, specs)
 
     def fold(self, reply: PruneReply, client: Client) -> None:
-        """Count one client's masks; nothing of them is kept."""
-        self._open_ballot().fold(reply, self.cohort.weights[client.node_id], client.name)
+        """Count one client's masks; nothing of them is kept but what decoding finds odd."""
+        weight = self.cohort.weights[client.node_id]
+        share = self._open_ballot().fold(reply, weight, client.name)
+        if self.config.strategy.decode:
+            violations = self.state.figures.setdefault("violations", {})
+            violations[client.name] = max(share, violations.get(client.name, 0.0))
 
     def close_chunk(self) -> Iterator[BlockResult]:
         """Decide the chunk's blocks one by one and forget their votes."""
         ballot = self._open_ballot()
         for block in ballot.blocks:
             yield ballot.decide(block)
-        for name, share in ballot.violations.items():
-            self._violations[name] = max(share, self._violations.get(name, 0.0))
-        if self._violations:
-            self.figures["violations"] = dict(self._violations)
         self._ballot = None
+
+    def votes(self) -> Arrays:
+        """Return the open chunk's votes."""
+        return self._open_ballot().state()
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Go on with an open chunk's votes."""
+        self._open_ballot().restore(arrays)
 
     def _open_ballot(self) -> Ballot:
         if self._ballot is None:

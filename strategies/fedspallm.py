@@ -6,20 +6,24 @@ as many blocks as their resources allow. The paper leaves open how blocks are dr
 block is sure to be pruned by `strategy.coverage` clients.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from logging import INFO, WARNING
+from typing import Any
 
 from flwr.common.logger import log
+from numpy.typing import NDArray
 
 from fedprune.aggregation.l0 import WeightSums, expand
+from fedprune.aggregation.sampled_agreement import MaskSampler
 from fedprune.aggregation.select import Rule
+from fedprune.aggregation.state import Arrays, Keepable, gathered, scattered
 from fedprune.errors import WireError
 from fedprune.pruning.check import check_mask
 from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.spec import MaskSpec, block_specs, result_spec
 from fedprune.records import Order, PruneReply
 from fedprune.seeds import derive_seed
-from fedprune.wire.change import Change
+from fedprune.wire.change import Change, mask_of
 from fedprune.wire.sparse import SparseWeight
 from fedprune.wire.update import decode_update, encode_update
 from strategies.base import FederatedPruning
@@ -34,7 +38,9 @@ class FedSpaLLM(FederatedPruning):
     """l0-norm aggregation, mask expansion and layer sampling (arXiv 2410.14852)."""
 
     _sampling: Sampling
+    _total: int
     _sums: dict[int, _Sums]
+    _samplers: dict[int, MaskSampler]
     _specs: dict[int, MaskSpec]
     _starts: dict[int, bytes]
 
@@ -42,10 +48,11 @@ class FedSpaLLM(FederatedPruning):
         """Return the most bytes that a block's masks and values can take."""
         return self.plan.weight_bytes(block)
 
-    def open_round(self, number: int) -> None:
+    def open_round(self, number: int, clients: Sequence[Client]) -> None:
         """Draw the blocks of every client."""
-        self._sampling = sample_blocks(self.cohort.active, self.config, self.plan, number)
-        drawn = self._sampling.figures(self.cohort.active)
+        self._sampling = sample_blocks(clients, self.config, self.plan, number)
+        self._total = sum(map(self._weight, clients))
+        drawn = self._sampling.figures(clients)
         log(
             INFO,
             "round %d: a client prunes %.0f%% of the blocks, every block is pruned by %d or more",
@@ -53,9 +60,8 @@ class FedSpaLLM(FederatedPruning):
             100 * self._sampling.share,
             self._sampling.least_reporters,
         )
-        rounds = self.figures.setdefault("layer_sampling", [])
-        if isinstance(rounds, list):
-            rounds.append(drawn)
+        # A run that goes on in the middle of a round opens it again.
+        self.state.figures.setdefault("layer_sampling", [])[number - 1 :] = [drawn]
 
     def assigned(self, client: Client) -> Iterable[int]:
         """Return the blocks that a client prunes in this round."""
@@ -74,16 +80,16 @@ class FedSpaLLM(FederatedPruning):
     def open_chunk(self, blocks: range) -> None:
         """Start the sums of a chunk's weights and encode what clients start from, once for all."""
         self._specs = block_specs(self.config, blocks, len(self.plan.shapes))
-        recalled = {block: self.recall(block) for block in blocks if self._round > 1}
+        recalled = {block: self.before(block) for block in blocks}
         self._starts = {
             block: encode_update(changes, self.config.pruner.pattern)
             for block, changes in recalled.items()
             if changes
         }
-        total = sum(self._weight(client) for client in self.cohort.active)
+        self._samplers = {b: self.plan.mask_sampler(b, self.config.seed) for b in blocks}
         self._sums = {
             block: {
-                name: WeightSums(self.plan.weight(block, name), total)
+                name: WeightSums(self.plan.weight(block, name), self._total)
                 for name in self.plan.shapes[block]
             }
             for block in blocks
@@ -100,6 +106,7 @@ class FedSpaLLM(FederatedPruning):
         for block, weights in decoded.items():
             for name, weight in weights.items():
                 self._sums[block][name].add(weight, self._weight(client))
+            self._samplers[block].add(client.name, {n: w.mask for n, w in weights.items()})
 
     def close_chunk(self) -> Iterator[BlockResult]:
         """Average the chunk's blocks one by one and forget their sums."""
@@ -109,14 +116,26 @@ class FedSpaLLM(FederatedPruning):
                 yield self._average(block, sums)
             else:
                 log(WARNING, "block %d: no client reported it; it stays as it was", block)
-                yield BlockResult(block, self.recall(block) if self._round > 1 else {}, 0, 0.0)
+                yield BlockResult(block, self.before(block), 0, 0.0)
+
+    def votes(self) -> Arrays:
+        """Return the sums of the open chunk's weights."""
+        return gathered(self._parts())
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Go on with the sums of an open chunk."""
+        scattered(arrays, self._parts())
+
+    def _parts(self) -> dict[str, Keepable]:
+        sums = {f"sums/{b}/{n}": one for b, named in self._sums.items() for n, one in named.items()}
+        return {**sums, **{f"sample/{block}": one for block, one in self._samplers.items()}}
 
     def _average(self, block: int, sums: _Sums) -> BlockResult:
         strategy, pattern = self.config.strategy, self.config.pruner.pattern
         spec = result_spec(self.config, block, len(self.plan.shapes))
         # In a first round a pruner that changes no weights leaves the public ones: masks say all.
         same = strategy.average == "l0" and not make_pruner(self.config.pruner).updates
-        untouched = same and self._round == 1
+        untouched = same and self.state.round == 1
         changes: dict[str, Change] = {}
         for name, found in sums.items():
             mean = found.mean("l0" if strategy.average == "l0" else "fedavg")
@@ -128,7 +147,10 @@ class FedSpaLLM(FederatedPruning):
         votes = {name: found.votes for name, found in sums.items()}
         first = next(iter(votes.values()))
         histograms = {name: counter.histogram() for name, counter in votes.items()}
-        return BlockResult(block, changes, first.clients, first.effective_clients, histograms)
+        sample = self._samplers.pop(block).close({n: mask_of(c) for n, c in changes.items()})
+        return BlockResult(
+            block, changes, first.clients, first.effective_clients, histograms, sample
+        )
 
     def _checked(self, change: Change, block: int, name: str) -> SparseWeight:
         dtype = self.plan.weight(block, name).dtype

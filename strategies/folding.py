@@ -39,7 +39,11 @@ class Reading:
     block_bytes: Callable[[int], int]
 
     def fold_all(
-        self, replies: Iterable[Message], orders: Mapping[int, Order], fold: Fold
+        self,
+        replies: Iterable[Message],
+        orders: Mapping[int, Order],
+        fold: Fold,
+        folded: Callable[[Client, Order], None] = lambda client, order: None,
     ) -> set[int]:
         """Fold replies as they arrive; a client whose reply is refused is left out.
 
@@ -51,6 +55,8 @@ class Reading:
             Node id -> what it was asked for.
         fold : Callable[[PruneReply, Client], None]
             Raises ReplyRefusedError or WireError where a reply is wrong.
+        folded : Callable[[Client, Order], None]
+            Told after each reply that was used.
 
         Returns
         -------
@@ -77,6 +83,7 @@ class Reading:
             else:
                 used.add(client.node_id)
                 self._note(client, reply)
+                folded(client, order)
         return used
 
     def _note(self, client: Client, reply: PruneReply) -> None:

@@ -32,6 +32,11 @@ class Client:
         """How messages and results call it."""
         return self.report.name
 
+    @property
+    def partition(self) -> int:
+        """Its partition, which is the same in every process of a run."""
+        return self.report.partition_id
+
 
 @dataclass
 class Handshake:
@@ -53,6 +58,8 @@ class Handshake:
         Seconds a node has to answer (`strategy.timeout`).
     window : int
         Requests under way at once (`strategy.window`).
+    job : str
+        The run's key, the group of every message.
     """
 
     plan: Plan
@@ -62,9 +69,12 @@ class Handshake:
     wait: float
     timeout: float
     window: int
+    job: str
 
     @classmethod
-    def of(cls, config: RunConfig, plan: Plan, ledger: Ledger, window: int) -> "Handshake":
+    def of(
+        cls, config: RunConfig, plan: Plan, ledger: Ledger, window: int, job: str
+    ) -> "Handshake":
         """Return the handshake that a configuration asks for."""
         strategy = config.strategy
         return cls(
@@ -75,6 +85,7 @@ class Handshake:
             wait=strategy.wait,
             timeout=strategy.timeout,
             window=window,
+            job=job,
         )
 
     def run(self, grid: Grid, answered: Callable[[int, int], None]) -> list[Client]:
@@ -111,8 +122,9 @@ class Handshake:
         return [clients[partition] for partition in sorted(clients)]
 
     def _ask(self, grid: Grid, node_ids: Iterable[int]) -> Iterable[Outcome]:
+        content = request(self.config_yaml)
         messages = (
-            Message(request(self.config_yaml), node_id, HANDSHAKE, ttl=self.timeout)
+            Message(content, node_id, HANDSHAKE, ttl=self.timeout, group_id=self.job)
             for node_id in node_ids
         )
         return exchange(grid, messages, window=self.window, timeout=self.timeout)

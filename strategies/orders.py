@@ -1,7 +1,7 @@
-"""Who works on which blocks next, and where each node goes on from."""
+"""Who works on which blocks next, and where each client goes on from."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from fedprune.records import Order
 from strategies.handshake import Client
@@ -15,11 +15,13 @@ class OrderBook:
     Parameters
     ----------
     iterative : bool
-        Whether a node stays at its block until it hears what became of it.
+        Whether a client stays at its block until it hears what became of it.
+    positions : dict[int, int]
+        Partition -> the block where its client goes on; changed by :meth:`note`.
     """
 
     iterative: bool
-    _positions: dict[int, int] = field(default_factory=dict)
+    positions: dict[int, int]
 
     def orders(
         self,
@@ -46,12 +48,11 @@ class OrderBook:
             own = sorted(assigned(client))
             mine = tuple(block for block in own if block in blocks)
             if mine:
-                resume = self._positions.get(client.node_id, 0)
+                resume = self.positions.get(client.partition, 0)
                 last = final and mine[-1] == own[-1]
                 found[client.node_id] = Order(mine, resume, last, MESSAGE_BYTES)
         return found
 
-    def note(self, done: Mapping[int, Order]) -> None:
-        """Remember where the nodes stand that followed their orders."""
-        for node_id, order in done.items():
-            self._positions[node_id] = order.blocks[-1] + (0 if self.iterative else 1)
+    def note(self, client: Client, order: Order) -> None:
+        """Remember where a client stands that followed its order."""
+        self.positions[client.partition] = order.blocks[-1] + (0 if self.iterative else 1)

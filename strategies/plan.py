@@ -7,9 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedprune.aggregation.sampled_agreement import SAMPLED_WEIGHTS, MaskSampler
 from fedprune.config import Pattern
 from fedprune.errors import ModelError
 from fedprune.pruning.spec import check_divides
+from fedprune.seeds import derive_seed
 
 # Flower's runtime holds a message several times in each process on its way; this keeps the
 # largest one far below the 100-200 MB at which deployments were seen to fail.
@@ -49,6 +51,11 @@ class Plan:
         """Return |W| of a linear as float32, flat, shape (d_out * d_in,); it decides ties."""
         found: NDArray[np.float32] = self.weight(block, name).abs().float().reshape(-1).numpy()
         return found
+
+    def mask_sampler(self, block: int, seed: int) -> MaskSampler:
+        """Return what keeps a few bits of a block's masks; the run's seed decides which."""
+        most = max(1, SAMPLED_WEIGHTS // len(self.shapes))
+        return MaskSampler(self.shapes[block], most, derive_seed(seed, "agreement", block))
 
     def mask_bytes(self, block: int) -> int:
         """Return the most bytes that the masks of a block can take on the wire."""

@@ -1,9 +1,12 @@
 """The frame of strategies whose clients send statistics: checked, pooled, and pruned on."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
-from typing import Generic, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any, Generic, TypeVar
 
+from numpy.typing import NDArray
+
+from fedprune.aggregation.state import Arrays, gathered, scattered
 from fedprune.records import PruneReply
 from strategies.base import FederatedPruning
 from strategies.block import BlockResult
@@ -38,6 +41,14 @@ class PooledPruning(FederatedPruning, Generic[G, P]):
         """Add one client's statistics: all of them, or none if one is wrong."""
         found = {block: self.decoded(data, block) for block, data in reply.blocks.items()}
         add_checked(self._pools, found)
+
+    def votes(self) -> Arrays:
+        """Return the sums of the open chunk's inputs."""
+        return gathered({str(block): pool for block, pool in self._pools.items()})
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Go on with the sums of an open chunk."""
+        scattered(arrays, {str(block): pool for block, pool in self._pools.items()})
 
     def close_chunk(self) -> Iterator[BlockResult]:
         """Prune the chunk's blocks one by one and forget their statistics."""

@@ -1,11 +1,13 @@
 """The running statistics of one block: checked sums or moments in, pooled statistics out."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
+from numpy.typing import NDArray
 
 from fedprune.aggregation.pooling import Pooling, SumsPool
+from fedprune.aggregation.state import Arrays, Keepable, gathered, numbers, scattered
 from fedprune.errors import WireError
 from fedprune.pruning.statistics import ColumnStatistics
 from fedprune.wire.sums import InputSums
@@ -18,7 +20,7 @@ G = TypeVar("G")
 """What a client sends of one input."""
 
 
-class Pool(Protocol[G]):
+class Pool(Keepable, Protocol[G]):
     """The running statistics of one block."""
 
     clients: int
@@ -76,6 +78,18 @@ class ColumnPools:
         for group in groups:
             self._pools[group.linears].add(group)
         self.clients += 1
+
+    def state(self) -> Arrays:
+        """Return the sums as arrays."""
+        return {"counts": numbers(self.clients), **gathered(self._parts())}
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from :meth:`state`; KeyError or ValueError if that is another block's."""
+        (self.clients,) = (int(n) for n in arrays["counts"])
+        scattered(arrays, self._parts())
+
+    def _parts(self) -> dict[str, Keepable]:
+        return {linears[0]: pool for linears, pool in self._pools.items()}
 
     def statistics(self) -> dict[str, ColumnStatistics]:
         """Return linear -> pooled statistics; linears that share an input share the object."""

@@ -1,5 +1,6 @@
 """Messages out, replies in: requests with their bundles, long ones in parcels, lost ones noted."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -9,7 +10,7 @@ from flwr.serverapp import Grid
 from fedprune.config import StrategyConfig
 from fedprune.records import Order, order_record, request
 from strategies.cohort import Cohort
-from strategies.exchange import Joiner, Outcome, exchange
+from strategies.exchange import Joiner, Outcome, WorkerDiedError, exchange
 from strategies.handshake import Client
 from strategies.parcels import ParcelJoiner, added
 from strategies.plan import MESSAGE_BYTES
@@ -17,6 +18,9 @@ from strategies.plan import MESSAGE_BYTES
 PRUNE = "train.prune"
 FETCH = "query.fetch"
 DELIVER = "query.deliver"
+FORGET = "query.forget"
+_FORGET_SECONDS = 10.0
+_FORGET_WINDOW = 256
 
 Bundle = Callable[[Order], Mapping[str, bytes]]
 """Order -> the named bytes that go with it."""
@@ -40,6 +44,8 @@ class Post:
         The ledger's round.
     window : int
         Requests under way at once.
+    job : str
+        The run's key, the group of every message: nodes find by it what they keep.
     """
 
     grid: Grid
@@ -48,11 +54,12 @@ class Post:
     config_yaml: str
     step: int
     window: int
+    job: str
 
     def message(self, client: Client, kind: str, content: RecordDict) -> Message:
         """Return a request to one client."""
-        group = f"round-{self.step}"
-        return Message(content, client.node_id, kind, ttl=self.strategy.timeout, group_id=group)
+        ttl = self.strategy.timeout
+        return Message(content, client.node_id, kind, ttl=ttl, group_id=self.job)
 
     def requests(self, orders: Mapping[int, Order], bundle: Bundle) -> Iterator[Message]:
         """Yield a request to prune for every order, built when its turn comes."""
@@ -149,6 +156,17 @@ class Post:
             node_id = message.metadata.dst_node_id
             asked[node_id] = clients[node_id]
             yield message
+
+
+def forget(grid: Grid, nodes: Iterable[int], job: str) -> None:
+    """Let nodes delete what they keep of a job; one that does not answer does so in a week."""
+    messages = (
+        Message(RecordDict(), node, FORGET, ttl=_FORGET_SECONDS, group_id=job) for node in nodes
+    )
+    # Nothing depends on the answers, and they are not part of the run's traffic.
+    with contextlib.suppress(WorkerDiedError):
+        for _ in exchange(grid, messages, window=_FORGET_WINDOW, timeout=_FORGET_SECONDS):
+            pass
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
-"""Progress lines of the rounds."""
+"""Progress lines of the rounds: few enough for a log, whole enough to tell where a run is."""
 
+import time
 from collections.abc import Callable
 from logging import INFO
 
@@ -7,41 +8,104 @@ from flwr.common.logger import log
 
 from fedprune.config import RunConfig
 from fedprune.reporting.ledger import Ledger
-from fedprune.reporting.progress import Progress, size_text
+from fedprune.reporting.progress import Pace, Progress, duration_text, size_text
+
+Report = Callable[[int, int], None]
+"""Told after each answer of an exchange: how many have come, and of how many."""
 
 
-def show(phase: str, done: int, total: int, detail: str) -> None:
+def show(phase: str, done: int, total: int, *details: str) -> None:
     """Log one line of progress."""
-    log(INFO, Progress(phase, done, total, detail).line())
+    log(INFO, Progress(phase, done, total, details).line())
 
 
-def pruning(blocks: range, total: int, ledger: Ledger) -> Callable[[int, int], None]:
-    """Return what to tell after each answer of a round over ``blocks``, of ``total`` in all."""
-    where = f"block {blocks.start + 1}" + (f"-{blocks.stop}" if len(blocks) > 1 else "")
+class Course:
+    """Tells how far the pruning is, in all rounds together.
+
+    Parameters
+    ----------
+    blocks : int
+        Blocks of the model.
+    rounds : int
+        How often all of them are pruned.
+    ledger : Ledger
+        Knows the bytes.
+    clock : Callable
+        Seconds from any origin.
+    """
+
+    def __init__(
+        self,
+        blocks: int,
+        rounds: int,
+        ledger: Ledger,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._blocks = blocks
+        self._rounds = rounds
+        self._ledger = ledger
+        self._clock = clock
+        self._pace = Pace(clock)
+        self._origin: tuple[float, float] | None = None
+
+    def pruning(self, blocks: range, number: int) -> Report:
+        """Return what to tell after each answer about ``blocks`` in round ``number``, from 1."""
+        span = f"{blocks.start + 1}-{blocks.stop}" if len(blocks) > 1 else f"{blocks.stop}"
+        where = [f"round {number}/{self._rounds}"] if self._rounds > 1 else []
+        where.append(f"block {span}/{self._blocks}")
+        before = (number - 1) * self._blocks + blocks.start
+        total = self._rounds * self._blocks
+
+        def report(answered: int, asked: int) -> None:
+            done = before + len(blocks) * answered / max(1, asked)
+            if not self._pace.due(done / total):
+                return
+            ledger = self._ledger
+            traffic = f"{size_text(ledger.bytes_up)} up, {size_text(ledger.bytes_down)} down"
+            answers = f"clients {answered}/{asked}"
+            show("prune", int(done), total, *where, answers, *self._left(done / total), traffic)
+
+        return report
+
+    def _left(self, share: float) -> list[str]:
+        """Return about how long the rest takes, nothing before there is a measure."""
+        now = self._clock()
+        if self._origin is None:
+            self._origin = (now, share)  # a resumed run starts in the middle
+        begun, first = self._origin
+        if share <= first or share >= 1.0:
+            return []
+        return [f"{duration_text((now - begun) * (1 - share) / (share - first))} left"]
+
+
+def evaluating() -> Report:
+    """Return what to tell after each answer of the local evaluation."""
+    return _counting("evaluate", "clients measure their own models")
+
+
+def comparing() -> Report:
+    """Return what to tell after each answer of the evaluation on the clients' own texts."""
+    return _counting("evaluate", "clients measure the pruned model on their own texts")
+
+
+def surveying() -> Report:
+    """Return what to tell after each answer of the survey."""
+    return _counting("survey", "clients measure the dense model")
+
+
+def greeting() -> Report:
+    """Return what to tell after each answer of the handshake."""
+    return _counting("handshake", "nodes have answered")
+
+
+def _counting(phase: str, detail: str) -> Report:
+    pace = Pace()
 
     def report(answered: int, asked: int) -> None:
-        done = blocks.start + len(blocks) * answered // max(1, asked)
-        answers = f"{answered} of {asked} clients"
-        show(
-            "prune", done, total, f"{where} of {total}, {answers}, {size_text(ledger.bytes_up)} up"
-        )
+        if pace.due(answered / max(1, asked)):
+            show(phase, answered, asked, detail)
 
     return report
-
-
-def evaluating(answered: int, asked: int) -> None:
-    """Tell after each answer of the local evaluation."""
-    show("evaluate", answered, asked, "clients measure their own models")
-
-
-def surveying(answered: int, asked: int) -> None:
-    """Tell after each answer of the survey."""
-    show("survey", answered, asked, "clients measure the dense model")
-
-
-def greeting(answered: int, asked: int) -> None:
-    """Tell after each answer of the handshake."""
-    show("handshake", answered, asked, "nodes have answered")
 
 
 def announce(name: str, config: RunConfig, blocks: int, messages: int) -> None:

@@ -10,14 +10,16 @@ come close; the rest happens among the few weights near a threshold. What the ma
 check: an honest one has no weight on the wrong side.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedprune.aggregation.logs import InputLogs, Magnitudes
 from fedprune.aggregation.solve import solve
+from fedprune.aggregation.state import Arrays, numbers
 from fedprune.errors import ConfigError, QuorumError
 from fedprune.wire.bitmask import BitMask
 from fedprune.wire.exact import ExactSums
@@ -134,6 +136,16 @@ class Decoder:
         if not self._clients:
             raise QuorumError("No client's masks were decoded, so there are no norms to pool.")
         return self._sums.to_float32()
+
+    def state(self) -> Arrays:
+        """Return the pooled norms as arrays."""
+        high, low = self._sums.words()
+        return {"high": high, "low": low, "counts": numbers(self._clients)}
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from :meth:`state`; KeyError or ValueError if that is another decoder's."""
+        (self._clients,) = (int(n) for n in arrays["counts"])
+        self._sums = ExactSums.from_words(arrays["high"], arrays["low"])
 
 
 def fit_norms(

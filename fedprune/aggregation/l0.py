@@ -7,8 +7,8 @@ bit. Memory is 8 bytes a weight and the votes, whatever the number of clients.
 """
 
 import math
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedprune.aggregation.select import Rule, select, select_nm
+from fedprune.aggregation.state import Arrays, gathered, scattered
 from fedprune.aggregation.votes import VoteCounter
 from fedprune.config.pattern import Pattern
 from fedprune.errors import ConfigError, ModelError, QuorumError, WireError
@@ -158,6 +159,15 @@ class WeightSums:
             else:
                 mean[start:stop] = (keeps * base.astype(np.float64) + changes) / total
         return torch.from_numpy(mean).reshape(self.shape)
+
+    def state(self) -> Arrays:
+        """Return sums and votes as arrays."""
+        return {"sums": self._sums, **gathered({"votes": self.votes})}
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from :meth:`state`; KeyError or ValueError if that is of other weights."""
+        scattered(arrays, {"votes": self.votes})
+        self._sums[:] = arrays["sums"]
 
     def _chunks(self) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
         """Yield start, stop and the public weights between them."""

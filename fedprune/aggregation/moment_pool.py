@@ -1,5 +1,8 @@
 """Pool what clients know of the products of one input's columns, whole or sketched."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -7,6 +10,7 @@ from torch import Tensor
 
 from fedprune.aggregation.pooling import Pooling
 from fedprune.aggregation.sketches import rebuild
+from fedprune.aggregation.state import Arrays, numbers
 from fedprune.errors import QuorumError, WireError
 from fedprune.wire.moments import Columns, InputMoments, Sketch
 
@@ -69,6 +73,24 @@ class MomentPool:
         if self._total is None:
             raise QuorumError("No client sent moments of this input, so there is nothing to pool.")
         return self._total.float(), self._tokens
+
+    def state(self) -> Arrays:
+        """Return the sums as arrays."""
+        found: Arrays = {"counts": numbers(self._tokens)}
+        if self._total is not None:
+            found["total"] = self._total.numpy()
+        if self._vectors is not None and self._diagonal is not None:
+            found |= {"vectors": self._vectors, "diagonal": self._diagonal}
+        return found
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from :meth:`state`; KeyError or ValueError if that is not a pool's."""
+        (self._tokens,) = (int(n) for n in arrays["counts"])
+        if "total" in arrays:
+            self._total = torch.from_numpy(arrays["total"].copy())
+        if "vectors" in arrays:
+            self._vectors = arrays["vectors"].copy()
+            self._diagonal = arrays["diagonal"].copy()
 
     def _factor(self, moments: InputMoments) -> float:
         """Return what a client's moments are multiplied by."""

@@ -4,11 +4,13 @@ All three add float32 numbers or exact sums without rounding, so that the order 
 arrive does not show.
 """
 
-from typing import Literal, get_args
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedprune.aggregation.state import Arrays, numbers
 from fedprune.errors import ConfigError, QuorumError, WireError
 from fedprune.wire.exact import LIMIT, ExactSums
 from fedprune.wire.sums import InputSums
@@ -84,6 +86,22 @@ class SumsPool:
         if self._sums is None:
             raise QuorumError("No client sent sums of this input, so there is nothing to pool.")
         return self._sums.to_float32(), self._tokens
+
+    def state(self) -> Arrays:
+        """Return the sums as arrays."""
+        found = {"counts": numbers(self._tokens)}
+        if self._sums is None:
+            return found
+        high, low = self._sums.words()
+        linears = np.frombuffer("\0".join(self._linears).encode(), dtype=np.uint8)
+        return {**found, "high": high, "low": low, "linears": linears}
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from :meth:`state`; KeyError or ValueError if that is not a pool's."""
+        (self._tokens,) = (int(n) for n in arrays["counts"])
+        if "linears" in arrays:
+            self._linears = tuple(arrays["linears"].tobytes().decode().split("\0"))
+            self._sums = ExactSums.from_words(arrays["high"], arrays["low"])
 
 
 def _mean_squares(sums: InputSums, scaled: bool) -> NDArray[np.float32]:

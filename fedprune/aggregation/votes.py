@@ -6,11 +6,13 @@ wide as the total asks for, so none can overflow. Inside, the planes count the c
 weight, which is what a mask's bits say; votes, the clients that prune it, are the rest.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedprune.aggregation.state import Arrays, numbers
 from fedprune.errors import ConfigError, WireError
 from fedprune.wire.bitmask import BitMask, packed_size
 
@@ -131,6 +133,18 @@ class VoteCounter:
             bins = votes if self.total <= BINS else _binned(votes, self.total)
             found += np.bincount(bins, minlength=found.size)
         return found
+
+    def state(self) -> Arrays:
+        """Return the counters as arrays."""
+        planes = {f"plane-{digit}": plane for digit, plane in enumerate(self.keep_planes())}
+        return {**planes, "counts": numbers(self._clients, self._total, self._squares)}
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from :meth:`state`; KeyError or ValueError if that is another counter's."""
+        self._clients, self._total, self._squares = (int(n) for n in arrays["counts"])
+        self._widen()
+        for digit, plane in enumerate(self._planes):
+            plane[:] = arrays[f"plane-{digit}"]
 
     def _queue(self, mask: BitMask) -> None:
         if self._waiting is None:

@@ -6,6 +6,14 @@ are checked, nothing is unpickled.
 
 from fedprune.records.fields import message_bytes
 from fedprune.records.local import LocalResult, local_record, read_local
+from fedprune.records.own_texts import (
+    FINAL,
+    FinalOrder,
+    final_record,
+    own_text_record,
+    read_final,
+    read_own_text,
+)
 from fedprune.records.parcels import fetched_record, joined, read_parcel, read_sizes, split_record
 from fedprune.records.replies import (
     FORMS,
@@ -30,24 +38,30 @@ from fedprune.records.requests import (
 
 __all__ = [
     "BUNDLE_FORMAT",
+    "FINAL",
     "FORMS",
     "MASKS",
     "MOMENTS",
     "SUMS",
     "WEIGHTS",
+    "FinalOrder",
     "LocalResult",
     "NodeReport",
     "Order",
     "PruneReply",
     "fetched_record",
+    "final_record",
     "joined",
     "local_record",
     "message_bytes",
     "order_record",
+    "own_text_record",
     "prune_record",
     "read_bundle",
+    "read_final",
     "read_local",
     "read_order",
+    "read_own_text",
     "read_parcel",
     "read_prune",
     "read_report",

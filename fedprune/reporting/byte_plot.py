@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from fedprune.reporting.drawing import COLOURS, MARKERS, plain_tick, save_figure, wide_range
-from fedprune.reporting.series import is_numeric, short_names
+from fedprune.reporting.drawing import COLOURS, MARKERS, save_figure, scale_logarithmically
+from fedprune.reporting.series import is_numeric, short_names, wide_range
 from fedprune.reporting.summaries import GEOMETRIC_MEAN
 from fedprune.reporting.sweep import (
     DENSE,
@@ -133,11 +133,9 @@ def _draw(panel: "Panel", points: Sequence[Cost], dense: Sequence[float]) -> Non
         panel.axhline(fmean(dense), color="#777777", linestyle=":", label=DENSE)
         panel.legend(fontsize="x-small", loc="upper left")
     if wide_range([point.mean for point in points] + list(dense)):
-        panel.set_yscale("log")
-        panel.yaxis.set_major_formatter(plain_tick)
+        scale_logarithmically(panel, "y")
     if wide_range([point.megabytes for point in points]):
-        panel.set_xscale("log")
-        panel.xaxis.set_major_formatter(plain_tick)
+        scale_logarithmically(panel, "x")
     _write_labels(panel, points, [colour for colour, _ in styles])
 
 

@@ -1,16 +1,15 @@
 """What all plots share: colours, markers, ticks and the files they are written to."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes as Panel
     from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, told apart with any colour vision; black and grey are the baselines'.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
-_LOG_RANGE = 10.0
 _LARGEST_PLAIN = 1e6
 
 
@@ -19,9 +18,15 @@ def plain_tick(value: float, position: float) -> str:
     return f"{value:,g}" if value < _LARGEST_PLAIN else f"{value:g}"
 
 
-def wide_range(values: Sequence[float]) -> bool:
-    """Return whether values differ so much that their axis is better logarithmic."""
-    return bool(values) and max(values) > _LOG_RANGE * min(values) > 0
+def scale_logarithmically(panel: "Panel", axis: Literal["x", "y"]) -> None:
+    """Make an axis logarithmic, with round numbers at a few places only."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    panel.set(**{f"{axis}scale": "log"})
+    found = panel.xaxis if axis == "x" else panel.yaxis
+    found.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    found.set_major_formatter(FuncFormatter(plain_tick))
+    found.set_minor_formatter(NullFormatter())
 
 
 def save_figure(figure: "Figure", folder: Path, stem: str) -> list[Path]:

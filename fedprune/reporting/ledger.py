@@ -76,6 +76,12 @@ class Ledger:
                 counts[entry.client] = counts.get(entry.client, 0) + 1
         return counts
 
+    def reason(self, client: str) -> str:
+        """Return why the latest refused reply of a client was refused; "" if none was."""
+        return next(
+            (e.refused for e in reversed(self.entries) if e.client == client and e.refused), ""
+        )
+
     def reasons(self, most: int = 3) -> str:
         """Return the latest distinct reasons for refusals, for an error message."""
         clients: dict[str, list[str]] = {}

@@ -4,6 +4,7 @@ import importlib.metadata
 import platform
 import resource
 import sys
+from functools import cache
 
 import torch
 
@@ -23,11 +24,14 @@ def peak_device_bytes() -> int:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that decide about results."""
-    found = {"python": platform.python_version()}
-    for name in _LIBRARIES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            # From Flower's app bundle the package itself is not installed.
-            found[name] = "from source"
-    return found
+    return {"python": platform.python_version()} | {name: _version(name) for name in _LIBRARIES}
+
+
+@cache
+def _version(name: str) -> str:
+    # Looked up once: it takes a while, and a simulation's process answers for many nodes.
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        # From Flower's app bundle the package itself is not installed.
+        return "from source"

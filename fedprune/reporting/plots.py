@@ -1,17 +1,19 @@
-"""Plots of a sweep: perplexity against sparsity (or what else was swept), and against bytes."""
+"""Plots of a sweep: perplexity and time against sparsity or what else was swept, and bytes."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedprune.reporting.drawing import COLOURS, MARKERS, plain_tick, save_figure, wide_range
+from fedprune.reporting.drawing import COLOURS, MARKERS, save_figure, scale_logarithmically
 from fedprune.reporting.series import (
     Series,
     baseline_series,
     is_numeric,
     method_series,
+    places,
+    time_series,
+    wide_range,
     within,
     x_axis,
 )
@@ -80,6 +82,31 @@ def plot_sweep(rows: Sequence[Row], axes: Axes, title: str, folder: Path) -> lis
     return save_figure(figure, folder, "plot")
 
 
+def plot_time(rows: Sequence[Row], axes: Axes, title: str, folder: Path) -> list[Path]:
+    """Draw ``time.png`` and ``time.svg``, the seconds of pruning, and return their paths.
+
+    Parameters
+    ----------
+    rows, axes, title, folder
+        As for :func:`plot_sweep`.
+    """
+    from matplotlib.figure import Figure
+
+    methods = time_series(rows, axes)
+    drawn = _Drawn("", x_axis(rows, axes), methods, [], _styles(methods))
+    figure = Figure(figsize=(7.2, 4.8), layout="constrained")
+    figure.suptitle(title, fontsize="medium")
+    panel = figure.subplots()
+    _along_axis(panel, drawn)
+    if not wide_range([p.mean for series in methods for p in series.points]):
+        panel.set_ylim(bottom=0)
+    panel.set_ylabel("seconds of federated pruning")
+    panel.grid(alpha=0.3)
+    handles, labels = panel.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small")
+    return save_figure(figure, folder, "time")
+
+
 @dataclass(frozen=True)
 class _Drawn:
     """What one data set's panels show."""
@@ -122,8 +149,7 @@ def _shown(names: Sequence[str]) -> list[str]:
 def _along_axis(panel: "Panel", one: _Drawn) -> None:
     everything = (*one.methods, *one.baselines)
     values = list(dict.fromkeys(p.x for series in everything for p in series.points))
-    numeric = is_numeric(values)
-    place = _places(values) if numeric else {value: float(i) for i, value in enumerate(values)}
+    numeric, place = is_numeric(values), places(values)
     width = max(place.values(), default=0.0) - min(place.values(), default=0.0) or 1.0
     for series, style in zip(one.baselines, _baseline_styles(one), strict=True):
         _draw(panel, series, [place[p.x] for p in series.points], style)
@@ -136,14 +162,6 @@ def _along_axis(panel: "Panel", one: _Drawn) -> None:
     panel.set_xticks(list(place.values()), values)
     panel.set_xlabel(one.x)
     _scale_y(panel, everything)
-
-
-def _places(values: Sequence[str]) -> dict[str, float]:
-    """Return where numbers stand: evenly, or by their logarithm if they span a wide range."""
-    numbers = {value: float(value) for value in values}
-    if wide_range(list(numbers.values())):
-        return {value: math.log2(number) for value, number in numbers.items()}
-    return numbers
 
 
 def _along_bytes(panel: "Panel", one: _Drawn) -> None:
@@ -164,8 +182,7 @@ def _along_bytes(panel: "Panel", one: _Drawn) -> None:
             color="#555555",
         )
     if wide_range(sizes):
-        panel.set_xscale("log")
-        panel.xaxis.set_major_formatter(plain_tick)
+        scale_logarithmically(panel, "x")
     elif sizes:
         panel.set_xlim(0, 1.35 * max(sizes))
     panel.set_xlabel("megabytes sent and received by a client")
@@ -234,5 +251,4 @@ def _styles(methods: Sequence[Series]) -> dict[tuple[str, ...], _Style]:
 def _scale_y(panel: "Panel", drawn: Sequence[Series]) -> None:
     values = [p.mean for series in drawn for p in series.points]
     if wide_range(values):
-        panel.set_yscale("log")
-        panel.yaxis.set_major_formatter(plain_tick)
+        scale_logarithmically(panel, "y")

@@ -1,12 +1,16 @@
-"""One line of log that both a person and the command line's progress bar can read."""
+"""One line of log that both a person and the command line's progress display can read."""
 
 import re
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
-PHASES = ("connect", "handshake", "prune", "evaluate", "export", "done")
+PHASES = ("connect", "handshake", "survey", "prune", "evaluate", "export", "done")
 _LINE = re.compile(
-    r"fedprune: (?P<phase>[a-z]+) (?P<done>\d+)/(?P<total>\d+)(?: · (?P<detail>.*))?"
+    r"fedprune: (?P<phase>[a-z]+) (?P<done>\d+)/(?P<total>\d+)(?: · (?P<details>.*))?"
 )
+_BETWEEN = " · "
+_QUIET_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
@@ -19,19 +23,28 @@ class Progress:
         One of :data:`PHASES`.
     done, total : int
         Steps finished and steps in this phase.
-    detail : str
-        What is happening, for people.
+    details : tuple of str
+        What is happening, for people; the most important first.
     """
 
     phase: str
     done: int
     total: int
-    detail: str = ""
+    details: tuple[str, ...] = ()
+
+    @property
+    def share(self) -> float:
+        """Share of the phase that is done, 0 to 1."""
+        return self.done / self.total if self.total else 0.0
+
+    @property
+    def text(self) -> str:
+        """The details in one line."""
+        return _BETWEEN.join(self.details)
 
     def line(self) -> str:
         """Return the line to log."""
-        tail = f" · {self.detail}" if self.detail else ""
-        return f"fedprune: {self.phase} {self.done}/{self.total}{tail}"
+        return _BETWEEN.join([f"fedprune: {self.phase} {self.done}/{self.total}", *self.details])
 
 
 def parse_progress(line: str) -> Progress | None:
@@ -39,8 +52,37 @@ def parse_progress(line: str) -> Progress | None:
     found = _LINE.search(line)
     if found is None or found["phase"] not in PHASES:
         return None
-    detail = (found["detail"] or "").strip()
-    return Progress(found["phase"], int(found["done"]), int(found["total"]), detail)
+    details = (found["details"] or "").strip()
+    parts = tuple(details.split(_BETWEEN)) if details else ()
+    return Progress(found["phase"], int(found["done"]), int(found["total"]), parts)
+
+
+class Pace:
+    """Chooses which of many steps are worth a line of log.
+
+    The first and the last are, and between them one for each percent and one for each quarter of
+    a minute: a run of a thousand clients fills no log, a slow one does not seem dead.
+
+    Parameters
+    ----------
+    clock : Callable
+        Seconds from any origin.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last: tuple[float, float] | None = None
+
+    def due(self, share: float) -> bool:
+        """Return whether to tell that this share of all steps is done."""
+        now = self._clock()
+        if self._last is not None:
+            told, before = self._last
+            same = int(100 * share) == int(100 * before)
+            if same and now < told + _QUIET_SECONDS:
+                return False
+        self._last = (now, share)
+        return True
 
 
 def size_text(size: int) -> str:
@@ -53,3 +95,12 @@ def size_text(size: int) -> str:
             break
         value, unit = value / 1000, larger
     return f"{value:.1f} {unit}"
+
+
+def duration_text(seconds: float) -> str:
+    """Return a time in words of two digits or so: "40 s", "12 min", "3.5 h"."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    if seconds < 99.5 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

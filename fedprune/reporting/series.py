@@ -9,6 +9,7 @@ from fedprune.reporting.sweep import (
     DOWN,
     FEDERATED,
     MODELS,
+    PRUNE_SECONDS,
     SPARSITY,
     UP,
     Axes,
@@ -21,6 +22,7 @@ from fedprune.reporting.sweep import (
 
 BASELINES = ("dense", "local_only.mean", "centralized")
 _BYTES_PER_MEGABYTE = 1e6
+_LOG_RANGE = 10.0
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,31 @@ def is_numeric(values: Iterable[object]) -> bool:
         return all(math.isfinite(float(str(value))) for value in values)
     except ValueError:
         return False
+
+
+def time_series(rows: Sequence[Row], axes: Axes) -> list[Series]:
+    """Return a curve of the seconds that pruning took for each combination of the other keys."""
+    keys = _others(rows, axes)
+    return _series(rows, keys, x_axis(rows, axes), PRUNE_SECONDS, MODELS[FEDERATED])
+
+
+def places(values: Sequence[str]) -> dict[str, float]:
+    """Return where the values of an axis stand.
+
+    Names stand side by side, numbers where they belong, by their logarithm if they span a wide
+    range.
+    """
+    if not is_numeric(values):
+        return {value: float(place) for place, value in enumerate(values)}
+    numbers = {value: float(value) for value in values}
+    if wide_range(list(numbers.values())):
+        return {value: math.log2(number) for value, number in numbers.items()}
+    return numbers
+
+
+def wide_range(values: Sequence[float]) -> bool:
+    """Return whether values differ so much that their axis is better logarithmic."""
+    return bool(values) and max(values) > _LOG_RANGE * min(values) > 0
 
 
 def _series(

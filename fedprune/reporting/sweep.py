@@ -16,6 +16,7 @@ Row = Mapping[str, str | float | None]
 SEED = "seed"
 SPARSITY = "sparsity"
 UP, DOWN = "bytes_up_per_client", "bytes_down_per_client"
+PRUNE_SECONDS = "prune_seconds"
 FEDERATED = "pruned"
 DENSE = "dense"
 MODELS: Mapping[str, str] = {
@@ -86,7 +87,7 @@ def make_row(outcome: Outcome) -> Row:
     entries = [e for e in results["ledger"]["entries"] if e["phase"] != "evaluate"]
     row[UP] = sum(entry["bytes_up"] for entry in entries) / clients
     row[DOWN] = sum(entry["bytes_down"] for entry in entries) / clients
-    row["prune_seconds"] = results["seconds"].get("prune")
+    row[PRUNE_SECONDS] = results["seconds"].get("prune")
     row["seconds"] = results["seconds"]["total"]
     return row
 

@@ -5,20 +5,37 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 
+from fedprune.reporting.more_tables import own_texts_table, zero_shot_table
 from fedprune.reporting.progress import size_text
 
 
-def render(results: Mapping[str, Any]) -> Table:
-    """Return the summary of a run as a rich table.
+def render(results: Mapping[str, Any]) -> Group:
+    """Return the summary of a run as rich tables.
 
     Parameters
     ----------
     results : Mapping
         The content of `results.json`.
     """
+    tables = [_perplexities(results)]
+    if "federated_evaluation" in results:
+        tables.append(own_texts_table(results["federated_evaluation"]))
+    if "zero_shot" in results:
+        tables.append(zero_shot_table(results["zero_shot"]))
+    return Group(*tables)
+
+
+def plain_table(results: Mapping[str, Any]) -> str:
+    """Return the same tables as plain text, 100 columns wide."""
+    buffer = io.StringIO()
+    Console(file=buffer, width=100, color_system=None, force_terminal=False).print(render(results))
+    return buffer.getvalue().rstrip()
+
+
+def _perplexities(results: Mapping[str, Any]) -> Table:
     sparsity, method = results["sparsity"], results["method"]
     table = Table(
         title=f"{method['strategy']} · {method['pruner']} · "
@@ -48,13 +65,6 @@ def render(results: Mapping[str, Any]) -> Table:
     table.add_section()
     table.add_row("geometric mean", *(_cell(_geometric_mean(values)) for _, values in rows))
     return table
-
-
-def plain_table(results: Mapping[str, Any]) -> str:
-    """Return the same table as plain text, 100 columns wide."""
-    buffer = io.StringIO()
-    Console(file=buffer, width=100, color_system=None, force_terminal=False).print(render(results))
-    return buffer.getvalue().rstrip()
 
 
 _WIDEST = 3  # data sets side by side

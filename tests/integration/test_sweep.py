@@ -4,11 +4,13 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
 from fedprune.cli import main
 
+ONE = ["--jobs", "1"]
 SMALL = ["pruner.num_calibration_samples=2", "pruner.seq_len=32", "evaluation.max_windows=4"]
 
 
@@ -19,7 +21,7 @@ def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_sweep_resume_and_table(user: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["sweep", "sparsity=0.3,0.6", "seed=0,1", "output_dir=out", *SMALL]
+    command = ["sweep", "sparsity=0.3,0.6", "seed=0,1", "output_dir=out", *SMALL, *ONE]
     assert main(command) == 0
     shown = capsys.readouterr()
     assert "job 4 of 4: sparsity=0.6 seed=1" in shown.err
@@ -39,8 +41,13 @@ def test_sweep_resume_and_table(user: Path, capsys: pytest.CaptureFixture[str]) 
         assert results["sparsity"]["overall"] == pytest.approx(float(row["sparsity"]), abs=1e-3)
         assert (job / "masks.safetensors").is_file() and not (job / "model").exists()
     assert "±" in (folder / "table.md").read_text()
-    for name in ("plot.png", "plot.svg", "bytes.png", "bytes.svg"):
-        assert (folder / name).is_file()
+    for name in ("plot", "bytes", "time"):
+        assert (folder / f"{name}.png").is_file() and (folder / f"{name}.svg").is_file()
+    page = (folder / "sweep.html").read_text()
+    for row in table:
+        label = f"sparsity={row['sparsity']},seed={row['seed']}"
+        assert f'href="{quote(label)}/report.html"' in page
+        assert (folder / label / "report.html").is_file()
 
     before = (folder / "table.csv").read_text()
     lost = folder / "sparsity=0.6,seed=0"
@@ -59,7 +66,7 @@ def test_a_failing_job_does_not_stop_the_others(
 ) -> None:
     (user / "short").mkdir()
     (user / "short" / "a.txt").write_text("Too short.\n")
-    command = ["sweep", "data=./short,stdlib", "strategy.wait=1", "output_dir=out", *SMALL]
+    command = ["sweep", "data=./short,stdlib", "strategy.wait=1", "output_dir=out", *SMALL, *ONE]
     assert main(command) == 1
     shown = capsys.readouterr().err
     assert "failed: data=./short" in shown and "1 of 2 jobs failed" in shown
@@ -75,7 +82,7 @@ def test_a_failing_job_does_not_stop_the_others(
 def test_other_settings_in_the_same_folder_are_refused(
     user: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["sweep", "seed=0,1", "output_dir=out", "evaluation.centralized=false", *SMALL]
+    command = ["sweep", "seed=0,1", "output_dir=out", "evaluation.centralized=false", *SMALL, *ONE]
     assert main(command) == 0
     assert main([*command, "sparsity=0.4"]) == 2
     assert "another `sparsity`" in capsys.readouterr().err

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedprune.cli.inline import InlineGrid
+from fedprune.home import home
 
 Tamper = Callable[[int, Message], Message | None]
 
@@ -46,6 +47,11 @@ class LocalGrid(InlineGrid):
         reply = super().deliver(message)
         return self._tamper(message.metadata.dst_node_id - _FIRST_NODE, reply)
 
+    def kept(self) -> list[str]:
+        """Return what the nodes keep of the job that the grid worked on last."""
+        folder = home() / "nodes" / f"job-{self.sent[-1].metadata.group_id}"
+        return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
     def send_and_receive(self, messages, *, timeout=None):
         raise AssertionError("strategies stream: they push and pull, never send_and_receive")
 
@@ -54,6 +60,7 @@ def client_app(handler: Callable[[Message, Context], Message]) -> ClientApp:
     """Return a ClientApp whose every action is ``handler``."""
     app = ClientApp()
     app.query("handshake")(handler)
+    app.query("forget")(lambda message, context: Message(RecordDict(), reply_to=message))
     app.train("prune")(handler)
     app.evaluate("local")(handler)
     return app

@@ -21,6 +21,7 @@ from fedprune.wire.bitmask import BitMask
 from fedprune.wire.block import encode_block
 from strategies import FedPrLLM, Plan
 from tests.support.grid import LocalGrid, client_app
+from tests.support.store import MemoryStore
 
 SHAPES = ({"a": (4, 10), "b": (3, 8)}, {"a": (4, 10), "b": (3, 8)}, {"a": (4, 10), "b": (3, 8)})
 DRAW = np.random.default_rng(7)
@@ -71,7 +72,7 @@ def run(nodes=3, overrides=(), tamper=None, strategy_type=FedPrLLM):
         + ["evaluation.local_only=false", "pruner.group=row", *overrides]
     )
     plan = Plan(SHAPES, "c", "w", "s", weight)
-    results = []
-    strategy = strategy_type(config, plan, results.append, Ledger())
+    store = MemoryStore()
+    strategy = strategy_type(config, plan, store, Ledger())
     grid = LocalGrid(client_app(scripted), nodes, tamper=tamper)
-    return strategy, grid, results
+    return strategy, grid, store.results

@@ -235,7 +235,7 @@ def _table(pivot: Pivot) -> Html:
         [" · ".join(filter(None, line[: pivot.labels])), *line[pivot.labels :]]
         for line in pivot.lines
     ]
-    return table(pivot.title, ["", *pivot.header[pivot.labels :]], rows)
+    return table(pivot.title, ["Model", *pivot.header[pivot.labels :]], rows)
 
 
 def _runs(facts: SweepFacts, measured: Sequence[str]) -> Html:

@@ -3,13 +3,15 @@ from flwr.app import Context, Message, RecordDict
 
 from client_app.guard import answer
 from client_app.seat import Seat
-from fedprune.errors import ConfigError, DataError
+from fedprune.errors import ConfigError, DataError, ReplyRefusedError
 from tests.support.grid import become_server
 
+JOB = "0123456789abcdef" * 2
 
-def request() -> Message:
+
+def request(job: str = JOB) -> Message:
     become_server()
-    return Message(RecordDict(), 1, "query.handshake")
+    return Message(RecordDict(), 1, "query.handshake", group_id=job)
 
 
 def test_an_error_of_ours_is_told_in_full():
@@ -37,14 +39,14 @@ def test_content_is_passed_on():
 
 def seat(**settings) -> Seat:
     names = {key.replace("_", "-"): value for key, value in settings.items()}
-    return Seat.of(Context(5, 9, names, RecordDict(), {}))
+    return Seat.of(request(), Context(5, 9, names, RecordDict(), {}))
 
 
 def test_seat_reads_the_node_configuration():
     found = seat(partition_id=3, num_partitions=8, site="north", data_path="/data")
     assert (found.partition_id, found.num_partitions, found.site) == (3, 8, "north")
     assert found.settings["data-path"] == "/data"
-    assert found.scratch.parts[-2:] == ("run-5", "partition-00003")
+    assert found.scratch.parts[-2:] == (f"job-{JOB}", "partition-00003")
 
 
 def test_seat_without_optional_settings():
@@ -57,3 +59,10 @@ def test_seat_needs_a_partition_id(partition):
     settings = {} if partition is None else {"partition_id": partition}
     with pytest.raises(ConfigError, match="`partition-id`.*--node-config"):
         seat(**settings)
+
+
+@pytest.mark.parametrize("job", ["", "../" + "a" * 29, JOB.upper(), JOB[1:], JOB + "\n"])
+def test_a_job_that_could_be_a_path_is_refused(job):
+    context = Context(5, 9, {"partition-id": 0}, RecordDict(), {})
+    with pytest.raises(ReplyRefusedError, match="32 hexadecimal digits"):
+        Seat.of(request(job), context)

@@ -11,11 +11,13 @@ from fedprune.errors import ReplyRefusedError, WireError
 from fedprune.wire.bitmask import BitMask
 
 
-def test_hidden_states_round_trip_in_order_and_replace_older_ones(tmp_path):
-    scratch = Scratch(tmp_path / "run-1" / "partition-00000")
+def test_hidden_states_stay_until_the_server_goes_on_from_others(tmp_path):
+    scratch = Scratch(tmp_path / "job-1" / "partition-00000")
     hidden = [torch.randn(1, 3, 4).to(torch.bfloat16) for _ in range(12)]
     scratch.save_hidden(2, [torch.zeros(1, 3, 4) for _ in range(12)])
     scratch.save_hidden(5, hidden)
+    assert len(scratch.load_hidden(2)) == 12
+    scratch.go_on_from(5)
     found = scratch.load_hidden(5)
     assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(found, hidden, strict=True))
     assert len(list(scratch.folder.iterdir())) == 1
@@ -23,14 +25,22 @@ def test_hidden_states_round_trip_in_order_and_replace_older_ones(tmp_path):
         scratch.load_hidden(2)
 
 
+def test_what_a_kill_left_half_written_goes(tmp_path):
+    scratch = Scratch(tmp_path / "job-1" / "p")
+    scratch.save_hidden(1, [torch.zeros(1, 2, 2)])
+    (scratch.folder / "hidden-00002.safetensors.partial").write_bytes(b"half")
+    scratch.go_on_from(1)
+    assert [path.name for path in scratch.folder.iterdir()] == ["hidden-00001.safetensors"]
+
+
 def test_no_hidden_states_is_a_state_too(tmp_path):
-    scratch = Scratch(tmp_path / "run-1" / "p")
+    scratch = Scratch(tmp_path / "job-1" / "p")
     scratch.save_hidden(1, [])
     assert scratch.load_hidden(1) == []
 
 
 def test_damaged_hidden_states_are_refused(tmp_path):
-    scratch = Scratch(tmp_path / "run-1" / "p")
+    scratch = Scratch(tmp_path / "job-1" / "p")
     scratch.save_hidden(1, [torch.zeros(1, 2, 2)])
     (path,) = scratch.folder.iterdir()
     path.write_bytes(path.read_bytes()[:-5])
@@ -39,7 +49,7 @@ def test_damaged_hidden_states_are_refused(tmp_path):
 
 
 def test_changes_round_trip_and_missing_ones_are_told(tmp_path):
-    scratch = Scratch(tmp_path / "run-1" / "p")
+    scratch = Scratch(tmp_path / "job-1" / "p")
     mask = np.eye(3, dtype=bool)
     scratch.save_changes(4, {"a": BitMask.from_bool(mask)})
     assert scratch.load_changes(4, {"a": (3, 3)}) == {"a": BitMask.from_bool(mask)}
@@ -50,7 +60,7 @@ def test_changes_round_trip_and_missing_ones_are_told(tmp_path):
 
 
 def test_folder_is_the_owner_s_alone_and_goes(tmp_path):
-    scratch = Scratch(tmp_path / "run-1" / "p")
+    scratch = Scratch(tmp_path / "job-1" / "p")
     scratch.receive("update", 0, b"x")
     assert stat.S_IMODE(scratch.folder.stat().st_mode) == 0o700
     scratch.remove()
@@ -58,38 +68,52 @@ def test_folder_is_the_owner_s_alone_and_goes(tmp_path):
     assert not scratch.folder.exists()
 
 
-def test_sweep_deletes_old_runs_only(tmp_path):
-    for name in ("run-1", "run-2"):
+def test_the_last_node_of_a_machine_forgets_the_job(tmp_path):
+    first, second = (Scratch(tmp_path / "job-1" / name) for name in "ab")
+    for scratch in (first, second):
+        scratch.receive("update", 0, b"x")
+    first.forget()
+    assert [path.name for path in first.folder.parent.iterdir()] == ["b"]
+    second.forget()
+    second.forget()
+    assert not first.folder.parent.exists()
+
+
+def test_sweep_deletes_what_nobody_has_worked_on_for_a_week(tmp_path):
+    for name in ("job-1", "job-2", "job-3", "job-4"):
         Scratch(tmp_path / name / "p").receive("update", 0, b"x")
     old = time.time() - 8 * 24 * 3600
-    os.utime(tmp_path / "run-1", (old, old))
-    Scratch.sweep(tmp_path / "run-3" / "p")
-    assert [path.name for path in tmp_path.iterdir()] == ["run-2"]
+    for name in ("job-1", "job-2", "job-3"):
+        os.utime(tmp_path / name, (old, old))
+    Scratch(tmp_path / "job-2" / "p").save_changes(0, {})
+    Scratch(tmp_path / "job-3" / "p").sweep()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["job-2", "job-3", "job-4"]
 
 
-def test_an_outbox_is_fetched_once_parcel_by_parcel(tmp_path):
-    scratch = Scratch(tmp_path / "run-1" / "p")
+def test_an_outbox_is_fetched_parcel_by_parcel_and_again(tmp_path):
+    scratch = Scratch(tmp_path / "job-1" / "p")
     scratch.save_outbox(b"abcdefgh")
-    assert scratch.waiting
-    assert scratch.parcel(1, 3) == b"def" and scratch.parcel(2, 3) == b"gh"
-    assert not scratch.waiting
-    for number in (1, 2, -1):
+    for _ in range(2):
+        assert scratch.parcel(1, 3) == b"def" and scratch.parcel(2, 3) == b"gh"
+    for number in (0, 3, -1):
         with pytest.raises(ReplyRefusedError, match=f"no parcel {number}"):
             scratch.parcel(number, 3)
 
 
-def test_an_inbox_collects_parcels_and_is_taken_once(tmp_path):
-    scratch = Scratch(tmp_path / "run-1" / "p")
+def test_an_inbox_collects_parcels_until_it_is_cleared(tmp_path):
+    scratch = Scratch(tmp_path / "job-1" / "p")
     scratch.receive("update", 0, b"old")
     for number, part in enumerate((b"ab", b"cd")):
         scratch.receive("update", number, part)
         scratch.receive("start-00003", number, part * 2)
-    assert scratch.take_inbox() == {"update": b"abcd", "start-00003": b"ababcdcd"}
-    assert scratch.take_inbox() == {}
+    for _ in range(2):
+        assert scratch.read_inbox() == {"update": b"abcd", "start-00003": b"ababcdcd"}
+    scratch.clear_inbox()
+    assert scratch.read_inbox() == {}
 
 
 @pytest.mark.parametrize("name", ["../update", "start-1", "", "masks"])
 def test_an_inbox_takes_known_names_only(tmp_path, name):
     with pytest.raises(ReplyRefusedError, match="a parcel is of"):
-        Scratch(tmp_path / "run-1" / "p").receive(name, 0, b"x")
-    assert not (tmp_path / "run-1").exists()
+        Scratch(tmp_path / "job-1" / "p").receive(name, 0, b"x")
+    assert not (tmp_path / "job-1").exists()

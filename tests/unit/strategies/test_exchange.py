@@ -23,7 +23,7 @@ class Watcher(LocalGrid):
 
     def push_messages(self, messages):
         pushed = super().push_messages(messages)
-        self.most = max(self.most, len(self._replies))
+        self.most = max(self.most, len(self._waiting))
         return pushed
 
 

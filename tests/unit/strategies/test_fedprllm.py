@@ -10,6 +10,7 @@ from fedprune.records import (
     PruneReply,
     message_bytes,
     prune_record,
+    read_order,
 )
 from fedprune.reporting.ledger import Ledger
 from fedprune.wire.bitmask import BitMask
@@ -18,6 +19,7 @@ from strategies import FedPrLLM, Plan
 from strategies.post import Post
 from tests.support.grid import LocalGrid, client_app
 from tests.support.scripted import SHAPES, WEIGHTS, client_mask, run, scripted, weight
+from tests.support.store import MemoryStore
 
 
 def voted(clients, block, name, sparsity=0.5):
@@ -69,8 +71,10 @@ def test_ledger_has_the_real_bytes_of_every_message():
 
     strategy, grid, _ = run(2, ["schedule.blocks_per_message=2"], tamper=watch)
     strategy.start(grid)
-    assert [entry.bytes_up for entry in strategy.ledger.entries] == replies
-    assert strategy.ledger.bytes_down == sum(message_bytes(message) for message in grid.sent)
+    # The last two only tell the nodes that the job is over.
+    assert [m.metadata.message_type for m in grid.sent[-2:]] == ["query.forget"] * 2
+    assert [entry.bytes_up for entry in strategy.ledger.entries] == replies[:-2]
+    assert strategy.ledger.bytes_down == sum(message_bytes(message) for message in grid.sent[:-2])
     rounds = [(entry.round, entry.phase) for entry in strategy.ledger.entries]
     assert rounds == [(0, "handshake")] * 2 + [(1, "prune")] * 2 + [(2, "prune")] * 2
     assert strategy.ledger.entries[-1].client_seconds == 0.25
@@ -144,7 +148,8 @@ def test_client_that_fails_later_is_left_out_from_there_on():
         for name, mask in result.masks.items():
             assert np.array_equal(mask.to_bool(), voted(clients, result.block, name))
     assert strategy.ledger.refused() == {"partition 2": 1}
-    asked = [m.metadata.dst_node_id for m in grid.sent if m.metadata.group_id == "round-3"]
+    orders = [m for m in grid.sent if m.metadata.message_type == "train.prune"]
+    asked = [m.metadata.dst_node_id for m in orders if read_order(m).blocks == (2,)]
     assert sorted(asked) == [100, 101]
 
 
@@ -206,7 +211,7 @@ def test_local_results_are_collected_by_name_and_a_bad_one_does_not_stop_the_run
 
     strategy, grid, _ = run(3, ["evaluation.local_only=true"], tamper=bad)
     strategy.start(grid)
-    assert {name: found.nll for name, found in strategy.local.items()} == {
+    assert {name: found.nll for name, found in strategy.state.local.items()} == {
         "partition 0": 1.0,
         "partition 2": 3.0,
     }
@@ -232,9 +237,9 @@ def test_nm_pattern_keeps_n_of_every_m():
         ["strategy.wait=0.2", "strategy.min_clients=1", "evaluation.local_only=false"]
         + ["pruner.pattern='1:2'", "sparsity=0.5"]
     )
-    results = []
+    store = MemoryStore()
     plan = Plan(SHAPES[:1], "c", "w", "s", weight)
     grid = LocalGrid(client_app(handler), 5)
-    FedPrLLM(config, plan, results.append, Ledger()).start(grid)
-    for mask in results[0].masks.values():
+    FedPrLLM(config, plan, store, Ledger()).start(grid)
+    for mask in store.results[0].masks.values():
         assert np.all(mask.to_bool().reshape(-1, 2).sum(axis=1) == 1)

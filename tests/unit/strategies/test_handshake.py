@@ -28,7 +28,7 @@ def shake(nodes, change=None, min_clients=1, wait=0.3, tamper=None):
 
     ledger = Ledger()
     grid = LocalGrid(client_app(handler), nodes, tamper=tamper)
-    handshake = Handshake(PLAN, "seed: 0", ledger, min_clients, wait, 0.5, 4)
+    handshake = Handshake(PLAN, "seed: 0", ledger, min_clients, wait, 0.5, 4, "0" * 32)
     return handshake, grid, ledger
 
 
@@ -67,7 +67,7 @@ def test_reply_that_is_no_report_is_refused():
 
     grid = LocalGrid(client_app(handler), 1)
     with pytest.raises(QuorumError, match="0 of 1 nodes can take part"):
-        Handshake(PLAN, "", Ledger(), 1, 0.2, 0.5, 4).run(grid, lambda done, total: None)
+        Handshake(PLAN, "", Ledger(), 1, 0.2, 0.5, 4, "0" * 32).run(grid, lambda done, total: None)
 
 
 def test_no_node_at_all_says_how_to_get_one():

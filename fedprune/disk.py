@@ -1,0 +1,33 @@
+"""Files that are whole or absent, also after a kill or a power cut."""
+
+import os
+from pathlib import Path
+
+
+def replace_file(target: Path, data: bytes) -> None:
+    """Put bytes in place of a file: whoever reads it meets the old ones or the new ones.
+
+    They are on the disk when this returns. A kill can leave a file ``*.partial`` beside the
+    target, which the next call replaces.
+    """
+    partial = target.with_name(f"{target.name}.partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    commit_file(partial, target)
+
+
+def commit_file(partial: Path, target: Path) -> None:
+    """Give a file that is on the disk its name, for good."""
+    partial.replace(target)
+    sync(target.parent)
+
+
+def sync(path: Path) -> None:
+    """Force a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

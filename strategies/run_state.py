@@ -1,0 +1,134 @@
+"""What a run must know to go on after a kill, beside its blocks and its ledger on the disk.
+
+Clients are named by their partitions: Flower's numbers of nodes are others in every run.
+"""
+
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from fedprune.errors import ConfigError
+from fedprune.records import LocalResult, NodeReport
+from fedprune.reporting.laps import Laps
+from fedprune.wire.change import Change
+from strategies.block import BlockResult
+
+
+@dataclass
+class RunState:
+    """Where a run stands; changed by its strategy as it goes.
+
+    Attributes
+    ----------
+    job : str
+        The run's key, 32 hexadecimal digits, in every request: nodes find by it what they keep.
+    clients : list of NodeReport
+        Who takes part; empty before the handshake.
+    active : list of int
+        The partitions that were still asked when the latest exchange that is over began anew.
+    opened : list of int
+        Those that were when the round began; its draws follow from them.
+    positions : dict[int, int]
+        Partition -> the block where its client goes on.
+    round, chunk, step : int
+        The round over all blocks, from 1; how many of its chunks are aggregated; the ledger's
+        round.
+    folded : list of int
+        The partitions whose replies about the next chunk are counted.
+    update : bytes or None
+        What clients hear of the block before, where the schedule is iterative.
+    figures : dict[str, object]
+        What else the results tell of the strategy; plain JSON values.
+    local : dict[str, LocalResult]
+        Client's name -> what it measured on its own pruned model.
+    own_texts : dict[str, object]
+        What clients measured of the final model on their own texts.
+    over : bool
+        Whether nothing more is asked of the nodes.
+    laps : Laps
+        The run's seconds.
+    """
+
+    job: str = field(default_factory=lambda: secrets.token_hex(16))
+    clients: list[NodeReport] = field(default_factory=list)
+    active: list[int] = field(default_factory=list)
+    opened: list[int] = field(default_factory=list)
+    positions: dict[int, int] = field(default_factory=dict)
+    round: int = 1
+    chunk: int = 0
+    step: int = 0
+    folded: list[int] = field(default_factory=list)
+    update: bytes | None = None
+    figures: dict[str, Any] = field(default_factory=dict)
+    local: dict[str, LocalResult] = field(default_factory=dict)
+    own_texts: dict[str, Any] = field(default_factory=dict)
+    over: bool = False
+    laps: Laps = field(default_factory=Laps)
+
+    def begin_round(self, number: int, active: Iterable[int]) -> None:
+        """Go on to a round over all blocks."""
+        self.round, self.chunk, self.update = number, 0, None
+        self.opened = list(active)
+        self.positions.clear()
+
+    def end_chunk(self, active: Iterable[int]) -> None:
+        """Note that a chunk's blocks are aggregated, and who is asked for the next."""
+        self.chunk += 1
+        self.folded.clear()
+        self.active = list(active)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return all but ``update`` as plain JSON values."""
+        plain = {one.name: getattr(self, one.name) for one in fields(self)}
+        del plain["update"]
+        return plain | {
+            "clients": [asdict(report) for report in self.clients],
+            "positions": {str(partition): block for partition, block in self.positions.items()},
+            "local": {name: asdict(result) for name, result in self.local.items()},
+            "laps": self.laps.seconds,
+        }
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any], update: bytes | None) -> "RunState":
+        """Undo :meth:`to_dict`; KeyError, TypeError or ValueError if that made something else."""
+        return cls(
+            **{
+                **plain,
+                "clients": [NodeReport(**report) for report in plain["clients"]],
+                "positions": {int(name): int(block) for name, block in plain["positions"].items()},
+                "local": {name: LocalResult(**one) for name, one in plain["local"].items()},
+                "laps": Laps(plain["laps"]),
+            },
+            update=update,
+        )
+
+
+def damaged_state(detail: str) -> ConfigError:
+    """Return the error for what is kept of a run and cannot be gone on from."""
+    return ConfigError(
+        f"`resume`: what this run's folder keeps to go on with is damaged ({detail}). Start the "
+        "run anew in another folder; blocks that were aggregated are in its folder `blocks`."
+    )
+
+
+class Store(Protocol):
+    """Where a strategy puts what it must not lose; nothing of it is kept in memory."""
+
+    def add(self, number: int, result: BlockResult) -> None:
+        """Take an aggregated block of a round; the same block may come again after a kill."""
+        ...
+
+    def recall(self, number: int, block: int) -> Mapping[str, Change]:
+        """Return what became of a block in a round; empty if no client reported it."""
+        ...
+
+    def save(self, state: RunState, votes: Mapping[str, NDArray[Any]]) -> None:
+        """Put the state on the disk, and the sums of the chunk that is being folded."""
+        ...
+
+    def votes(self) -> Mapping[str, NDArray[Any]]:
+        """Return the sums that were saved last."""
+        ...

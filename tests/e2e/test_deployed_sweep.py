@@ -1,0 +1,30 @@
+"""A sweep against a deployed federation: its jobs go through one SuperLink, one after another."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.test_flower_runs import SMALL, deployed, fedprune
+
+pytestmark = pytest.mark.e2e
+
+
+def test_jobs_go_to_the_federation_and_results_come_back(tmp_path: Path) -> None:
+    command = ["sweep", "sparsity=0.3,0.5", *SMALL, "federation.connection=site", "output_dir=out"]
+    with deployed(tmp_path, 2) as env:
+        refused = fedprune(tmp_path, *command, "--jobs", "2", FLWR_HOME=env["FLWR_HOME"])
+        assert refused.returncode == 2 and "`--jobs` must be 1" in refused.stderr
+        done = fedprune(tmp_path, *command, FLWR_HOME=env["FLWR_HOME"])
+        assert done.returncode == 0, done.stdout + done.stderr
+    table = list(csv.DictReader((tmp_path / "out" / "table.csv").open()))
+    assert [row["sparsity"] for row in table] == ["0.3", "0.5"]
+    for row in table:
+        folder = tmp_path / "out" / f"sparsity={row['sparsity']}"
+        clients = json.loads((folder / "results.json").read_text())["clients"]
+        assert [client["name"] for client in clients] == [
+            "'site-0' (partition 0)",
+            "'site-1' (partition 1)",
+        ]
+        assert (folder / "report.html").is_file()

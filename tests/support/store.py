@@ -1,0 +1,27 @@
+"""What a strategy puts on the disk, kept in memory."""
+
+import copy
+
+
+class MemoryStore:
+    """Keeps blocks by round, and a copy of every state that was saved."""
+
+    def __init__(self):
+        self.results = []
+        self.blocks = {}
+        self.states = []
+        self.arrays = {}
+
+    def add(self, number, result):
+        self.results.append(result)
+        self.blocks[number, result.block] = result.changes
+
+    def recall(self, number, block):
+        return self.blocks.get((number, block), {})
+
+    def save(self, state, votes):
+        self.states.append(copy.deepcopy(state))
+        self.arrays = {name: array.copy() for name, array in votes.items()}
+
+    def votes(self):
+        return self.arrays
