@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
-from fedprune.disk import commit_file, replace_file, sync
-from fedprune.errors import ReplyRefusedError
+from fedprune.disk import commit_file, replace_file
+from fedprune.errors import ModelError, ReplyRefusedError
+from fedprune.models.checkpoint import index_files
+from fedprune.models.shards import TensorForm, write_file
 from fedprune.wire.change import Change
 from fedprune.wire.update import decode_update, encode_update
 
@@ -152,20 +152,23 @@ class Scratch:
     def _save(self, target: Path, tensors: Sequence[torch.Tensor]) -> None:
         self._make()
         partial = target.with_name(f"{target.name}.partial")
-        named = {f"{index:06d}": tensor.contiguous() for index, tensor in enumerate(tensors)}
-        save_file(named, partial)
-        sync(partial)
+        # One at a time: what does not fit into memory lies on the disk, and is read when asked for.
+        forms = [
+            TensorForm(f"{index:06d}", tensor.dtype, tuple(tensor.shape))
+            for index, tensor in enumerate(tensors)
+        ]
+        write_file(partial, forms, lambda name: tensors[int(name)])
         commit_file(partial, target)
 
     def _load(self, source: Path, what: str) -> list[torch.Tensor]:
         try:
-            tensors = load_file(source)
-        except (OSError, SafetensorError):
+            places = index_files([source])
+        except ModelError:
             raise ReplyRefusedError(
                 f"the {what} are not on this node: it missed an earlier message "
                 "of this run, or its cache folder was emptied. It can take part in the next run."
             ) from None
-        return [tensors[key] for key in sorted(tensors)]
+        return [places[name].map() for name in sorted(places)]
 
     def _write(self, name: str, data: bytes) -> None:
         replace_file(self._make() / name, data)

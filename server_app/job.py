@@ -23,22 +23,16 @@ from fedprune.reporting.results import Facts, build_results
 from fedprune.reporting.sources import source_digest
 from fedprune.reporting.table import plain_table
 from fedprune.reporting.tracking import Tracking, check_tracker
+from server_app.choice import strategy_class
 from server_app.extras import further_results, wanted_tasks
 from server_app.folder import RunFolder
 from server_app.measure import measure
 from server_app.page import leave_report
 from server_app.state_files import StateFiles
 from server_app.tracked import TrackedTally
-from strategies import FederatedPruning, FedHessian, FedPrLLM, FedSpaLLM, FedStats, Plan
+from strategies import FederatedPruning, Plan
 from strategies.progress import show
 from strategies.run_state import RunState
-
-STRATEGIES: dict[str, type[FederatedPruning]] = {
-    "fedprllm": FedPrLLM,
-    "fedspallm": FedSpaLLM,
-    "fedstats": FedStats,
-    "fedhessian": FedHessian,
-}
 
 
 def run_job(grid: Grid, run_config: Mapping[str, str | int | float | bool], run_id: int) -> Path:
@@ -64,6 +58,7 @@ def run_job(grid: Grid, run_config: Mapping[str, str | int | float | bool], run_
     if resumed is None:
         config = compose_config(run_config)
         check_tracker(config.tracking)
+        strategy_class(config.strategy)  # before anything is written
         folder = RunFolder(_output_dir(config, run_id))
         folder.start(config)
     else:
@@ -120,7 +115,7 @@ def _run(  # noqa: PLR0913 - what a job is made of
     files.identify(_identity(folder, plan))
     plan.check_pattern(config.pruner.pattern)
     tally = TrackedTally(folder, files, loaded, config.strategy.rounds, tracking)
-    strategy = STRATEGIES[config.strategy.name](config, plan, tally, files.ledger, state)
+    strategy = strategy_class(config.strategy)(config, plan, tally, files.ledger, state)
     strategy.start(grid)
     changes = tally.changes()
     with lap("evaluate"):

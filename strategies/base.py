@@ -180,7 +180,9 @@ class FederatedPruning(Frame):
         self.book.note(client, order)
         if self._pace.due:
             with self._pace.saving():
-                self.store.save(self.state, self.votes())
+                votes = self.votes()
+                if votes is not None:
+                    self.store.save(self.state, votes)
 
     def _restore(self) -> None:
         try:

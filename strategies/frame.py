@@ -100,13 +100,16 @@ class Frame(Strategy):
     def close_chunk(self) -> Iterator[BlockResult]:
         """Yield the aggregated blocks of the chunk, one at a time."""
 
-    @abstractmethod
-    def votes(self) -> Arrays:
-        """Return the sums of the open chunk, as :meth:`restore` takes them."""
+    def votes(self) -> Arrays | None:
+        """Return the sums of the open chunk, as :meth:`restore` takes them.
 
-    @abstractmethod
+        None, the default, saves nothing: a run that goes on asks for the whole chunk again.
+        """
+        return None
+
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Go on with the sums of a chunk that has just been opened; KeyError or ValueError."""
+        raise ValueError("this strategy saves no sums.")
 
     def open_round(self, number: int, clients: Sequence[Client]) -> None:
         """Prepare for a round over all blocks, 1 to `strategy.rounds`, with these clients.

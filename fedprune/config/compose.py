@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedprune.config.checks import checked, raise_problems
-from fedprune.config.datasets import dataset_names, path_label, presets
+from fedprune.config.datasets import dataset_names, is_task_file, path_label, presets
 from fedprune.config.overrides import CONF, GROUPS, for_hydra, literal
 from fedprune.config.relations import enough_simulated_clients
 from fedprune.config.schema import DataConfig, RunConfig, flatten
@@ -60,6 +60,13 @@ def compose_config(run_config: Mapping[str, str | int | float | bool]) -> RunCon
         With every problem found.
     """
     problems: list[str] = []
+    return _composed(typed_overrides(run_config, problems), problems)
+
+
+def typed_overrides(
+    run_config: Mapping[str, str | int | float | bool], problems: list[str]
+) -> list[str]:
+    """Return the Hydra overrides of Flower's run-config; ``problems`` gets what is wrong."""
     overrides: list[str] = []
     for key, value in run_config.items():
         if key not in SHORTCUTS and key != "overrides":
@@ -75,7 +82,7 @@ def compose_config(run_config: Mapping[str, str | int | float | bool]) -> RunCon
         overrides += shlex.split(str(run_config.get("overrides", "")))
     except ValueError as error:
         problems.append(f"`overrides` must be quoted as in a shell: {error}.")
-    return _composed(overrides, problems)
+    return overrides
 
 
 def config_from_overrides(overrides: Sequence[str]) -> RunConfig:
@@ -95,6 +102,24 @@ def config_from_overrides(overrides: Sequence[str]) -> RunConfig:
         With every problem found.
     """
     return _absolute(_composed(overrides, [], [enough_simulated_clients]))
+
+
+def config_from_mapping(data: object) -> RunConfig:
+    """Return the checked configuration of what another Hydra program has composed from ``conf``.
+
+    Relative paths are made absolute as in :func:`config_from_overrides`.
+
+    Parameters
+    ----------
+    data : mapping
+        Plain values, section by section.
+
+    Raises
+    ------
+    ConfigError
+        With every problem found.
+    """
+    return _absolute(checked(data, [], [enough_simulated_clients]))
 
 
 def evaluation_data(config: RunConfig) -> dict[str, DataConfig]:
@@ -184,7 +209,11 @@ def _absolute(config: RunConfig) -> RunConfig:
         data = replace(data, heldout_path=_absolute_path(data.heldout_path))
     names = dataset_names(config.evaluation.datasets)
     absolute = ",".join(name if name in presets() else _absolute_path(name) for name in names)
-    evaluation = replace(config.evaluation, datasets=absolute)
+    tasks = ",".join(
+        _absolute_path(name) if is_task_file(name) else name
+        for name in dataset_names(config.evaluation.tasks)
+    )
+    evaluation = replace(config.evaluation, datasets=absolute, tasks=tasks)
     return replace(config, model=model, data=data, evaluation=evaluation)
 
 

@@ -1,4 +1,4 @@
-"""The names in `evaluation.datasets`: presets of the group `data`, or paths of local texts."""
+"""The names in `evaluation.datasets` and `evaluation.tasks`: known ones, or paths of local files."""
 
 import re
 from collections.abc import Iterator
@@ -11,8 +11,13 @@ _INCOMPLETE = ("files", "hub", "node")  # presets that need a path
 
 
 def dataset_names(text: str) -> list[str]:
-    """Return the names in `evaluation.datasets`, without repetitions."""
+    """Return the names in `evaluation.datasets` or `.tasks`, without repetitions."""
     return list(dict.fromkeys(name.strip() for name in text.split(","))) if text else []
+
+
+def is_task_file(name: str) -> bool:
+    """Return whether a name in `evaluation.tasks` is a file that describes a task."""
+    return name.endswith((".yaml", ".yml"))
 
 
 def presets() -> list[str]:

@@ -100,8 +100,10 @@ class StrategyConfig:
     statistics) or 'fedhessian' (summed second moments). A strategy leaves the keys of another at
     their defaults.
 
-    All: it needs `min_clients`; `timeout` and `wait` are in seconds, `window` in messages (None: a
-    reply's size decides); `fraction` is the share of accepted clients that take part.
+    All: `plugin` is the entry point of an installed class that takes the place of ours on the
+    server, while clients do what `name` says; it needs `min_clients`; `timeout` and `wait` are in
+    seconds, `window` in messages (None: a reply's size decides); `fraction` is the share of
+    accepted clients that take part.
 
     Votes: they compete within `group` ('layer', 'row', 'column'); `ties` is 'magnitude', 'index'
     or 'random'; a client counts by `client_weights` ('equal', 'samples', 'tokens'). fedprllm:
@@ -128,6 +130,7 @@ class StrategyConfig:
     """
 
     name: str
+    plugin: str | None
     min_clients: int
     timeout: float
     wait: float
@@ -206,15 +209,41 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class CardConfig:
+    """What the exported model's card says that nothing else tells; empty texts say nothing.
+
+    `base_model` is the model's id on the Hub, `data_description` a sentence on the clients' texts,
+    `license` an identifier of the Hub's list.
+    """
+
+    base_model: str
+    data_description: str
+    license: str
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where a run's course is shown besides its results.
+
+    `name` is 'none', 'tensorboard', 'wandb', 'mlflow' or 'trackio'; `project` is what runs are
+    gathered under there.
+    """
+
+    name: str
+    project: str
+
+
+@dataclass(frozen=True)
 class FederationConfig:
     """Where the command line starts the job; an empty `connection` is a local simulation.
 
-    `backend` of a simulation is 'ray' (a process a client) or 'inline' (all in this process).
+    `client_cpus` and `client_gpus` of a simulated client are chosen where they are None. `backend`
+    of a simulation is 'ray' (a process a client) or 'inline' (all in this process).
     """
 
     num_clients: int
-    client_cpus: int
-    client_gpus: float
+    client_cpus: int | None
+    client_gpus: float | None
     connection: str
     backend: str
 
@@ -238,6 +267,8 @@ class RunConfig:
     allocation: AllocationConfig
     evaluation: EvaluationConfig
     federation: FederationConfig
+    card: CardConfig
+    tracking: TrackingConfig
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,6 @@ def test_the_examples_pruner_and_strategy_run_a_job(example, tmp_path):
     results = job(tmp_path / "run", *options, grid=Shuffled(app, 3))
     again = job(tmp_path / "again", *options, grid=Shuffled(app, 3, seed=1))
     assert results["sparsity"]["overall"] == pytest.approx(0.5, abs=1e-3)
-    assert results["perplexity"]["stdlib"]["federated"] > results["perplexity"]["stdlib"]["dense"]
     made = masks_of(tmp_path / "run")
     assert same_masks(made, masks_of(tmp_path / "again")) and again["ledger"]["entries"]
     # In every block the masks are those of one client, and not of the same one in all.

@@ -11,10 +11,10 @@ from fedprune.cli.job import (
     named_connection,
     plan_job,
     simulation_options,
-    usable_cpus,
 )
+from fedprune.cli.machine import usable_cpus
+from fedprune.cli.resources import Resources
 from fedprune.config import RunConfig, compose_config, config_from_overrides
-from fedprune.errors import ConfigError
 
 NOW = datetime(2026, 11, 21, 13, 5, 9)
 
@@ -63,43 +63,36 @@ def test_a_deployment_chooses_its_own_folder_and_size(tmp_path: Path) -> None:
     assert planned.folder.parent == tmp_path / "runs"
 
 
-@pytest.mark.parametrize(
-    ("clients", "client_cpus", "cpus", "expected"),
-    [(2, 1, 16, 2), (64, 1, 16, 16), (64, 4, 16, 16), (64, 3, 16, 15), (2, 4, 16, 8), (1, 1, 1, 1)],
-)
-def test_one_worker_a_core_and_no_more_than_clients(
-    clients: int, client_cpus: int, cpus: int, expected: int
-) -> None:
-    config = config_from_overrides(
-        [
-            f"federation.num_clients={clients}",
-            "strategy.min_clients=1",
-            f"federation.client_cpus={client_cpus}",
-            "federation.client_gpus=0.25",
-        ]
-    )
-    assert simulation_options(config, cpus, 1) == {
-        "num-supernodes": clients,
-        "client-resources-num-cpus": client_cpus,
+def test_flower_is_told_of_what_the_workers_take(tmp_path: Path) -> None:
+    config = config_from_overrides(["federation.num_clients=64", "strategy.min_clients=1"])
+    assert simulation_options(config, Resources(5, 3, 0.25, "")) == {
+        "num-supernodes": 64,
+        "client-resources-num-cpus": 3,
         "client-resources-num-gpus": 0.25,
-        "init-args-num-cpus": expected,
+        "init-args-num-cpus": 15,
     }
 
 
-def test_a_client_that_fits_nowhere_is_refused() -> None:
-    config = config_from_overrides(["federation.client_cpus=3"])
-    with pytest.raises(ConfigError, match=r"`federation.client_cpus` must be at most 2.*got 3"):
-        simulation_options(config, 2, 0)
+def test_a_simulation_says_how_it_shares_the_machine(tmp_path: Path) -> None:
+    planned = plan_job(config_from_overrides([]), tmp_path, NOW)
+    assert "federation.client_cpus" in planned.note
+    assert planned.federation["client-resources-num-gpus"] == 0.0
+    assert not plan_job(config_from_overrides(["federation.backend=inline"]), tmp_path, NOW).note
 
 
-@pytest.mark.parametrize("gpus", [0, 1])
-def test_a_gpu_share_without_a_gpu_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int
+def test_gpus_are_looked_for_where_they_are_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job, "cuda_devices", lambda: gpus)
-    config = config_from_overrides([f"federation.client_gpus={gpus + 0.5}"])
-    with pytest.raises(ConfigError, match=rf"client_gpus` must be at most {gpus}.*got {gpus}.5"):
-        plan_job(config, tmp_path, NOW)
+    monkeypatch.setattr(job, "has_gpu_driver", lambda: True)
+    monkeypatch.setattr("fedprune.cli.resources.free_gpu_memory", lambda: (80_000_000_000,))
+
+    def share(*overrides: str) -> object:
+        planned = plan_job(config_from_overrides(overrides), tmp_path, NOW)
+        return planned.federation["client-resources-num-gpus"]
+
+    assert share() == round(1 / usable_cpus(), 2)
+    assert share("federation.client_gpus=1") == 1
+    assert share("federation.client_gpus=0") == share("pruner.device=cpu") == 0
 
 
 def test_a_named_connection_works_from_a_folder_without_packages(
@@ -120,7 +113,3 @@ def test_the_run_config_is_one_string_in_shell_quotes(tmp_path: Path) -> None:
     assert f"output_dir='{tmp_path}/a b/runs/20261121-130509-fedprllm-s0.5'" in shlex.split(
         str(text)
     )
-
-
-def test_there_is_a_processor() -> None:
-    assert usable_cpus() >= 1

@@ -62,7 +62,7 @@ def only_run(user: Path) -> Path:
 def test_a_completed_run_ends_with_the_table_and_the_path(
     flwr: FakeFlwr, user: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = Progress("prune", 1, 2, "block 1 of 2").line()
+    line = Progress("prune", 1, 2, ("block 1 of 2",)).line()
     folder = user / "mine"
     log = {
         "out": f"\x1b[92mINFO \x1b[0m: {line}\nWARNING : a node is late\n",
@@ -73,7 +73,7 @@ def test_a_completed_run_ends_with_the_table_and_the_path(
     shown = capsys.readouterr()
     assert "55.50" in shown.out
     assert shown.out.splitlines()[-1] == str(folder)
-    assert "pruning 1/2 block 1 of 2" in shown.err
+    assert "pruning 50% · block 1 of 2" in shown.err
     assert "warning: a node is late" in shown.err
     assert (folder / "run.log").read_text() == f"INFO : {line}\nWARNING : a node is late\n"
     assert not (folder / "superlink.log").exists()
@@ -156,7 +156,7 @@ def test_ctrl_c_stops_the_run(
 def test_a_deployment_s_results_stay_where_they_are(
     flwr: FakeFlwr, user: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done = Progress("done", 1, 1, "/srv/results/7").line()
+    done = Progress("done", 1, 1, ("/srv/results/7",)).line()
     flwr.answers(run=[ACCEPTED], log=[{"out": f"INFO : {done}\n"}], list=[DONE])
     assert run_job(["federation.connection=fake"]) == 0
     assert "SuperLink's machine, in /srv/results/7" in capsys.readouterr().out
@@ -205,7 +205,7 @@ class Recorder:
         ("WARNING :   a node is late", ["warning: a node is late"]),
         ("ERROR :     a node failed: ERROR : x", ["error: a node failed: ERROR : x"]),
         ("WARNING :   Since flwr 1.32, default simulated SuperNodes changed from 10 to 2.", []),
-        (f"INFO : {Progress('prune', 1, 2, 'x').line()}", [Progress("prune", 1, 2, "x")]),
+        (f"INFO : {Progress('prune', 1, 2, ('x',)).line()}", [Progress("prune", 1, 2, ("x",))]),
     ],
 )
 def test_only_progress_and_trouble_are_shown(

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from fedprune.cli.sweep_plan import SweepJob, finished, plan_sweep
+from fedprune.cli.sweep_plan import SweepJob, cut_off, finished, plan_sweep
 from fedprune.cli.sweep_spec import read_sweep
 from fedprune.config import from_yaml, to_yaml
 from fedprune.errors import ConfigError
+from fedprune.reporting.sources import source_digest
 
 
 def plan(folder: Path, *arguments: str) -> list[SweepJob]:
@@ -110,3 +111,31 @@ def test_results_of_other_settings_are_left_alone(tmp_path: Path) -> None:
         finished(job)
     with pytest.raises(ConfigError):
         from_yaml("old: 1\n")
+
+
+def begun(folder: Path, text: str, code: str) -> None:
+    """Leave what a killed run leaves."""
+    (folder / "state").mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(text)
+    (folder / "state" / "run.json").write_text(json.dumps({"identity": {"code": code}}))
+
+
+def test_a_job_that_was_cut_off_goes_on_only_as_it_was(tmp_path: Path) -> None:
+    job = plan(tmp_path, "sparsity=0.3,0.5")[0]
+    assert not cut_off(job)
+    begun(job.folder, to_yaml(job.config), source_digest())
+    assert cut_off(job)
+    begun(job.folder, to_yaml(job.config), "other sources")
+    assert not cut_off(job)
+    begun(job.folder, to_yaml(dataclasses.replace(job.config, seed=7)), source_digest())
+    assert not cut_off(job)
+    begun(job.folder, "damaged: true\n", source_digest())
+    assert not cut_off(job)
+
+
+@pytest.mark.parametrize("name", ["failure.json", "results.json"])
+def test_a_job_that_ended_does_not_go_on(tmp_path: Path, name: str) -> None:
+    job = plan(tmp_path, "sparsity=0.3,0.5")[0]
+    begun(job.folder, to_yaml(job.config), source_digest())
+    (job.folder / name).write_text("{}")
+    assert not cut_off(job)

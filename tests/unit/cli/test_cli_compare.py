@@ -1,0 +1,61 @@
+"""`fedprune compare` as a person sees it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fedprune.cli import main
+from fedprune.cli.compare import _letters
+from tests.support.runs import drawn, run
+
+
+@pytest.fixture
+def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    run(tmp_path / "a", drawn(1))
+    run(tmp_path / "b", drawn(2), "sparsity=0.6", pruned=25.0)
+    return tmp_path
+
+
+def test_tables(two: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "a", "b"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("A = a\nB = b\n")
+    lines = {line.split("│")[1].strip(): line for line in shown.splitlines() if "│" in line}
+    configured = shown[shown.index("Configuration") : shown.index("Results")]
+    assert [cell.strip() for cell in configured.splitlines()[4].split("│")[1:4]] == [
+        "sparsity",
+        "0.5",
+        "0.6",
+    ]
+    assert "2.0000 ×" in lines["perplexity (text), beside A"]
+    assert "100.000%" in lines["q_proj"]
+    assert "seed" not in lines
+
+
+def test_the_same_run_twice(two: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "a", "a"]) == 0
+    assert "The configurations are the same." in capsys.readouterr().out
+
+
+def test_json(two: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "a", "b", "a", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["perplexity"]["text"]["ratio"] == [1.0, 2.0, 1.0]
+
+
+def test_one_run_is_too_few(two: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "a"]) == 2
+    assert "at least two runs" in capsys.readouterr().err
+
+
+def test_a_missing_run_is_an_error(two: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "a", "c"]) == 1
+    assert "'c' is not there" in capsys.readouterr().err
+
+
+def test_names_never_end() -> None:
+    letters = _letters()
+    found = [next(letters) for _ in range(30)]
+    assert found[:2] + found[25:28] == ["A", "B", "Z", "AA", "AB"]

@@ -1,0 +1,119 @@
+"""How a machine is shared among simulated clients."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fedprune.cli.machine import free_memory, model_bytes, usable_cpus
+from fedprune.cli.resources import Machine, Resources, choose_resources, worker_bytes
+from fedprune.config import ModelConfig, config_from_overrides
+from fedprune.errors import ConfigError
+
+GB = 1_000_000_000
+
+
+def chosen(machine: Machine, *overrides: str, clients: int = 64) -> Resources:
+    config = config_from_overrides(
+        [f"federation.num_clients={clients}", "strategy.min_clients=1", *overrides]
+    )
+    return choose_resources(config, machine)
+
+
+def shared(machine: Machine, *overrides: str, clients: int = 64) -> tuple[int, int, float]:
+    found = chosen(machine, *overrides, clients=clients)
+    return found.workers, found.client_cpus, found.client_gpus
+
+
+def sparse_file(path: Path, size: int) -> None:
+    with path.open("wb") as file:
+        file.truncate(size)
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """A folder that looks like a model of 32 GB with 32 blocks."""
+    for number in (1, 2):
+        sparse_file(tmp_path / f"model-{number}.safetensors", 16 * GB)
+    (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": 32}))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("clients", "machine", "expected"),
+    [
+        (64, Machine(16, 100 * GB), (16, 1, 0.0)),  # one a core
+        (2, Machine(16, 100 * GB), (2, 1, 0.0)),  # no more than clients
+        (1, Machine(1, 100 * GB), (1, 1, 0.0)),
+        (64, Machine(16, 6 * GB), (4, 4, 0.0)),  # 4.8 of 6 GB hold four of 1.2
+        (64, Machine(16, 4 * GB), (2, 8, 0.0)),
+        (64, Machine(7, 4 * GB), (2, 3, 0.0)),
+        (64, Machine(16, 0), (1, 16, 0.0)),  # one is always tried
+    ],
+)
+def test_workers_follow_from_cores_clients_and_memory(
+    clients: int, machine: Machine, expected: tuple[int, int, float]
+) -> None:
+    assert shared(machine, clients=clients) == expected
+
+
+def test_a_worker_holds_a_few_blocks(large: Path) -> None:
+    model = config_from_overrides([f"model={large}"]).model
+    assert worker_bytes(model) == int(1.2 * GB) + 3 * GB
+    assert shared(Machine(16, 21 * GB), f"model={large}") == (4, 4, 0.0)  # 16.8 GB / 4.2
+    for path in large.glob("*.safetensors"):
+        path.rename(path.with_suffix(".bin"))  # cannot be read block by block
+    assert worker_bytes(model) == int(1.2 * GB) + 32 * GB
+
+
+def test_without_a_readable_count_of_blocks_the_model_counts_whole(large: Path) -> None:
+    (large / "config.json").write_text("[]")
+    model = config_from_overrides([f"model={large}"]).model
+    assert worker_bytes(model) == int(1.2 * GB) + 3 * 32 * GB
+
+
+def test_a_model_elsewhere_has_no_known_size() -> None:
+    model = config_from_overrides(["model=facebook/opt-125m"]).model
+    assert worker_bytes(model) is None
+    found = chosen(Machine(8, GB), "model=facebook/opt-125m")
+    assert found.workers == 8 and "an unknown amount" in found.reason
+
+
+def test_gpus_are_shared_as_their_memory_allows() -> None:
+    assert shared(Machine(16, 100 * GB, (80 * GB,))) == (16, 1, 0.06)
+    assert shared(Machine(16, 100 * GB, (6 * GB,))) == (4, 1, 0.25)
+    assert shared(Machine(16, 100 * GB, (6 * GB, 6 * GB))) == (8, 1, 0.25)
+    assert shared(Machine(16, 100 * GB, (GB,))) == (1, 1, 1.0)
+    assert shared(Machine(16, 100 * GB, (80 * GB,)), "model=a/b") == (1, 1, 1.0)
+
+
+def test_numbers_of_the_configuration_win() -> None:
+    tight = Machine(16, 0, (80 * GB, 80 * GB))
+    asked = ("federation.client_cpus=3", "federation.client_gpus=0.5")
+    assert shared(tight, *asked) == (4, 3, 0.5)
+    assert shared(tight, "federation.client_cpus=3", "federation.client_gpus=0") == (5, 3, 0.0)
+
+
+def test_the_reason_has_the_figures() -> None:
+    reason = chosen(Machine(16, 6 * GB)).reason
+    assert "4 simulated clients at a time, 4 CPU core(s)" in reason
+    assert "16 cores" in reason and "6.0 GB free, about 1.2 GB" in reason
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("federation.client_cpus=3", r"`federation.client_cpus` must be at most 2.*got 3"),
+        ("federation.client_gpus=1.5", r"`federation.client_gpus` must be at most 1.*got 1.5"),
+    ],
+)
+def test_what_fits_nowhere_is_refused(override: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        chosen(Machine(2, GB, (GB,)), override)
+
+
+def test_this_machine_has_something() -> None:
+    assert usable_cpus() >= 1
+    assert free_memory() > 0
+    demo: ModelConfig = config_from_overrides([]).model
+    assert model_bytes(demo) == 0
