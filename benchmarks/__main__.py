@@ -3,8 +3,10 @@
 from benchmarks import (
     bench_decode,
     bench_federation,
+    bench_floor,
     bench_gpu,
     bench_masks,
+    bench_memory,
     bench_sparsegpt,
     bench_votes,
     bench_wire,
@@ -20,6 +22,8 @@ def main() -> None:
         bench_wire,
         bench_decode,
         bench_sparsegpt,
+        bench_floor,
+        bench_memory,
         bench_federation,
     ):
         benchmark.main()

@@ -21,7 +21,8 @@ from fedprune.config import RunConfig, config_from_overrides
 from fedprune.data.clients import client_samples
 from fedprune.data.sources import load_documents
 from fedprune.models.export import SIDECAR
-from fedprune.models.loading import LoadedModel, load_model
+from fedprune.models.loaded import LoadedModel
+from fedprune.models.loading import load_model
 from fedprune.models.sidecar import read_sidecar
 from fedprune.pruning.blocks import prune_blocks
 from fedprune.pruning.driver import BlockWalk
@@ -64,9 +65,9 @@ def plain_loop(config: RunConfig, loaded: LoadedModel) -> Masks:
                 votes.setdefault((block, name), VoteCounter(mask.numel)).add(mask)
     chosen: Masks = {}
     for (block, name), counter in votes.items():
-        linear = loaded.layout.linears(block)[name]
-        magnitude = linear.weight().abs().float().reshape(-1).numpy()
-        chosen[block, name] = select(counter, config.sparsity, magnitude, linear.shape, Rule())
+        weight = loaded.weight(block, name)
+        magnitude, shape = weight.abs().float().reshape(-1).numpy(), tuple(weight.shape)
+        chosen[block, name] = select(counter, config.sparsity, magnitude, shape, Rule())
     return chosen
 
 

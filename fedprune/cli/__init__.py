@@ -1,10 +1,11 @@
-"""The `fedprune` command: run, sweep, evaluate, doctor."""
+"""The `fedprune` command; :mod:`fedprune.cli.commands` lists what it can do."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 
 from fedprune import __version__
+from fedprune.cli.commands import COMMANDS
 from fedprune.errors import ConfigError, FedpruneError
 
 _EXAMPLES = """examples:
@@ -13,8 +14,10 @@ _EXAMPLES = """examples:
   fedprune run model=facebook/opt-125m data=/texts output_dir=runs/opt
   fedprune run federation.connection=production    on a SuperLink of Flower's configuration
   fedprune run federation.backend=inline           without Flower's runtime, starts at once
+  fedprune run resume=runs/opt                     go on with a run that was interrupted
   fedprune sweep sparsity=0.5,0.6 strategy.group=layer,row seed=0,1,2
   fedprune evaluate runs/opt evaluation.seq_len=512
+  fedprune export runs/opt --compact small
   fedprune doctor
 
 exit codes: 0 done, 1 failed, 2 wrong configuration or usage, 130 interrupted
@@ -29,9 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv : sequence of str, optional
         Arguments without the program's name; those of the process if left out.
     """
-    arguments = _parser().parse_args(argv)
+    arguments = _parsed(argv)
     try:
-        return _run(arguments)
+        return COMMANDS[arguments.command].run(arguments)
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted.\n")
         return 130
@@ -42,35 +45,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, ConfigError) else 1
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    # Each command's modules are loaded when it is used: torch alone takes seconds.
-    if arguments.command == "run":
-        from fedprune.cli.run import run_job
-
-        return run_job(arguments.overrides)
-    if arguments.command == "sweep":
-        from fedprune.cli.sweep import run_sweep
-
-        return run_sweep(arguments.overrides, keep_models=arguments.keep_models)
-    if arguments.command == "evaluate":
-        from fedprune.cli.evaluate import run_evaluation
-
-        return run_evaluation(arguments.model, arguments.overrides, as_json=arguments.json)
-    from fedprune.cli.doctor import run_doctor
-
-    return run_doctor()
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse arguments; overrides may stand before, after and between options."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    odd = [word for word in rest if word.startswith("-") or "=" not in word]
+    if odd or (rest and not hasattr(arguments, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(odd or rest)}")
+    if rest:
+        arguments.overrides = [*arguments.overrides, *rest]
+    return arguments
 
 
 def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    overrides = argparse.ArgumentParser(add_help=False)
-    overrides.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="Hydra overrides and shortcuts, see the folder `conf`",
-    )
     parser = argparse.ArgumentParser(
         prog="fedprune",
         description="Prune a language model together with the organisations that hold the data.",
@@ -79,43 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"fedprune {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    commands.add_parser(
-        "run",
-        parents=[common, overrides],
-        help="run a federated pruning job and wait for its results",
-        description="Run a federated pruning job through Flower and wait for its results.",
-    )
-    sweep = commands.add_parser(
-        "sweep",
-        parents=[common],
-        help="run many jobs and compare their results",
-        description="Run a job for every combination of values, in this process unless "
-        "federation.backend or federation.connection says otherwise. What is done is skipped, so "
-        "that the same command goes on after an interruption or a failure. Ends with a table, "
-        "table.csv, table.md and plots in the sweep's folder (output_dir).",
-    )
-    sweep.add_argument(
-        "overrides",
-        nargs="+",
-        metavar="NAME|key=a,b",
-        help="a sweep of conf/sweep or a file like those; keys with one or several values",
-    )
-    sweep.add_argument(
-        "--keep-models", action="store_true", help="keep the pruned models, not only the masks"
-    )
-    evaluate = commands.add_parser(
-        "evaluate",
-        parents=[common],
-        help="measure the perplexity of a model folder",
-        description="Measure the perplexity of a model folder on held-out text.",
-    )
-    evaluate.add_argument("model", metavar="MODEL_DIR", help="a model folder or a run's folder")
-    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides")
-    evaluate.add_argument("--json", action="store_true", help="print one JSON object")
-    commands.add_parser(
-        "doctor",
-        parents=[common],
-        help="check this machine and say what to mend",
-        description="Check Python, torch, Flower, disk, memory and the cache; change nothing.",
-    )
+    for name, command in COMMANDS.items():
+        one = commands.add_parser(name, help=command.help, description=command.description)
+        command.arguments(one)
+        one.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser

@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.text import Text
 
 from fedprune.cli.app import app_folder, project_table
-from fedprune.cli.job import usable_cpus
 from fedprune.cli.keeper import MARK
+from fedprune.cli.machine import usable_cpus
 from fedprune.cli.superlink import runtime_environment
 from fedprune.errors import FedpruneError
 from fedprune.home import home

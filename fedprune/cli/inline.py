@@ -33,7 +33,9 @@ _CLIENT_APP_RAISED = 2
 
 
 class InlineGrid(Grid):
-    """Flower's Grid inside one process: every pushed message runs the ClientApp at once.
+    """Flower's Grid inside one process: the ClientApp runs when its reply is pulled.
+
+    So no reply waits for another one to be looked at, and memory does not grow with the clients.
 
     Parameters
     ----------
@@ -59,7 +61,7 @@ class InlineGrid(Grid):
     ) -> None:
         self._app = app
         self._first_node = first_node
-        self._replies: dict[str, Message] = {}
+        self._waiting: dict[str, Message] = {}
         self._contexts: dict[int, Context] = {}
         for partition in range(nodes):
             default: Settings = {"partition-id": partition, "num-partitions": nodes}
@@ -97,13 +99,11 @@ class InlineGrid(Grid):
         return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Run the ClientApp on every message and return the messages' ids."""
+        """Take messages for the nodes and return the messages' ids."""
         identifiers = []
         for message in messages:
             identifier = _identify(message)
-            reply = self.deliver(message)
-            if reply is not None:
-                self._replies[identifier] = reply
+            self._waiting[identifier] = message
             identifiers.append(identifier)
         return identifiers
 
@@ -119,8 +119,9 @@ class InlineGrid(Grid):
         return reply
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies to these messages, each once."""
-        return [self._replies.pop(key) for key in list(message_ids) if key in self._replies]
+        """Run the ClientApp on these messages, each once, and return its replies."""
+        waiting = [self._waiting.pop(key) for key in list(message_ids) if key in self._waiting]
+        return [reply for message in waiting if (reply := self.deliver(message)) is not None]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -143,8 +144,6 @@ def run_inline(run_config: Mapping[str, Scalar], clients: int, take: TakeLine) -
     """
     # Here, because they load torch, which a job on Flower's runtime does in other processes.
     from client_app.app import app
-    from client_app.scratch import Scratch
-    from client_app.seat import Seat
     from server_app.job import run_job
 
     run_id = _LONG + secrets.randbits(62)
@@ -159,9 +158,6 @@ def run_inline(run_config: Mapping[str, Scalar], clients: int, take: TakeLine) -
         for line in traceback.format_exc().splitlines():
             take(line)
         return RunStatus("finished:failed", f"{type(error).__name__}: {error}")
-    finally:
-        for context in grid.contexts:
-            Scratch(Seat.of(context).scratch).remove()
     return RunStatus("finished:completed")
 
 
@@ -223,12 +219,15 @@ class _LogLines(logging.Handler):
 def _output_to(take: TakeLine) -> Iterator[None]:
     """Send to ``take`` what Flower's logger and all printing would put on the screen."""
     handlers, level = FLOWER_LOGGER.handlers[:], FLOWER_LOGGER.level
+    propagate = FLOWER_LOGGER.propagate
     printed = _Lines(take)
     FLOWER_LOGGER.handlers[:] = [_LogLines(take)]
     FLOWER_LOGGER.setLevel(logging.INFO)
+    FLOWER_LOGGER.propagate = False  # a host program's handlers would show every line once more
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             yield
     finally:
         FLOWER_LOGGER.handlers[:] = handlers
         FLOWER_LOGGER.setLevel(level)
+        FLOWER_LOGGER.propagate = propagate

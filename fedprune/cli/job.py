@@ -2,8 +2,6 @@
 
 import dataclasses
 import itertools
-import math
-import os
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,8 +9,16 @@ from datetime import datetime
 from pathlib import Path
 
 from fedprune.cli.flower import Connection, Scalar
+from fedprune.cli.machine import has_gpu_driver
+from fedprune.cli.resources import Machine, Resources, choose_resources
 from fedprune.cli.superlink import runtime_environment
-from fedprune.config import RunConfig, to_overrides
+from fedprune.config import (
+    Resumption,
+    RunConfig,
+    config_from_overrides,
+    resumed_config,
+    to_overrides,
+)
 from fedprune.errors import ConfigError
 
 
@@ -32,6 +38,10 @@ class Job:
         Name of the user's SuperLink connection; empty for a simulation of one's own.
     clients : int
         Number of clients of an inline simulation, 0 for a job on Flower's runtime.
+    resumed : bool
+        Whether the job goes on with a run that was interrupted.
+    note : str
+        How the machine is shared, for the log.
     """
 
     run_config: dict[str, Scalar]
@@ -39,6 +49,8 @@ class Job:
     folder: Path
     connection: str
     clients: int = 0
+    resumed: bool = False
+    note: str = ""
 
     @property
     def inline(self) -> bool:
@@ -73,9 +85,41 @@ def plan_job(config: RunConfig, cwd: Path, now: datetime) -> Job:
     run_config = _run_config(dataclasses.replace(config, output_dir=str(folder)))
     if config.federation.backend == "inline":
         return Job(run_config, {}, folder, "", config.federation.num_clients)
-    gpus = cuda_devices() if config.federation.client_gpus else 0
-    federation = simulation_options(config, usable_cpus(), gpus)
-    return Job(run_config, federation, folder, "")
+    resources = choose_resources(config, Machine.here(gpus=_wants_gpus(config)))
+    options = simulation_options(config, resources)
+    return Job(run_config, options, folder, "", note=resources.reason)
+
+
+def plan_resumption(resumed: Resumption, cwd: Path, now: datetime) -> Job:
+    """Return the job that goes on with a run; where it runs and with how many is as it was.
+
+    Parameters
+    ----------
+    resumed : Resumption
+        The run's folder, on the SuperLink's machine where `federation.connection` is set.
+    cwd, now : Path, datetime
+        As for :func:`plan_job`.
+
+    Raises
+    ------
+    ConfigError
+        If there is no run in the folder, or the SuperLink that it was given to is elsewhere and
+        not named.
+    """
+    path = resumed.folder / "config.yaml"
+    if path.is_file():
+        config = resumed_config(path.read_text(encoding="utf-8"), resumed)
+    else:
+        config = config_from_overrides(resumed.overrides)
+        if not config.federation.connection:
+            raise ConfigError(
+                f"`resume` must be the folder of a run, there is no configuration in "
+                f"'{resumed.folder}'. A folder on a SuperLink's machine needs "
+                "`federation.connection` as well."
+            )
+    words = [f"resume={resumed.folder}", *resumed.overrides]
+    job = plan_job(config, cwd, now)
+    return dataclasses.replace(job, run_config={"overrides": shlex.join(words)}, resumed=True)
 
 
 def named_connection(name: str) -> Connection:
@@ -86,57 +130,24 @@ def named_connection(name: str) -> Connection:
     return Connection(name, environment, home)
 
 
-def simulation_options(config: RunConfig, cpus: int, gpus: int) -> dict[str, Scalar]:
-    """Return the options of Flower's simulation on so many processors and GPUs, in kebab-case.
+def simulation_options(config: RunConfig, resources: Resources) -> dict[str, Scalar]:
+    """Return the options of Flower's simulation, in kebab-case.
 
     Ray starts one worker process for every `federation.client_cpus` of the processors it is told
-    of, each with its own Python, torch and copy of the model, and all virtual clients share them.
-    Workers beyond one a core only compete for it, and beyond one a client have nothing to do; so
-    Ray is told of no more than that. A model that fits fewer times than there are cores is made
-    to fit by raising `federation.client_cpus`.
-
-    Raises
-    ------
-    ConfigError
-        If not even one worker fits.
+    of, each with its own Python and torch, and all virtual clients share them. Workers beyond those
+    of ``resources`` only compete; so Ray is told of no more processors than these take.
     """
-    federation = config.federation
-    workers = min(cpus // federation.client_cpus, federation.num_clients)
-    if workers < 1:
-        raise ConfigError(
-            f"`federation.client_cpus` must be at most {cpus}, the processors of this machine, "
-            f"got {federation.client_cpus}."
-        )
-    if federation.client_gpus > gpus:
-        raise ConfigError(
-            f"`federation.client_gpus` must be at most {gpus}, the CUDA devices that torch finds "
-            f"on this machine, got {federation.client_gpus:g}. See `fedprune doctor`."
-        )
     return {
-        "num-supernodes": federation.num_clients,
-        "client-resources-num-cpus": federation.client_cpus,
-        "client-resources-num-gpus": float(federation.client_gpus),
-        "init-args-num-cpus": workers * federation.client_cpus,
+        "num-supernodes": config.federation.num_clients,
+        "client-resources-num-cpus": resources.client_cpus,
+        "client-resources-num-gpus": resources.client_gpus,
+        "init-args-num-cpus": resources.workers * resources.client_cpus,
     }
 
 
-def usable_cpus() -> int:
-    """Return the number of processors this process may use, a container's limit included."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
-        limit = math.ceil(int(quota) / int(period))
-    except (OSError, ValueError):
-        limit = count or 1
-    return max(1, min(count or 1, limit))
-
-
-def cuda_devices() -> int:
-    """Return the number of CUDA devices that torch can use."""
-    # Here, because it takes seconds that a run without GPUs does not need to wait.
-    import torch
-
-    return torch.cuda.device_count()
+def _wants_gpus(config: RunConfig) -> bool:
+    asked = config.federation.client_gpus
+    return config.pruner.device != "cpu" and has_gpu_driver() if asked is None else asked > 0
 
 
 def _run_config(config: RunConfig) -> dict[str, Scalar]:

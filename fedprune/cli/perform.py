@@ -81,7 +81,7 @@ class LogReader:
         if progress is not None:
             self._view.update(progress)
             if progress.phase == "done":
-                self.server_folder = progress.detail
+                self.server_folder = progress.text
         elif (loud := _LOUD.match(line)) and _USUAL not in line:
             self._view.note(f"{loud[1].lower()}: {loud['text']}")
 
@@ -111,7 +111,7 @@ def prepare(job: Job) -> None:
             f"`output_dir` must be a folder that can be written, '{folder}' is not: "
             f"{error.strerror}."
         ) from None
-    if occupied:
+    if occupied and not job.resumed:
         raise ConfigError(
             f"`output_dir` must be a new or empty folder, '{folder}' is not empty. "
             "Choose another name or delete it."
@@ -130,7 +130,7 @@ def perform(job: Job, view: ProgressView, connect: Connect) -> Ended:
     connect : Callable
         Gives the SuperLink for a job that is not inline.
     """
-    with (job.folder / LOG).open("w", encoding="utf-8") as file:
+    with (job.folder / LOG).open("a" if job.resumed else "w", encoding="utf-8") as file:
         reader = LogReader(file, view)
         try:
             status = _execute(job, reader, view, connect)
@@ -146,6 +146,8 @@ def _execute(job: Job, reader: LogReader, view: ProgressView, connect: Connect) 
     if job.inline:
         view.stage("loading torch")
         return run_inline(job.run_config, job.clients, reader.take)
+    if job.note:
+        reader.take(f"INFO : {job.note}")
     with connect(job, view) as connection:
         view.stage("submitting the run")
         with staged(app_folder()) as folder:

@@ -11,11 +11,11 @@ from rich.console import Console
 
 from fedprune.cli.flower import Connection
 from fedprune.cli.inputs import check_inputs
-from fedprune.cli.job import Job, named_connection, plan_job
+from fedprune.cli.job import Job, named_connection, plan_job, plan_resumption
 from fedprune.cli.perform import Ended, perform, prepare
 from fedprune.cli.progress import ProgressView, progress_view
 from fedprune.cli.superlink import private_superlink
-from fedprune.config import config_from_overrides
+from fedprune.config import Resumption, config_from_overrides, find_resumption
 from fedprune.reporting.table import render
 
 INTERRUPTED = 130
@@ -27,7 +27,8 @@ def run_job(overrides: Sequence[str]) -> int:
     Parameters
     ----------
     overrides : sequence of str
-        Hydra overrides and shortcuts, for example ``["sparsity=0.6", "federation.num_clients=4"]``.
+        Hydra overrides and shortcuts, for example ``["sparsity=0.6", "federation.num_clients=4"]``,
+        or ``["resume=runs/opt"]``.
 
     Returns
     -------
@@ -42,20 +43,34 @@ def run_job(overrides: Sequence[str]) -> int:
         The app is not where fedprune is.
     """
     screen, notes = Console(), note_console()
-    config = config_from_overrides(overrides)
-    check_inputs(config)
-    job = plan_job(config, Path.cwd(), datetime.now())
+    resumed = find_resumption(overrides)
+    if resumed is not None and (resumed.folder / "results.json").is_file():
+        notes.print(f"The run is finished: {resumed.folder}", soft_wrap=True, highlight=False)
+        _show(screen, resumed.folder)
+        return 0
+    job = _planned(overrides, resumed)
     prepare(job)
     with progress_view(notes) as view:
         ended = perform(job, view, connect)
     if ended.status.state == "interrupted":
         text = f"Interrupted; the run is stopped. Logs: {job.folder}"
         notes.print(text, soft_wrap=True, highlight=False)
+        _show_way_on(notes, job)
         return INTERRUPTED
     if not ended.status.completed:
         show_failure(notes, ended, job)
+        if not _own_reason(job.folder):  # which says itself how to go on
+            _show_way_on(notes, job)
         return 1
     return _show_results(screen, notes, job, ended)
+
+
+def _planned(overrides: Sequence[str], resumed: Resumption | None) -> Job:
+    if resumed is not None:
+        return plan_resumption(resumed, Path.cwd(), datetime.now())
+    config = config_from_overrides(overrides)
+    check_inputs(config)
+    return plan_job(config, Path.cwd(), datetime.now())
 
 
 def note_console() -> Console:
@@ -101,10 +116,21 @@ def _own_reason(folder: Path) -> str:
         return ""
 
 
+def _show_way_on(notes: Console, job: Job) -> None:
+    """Say how to go on, where the ServerApp came so far that there is something to go on with."""
+    if (job.folder / "state").is_dir():
+        text = f"Go on with the run: fedprune run resume={job.folder}"
+        notes.print(text, soft_wrap=True, highlight=False)
+
+
+def _show(screen: Console, folder: Path) -> None:
+    screen.print(render(json.loads((folder / "results.json").read_text(encoding="utf-8"))))
+    screen.print(str(folder), soft_wrap=True, highlight=False)
+
+
 def _show_results(screen: Console, notes: Console, job: Job, ended: Ended) -> int:
     if ended.results is not None:
-        screen.print(render(json.loads(ended.results.read_text(encoding="utf-8"))))
-        screen.print(str(ended.folder), soft_wrap=True, highlight=False)
+        _show(screen, ended.folder)
         return 0
     if job.connection:
         place = f", in {ended.server_folder}" if ended.server_folder else ""

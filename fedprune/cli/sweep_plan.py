@@ -13,6 +13,7 @@ from fedprune.cli.sweep_spec import Settings, Sweep
 from fedprune.config import RunConfig, config_from_overrides, from_yaml
 from fedprune.config.schema import flatten
 from fedprune.errors import ConfigError
+from fedprune.reporting.sources import source_digest
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._=,:+-]")
 _LONGEST_FOLDER = 150
@@ -130,6 +131,23 @@ def finished(job: SweepJob) -> dict[str, Any] | None:
         return None
     results: dict[str, Any] = json.loads(text)
     return results
+
+
+def cut_off(job: SweepJob) -> bool:
+    """Return whether a job was stopped in the middle and can go on from there.
+
+    One that failed starts anew: whatever it failed of may be in what it has left. So does one
+    that was begun by other sources of fedprune, which nobody but those can continue.
+    """
+    if any((job.folder / name).exists() for name in ("results.json", "failure.json")):
+        return False
+    try:
+        begun = from_yaml((job.folder / "config.yaml").read_text(encoding="utf-8"))
+        state = json.loads((job.folder / "state" / "run.json").read_text(encoding="utf-8"))
+        code = state["identity"]["code"]
+    except (OSError, ValueError, KeyError, TypeError, ConfigError):
+        return False
+    return code == source_digest() and _decisive(begun) == _decisive(job.config)
 
 
 def _decisive(config: RunConfig) -> dict[str, object]:

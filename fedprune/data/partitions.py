@@ -1,13 +1,14 @@
 """Sharing one corpus among simulated clients: every document goes to exactly one of them.
 
 A partition depends on the documents, their number and the seed alone, so each process can compute
-its own without asking the others.
+its own without asking the others. What all clients of a process have in common is done once.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from fedprune.data.documents import Document
-from fedprune.data.skew import SKEWS, Skew, skewed_partition
+from fedprune.data.skew import SKEWS, Skew, SkewedPartitions
 from fedprune.errors import DataError
 
 HOWS = ("by_group", *SKEWS)
@@ -27,7 +28,7 @@ def partition_documents(
     Parameters
     ----------
     documents : sequence of Document
-        The whole corpus.
+        The whole corpus. The same object must not change between two calls.
     num_partitions, partition_id : int
         Number of clients, and which of them, from 0.
     how : str
@@ -59,9 +60,31 @@ def partition_documents(
         )
     if num_partitions == 1:
         return list(documents)
-    if how == "by_group":
-        return _by_group(documents, num_partitions)[partition_id]
-    return skewed_partition(documents, num_partitions, partition_id, Skew(how, seed, alpha))
+    skew = None if how == "by_group" else Skew(how, seed, alpha)
+    return list(_partitions(_Corpus(documents), num_partitions, skew)[partition_id])
+
+
+class _Corpus:
+    """Documents that are equal to nothing but themselves: comparing them would take as long."""
+
+    def __init__(self, documents: Sequence[Document]) -> None:
+        self.documents = documents
+
+    def __hash__(self) -> int:
+        return id(self.documents)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Corpus) and self.documents is other.documents
+
+
+@lru_cache(maxsize=1)
+def _partitions(
+    corpus: _Corpus, num_partitions: int, skew: Skew | None
+) -> Sequence[list[Document]]:
+    """Return all clients' documents; by group where there is no skew."""
+    if skew is None:
+        return _by_group(corpus.documents, num_partitions)
+    return SkewedPartitions(corpus.documents, num_partitions, skew)
 
 
 def _by_group(documents: Sequence[Document], num_partitions: int) -> list[list[Document]]:

@@ -7,7 +7,7 @@ follows from the seed and the documents' keys, so that the outcome never depends
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 from fedprune.data.documents import Document
 from fedprune.errors import DataError
@@ -41,40 +41,72 @@ class Skew:
     alpha: float
 
 
-def skewed_partition(
-    documents: Sequence[Document], num_partitions: int, partition_id: int, skew: Skew
-) -> list[Document]:
-    """Return one client's documents; all clients together have each document exactly once.
+class SkewedPartitions(Sequence[list[Document]]):
+    """All clients' documents by partition id, each found when it is asked for.
+
+    All clients together have each document exactly once.
+
+    Parameters
+    ----------
+    documents : Sequence[Document]
+        The whole corpus.
+    num_partitions : int
+        Number of clients.
+    skew : Skew
+        How documents are spread.
 
     Raises
     ------
     DataError
-        If a client is left without documents, or 'natural' has not one client for each owner.
+        If 'natural' has not one client for each owner; when a part is asked for, if a client is
+        left without documents.
     """
-    # Imported here: takes two seconds (plotting libraries), and only these partitions need it.
-    from datasets import Dataset
 
-    ordered = sorted(documents, key=lambda d: (derive_seed(skew.seed, d.key), d.key))
-    owners = {group: number for number, group in enumerate(sorted({d.group for d in ordered}))}
-    if skew.how == "natural" and len(owners) != num_partitions:
-        raise DataError(
-            "`data.partition` 'natural' makes every owner of texts one client: the texts have "
-            f"{len(owners)} owners, and there are {num_partitions} clients. Set "
-            f"`federation.num_clients` to {len(owners)}, or data.partition=by_group."
+    def __init__(self, documents: Sequence[Document], num_partitions: int, skew: Skew) -> None:
+        # Imported here: takes two seconds (plotting libraries), and only these partitions need it.
+        from datasets import Dataset
+
+        self._skew = skew
+        self._num_partitions = num_partitions
+        self._ordered = sorted(documents, key=lambda d: (derive_seed(skew.seed, d.key), d.key))
+        groups = sorted({document.group for document in self._ordered})
+        owners = {group: number for number, group in enumerate(groups)}
+        if skew.how == "natural" and len(owners) != num_partitions:
+            raise DataError(
+                "`data.partition` 'natural' makes every owner of texts one client: the texts have "
+                f"{len(owners)} owners, and there are {num_partitions} clients. Set "
+                f"`federation.num_clients` to {len(owners)}, or data.partition=by_group."
+            )
+        self._partitioner = _partitioner(num_partitions, skew)
+        rows = range(len(self._ordered))
+        self._partitioner.dataset = Dataset.from_dict(
+            {"row": list(rows), "owner": [owners[document.group] for document in self._ordered]}
         )
-    partitioner = _partitioner(num_partitions, skew)
-    partitioner.dataset = Dataset.from_dict(
-        {"row": list(range(len(ordered))), "owner": [owners[d.group] for d in ordered]}
-    )
-    try:
-        with warnings.catch_warnings():
-            # It warns before each new draw; that the last one failed is told below.
-            warnings.simplefilter("ignore")
-            rows = partitioner.load_partition(partition_id)["row"]
-    except ValueError as error:
-        # All that is left to object to: some client, this or another, would get nothing.
-        raise _empty_client(len(ordered), num_partitions, skew) from error
-    return [ordered[row] for row in rows]
+
+    def __len__(self) -> int:
+        """Return the number of clients."""
+        return self._num_partitions
+
+    @overload
+    def __getitem__(self, index: int) -> list[Document]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[list[Document]]: ...
+
+    def __getitem__(self, index: int | slice) -> list[Document] | list[list[Document]]:
+        """Return the documents of a client."""
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        try:
+            with warnings.catch_warnings():
+                # It warns before each new draw; that the last one failed is told below.
+                warnings.simplefilter("ignore")
+                rows = self._partitioner.load_partition(range(len(self))[index])["row"]
+        except ValueError as error:
+            # All that is left to object to: some client, this or another, would get nothing.
+            documents = len(self._ordered)
+            raise _empty_client(documents, self._num_partitions, self._skew) from error
+        return [self._ordered[row] for row in rows]
 
 
 def _partitioner(num_partitions: int, skew: Skew) -> "Partitioner":

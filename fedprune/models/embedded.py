@@ -20,7 +20,8 @@ from fedprune.home import home
 
 SHIPPED = Path(__file__).parent / "demo"
 FORMAT = "fedprune-weights-1"
-COPIED = ("config.json", "tokenizer.json", "tokenizer_config.json", "training.json")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+COPIED = ("config.json", *TOKENIZER, "training.json")
 WEIGHTS = "weights.json"
 
 

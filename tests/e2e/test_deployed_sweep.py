@@ -10,9 +10,18 @@ from tests.e2e.test_flower_runs import SMALL, deployed, fedprune
 
 pytestmark = pytest.mark.e2e
 
+QUICK = ["evaluation.max_windows=1", "evaluation.local_only=false", "evaluation.centralized=false"]
+
 
 def test_jobs_go_to_the_federation_and_results_come_back(tmp_path: Path) -> None:
-    command = ["sweep", "sparsity=0.3,0.5", *SMALL, "federation.connection=site", "output_dir=out"]
+    command = [
+        "sweep",
+        "sparsity=0.3,0.5",
+        *SMALL,
+        *QUICK,
+        "federation.connection=site",
+        "output_dir=out",
+    ]
     with deployed(tmp_path, 2) as env:
         refused = fedprune(tmp_path, *command, "--jobs", "2", FLWR_HOME=env["FLWR_HOME"])
         assert refused.returncode == 2 and "`--jobs` must be 1" in refused.stderr

@@ -30,6 +30,6 @@ def test_texts_are_read_and_shared_once(tmp_path: Path, monkeypatch: pytest.Monk
     results = job(tmp_path / "run", *options, clients=_CLIENTS)
     assert len(results["clients"]) == _CLIENTS
     assert len({client["sample_ids"][0] for client in results["clients"]}) > 0.9 * _CLIENTS
-    assert results["sparsity"] == pytest.approx(0.5, abs=1e-3)
+    assert results["sparsity"]["overall"] == pytest.approx(0.5, abs=1e-3)
     assert len(read) <= 1  # none where an earlier test has read them
     assert shared == [_CLIENTS]

@@ -82,7 +82,7 @@ def test_a_failing_job_does_not_stop_the_others(
 def test_other_settings_in_the_same_folder_are_refused(
     user: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["sweep", "seed=0,1", "output_dir=out", "evaluation.centralized=false", *SMALL, *ONE]
-    assert main(command) == 0
+    command = ["sweep", "seed=0,1", "output_dir=out", "evaluation.centralized=false", *SMALL]
+    assert main([*command, *ONE]) == 0
     assert main([*command, "sparsity=0.4"]) == 2
     assert "another `sparsity`" in capsys.readouterr().err

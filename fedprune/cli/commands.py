@@ -1,0 +1,257 @@
+"""What the commands of `fedprune` are called, which arguments they take and what they run.
+
+A command is two functions and a line in :data:`COMMANDS`. Its own module is imported by the
+function that runs it: this module is read for every `--help`, and torch alone takes seconds.
+"""
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Attributes
+    ----------
+    help : str
+        One line for the list of commands.
+    description : str
+        What its own `--help` starts with.
+    arguments : callable
+        Adds its arguments to its parser.
+    run : callable
+        Runs it and returns the exit code; a :class:`fedprune.errors.FedpruneError` becomes a
+        message.
+    """
+
+    help: str
+    description: str
+    arguments: Callable[[ArgumentParser], None]
+    run: Callable[[Namespace], int]
+
+
+def _run_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="Hydra overrides and shortcuts, see the folder `conf`",
+    )
+
+
+def _run(arguments: Namespace) -> int:
+    from fedprune.cli.run import run_job
+
+    return run_job(arguments.overrides)
+
+
+def _sweep_arguments(parser: ArgumentParser) -> None:
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="NAME|key=a,b",
+        help="a sweep of conf/sweep or a file like those; keys with one or several values",
+    )
+    what.add_argument(
+        "--collect",
+        metavar="FOLDER",
+        help="run nothing: tables, plots and page of the runs in a folder, whoever started them",
+    )
+    parser.add_argument(
+        "--keep-models", action="store_true", help="keep the pruned models, not only the masks"
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="how many to run at once; chosen from processors, memory and model if left out",
+    )
+
+
+def _sweep(arguments: Namespace) -> int:
+    if arguments.collect is not None:
+        from fedprune.cli.collect import run_collection
+
+        return run_collection(arguments.collect)
+    from fedprune.cli.sweep import run_sweep
+
+    return run_sweep(arguments.overrides, keep_models=arguments.keep_models, jobs=arguments.jobs)
+
+
+def _compare_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of completed runs")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _compare(arguments: Namespace) -> int:
+    from fedprune.cli.compare import run_comparison
+
+    return run_comparison(arguments.runs, as_json=arguments.json)
+
+
+def _evaluate_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL_DIR", help="a model folder or a run's folder")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--tasks",
+        default="",
+        metavar="A,B",
+        help="also zero-shot tasks of lm-evaluation-harness, YAML files of tasks, or 'paper'; "
+        "short for evaluation.tasks=A,B",
+    )
+    parser.add_argument(
+        "--speed", action="store_true", help="also time it, dense and with 2:4 kernels"
+    )
+
+
+def _evaluate(arguments: Namespace) -> int:
+    from fedprune.cli.evaluate import run_evaluation
+
+    tasks = [f"evaluation.tasks={arguments.tasks}"] if arguments.tasks else []
+    return run_evaluation(
+        arguments.model,
+        [*arguments.overrides, *tasks],
+        as_json=arguments.json,
+        speed=arguments.speed,
+    )
+
+
+def _export_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL_DIR", help="a model folder or a run's folder")
+    parser.add_argument("--compact", metavar="OUT", help="write the compact form into a new folder")
+    parser.add_argument("--dense", metavar="OUT", help="write the ordinary form into a new folder")
+    parser.add_argument(
+        "--push-to-hub", metavar="REPO", help="upload to this repository of the Hub, 'owner/name'"
+    )
+    parser.add_argument(
+        "--public", action="store_true", help="let everybody see the new repository"
+    )
+    parser.add_argument(
+        "--existing", action="store_true", help="put a commit on a repository that exists"
+    )
+
+
+def _export(arguments: Namespace) -> int:
+    from fedprune.cli.export import Wanted, run_export
+
+    wanted = Wanted(
+        arguments.compact,
+        arguments.dense,
+        arguments.push_to_hub,
+        arguments.public,
+        arguments.existing,
+    )
+    return run_export(arguments.model, wanted)
+
+
+def _generate_arguments(parser: ArgumentParser) -> None:
+    from fedprune.models.presets import PRESETS
+
+    parser.add_argument(
+        "shape",
+        metavar="SHAPE",
+        help=f"a folder with a config.json, or one of {', '.join(PRESETS)}",
+    )
+    parser.add_argument("folder", metavar="MODEL_DIR", help="the new model's folder")
+    parser.add_argument("--blocks", type=int, metavar="N", help="only the first N blocks")
+    parser.add_argument(
+        "--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16", help="(bfloat16)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="what the weights follow from (0)")
+
+
+def _generate(arguments: Namespace) -> int:
+    from fedprune.cli.generate import run_generate
+
+    return run_generate(
+        arguments.shape, arguments.folder, arguments.dtype, arguments.blocks, arguments.seed
+    )
+
+
+def _report_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="the folder of a completed run")
+    parser.add_argument("--open", action="store_true", help="show it in a browser")
+
+
+def _report(arguments: Namespace) -> int:
+    from fedprune.cli.report import run_report
+
+    return run_report(arguments.run, show=arguments.open)
+
+
+def _no_arguments(parser: ArgumentParser) -> None:
+    del parser
+
+
+def _doctor(arguments: Namespace) -> int:
+    del arguments
+    from fedprune.cli.doctor import run_doctor
+
+    return run_doctor()
+
+
+COMMANDS: dict[str, Command] = {
+    "run": Command(
+        "run a federated pruning job and wait for its results",
+        "Run a federated pruning job through Flower and wait for its results.",
+        _run_arguments,
+        _run,
+    ),
+    "sweep": Command(
+        "run many jobs and compare their results",
+        "Run a job for every combination of values, in this process unless federation.backend or "
+        "federation.connection says otherwise. What is done is skipped, so that the same command "
+        "goes on after an interruption or a failure. Ends with a table, and with table.csv, "
+        "table.md, plots and the page sweep.html in the sweep's folder (output_dir).",
+        _sweep_arguments,
+        _sweep,
+    ),
+    "compare": Command(
+        "print the differences between runs",
+        "Print what is different between runs: settings, perplexities, sparsity of blocks, bytes, "
+        "seconds, and how far their masks agree.",
+        _compare_arguments,
+        _compare,
+    ),
+    "evaluate": Command(
+        "measure perplexity, zero-shot tasks, size and speed of a model",
+        "Measure the perplexity of a model folder on the held-out part of `data` and on each of "
+        "`evaluation.datasets`, and what its files take; zero-shot tasks and speed if asked for.",
+        _evaluate_arguments,
+        _evaluate,
+    ),
+    "export": Command(
+        "write a model in compact form, and back, or push it to the Hub",
+        "Write a model in compact form, about a third of its size at half the weights zero, or a "
+        "compact one in the ordinary form again; the model stays the same bit for bit. Or upload "
+        "it: to a new private repository, unless --public or --existing say otherwise.",
+        _export_arguments,
+        _export,
+    ),
+    "generate": Command(
+        "make a model with random weights in a true shape",
+        "Write a model with random weights in the shape of a published one, or of a folder's "
+        "config.json, to measure memory and time without its weights. A slice with fewer blocks "
+        "has the same first blocks.",
+        _generate_arguments,
+        _generate,
+    ),
+    "report": Command(
+        "write a run's report.html again",
+        "Write report.html, a page that needs nothing else, from results.json in a run's folder.",
+        _report_arguments,
+        _report,
+    ),
+    "doctor": Command(
+        "check this machine and say what to mend",
+        "Check Python, torch, Flower, disk, memory and the cache; change nothing.",
+        _no_arguments,
+        _doctor,
+    ),
+}
+"""Name -> command, in the order of the list that `fedprune --help` shows."""

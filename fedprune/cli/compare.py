@@ -1,0 +1,115 @@
+"""`fedprune compare`: what is different between runs, and what that did."""
+
+import itertools
+import json
+import string
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fedprune.errors import ConfigError
+from fedprune.reporting.comparison import compare_runs
+from fedprune.reporting.html.text import seconds
+from fedprune.reporting.progress import size_text
+from fedprune.reporting.sweep import number_text
+
+_NONE = "–"
+
+
+def run_comparison(runs: Sequence[str], *, as_json: bool) -> int:
+    """Print the differences between runs and return the exit code.
+
+    Parameters
+    ----------
+    runs : sequence of str
+        The folders of two or more completed runs; all are compared with the first.
+    as_json : bool
+        Print one JSON object, see :func:`fedprune.reporting.comparison.compare_runs`.
+
+    Raises
+    ------
+    ConfigError
+        If there are fewer than two.
+    FedpruneError
+        If one is missing or failed.
+    """
+    folders = [Path(run).expanduser() for run in runs]
+    if len(folders) < 2:
+        raise ConfigError("`fedprune compare` needs the folders of at least two runs.")
+    found = compare_runs(folders)
+    if as_json:
+        sys.stdout.write(json.dumps(found, indent=2) + "\n")
+        return 0
+    screen = Console()
+    names = list(itertools.islice(_letters(), len(folders)))
+    for name, folder in zip(names, folders, strict=True):
+        screen.print(f"{name} = {folder}", markup=False, highlight=False, soft_wrap=True)
+    for table in _tables(found, names):
+        screen.print(table)
+    return 0
+
+
+def _tables(found: Mapping[str, Any], names: Sequence[str]) -> Iterable[Table | str]:
+    changed = found["configuration"]
+    yield (
+        _table(
+            "Configuration", names, {key: map(_value, values) for key, values in changed.items()}
+        )
+        if changed
+        else "The configurations are the same."
+    )
+    lines: dict[str, Iterable[str]] = {}
+    for dataset, values in found["perplexity"].items():
+        for model in ("dense", "pruned"):
+            lines[f"perplexity ({dataset}), {model}"] = _texts(number_text, values[model])
+        lines[f"perplexity ({dataset}), beside A"] = _texts("{:.4f} ×".format, values["ratio"])
+    lines["sparsity"] = _texts("{:.4%}".format, found["sparsity"]["overall"])
+    for block, values in found["sparsity"]["blocks"].items():
+        lines[f"sparsity of block {block}"] = _texts("{:.4%}".format, values)
+    lines["bytes up"] = _texts(size_text, found["bytes_up"])
+    lines["bytes down"] = _texts(size_text, found["bytes_down"])
+    lines["time"] = _texts(seconds, found["seconds"])
+    lines["time of pruning"] = _texts(seconds, found["prune_seconds"])
+    yield _table("Results", names, lines)
+    yield _table("Weights that the masks treat as in A", names, _mask_lines(found["masks"]))
+
+
+def _mask_lines(masks: Sequence[Mapping[str, Any]]) -> dict[str, Iterable[str]]:
+    kinds = dict.fromkeys(kind for one in masks for kind in one.get("kinds", {}))
+    share = "{:.3%}".format
+    lines: dict[str, Iterable[str]] = {
+        "all": [one.get("why_not") or share(one["equal"]) for one in masks]
+    }
+    for kind in kinds:
+        lines[kind] = _texts(share, [one.get("kinds", {}).get(kind) for one in masks])
+    return lines
+
+
+def _table(title: str, names: Sequence[str], lines: Mapping[str, Iterable[str]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for name in names:
+        table.add_column(name, justify="right", overflow="fold")
+    for label, cells in lines.items():
+        table.add_row(label, *cells)
+    return table
+
+
+def _letters() -> Iterator[str]:
+    """Yield A to Z, AA to ZZ, and so on."""
+    for length in itertools.count(1):
+        yield from map("".join, itertools.product(string.ascii_uppercase, repeat=length))
+
+
+def _texts(write: Callable[[Any], str], values: Iterable[Any]) -> list[str]:
+    return [_NONE if value is None else write(value) for value in values]
+
+
+def _value(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return str(value) or '""'

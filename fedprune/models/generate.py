@@ -1,0 +1,248 @@
+"""Models with random weights in the true shape of any architecture, to measure memory and time on.
+
+What a tensor holds depends on its name, its shape and the seed alone, so a slice with fewer blocks
+has the same first blocks. Some features of the hidden states are loud, as they are in trained
+models, so that inputs matter to a pruner.
+"""
+
+import copy
+import json
+import math
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from fedprune.errors import ModelError
+from fedprune.models.embedded import SHIPPED, TOKENIZER
+from fedprune.models.layout import find_layout
+from fedprune.models.new_folder import new_folder
+from fedprune.models.presets import PRESETS
+from fedprune.models.shards import TensorForm, write_model
+from fedprune.seeds import derive_seed
+
+SHARD_BYTES = 5_000_000_000
+_CHUNK = 1 << 22  # weights drawn at a time, in float32
+_STD = 0.02  # where a configuration names no deviation
+_SPREAD = 0.3  # of the logarithm of an ordinary feature's scale
+_LOUD_SHARE = 0.005
+_LOUD = (4.0, 10.0)  # scales of loud features
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A model that is drawn tensor by tensor; it holds none of them.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        The architecture, on the meta device.
+    prefix : str
+        Where its blocks are.
+    seed : int
+        What the values follow from.
+    """
+
+    model: PreTrainedModel
+    prefix: str
+    seed: int
+
+    @cached_property
+    def stored(self) -> dict[str, Tensor]:
+        """Name -> meta tensor of everything that a checkpoint holds; tied weights once."""
+        first: dict[int, str] = {}
+        state = self.model.state_dict(keep_vars=True)
+        for name, stored in state.items():
+            first.setdefault(id(stored), name)
+        return {name: state[name] for name in first.values()}
+
+    @property
+    def bytes(self) -> int:
+        """Size of all tensors."""
+        return sum(stored.nbytes for stored in self.stored.values())
+
+    @property
+    def weights(self) -> int:
+        """Number of weights in all tensors."""
+        return sum(stored.numel() for stored in self.stored.values())
+
+    def draw(self, name: str) -> Tensor:
+        """Return one tensor; takes its memory and that of a few million float32 values.
+
+        Parameters
+        ----------
+        name : str
+            One of :attr:`stored`. Matrices are normal with the deviation that the configuration
+            names, in blocks and embeddings times the scale of the feature that they write; all
+            others are as the architecture initialises them.
+        """
+        stored = self.stored[name]
+        owner, _, attribute = name.rpartition(".")
+        module = self.model.get_submodule(owner)
+        if stored.ndim < 2:
+            return self._initial(module, attribute)
+        drawn = torch.empty(stored.shape, dtype=stored.dtype)
+        self._fill(drawn.view(len(drawn), -1), self._scale(name, module, stored), name)
+        return drawn
+
+    def _fill(self, matrix: Tensor, scale: Tensor, name: str) -> None:
+        height = max(1, _CHUNK // matrix.shape[1])
+        scales = scale.expand(len(matrix), -1)
+
+        def fill(first: int) -> None:
+            rows = matrix[first : first + height]
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, name, first))
+            values = torch.empty(rows.shape).normal_(generator=generator)
+            rows.copy_(values.mul_(scales[first : first + height]))
+
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            list(threads.map(fill, range(0, len(matrix), height)))
+
+    def _scale(self, name: str, module: nn.Module, stored: Tensor) -> Tensor:
+        """Return the deviation of a matrix's rows, (rows, 1), or of its columns, (1, columns)."""
+        text = self.model.config.get_text_config()
+        std = getattr(text, "initializer_range", None) or getattr(text, "init_std", None) or _STD
+        if isinstance(module, nn.Embedding):
+            return std * self._loudness(stored.shape[1])
+        if not name.startswith(f"{self.prefix}."):
+            return torch.full((1, 1), std)
+        if isinstance(module, nn.Linear):
+            return std * self._loudness(stored.shape[0]).T
+        return std * self._loudness(math.prod(stored.shape[1:]))
+
+    def _loudness(self, features: int) -> Tensor:
+        """Return the scale of each feature of a width, (1, features), float32."""
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "features", features))
+        scale = torch.empty(features).log_normal_(0, _SPREAD, generator=generator)
+        loud = torch.randperm(features, generator=generator)[: math.ceil(features * _LOUD_SHARE)]
+        scale[loud] = torch.empty(len(loud)).uniform_(*_LOUD, generator=generator)
+        return scale[None]
+
+    def _initial(self, module: nn.Module, attribute: str) -> Tensor:
+        """Return a vector of a module as its architecture initialises it."""
+        alone = copy.copy(module)
+        for kind in ("_parameters", "_buffers"):
+            alone.__dict__[kind] = {
+                key: _zeros(stored) if stored is not None and stored.ndim < 2 else stored
+                for key, stored in getattr(module, kind).items()
+            }
+        self.model._init_weights(alone)
+        found: Tensor = getattr(alone, attribute)
+        return found.detach()
+
+
+def draft_model(source: str, dtype: str, blocks: int | None, seed: int) -> Draft:
+    """Return a model that can be generated.
+
+    Parameters
+    ----------
+    source : str
+        A name of :data:`~fedprune.models.presets.PRESETS`, or a folder with a ``config.json``.
+    dtype : str
+        'float32', 'bfloat16' or 'float16'.
+    blocks : int or None
+        How many of its blocks, the first ones; None for all.
+    seed : int
+        What the values follow from.
+
+    Raises
+    ------
+    ModelError
+        If there is no such architecture, it cannot be pruned block by block, it has fewer blocks,
+        or fewer tokens than the embedded model's tokenizer.
+    """
+    config = _configuration(source)
+    text = config.get_text_config()
+    if blocks is not None:
+        if not 1 <= blocks <= text.num_hidden_layers:
+            raise ModelError(
+                f"`--blocks` must be 1 to {text.num_hidden_layers} for '{source}', got {blocks}."
+            )
+        text.num_hidden_layers = blocks
+        if getattr(text, "layer_types", None):
+            text.layer_types = text.layer_types[:blocks]
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=getattr(torch, dtype), trust_remote_code=False
+            )
+    except (ValueError, ImportError) as error:
+        detail = str(error).partition("\n")[0]
+        raise ModelError(
+            f"'{source}' cannot be generated: {detail} Give the configuration of a causal "
+            "language model that transformers knows."
+        ) from error
+    draft = Draft(model, find_layout(model).prefix, seed)
+    tokens = json.loads((SHIPPED / "config.json").read_text())["vocab_size"]
+    if text.vocab_size < tokens:
+        raise ModelError(
+            f"'{source}' has {text.vocab_size} tokens, the embedded model's tokenizer, which a "
+            f"generated model gets, has {tokens}. Raise `vocab_size` in its configuration."
+        )
+    return draft
+
+
+def generate_model(draft: Draft, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write a model as a Hugging Face folder, tensor by tensor, whole or not at all.
+
+    The tokenizer is that of the embedded model, whose ids every larger vocabulary has too.
+
+    Parameters
+    ----------
+    draft : Draft
+        What to write.
+    folder : Path
+        Where; missing or empty.
+    shard_bytes : int
+        Most bytes of tensors in a file.
+
+    Raises
+    ------
+    ModelError
+        If there is something in the folder, its disk has too little room, or it cannot be written.
+    """
+    check_room(draft, folder)
+    forms = [
+        TensorForm(name, stored.dtype, tuple(stored.shape)) for name, stored in draft.stored.items()
+    ]
+    with new_folder(folder) as partial:
+        for name in TOKENIZER:
+            shutil.copyfile(SHIPPED / name, partial / name)
+        draft.model.config.architectures = [type(draft.model).__name__]
+        draft.model.config.save_pretrained(partial)
+        write_model(partial, forms, draft.draw, shard_bytes)
+
+
+def check_room(draft: Draft, folder: Path) -> None:
+    """Raise ``ModelError`` if the disk of a folder has less room than a model needs."""
+    there = next(parent for parent in folder.absolute().parents if parent.is_dir())
+    free = shutil.disk_usage(there).free
+    if free < draft.bytes:
+        raise ModelError(
+            f"The model takes {draft.bytes / 1e9:.2f} GB, and '{there}' has {free / 1e9:.2f} GB "
+            "free. Give a folder on another disk, a shorter `--dtype` or fewer `--blocks`."
+        )
+
+
+def _configuration(source: str) -> PreTrainedConfig:
+    if source in PRESETS:
+        kind, values = PRESETS[source]
+        return AutoConfig.for_model(kind, **copy.deepcopy(dict(values)))
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"SHAPE must be a folder with a `config.json` or one of {', '.join(PRESETS)}; got "
+            f"'{source}'."
+        ) from error
+
+
+def _zeros(stored: Tensor) -> Tensor:
+    values = torch.zeros(stored.shape, dtype=stored.dtype)
+    return nn.Parameter(values, requires_grad=False) if isinstance(stored, nn.Parameter) else values
