@@ -10,7 +10,7 @@ export FLWR_TELEMETRY_ENABLED ?= 0
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-e2e lint format bench doctor model clean
+.PHONY: help install demo test test-slow test-fast test-e2e browser lint format bench doctor model clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,6 +30,10 @@ $(VENV)/.developer: $(VENV)/.installed
 	$(PIP) install --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+$(VENV)/.evaluation: $(VENV)/.developer
+	$(PIP) install --constraint constraints.txt --editable '.[dev,eval]'
+	@touch $@
+
 install: $(VENV)/.installed ## Create .venv with the pinned dependencies
 
 demo: $(VENV)/.installed ## Prune the embedded model with two clients through Flower
@@ -38,11 +42,18 @@ demo: $(VENV)/.installed ## Prune the embedded model with two clients through Fl
 test: lint ## Install, check style, types and imports, run the tests
 	$(BIN)/python -m pytest
 
+test-slow: $(VENV)/.evaluation ## What `make test` leaves out: more kills, compiled GPU kernels, lm-evaluation-harness
+	$(BIN)/python -m pytest -m slow
+
 test-fast: $(VENV)/.developer ## Unit tests only
-	$(BIN)/python -m pytest tests/unit -m 'not slow'
+	$(BIN)/python -m pytest tests/unit
 
 test-e2e: $(VENV)/.developer ## The slower tests with Flower's real runtime
-	$(BIN)/python -m pytest -m 'e2e' --override-ini addopts='-q --strict-markers'
+	$(BIN)/python -m pytest -m 'e2e'
+
+browser: ## Install Chromium for the test of the report's page (Debian, as root)
+	@command -v chromium >/dev/null || { apt-get update -qq && \
+	  apt-get install -y -qq --no-install-recommends chromium >/dev/null; }
 
 lint: $(VENV)/.developer ## Style, types and the direction of imports
 	$(BIN)/ruff check .

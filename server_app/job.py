@@ -16,6 +16,7 @@ from fedprune.models.export import export_model
 from fedprune.models.fingerprint import Fingerprint, fingerprint
 from fedprune.models.loaded import LoadedModel
 from fedprune.models.loading import load_model
+from fedprune.models.memory import return_freed_memory
 from fedprune.pruning.trace import input_groups
 from fedprune.reporting.card import write_card
 from fedprune.reporting.ledger import Ledger
@@ -54,6 +55,7 @@ def run_job(grid: Grid, run_config: Mapping[str, str | int | float | bool], run_
         If the configuration, the model or the round fails; whatever was aggregated until then,
         the configuration and the ledger are in the folder, a model folder is not.
     """
+    return_freed_memory()
     resumed = resumption(run_config)
     if resumed is None:
         config = compose_config(run_config)

@@ -1,7 +1,9 @@
 """Out of memory, said in the words of the configuration."""
 
+import ctypes
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -9,6 +11,8 @@ from fedprune.errors import ModelError
 
 # How torch's allocator for the CPU says it, in a plain RuntimeError.
 _CPU_ALLOCATOR = "can't allocate memory"
+_MMAP_THRESHOLD = -3  # of glibc's mallopt
+_RETURNED_BYTES = 4 << 20
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -44,3 +48,15 @@ def explain_out_of_memory(doing: str, *keys: str) -> Iterator[None]:
         raise ModelError(
             f"Out of memory while {doing}: {detail} Lower or change one of: {knobs}."
         ) from error
+
+
+def return_freed_memory() -> None:
+    """Let arrays of some megabytes go back to the system when they are freed.
+
+    The C library raises the size from which on it does so as a program goes, up to 32 MB; what is
+    smaller stays with the process in pieces, some hundred megabytes of them in a server that adds
+    up masks. Does nothing where there is no glibc.
+    """
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _RETURNED_BYTES)

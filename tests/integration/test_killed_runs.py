@@ -116,7 +116,7 @@ def test_a_run_that_is_killed_twice_goes_on_to_the_same_bytes(workshop, inputs, 
 def test_runs_killed_all_over_go_on_to_the_same_bytes(workshop, inputs, tmp_path, name):
     runs = Runs(workshop, inputs, tmp_path, name)
     draw = random.Random(f"more {name}")
-    for moment in range(1, runs.moments + 1, max(1, runs.moments // 30)):
+    for moment in range(1, runs.moments + 1, max(1, runs.moments // 8)):
         runs.check_killed(moment)
-    for _ in range(10):
+    for _ in range(3):
         runs.check_killed(*(draw.randrange(1, runs.moments) for _ in range(4)))
