@@ -26,8 +26,8 @@ from fedprune.data.clients import client_samples
 from fedprune.data.sources import load_documents
 from fedprune.evaluation.texts import evaluation_windows
 from fedprune.models.fingerprint import Fingerprint, fingerprint
+from fedprune.models.limits import Limits
 from fedprune.models.loading import load_model
-from fedprune.models.walk import Limits
 from fedprune.pruning.blocks import prune_blocks
 from fedprune.pruning.driver import BlockWalk
 from fedprune.pruning.registry import make_pruner

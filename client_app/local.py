@@ -8,8 +8,8 @@ from fedprune.config import RunConfig
 from fedprune.errors import DataError
 from fedprune.evaluation.perplexity import perplexities
 from fedprune.models.device import pick_device
+from fedprune.models.limits import Limits
 from fedprune.models.masking import Changes, Recalled
-from fedprune.models.walk import Limits
 from fedprune.pruning.blocks import pruned_in_passing
 from fedprune.pruning.driver import BlockWalk
 from fedprune.pruning.registry import make_pruner

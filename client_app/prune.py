@@ -12,7 +12,7 @@ from client_app.seat import Seat
 from client_app.update import Place, check_order, read_start, read_update
 from fedprune.config import RunConfig
 from fedprune.models.device import pick_device
-from fedprune.models.walk import Limits
+from fedprune.models.limits import Limits
 from fedprune.pruning.driver import BlockWalk
 from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.spec import block_specs

@@ -22,10 +22,10 @@ from fedprune.data.documents import Document
 from fedprune.errors import ConfigError, DataError, ModelError
 from fedprune.evaluation.perplexity import Perplexity, perplexity, token_windows
 from fedprune.models.device import pick_device
+from fedprune.models.limits import Limits
 from fedprune.models.loaded import LoadedModel
 from fedprune.models.loading import load_model
 from fedprune.models.masking import Changes
-from fedprune.models.walk import Limits
 from fedprune.pruning.blocks import prune_blocks
 from fedprune.pruning.driver import BlockWalk
 from fedprune.pruning.pruners import Pruner

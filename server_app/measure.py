@@ -10,9 +10,9 @@ from fedprune.data.sources import load_documents
 from fedprune.evaluation.perplexity import perplexities, perplexity_of
 from fedprune.evaluation.texts import evaluation_windows
 from fedprune.models.device import pick_device
+from fedprune.models.limits import Limits
 from fedprune.models.loaded import LoadedModel
 from fedprune.models.masking import Changes
-from fedprune.models.walk import Limits
 from fedprune.pruning.blocks import pruned_in_passing
 from fedprune.pruning.driver import BlockWalk
 from fedprune.pruning.registry import make_pruner

@@ -16,8 +16,8 @@ from fedprune.evaluation.speed import Speed, measure_speed
 from fedprune.evaluation.texts import heldout_windows
 from fedprune.evaluation.zero_shot import ZeroShot, load_tasks, task_names, zero_shot
 from fedprune.models.device import pick_device
+from fedprune.models.limits import Limits
 from fedprune.models.loading import check_seq_len, load_model
-from fedprune.models.walk import Limits
 from fedprune.reporting.progress import size_text
 
 

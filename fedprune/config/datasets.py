@@ -1,4 +1,4 @@
-"""The names in `evaluation.datasets` and `evaluation.tasks`: known ones, or paths of local files."""
+"""Names in `evaluation.datasets` and `evaluation.tasks`: known ones, or paths of local files."""
 
 import re
 from collections.abc import Iterator

@@ -17,10 +17,11 @@ from transformers import PreTrainedTokenizerBase
 from fedprune.data.documents import Document
 from fedprune.errors import DataError
 from fedprune.models.inputs import output_of
+from fedprune.models.limits import Limits
 from fedprune.models.loaded import LoadedModel
 from fedprune.models.masking import Changes
 from fedprune.models.memory import explain_out_of_memory
-from fedprune.models.walk import Limits, ModelWalk
+from fedprune.models.walk import ModelWalk
 
 _ROWS = 256  # logits taken to float32 at a time: vocabularies are large
 _SEPARATOR = "\n\n"

@@ -22,8 +22,6 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightRenaming
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
@@ -36,7 +34,8 @@ from fedprune.models.folder import check_config, check_folder, is_local
 from fedprune.models.hub_files import weight_files
 from fedprune.models.layout import find_layout
 from fedprune.models.loaded import LoadedModel, loaded_from
-from fedprune.models.source import MappedWeights, WeightSource, find_places
+from fedprune.models.mapping import check_complete, map_weights
+from fedprune.models.source import WeightSource
 
 _DTYPES: dict[str, torch.dtype | None] = {
     "auto": None,  # as stored
@@ -171,7 +170,7 @@ def _weights(
 ) -> WeightSource | None:
     if is_compact_file(files[0]):
         return open_compact(files[0].parent, stored, model)
-    return _mapped(source, model, _renamed(model, stored))
+    return map_weights(source, model, stored)
 
 
 def _dtype(
@@ -185,41 +184,6 @@ def _dtype(
     return chosen if isinstance(chosen, torch.dtype) else getattr(torch, str(chosen))
 
 
-def _renamed(model: PreTrainedModel, stored: Mapping[str, Stored]) -> dict[str, Stored]:
-    """Return what is stored under today's names: some families' checkpoints have older ones."""
-    renamings = [
-        one for one in get_model_conversion_mapping(model) if isinstance(one, WeightRenaming)
-    ]
-
-    def today(name: str) -> str:
-        for one in renamings:
-            name, _ = one.rename_source_key(name)
-        return name
-
-    return {today(name): place for name, place in stored.items()}
-
-
-def _mapped(
-    source: str, model: PreTrainedModel, stored: Mapping[str, Stored]
-) -> MappedWeights | None:
-    """Return where the model's weights lie in its files, None if the loader must rename them."""
-    if model._keep_in_fp32_modules or model._keep_in_fp32_modules_strict:
-        return None
-    state = model.state_dict()
-    places = find_places(state, stored, model.base_model_prefix, model.all_tied_weights_keys)
-    absent = [name for name in state if name not in places]
-    if absent and len(set(map(id, places.values()))) < len(stored):
-        return None  # what is left over may be what is missing, under an older name
-    _check_complete(source, absent)
-    for name, place in places.items():
-        if place.shape != tuple(state[name].shape):
-            raise ModelError(
-                f"`model.path` '{source}' cannot be loaded: '{name}' has shape {place.shape}, its "
-                f"configuration asks for {tuple(state[name].shape)}. Give a complete checkpoint."
-            )
-    return MappedWeights(places, state)
-
-
 def _whole(source: str, config: ModelConfig) -> PreTrainedModel:
     with _readable_errors(source), progress_on_terminals_only():
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -229,16 +193,8 @@ def _whole(source: str, config: ModelConfig) -> PreTrainedModel:
             trust_remote_code=False,
             output_loading_info=True,
         )
-    _check_complete(source, sorted(report["missing_keys"]))
+    check_complete(source, sorted(report["missing_keys"]))
     return model
-
-
-def _check_complete(source: str, absent: Sequence[str]) -> None:
-    if absent:
-        raise ModelError(
-            f"`model.path` '{source}' lacks {len(absent)} weights of its architecture, among "
-            f"them {', '.join(absent[:3])}. Give a complete checkpoint."
-        )
 
 
 def _source(config: ModelConfig) -> str:

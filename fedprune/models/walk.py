@@ -8,18 +8,17 @@ memory nor device ever holds more than one block, however many the model has.
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from fedprune.config import PrunerConfig
 from fedprune.errors import ModelError
 from fedprune.models.calls import BlockCall
 from fedprune.models.hidden import HiddenStates, memory_limit
 from fedprune.models.inputs import capture_inputs, hidden_of
+from fedprune.models.limits import DEFAULT, Limits
 from fedprune.models.loaded import LoadedModel
 from fedprune.models.loading import check_seq_len
 from fedprune.models.masking import changed_tensors
@@ -28,39 +27,6 @@ from fedprune.wire.change import Change
 
 _log = logging.getLogger("flwr")
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a walk may use.
-
-    Parameters
-    ----------
-    batch_size : int
-        Sequences that run through a block at a time. Where memory runs out it is halved; with 1 a
-        sequence's results do not depend on what else is walked.
-    hidden_memory_mb : int or None
-        Hidden states beyond so many megabytes go to the disk; None takes a share of what is free.
-    length_key : str
-        The configuration key that sets the length of the sequences.
-    """
-
-    batch_size: int = 1
-    hidden_memory_mb: int | None = None
-    length_key: str = "pruner.seq_len"
-
-    @classmethod
-    def of(cls, config: PrunerConfig, length_key: str = "pruner.seq_len") -> "Limits":
-        """Return what the configuration allows."""
-        return cls(config.batch_size, config.hidden_memory_mb, length_key)
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """The configuration keys that help where memory runs out."""
-        return "pruner.batch_size", self.length_key, "pruner.device"
-
-
-_DEFAULT = Limits()
 
 
 class ModelWalk:
@@ -97,7 +63,7 @@ class ModelWalk:
         *,
         hidden: Sequence[Tensor] | None = None,
         start: int = 0,
-        limits: Limits = _DEFAULT,
+        limits: Limits = DEFAULT,
     ) -> None:
         for length in {len(sample) for sample in samples}:
             check_seq_len(model.model, length, limits.length_key)

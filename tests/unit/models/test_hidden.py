@@ -4,7 +4,8 @@ import torch
 from fedprune.errors import ModelError
 from fedprune.models import hidden as module
 from fedprune.models.hidden import HiddenStates, memory_limit
-from fedprune.models.walk import Limits, ModelWalk
+from fedprune.models.limits import Limits
+from fedprune.models.walk import ModelWalk
 from tests.support.architectures import tiny_model, token_samples
 
 
