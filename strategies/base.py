@@ -164,12 +164,13 @@ class FederatedPruning(Frame):
             self.state.step += 1
         self._pace.reset()
         most = sum(map(self.block_bytes, blocks))
-        post = self.post(grid)
+        post, asked = self.post(grid), self.asked(blocks)
         replies = post.replies(
             self.configure_train(number, ArrayRecord(), ConfigRecord(), grid),
             "prune",
             report=self._course.pruning(blocks, self.state.round),
-            joiner=post.joiner(self.asked(blocks), self.form, most),
+            joiner=post.joiner(asked, self.form, most),
+            again=post.again(asked, self.bundle),
         )
         _, metrics = self.aggregate_train(number, replies)
         if metrics is not None:

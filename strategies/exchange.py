@@ -6,7 +6,7 @@ in exactly one outcome: a reply or the reason why there is none.
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +18,7 @@ from fedprune.records import message_bytes
 
 # Error codes of Flower's replies that mean more than "this request failed".
 _UNKNOWN = 0
+_APP_CRASHED = 8
 _POLL_SECONDS = (0.02, 0.5)
 
 
@@ -41,6 +42,8 @@ class Outcome:
         Serialised sizes of request and reply.
     seconds : float
         From handing over the request until the reply was in hand.
+    crashed : bool
+        Whether the process that worked on it died, while its node is well.
     """
 
     node_id: int
@@ -49,6 +52,7 @@ class Outcome:
     bytes_down: int
     bytes_up: int
     seconds: float
+    crashed: bool = False
 
 
 class Joiner(Protocol):
@@ -73,6 +77,7 @@ def exchange(
     window: int,
     timeout: float,
     joiner: Joiner | None = None,
+    again: Callable[[int], Message] | None = None,
 ) -> Iterator[Outcome]:
     """Yield one outcome for every request, in the order of arrival.
 
@@ -88,6 +93,9 @@ def exchange(
         Seconds a node has for its reply.
     joiner : Joiner, optional
         Sees each outcome first and may ask for more before it is handed out.
+    again : Callable[[int], Message], optional
+        Node id -> its request once more. Asked for once where a node's process dies at its work:
+        the kernel may have killed it for memory that another program needed.
 
     Raises
     ------
@@ -96,6 +104,7 @@ def exchange(
     """
     todo = iter(requests)
     pending: dict[str, _Pending] = {}
+    repeated: set[int] = set()
     pause, exhausted = _POLL_SECONDS[0], False
     while True:
         while not exhausted and len(pending) < window:
@@ -116,6 +125,9 @@ def exchange(
             finished = True
             del pending[message_id]
             found = joiner.take(outcome) if joiner is not None else outcome
+            if again is not None and outcome.crashed and outcome.node_id not in repeated:
+                repeated.add(outcome.node_id)
+                found = again(outcome.node_id)
             del outcome
             if isinstance(found, Message):
                 message_id, entry = _push(grid, found)
@@ -159,7 +171,8 @@ def _poll(grid: Grid, message_id: str, entry: _Pending, timeout: float) -> Outco
             "`pruner.seq_len` or `pruner.num_calibration_samples`."
         )
     problem = f"it failed: {problem} (Flower error {reply.error.code})"
-    return Outcome(entry.node_id, None, problem, entry.bytes_down, size, seconds)
+    crashed = reply.error.code == _APP_CRASHED
+    return Outcome(entry.node_id, None, problem, entry.bytes_down, size, seconds, crashed)
 
 
 def _last_line(reason: str | None) -> str:

@@ -3,8 +3,10 @@
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from logging import WARNING
 
 from flwr.app import Message, RecordDict
+from flwr.common.logger import log
 from flwr.serverapp import Grid
 
 from fedprune.config import StrategyConfig
@@ -69,6 +71,19 @@ class Post:
                 content = order_record(self.config_yaml, order, bundle(order))
                 yield self.message(client, PRUNE, content)
 
+    def again(self, orders: Mapping[int, Order], bundle: Bundle) -> Callable[[int], Message]:
+        """Return node id -> its order once more; what was delivered ahead is still there."""
+        clients = {client.node_id: client for client in self.cohort.active}
+
+        def message(node_id: int) -> Message:
+            order, found = orders[node_id], bundle(orders[node_id])
+            short = sum(map(len, found.values())) <= MESSAGE_BYTES
+            content = order_record(self.config_yaml, order, found if short else {})
+            log(WARNING, "%s: its process died; it is asked once more", clients[node_id].name)
+            return self.message(clients[node_id], PRUNE, content)
+
+        return message
+
     def joiner(self, orders: Mapping[int, Order], form: str, most_bytes: int) -> ParcelJoiner:
         """Return what asks for the other parcels of replies that are too long for a message."""
         clients = {client.node_id: client for client in self.cohort.active}
@@ -86,6 +101,7 @@ class Post:
         phase: str,
         report: Callable[[int, int], None],
         joiner: Joiner | None = None,
+        again: Callable[[int], Message] | None = None,
     ) -> Iterator[Message]:
         """Yield replies as they arrive; who sends none is refused by name and left out.
 
@@ -99,6 +115,8 @@ class Post:
             Told after each answer: how many, and of how many.
         joiner : Joiner, optional
             Puts together what comes in parcels.
+        again : Callable[[int], Message], optional
+            Node id -> its request once more, for one whose process dies at its work.
         """
         asked: dict[int, Client] = {}
         total = len(self.cohort.active)
@@ -108,6 +126,7 @@ class Post:
             window=self.window,
             timeout=self.strategy.timeout,
             joiner=joiner,
+            again=again,
         )
         report(0, total)
         for answered, outcome in enumerate(outcomes, start=1):

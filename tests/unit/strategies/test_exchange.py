@@ -79,3 +79,48 @@ def test_node_that_left_before_the_push():
     grid = Gone(client_app(echo), 1)
     (outcome,) = exchange(grid, requests(grid), window=1, timeout=5)
     assert "left before" in outcome.problem
+
+
+def crash_once(code: int = 8):
+    """Replace the first reply of node 101 by what Flower says of a process that died."""
+    gone: list[int] = []
+
+    def tamper(partition: int, reply: Message) -> Message:
+        if partition != 1 or gone:
+            return reply
+        gone.append(partition)
+        return Message(Error(code, "the app exited"), reply_to=reply)
+
+    return tamper
+
+
+def again(node_id: int) -> Message:
+    return Message(RecordDict(), node_id, "train.prune")
+
+
+def test_a_node_whose_process_dies_is_asked_once_more():
+    grid = LocalGrid(client_app(echo), 3, tamper=crash_once())
+    outcomes = list(exchange(grid, requests(grid), window=2, timeout=5, again=again))
+    assert sorted(o.node_id for o in outcomes) == [100, 101, 102]
+    assert all(o.reply is not None for o in outcomes)
+    assert len(grid.sent) == 4
+
+
+@pytest.mark.parametrize("code", [2, 5])
+def test_other_failures_are_not_tried_again(code):
+    grid = LocalGrid(client_app(echo), 3, tamper=crash_once(code))
+    outcomes = {
+        o.node_id: o for o in exchange(grid, requests(grid), window=2, timeout=5, again=again)
+    }
+    assert outcomes[101].reply is None and len(grid.sent) == 3
+
+
+def test_a_process_that_dies_twice_is_given_up():
+    def always(partition: int, reply: Message) -> Message:
+        return Message(Error(8, "the app exited"), reply_to=reply) if partition == 1 else reply
+
+    grid = LocalGrid(client_app(echo), 3, tamper=always)
+    outcomes = {
+        o.node_id: o for o in exchange(grid, requests(grid), window=3, timeout=5, again=again)
+    }
+    assert "Flower error 8" in outcomes[101].problem and len(grid.sent) == 4
