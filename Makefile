@@ -49,7 +49,7 @@ test-fast: $(VENV)/.developer ## Unit tests only
 	$(BIN)/python -m pytest tests/unit
 
 test-e2e: $(VENV)/.developer ## The slower tests with Flower's real runtime
-	$(BIN)/python -m pytest -m 'e2e'
+	$(BIN)/python -m pytest -m e2e
 
 browser: ## Install Chromium for the test of the report's page (Debian, as root)
 	@command -v chromium >/dev/null || { apt-get update -qq && \

@@ -8,7 +8,7 @@ import pytest
 
 from tests.e2e.test_flower_runs import SMALL, deployed, fedprune
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 QUICK = ["evaluation.max_windows=1", "evaluation.local_only=false", "evaluation.centralized=false"]
 

@@ -13,7 +13,7 @@ import pytest
 import fedprune
 from fedprune.cli import main
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 SMALL = (
     "pruner.num_calibration_samples=2",
