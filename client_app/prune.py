@@ -11,6 +11,7 @@ from client_app.scratch import Scratch
 from client_app.seat import Seat
 from client_app.update import Place, check_order, read_start, read_update
 from fedprune.config import RunConfig
+from fedprune.disk import is_refusal
 from fedprune.models.device import pick_device
 from fedprune.models.limits import Limits
 from fedprune.pruning.driver import BlockWalk
@@ -45,7 +46,7 @@ def prune(config: RunConfig, seat: Seat, order: Order, bundle: Mapping[str, byte
     ------
     FedpruneError
         If the request is wrong or the work fails. The node then forgets this run, since the
-        server asks it no more.
+        server asks it no more; not where its disk is full: with room again it can go on.
     """
     started, scratch = time.monotonic(), Scratch(seat.scratch)
     try:
@@ -54,8 +55,9 @@ def prune(config: RunConfig, seat: Seat, order: Order, bundle: Mapping[str, byte
         scratch.go_on_from(order.resume)
         encoded, samples = _work(config, seat, order, bundle, respondent)
         scratch.clear_inbox()
-    except Exception:
-        scratch.remove()
+    except Exception as error:
+        if not is_refusal(error):
+            scratch.remove()
         raise
     total = sum(map(len, encoded.values()))
     whole = total <= order.parcel_bytes

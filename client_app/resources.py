@@ -7,6 +7,7 @@ import psutil
 import torch
 
 from fedprune.errors import ConfigError
+from fedprune.memory import free_memory
 
 _SIZE = 768
 _SECONDS = 0.05
@@ -23,7 +24,7 @@ def free_bytes(device: str) -> int:
     """Return the memory of a device that is free now."""
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+    return free_memory()
 
 
 def megaflops(device: str) -> int:

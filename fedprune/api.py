@@ -10,7 +10,7 @@ weights is a value, block -> linear -> change, which
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
@@ -43,7 +43,7 @@ _RULE = Rule()
 
 def prune_locally(
     model: Model,
-    texts: Sequence[str] | Sequence[Tensor],
+    texts: str | Sequence[str] | Sequence[Tensor],
     *,
     sparsity: float = 0.5,
     pruner: str | Pruner = "wanda",
@@ -55,7 +55,7 @@ def prune_locally(
     ----------
     model : str, Path or LoadedModel
         The dense model.
-    texts : sequence of str, or of Tensor
+    texts : str, sequence of str, or of Tensor
         What to calibrate on: texts, joined and cut into samples of `pruner.seq_len` tokens, or
         samples of token ids themselves, each int64 of shape (tokens,).
     sparsity : float
@@ -87,7 +87,9 @@ def prune_locally(
     named = [f"pruner={pruner}"] if isinstance(pruner, str) else []
     config = config_from_overrides([f"sparsity={sparsity}", *named, *overrides])
     loaded = _opened(model)
-    samples = _samples(loaded, texts, config.pruner.seq_len)
+    # A string is a sequence of strings, too: of its letters.
+    several = [texts] if isinstance(texts, str) else texts
+    samples = _samples(loaded, several, config.pruner.seq_len)
     device, limits = pick_device(config.pruner.device), Limits.of(config.pruner)
     walk = BlockWalk(loaded, samples, device, limits=limits)
     blocks = len(loaded.layout.blocks)
@@ -147,6 +149,10 @@ def aggregate(
     """
     if not results:
         raise ConfigError("`results` must hold what at least one client made, got none.")
+    if how not in get_args(How):
+        raise ConfigError(f"`how` must be 'votes', 'l0' or 'fedavg', got '{how}'.")
+    if not 0 <= sparsity < 1:
+        raise ConfigError(f"`sparsity` must be at least 0 and below 1, got {sparsity}.")
     loaded = _opened(model)
     recipe = _Recipe(how, sparsity, Pattern.parse(pattern), rule)
     made: dict[int, dict[str, Change]] = {}

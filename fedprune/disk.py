@@ -1,7 +1,17 @@
 """Files that are whole or absent, also after a kill or a power cut."""
 
+import errno
 import os
 from pathlib import Path
+
+_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+
+
+def is_refusal(error: BaseException | None) -> bool:
+    """Whether an error says that a disk is full or may not be written, or comes from such a one."""
+    if isinstance(error, OSError):
+        return error.errno in _REFUSALS
+    return error is not None and is_refusal(error.__cause__)
 
 
 def replace_file(target: Path, data: bytes) -> None:

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,11 @@ class RunFolder:
         shapes = {name: mask.shape for name, mask in masks.items()}
         return decode_update(more.read_bytes(), shapes)
 
+    def kept(self, number: int, block: int) -> list[str]:
+        """Return the names of the files that say what became of a block in a round."""
+        files = self._block(number, block), self._more(number, block)
+        return [path.name for path in files if path.exists()]
+
     def save_figures(self, number: int, block: int, figures: Mapping[str, object]) -> None:
         """Put on disk what the results will tell of a block; plain JSON values."""
         replace_file(self._figures(number, block), json.dumps(figures).encode())
@@ -165,9 +170,10 @@ class RunFolder:
             shutil.rmtree(self._round(number), ignore_errors=True)
 
     def fail(self, reason: str, ledger: Ledger) -> None:
-        """Record why the run stopped; aggregated blocks stay."""
+        """Record why the run stopped, unless the disk is full; aggregated blocks stay."""
         state = {"status": "failed", "reason": reason, "ledger": ledger.to_dict()}
-        self._write_text("failure.json", json.dumps(state, indent=2) + "\n")
+        with suppress(OSError):
+            self._write_text("failure.json", json.dumps(state, indent=2) + "\n")
 
     def finish(self, results: Mapping[str, object]) -> None:
         """Write the results; the blocks are in the exported sidecar now and go."""

@@ -10,6 +10,7 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 
 from fedprune.config import RunConfig, compose_config, resumed_config, resumption
+from fedprune.disk import is_refusal
 from fedprune.errors import ConfigError, FedpruneError
 from fedprune.home import home
 from fedprune.models.export import export_model
@@ -71,7 +72,6 @@ def run_job(grid: Grid, run_config: Mapping[str, str | int | float | bool], run_
             folder.tidy()
             log(INFO, "the run in %s is finished: there is nothing to go on with", folder.path)
         else:
-            folder.reopen()
             results = _results(grid, config, run_id, folder)
             folder.finish(results)
             log(INFO, "\n%s", plain_table(results))
@@ -83,20 +83,33 @@ def run_job(grid: Grid, run_config: Mapping[str, str | int | float | bool], run_
 
 def _results(grid: Grid, config: RunConfig, run_id: int, folder: RunFolder) -> dict[str, object]:
     """Run a job from where its folder says it stands; a failure is noted there."""
-    files = StateFiles(folder.state, Ledger())
-    state = files.load()
+    files, state = StateFiles(folder.state, Ledger()), RunState()
     try:
+        folder.reopen()
+        state = files.load()
         with state.laps.lap("total"), Tracking(config, folder.path) as tracking:
             results = _run(grid, config, run_id, folder, files, state, tracking)
             tracking.finish(results)
             write_card(folder.model, config, results)
             return results
     except FedpruneError as error:
-        # Without clients, or with a wrong configuration, there is nothing to go on with.
-        goes_on = state.clients and not isinstance(error, ConfigError)
-        way = f" Go on with the run: fedprune run resume={folder.path}" if goes_on else ""
-        folder.fail(f"{error}{way}", files.ledger)
-        raise type(error)(f"{error}{way}") from error
+        raise _noted(error, folder, files, state) from error
+    except OSError as error:
+        if not is_refusal(error):
+            raise
+        text = f"A disk is full or cannot be written: {error}. The run writes to '{folder.path}'."
+        raise _noted(FedpruneError(text), folder, files, state) from error
+
+
+def _noted(
+    error: FedpruneError, folder: RunFolder, files: StateFiles, state: RunState
+) -> FedpruneError:
+    """Return an error that stops the run with the way on, after noting it in the folder."""
+    # Without clients, or with a wrong configuration, there is nothing to go on with.
+    goes_on = state.clients and not isinstance(error, ConfigError)
+    way = f" Go on with the run: fedprune run resume={folder.path}" if goes_on else ""
+    folder.fail(f"{error}{way}", files.ledger)
+    return type(error)(f"{error}{way}")
 
 
 def _run(  # noqa: PLR0913 - what a job is made of

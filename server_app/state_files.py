@@ -70,7 +70,7 @@ class StateFiles:
             return RunState()
         try:
             return self._read(json.loads(data))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise damaged_state(f"{type(error).__name__}: {error}") from error
 
     def identify(self, identity: Mapping[str, str]) -> None:
@@ -120,7 +120,7 @@ class StateFiles:
             found: Mapping[str, NDArray[Any]] = np.load(
                 self.folder / str(self._votes), allow_pickle=False
             )
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise damaged_state(f"{type(error).__name__}: {error}") from error
         return found
 

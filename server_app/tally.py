@@ -15,6 +15,7 @@ from fedprune.aggregation.sampled_agreement import (
     agreement_with_result,
     extremes,
 )
+from fedprune.errors import ModelError, WireError
 from fedprune.models.loaded import LoadedModel
 from fedprune.models.masking import Changes, Recalled
 from fedprune.reporting.results import ClientAgreement, LinearFigures
@@ -22,7 +23,7 @@ from fedprune.wire.change import Change
 from server_app.folder import RunFolder
 from server_app.state_files import StateFiles
 from strategies.block import BlockResult
-from strategies.run_state import RunState
+from strategies.run_state import RunState, damaged_state
 
 _MATRIX_CLIENTS = 64  # rows of the matrix of agreement between clients
 
@@ -57,11 +58,24 @@ class Tally:
             for name, shape in self.loaded.layout.shapes()[block].items()
         ]
         sample = None if result.sample is None else _plain(result.sample)
-        self.folder.save_figures(number, block, {"linears": linears, "sample": sample})
+        figures = {"linears": linears, "sample": sample, "files": self.folder.kept(number, block)}
+        self.folder.save_figures(number, block, figures)
 
     def recall(self, number: int, block: int) -> Mapping[str, Change]:
-        """Return what was saved of a block in a round; empty if nothing was."""
-        return self.folder.read_block(number, block)
+        """Return what was saved of a block in a round; empty if no client reported it.
+
+        Raises
+        ------
+        ConfigError
+            If it is damaged or not there any more.
+        """
+        try:
+            there, saved = self.folder.kept(number, block), self.folder.read_figures(number, block)
+            if there != saved["files"]:
+                raise ValueError(f"of round {number} there is {there}, not {saved['files']}")
+            return self.folder.read_block(number, block)
+        except (OSError, ValueError, KeyError, TypeError, ModelError, WireError) as error:
+            raise damaged_state(f"block {block}: {error}") from error
 
     def save(self, state: RunState, votes: Mapping[str, NDArray[Any]]) -> None:
         """Save where the run stands; the blocks that it counts on are on the disk before."""

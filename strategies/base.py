@@ -130,7 +130,10 @@ class FederatedPruning(Frame):
         state, new = self.state, not self.state.clients
         with state.laps.lap("handshake"):
             show("connect", 0, 1, "waiting for nodes")
-            handshake = Handshake.of(self.config, self.plan, self.ledger, self.window(), state.job)
+            expected = len(state.active)
+            handshake = Handshake.of(
+                self.config, self.plan, self.ledger, self.window(), state.job, expected
+            )
             met = handshake.run(grid, greeting())
             self.cohort = gather(met, state, self.config, self.ledger)
         opened = [client for client in self.cohort.clients if client.partition in state.opened]
@@ -188,7 +191,7 @@ class FederatedPruning(Frame):
     def _restore(self) -> None:
         try:
             self.restore(self.store.votes())
-        except (KeyError, ValueError, OSError, BadZipFile) as error:
+        except (KeyError, ValueError, OSError, EOFError, BadZipFile) as error:
             raise damaged_state(f"{type(error).__name__}: {error}") from error
 
     def _compare(self, grid: Grid, result: Result) -> None:

@@ -60,6 +60,8 @@ class Handshake:
         Requests under way at once (`strategy.window`).
     job : str
         The run's key, the group of every message.
+    expected : int
+        Nodes to wait for where they are more than ``min_clients``: those of a run that goes on.
     """
 
     plan: Plan
@@ -70,10 +72,11 @@ class Handshake:
     timeout: float
     window: int
     job: str
+    expected: int = 0
 
     @classmethod
-    def of(
-        cls, config: RunConfig, plan: Plan, ledger: Ledger, window: int, job: str
+    def of(  # noqa: PLR0913 - the class among them
+        cls, config: RunConfig, plan: Plan, ledger: Ledger, window: int, job: str, expected: int
     ) -> "Handshake":
         """Return the handshake that a configuration asks for."""
         strategy = config.strategy
@@ -86,6 +89,7 @@ class Handshake:
             timeout=strategy.timeout,
             window=window,
             job=job,
+            expected=expected,
         )
 
     def run(self, grid: Grid, answered: Callable[[int, int], None]) -> list[Client]:
@@ -106,7 +110,7 @@ class Handshake:
         deadline = time.monotonic() + self.wait
         asked: set[int] = set()
         clients: dict[int, Client] = {}
-        expected = self.min_clients
+        expected = max(self.min_clients, self.expected)
         while True:
             # A list of nodes may be empty or partial while nodes are still connecting.
             fresh = sorted(set(grid.get_node_ids()) - asked)
@@ -190,7 +194,10 @@ class Handshake:
                 "for at least one with --federation-config 'num-supernodes=2'; in a deployment "
                 "start the SuperNodes first."
             )
+        advice = "Start more of them, wait longer (`strategy.wait`), or ask for fewer."
+        if accepted < asked:
+            advice = f"Latest refusals: {self.ledger.reasons()}"
         raise QuorumError(
             f"{accepted} of {asked} nodes can take part, `strategy.min_clients` asks for "
-            f"{self.min_clients}. Latest refusals: {self.ledger.reasons()}"
+            f"{self.min_clients}. {advice}"
         )

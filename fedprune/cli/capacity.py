@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from fedprune.cli.machine import free_memory, has_gpu_driver, model_bytes, usable_cpus
+from fedprune.cli.machine import has_gpu_driver, model_bytes, usable_cpus
 from fedprune.config import RunConfig
 from fedprune.errors import ConfigError
+from fedprune.memory import free_memory
 
 # Python with torch and transformers, the hidden states of a small model, and some air.
 _BASE_BYTES = 1_000_000_000

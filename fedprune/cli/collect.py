@@ -10,9 +10,9 @@ from rich.console import Console
 
 from fedprune.cli.sweep_plan import baseline_key
 from fedprune.cli.sweep_report import Finished, Story, report_sweep
-from fedprune.config import RunConfig, from_yaml
 from fedprune.config.schema import flatten
 from fedprune.errors import ConfigError
+from fedprune.reporting.run_folder import read_config
 from fedprune.reporting.sweep import SEED, SPARSITY, Axes
 
 _NAME = ".name"
@@ -46,8 +46,8 @@ def collect_runs(screen: Console, folder: Path, command: str, seconds: float = 0
 
     Raises
     ------
-    ConfigError
-        There is no run.
+    FedpruneError
+        There is no run, or one was made by another version of fedprune.
     """
     runs = [_Run(path) for path in _folders(folder)]
     if not any(run.results for run in runs):
@@ -80,7 +80,7 @@ class _Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.config: RunConfig = from_yaml((folder / "config.yaml").read_text(encoding="utf-8"))
+        self.config = read_config(folder)
         plain = flatten(self.config).items()
         self.values = {key: _text(value) for key, value in plain if key not in _NO_SETTING}
         self.results: Mapping[str, Any] | None = _json(folder / "results.json")

@@ -204,10 +204,11 @@ COMMANDS: dict[str, Command] = {
     ),
     "sweep": Command(
         "run many jobs and compare their results",
-        "Run a job for every combination of values, in this process unless federation.backend or "
-        "federation.connection says otherwise. What is done is skipped, so that the same command "
-        "goes on after an interruption or a failure. Ends with a table, and with table.csv, "
-        "table.md, plots and the page sweep.html in the sweep's folder (output_dir).",
+        "Run a job for every combination of values, on this machine without Flower's runtime "
+        "unless federation.backend or federation.connection says otherwise. What is done is "
+        "skipped, so that the same command goes on after an interruption or a failure. "
+        "Ends with a table, and with table.csv, table.md, plots and the page sweep.html in the "
+        "sweep's folder (output_dir).",
         _sweep_arguments,
         _sweep,
     ),
@@ -221,7 +222,8 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command(
         "measure perplexity, zero-shot tasks, size and speed of a model",
         "Measure the perplexity of a model folder on the held-out part of `data` and on each of "
-        "`evaluation.datasets`, and what its files take; zero-shot tasks and speed if asked for.",
+        "`evaluation.datasets`, those of its run if one made it, and what its files take; "
+        "zero-shot tasks and speed if asked for.",
         _evaluate_arguments,
         _evaluate,
     ),

@@ -1,6 +1,7 @@
 """`fedprune evaluate`: what a model folder is worth, measured as a run measures it."""
 
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -8,8 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fedprune.config import RunConfig, config_from_overrides, evaluation_data
-from fedprune.errors import DataError, ModelError
+from fedprune.config import RunConfig, config_from_overrides, evaluation_data, to_overrides
+from fedprune.errors import DataError, FedpruneError, ModelError
 from fedprune.evaluation.perplexity import Perplexity, perplexities
 from fedprune.evaluation.sizes import ModelSizes, model_sizes
 from fedprune.evaluation.speed import Speed, measure_speed
@@ -19,6 +20,9 @@ from fedprune.models.device import pick_device
 from fedprune.models.limits import Limits
 from fedprune.models.loading import check_seq_len, load_model
 from fedprune.reporting.progress import size_text
+from fedprune.reporting.run_folder import read_config
+
+_WINDOWS = ("evaluation.datasets=", "evaluation.seq_len=", "evaluation.max_windows=")
 
 
 @dataclass(frozen=True)
@@ -57,11 +61,16 @@ class Findings:
             "model": str(self.folder),
             "seq_len": self.seq_len,
             "sizes": self.sizes.to_dict(),
-            "perplexity": {label: asdict(found) for label, found in self.perplexities.items()},
+            "perplexity": {label: _plain(found) for label, found in self.perplexities.items()},
             "missing": dict(self.missing),
             "zero_shot": None if self.tasks is None else self.tasks.to_dict(),
             "speed": None if self.speed is None else self.speed.to_dict(),
         }
+
+
+def _plain(found: Perplexity) -> dict[str, float | None]:
+    """Return a perplexity as JSON has it, which knows no infinity."""
+    return {key: value if math.isfinite(value) else None for key, value in asdict(found).items()}
 
 
 def run_evaluation(
@@ -72,9 +81,10 @@ def run_evaluation(
     Parameters
     ----------
     model : str
-        A Hugging Face folder, or a run's folder that holds one named ``model``.
+        A Hugging Face folder, or a run's folder that holds one named ``model``; a run's model is
+        measured on the run's data sets and windows.
     overrides : sequence of str
-        Hydra overrides: `data`, `evaluation.datasets`, `evaluation.tasks`, ...
+        Hydra overrides of those: `data`, `evaluation.datasets`, `evaluation.tasks`, ...
     as_json : bool
         Whether to print one JSON object instead of sentences.
     speed : bool
@@ -86,7 +96,8 @@ def run_evaluation(
         The folder, the configuration or a task is not usable.
     """
     folder = model_folder(model)
-    found = measure(folder, config_from_overrides([f"model={folder}", *overrides]), speed)
+    chosen = [f"model={folder}", *_of_its_run(folder, overrides), *overrides]
+    found = measure(folder, config_from_overrides(chosen), speed)
     text = json.dumps(found.to_dict()) if as_json else "\n".join(_sentences(found))
     Console().print(text, soft_wrap=True, markup=False, highlight=False)
     for label, problem in found.missing.items():
@@ -108,8 +119,22 @@ def model_folder(model: str) -> Path:
             return candidate
     raise ModelError(
         f"MODEL_DIR must be a Hugging Face model folder or a run's folder, found no `config.json` "
-        f"in '{folder}' or '{folder / 'model'}'."
+        f"in '{folder}' or '{folder / 'model'}'. A sweep keeps its models with --keep-models."
     )
+
+
+def _of_its_run(folder: Path, overrides: Sequence[str]) -> list[str]:
+    """Return the texts and windows of the run that made a model, so that figures compare.
+
+    None where no run did, or one of another version; other texts that are asked for go before.
+    """
+    try:
+        config = read_config(folder.parent)
+    except FedpruneError:
+        return []
+    other = any(text.startswith("data=") for text in overrides)
+    keys = _WINDOWS if other else ("data.", *_WINDOWS)
+    return [text for text in to_overrides(config) if text.startswith(keys)]
 
 
 def measure(folder: Path, config: RunConfig, speed: bool = False) -> Findings:

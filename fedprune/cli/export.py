@@ -47,7 +47,7 @@ def run_export(model: str, wanted: Wanted) -> int:
     Raises
     ------
     ConfigError
-        If nothing, or both forms are asked for.
+        If nothing, both forms, or how to push without where to is asked for.
     FedpruneError
         If the model cannot be read, a folder is taken, or the Hub refuses.
     """
@@ -55,6 +55,8 @@ def run_export(model: str, wanted: Wanted) -> int:
         raise ConfigError(
             "`fedprune export` takes one of --compact OUT and --dense OUT, or --push-to-hub REPO."
         )
+    if (wanted.public or wanted.existing) and not wanted.repository:
+        raise ConfigError("--public and --existing say how to push: give --push-to-hub REPO, too.")
     folder = model_folder(model)
     if wanted.repository:
         check_login(wanted.repository)

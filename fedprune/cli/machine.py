@@ -5,8 +5,6 @@ import os
 import shutil
 from pathlib import Path
 
-import psutil
-
 from fedprune.config import ModelConfig
 
 _WEIGHT_FILES = ("*.safetensors", "*.bin")
@@ -21,18 +19,6 @@ def usable_cpus() -> int:
     except (OSError, ValueError):
         limit = count or 1
     return max(1, min(count or 1, limit))
-
-
-def free_memory() -> int:
-    """Return the bytes of memory that may still be used, a container's limit included."""
-    free = int(psutil.virtual_memory().available)
-    try:
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text(encoding="utf-8"))
-        used = int((group / "memory.current").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # no such limit, or "max"
-        return free
-    return max(0, min(free, limit - used))
 
 
 def cuda_devices() -> int:

@@ -1,9 +1,10 @@
 """One job from its folder to its end, in Flower's runtime or inside this process."""
 
 import collections
+import contextlib
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,9 +74,10 @@ class LogReader:
         self.server_folder = ""  # Known when the run is done.
 
     def take(self, line: str) -> None:
-        """Take one line."""
-        self._file.write(line + "\n")
-        self._file.flush()
+        """Take one line; the file has a gap where the disk is full, and the run says so itself."""
+        with contextlib.suppress(OSError):
+            self._file.write(line + "\n")
+            self._file.flush()
         self._tail.append(line)
         progress = parse_progress(line)
         if progress is not None:
@@ -106,6 +108,8 @@ def prepare(job: Job) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         occupied = any(folder.iterdir())
+        if job.resumed or not occupied:
+            (folder / LOG).touch()
     except OSError as error:
         raise ConfigError(
             f"`output_dir` must be a folder that can be written, '{folder}' is not: "
@@ -130,7 +134,7 @@ def perform(job: Job, view: ProgressView, connect: Connect) -> Ended:
     connect : Callable
         Gives the SuperLink for a job that is not inline.
     """
-    with (job.folder / LOG).open("a" if job.resumed else "w", encoding="utf-8") as file:
+    with _opened(job.folder / LOG, job.resumed) as file:
         reader = LogReader(file, view)
         try:
             status = _execute(job, reader, view, connect)
@@ -140,6 +144,16 @@ def perform(job: Job, view: ProgressView, connect: Connect) -> Ended:
             status = RunStatus("interrupted")
     folder = Path(reader.server_folder) if reader.server_folder else job.folder
     return Ended(status, reader.tail(), folder, reader.server_folder)
+
+
+@contextlib.contextmanager
+def _opened(log: Path, resumed: bool) -> Iterator[TextIO]:
+    file = log.open("a" if resumed else "w", encoding="utf-8")
+    try:
+        yield file
+    finally:
+        with contextlib.suppress(OSError):  # the last lines, where the disk is full
+            file.close()
 
 
 def _execute(job: Job, reader: LogReader, view: ProgressView, connect: Connect) -> RunStatus:

@@ -5,9 +5,10 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedprune.cli.machine import free_gpu_memory, free_memory, model_bytes, usable_cpus
+from fedprune.cli.machine import free_gpu_memory, model_bytes, usable_cpus
 from fedprune.config import ModelConfig, RunConfig
 from fedprune.errors import ConfigError
+from fedprune.memory import free_memory
 
 # Python with torch, transformers and Flower, texts, samples and the hidden states of a few.
 _BASE_BYTES = 1_200_000_000

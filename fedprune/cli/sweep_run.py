@@ -114,7 +114,10 @@ class Account:
         """Return how far the whole sweep is, with the jobs that run at the moment."""
         done, total = len(self.jobs) - len(self.todo), len(self.jobs)
         failed = [f"{len(self.failures)} failed"] if self.failures else []
-        each = [f"job {place + 1}: {one.phase} {one.share:.0%}" for place, one in running.items()]
+        each = [
+            f"job {place + 1}: {one.phase}" + (f" {one.share:.0%}" if one.total > 1 else "")
+            for place, one in running.items()
+        ]
         details = (f"{done} of {total} jobs", *failed, *self.left(), *each)
         return Progress("sweep", done, total, details)
 

@@ -10,6 +10,7 @@ import math
 import mmap
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,7 +97,7 @@ class Stored:
         """Let the system read the tensor's bytes in the background."""
         if not hasattr(os, "posix_fadvise"):  # macOS
             return
-        with self.path.open("rb") as file:
+        with suppress(OSError), self.path.open("rb") as file:  # who reads it will say what is wrong
             os.posix_fadvise(file.fileno(), self.start, self.nbytes, os.POSIX_FADV_WILLNEED)
 
 

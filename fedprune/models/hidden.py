@@ -1,18 +1,19 @@
 """Hidden states of many samples: in memory up to a limit, beyond it on the disk."""
 
+import io
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import IO, overload
+from typing import overload
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 
 from fedprune.errors import ModelError
 from fedprune.home import home
+from fedprune.memory import free_memory
 
 # Two sets exist while a block runs, its inputs and its outputs; the rest is for everything else.
 _SHARE_OF_FREE_MEMORY = 8
@@ -28,7 +29,7 @@ def memory_limit(configured_mb: int | None) -> int:
     """
     if configured_mb is not None:
         return configured_mb * 1_000_000
-    return int(psutil.virtual_memory().available) // _SHARE_OF_FREE_MEMORY
+    return free_memory() // _SHARE_OF_FREE_MEMORY
 
 
 @dataclass
@@ -48,7 +49,7 @@ class HiddenStates(Sequence[Tensor]):
     _held: list[Tensor] = field(default_factory=list)
     _spilled: list[tuple[int, torch.dtype, torch.Size]] = field(default_factory=list)
     _bytes: int = 0
-    _file: IO[bytes] | None = None
+    _file: io.BufferedRandom | None = None
 
     def append(self, tensor: Tensor) -> None:
         """Add a sample's hidden states, a CPU tensor.
@@ -91,9 +92,10 @@ class HiddenStates(Sequence[Tensor]):
             if self._file is None:
                 folder = home() / "spill"
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-                self._file = tempfile.TemporaryFile(dir=folder, buffering=0)
+                self._file = tempfile.TemporaryFile(dir=folder)
             start = self._file.seek(0, os.SEEK_END)
-            tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tofile(self._file)
+            self._file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            self._file.flush()  # a full disk shall be noticed now
         except OSError as error:
             raise ModelError(
                 f"Hidden states beyond {self.limit_bytes / 1e6:.0f} MB go to '{home()}', which "
@@ -106,5 +108,6 @@ class HiddenStates(Sequence[Tensor]):
         if self._file is None:
             raise RuntimeError("nothing was spilled.")
         self._file.seek(start)
-        raw = np.fromfile(self._file, np.uint8, count=shape.numel() * dtype.itemsize)
+        raw = np.empty(shape.numel() * dtype.itemsize, dtype=np.uint8)
+        self._file.readinto(raw.data)
         return torch.from_numpy(raw).view(dtype).reshape(shape)

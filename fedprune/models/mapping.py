@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
@@ -28,7 +29,8 @@ def map_weights(
     Returns
     -------
     MappedWeights or None
-        None if only the library's own loader knows how to make the weights of what is stored.
+        None if only the library's own loader knows how to make the weights of what is stored, or
+        to tell which of tied ones that differ count.
 
     Raises
     ------
@@ -42,6 +44,8 @@ def map_weights(
     absent = [name for name in state if name not in places]
     if absent and len(set(map(id, places.values()))) < len(stored):
         return None  # what is left over may be what is missing, under an older name
+    if _untied(places, model.all_tied_weights_keys):
+        return None
     check_complete(source, absent)
     for name, place in places.items():
         if place.shape != tuple(state[name].shape):
@@ -50,6 +54,12 @@ def map_weights(
                 f"configuration asks for {tuple(state[name].shape)}. Give a complete checkpoint."
             )
     return MappedWeights(places, state)
+
+
+def _untied(places: Mapping[str, Stored], tied: Mapping[str, str]) -> bool:
+    """Whether weights that the configuration ties are stored apart and differ."""
+    pairs = [(places[name], places[other]) for name, other in tied.items() if name in places]
+    return any(one is not two and not torch.equal(one.map(), two.map()) for one, two in pairs)
 
 
 def check_complete(source: str, absent: Sequence[str]) -> None:

@@ -29,6 +29,7 @@ _BYTES_PER_MEGABYTE = 1e6
 _PANEL_WIDTH = 11.0
 _LABEL_HEIGHT = 0.14  # inches
 _HEIGHT = 4.8
+_DENSE_COLOUR = "#777777"
 # From the middle of a label's left edge to its point.
 _LEADER = {"arrowstyle": "-", "relpos": (0, 0.5), "alpha": 0.4, "lw": 0.7}
 
@@ -130,32 +131,46 @@ def _draw(panel: "Panel", points: Sequence[Cost], dense: Sequence[float]) -> Non
             [point.megabytes], [point.mean], yerr=bars, color=colour, marker=marker, capsize=2.5
         )
     if dense:
-        panel.axhline(fmean(dense), color="#777777", linestyle=":", label=DENSE)
-        panel.legend(fontsize="x-small", loc="upper left")
+        panel.axhline(fmean(dense), color=_DENSE_COLOUR, linestyle=":")
     if wide_range([point.mean for point in points] + list(dense)):
         scale_logarithmically(panel, "y")
     if wide_range([point.megabytes for point in points]):
         scale_logarithmically(panel, "x")
-    _write_labels(panel, points, [colour for colour, _ in styles])
+    labels = [
+        _Label(point.label, (point.megabytes, point.mean), colour)
+        for point, (colour, _) in zip(points, styles, strict=True)
+    ]
+    if dense:
+        labels.append(_Label(DENSE, (panel.get_xlim()[1], fmean(dense)), _DENSE_COLOUR))
+    _write_labels(panel, labels)
 
 
-def _write_labels(panel: "Panel", points: Sequence[Cost], colours: Sequence[str]) -> None:
+@dataclass(frozen=True)
+class _Label:
+    """A text, the point that it belongs to, and its colour."""
+
+    text: str
+    place: tuple[float, float]
+    colour: str
+
+
+def _write_labels(panel: "Panel", labels: Sequence[_Label]) -> None:
     """Write the labels into a column beside the panel, in the order of height, a line to each."""
     panel.get_xlim(), panel.get_ylim()  # fixes the limits that the transformation needs
     to_axes = panel.transData + panel.transAxes.inverted()
-    heights = [float(to_axes.transform((p.megabytes, p.mean))[1]) for p in points]
-    order = sorted(range(len(points)), key=lambda place: heights[place])
-    shown = spread_out([heights[place] for place in order], 1 / max(len(points), 24))
-    for place, height in zip(order, shown, strict=True):
+    found = sorted((float(to_axes.transform(one.place)[1]), n) for n, one in enumerate(labels))
+    shown = spread_out([height for height, _ in found], 1 / max(len(labels), 24))
+    for (_, number), height in zip(found, shown, strict=True):
+        one = labels[number]
         panel.annotate(
-            points[place].label,
-            (points[place].megabytes, points[place].mean),
+            one.text,
+            one.place,
             xytext=(1.03, height),
             textcoords="axes fraction",
             va="center",
             fontsize="x-small",
-            color=colours[place],
-            arrowprops={**_LEADER, "color": colours[place]},
+            color=one.colour,
+            arrowprops={**_LEADER, "color": one.colour},
             annotation_clip=False,
         )
 

@@ -111,7 +111,7 @@ def _origin(config: RunConfig, results: Mapping[str, Any]) -> str:
 def _method(config: RunConfig, results: Mapping[str, Any]) -> list[Sequence[str]]:
     sparsity = results["sparsity"]
     rows = {
-        "strategy": config.strategy.name,
+        "strategy": _strategy(config),
         "pruner": config.pruner.name,
         "zeros among prunable weights": f"{sparsity['overall']:.2%} of {sparsity['weights']:,}",
         "pattern": str(config.pruner.pattern),
@@ -125,13 +125,23 @@ def _method(config: RunConfig, results: Mapping[str, Any]) -> list[Sequence[str]
     return list(rows.items())
 
 
+def _strategy(config: RunConfig) -> str:
+    name, plugin = config.strategy.name, config.strategy.plugin
+    return f"the plugin '{plugin}', with the clients of {name}" if plugin else name
+
+
 def _perplexities(config: RunConfig, results: Mapping[str, Any]) -> str:
     rows = []
     for dataset, values in results["perplexity"].items():
         rows.append([dataset, *(_cell(_value(values, path)) for _, path in _COLUMNS)])
     if not rows:
         return "It was not measured."
-    windows = f"Windows of {config.evaluation.seq_len} tokens that do not overlap; lower is better."
+    most = config.evaluation.max_windows
+    first = f", the first {most} of each text" if most is not None else ""
+    windows = (
+        f"Windows of {config.evaluation.seq_len} tokens that do not overlap{first}; "
+        "lower is better."
+    )
     return _table(["held-out text", *(label for label, _ in _COLUMNS)], rows) + "\n\n" + windows
 
 

@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from fedprune.config import from_yaml
 from fedprune.config.schema import flatten
 from fedprune.models.sidecar import read_sidecar
-from fedprune.reporting.run_folder import find_sidecar, read_results
+from fedprune.reporting.run_folder import find_sidecar, read_config, read_results
 from fedprune.wire.bitmask import BitMask
 
 Masks = Mapping[int, Mapping[str, BitMask]]
@@ -103,10 +102,9 @@ def _different(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    text = (folder / "config.yaml").read_text(encoding="utf-8")
     plain = {
         key: value if isinstance(value, int | float | str | None) else str(value)
-        for key, value in flatten(from_yaml(text)).items()
+        for key, value in flatten(read_config(folder)).items()
     }
     return {key: value for key, value in plain.items() if key not in _NOT_COMPARED}
 

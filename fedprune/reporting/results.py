@@ -279,4 +279,6 @@ def _method(config: RunConfig) -> dict[str, object]:
     found |= {key: getattr(strategy, key) for key in keys[strategy.name]}
     if strategy.name == "fedprllm":
         found["strategy_group"] = strategy.group
+    if strategy.plugin is not None:
+        found["plugin"] = strategy.plugin
     return found

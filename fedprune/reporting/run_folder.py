@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedprune.errors import FedpruneError
+from fedprune.config import RunConfig, from_yaml
+from fedprune.errors import ConfigError, FedpruneError
 
-SIDECARS = (Path("model", "masks.safetensors"), Path("masks.safetensors"))
-"""Where a run's masks are: beside its model, or in its folder where a sweep has dropped that."""
+# An export's SIDECAR, whose module takes seconds to import; in the folder itself where a sweep has
+# dropped the model.
+_SIDECARS = (Path("model", "fedprune", "masks.safetensors"), Path("masks.safetensors"))
 
 
 def read_results(folder: Path) -> Mapping[str, Any]:
@@ -28,9 +30,29 @@ def read_results(folder: Path) -> Mapping[str, Any]:
     return found
 
 
+def read_config(folder: Path) -> RunConfig:
+    """Return a run's resolved configuration.
+
+    Raises
+    ------
+    FedpruneError
+        If it is missing, or not as this version of fedprune writes it.
+    """
+    path = folder / "config.yaml"
+    try:
+        return from_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FedpruneError(f"'{path}' cannot be read: {error.strerror}.") from None
+    except ConfigError as error:
+        raise FedpruneError(
+            f"'{path}' was written by another version of fedprune, or edited: {error} "
+            "Use that version, or run it again."
+        ) from None
+
+
 def find_sidecar(folder: Path) -> Path | None:
     """Return the file of a run's masks, None where it is gone."""
-    paths = [folder / name for name in SIDECARS]
+    paths = [folder / name for name in _SIDECARS]
     return next((path for path in paths if path.is_file()), None)
 
 

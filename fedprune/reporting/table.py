@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console, Group
 from rich.table import Table
 
+from fedprune.reporting.html.text import count
 from fedprune.reporting.more_tables import own_texts_table, zero_shot_table
 from fedprune.reporting.progress import size_text
 
@@ -38,7 +39,7 @@ def plain_table(results: Mapping[str, Any]) -> str:
 def _perplexities(results: Mapping[str, Any]) -> Table:
     sparsity, method = results["sparsity"], results["method"]
     table = Table(
-        title=f"{method['strategy']} · {method['pruner']} · "
+        title=f"{method.get('plugin') or method['strategy']} · {method['pruner']} · "
         f"{sparsity['overall']:.2%} of {sparsity['weights']:,} weights pruned",
         title_justify="left",
         caption=_caption(results),
@@ -98,14 +99,14 @@ def _caption(results: Mapping[str, Any]) -> str:
     ledger, clients = results["ledger"], results["clients"]
     refused = sum(ledger["refused"].values())
     parts = [
-        f"{len(clients)} clients",
+        count(len(clients), "client"),
         f"{size_text(ledger['bytes_up'])} up, {size_text(ledger['bytes_down'])} down",
         *_of_dense(ledger.get("of_dense", {})),
         *_agreement(results.get("agreement")),
         f"{results['seconds']['total']:.1f} s",
     ]
     if refused:
-        parts.append(f"{refused} replies refused")
+        parts.append(f"{count(refused, 'reply', 'replies')} refused")
     return " · ".join(parts)
 
 

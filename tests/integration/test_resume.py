@@ -1,5 +1,6 @@
 """Runs that stopped go on: with whom, with what, and when they may not."""
 
+import errno
 import json
 import random
 from pathlib import Path
@@ -8,7 +9,9 @@ import pytest
 
 from client_app import node
 from client_app.app import app
-from fedprune.errors import ConfigError, FedpruneError, QuorumError
+from client_app.scratch import Scratch
+from fedprune.errors import ConfigError, FedpruneError, ModelError, QuorumError
+from server_app.folder import RunFolder
 from server_app.job import run_job
 from strategies.exchange import WorkerDiedError
 from tests.support.grid import LocalGrid
@@ -213,6 +216,68 @@ def test_a_run_at_work_is_not_disturbed(tmp_path, inputs):
 
     start(folder, inputs, grid=Nosy())
     assert errors
+
+
+@pytest.mark.parametrize("kind", ["plain", "explained"])
+def test_a_client_whose_disk_was_full_goes_on_once_there_is_room(
+    tmp_path, inputs, monkeypatch, kind
+):
+    full = OSError(errno.ENOSPC, "full")
+    error = full if kind == "plain" else ModelError("hidden states go to a full disk")
+    error.__cause__ = None if error is full else full
+    save, left = Scratch.save_hidden, [5]
+
+    def fails(scratch, block, hidden):
+        left[0] -= 1
+        if not left[0]:
+            raise error
+        save(scratch, block, hidden)
+
+    with monkeypatch.context() as patched, pytest.raises(QuorumError):
+        patched.setattr(Scratch, "save_hidden", fails)
+        start(tmp_path / "run", inputs, "strategy.min_clients=3", "schedule=iterative")
+    go_on(tmp_path / "run")
+    start(tmp_path / "whole", inputs, "schedule=iterative")
+    assert same_masks(masks_of(tmp_path / "run"), masks_of(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("name", ["block-00000.safetensors", "block-00000.update"])
+def test_a_block_that_is_gone_is_not_taken_for_one_that_stays_dense(tmp_path, inputs, name):
+    folder = stopped(tmp_path / "run", inputs, "strategy=fedspallm", "pruner=sparsegpt")
+    (folder / "blocks" / "round-01" / name).unlink()
+    with pytest.raises(ConfigError, match="is damaged .block 0: .*round 1") as caught:
+        go_on(folder)
+    assert "fedprune run resume" not in str(caught.value)
+
+
+@pytest.mark.parametrize("full", [["save_block"], ["save_block", "_write_text"]])
+def test_a_full_disk_says_how_to_go_on(tmp_path, inputs, monkeypatch, full):
+    """Also where there is no room for a note of the failure."""
+
+    def fails(*_arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    start(tmp_path / "whole", inputs)
+    with monkeypatch.context() as patched:
+        run = tmp_path / "run"
+        grid = Stopping(after=4, error=KeyboardInterrupt)
+        with pytest.raises(KeyboardInterrupt):
+            start(run, inputs, grid=grid)
+        for name in full:
+            patched.setattr(RunFolder, name, fails)
+        with pytest.raises(FedpruneError, match="No space left on device.*resume=") as caught:
+            go_on(run)
+    assert (run / "failure.json").exists() == (len(full) == 1) and str(run) in str(caught.value)
+    go_on(run)
+    assert same_masks(masks_of(run), masks_of(tmp_path / "whole"))
+
+
+def test_a_damaged_state_is_not_to_be_gone_on_with(tmp_path, inputs):
+    folder = stopped(tmp_path / "run", inputs)
+    (folder / "state" / "ledger.jsonl").unlink()
+    with pytest.raises(ConfigError, match="Start the run anew"):
+        go_on(folder)
+    assert "is damaged" in json.loads((folder / "failure.json").read_text())["reason"]
 
 
 def test_a_client_that_erred_leaves_nothing_private(tmp_path, inputs, monkeypatch):

@@ -66,7 +66,8 @@ def test_texts_and_their_samples_give_the_same_masks(demo):
     assert len(tokens) // 32 >= 3
     cut = fedprune.prune_locally(demo, samples, overrides=["pruner.seq_len=32"])
     text = demo.tokenizer.decode(tokens[:96])
-    assert cut == fedprune.prune_locally(demo, [text], overrides=["pruner.seq_len=32"])
+    for texts in ([text], text):
+        assert cut == fedprune.prune_locally(demo, texts, overrides=["pruner.seq_len=32"])
 
 
 def test_a_pruner_of_one_s_own_and_any_key_about_pruning(demo):
@@ -137,6 +138,10 @@ def test_what_is_refused(demo, clients):
         fedprune.prune_locally(demo, ["short"])
     with pytest.raises(ConfigError, match="`results`"):
         fedprune.aggregate([], model=demo)
+    with pytest.raises(ConfigError, match="`how` must be .* got 'vote'"):
+        fedprune.aggregate(clients, model=demo, how="vote")
+    with pytest.raises(ConfigError, match="`sparsity` must be .* got 50"):
+        fedprune.aggregate(clients, model=demo, sparsity=50)
     wrong = {0: {"self_attn.q_proj": BitMask.from_bool(np.ones((4, 8), dtype=bool))}}
     with pytest.raises(ModelError, match="shape \\(4, 8\\)"):
         fedprune.aggregate([wrong], model=demo)

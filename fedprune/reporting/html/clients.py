@@ -20,10 +20,12 @@ def clients(results: Mapping[str, Any]) -> Html:
     name, values = measured(results)
     ranked = sorted(found, key=_rank)
     aid = [f"Ordered from the client that does worst alone ({name})"]
-    if all(person.perplexity is None for person in found):
-        aid = ["What clients reach alone was not measured; ordered by agreement with the result"]
-    else:
+    if any(person.perplexity is not None for person in found):
         aid.append("the line through the dots is the federated model, further left is better")
+    else:
+        aid = ["What clients reach alone was not measured"]
+        if any(person.agreement is not None for person in found):
+            aid.append("ordered by agreement with the result")
     few = ranked if len(ranked) <= _MOST else ranked[:_WORST] + ranked[-_BEST:]
     if len(few) < len(ranked):
         aid.append(f"the first {_WORST} and the last {_BEST} of {len(ranked):,}")

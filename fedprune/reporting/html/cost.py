@@ -81,6 +81,8 @@ def _by_round(results: Mapping[str, Any], found: Sequence[Round]) -> list[Html]:
         for one in found
     ]
     data = folded("Data of all rounds", table("Rounds", header, rows))
+    if len(shown) == 1:  # whose bytes and time the other tables tell
+        return [data]
     return [
         chart(
             "Sent by a client, by round",

@@ -106,7 +106,7 @@ figure {{ margin: 0; }}
 figcaption {{ margin-bottom: .5rem; }}
 figcaption p {{ margin: .1rem 0 0; }}
 section > figure + figure, section > .scroll + figure, section > .scroll + h3,
-section > p + figure, figure + h3, pre + h3 {{ margin-top: 1.75rem; }}
+section > p + figure, figure + h3, pre + h3, details + h3 {{ margin-top: 1.75rem; }}
 .columns {{ display: flex; height: 172px; margin: .5rem 0; }}
 .columns .axis {{ flex: none; width: 60px; height: 172px; }}
 .columns .axis text {{ text-anchor: end; }}

@@ -16,13 +16,13 @@ _STRATEGIES = {
 }
 _SCHEDULES = {"one_shot": "one shot", "iterative": "iterative"}
 _LEVELS = {"problem": "Problem", "warning": "Warning", "hint": "Note"}
-_TOLD = ("strategy", "schedule", "pruner", "pattern", "group", "prefix", "allocation")
+_TOLD = ("strategy", "schedule", "pruner", "pattern", "group", "prefix", "allocation", "plugin")
 
 
 def strategy_name(results: Mapping[str, Any]) -> str:
-    """Return what people call the strategy."""
+    """Return what people call the strategy: a plugin by its own name."""
     name = str(results["method"]["strategy"])
-    return _STRATEGIES.get(name, (name, ""))[0]
+    return str(results["method"].get("plugin") or _STRATEGIES[name][0])
 
 
 def model_name(results: Mapping[str, Any]) -> str:
@@ -109,7 +109,6 @@ def _note(note: Note) -> Html:
 def what_was_run(results: Mapping[str, Any]) -> Html:
     """Return model, method and clients in words."""
     method, model = results["method"], results["model"]
-    sends = _STRATEGIES.get(method["strategy"], ("", ""))[1]
     schedule = _SCHEDULES.get(method["schedule"], method["schedule"])
     if method["schedule"] == "one_shot":
         schedule += f"; earlier blocks {method['prefix']}"
@@ -117,7 +116,7 @@ def what_was_run(results: Mapping[str, Any]) -> Html:
     facts: list[tuple[str, Content]] = [
         ("Model", f"{model_name(results)}, {weights}"),
         ("Fingerprint", tag("code", model["weights_hash"][:16])),
-        ("Strategy", f"{strategy_name(results)}: {sends}" if sends else method["strategy"]),
+        ("Strategy", f"{strategy_name(results)}: {_what_it_does(method)}"),
         (
             "Pruner",
             f"{method['pruner']}, {method['pattern']}, compared by {method['group']}",
@@ -131,6 +130,11 @@ def what_was_run(results: Mapping[str, Any]) -> Html:
     ]
     rows = [join([tag("dt", name), tag("dd", value)]) for name, value in facts if value]
     return tag("dl", *rows, class_="facts")
+
+
+def _what_it_does(method: Mapping[str, Any]) -> str:
+    name, does = _STRATEGIES[method["strategy"]]
+    return f"a plugin, with the clients of {name}" if "plugin" in method else does
 
 
 def _tokens(results: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from fedprune.reporting.html.curves import CURVES_STYLE, Curve, Dot, Plane, Scal
 from fedprune.reporting.html.markup import Content, Html, join, tag
 from fedprune.reporting.html.page import document, sections
 from fedprune.reporting.html.tables import folded, table
+from fedprune.reporting.html.usage import code
 from fedprune.reporting.series import (
     Point,
     Series,
@@ -76,7 +77,7 @@ class SweepFacts:
     pivots : sequence of Pivot
         The tables.
     seconds : float
-        How long the command took.
+        How long the command took; 0 where nothing was run.
     version : str
         Of fedprune.
     """
@@ -115,7 +116,7 @@ def render_sweep(facts: SweepFacts) -> str:
     parts["Perplexity"] = join(quality)
     parts["Cost"] = _cost(facts, measured)
     parts["Runs"] = _runs(facts, measured)
-    parts["Do it again"] = tag("pre", tag("code", facts.command))
+    parts["Do it again"] = code("Command", facts.command)
     return document(facts.title, *_frame(facts, parts), style=CURVES_STYLE)
 
 
@@ -125,8 +126,9 @@ def _frame(facts: SweepFacts, parts: Mapping[str, Html]) -> list[Html]:
     told = [
         text.count(done, "run") if done == planned else f"{done} of {planned} runs",
         text.count(seeds, "seed"),
-        f"{text.seconds(facts.seconds)} this time",
     ]
+    if facts.seconds:
+        told.append(f"{text.seconds(facts.seconds)} this time")
     header = tag(
         "header",
         tag("p", "fedprune · sweep", class_="over-title"),

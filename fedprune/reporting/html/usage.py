@@ -23,17 +23,17 @@ def load(folder: Path) -> Html:
     return join(
         [
             tag("p", aid, class_="aid"),
-            _code("Python", python),
-            _code("Measure it again", shell),
+            code("Python", python),
+            code("Measure it again", shell),
         ]
     )
 
 
 def configuration(config: str) -> Html:
     """Return the resolved configuration, folded."""
-    return folded("Resolved configuration", _code("config.yaml", config), class_="printed")
+    return folded("Resolved configuration", code("config.yaml", config), class_="printed")
 
 
-def _code(label: str, content: str) -> Html:
+def code(label: str, content: str) -> Html:
     """Return code that one click selects whole."""
     return tag("pre", tag("code", content), tabindex="0", role="region", aria_label=label)

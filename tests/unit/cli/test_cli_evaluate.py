@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedprune.cli import evaluate, main
-from fedprune.config import config_from_overrides
+from fedprune.config import config_from_overrides, to_yaml
 from fedprune.evaluation.perplexity import Perplexity
 from fedprune.evaluation.sizes import ModelSizes
 from fedprune.evaluation.speed import LinearSpeed, Speed
@@ -100,6 +100,33 @@ def test_one_json_object_for_programs(
         "zero_shot": None,
         "speed": None,
     }
+
+
+def test_a_destroyed_model_is_null_in_json(a_run: Path) -> None:
+    scored = Perplexity(perplexity=math.inf, nll=800.0, windows=1, tokens=127)
+    told = evaluate.Findings(a_run, 128, ModelSizes(dense=10), {"stdlib": scored}).to_dict()
+    (found,) = json.loads(json.dumps(told, allow_nan=False))["perplexity"].values()
+    assert found == {"perplexity": None, "nll": 800.0, "windows": 1, "tokens": 127}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name", "seq_len"),
+    [([], "ptb", 64), (["evaluation.seq_len=32"], "ptb", 32), (["data=c4"], "c4", 64)],
+)
+def test_a_run_s_model_is_measured_as_the_run_did(
+    a_run: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], name: str, seq_len: int
+) -> None:
+    made = config_from_overrides(["data=ptb", "evaluation.seq_len=64", "evaluation.tasks=boolq"])
+    (a_run / "config.yaml").write_text(to_yaml(made))
+    found = evaluate.Findings(a_run, 64, ModelSizes(dense=10), {})
+    asked = []
+    monkeypatch.setattr(
+        evaluate, "measure", lambda folder, config, speed: asked.append(config) or found
+    )
+    assert main(["evaluate", str(a_run), *overrides]) == 0
+    (config,) = asked
+    assert config.data == config_from_overrides([f"data={name}"]).data
+    assert (config.evaluation.seq_len, config.evaluation.tasks) == (seq_len, "")
 
 
 def test_the_demo_model_on_several_data_sets(tmp_path: Path) -> None:

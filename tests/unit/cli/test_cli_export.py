@@ -60,6 +60,13 @@ def test_exactly_one_form_or_a_push(run, capsys, arguments):
     assert "one of --compact OUT and --dense OUT, or --push-to-hub REPO" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--public", "--existing"])
+def test_how_to_push_needs_where_to(run, tmp_path, capsys, option):
+    assert main(["export", str(run), "--compact", str(tmp_path / "compact"), option]) == 2
+    assert "give --push-to-hub REPO" in capsys.readouterr().err
+    assert not (tmp_path / "compact").exists()
+
+
 def test_a_push_holds_the_model_and_nothing_else(run, exported, hub, capsys):
     assert main(["export", str(run), "--push-to-hub", "me/small"]) == 0
     assert f"{hub.address}/me/small/commit/" in capsys.readouterr().out

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fedprune.cli.machine import free_memory, model_bytes, usable_cpus
+from fedprune.cli.machine import model_bytes, usable_cpus
 from fedprune.cli.resources import Machine, Resources, choose_resources, worker_bytes
 from fedprune.config import ModelConfig, config_from_overrides
 from fedprune.errors import ConfigError
@@ -114,6 +114,5 @@ def test_what_fits_nowhere_is_refused(override: str, words: str) -> None:
 
 def test_this_machine_has_something() -> None:
     assert usable_cpus() >= 1
-    assert free_memory() > 0
     demo: ModelConfig = config_from_overrides([]).model
     assert model_bytes(demo) == 0

@@ -1,5 +1,6 @@
 """`fedprune run resume=FOLDER`: what is submitted, where it writes, what it refuses."""
 
+import errno
 import json
 import shlex
 from datetime import datetime
@@ -72,6 +73,34 @@ def test_a_resumed_run_adds_to_its_log(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("fedprune.cli.perform.run_inline", run)
     perform(job, PlainView(note_console()), lambda job, view: pytest.fail("connected"))
     assert (folder / "run.log").read_text() == "before\nafter\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device without room")
+def test_a_log_without_room_stops_no_run(tmp_path: Path, monkeypatch) -> None:
+    folder = interrupted(tmp_path / "run", "federation.backend=inline")
+    (folder / "run.log").unlink()
+    (folder / "run.log").symlink_to("/dev/full")
+    job = planned(tmp_path, f"resume={folder}")
+
+    def run(run_config, clients, take):
+        take("a line")
+        return RunStatus("finished:completed")
+
+    monkeypatch.setattr("fedprune.cli.perform.run_inline", run)
+    ended = perform(job, PlainView(note_console()), lambda job, view: pytest.fail("connected"))
+    assert ended.status.completed and ended.tail == "a line"
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_anything_starts(
+    tmp_path: Path, monkeypatch
+) -> None:
+    def touch(path: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    job = planned(tmp_path, f"resume={interrupted(tmp_path / 'run')}")
+    monkeypatch.setattr(Path, "touch", touch)
+    with pytest.raises(ConfigError, match="can be written.*run' is not: Read-only file system"):
+        prepare(job)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,14 @@ def test_any_other_error_keeps_its_text_on_the_node(caplog):
     assert "Mrs Smith" in caplog.text
 
 
+def test_what_the_system_says_of_a_full_disk_is_told_without_the_path(caplog):
+    def work():
+        raise OSError(28, "No space", "/data/mrs-smith")
+
+    reason = answer(request(), work).error.reason
+    assert reason.startswith("OSError (No space left on device) on the node; its own log")
+
+
 def test_content_is_passed_on():
     content = RecordDict()
     assert answer(request(), lambda: content).content is content

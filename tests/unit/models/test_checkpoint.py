@@ -35,6 +35,15 @@ def test_maps_what_the_library_wrote(tmp_path):
         place.prefetch()
 
 
+def test_reading_ahead_of_a_file_that_is_gone_is_left_to_who_reads_it(tmp_path):
+    save_file(tensors(), tmp_path / "a.safetensors")
+    place = index_files([tmp_path / "a.safetensors"])["scalar"]
+    (tmp_path / "a.safetensors").unlink()
+    place.prefetch()
+    with pytest.raises(ModelError, match="cannot be read any more"):
+        place.map()
+
+
 def test_the_library_reads_what_is_written_tensor_by_tensor(tmp_path):
     state = tensors() | {"transposed": torch.randn(4, 3).T}
     write_file(tmp_path / "a.safetensors", forms(state), state.__getitem__, {"key": "value"})

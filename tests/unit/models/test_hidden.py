@@ -1,3 +1,6 @@
+import resource
+
+import psutil
 import pytest
 import torch
 
@@ -55,9 +58,21 @@ def test_a_full_disk_is_said_in_our_words(cache, monkeypatch):
         HiddenStates(0).append(torch.ones(4))
 
 
+def test_a_disk_that_fills_up_in_the_middle_is_noticed_at_once(cache):
+    states, limits = HiddenStates(0), resource.getrlimit(resource.RLIMIT_FSIZE)
+    states.append(torch.ones(1000))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6000, limits[1]))
+    try:
+        with pytest.raises(ModelError, match="cannot take them: File too large. Free disk space"):
+            states.append(torch.zeros(1000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(states) == 1 and torch.equal(states[0], torch.ones(1000))
+
+
 def test_the_limit_is_as_configured_or_a_share_of_what_is_free():
     assert memory_limit(3) == 3_000_000 and memory_limit(0) == 0
-    assert 0 < memory_limit(None) < module.psutil.virtual_memory().total // 8
+    assert 0 < memory_limit(None) < psutil.virtual_memory().total // 8
 
 
 def test_a_walk_is_the_same_whether_its_hidden_states_fit_or_not(cache):

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from fedprune.config.schema import ModelConfig
 from fedprune.errors import ModelError
+from fedprune.models.export import export_model
 from fedprune.models.loading import check_seq_len, load_model, model_shapes
 from fedprune.models.source import HeldWeights, MappedWeights
 from tests.support.architectures import FAMILIES, tiny_model
@@ -73,6 +74,23 @@ def test_mapped_weights_are_those_that_the_library_loads(tmp_path, family, optio
     assert loaded.model.generation_config.to_dict() == whole.generation_config.to_dict()
     loaded.prefetch(0)
     loaded.prefetch(99)
+
+
+def test_tied_weights_that_are_stored_apart_count_as_the_library_lets_them(tmp_path):
+    made = tiny_model("gpt2")
+    assert made.model.all_tied_weights_keys
+    save(made, tmp_path)
+    (file,) = tmp_path.glob("*.safetensors")
+    state = load_file(file)
+    embedding = state["transformer.wte.weight"]
+    save_file({**state, "lm_head.weight": embedding.clone()}, file, {"format": "pt"})
+    assert isinstance(load_model(config(tmp_path)).source, MappedWeights)
+    save_file({**state, "lm_head.weight": embedding + 1}, file, {"format": "pt"})
+    loaded = load_model(config(tmp_path))
+    assert torch.equal(loaded.outer_tensors()["lm_head.weight"], embedding + 1)
+    export_model(loaded, {}, tmp_path / "out")
+    (file,) = (tmp_path / "out").glob("*.safetensors")
+    assert torch.equal(load_file(file)["lm_head.weight"], embedding + 1)
 
 
 @pytest.mark.parametrize(("family", "prefix"), [("llama", "model."), ("gpt2", "transformer.")])

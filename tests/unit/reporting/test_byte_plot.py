@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
-from fedprune.reporting.byte_plot import costs, plot_bytes, spread_out
+from fedprune.reporting.byte_plot import _draw, costs, plot_bytes, spread_out
 from fedprune.reporting.sweep import DOWN, UP, Axes, Row
 
 AXES = Axes(("strategy", "strategy.decode", "pruner"), ("sparsity",))
@@ -104,3 +105,13 @@ def test_labels_stand_apart_and_inside(
     heights: list[float], gap: float, wanted: list[float]
 ) -> None:
     assert spread_out(heights, gap) == pytest.approx(wanted)
+
+
+def test_nothing_lies_over_the_points() -> None:
+    panel = Figure().subplots()
+    here = [r for r in ROWS if r["sparsity"] == "0.5"]
+    _draw(panel, costs(here, AXES.rows, "x"), [4.0])
+    assert panel.get_legend() is None
+    labels = [text for text in panel.texts if text.get_text()]
+    assert {"dense", "fedstats decode=false"} <= {text.get_text() for text in labels}
+    assert all(text.get_position()[0] > 1 for text in labels)  # beside the panel

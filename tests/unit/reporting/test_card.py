@@ -42,6 +42,16 @@ def test_the_metadata_is_what_the_hub_reads():
     assert result.metric_value == 12.3457
 
 
+def test_a_perplexity_of_a_part_says_so():
+    assert "that do not overlap; lower" in card().text
+    assert "overlap, the first 8 of each text; lower" in card("evaluation.max_windows=8").text
+
+
+def test_a_plugin_is_named_as_what_ran():
+    text = card("strategy=fedstats", "schedule=iterative", "strategy.plugin=lottery").text
+    assert "| strategy | the plugin 'lottery', with the clients of fedstats |" in text
+
+
 def test_nothing_measured_is_no_error():
     results = RESULTS | {"perplexity": {}}
     made = model_card(config_from_overrides([]), results)

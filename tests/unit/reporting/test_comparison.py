@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fedprune.errors import FedpruneError
+from fedprune.models.export import SIDECAR
 from fedprune.reporting.comparison import compare_runs, mask_agreement
 from tests.support.runs import SHAPES, drawn, packed, run
 
@@ -60,6 +61,27 @@ def test_runs_without_masks_or_figures_are_compared_as_far_as_they_go(tmp_path: 
     assert found["perplexity"]["text"]["pruned"] == [12.5, None]
     assert found["perplexity"]["other"]["ratio"] == [None, None]
     assert [one["why_not"] for one in found["masks"]] == ["its masks are gone"] * 2
+
+
+def test_masks_are_found_where_an_export_keeps_them(tmp_path: Path) -> None:
+    first, second = run(tmp_path / "a", drawn(1)), run(tmp_path / "b", drawn(1))
+    exported = second / "model" / SIDECAR
+    exported.parent.mkdir(parents=True)
+    (second / "masks.safetensors").rename(exported)
+    assert [one["equal"] for one in compare_runs([first, second])["masks"]] == [1.0, 1.0]
+
+
+def test_a_configuration_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    first, second = run(tmp_path / "a"), run(tmp_path / "b")
+    config = second / "config.yaml"
+    config.write_text(config.read_text().replace("  plugin: null\n", ""))
+    with pytest.raises(
+        FedpruneError, match=r"b/config\.yaml' was written by another version.*plugin"
+    ):
+        compare_runs([first, second])
+    config.unlink()
+    with pytest.raises(FedpruneError, match=r"b/config\.yaml' cannot be read: No such file"):
+        compare_runs([first, second])
 
 
 def test_missing_and_failed_runs_are_told_apart(tmp_path: Path) -> None:

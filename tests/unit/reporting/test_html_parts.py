@@ -8,6 +8,7 @@ import pytest
 from fedprune.reporting.html import text
 from fedprune.reporting.html.agreement import vote_columns
 from fedprune.reporting.html.charts import Column, HeatMap, column_chart
+from fedprune.reporting.html.clients import clients
 from fedprune.reporting.html.cost import cost
 from fedprune.reporting.html.linears import by_block, reporters
 from fedprune.reporting.html.markup import Html, join, prose, tag
@@ -99,6 +100,18 @@ def test_linears_become_a_grid_and_experts_one_kind():
     assert grid.cells == [[0.1, 0.5], [pytest.approx(0.3), None]]
     assert reporters({"reporters": {"h.0.a": 3, "h.0.b": 3, "h.1.a": 0}}) == {0: 3, 1: 0}
     assert reporters({}) == {}
+
+
+def test_one_round_of_pruning_needs_no_charts():
+    assert "Time, by round" in cost(made_up(NAMES, 2))
+    once = cost(made_up(NAMES, 1))
+    assert "Time, by round" not in once and "Data of all rounds" in once
+
+
+def test_clients_are_ordered_by_what_was_measured():
+    results = made_up(NAMES, 2, alone=False)
+    assert "ordered by agreement with the result" in clients(results)
+    assert "What clients reach alone was not measured." in clients(results | {"agreement": None})
 
 
 def test_clients_are_gathered_from_all_over_the_results():

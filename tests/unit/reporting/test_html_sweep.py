@@ -38,12 +38,12 @@ ROWS = [
 ]
 
 
-def page(*more: Run) -> str:
+def page(*more: Run, seconds: float = 75.0) -> str:
     label = "{strategy} {sparsity} {seed}"
     runs = [Run(label.format(**one), f"{n}=a,b/report.html", one) for n, one in enumerate(ROWS)]
     pivots = all_pivots(ROWS, AXES)
     return render_sweep(
-        SweepFacts("a <title>", "fedprune sweep x", AXES, [*runs, *more], pivots, 75.0, "1.2")
+        SweepFacts("a <title>", "fedprune sweep x", AXES, [*runs, *more], pivots, seconds, "1.2")
     )
 
 
@@ -55,6 +55,7 @@ def test_the_page_says_what_was_done() -> None:
     assert "6.00 ± 1.41" in text
     assert text.count('href="0%3Da%2Cb/report.html"') == 1
     assert "Failed jobs" not in text
+    assert "this time" not in page(seconds=0.0)  # collected, not run
 
 
 def test_failed_and_waiting_jobs_are_shown() -> None:

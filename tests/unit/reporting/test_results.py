@@ -1,10 +1,12 @@
 import json
 import math
+from pathlib import Path
 
 import pytest
 
 from fedprune.config import config_from_overrides
 from fedprune.models.fingerprint import Fingerprint
+from fedprune.reporting.html.page import render_page
 from fedprune.reporting.ledger import Ledger
 from fedprune.reporting.results import (
     ClientAgreement,
@@ -14,6 +16,7 @@ from fedprune.reporting.results import (
     build_results,
 )
 from fedprune.reporting.table import plain_table
+from tests.support.reports import made_up
 
 FACTS = Facts(config_from_overrides([]), 3, Fingerprint("c", "w", "5"), "s", {"total": 2.0})
 LINEARS = [
@@ -58,6 +61,19 @@ def test_table_shows_every_measured_row():
         assert cell in text
     assert "50.20% of 500 weights pruned" in text
     assert "centralised" not in plain_table(results(centralized=None))
+
+
+def test_a_plugin_is_named_as_what_ran():
+    found = made_up(["a", "b"], 2, "strategy.plugin=lottery")
+    assert (found["method"]["strategy"], found["method"]["plugin"]) == ("fedprllm", "lottery")
+    assert plain_table(found).startswith("lottery · wanda")
+    page = render_page(found, "", Path("/runs/one"))
+    assert "lottery: a plugin, with the clients of FedPrLLM" in page and "counts votes" not in page
+    assert "plugin" not in made_up(["a", "b"])["method"]
+
+
+def test_one_client_is_no_crowd():
+    assert "1 client ·" in plain_table(made_up(["a"]))
 
 
 def tied(*overrides):

@@ -128,6 +128,7 @@ def change(**values):
         lambda folder: (folder / "run.json").write_bytes(b"\xff"),
         change(format=2),
         change(state={"job": 1}),
+        change(state={**RunState().to_dict(), "positions": []}),
         change(ledger=10**6),
         lambda folder: (folder / "ledger.jsonl").unlink(),
         lambda folder: (folder / "update-2-1.bin").unlink(),
@@ -140,10 +141,11 @@ def test_a_damaged_state_is_refused_with_a_way_out(tmp_path, damage):
         StateFiles(tmp_path / "state", Ledger()).load()
 
 
-def test_damaged_votes_are_refused(tmp_path):
+@pytest.mark.parametrize("length", [0, -40])
+def test_damaged_votes_are_refused(tmp_path, length):
     kept = files(tmp_path)
     kept.save(state(), VOTES)
     path = tmp_path / "state" / "votes-7-1.npz"
-    path.write_bytes(path.read_bytes()[:-40])
+    path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(ConfigError, match="is damaged"):
         kept.votes()

@@ -169,8 +169,8 @@ def disturbed(change):
     """FedPrLLM whose replies pass through ``change``."""
 
     class DisturbedPost(Post):
-        def replies(self, messages, phase, report, joiner=None):
-            return change(super().replies(messages, phase, report, joiner))
+        def replies(self, messages, phase, report, **options):
+            return change(super().replies(messages, phase, report, **options))
 
     class Disturbed(FedPrLLM):
         def post(self, grid):

@@ -70,6 +70,21 @@ def test_reply_that_is_no_report_is_refused():
         Handshake(PLAN, "", Ledger(), 1, 0.2, 0.5, 4, "0" * 32).run(grid, lambda done, total: None)
 
 
+def test_a_run_that_goes_on_waits_for_all_of_its_clients():
+    """After a reboot nodes connect one by one, and none says how many there are."""
+    handshake, grid, _ = shake(3, dict.fromkeys(range(3), lambda r: replace(r, num_partitions=0)))
+    answers = iter([[100], [100, 101]])
+    grid.get_node_ids = lambda: next(answers, [100, 101, 102])
+    clients = replace(handshake, expected=3, wait=30.0).run(grid, lambda done, total: None)
+    assert len(clients) == 3
+
+
+def test_too_few_nodes_of_which_none_was_refused_says_what_to_do():
+    handshake, grid, _ = shake(2, min_clients=3)
+    with pytest.raises(QuorumError, match=r"2 of 2 nodes.*Start more.*`strategy.wait`"):
+        handshake.run(grid, lambda done, total: None)
+
+
 def test_no_node_at_all_says_how_to_get_one():
     handshake, grid, _ = shake(0)
     with pytest.raises(QuorumError, match="no node connected within 0.3 s.*num-supernodes"):
