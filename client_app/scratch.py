@@ -153,10 +153,7 @@ class Scratch:
         self._make()
         partial = target.with_name(f"{target.name}.partial")
         # One at a time: what does not fit into memory lies on the disk, and is read when asked for.
-        forms = [
-            TensorForm(f"{index:06d}", tensor.dtype, tuple(tensor.shape))
-            for index, tensor in enumerate(tensors)
-        ]
+        forms = [TensorForm.of(f"{index:06d}", tensor) for index, tensor in enumerate(tensors)]
         write_file(partial, forms, lambda name: tensors[int(name)])
         commit_file(partial, target)
 

@@ -29,7 +29,7 @@ def replace_file(target: Path, data: bytes) -> None:
 
 
 def commit_file(partial: Path, target: Path) -> None:
-    """Give a file that is on the disk its name, for good."""
+    """Give a file or folder that is on the disk its name, for good."""
     partial.replace(target)
     sync(target.parent)
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedprune.models.raw import raw_bytes
+
 HIDDEN = "hidden_states"
 _PLAIN = (type(None), bool, int, float, str, torch.dtype)
 
@@ -66,8 +68,7 @@ class TensorPool:
         """Return the one CPU tensor that has this content."""
         if id(tensor) not in self._by_id:
             local = tensor.detach().cpu()
-            raw = local.contiguous().reshape(-1).view(torch.uint8).numpy().data
-            key = (local.dtype, local.shape, hashlib.blake2b(raw).digest())
+            key = (local.dtype, local.shape, hashlib.blake2b(raw_bytes(local)).digest())
             self._by_id[id(tensor)] = (tensor, self._by_content.setdefault(key, local))
         return self._by_id[id(tensor)][1]
 

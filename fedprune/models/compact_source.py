@@ -14,6 +14,7 @@ from fedprune.errors import WireError
 from fedprune.models.checkpoint import Stored
 from fedprune.models.compact_index import CompactIndex, damaged
 from fedprune.models.layout import DecoderLayout, LinearRef, find_layout
+from fedprune.models.raw import raw_bytes
 from fedprune.wire.bitmask import BitMask
 from fedprune.wire.compact import decode_weight, decode_weight_mask
 
@@ -76,7 +77,7 @@ class CompactWeights:
         self, decode: Callable[[memoryview, tuple[int, int]], _Decoded], name: str
     ) -> _Decoded:
         try:
-            return decode(_bytes(self.places[name].map()), self.linears[name].shape)
+            return decode(raw_bytes(self.places[name].map()), self.linears[name].shape)
         except WireError as error:
             raise damaged(self.folder, f"'{name}': {error}") from error
 
@@ -135,11 +136,7 @@ def named_linears(layout: DecoderLayout) -> dict[str, LinearRef]:
 
 def checksum(tensor: Tensor) -> int:
     """Return the CRC-32 of a tensor's bytes."""
-    return zlib.crc32(_bytes(tensor))
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return zlib.crc32(raw_bytes(tensor))
 
 
 def _same(folder: Path, first: set[str], second: set[str], what: str) -> None:

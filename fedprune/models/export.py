@@ -13,14 +13,13 @@ from fedprune.errors import ModelError
 from fedprune.models.loaded import LoadedModel
 from fedprune.models.masking import Changes, Recalled, changed_tensors
 from fedprune.models.new_folder import new_folder
-from fedprune.models.shards import TensorForm, write_model
+from fedprune.models.shards import SHARD_BYTES, TensorForm, write_model
 from fedprune.models.sidecar import write_sidecar
 from fedprune.wire.change import mask_of
 
 #: Where an export keeps its masks. Not beside the weights: servers that load a folder's every
 #: ``*.safetensors`` would take them for a shard.
 SIDECAR = Path("fedprune", "masks.safetensors")
-_SHARD_BYTES = 5_000_000_000
 
 
 def export_model(model: LoadedModel, changes: Changes, folder: Path) -> None:
@@ -60,10 +59,7 @@ def _write_weights(model: LoadedModel, changes: Changes, folder: Path) -> None:
     state, tied = model.model.state_dict(), model.model.all_tied_weights_keys
     kept = sorted((name for name in state if name not in tied), key=lambda n: _block(model, n))
     names = {model.source.stored_name(name): name for name in kept}
-    forms = [
-        TensorForm(stored, state[name].dtype, tuple(state[name].shape))
-        for stored, name in names.items()
-    ]
+    forms = [TensorForm.of(stored, state[name]) for stored, name in names.items()]
     ready: dict[int, Mapping[str, Tensor]] = {}
 
     def tensor(stored: str) -> Tensor:
@@ -78,7 +74,7 @@ def _write_weights(model: LoadedModel, changes: Changes, folder: Path) -> None:
             model.prefetch(block + 1)
         return ready[block][name.removeprefix(f"{model.layout.prefix}.{block}.")]
 
-    write_model(folder, forms, tensor, _SHARD_BYTES)
+    write_model(folder, forms, tensor, SHARD_BYTES)
 
 
 def _block(model: LoadedModel, name: str) -> int:

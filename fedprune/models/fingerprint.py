@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import torch
 import transformers
 from torch import Tensor
 
 from fedprune.models.loaded import LoadedModel
+from fedprune.models.raw import raw_bytes
 
 # Where and with which release a model was loaded says nothing about its weights; the dtype is
 # covered by the hash of the weights.
@@ -74,10 +74,9 @@ def weights_hash(names: Iterable[str], tensor: Callable[[str], Tensor]) -> str:
     """
 
     def one(name: str) -> bytes:
-        found = tensor(name).detach().cpu().contiguous()
-        raw = found.reshape(-1).view(torch.uint8).numpy().data
+        found = tensor(name).detach().cpu()
         form = f"{name}\0{found.dtype}\0{tuple(found.shape)}\0"
-        return form.encode() + hashlib.sha256(raw).digest()
+        return form.encode() + hashlib.sha256(raw_bytes(found)).digest()
 
     root = hashlib.sha256()
     with ThreadPoolExecutor(os.cpu_count()) as threads:  # hashing releases the interpreter lock

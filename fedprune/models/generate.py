@@ -24,10 +24,9 @@ from fedprune.models.embedded import SHIPPED, TOKENIZER
 from fedprune.models.layout import find_layout
 from fedprune.models.new_folder import new_folder
 from fedprune.models.presets import PRESETS
-from fedprune.models.shards import TensorForm, write_model
+from fedprune.models.shards import SHARD_BYTES, TensorForm, write_model
 from fedprune.seeds import derive_seed
 
-SHARD_BYTES = 5_000_000_000
 _CHUNK = 1 << 22  # weights drawn at a time, in float32
 _STD = 0.02  # where a configuration names no deviation
 _SPREAD = 0.3  # of the logarithm of an ordinary feature's scale
@@ -208,9 +207,7 @@ def generate_model(draft: Draft, folder: Path, shard_bytes: int = SHARD_BYTES) -
         If there is something in the folder, its disk has too little room, or it cannot be written.
     """
     check_room(draft, folder)
-    forms = [
-        TensorForm(name, stored.dtype, tuple(stored.shape)) for name, stored in draft.stored.items()
-    ]
+    forms = [TensorForm.of(name, stored) for name, stored in draft.stored.items()]
     with new_folder(folder) as partial:
         for name in TOKENIZER:
             shutil.copyfile(SHIPPED / name, partial / name)

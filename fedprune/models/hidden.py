@@ -14,6 +14,7 @@ from torch import Tensor
 from fedprune.errors import ModelError
 from fedprune.home import home
 from fedprune.memory import free_memory
+from fedprune.models.raw import raw_bytes
 
 # Two sets exist while a block runs, its inputs and its outputs; the rest is for everything else.
 _SHARE_OF_FREE_MEMORY = 8
@@ -94,7 +95,7 @@ class HiddenStates(Sequence[Tensor]):
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
                 self._file = tempfile.TemporaryFile(dir=folder)
             start = self._file.seek(0, os.SEEK_END)
-            self._file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            self._file.write(raw_bytes(tensor))
             self._file.flush()  # a full disk shall be noticed now
         except OSError as error:
             raise ModelError(

@@ -1,11 +1,11 @@
 """A folder that appears whole, and is on the disk, or not at all."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fedprune.disk import commit_file, sync
 from fedprune.errors import ModelError
 
 
@@ -34,8 +34,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         partial.mkdir(parents=True)
         yield partial
         _flush(partial)
-        os.replace(partial, folder)
-        _flush_one(folder.parent)
+        commit_file(partial, folder)
     except OSError as error:
         raise ModelError(
             f"'{folder}' cannot be written: {error}. Free disk space or name another folder "
@@ -47,13 +46,5 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 def _flush(folder: Path) -> None:
     for path in sorted(folder.rglob("*")):
-        _flush_one(path)
-    _flush_one(folder)
-
-
-def _flush_one(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path)
+    sync(folder)

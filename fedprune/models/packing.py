@@ -79,7 +79,7 @@ def write_shards(folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> list[st
     held: dict[str, Tensor] = {}
 
     def write() -> None:
-        forms = [TensorForm(name, t.dtype, tuple(t.shape)) for name, t in held.items()]
+        forms = [TensorForm.of(name, tensor) for name, tensor in held.items()]
         files.append(f"compact-{len(files) + 1:05d}.safetensors")
         write_file(folder / files[-1], forms, held.__getitem__)
         held.clear()

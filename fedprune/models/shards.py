@@ -11,6 +11,10 @@ import torch
 from torch import Tensor
 
 from fedprune.models.checkpoint import DTYPES
+from fedprune.models.raw import raw_bytes
+
+SHARD_BYTES = 5_000_000_000
+"""How large a file of a model's weights gets, as the library has it."""
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _ALIGNMENT = 8  # of the first tensor in a file, as the library has it
@@ -33,6 +37,11 @@ class TensorForm:
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, name: str, tensor: Tensor) -> "TensorForm":
+        """Return the form of a tensor, whose data may be absent."""
+        return cls(name, tensor.dtype, tuple(tensor.shape))
 
     @property
     def nbytes(self) -> int:
@@ -122,7 +131,7 @@ def _write(file: IO[bytes], form: TensorForm, tensor: Tensor) -> None:
             f"'{form.name}' was announced as {form.dtype} {form.shape}, got {tensor.dtype} "
             f"{tuple(tensor.shape)}."
         )
-    file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    file.write(raw_bytes(tensor))
 
 
 def _split(forms: Sequence[TensorForm], shard_bytes: int) -> list[list[TensorForm]]:

@@ -2,11 +2,11 @@
 
 import base64
 import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedprune.disk import replace_file
 from fedprune.reporting.html import summary
 from fedprune.reporting.html.agreement import agreement
 from fedprune.reporting.html.clients import clients
@@ -41,9 +41,7 @@ def write_report(folder: Path) -> Path:
     config = folder / "config.yaml"
     text = config.read_text(encoding="utf-8") if config.is_file() else ""
     page = folder / REPORT
-    partial = page.with_name(f"{REPORT}.partial")
-    partial.write_text(render_page(results, text, folder.absolute()), encoding="utf-8")
-    os.replace(partial, page)
+    replace_file(page, render_page(results, text, folder.absolute()).encode())
     return page
 
 

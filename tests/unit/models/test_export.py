@@ -70,7 +70,7 @@ def test_weights_lie_alone_where_servers_look_for_them(tmp_path):
 
 
 def test_large_models_are_sharded(tmp_path, monkeypatch):
-    monkeypatch.setattr("fedprune.models.export._SHARD_BYTES", 50_000)
+    monkeypatch.setattr("fedprune.models.export.SHARD_BYTES", 50_000)
     loaded = tiny_model()
     masks = random_masks(loaded)
     expected = expected_state(loaded, masks)
