@@ -2,22 +2,21 @@
 
 from collections.abc import Sequence
 
-from fedprune.cli.machine import has_gpu_driver, model_bytes, usable_cpus
+from fedprune.cli.machine import has_gpu_driver, usable_cpus
+from fedprune.cli.resources import worker_bytes
 from fedprune.config import RunConfig
 from fedprune.errors import ConfigError
 from fedprune.memory import free_memory
 
-# Python with torch and transformers, the hidden states of a small model, and some air.
-_BASE_BYTES = 1_000_000_000
 _DEVICES = ("cuda", "auto")
 
 
 def parallel_jobs(configs: Sequence[RunConfig], asked: int | None) -> int:
     """Return how many of some jobs to run at once.
 
-    As many as there are processors, as fit into the free memory with their model each, and as
-    there are jobs. One at a time where jobs need a GPU, where they run on Flower's runtime, which
-    uses the whole machine by itself, and where nobody knows how large the model is.
+    As many as there are processors, as fit into the free memory with the blocks that they hold,
+    and as there are jobs. One at a time where jobs need a GPU, where they run on Flower's runtime,
+    which uses the whole machine by itself, and where nobody knows how large the model is.
 
     Parameters
     ----------
@@ -52,7 +51,5 @@ def _inline(config: RunConfig) -> bool:
 def _fitting(config: RunConfig) -> int:
     if config.pruner.device.startswith(_DEVICES) and has_gpu_driver():
         return 1
-    size = model_bytes(config.model)
-    if size is None:
-        return 1
-    return min(usable_cpus(), free_memory() // (_BASE_BYTES + size))
+    need = worker_bytes(config.model)
+    return 1 if need is None else min(usable_cpus(), free_memory() // need)

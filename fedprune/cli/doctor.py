@@ -28,6 +28,7 @@ from fedprune.cli.machine import usable_cpus
 from fedprune.cli.superlink import runtime_environment
 from fedprune.errors import FedpruneError
 from fedprune.home import home
+from fedprune.memory import free_memory
 
 Level = Literal["ok", "warn", "fail"]
 
@@ -230,7 +231,7 @@ def local_superlinks() -> Iterator[tuple[int, str, dict[str, str], list[str]]]:
 
 def check_memory() -> Iterator[Check]:
     """Compare the free memory with the workers a simulation would start."""
-    free = psutil.virtual_memory().available / _GIB
+    free = free_memory() / _GIB
     cpus = usable_cpus()
     fitting = max(1, int(free / _WORKER_GIB))
     found = f"{free:.1f} GiB free for {cpus} workers (about {_WORKER_GIB} GiB each and the model)"

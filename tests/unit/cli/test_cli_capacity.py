@@ -25,7 +25,7 @@ def jobs(count: int, *overrides: str) -> list:
 
 
 def test_as_many_as_fit_into_memory(machine: None) -> None:
-    assert parallel_jobs(jobs(20), None) == 5
+    assert parallel_jobs(jobs(20), None) == 4
 
 
 def test_no_more_than_processors_and_jobs(machine: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,10 +34,14 @@ def test_no_more_than_processors_and_jobs(machine: None, monkeypatch: pytest.Mon
     assert parallel_jobs(jobs(3), None) == 3
 
 
-def test_a_model_s_weights_count(machine: None, tmp_path: Path) -> None:
-    with (tmp_path / "model.safetensors").open("wb") as file:
-        file.truncate(3 * GIGABYTE // 2)  # a hole: takes no room on the disk
-    assert parallel_jobs(jobs(20, f"model={tmp_path}"), None) == 2
+@pytest.mark.parametrize(("file", "expected"), [("model.safetensors", 3), ("pytorch_model.bin", 1)])
+def test_the_blocks_that_are_held_count(
+    machine: None, tmp_path: Path, file: str, expected: int
+) -> None:
+    with (tmp_path / file).open("wb") as weights:
+        weights.truncate(2 * GIGABYTE)  # a hole: takes no room on the disk
+    (tmp_path / "config.json").write_text('{"num_hidden_layers": 16}')
+    assert parallel_jobs(jobs(20, f"model={tmp_path}"), None) == expected
 
 
 @pytest.mark.parametrize("override", ["model=some/model", "federation.backend=ray"])
@@ -50,7 +54,7 @@ def test_one_at_a_time_where_nobody_knows_or_flower_shares_the_machine(
 def test_one_at_a_time_on_a_gpu(machine: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capacity, "has_gpu_driver", lambda: True)
     assert parallel_jobs(jobs(20), None) == 1
-    assert parallel_jobs(jobs(20, "pruner.device=cpu"), None) == 5
+    assert parallel_jobs(jobs(20, "pruner.device=cpu"), None) == 4
 
 
 def test_at_least_one_where_memory_is_short(machine: None, monkeypatch: pytest.MonkeyPatch) -> None:

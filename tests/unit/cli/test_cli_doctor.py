@@ -203,8 +203,7 @@ def test_a_running_daemon_is_found_unless_it_is_a_run_s_own(tmp_path: Path, ours
 def test_memory(
     monkeypatch: pytest.MonkeyPatch, gib: float, cpus: int, level: str, advice: str
 ) -> None:
-    memory = SimpleNamespace(available=gib * GIB)
-    monkeypatch.setattr(doctor.psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(doctor, "free_memory", lambda: int(gib * GIB))
     monkeypatch.setattr(doctor, "usable_cpus", lambda: cpus)
     check = only(doctor.check_memory())
     assert check.level == level
