@@ -5,7 +5,7 @@ the figures themselves.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
@@ -178,20 +178,28 @@ def _sparsity(target: float, linears: Sequence[LinearFigures]) -> dict[str, obje
 
 
 def _perplexity(found: Perplexities) -> dict[str, object]:
-    values = [value for value in found.local.values() if math.isfinite(value)]
-    local = None
-    if values:
-        local = {
-            "mean": fmean(values),
-            "best": min(values),
-            "worst": max(values),
-            "clients": {name: _finite(value) for name, value in found.local.items()},
-        }
+    clients = {name: _finite(value) for name, value in found.local.items()}
+    local = {**spread(clients.values()), "clients": clients} if clients else None
     return {
         "dense": _finite(found.dense),
         "pruned": _finite(found.pruned),
         "centralized": _finite(found.centralized),
         "local_only": local,
+    }
+
+
+def spread(values: Iterable[float | None]) -> dict[str, float | None]:
+    """Return mean, best and worst of perplexities; None stands for that of a destroyed model.
+
+    One destroyed model is the worst, and leaves no mean; the best is that of the others.
+    """
+    found = list(values)
+    known = [value for value in found if value is not None]
+    whole = len(known) == len(found)
+    return {
+        "mean": fmean(known) if whole and known else None,
+        "best": min(known, default=None),
+        "worst": max(known) if whole and known else None,
     }
 
 

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from statistics import fmean, geometric_mean
+from statistics import geometric_mean
 from typing import Any
+
+from fedprune.reporting.results import spread
 
 GEOMETRIC_MEAN = "geometric mean"
 WORST = "worst data set"
@@ -51,11 +53,7 @@ def _summary(
         found[model] = _applied(how, values, dense)
     clients = [(one.get("local_only") or {}).get("clients", {}) for one in measured]
     local = {name: _applied(how, [one.get(name) for one in clients], dense) for name in clients[0]}
-    figures = [value for value in local.values() if value is not None]
-    found["local_only"] = None
-    if figures:
-        ends = {"mean": fmean(figures), "best": min(figures), "worst": max(figures)}
-        found["local_only"] = {**ends, "clients": local}
+    found["local_only"] = {**spread(local.values()), "clients": local} if local else None
     return found
 
 

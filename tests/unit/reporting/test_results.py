@@ -52,7 +52,10 @@ def test_a_destroyed_model_does_not_lose_the_run():
     values = json.loads(text)["perplexity"]["text"]
     assert values["pruned"] is None and values["centralized"] is None
     assert values["local_only"]["clients"] == {"a": None, "b": 8.0}
-    assert values["local_only"]["mean"] == 8.0
+    own = values["local_only"]
+    assert (own["best"], own["mean"], own["worst"]) == (8.0, None, None)
+    everyone = results(local={"a": math.inf})["perplexity"]["text"]["local_only"]
+    assert everyone == {"mean": None, "best": None, "worst": None, "clients": {"a": None}}
 
 
 def test_table_shows_every_measured_row():
