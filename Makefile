@@ -10,7 +10,7 @@ export FLWR_TELEMETRY_ENABLED ?= 0
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-fast test-e2e browser lint format bench doctor model clean
+.PHONY: help install demo test test-slow test-docker test-fast test-e2e browser nginx lint format bench doctor model clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,9 @@ test: lint ## Install, check style, types and imports, run the tests
 test-slow: $(VENV)/.evaluation ## What `make test` leaves out: more kills, compiled GPU kernels, lm-evaluation-harness
 	$(BIN)/python -m pytest -m slow
 
+test-docker: $(VENV)/.developer ## Build the images, start a server and three sites in containers (Docker)
+	$(BIN)/python -m pytest -m docker
+
 test-fast: $(VENV)/.developer ## Unit tests only
 	$(BIN)/python -m pytest tests/unit
 
@@ -54,6 +57,10 @@ test-e2e: $(VENV)/.developer ## The slower tests with Flower's real runtime
 browser: ## Install Chromium for the test of the report's page (Debian, as root)
 	@command -v chromium >/dev/null || { apt-get update -qq && \
 	  apt-get install -y -qq --no-install-recommends chromium >/dev/null; }
+
+nginx: ## Install nginx for the tests of the gateway (Debian, as root)
+	@PATH="$$PATH:/usr/sbin" command -v nginx >/dev/null || { apt-get update -qq && \
+	  apt-get install -y -qq --no-install-recommends nginx-light >/dev/null; }
 
 lint: $(VENV)/.developer ## Style, types and the direction of imports
 	$(BIN)/ruff check .

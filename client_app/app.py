@@ -5,25 +5,35 @@ from functools import lru_cache
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client_app.consent import agreed
 from client_app.federated import evaluate_own_texts
 from client_app.guard import answer
 from client_app.local import evaluate_local
-from client_app.node import report
+from client_app.node import shapes
+from client_app.own_model import take_model
 from client_app.prune import fetch, prune
+from client_app.report import report
+from client_app.resources import use_threads
+from client_app.room import Room
 from client_app.scratch import Scratch
 from client_app.seat import Seat
 from fedprune.config import RunConfig, from_yaml
 from fedprune.errors import ReplyRefusedError
+from fedprune.logs import set_up
 from fedprune.records import (
+    held_record,
     local_record,
     own_text_record,
+    read_ahead,
     read_bundle,
     read_final,
+    read_model_parcel,
     read_order,
     report_record,
     requested,
 )
 
+set_up("client")
 app = ClientApp()
 
 
@@ -31,15 +41,38 @@ app = ClientApp()
 _read = lru_cache(maxsize=4)(from_yaml)
 
 
-def _asked(message: Message, context: Context) -> tuple[RunConfig, Seat]:
+def _asked(message: Message, context: Context, survey: bool = False) -> tuple[RunConfig, Seat]:
     """Return the configuration that a request brings, and this node in the request's job."""
-    return _read(str(requested(message, "config_yaml", str))), Seat.of(message, context)
+    seat = Seat.of(message, context)
+    use_threads(seat.settings.threads)
+    return agreed(seat.settings, _configuration(message), survey), seat
+
+
+def _configuration(message: Message) -> RunConfig:
+    return _read(str(requested(message, "config_yaml", str)))
 
 
 @app.query("handshake")
 def handshake(message: Message, context: Context) -> Message:
     """Say who this node is, and whether it can take part."""
-    return answer(message, lambda: report_record(report(*_asked(message, context))))
+
+    def work() -> RecordDict:
+        config, model = _configuration(message), ""
+        if config.model.source == "server":
+            model = str(requested(message, "model", str))
+        return report_record(report(config, Seat.of(message, context), model))
+
+    return answer(message, work)
+
+
+@app.query("model")
+def take_model_parcel(message: Message, context: Context) -> Message:
+    """Keep a part of the model that the server sends, and say how many parts are here."""
+
+    def work() -> RecordDict:
+        return held_record(take_model(Seat.of(message, context), read_model_parcel(message)))
+
+    return answer(message, work)
 
 
 @app.train("prune")
@@ -48,7 +81,8 @@ def prune_blocks(message: Message, context: Context) -> Message:
 
     def work() -> RecordDict:
         order, bundle = read_order(message), read_bundle(message)
-        return prune(*_asked(message, context), order, bundle)
+        asked = _asked(message, context, order.survey)
+        return prune(*asked, order, bundle, read_ahead(message))
 
     return answer(message, work)
 
@@ -58,8 +92,8 @@ def fetch_parcel(message: Message, context: Context) -> Message:
     """Send a later parcel of a long reply."""
 
     def work() -> RecordDict:
-        number = int(requested(message, "parcel", int))
-        return fetch(*_asked(message, context), read_order(message), number)
+        number, order = int(requested(message, "parcel", int)), read_order(message)
+        return fetch(*_asked(message, context, order.survey), order, number)
 
     return answer(message, work)
 
@@ -72,9 +106,12 @@ def take_parcel(message: Message, context: Context) -> Message:
         bundle = read_bundle(message)
         if set(bundle) != {"parcel"}:
             raise ReplyRefusedError("a delivery holds one array, 'parcel'.")
-        name, number = str(requested(message, "name", str)), int(requested(message, "parcel", int))
-        Scratch(Seat.of(message, context).scratch).receive(name, number, bundle["parcel"])
-        return RecordDict({"received": ConfigRecord({"parcel": number})})
+        name, start = str(requested(message, "name", str)), int(requested(message, "start", int))
+        config, seat = _asked(message, context)
+        scratch, parcel = Scratch(seat.scratch), bundle["parcel"]
+        Room.of(shapes(config, seat)).check(scratch, name, start + len(parcel))
+        scratch.receive(name, start, parcel)
+        return RecordDict({"received": ConfigRecord({"start": start})})
 
     return answer(message, work)
 

@@ -5,6 +5,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from client_app import node
+from client_app.room import Room
 from client_app.scratch import Scratch
 from client_app.seat import Seat
 from client_app.update import read_final
@@ -28,7 +29,7 @@ def evaluate_own_texts(config: RunConfig, seat: Seat, order: FinalOrder) -> OwnT
     config : RunConfig
         The run's configuration as the server sent it.
     seat : Seat
-        This node; its scratch folder holds the parcels that came before, and forgets them.
+        This node; its scratch folder holds the parcels that came before.
     order : FinalOrder
         The last parcel of the final model's changes, and the blocks that they are of.
 
@@ -42,18 +43,17 @@ def evaluate_own_texts(config: RunConfig, seat: Seat, order: FinalOrder) -> OwnT
     ReplyRefusedError
         If the changes are damaged or incomplete, or are not what the configuration asks for.
     """
-    loaded = node.model(config.model, node.model_path(seat))
+    loaded = node.model(config, seat)
     scratch, device = Scratch(seat.scratch), pick_device(config.pruner.device)
     limits = Limits.of(config.pruner, "evaluation.seq_len")
-    try:
-        scratch.receive(FINAL, order.number, order.parcel)
-        changes = _final_changes(config, loaded, scratch.inbox(FINAL), order.sizes)
-        windows = node.own_windows(config, seat)
-        if windows is None:
-            return OwnTextResult(0.0, 0.0, 0)
-        pruned = perplexity(loaded, windows, device, changes, limits)
-    finally:
-        scratch.clear_inbox()
+    room = Room.of(loaded.layout.shapes())
+    room.check(scratch, FINAL, order.start + len(order.parcel))
+    scratch.receive(FINAL, order.start, order.parcel)
+    changes = _final_changes(config, loaded, scratch.inbox(FINAL), order.sizes)
+    windows = node.own_windows(config, seat)
+    if windows is None:
+        return OwnTextResult(0.0, 0.0, 0)
+    pruned = perplexity(loaded, windows, device, changes, limits)
     dense = perplexity(loaded, windows, device, limits=limits)
     return OwnTextResult(dense.nll, pruned.nll, dense.tokens)
 

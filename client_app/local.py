@@ -19,7 +19,7 @@ from fedprune.records import LocalResult
 
 def evaluate_local(config: RunConfig, seat: Seat) -> LocalResult:
     """Measure the perplexity of this node's own pruned model on the held-out texts."""
-    loaded = node.model(config.model, node.model_path(seat))
+    loaded = node.model(config, seat)
     windows = node.windows(config, seat)
     if config.data.name not in windows:
         raise DataError(f"there is no text to evaluate on in '{config.data.name}'.")
@@ -36,7 +36,7 @@ def evaluate_local(config: RunConfig, seat: Seat) -> LocalResult:
 
 def _own_changes(config: RunConfig, seat: Seat) -> Changes:
     """Return what this node makes of every block without the others, block by block."""
-    loaded = node.model(config.model, node.model_path(seat))
+    loaded = node.model(config, seat)
     shapes = loaded.layout.shapes()
     blocks = range(len(shapes))
     if keeps_own(config):

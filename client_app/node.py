@@ -5,100 +5,93 @@ model is cached per process and shared (it is never changed for good), while eve
 belongs to one node lies in its scratch folder.
 """
 
+import os
 from dataclasses import replace
 from functools import lru_cache
 
 import torch
 
-from client_app.resources import free_bytes, layer_permille, megaflops, memory_bytes
-from client_app.scratch import Scratch
+from client_app.own_model import model_path
 from client_app.seat import Seat
 from fedprune.config import DataConfig, ModelConfig, RunConfig
 from fedprune.data.clients import client_samples
 from fedprune.data.documents import Document
 from fedprune.data.samples import Sample
 from fedprune.data.shares import heldout_shares
-from fedprune.data.sources import load_documents
-from fedprune.errors import DataError, FedpruneError
+from fedprune.data.sources import OwnTexts, load_documents
+from fedprune.errors import DataError, ModelError
 from fedprune.evaluation.perplexity import token_windows
 from fedprune.evaluation.texts import evaluation_windows
-from fedprune.models.device import pick_device
 from fedprune.models.fingerprint import Fingerprint, fingerprint
 from fedprune.models.loaded import LoadedModel
-from fedprune.models.loading import load_model
-from fedprune.records import NodeReport
-from fedprune.reporting.machine import versions
-from fedprune.reporting.sources import source_digest
-
-Settings = tuple[tuple[str, str], ...]
-"""A node's settings in a form that can be a key."""
+from fedprune.models.loading import load_model, model_shapes
 
 
-def report(config: RunConfig, seat: Seat) -> NodeReport:
-    """Say what this node has; a problem is part of the report, so that it is told by name."""
-    hashes, problem = Fingerprint("", "", ""), ""
-    found: list[Sample] = []
-    device, share = "", 0
-    Scratch(seat.scratch).sweep()
-    try:
-        share = layer_permille(seat.settings)
-        device = str(pick_device(config.pruner.device))
-        hashes = _fingerprint(config.model, model_path(seat))
-        found = _samples(config, seat)
-    except FedpruneError as error:
-        problem = str(error)
-    return NodeReport(
-        partition_id=seat.partition_id,
-        num_partitions=seat.num_partitions,
-        site=seat.site,
-        config_hash=hashes.config,
-        weights_hash=hashes.weights,
-        code_hash=source_digest(),
-        samples=len(found),
-        tokens=len(found) * config.pruner.seq_len,
-        device=device,
-        memory_bytes=memory_bytes(device),
-        versions=", ".join(f"{name} {number}" for name, number in versions().items()),
-        problem=problem,
-        sample_ids="" if config.data.source == "node" else ",".join(s.id for s in found),
-        free_bytes=free_bytes(device),
-        megaflops=megaflops(device) if config.strategy.layer_resources == "measured" else 0,
-        layer_permille=share,
-    )
-
-
-def model_path(seat: Seat) -> str | None:
-    """Return the folder of the node's own copy of the model, if its operator named one."""
-    path = seat.settings.get("model-path")
-    return str(path) if path else None
+def model(config: RunConfig, seat: Seat) -> LoadedModel:
+    """Return the dense model, which the nodes of a process share where it is the same."""
+    return _model(config.model, model_path(config.model, seat))
 
 
 @lru_cache(maxsize=1)
-def model(config: ModelConfig, path: str | None) -> LoadedModel:
-    """Return the dense model that all nodes of this process share."""
-    return load_model(config, path)
+def _model(config: ModelConfig, path: str | None) -> LoadedModel:
+    try:
+        return load_model(config, path)
+    except ModelError as error:
+        if path is None:
+            raise
+        raise ModelError(str(error), outside=_without_path(error.outside, path)) from error
+
+
+def _without_path(text: str, path: str) -> str:
+    """Return a message without the place where a node keeps its model."""
+    for folder in (os.path.expanduser(path), path):
+        text = text.replace(f"'{folder}", "'<model-path>")
+        if "/" in folder:  # else it may be any word
+            text = text.replace(folder, "<model-path>")
+    return text
+
+
+def shapes(config: RunConfig, seat: Seat) -> list[dict[str, tuple[int, int]]]:
+    """Return for each block of this node's model linear -> (d_out, d_in); no weight is read."""
+    return _model_shapes(config.model, model_path(config.model, seat))
+
+
+@lru_cache(maxsize=1)
+def _model_shapes(config: ModelConfig, path: str | None) -> list[dict[str, tuple[int, int]]]:
+    return model_shapes(config, path)
+
+
+def model_fingerprint(config: RunConfig, seat: Seat) -> Fingerprint:
+    """Return the fingerprint of this node's model."""
+    return _fingerprint(config.model, model_path(config.model, seat))
 
 
 @lru_cache(maxsize=1)
 def _fingerprint(config: ModelConfig, path: str | None) -> Fingerprint:
-    return fingerprint(model(config, path))
+    return fingerprint(_model(config, path))
 
 
-def _own_settings(config: RunConfig, seat: Seat) -> Settings:
-    """Return what decides which texts a node reads: nothing where all nodes read the same."""
-    if config.data.source != "node":
-        return ()
-    return tuple(sorted((key, str(value)) for key, value in seat.settings.items()))
+def own_documents(config: RunConfig, seat: Seat) -> list[Document]:
+    """Return this node's own texts to calibrate on; none where nodes share a corpus.
+
+    Raises
+    ------
+    DataError
+        If they cannot be read.
+    """
+    texts = seat.settings.texts(config.data)
+    return [] if texts is None else _documents(config.data, texts)
 
 
 @lru_cache(maxsize=4)
-def _documents(config: DataConfig, settings: Settings) -> list[Document]:
-    return load_documents(config, "train", dict(settings))
+def _documents(config: DataConfig, texts: OwnTexts | None) -> list[Document]:
+    return load_documents(config, "train", texts)
 
 
 def windows(config: RunConfig, seat: Seat) -> dict[str, torch.Tensor]:
     """Return label -> windows of the held-out texts that this node is evaluated on."""
-    return _windows(_neutral(config), model_path(seat), _own_settings(config, seat))
+    texts = seat.settings.texts(config.data)
+    return _windows(_neutral(config), model_path(config.model, seat), texts)
 
 
 def _neutral(config: RunConfig) -> RunConfig:
@@ -108,14 +101,16 @@ def _neutral(config: RunConfig) -> RunConfig:
 
 
 @lru_cache(maxsize=1)
-def _windows(config: RunConfig, path: str | None, settings: Settings) -> dict[str, torch.Tensor]:
-    return evaluation_windows(config, model(config.model, path).tokenizer, dict(settings))
+def _windows(
+    config: RunConfig, path: str | None, texts: OwnTexts | None
+) -> dict[str, torch.Tensor]:
+    return evaluation_windows(config, _model(config.model, path).tokenizer, texts)
 
 
 def own_windows(config: RunConfig, seat: Seat) -> torch.Tensor | None:
     """Return windows of the held-out texts that are this node's own; None if they fill none."""
     documents = _own_heldout(config, seat)
-    tokenizer, chosen = model(config.model, model_path(seat)).tokenizer, config.evaluation
+    tokenizer, chosen = model(config, seat).tokenizer, config.evaluation
     try:
         return token_windows(
             documents, tokenizer, chosen.seq_len, chosen.max_windows, config.data.joiner
@@ -126,30 +121,35 @@ def own_windows(config: RunConfig, seat: Seat) -> torch.Tensor | None:
 
 def _own_heldout(config: RunConfig, seat: Seat) -> list[Document]:
     if config.data.source == "node":
-        return load_documents(config.data, "heldout", seat.settings)
+        return load_documents(config.data, "heldout", seat.settings.texts(config.data))
     return _shares(_neutral(config), max(1, seat.num_partitions))[seat.partition_id]
 
 
 @lru_cache(maxsize=1)
 def _shares(config: RunConfig, num_partitions: int) -> list[list[Document]]:
     heldout = load_documents(config.data, "heldout")
-    return heldout_shares(config, _documents(config.data, ()), heldout, num_partitions)
+    return heldout_shares(config, _documents(config.data, None), heldout, num_partitions)
 
 
-def _samples(config: RunConfig, seat: Seat) -> list[Sample]:
-    place = (seat.partition_id, seat.num_partitions)
-    return _drawn(_neutral(config), model_path(seat), place, _own_settings(config, seat))
+def samples(config: RunConfig, seat: Seat) -> list[Sample]:
+    """Return this node's calibration samples, as many as its operator lets it use."""
+    texts = seat.settings.texts(config.data)
+    place = (seat.partition_id, seat.num_partitions, seat.settings.max_samples)
+    return _drawn(_neutral(config), model_path(config.model, seat), place, texts)
 
 
 @lru_cache(maxsize=64)
 def _drawn(
-    config: RunConfig, path: str | None, place: tuple[int, int], settings: Settings
+    config: RunConfig,
+    path: str | None,
+    place: tuple[int, int, int | None],
+    texts: OwnTexts | None,
 ) -> list[Sample]:
     # Kept from one message to the next: sharing a corpus and tokenising take a while.
-    documents = _documents(config.data, settings)
-    return client_samples(config, documents, model(config.model, path).tokenizer, *place)
+    documents = _documents(config.data, texts)
+    return client_samples(config, documents, _model(config.model, path).tokenizer, *place)
 
 
 def tokens(config: RunConfig, seat: Seat) -> list[torch.Tensor]:
     """Return this node's calibration samples, each int64 of shape (seq_len,)."""
-    return [sample.tokens for sample in _samples(config, seat)]
+    return [sample.tokens for sample in samples(config, seat)]

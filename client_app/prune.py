@@ -12,6 +12,7 @@ from client_app.seat import Seat
 from client_app.update import Place, check_order, read_start, read_update
 from fedprune.config import RunConfig
 from fedprune.disk import is_refusal
+from fedprune.logs import note
 from fedprune.models.device import pick_device
 from fedprune.models.limits import Limits
 from fedprune.pruning.driver import BlockWalk
@@ -22,7 +23,13 @@ from fedprune.reporting.machine import peak_device_bytes, peak_rss_bytes
 from fedprune.wire.change import Change
 
 
-def prune(config: RunConfig, seat: Seat, order: Order, bundle: Mapping[str, bytes]) -> RecordDict:
+def prune(
+    config: RunConfig,
+    seat: Seat,
+    order: Order,
+    bundle: Mapping[str, bytes],
+    ahead: Mapping[str, int],
+) -> RecordDict:
     """Work on the blocks of an order, going on from where this node's last one stopped.
 
     Parameters
@@ -36,6 +43,8 @@ def prune(config: RunConfig, seat: Seat, order: Order, bundle: Mapping[str, byte
     bundle : Mapping[str, bytes]
         Encoded changes: ``update`` of the block before where the schedule is iterative,
         ``start-NNNNN`` of blocks that were pruned in an earlier round.
+    ahead : Mapping[str, int]
+        Name -> bytes of those that were delivered before.
 
     Returns
     -------
@@ -48,17 +57,21 @@ def prune(config: RunConfig, seat: Seat, order: Order, bundle: Mapping[str, byte
         If the request is wrong or the work fails. The node then forgets this run, since the
         server asks it no more; not where its disk is full: with room again it can go on.
     """
+    scratch = Scratch(seat.scratch)
+    with scratch.alone():
+        try:
+            return _reply(config, seat, order, {**scratch.read_inbox(ahead), **bundle})
+        except Exception as error:
+            if not is_refusal(error):
+                scratch.remove()
+            raise
+
+
+def _reply(config: RunConfig, seat: Seat, order: Order, bundle: Mapping[str, bytes]) -> RecordDict:
     started, scratch = time.monotonic(), Scratch(seat.scratch)
-    try:
-        bundle = {**scratch.read_inbox(), **bundle}
-        respondent = _respondent(config, order)
-        scratch.go_on_from(order.resume)
-        encoded, samples = _work(config, seat, order, bundle, respondent)
-        scratch.clear_inbox()
-    except Exception as error:
-        if not is_refusal(error):
-            scratch.remove()
-        raise
+    respondent = _respondent(config, order)
+    scratch.go_on_from(order.resume)
+    encoded, samples = _work(config, seat, order, bundle, respondent)
     total = sum(map(len, encoded.values()))
     whole = total <= order.parcel_bytes
     reply = PruneReply(
@@ -113,7 +126,7 @@ def _work(
     respondent: Respondent,
 ) -> tuple[dict[int, bytes], int]:
     """Return the encoded answers by block, and how many samples made them."""
-    loaded = node.model(config.model, node.model_path(seat))
+    loaded = node.model(config, seat)
     check_order(config, order, len(loaded.layout.blocks), bundle)
     walk = _walk(config, seat, order, bundle)
     scratch, encoded = Scratch(seat.scratch), {}
@@ -128,7 +141,7 @@ def _work(
 
 def _walk(config: RunConfig, seat: Seat, order: Order, bundle: Mapping[str, bytes]) -> BlockWalk:
     """Return a walk that stands where the order goes on, told what became of the block before."""
-    loaded = node.model(config.model, node.model_path(seat))
+    loaded = node.model(config, seat)
     scratch, device = Scratch(seat.scratch), pick_device(config.pruner.device)
     limits = Limits.of(config.pruner)
     if not order.resume:
@@ -169,6 +182,7 @@ def _answers(
     while walk.position <= order.blocks[-1]:
         block, changes = walk.position, {}
         if block in order.blocks:
+            note(block=block)
             start = bundle.get(f"start-{block:05d}")
             if start is not None:
                 walk.start_from(read_start(Place.of(walk), start))

@@ -1,12 +1,10 @@
 """What a node can do: memory, speed, and what its operator allows."""
 
 import time
-from collections.abc import Mapping
 
 import psutil
 import torch
 
-from fedprune.errors import ConfigError
 from fedprune.memory import free_memory
 
 _SIZE = 768
@@ -42,23 +40,10 @@ def megaflops(device: str) -> int:
     return round(products * 2 * _SIZE**3 / seconds / 1e6)
 
 
-def layer_permille(settings: Mapping[str, str | int | float | bool]) -> int:
-    """Return the operator's ``layer-fraction`` in thousandths, 0 if there is none.
-
-    Raises
-    ------
-    ConfigError
-        If it is not a number above 0 and at most 1.
-    """
-    value = settings.get("layer-fraction")
-    if value is None:
-        return 0
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
-        raise ConfigError(
-            "`layer-fraction` in the node's --node-config must be a number above 0 and at most 1, "
-            f"the share of blocks that it may prune, got {value!r}."
-        )
-    return max(1, round(value * 1000))
+def use_threads(threads: int | None) -> None:
+    """Compute with so many of the processor's threads; None leaves it to the process."""
+    if threads is not None and torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 def _wait(device: str) -> None:

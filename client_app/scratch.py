@@ -1,6 +1,8 @@
 """What a node keeps between two messages of a run: hidden states and its own masks, on its disk."""
 
 import contextlib
+import fcntl
+import logging
 import os
 import re
 import shutil
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from fedprune.disk import commit_file, replace_file
+from fedprune.disk import commit_file, replace_file, write_at
 from fedprune.errors import ModelError, ReplyRefusedError
 from fedprune.models.checkpoint import index_files
 from fedprune.models.shards import TensorForm, write_file
@@ -19,8 +21,11 @@ from fedprune.wire.change import Change
 from fedprune.wire.update import decode_update, encode_update
 
 _STALE_SECONDS = 7 * 24 * 3600
+_PRIVATE = 0o600
 _OUTBOX = "outbox.bin"
+_MODEL = "model.sha256"
 _INBOX = re.compile(r"update|start-\d{5}|final")
+_log = logging.getLogger("flwr")
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,24 @@ class Scratch:
     """
 
     folder: Path
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait until no other process works here, and keep others out.
+
+        A process can outlive its SuperNode, whose successor is asked for the same again. The lock
+        is the operating system's and goes with the process, however that ends.
+        """
+        descriptor = os.open(self._make(), os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                _log.warning("an earlier process of this node is still at work; waiting for it")
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
 
     def save_hidden(self, block: int, hidden: Sequence[torch.Tensor]) -> None:
         """Keep the inputs of ``block``, one tensor of shape (1, seq_len, d) a sample."""
@@ -83,6 +106,17 @@ class Scratch:
             raise ReplyRefusedError(f"this node did not prune block {block} in this run.") from None
         return decode_update(data, shapes)
 
+    def save_model(self, digest: str) -> None:
+        """Keep which of the models that came from servers this job is about."""
+        self._write(_MODEL, digest.encode())
+
+    def model(self) -> str | None:
+        """Return the hash of that model's manifest, None if the job is about another one."""
+        try:
+            return (self.folder / _MODEL).read_text(encoding="ascii")
+        except OSError:
+            return None
+
     def save_outbox(self, data: bytes) -> None:
         """Keep a reply that is fetched in parcels."""
         self._write(_OUTBOX, data)
@@ -103,32 +137,61 @@ class Scratch:
             file.seek(number * size)
             return file.read(size)
 
-    def receive(self, name: str, number: int, data: bytes) -> None:
-        """Add a parcel to what the next order will need; number 0 begins anew.
+    def receive(self, name: str, start: int, data: bytes) -> None:
+        """Keep a parcel of what the next order will need, in its place: it may come twice.
 
         Raises
         ------
         ReplyRefusedError
-            If the name is none that an order needs: it becomes part of a file's name.
+            If the name is none that an order needs, or if the parcels before it are not here.
+        """
+        path = self.inbox(name)
+        found = path.stat().st_size if path.exists() else 0
+        if not 0 <= start <= found:
+            raise ReplyRefusedError(
+                f"a parcel that starts at byte {start} follows {found} bytes of '{name}': this "
+                "node's cache folder was emptied. It can take part in the next run."
+            )
+        self._make()
+        path.touch(mode=_PRIVATE)
+        write_at(path, start, data)
+
+    def read_inbox(self, names: Mapping[str, int]) -> dict[str, bytes]:
+        """Return what came in parcels for this order, and forget what came for others.
+
+        Parameters
+        ----------
+        names : Mapping[str, int]
+            Name -> its bytes, as the order says.
+
+        Raises
+        ------
+        ReplyRefusedError
+            If something of it is not here.
+        """
+        expected = {self.inbox(name): size for name, size in names.items()}
+        for path in self.folder.glob("inbox-*.bin"):
+            if path not in expected:
+                path.unlink()
+        for path, size in expected.items():
+            found = path.stat().st_size if path.exists() else 0
+            if found != size:
+                raise ReplyRefusedError(
+                    f"of what was delivered ahead of this order, {size} bytes, {found} are on this "
+                    "node: its cache folder was emptied. It can take part in the next run."
+                )
+        return {name: self.inbox(name).read_bytes() for name in names}
+
+    def inbox(self, name: str) -> Path:
+        """Return the file that gathers the parcels of a name.
+
+        Raises
+        ------
+        ReplyRefusedError
+            If the name is none that an order needs: it becomes part of the file's.
         """
         if not _INBOX.fullmatch(name):
             raise ReplyRefusedError("a parcel is of 'update', 'start-NNNNN' or 'final'.")
-        self._make()
-        path = self.inbox(name)
-        with path.open("wb" if number == 0 else "ab") as file:
-            file.write(data)
-
-    def read_inbox(self) -> dict[str, bytes]:
-        """Return what came in parcels for this order, by name."""
-        return {path.stem.removeprefix("inbox-"): path.read_bytes() for path in self._inboxes()}
-
-    def clear_inbox(self) -> None:
-        """Forget what came in parcels."""
-        for path in self._inboxes():
-            path.unlink()
-
-    def inbox(self, name: str) -> Path:
-        """Return the file that gathers the parcels of a name."""
         return self.folder / f"inbox-{name}.bin"
 
     def remove(self) -> None:
@@ -152,6 +215,7 @@ class Scratch:
     def _save(self, target: Path, tensors: Sequence[torch.Tensor]) -> None:
         self._make()
         partial = target.with_name(f"{target.name}.partial")
+        partial.touch(mode=_PRIVATE)
         # One at a time: what does not fit into memory lies on the disk, and is read when asked for.
         forms = [TensorForm.of(f"{index:06d}", tensor) for index, tensor in enumerate(tensors)]
         write_file(partial, forms, lambda name: tensors[int(name)])
@@ -168,10 +232,11 @@ class Scratch:
         return [places[name].map() for name in sorted(places)]
 
     def _write(self, name: str, data: bytes) -> None:
-        replace_file(self._make() / name, data)
+        replace_file(self._make() / name, data, mode=_PRIVATE)
 
     def _make(self) -> Path:
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for folder in (*reversed(self.folder.parents[:2]), self.folder):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._touch()
         return self.folder
 
@@ -179,9 +244,6 @@ class Scratch:
         """Note on the job's folder that somebody works on it."""
         with contextlib.suppress(OSError):
             os.utime(self.folder.parent)
-
-    def _inboxes(self) -> Iterator[Path]:
-        return self.folder.glob("inbox-*.bin")
 
     def _hidden(self, block: int) -> Path:
         return self.folder / f"hidden-{block:05d}.safetensors"

@@ -1,14 +1,15 @@
 """Which node this is: its partition, its operator's settings, its scratch folder."""
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from flwr.app import Context, Message
 
-from fedprune.errors import ConfigError, ReplyRefusedError
+from client_app.settings import Settings
+from fedprune.errors import ReplyRefusedError
 from fedprune.home import home
+from fedprune.logs import note
 
 _JOB = re.compile(r"[0-9a-f]{32}")
 
@@ -19,22 +20,13 @@ class Seat:
 
     Attributes
     ----------
-    partition_id : int
-        Which share of the data it holds; also what its seeds derive from.
-    num_partitions : int
-        Of how many; 0 if nobody said.
-    site : str
-        The name its operator gave it, or "".
-    settings : Mapping
-        Everything in its ``--node-config``, for example ``data-path`` and ``model-path``.
+    settings : Settings
+        What its operator says in ``--node-config``.
     scratch : Path
         Its folder for this job; removed when the server says that the job is over.
     """
 
-    partition_id: int
-    num_partitions: int
-    site: str
-    settings: Mapping[str, str | int | float | bool]
+    settings: Settings
     scratch: Path
 
     @classmethod
@@ -53,20 +45,23 @@ class Seat:
         job = message.metadata.group_id
         if not _JOB.fullmatch(job):
             raise ReplyRefusedError("a request's group must be its job, 32 hexadecimal digits.")
-        settings = dict(context.node_config)
-        partition = settings.get("partition-id")
-        if type(partition) is not int or partition < 0:
-            raise ConfigError(
-                "`partition-id` in the node's --node-config must be a whole number of at least 0, "
-                f"got {partition!r}. Start the SuperNode with --node-config 'partition-id=0', "
-                "a different number for each node."
-            )
-        total = settings.get("num-partitions", 0)
+        settings = Settings.read(dict(context.node_config))
+        site, partition = settings.site, settings.partition_id
+        note(node=f"'{site}' (partition {partition})" if site else f"partition {partition}")
         folder = home() / "nodes" / f"job-{job}" / f"partition-{partition:05d}"
-        return cls(
-            partition_id=partition,
-            num_partitions=total if type(total) is int else 0,
-            site=str(settings.get("site", "")),
-            settings=settings,
-            scratch=folder,
-        )
+        return cls(settings, folder)
+
+    @property
+    def site(self) -> str:
+        """The name its operator gave it, or ""."""
+        return self.settings.site
+
+    @property
+    def partition_id(self) -> int:
+        """Which share of the data it holds."""
+        return self.settings.partition_id
+
+    @property
+    def num_partitions(self) -> int:
+        """Of how many; 0 if nobody said."""
+        return self.settings.num_partitions

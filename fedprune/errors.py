@@ -2,7 +2,19 @@
 
 
 class FedpruneError(Exception):
-    """Base of all errors raised on purpose, so that a caller can tell them from bugs."""
+    """Base of all errors raised on purpose, so that a caller can tell them from bugs.
+
+    Parameters
+    ----------
+    message : str
+        For whoever reads this machine's log.
+    outside : str, optional
+        What another machine may be told in its place, where the message names private files.
+    """
+
+    def __init__(self, message: str = "", *, outside: str | None = None) -> None:
+        super().__init__(message)
+        self.outside = str(message) if outside is None else outside
 
 
 class ConfigError(FedpruneError):

@@ -13,14 +13,16 @@ from fedprune.config import RunConfig, compose_config, resumed_config, resumptio
 from fedprune.disk import is_refusal
 from fedprune.errors import ConfigError, FedpruneError
 from fedprune.home import home
+from fedprune.logs import bound, job_mark, note
 from fedprune.models.export import export_model
 from fedprune.models.fingerprint import Fingerprint, fingerprint
 from fedprune.models.loaded import LoadedModel
 from fedprune.models.loading import load_model
 from fedprune.models.memory import return_freed_memory
+from fedprune.models.offer import Offer
 from fedprune.pruning.trace import input_groups
+from fedprune.reporting.board import Board, WatchedLedger
 from fedprune.reporting.card import write_card
-from fedprune.reporting.ledger import Ledger
 from fedprune.reporting.results import Facts, build_results
 from fedprune.reporting.sources import source_digest
 from fedprune.reporting.table import plain_table
@@ -33,6 +35,7 @@ from server_app.page import leave_report
 from server_app.state_files import StateFiles
 from server_app.tracked import TrackedTally
 from strategies import FederatedPruning, Plan
+from strategies.plan import MESSAGE_BYTES
 from strategies.progress import show
 from strategies.run_state import RunState
 
@@ -56,6 +59,11 @@ def run_job(grid: Grid, run_config: Mapping[str, str | int | float | bool], run_
         If the configuration, the model or the round fails; whatever was aggregated until then,
         the configuration and the ledger are in the folder, a model folder is not.
     """
+    with bound(role="server", run=run_id):
+        return _run_job(grid, run_config, run_id)
+
+
+def _run_job(grid: Grid, run_config: Mapping[str, str | int | float | bool], run_id: int) -> Path:
     return_freed_memory()
     resumed = resumption(run_config)
     if resumed is None:
@@ -67,28 +75,35 @@ def run_job(grid: Grid, run_config: Mapping[str, str | int | float | bool], run_
     else:
         folder = RunFolder(resumed.folder)
         config = resumed_config(folder.config_text(), resumed)
+    note(folder=folder.path.name)
+    board = Board(folder.path, lambda: len(list(grid.get_node_ids())))
     with folder.locked():
         if folder.finished:
             folder.tidy()
             log(INFO, "the run in %s is finished: there is nothing to go on with", folder.path)
         else:
-            results = _results(grid, config, run_id, folder)
-            folder.finish(results)
+            with board:
+                results = _results(grid, config, run_id, folder, board)
+                folder.finish(results)
             log(INFO, "\n%s", plain_table(results))
         leave_report(folder.path)
-    show("done", 1, 1, str(folder.path))
+    show(board, "done", 1, 1, str(folder.path))
     log(INFO, "%s", folder.path)
     return folder.path
 
 
-def _results(grid: Grid, config: RunConfig, run_id: int, folder: RunFolder) -> dict[str, object]:
+def _results(
+    grid: Grid, config: RunConfig, run_id: int, folder: RunFolder, board: Board
+) -> dict[str, object]:
     """Run a job from where its folder says it stands; a failure is noted there."""
-    files, state = StateFiles(folder.state, Ledger()), RunState()
+    files, state = StateFiles(folder.state, WatchedLedger(board=board)), RunState()
     try:
         folder.reopen()
         state = files.load()
+        note(job=job_mark(state.job))
+        board.catch_up(files.ledger)
         with state.laps.lap("total"), Tracking(config, folder.path) as tracking:
-            results = _run(grid, config, run_id, folder, files, state, tracking)
+            results = _run(grid, config, run_id, folder, files, state, tracking, board)
             tracking.finish(results)
             write_card(folder.model, config, results)
             return results
@@ -120,22 +135,24 @@ def _run(  # noqa: PLR0913 - what a job is made of
     files: StateFiles,
     state: RunState,
     tracking: Tracking,
+    board: Board,
 ) -> dict[str, object]:
     lap = state.laps.lap
     with lap("load"):
         tasks = wanted_tasks(config)
         loaded = load_model(config.model)
         marks = fingerprint(loaded)
-        plan = _plan(config, loaded, marks)
+        plan = _plan(config, loaded, marks, _offer(config, loaded))
     files.identify(_identity(folder, plan))
     plan.check_pattern(config.pruner.pattern)
     tally = TrackedTally(folder, files, loaded, config.strategy.rounds, tracking)
     strategy = strategy_class(config.strategy)(config, plan, tally, files.ledger, state)
+    strategy.board = board
     strategy.start(grid)
     changes = tally.changes()
     with lap("evaluate"):
         perplexities = measure(strategy.config, loaded, changes, strategy)
-    show("export", 0, 1, "writing the pruned model")
+    show(board, "export", 0, 1, "writing the pruned model")
     with lap("export"):
         if not folder.model.exists():  # which appears whole
             export_model(loaded, changes, folder.model)
@@ -166,7 +183,14 @@ def _output_dir(config: RunConfig, run_id: int) -> Path:
     return home() / "runs" / f"{stamp}-{run_id}"
 
 
-def _plan(config: RunConfig, loaded: LoadedModel, marks: Fingerprint) -> Plan:
+def _offer(config: RunConfig, loaded: LoadedModel) -> Offer | None:
+    """Return the model as nodes without it can get it, None where they cannot."""
+    if config.model.source != "server":
+        return None
+    return Offer.of(loaded.path, config.model.revision, MESSAGE_BYTES)
+
+
+def _plan(config: RunConfig, loaded: LoadedModel, marks: Fingerprint, offer: Offer | None) -> Plan:
     layout = loaded.layout
     counted = config.strategy.name in ("fedstats", "fedhessian") or config.strategy.decode
     traced = counted or config.allocation.name == "owl"
@@ -180,6 +204,7 @@ def _plan(config: RunConfig, loaded: LoadedModel, marks: Fingerprint) -> Plan:
         code_hash=source_digest(),
         weight=lambda block, name: loaded.weight(block, name),
         inputs=input_groups(loaded) if traced else (),
+        offer=offer,
     )
 
 

@@ -51,7 +51,7 @@ def measure(
     steps = 3 if config.evaluation.centralized else 2
 
     def step(number: int, what: str) -> None:
-        show("evaluate", number, steps, what)
+        show(strategy.board, "evaluate", number, steps, what)
 
     step(0, "dense model")
     dense = _dense_scores(config, loaded, strategy.plan.weights_hash, windows)

@@ -14,6 +14,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from fedprune.config import for_round
+from fedprune.logs import bound, note
 from fedprune.records import Order, request
 from strategies.federated import OwnTexts
 from strategies.folding import Reading
@@ -22,7 +23,7 @@ from strategies.gathering import gather, known_cohort
 from strategies.handshake import Client, Handshake
 from strategies.local import EVALUATE_LOCAL, collect_local
 from strategies.post import forget
-from strategies.progress import Course, evaluating, greeting, show
+from strategies.progress import Course, evaluating, greeting, sending, show
 from strategies.run_state import damaged_state
 from strategies.saving import SavePace
 from strategies.survey import survey
@@ -66,7 +67,9 @@ class FederatedPruning(Frame):
         """
         self.summary()
         result = Result()
-        self._course = Course(len(self.plan.shapes), self.config.strategy.rounds, self.ledger)
+        self._course = Course(
+            len(self.plan.shapes), self.config.strategy.rounds, self.ledger, self.board
+        )
         self._pace = SavePace()
         if self.state.over:
             self.cohort = known_cohort([], self.state, self.config, self.ledger)
@@ -75,7 +78,7 @@ class FederatedPruning(Frame):
         self._gather(grid)
         if self.config.allocation.name == "owl":
             self._survey(grid)
-        with self.state.laps.lap("prune"):
+        with self.state.laps.lap("prune"), bound():
             self._rounds(grid, result)
         self._compare(grid, result)
         self.state.over = True
@@ -92,7 +95,7 @@ class FederatedPruning(Frame):
         What is too long to go with them is delivered first.
         """
         orders, post = self.asked(self.chunks[server_round - 1]), self.post(grid)
-        return post.requests(orders, post.deliver(orders, self.bundle))
+        return post.requests(orders, self.bundle, post.deliver(orders, self.bundle))
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -129,12 +132,12 @@ class FederatedPruning(Frame):
     def _gather(self, grid: Grid) -> None:
         state, new = self.state, not self.state.clients
         with state.laps.lap("handshake"):
-            show("connect", 0, 1, "waiting for nodes")
+            show(self.board, "connect", 0, 1, "waiting for nodes")
             expected = len(state.active)
             handshake = Handshake.of(
                 self.config, self.plan, self.ledger, self.window(), state.job, expected
             )
-            met = handshake.run(grid, greeting())
+            met = handshake.run(grid, greeting(self.board), sending(self.board))
             self.cohort = gather(met, state, self.config, self.ledger)
         opened = [client for client in self.cohort.clients if client.partition in state.opened]
         self.open_round(state.round, opened)
@@ -160,6 +163,7 @@ class FederatedPruning(Frame):
 
     def _prune(self, grid: Grid, result: Result) -> None:
         number, blocks = self.state.chunk + 1, self.chunks[self.state.chunk]
+        note(block=f"{blocks.start}-{blocks.stop - 1}" if len(blocks) > 1 else blocks.start)
         self.open_chunk(blocks)
         if self.state.folded:
             self._restore()
@@ -212,7 +216,7 @@ class FederatedPruning(Frame):
         self.state.step += 1
         step = self.state.step
         messages = self.configure_evaluate(step, ArrayRecord(), ConfigRecord(), grid)
-        replies = self.post(grid).replies(messages, "evaluate", report=evaluating())
+        replies = self.post(grid).replies(messages, "evaluate", report=evaluating(self.board))
         metrics = self.aggregate_evaluate(step, replies)
         if metrics is not None:
             result.evaluate_metrics_clientapp[step] = metrics

@@ -9,8 +9,8 @@ from flwr.common.logger import log
 
 from fedprune.errors import QuorumError
 from fedprune.reporting.ledger import Entry, Ledger
-from strategies.exchange import Outcome
 from strategies.handshake import Client
+from strategies.outcome import Outcome
 
 
 @dataclass
@@ -68,7 +68,8 @@ class Cohort:
 
     def refuse(self, client: Client, server_round: int, phase: str, problem: str) -> None:
         """Count a reply that is not used."""
-        log(WARNING, "%s: reply refused in round %d: %s", client.name, server_round, problem)
+        text = "%s: reply refused in round %d: %s"
+        log(WARNING, text, client.name, server_round, problem, extra={"node": client.name})
         self.ledger.add(self.entry(client, server_round, phase, problem))
 
     def leave_out(self, client: Client) -> None:

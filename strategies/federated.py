@@ -80,7 +80,7 @@ class OwnTexts:
     def _send_parcels(self) -> FinalOrder:
         """Send the changes of all blocks but for the last parcel, which is returned."""
         sizes: dict[int, int] = {}
-        waiting, number = bytearray(), 0
+        waiting, sent = bytearray(), 0
         for block in range(len(self.plan.shapes)):
             changes = self.recall(block)
             if not changes:
@@ -89,13 +89,13 @@ class OwnTexts:
             sizes[block] = len(data)
             waiting += data
             while len(waiting) > MESSAGE_BYTES:
-                self._deliver(number, bytes(waiting[:MESSAGE_BYTES]))
+                self._deliver(sent, bytes(waiting[:MESSAGE_BYTES]))
                 del waiting[:MESSAGE_BYTES]
-                number += 1
-        return FinalOrder(sizes, number, bytes(waiting))
+                sent += MESSAGE_BYTES
+        return FinalOrder(sizes, sent, bytes(waiting))
 
-    def _deliver(self, number: int, parcel: bytes) -> None:
-        content = request(self.post.config_yaml, {"parcel": parcel}, name=FINAL, parcel=number)
+    def _deliver(self, start: int, parcel: bytes) -> None:
+        content = request(self.post.config_yaml, {"parcel": parcel}, name=FINAL, start=start)
         for client, _ in self._exchange(DELIVER, content):
             self._note(client)
 
@@ -105,7 +105,9 @@ class OwnTexts:
         window = self.plan.window(self.post.strategy.window, MESSAGE_BYTES)
         post = replace(self.post, window=window)
         messages = (post.message(client, kind, content) for client in clients.values())
-        report = comparing() if kind == EVALUATE_FEDERATED else lambda done, total: None
+        report = (
+            comparing(self.post.board) if kind == EVALUATE_FEDERATED else lambda done, total: None
+        )
         for reply in post.replies(messages, _PHASE, report):
             yield clients[reply.metadata.src_node_id], reply
 

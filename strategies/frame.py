@@ -12,6 +12,7 @@ from fedprune.aggregation.state import Arrays
 from fedprune.config import RunConfig, resolved_allocation, to_yaml
 from fedprune.pruning.spec import block_specs
 from fedprune.records import FORMS, Order, PruneReply
+from fedprune.reporting.board import Board
 from fedprune.reporting.ledger import Ledger
 from fedprune.wire.change import Change
 from fedprune.wire.update import encode_update
@@ -52,6 +53,8 @@ class Frame(Strategy):
         The clients; empty before the handshake.
     state : RunState
         Where the run stands, and what the results tell of it.
+    board : Board
+        What an operator can see; one that writes nothing unless it is replaced.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Frame(Strategy):
         self.form = FORMS[config.strategy.name]
         self.store = store
         self.state = state or RunState()
+        self.board = Board()
         if "allocation" in self.state.figures:  # of a survey that is over
             known = self.state.figures["allocation"]["sparsities"]
             self.config = resolved_allocation(config, known)
@@ -151,6 +155,7 @@ class Frame(Strategy):
             step=self.state.step,
             window=self.window(),
             job=self.state.job,
+            board=self.board,
         )
 
     def summary(self) -> None:

@@ -1,9 +1,9 @@
 """Ask every node who it is, and take only those that hold the same model and run the same code."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from logging import WARNING
+from logging import INFO, WARNING
 
 from flwr.app import Message
 from flwr.common.logger import log
@@ -13,11 +13,17 @@ from fedprune.config import RunConfig, to_yaml
 from fedprune.errors import QuorumError, ReplyRefusedError
 from fedprune.records import NodeReport, read_report, request
 from fedprune.reporting.ledger import Entry, Ledger
-from strategies.exchange import Outcome, exchange
-from strategies.plan import Plan
+from fedprune.reporting.progress import size_text
+from strategies.delivery import Delivery, Sent
+from strategies.exchange import exchange
+from strategies.inlet import SHORT_REPLY, Gate
+from strategies.outcome import Outcome
+from strategies.plan import MESSAGE_BYTES, Plan
+from strategies.repeats import Again
 
 HANDSHAKE = "query.handshake"
 _POLL_SECONDS = 0.1
+_SAMPLE_BYTES = 32  # a sample's name, and what separates it from the next
 
 
 @dataclass(frozen=True)
@@ -60,8 +66,12 @@ class Handshake:
         Requests under way at once (`strategy.window`).
     job : str
         The run's key, the group of every message.
+    rejoin : float
+        Seconds that a node which is lost before it answers has to come back (`strategy.rejoin`).
     expected : int
         Nodes to wait for where they are more than ``min_clients``: those of a run that goes on.
+    samples : int
+        Samples that a node names at most.
     """
 
     plan: Plan
@@ -72,7 +82,9 @@ class Handshake:
     timeout: float
     window: int
     job: str
+    rejoin: float = 0.0
     expected: int = 0
+    samples: int = 0
 
     @classmethod
     def of(  # noqa: PLR0913 - the class among them
@@ -89,10 +101,17 @@ class Handshake:
             timeout=strategy.timeout,
             window=window,
             job=job,
+            rejoin=strategy.rejoin,
             expected=expected,
+            samples=config.pruner.num_calibration_samples,
         )
 
-    def run(self, grid: Grid, answered: Callable[[int, int], None]) -> list[Client]:
+    def run(
+        self,
+        grid: Grid,
+        answered: Callable[[int, int], None],
+        sent: Sent = lambda held, total: None,
+    ) -> list[Client]:
         """Return the clients that take part, in the order of their partitions.
 
         Parameters
@@ -101,6 +120,8 @@ class Handshake:
             Flower's connection to the nodes.
         answered : Callable[[int, int], None]
             Told after each answer: how many have answered, and of how many.
+        sent : Callable[[int, int], None], optional
+            Told of parcels of the model, where nodes get it from here.
 
         Raises
         ------
@@ -115,10 +136,12 @@ class Handshake:
             # A list of nodes may be empty or partial while nodes are still connecting.
             fresh = sorted(set(grid.get_node_ids()) - asked)
             asked.update(fresh)
+            lacking: dict[int, NodeReport] = {}
             for number, outcome in enumerate(self._ask(grid, fresh), start=1):
-                report = self._admit(outcome, clients)
+                report = self._admit(outcome, clients, lacking)
                 expected = max(expected, report.num_partitions if report else 0)
                 answered(len(asked) - len(fresh) + number, max(expected, len(asked)))
+            self._bring_model(grid, lacking, clients, sent)
             if len(asked) >= expected or time.monotonic() > deadline:
                 break
             time.sleep(_POLL_SECONDS)
@@ -126,26 +149,56 @@ class Handshake:
         return [clients[partition] for partition in sorted(clients)]
 
     def _ask(self, grid: Grid, node_ids: Iterable[int]) -> Iterable[Outcome]:
-        content = request(self.config_yaml)
+        offer = self.plan.offer
+        values = {"model": offer.manifest.digest} if offer else {}
+        content = request(self.config_yaml, None, **values)
         messages = (
             Message(content, node_id, HANDSHAKE, ttl=self.timeout, group_id=self.job)
             for node_id in node_ids
         )
-        return exchange(grid, messages, window=self.window, timeout=self.timeout)
+        again = Again(rejoin=self.rejoin)
+        gate = Gate(
+            SHORT_REPLY + _SAMPLE_BYTES * self.samples,
+            lambda count: self.ledger.add_strays(0, "handshake", count),
+        )
+        return exchange(
+            grid, messages, window=self.window, timeout=self.timeout, again=again, gate=gate
+        )
 
-    def _admit(self, outcome: Outcome, clients: dict[int, Client]) -> NodeReport | None:
-        report, problem = None, outcome.problem
-        if outcome.reply is not None:
-            try:
-                report = read_report(outcome.reply)
-                problem = self._problem(report, clients)
-            except ReplyRefusedError as error:
-                problem = str(error)
-        name = report.name if report else f"node {outcome.node_id}"
+    def _bring_model(
+        self,
+        grid: Grid,
+        lacking: Mapping[int, NodeReport],
+        clients: dict[int, Client],
+        sent: Sent,
+    ) -> None:
+        """Send the model to nodes that lack it, and ask those that have it then once more."""
+        offer = self.plan.offer
+        if offer is None or not lacking:
+            return
+        log(
+            INFO,
+            "sending the model to %d nodes: %s in %d files, %d parcels each",
+            len(lacking),
+            size_text(offer.manifest.size),
+            len(offer.manifest.files),
+            len(offer.manifest.parcels),
+        )
+        window = self.plan.window(None, MESSAGE_BYTES)
+        delivery = Delivery(offer, self.timeout, window, self.job, self.rejoin, sent)
+        whole = []
+        for outcome in delivery.run(grid, lacking):
+            self._enter("model", lacking[outcome.node_id].name, outcome, outcome.problem)
+            if outcome.reply is not None:
+                whole.append(outcome.node_id)
+        for outcome in self._ask(grid, whole):
+            self._admit(outcome, clients, {})
+
+    def _enter(self, phase: str, name: str, outcome: Outcome, problem: str) -> None:
         self.ledger.add(
             Entry(
                 round=0,
-                phase="handshake",
+                phase=phase,
                 client=name,
                 bytes_down=outcome.bytes_down,
                 bytes_up=outcome.bytes_up,
@@ -154,8 +207,27 @@ class Handshake:
             )
         )
         if problem:
-            log(WARNING, "%s is refused: %s", name, problem)
-        elif report is not None:
+            log(WARNING, "%s is refused: %s", name, problem, extra={"node": name})
+
+    def _admit(
+        self, outcome: Outcome, clients: dict[int, Client], lacking: dict[int, NodeReport]
+    ) -> NodeReport | None:
+        report, problem = None, outcome.problem
+        if outcome.reply is not None:
+            try:
+                report = read_report(outcome.reply)
+                problem = self._problem(report, clients)
+            except ReplyRefusedError as error:
+                problem = str(error)
+        name = report.name if report else f"node {outcome.node_id}"
+        self._enter("handshake", name, outcome, problem)
+        if report is not None and report.warnings:
+            log(WARNING, "%s: %s", name, report.warnings, extra={"node": name})
+        if problem or report is None:
+            return report
+        if report.lacks_model:
+            lacking[outcome.node_id] = report
+        else:
             clients[report.partition_id] = Client(outcome.node_id, report)
         return report
 
@@ -173,6 +245,8 @@ class Handshake:
                 f"{self.plan.code_hash[:16]} here. Start Flower from a folder without a "
                 "'client_app' package and use the same release everywhere."
             )
+        if report.lacks_model:
+            return "" if self.plan.offer else "it lacks the model, which is not sent from here."
         for what, theirs, ours in (
             ("weights", report.weights_hash, self.plan.weights_hash),
             ("configuration", report.config_hash, self.plan.config_hash),

@@ -7,7 +7,8 @@ from flwr.app import Message
 
 from fedprune.errors import ReplyRefusedError
 from fedprune.records import joined, read_parcel, read_sizes
-from strategies.exchange import Outcome
+from strategies.inlet import SHORT_REPLY
+from strategies.outcome import Outcome
 
 
 @dataclass
@@ -44,10 +45,15 @@ class ParcelJoiner:
     fetch: Callable[[int, int], Message]
     _collected: dict[int, _Collected] = field(default_factory=dict)
 
+    @property
+    def reply_bytes(self) -> int:
+        """The most bytes of a message: of a parcel, or of a reply that fits into one."""
+        return min(self.most_bytes, self.parcel_bytes) + SHORT_REPLY
+
     def take(self, outcome: Outcome) -> Outcome | Message:
         """Return the outcome of the whole reply, or the request for its next parcel."""
         started = self._collected.pop(outcome.node_id, None)
-        total = added(started.so_far, outcome) if started else outcome
+        total = outcome.after(started.so_far if started else None)
         if outcome.reply is None:
             return total
         try:
@@ -76,13 +82,3 @@ class ParcelJoiner:
             return self.fetch(total.node_id, len(started.parts))
         joined(started.first, b"".join(started.parts), started.sizes, self.form)
         return replace(total, reply=started.first)
-
-
-def added(before: Outcome, outcome: Outcome) -> Outcome:
-    """Return an outcome with the bytes and seconds of those before it."""
-    return replace(
-        outcome,
-        bytes_down=before.bytes_down + outcome.bytes_down,
-        bytes_up=before.bytes_up + outcome.bytes_up,
-        seconds=before.seconds + outcome.seconds,
-    )

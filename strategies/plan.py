@@ -10,6 +10,7 @@ from torch import Tensor
 from fedprune.aggregation.sampled_agreement import SAMPLED_WEIGHTS, MaskSampler
 from fedprune.config import Pattern
 from fedprune.errors import ModelError
+from fedprune.models.offer import Offer
 from fedprune.pruning.spec import check_divides
 from fedprune.seeds import derive_seed
 
@@ -38,6 +39,8 @@ class Plan:
     inputs : tuple of tuples
         For each block: the linears that share an input, a tuple for each distinct input. Empty
         where no statistics are sent.
+    offer : Offer, optional
+        The model's files, where nodes that lack them get them from here.
     """
 
     shapes: tuple[Mapping[str, tuple[int, int]], ...]
@@ -46,6 +49,7 @@ class Plan:
     code_hash: str
     weight: Callable[[int, str], Tensor]
     inputs: tuple[tuple[tuple[str, ...], ...], ...] = ()
+    offer: Offer | None = None
 
     def magnitude(self, block: int, name: str) -> NDArray[np.float32]:
         """Return |W| of a linear as float32, flat, shape (d_out * d_in,); it decides ties."""

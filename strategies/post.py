@@ -3,19 +3,22 @@
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from logging import WARNING
+from typing import Protocol
 
 from flwr.app import Message, RecordDict
-from flwr.common.logger import log
 from flwr.serverapp import Grid
 
 from fedprune.config import StrategyConfig
 from fedprune.records import Order, order_record, request
+from fedprune.reporting.board import Board
 from strategies.cohort import Cohort
-from strategies.exchange import Joiner, Outcome, WorkerDiedError, exchange
+from strategies.exchange import Joiner, WorkerDiedError, exchange
 from strategies.handshake import Client
-from strategies.parcels import ParcelJoiner, added
+from strategies.inlet import SHORT_REPLY, Gate
+from strategies.outcome import Outcome
+from strategies.parcels import ParcelJoiner
 from strategies.plan import MESSAGE_BYTES
+from strategies.repeats import Again
 
 PRUNE = "train.prune"
 FETCH = "query.fetch"
@@ -26,6 +29,18 @@ _FORGET_WINDOW = 256
 
 Bundle = Callable[[Order], Mapping[str, bytes]]
 """Order -> the named bytes that go with it."""
+
+Ahead = Mapping[int, Mapping[str, int]]
+"""Node id -> name -> bytes of what was delivered before its order."""
+
+
+class Collector(Joiner, Protocol):
+    """A joiner that knows how long the messages are."""
+
+    @property
+    def reply_bytes(self) -> int:
+        """The most bytes of one of them."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -39,7 +54,7 @@ class Post:
     cohort : Cohort
         Who takes part; one that does not answer is left out.
     strategy : StrategyConfig
-        `timeout`.
+        `timeout` and `rejoin`.
     config_yaml : str
         The configuration that every request carries.
     step : int
@@ -48,6 +63,8 @@ class Post:
         Requests under way at once.
     job : str
         The run's key, the group of every message: nodes find by it what they keep.
+    board : Board
+        Is told whom something is asked of.
     """
 
     grid: Grid
@@ -57,18 +74,33 @@ class Post:
     step: int
     window: int
     job: str
+    board: Board
 
     def message(self, client: Client, kind: str, content: RecordDict) -> Message:
         """Return a request to one client."""
         ttl = self.strategy.timeout
         return Message(content, client.node_id, kind, ttl=ttl, group_id=self.job)
 
-    def requests(self, orders: Mapping[int, Order], bundle: Bundle) -> Iterator[Message]:
-        """Yield a request to prune for every order, built when its turn comes."""
+    def requests(
+        self, orders: Mapping[int, Order], bundle: Bundle, ahead: Ahead | None = None
+    ) -> Iterator[Message]:
+        """Yield a request to prune for every order, built when its turn comes.
+
+        Parameters
+        ----------
+        orders : Mapping[int, Order]
+            Node id -> its order.
+        bundle : Callable[[Order], Mapping[str, bytes]]
+            What goes with an order.
+        ahead : Mapping[int, Mapping[str, int]], optional
+            What :meth:`deliver` has sent.
+        """
         for client in self.cohort.active:
             order = orders.get(client.node_id)
             if order is not None:
-                content = order_record(self.config_yaml, order, bundle(order))
+                sent = ahead.get(client.node_id) if ahead else None
+                found = {} if sent else bundle(order)
+                content = order_record(self.config_yaml, order, found, sent)
                 yield self.message(client, PRUNE, content)
 
     def again(self, orders: Mapping[int, Order], bundle: Bundle) -> Callable[[int], Message]:
@@ -77,9 +109,8 @@ class Post:
 
         def message(node_id: int) -> Message:
             order, found = orders[node_id], bundle(orders[node_id])
-            short = sum(map(len, found.values())) <= MESSAGE_BYTES
-            content = order_record(self.config_yaml, order, found if short else {})
-            log(WARNING, "%s: its process died; it is asked once more", clients[node_id].name)
+            sent = _sizes(found) if _is_long(found) else None
+            content = order_record(self.config_yaml, order, {} if sent else found, sent)
             return self.message(clients[node_id], PRUNE, content)
 
         return message
@@ -100,7 +131,7 @@ class Post:
         messages: Iterable[Message],
         phase: str,
         report: Callable[[int, int], None],
-        joiner: Joiner | None = None,
+        joiner: Collector | None = None,
         again: Callable[[int], Message] | None = None,
     ) -> Iterator[Message]:
         """Yield replies as they arrive; who sends none is refused by name and left out.
@@ -113,10 +144,11 @@ class Post:
             The ledger's name for the exchange.
         report : Callable[[int, int], None]
             Told after each answer: how many, and of how many.
-        joiner : Joiner, optional
+        joiner : Collector, optional
             Puts together what comes in parcels.
         again : Callable[[int], Message], optional
-            Node id -> its request once more, for one whose process dies at its work.
+            Node id -> its request once more, for one whose process dies at its work or that is
+            lost and comes back; without it requests are kept until they are answered.
         """
         asked: dict[int, Client] = {}
         total = len(self.cohort.active)
@@ -126,8 +158,13 @@ class Post:
             window=self.window,
             timeout=self.strategy.timeout,
             joiner=joiner,
-            again=again,
+            again=Again(again, self.strategy.rejoin, lambda node_id: asked[node_id].name),
+            gate=Gate(
+                joiner.reply_bytes if joiner else SHORT_REPLY,
+                lambda count: self.cohort.ledger.add_strays(self.step, phase, count),
+            ),
         )
+        self.board.expect(client.name for client in self.cohort.active)
         report(0, total)
         for answered, outcome in enumerate(outcomes, start=1):
             self.cohort.note(outcome)
@@ -139,41 +176,40 @@ class Post:
                 self.cohort.leave_out(client)
             report(answered, max(answered, total))
 
-    def deliver(self, orders: Mapping[int, Order], bundle: Bundle) -> Bundle:
+    def deliver(self, orders: Mapping[int, Order], bundle: Bundle) -> Ahead:
         """Send bundles that are too long for a request ahead of it, in parcels.
 
         Returns
         -------
-        Bundle
-            What still has to go with the requests themselves.
+        Mapping[int, Mapping[str, int]]
+            Node id -> name -> bytes of what was sent to it.
         """
-        ahead = {
-            node_id: _parcels(bundle(order))
-            for node_id, order in orders.items()
-            if sum(map(len, bundle(order).values())) > MESSAGE_BYTES
-        }
-        if not ahead:
-            return bundle
+        found = {node_id: bundle(order) for node_id, order in orders.items()}
+        long = {node_id: each for node_id, each in found.items() if _is_long(each)}
+        if not long:
+            return {}
+        places = {node_id: _places(each) for node_id, each in long.items()}
         clients = {client.node_id: client for client in self.cohort.active}
 
         def message(node_id: int) -> Message:
-            name, number, data = ahead[node_id].pop(0)
-            content = request(self.config_yaml, {"parcel": data}, name=name, parcel=number)
+            name, start = places[node_id].pop(0)
+            data = long[node_id][name][start : start + MESSAGE_BYTES]
+            content = request(self.config_yaml, {"parcel": data}, name=name, start=start)
             return self.message(clients[node_id], DELIVER, content)
 
-        joiner = _Deliveries(ahead, message)
-        first = (message(node_id) for node_id in list(ahead))
+        joiner = _Deliveries(places, message)
+        first = (message(node_id) for node_id in list(places))
         for reply in self.replies(first, "deliver", lambda done, total: None, joiner):
             client = clients[reply.metadata.src_node_id]
             self.cohort.ledger.add(self.cohort.entry(client, self.step, "deliver"))
-        long = {orders[node_id].blocks for node_id in ahead}
-        return lambda order: {} if order.blocks in long else bundle(order)
+        return {node_id: _sizes(each) for node_id, each in long.items()}
 
     def _noted(self, messages: Iterable[Message], asked: dict[int, Client]) -> Iterator[Message]:
         clients = {client.node_id: client for client in self.cohort.active}
         for message in messages:
             node_id = message.metadata.dst_node_id
             asked[node_id] = clients[node_id]
+            self.board.asked(clients[node_id].name)
             yield message
 
 
@@ -192,22 +228,36 @@ def forget(grid: Grid, nodes: Iterable[int], job: str) -> None:
 class _Deliveries:
     """Sends the next parcel when the one before has arrived."""
 
-    ahead: Mapping[int, list[tuple[str, int, bytes]]]
+    places: Mapping[int, list[tuple[str, int]]]
     message: Callable[[int], Message]
     _so_far: dict[int, Outcome] = field(default_factory=dict)
 
+    @property
+    def reply_bytes(self) -> int:
+        """The most bytes of an answer."""
+        return SHORT_REPLY
+
     def take(self, outcome: Outcome) -> Outcome | Message:
         before = self._so_far.pop(outcome.node_id, None)
-        total = added(before, outcome) if before else outcome
-        if outcome.reply is not None and self.ahead[outcome.node_id]:
+        total = outcome.after(before)
+        if outcome.reply is not None and self.places[outcome.node_id]:
             self._so_far[outcome.node_id] = total
             return self.message(outcome.node_id)
         return total
 
 
-def _parcels(bundle: Mapping[str, bytes]) -> list[tuple[str, int, bytes]]:
+def _is_long(bundle: Mapping[str, bytes]) -> bool:
+    return sum(map(len, bundle.values())) > MESSAGE_BYTES
+
+
+def _sizes(bundle: Mapping[str, bytes]) -> dict[str, int]:
+    return {name: len(data) for name, data in bundle.items()}
+
+
+def _places(bundle: Mapping[str, bytes]) -> list[tuple[str, int]]:
+    """Return where parcels start: names, and bytes from their beginning."""
     return [
-        (name, number, data[start : start + MESSAGE_BYTES])
+        (name, start)
         for name, data in bundle.items()
-        for number, start in enumerate(range(0, len(data), MESSAGE_BYTES))
+        for start in range(0, len(data), MESSAGE_BYTES)
     ]

@@ -7,6 +7,7 @@ from logging import INFO
 from flwr.common.logger import log
 
 from fedprune.config import RunConfig
+from fedprune.reporting.board import Board
 from fedprune.reporting.ledger import Ledger
 from fedprune.reporting.progress import Pace, Progress, duration_text, size_text
 
@@ -14,8 +15,9 @@ Report = Callable[[int, int], None]
 """Told after each answer of an exchange: how many have come, and of how many."""
 
 
-def show(phase: str, done: int, total: int, *details: str) -> None:
-    """Log one line of progress."""
+def show(board: Board, phase: str, done: int, total: int, *details: str) -> None:
+    """Log one line of progress, and put it on the board."""
+    board.show(phase, done, total, details)
     log(INFO, Progress(phase, done, total, details).line())
 
 
@@ -30,6 +32,8 @@ class Course:
         How often all of them are pruned.
     ledger : Ledger
         Knows the bytes.
+    board : Board
+        Is told as well, after every answer.
     clock : Callable
         Seconds from any origin.
     """
@@ -39,11 +43,13 @@ class Course:
         blocks: int,
         rounds: int,
         ledger: Ledger,
+        board: Board,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._blocks = blocks
         self._rounds = rounds
         self._ledger = ledger
+        self._board = board
         self._clock = clock
         self._pace = Pace(clock)
         self._origin: tuple[float, float] | None = None
@@ -58,52 +64,68 @@ class Course:
 
         def report(answered: int, asked: int) -> None:
             done = before + len(blocks) * answered / max(1, asked)
+            left = self._left(done / total)
+            self._board.answers(answered, asked)
+            self._board.pruned(int(done), total, (number, self._rounds), left)
             if not self._pace.due(done / total):
                 return
             ledger = self._ledger
             traffic = f"{size_text(ledger.bytes_up)} up, {size_text(ledger.bytes_down)} down"
             answers = f"clients {answered}/{asked}"
-            show("prune", int(done), total, *where, answers, *self._left(done / total), traffic)
+            rest = [f"{duration_text(left)} left"] if left is not None else []
+            show(self._board, "prune", int(done), total, *where, answers, *rest, traffic)
 
         return report
 
-    def _left(self, share: float) -> list[str]:
-        """Return about how long the rest takes, nothing before there is a measure."""
+    def _left(self, share: float) -> float | None:
+        """Return about how many seconds the rest takes, None before there is a measure."""
         now = self._clock()
         if self._origin is None:
             self._origin = (now, share)  # a resumed run starts in the middle
         begun, first = self._origin
         if share <= first or share >= 1.0:
-            return []
-        return [f"{duration_text((now - begun) * (1 - share) / (share - first))} left"]
+            return None
+        return (now - begun) * (1 - share) / (share - first)
 
 
-def evaluating() -> Report:
+def evaluating(board: Board) -> Report:
     """Return what to tell after each answer of the local evaluation."""
-    return _counting("evaluate", "clients measure their own models")
+    return _counting(board, "evaluate", "clients measure their own models")
 
 
-def comparing() -> Report:
+def comparing(board: Board) -> Report:
     """Return what to tell after each answer of the evaluation on the clients' own texts."""
-    return _counting("evaluate", "clients measure the pruned model on their own texts")
+    return _counting(board, "evaluate", "clients measure the pruned model on their own texts")
 
 
-def surveying() -> Report:
+def surveying(board: Board) -> Report:
     """Return what to tell after each answer of the survey."""
-    return _counting("survey", "clients measure the dense model")
+    return _counting(board, "survey", "clients measure the dense model")
 
 
-def greeting() -> Report:
+def greeting(board: Board) -> Report:
     """Return what to tell after each answer of the handshake."""
-    return _counting("handshake", "nodes have answered")
+    return _counting(board, "handshake", "nodes have answered")
 
 
-def _counting(phase: str, detail: str) -> Report:
+def sending(board: Board) -> Report:
+    """Return what to tell after each parcel of the model that a node has taken."""
+    pace = Pace()
+
+    def report(held: int, total: int) -> None:
+        if pace.due(held / max(1, total)):
+            show(board, "model", held, total, "parcels of the model are on the nodes")
+
+    return report
+
+
+def _counting(board: Board, phase: str, detail: str) -> Report:
     pace = Pace()
 
     def report(answered: int, asked: int) -> None:
+        board.answers(answered, asked)
         if pace.due(answered / max(1, asked)):
-            show(phase, answered, asked, detail)
+            show(board, phase, answered, asked, detail)
 
     return report
 

@@ -4,6 +4,8 @@ import os
 import signal
 import tempfile
 
+from hypothesis import settings
+
 os.environ.setdefault("FEDPRUNE_HOME", tempfile.mkdtemp(prefix="fedprune-tests-"))
 # Small tensors and busy machines: a second thread costs more than it brings.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -24,6 +26,11 @@ def _interpret_triton() -> None:
 
 
 _interpret_triton()
+
+# The second one is for hours that are free: HYPOTHESIS_PROFILE=fuzz.
+settings.register_profile("quick", deadline=None, derandomize=True)
+settings.register_profile("fuzz", deadline=None, max_examples=5_000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 # A shell's background job ignores Ctrl-C and so would every process that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -15,12 +15,14 @@ _EXAMPLES = """examples:
   fedprune run federation.connection=production    on a SuperLink of Flower's configuration
   fedprune run federation.backend=inline           without Flower's runtime, starts at once
   fedprune run resume=runs/opt                     go on with a run that was interrupted
+  fedprune status --watch                          where the newest run is, until it ends
   fedprune sweep sparsity=0.5,0.6 strategy.group=layer,row seed=0,1,2
   fedprune evaluate runs/opt evaluation.seq_len=512
   fedprune export runs/opt --compact small
   fedprune doctor
 
-exit codes: 0 done, 1 failed, 2 wrong configuration or usage, 130 interrupted
+exit codes: 0 done, 1 failed, 2 wrong configuration or usage, 130 interrupted; of supernode also 70:
+start it again
 """
 
 
@@ -49,6 +51,11 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse arguments; overrides may stand before, after and between options."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
+    if hasattr(arguments, "passed_on"):
+        if "--" in rest:
+            rest.remove("--")
+        arguments.passed_on = rest
+        return arguments
     odd = [word for word in rest if word.startswith("-") or "=" not in word]
     if odd or (rest and not hasattr(arguments, "overrides")):
         parser.error(f"unrecognized arguments: {' '.join(odd or rest)}")

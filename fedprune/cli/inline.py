@@ -21,6 +21,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedprune.cli.flower import RunStatus, Scalar
 from fedprune.errors import FedpruneError
+from fedprune.logs import JsonFormatter, json_wanted
 
 Settings = Mapping[str, str | int | float | bool]
 TakeLine = Callable[[str], None]
@@ -202,15 +203,22 @@ class _Lines(io.TextIOBase):
 
 
 class _LogLines(logging.Handler):
-    """Hands on log records as lines that look like Flower's."""
+    """Hands on log records as lines that look like Flower's, or in JSON."""
 
     def __init__(self, take: TakeLine) -> None:
         super().__init__()
         self._take = take
+        self._json = json_wanted()
+        if self._json:
+            self.setFormatter(JsonFormatter())
 
     def emit(self, record: logging.LogRecord) -> None:
         """Hand on one record."""
-        text = f"{record.levelname} : {self.format(record)}"
+        text = self.format(record)
+        if not self._json:
+            text = f"{record.levelname} : {text}"
+        elif not record.getMessage().strip():
+            return
         for line in text.splitlines():
             self._take(line)
 

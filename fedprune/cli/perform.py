@@ -16,6 +16,8 @@ from fedprune.cli.inline import run_inline
 from fedprune.cli.job import Job
 from fedprune.cli.progress import ProgressView
 from fedprune.errors import ConfigError
+from fedprune.logs import read_line
+from fedprune.reporting.printable import printable
 from fedprune.reporting.progress import parse_progress
 
 LOG = "run.log"
@@ -78,6 +80,8 @@ class LogReader:
         with contextlib.suppress(OSError):
             self._file.write(line + "\n")
             self._file.flush()
+        said = read_line(line)  # of a log in JSON
+        line = printable(line if said is None else f"{said[0]} : {said[1]}")
         self._tail.append(line)
         progress = parse_progress(line)
         if progress is not None:

@@ -27,6 +27,7 @@ _INDENT = 2  # the spinner and a space
 _LABELS = {
     "connect": "connecting",
     "handshake": "asking nodes who they are",
+    "model": "sending the model to nodes",
     "survey": "surveying",
     "prune": "pruning",
     "evaluate": "evaluating",

@@ -12,7 +12,14 @@ from fedprune.config.text import from_yaml
 from fedprune.errors import ConfigError
 
 KEY = "resume"
-_FREE = ("strategy.timeout", "strategy.wait", "strategy.window", "strategy.min_clients")
+_FREE = (
+    "strategy.timeout",
+    "strategy.rejoin",
+    "strategy.wait",
+    "strategy.window",
+    "strategy.min_clients",
+    "model.source",
+)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from fedprune.plugins import PRUNERS, plugin_names
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "model.name": ("demo", "hf"),
     "model.dtype": ("auto", "float32", "bfloat16", "float16"),
+    "model.source": ("local", "server"),
     "data.source": ("stdlib", "files", "hub", "node"),
     "data.partition": (
         "by_group",
@@ -91,6 +92,7 @@ BOUNDS: Mapping[str, Bounds] = {
     "pruner.block_size": Bounds(1),
     "strategy.min_clients": Bounds(1),
     "strategy.timeout": Bounds(0, low_open=True),
+    "strategy.rejoin": Bounds(0),
     "strategy.wait": Bounds(0),
     "strategy.window": Bounds(1),
     "strategy.fraction": Bounds(0, 1, low_open=True, high_open=False),

@@ -18,13 +18,16 @@ class ModelConfig:
     """Which model is pruned.
 
     `name` is 'demo' (ships with the project) or 'hf' (`path` is a local folder or a hub id, at
-    `revision`); `dtype` is 'auto' (as stored), 'float32', 'bfloat16' or 'float16'.
+    `revision`); `dtype` is 'auto' (as stored), 'float32', 'bfloat16' or 'float16'. `source` says
+    where nodes have it from: 'local' (each has it at `path` or at its own `model-path`) or 'server'
+    (those that lack it get it in verified parcels).
     """
 
     name: str
     path: str
     revision: str | None
     dtype: str
+    source: str = "local"
 
 
 @dataclass(frozen=True)
@@ -101,9 +104,9 @@ class StrategyConfig:
     their defaults.
 
     All: `plugin` is the entry point of an installed class that takes the place of ours on the
-    server, while clients do what `name` says; it needs `min_clients`; `timeout` and `wait` are in
-    seconds, `window` in messages (None: a reply's size decides); `fraction` is the share of
-    accepted clients that take part.
+    server, while clients do what `name` says; it needs `min_clients`; `timeout`, `rejoin` and
+    `wait` are in seconds, `window` in messages (None: a reply's size decides); `fraction` is the
+    share of accepted clients that take part.
 
     Votes: they compete within `group` ('layer', 'row', 'column'); `ties` is 'magnitude', 'index'
     or 'random'; a client counts by `client_weights` ('equal', 'samples', 'tokens'). fedprllm:
@@ -133,6 +136,7 @@ class StrategyConfig:
     plugin: str | None
     min_clients: int
     timeout: float
+    rejoin: float
     wait: float
     window: int | None
     fraction: float

@@ -19,6 +19,7 @@ def client_samples(
     tokenizer: Tokenizer,
     partition_id: int,
     num_partitions: int,
+    most: int | None = None,
 ) -> list[Sample]:
     """Return a client's `pruner.num_calibration_samples` samples; they follow from seed and id.
 
@@ -32,6 +33,8 @@ def client_samples(
         The model's tokenizer.
     partition_id, num_partitions : int
         Which client, of how many (0 if nobody said).
+    most : int, optional
+        The first so many samples only, if its operator allows no more.
 
     Raises
     ------
@@ -39,10 +42,11 @@ def client_samples(
         If the documents cannot be shared or are too few.
     """
     count, seq_len = config.pruner.num_calibration_samples, config.pruner.seq_len
+    used = min(count, most or count)
     data, shared = config.data, config.data.source != "node"
     if shared and data.sampling == "published" and data.partition == "iid":
         # Published: all samples are drawn first, and clients get equal slices of them.
-        numbers = range(partition_id * count, (partition_id + 1) * count)
+        numbers = range(partition_id * count, partition_id * count + used)
         seed = derive_seed(config.seed, "calibration")
         return published_samples(documents, tokenizer, numbers, seq_len, seed)
     if shared:
@@ -56,5 +60,5 @@ def client_samples(
         )
     seed = derive_seed(config.seed, "calibration", partition_id)
     if data.sampling == "published":
-        return published_samples(documents, tokenizer, range(count), seq_len, seed)
-    return packed_samples(documents, tokenizer, count, seq_len, seed)
+        return published_samples(documents, tokenizer, range(used), seq_len, seed)
+    return packed_samples(documents, tokenizer, used, seq_len, seed)

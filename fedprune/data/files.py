@@ -1,6 +1,7 @@
 """Documents from local files: plain text, Markdown, JSON lines, or a folder of them.
 
-The texts may be private: no error message quotes them, only file names, lines and field names.
+The texts may be private: no error message quotes them, only file names, lines and field names, and
+what another machine may be told of an error not even these: names of files can be names of people.
 """
 
 import json
@@ -16,6 +17,7 @@ DEFAULT_GLOB = "**/*"
 SEPARATOR = "<|endoftext|>"
 _TEXT_SUFFIXES = (".txt", ".md")
 _JSON_SUFFIXES = (".jsonl", ".json")
+_LOG = "The node's own log says which."
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,10 @@ def file_documents(query: FileQuery) -> list[Document]:
         If there is nothing to read, or a file is not UTF-8 text or not JSON lines with the field.
     """
     root = Path(query.path).expanduser()
-    if not root.exists():
+    if not _exists(root, query):
         raise DataError(
-            f"{query.origin} '{query.path}' does not exist. Give an existing file or folder."
+            f"{query.origin} '{query.path}' does not exist. Give an existing file or folder.",
+            outside=f"{query.origin} does not exist there. Give an existing file or folder.",
         )
     documents: list[Document] = []
     for file in _files(root, query):
@@ -71,11 +74,22 @@ def file_documents(query: FileQuery) -> list[Document]:
     if not documents:
         matching = f" that match `data.glob` '{query.glob}'" if root.is_dir() else ""
         apart = " and are not under `data.heldout_path`" if query.excluded else ""
+        way_out = "Give .txt, .md, .jsonl or .json (lines) files that are not empty"
         raise DataError(
-            f"{query.origin} '{query.path}' holds no text. "
-            f"Give .txt, .md, .jsonl or .json (lines) files that are not empty{matching}{apart}."
+            f"{query.origin} '{query.path}' holds no text. {way_out}{matching}{apart}.",
+            outside=f"{query.origin} holds no text. {way_out} and match the `glob`.",
         )
     return documents
+
+
+def _exists(root: Path, query: FileQuery) -> bool:
+    try:
+        return root.exists()
+    except OSError as error:
+        raise DataError(
+            f"{query.origin} '{query.path}' cannot be read: {error.strerror}.",
+            outside=f"{query.origin} cannot be read: {error.strerror}.",
+        ) from error
 
 
 def _files(root: Path, query: FileQuery) -> list[Path]:
@@ -108,15 +122,19 @@ def _read(file: Path) -> str:
     try:
         data = file.read_bytes()
     except OSError as error:
-        raise DataError(f"'{file}' cannot be read: {error.strerror}.") from error
+        raise DataError(
+            f"'{file}' cannot be read: {error.strerror}.",
+            outside=f"A file of its texts cannot be read: {error.strerror}. {_LOG}",
+        ) from error
     try:
         return data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         # `from None`: the original error carries the whole text.
+        way_out = "Convert the file, or leave it out by `data.glob` (a node's own: `glob`)."
         raise DataError(
-            f"'{file}' line {line} is not UTF-8. "
-            "Convert the file, or leave it out by `data.glob` (a node's own: `glob`)."
+            f"'{file}' line {line} is not UTF-8. {way_out}",
+            outside=f"A file of its texts is not UTF-8. {way_out} {_LOG}",
         ) from None
 
 
@@ -141,10 +159,16 @@ def _json_documents(file: Path, root: Path, query: FileQuery) -> Iterator[Docume
         owner = group if query.group_key is None else row.get(query.group_key)
         if not isinstance(text, str):
             key = "`data.text_key` (a node's own: `text-key`)"
-            raise DataError(f"{where} has no text in field '{query.text_key}'. Set {key}.")
+            raise DataError(
+                f"{where} has no text in field '{query.text_key}'. Set {key}.",
+                outside=f"A line of its texts has no text in its field. Set {key}. {_LOG}",
+            )
         if not isinstance(owner, str | int):
             raise DataError(
-                f"{where} has no text or number in field '{query.group_key}'. Set `data.group_key`."
+                f"{where} has no text or number in field '{query.group_key}'. "
+                "Set `data.group_key`.",
+                outside="A line of its texts has no text or number in the field that "
+                f"`data.group_key` names. {_LOG}",
             )
         yield from pieces_of(text, str(owner), f"{name}#{number}", query.whole)
 
@@ -155,7 +179,11 @@ def _json_object(line: str, where: str) -> dict[str, object]:
     except (ValueError, RecursionError):
         row = None
     if not isinstance(row, dict):
-        raise DataError(f"{where} is not a JSON object. JSON files must hold one object a line.")
+        rule = "JSON files must hold one object a line."
+        raise DataError(
+            f"{where} is not a JSON object. {rule}",
+            outside=f"A line of its texts is not a JSON object. {rule} {_LOG}",
+        )
     return row
 
 

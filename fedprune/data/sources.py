@@ -5,8 +5,8 @@ split, and every process finds the same one.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from fedprune.config import DataConfig
@@ -18,11 +18,27 @@ from fedprune.data.stdlib import stdlib_documents
 from fedprune.errors import DataError
 
 Split = Literal["train", "heldout"]
-NodeConfig = Mapping[str, str | int | float | bool]
+
+
+@dataclass(frozen=True)
+class OwnTexts:
+    """Where a node's own texts are, as its operator said in ``--node-config``.
+
+    Attributes
+    ----------
+    path : str or None
+        ``data-path``: a file or folder, which `data.source` 'node' needs.
+    text_key, glob : str or None
+        In place of `data.text_key` and `data.glob`.
+    """
+
+    path: str | None = None
+    text_key: str | None = None
+    glob: str | None = None
 
 
 def load_documents(
-    config: DataConfig, split: Split, node: NodeConfig | None = None
+    config: DataConfig, split: Split, node: OwnTexts | None = None
 ) -> list[Document]:
     """Return the documents to calibrate on ("train") or to evaluate on ("heldout").
 
@@ -38,9 +54,9 @@ def load_documents(
         The section `data`.
     split : "train" or "heldout"
         Which part.
-    node : Mapping, optional
-        The node's node_config; with source 'node' it must have `data-path` and may have `text-key`
-        and `glob`. None on the server.
+    node : OwnTexts, optional
+        What the node's operator named; with source 'node' it must have a path. None on the server,
+        and where all nodes read the same.
 
     Raises
     ------
@@ -52,7 +68,7 @@ def load_documents(
     return _train(config, node)
 
 
-def _train(config: DataConfig, node: NodeConfig | None) -> list[Document]:
+def _train(config: DataConfig, node: OwnTexts | None) -> list[Document]:
     if config.source == "stdlib":
         return stdlib_documents("train")[: config.max_documents]
     documents = _documents(config, node)
@@ -65,7 +81,7 @@ def _train(config: DataConfig, node: NodeConfig | None) -> list[Document]:
     return split_documents(documents, config.heldout_fraction)[0]
 
 
-def _heldout(config: DataConfig, node: NodeConfig | None) -> list[Document]:
+def _heldout(config: DataConfig, node: OwnTexts | None) -> list[Document]:
     own = config.source == "node" and node is not None
     if config.heldout_path is not None and not own:
         query = _query(config, config.heldout_path, "`data.heldout_path`")
@@ -124,7 +140,7 @@ def _cut_in_two(document: Document, fraction: float) -> tuple[list[Document], li
     return [train], [replace(document, text=text[stop:], key=f"{document.key}/heldout")]
 
 
-def _documents(config: DataConfig, node: NodeConfig | None) -> list[Document]:
+def _documents(config: DataConfig, node: OwnTexts | None) -> list[Document]:
     if config.source == "hub":
         return hub_documents(
             config, HubSplit(config.split, config.split_file, config.max_documents)
@@ -147,21 +163,20 @@ def _query(config: DataConfig, path: str, origin: str) -> FileQuery:
     )
 
 
-def _node_query(config: DataConfig, node: NodeConfig | None) -> FileQuery:
+def _node_query(config: DataConfig, node: OwnTexts | None) -> FileQuery:
     if node is None:
         raise DataError(
             "With `data.source` 'node' the server has no texts. "
             "Set `data.heldout_path` to a file or folder beside the ServerApp."
         )
-    path = node.get("data-path")
-    if not isinstance(path, str) or not path:
+    if not node.path:
         raise DataError(
             "node_config has no `data-path`, which `data.source` 'node' needs. Start the SuperNode "
             "with --node-config 'data-path=\"/path/to/texts\"', or choose other data."
         )
-    query = _query(config, path, "node_config `data-path`")
+    query = _query(config, node.path, "node_config `data-path`")
     return replace(
         query,
-        text_key=str(node.get("text-key", config.text_key)),
-        glob=str(node.get("glob", config.glob)),
+        text_key=config.text_key if node.text_key is None else node.text_key,
+        glob=config.glob if node.glob is None else node.glob,
     )

@@ -1,13 +1,12 @@
 """The windows of every data set that a run is evaluated on."""
 
 import logging
-from collections.abc import Mapping
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from fedprune.config import DataConfig, EvaluationConfig, RunConfig, evaluation_data
-from fedprune.data.sources import load_documents
+from fedprune.data.sources import OwnTexts, load_documents
 from fedprune.errors import DataError
 from fedprune.evaluation.perplexity import token_windows
 
@@ -17,7 +16,7 @@ _log = logging.getLogger("flwr")
 def evaluation_windows(
     config: RunConfig,
     tokenizer: PreTrainedTokenizerBase,
-    node: Mapping[str, str | int | float | bool] | None = None,
+    node: OwnTexts | None = None,
 ) -> dict[str, Tensor]:
     """Return label -> windows of the held-out part of `data` and of each of `evaluation.datasets`.
 
@@ -30,8 +29,8 @@ def evaluation_windows(
         `data` and `evaluation`.
     tokenizer : PreTrainedTokenizerBase
         The model's own.
-    node : Mapping, optional
-        The node's node_config; None on the server.
+    node : OwnTexts, optional
+        A node's own texts; None on the server, and where all nodes read the same.
     """
     found: dict[str, Tensor] = {}
     for label, data in evaluation_data(config).items():
@@ -46,7 +45,7 @@ def heldout_windows(
     chosen: EvaluationConfig,
     data: DataConfig,
     tokenizer: PreTrainedTokenizerBase,
-    node: Mapping[str, str | int | float | bool] | None = None,
+    node: OwnTexts | None = None,
 ) -> Tensor:
     """Return the windows of one data set's held-out part; DataError where they cannot be had."""
     documents = load_documents(data, "heldout", node)

@@ -84,9 +84,10 @@ class Stored:
                     file.fileno(), self.stop - first, access=mmap.ACCESS_COPY, offset=first
                 )
         except (OSError, ValueError) as error:
+            way_out = "Leave a model's files alone while a run uses them."
             raise ModelError(
-                f"'{self.path}' cannot be read any more: {error}. "
-                "Leave a model's files alone while a run uses them."
+                f"'{self.path}' cannot be read any more: {error}. {way_out}",
+                outside=f"A file of the model cannot be read any more. {way_out}",
             ) from error
         flat = torch.frombuffer(
             mapped, dtype=self.dtype, count=math.prod(self.shape), offset=self.start - first

@@ -88,7 +88,11 @@ def is_compact_file(path: Path) -> bool:
 
 def damaged(folder: Path, what: str) -> ModelError:
     """Return the error for a compact folder that contradicts itself."""
-    return ModelError(f"The compact model '{folder}' is damaged: {what}. Copy or export it again.")
+    way_out = "Copy or export it again."
+    return ModelError(
+        f"The compact model '{folder}' is damaged: {what}. {way_out}",
+        outside=f"The compact model is damaged: {what}. {way_out}",
+    )
 
 
 def _is_file_name(name: object) -> bool:

@@ -6,11 +6,11 @@ seconds and no copy of its weights.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import torch
 import transformers
 from torch import Tensor
 
@@ -79,7 +79,8 @@ def weights_hash(names: Iterable[str], tensor: Callable[[str], Tensor]) -> str:
         return form.encode() + hashlib.sha256(raw_bytes(found)).digest()
 
     root = hashlib.sha256()
-    with ThreadPoolExecutor(os.cpu_count()) as threads:  # hashing releases the interpreter lock
+    # Hashing releases the interpreter lock.
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         for part in threads.map(one, sorted(names)):
             root.update(part)
     return root.hexdigest()

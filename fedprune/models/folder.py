@@ -10,8 +10,10 @@ from fedprune.errors import ModelError
 
 CONFIG = "config.json"
 COMPACT_INDEX = "compact.index.json"
-_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_SINGLE = ("model.safetensors", "pytorch_model.bin")
+SAFETENSORS = "model.safetensors"
+SAFETENSORS_INDEX = "model.safetensors.index.json"
+_INDEXES = (SAFETENSORS_INDEX, "pytorch_model.bin.index.json")
+_SINGLE = (SAFETENSORS, "pytorch_model.bin")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt")
 
 
@@ -56,10 +58,10 @@ def check_folder(path: str) -> None:
 def _need(folder: Path, names: tuple[str, ...], problem: str) -> None:
     if not any((folder / name).is_file() for name in names):
         found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
-        raise ModelError(
-            f"`model.path` '{folder}' has {problem}: looked for {' or '.join(names)}, "
-            f"found {found}. Give a complete Hugging Face model folder."
-        )
+        missed = f"`model.path` '{folder}' has {problem}: looked for {' or '.join(names)}"
+        way_out = "Give a complete Hugging Face model folder."
+        # A wrong folder's files may be anything, patients' names among it.
+        raise ModelError(f"{missed}, found {found}. {way_out}", outside=f"{missed}. {way_out}")
 
 
 def shard_names(index: Path) -> set[str]:

@@ -6,10 +6,13 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
 from fedprune.models.compact_index import CompactIndex, damaged
-from fedprune.models.folder import COMPACT_INDEX, is_local, shard_names
-
-_WHOLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
+from fedprune.models.folder import (
+    COMPACT_INDEX,
+    SAFETENSORS,
+    SAFETENSORS_INDEX,
+    is_local,
+    shard_names,
+)
 
 
 def weight_files(source: str, revision: str | None) -> list[Path]:
@@ -29,10 +32,10 @@ def weight_files(source: str, revision: str | None) -> list[Path]:
     ModelError
         If the index of several files is damaged.
     """
-    whole = _file(source, revision, _WHOLE)
+    whole = _file(source, revision, SAFETENSORS)
     if whole is not None:
         return [whole]
-    index = _file(source, revision, _INDEX)
+    index = _file(source, revision, SAFETENSORS_INDEX)
     if index is None:
         return _compact(source, revision)
     files = [_file(source, revision, name) for name in sorted(shard_names(index))]

@@ -92,13 +92,15 @@ def load_model(config: ModelConfig, path: str | None = None) -> LoadedModel:
     return loaded_from(_whole(source, config), tokenizer, source)
 
 
-def model_shapes(config: ModelConfig) -> list[dict[str, tuple[int, int]]]:
+def model_shapes(config: ModelConfig, path: str | None = None) -> list[dict[str, tuple[int, int]]]:
     """Return the shapes of all prunable matrices without loading a weight.
 
     Parameters
     ----------
     config : ModelConfig
         Which model; only its configuration file is read.
+    path : str, optional
+        As for :func:`load_model`.
 
     Returns
     -------
@@ -110,7 +112,7 @@ def model_shapes(config: ModelConfig) -> list[dict[str, tuple[int, int]]]:
     ModelError
         As :func:`load_model`.
     """
-    source = _source(config)
+    source = os.path.expanduser(path) if path else _source(config)
     if is_local(source):
         check_config(source)
     architecture = _config(source, config.revision)

@@ -4,8 +4,16 @@ Names in records are kebab-case. Everything read here may come from a stranger: 
 are checked, nothing is unpickled.
 """
 
-from fedprune.records.fields import message_bytes
+from fedprune.records.fields import message_bytes, shown
 from fedprune.records.local import LocalResult, local_record, read_local
+from fedprune.records.models import (
+    ModelParcel,
+    held_record,
+    manifest_record,
+    parcel_record,
+    read_held,
+    read_model_parcel,
+)
 from fedprune.records.own_texts import (
     FINAL,
     FinalOrder,
@@ -30,6 +38,7 @@ from fedprune.records.requests import (
     BUNDLE_FORMAT,
     Order,
     order_record,
+    read_ahead,
     read_bundle,
     read_order,
     request,
@@ -46,20 +55,27 @@ __all__ = [
     "WEIGHTS",
     "FinalOrder",
     "LocalResult",
+    "ModelParcel",
     "NodeReport",
     "Order",
     "PruneReply",
     "fetched_record",
     "final_record",
+    "held_record",
     "joined",
     "local_record",
+    "manifest_record",
     "message_bytes",
     "order_record",
     "own_text_record",
+    "parcel_record",
     "prune_record",
+    "read_ahead",
     "read_bundle",
     "read_final",
+    "read_held",
     "read_local",
+    "read_model_parcel",
     "read_order",
     "read_own_text",
     "read_parcel",
@@ -69,5 +85,6 @@ __all__ = [
     "report_record",
     "request",
     "requested",
+    "shown",
     "split_record",
 ]

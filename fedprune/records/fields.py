@@ -25,8 +25,19 @@ def figure(metrics: MetricRecord | Mapping[str, object], key: str) -> float:
     """Return a metric: a finite number of at least 0."""
     value = metrics.get(key)
     if not isinstance(value, int | float) or not 0 <= value < 2**62:
-        raise ReplyRefusedError(f"'{key}' must be a finite number of at least 0.")
+        raise ReplyRefusedError(f"'{shown(key, 80)}' must be a finite number of at least 0.")
     return float(value)
+
+
+def shown(text: str, most: int) -> str:
+    """Return text that somebody else chose as a log, a terminal or a page may have it.
+
+    Line breaks become bars, and what a terminal would act upon or not show becomes its number; what
+    is longer than ``most`` characters is cut.
+    """
+    lines = " | ".join(filter(None, map(str.strip, text[: 4 * most].splitlines())))
+    plain = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in lines)
+    return plain if len(plain) <= most else f"{plain[: most - 1]}…"
 
 
 def byte_array(data: bytes, stype: str) -> Array:

@@ -9,6 +9,7 @@ from fedprune.errors import ReplyRefusedError
 from fedprune.records.fields import figure
 
 _NLL_OF = "nll-of-"
+_LONGEST = 200
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ def read_local(message: Message) -> LocalResult:
     metrics = message.content.metric_records.get("metrics")
     if metrics is None:
         raise ReplyRefusedError("a local evaluation holds the record 'metrics'.")
+    if any(len(key) > _LONGEST or not key.isprintable() for key in metrics):
+        raise ReplyRefusedError(f"metrics have names of at most {_LONGEST} printable characters.")
     others = {
         key.removeprefix(_NLL_OF): figure(metrics, key)
         for key in metrics

@@ -27,20 +27,20 @@ class FinalOrder:
     ----------
     sizes : Mapping[int, int]
         Block -> bytes of what became of it, in the order of the parcels; others stay dense.
-    number : int
-        Which parcel comes with the request, from 0; the last one.
+    start : int
+        How many bytes came in parcels before.
     parcel : bytes
-        Its bytes; empty if every block stays dense.
+        The last one, which comes with the request; empty if every block stays dense.
     """
 
     sizes: Mapping[int, int]
-    number: int
+    start: int
     parcel: bytes
 
 
 def final_record(config_yaml: str, order: FinalOrder) -> RecordDict:
     """Return the content of a request to measure the final model."""
-    records = request(config_yaml, {"parcel": order.parcel}, parcel=order.number)
+    records = request(config_yaml, {"parcel": order.parcel}, start=order.start)
     listed = {"blocks": list(order.sizes), "sizes": list(order.sizes.values())}
     records["parcels"] = ConfigRecord(listed)  # type: ignore[arg-type]
     return records
@@ -55,13 +55,13 @@ def read_final(message: Message) -> FinalOrder:
         If it is malformed.
     """
     sizes, bundle = read_sizes(message), read_bundle(message)
-    number = int(requested(message, "parcel", int))
-    if sizes is None or set(bundle) != {"parcel"} or number < 0:
+    start = int(requested(message, "start", int))
+    if sizes is None or set(bundle) != {"parcel"} or start < 0:
         raise ReplyRefusedError(
-            "a request to measure the final model brings the array 'parcel', its number and the "
+            "a request to measure the final model brings the array 'parcel', its start and the "
             "record 'parcels'."
         )
-    return FinalOrder(sizes, number, bundle["parcel"])
+    return FinalOrder(sizes, start, bundle["parcel"])
 
 
 def own_text_record(result: OwnTextResult) -> RecordDict:

@@ -1,11 +1,21 @@
 """What a node says of itself in the handshake."""
 
-from dataclasses import asdict, dataclass, fields
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedprune.errors import ReplyRefusedError
-from fedprune.records.fields import kebab, typed
+from fedprune.records.fields import kebab, shown, typed
+
+_MOST_PARTITIONS = 2**31
+_MOST = 2**62  # of anything that is counted
+_LONGEST_NAME = 64
+_HASH = re.compile(r"[0-9a-z]{0,64}")
+_IDS = re.compile(r"[0-9A-Za-z,]*")
+_WHOLE = 1000  # thousandths
+_KINDS: Mapping[object, type] = {int: int, bool: bool}
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,10 @@ class NodeReport:
         Its measured speed, million floating-point operations a second; 0 if not asked for.
     layer_permille : int
         The share of blocks its operator lets it prune, in thousandths; 0 leaves it to the server.
+    lacks_model : bool
+        Whether it waits for the server's model; hashes and samples are empty until it has come.
+    warnings : str
+        What its operator should look at; "" if nothing is odd.
     """
 
     partition_id: int
@@ -58,6 +72,8 @@ class NodeReport:
     free_bytes: int = 0
     megaflops: int = 0
     layer_permille: int = 0
+    lacks_model: bool = False
+    warnings: str = ""
 
     @property
     def name(self) -> str:
@@ -78,13 +94,44 @@ def read_report(message: Message) -> NodeReport:
     Raises
     ------
     ReplyRefusedError
-        If a key is missing or has the wrong type.
+        If a key is missing, has the wrong type or a value that no node has.
     """
     record = message.content.config_records.get("report")
     if record is None:
         raise ReplyRefusedError("the handshake has no record 'report'.")
     values = {
-        entry.name: typed(record, kebab(entry.name), int if entry.type is int else str)
+        entry.name: typed(record, kebab(entry.name), _KINDS.get(entry.type, str))
         for entry in fields(NodeReport)
     }
-    return NodeReport(**values)  # type: ignore[arg-type]
+    report = NodeReport(**values)  # type: ignore[arg-type]
+    _check_numbers(report)
+    _check_names(report)
+    return replace(
+        report,
+        versions=shown(report.versions, 500),
+        problem=shown(report.problem, 800),
+        warnings=shown(report.warnings, 500),
+    )
+
+
+def _check_numbers(report: NodeReport) -> None:
+    most = {"partition_id": _MOST_PARTITIONS, "num_partitions": _MOST_PARTITIONS}
+    most["layer_permille"] = _WHOLE + 1
+    for entry in fields(NodeReport):
+        value, limit = getattr(report, entry.name), most.get(entry.name, _MOST)
+        if isinstance(value, int) and not 0 <= value < limit:
+            raise ReplyRefusedError(f"'{kebab(entry.name)}' must be from 0 to {limit - 1}.")
+
+
+def _check_names(report: NodeReport) -> None:
+    for key, name in (("site", report.site), ("device", report.device)):
+        if len(name) > _LONGEST_NAME or not name.isprintable():
+            raise ReplyRefusedError(
+                f"'{key}' must be at most {_LONGEST_NAME} printable characters. A node's operator "
+                "names the site in its --node-config."
+            )
+    for key in ("config_hash", "weights_hash", "code_hash"):
+        if not _HASH.fullmatch(getattr(report, key)):
+            raise ReplyRefusedError(f"'{kebab(key)}' must be a hash in hexadecimal digits.")
+    if not _IDS.fullmatch(report.sample_ids):
+        raise ReplyRefusedError("'sample-ids' must be hashes separated by commas.")

@@ -11,6 +11,8 @@ from fedprune.records.fields import array_bytes, byte_array, kebab, typed
 
 BUNDLE_FORMAT = "fedprune.changes.v2"
 _NAMES = re.compile(r"update|start-\d{5}|parcel")
+_DELIVERED = re.compile(r"update|start-\d{5}")
+_AHEAD = "ahead"
 _LEAST_PARCEL = 1 << 16
 
 
@@ -71,10 +73,18 @@ def request(
 
 
 def order_record(
-    config_yaml: str, order: Order, bundle: Mapping[str, bytes] | None = None
+    config_yaml: str,
+    order: Order,
+    bundle: Mapping[str, bytes] | None = None,
+    ahead: Mapping[str, int] | None = None,
 ) -> RecordDict:
-    """Return the content of a request to prune."""
+    """Return the content of a request to prune.
+
+    ``bundle`` as for :func:`request`; ``ahead`` says what was delivered before, name -> bytes.
+    """
     records = request(config_yaml, bundle)
+    if ahead:
+        records[_AHEAD] = ConfigRecord(dict(ahead))
     values = {kebab(key): value for key, value in asdict(order).items()}
     values["blocks"] = list(order.blocks)
     records["order"] = ConfigRecord(values)
@@ -102,6 +112,23 @@ def read_order(message: Message) -> Order:
         parcel_bytes=int(str(typed(record, "parcel-bytes", int))),
         survey=bool(typed(record, "survey", bool)),
     )
+
+
+def read_ahead(message: Message) -> dict[str, int]:
+    """Return name -> bytes of what was delivered before an order; empty if nothing was.
+
+    Raises
+    ------
+    ReplyRefusedError
+        If it is malformed.
+    """
+    record = message.content.config_records.get(_AHEAD) or ConfigRecord()
+    found = {name: size for name, size in record.items() if type(size) is int and size > 0}
+    if len(found) != len(record) or not all(_DELIVERED.fullmatch(name) for name in found):
+        raise ReplyRefusedError(
+            "the record 'ahead' lists 'update' and 'start-NNNNN' with their bytes only."
+        )
+    return found
 
 
 def read_bundle(message: Message) -> dict[str, bytes]:

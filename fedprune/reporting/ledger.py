@@ -2,6 +2,9 @@
 
 from dataclasses import asdict, dataclass, field, replace
 
+APART = ("model", "evaluate")
+"""Phases that are not part of what a method costs: bringing nodes the model, and measuring."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -12,7 +15,7 @@ class Entry:
     round : int
         0 is the handshake; from 1 on, one exchange with all clients each.
     phase : str
-        "handshake", "survey", "deliver", "prune" or "evaluate".
+        "handshake", "model", "survey", "deliver", "prune" or "evaluate".
     client : str
         The node's name as in its handshake.
     bytes_down, bytes_up : int
@@ -58,15 +61,25 @@ class Ledger:
         """Append one entry."""
         self.entries.append(entry)
 
+    def add_strays(self, round: int, phase: str, count: int) -> None:
+        """Note how many messages of an exchange answered no request of the run."""
+        refused = f"{count} messages that answer no request of this run"
+        self.add(Entry(round, phase, "nobody who was asked", 0, 0, 0.0, refused=refused))
+
     @property
     def bytes_down(self) -> int:
-        """Bytes sent to all clients."""
-        return sum(entry.bytes_down for entry in self.entries)
+        """Bytes sent to all clients, but for those that brought them the model."""
+        return sum(entry.bytes_down for entry in self.entries if entry.phase != "model")
 
     @property
     def bytes_up(self) -> int:
-        """Bytes received from all clients."""
-        return sum(entry.bytes_up for entry in self.entries)
+        """Bytes received from all clients, but for answers to parcels of the model."""
+        return sum(entry.bytes_up for entry in self.entries if entry.phase != "model")
+
+    @property
+    def model_bytes(self) -> int:
+        """Bytes sent to bring nodes the model."""
+        return sum(entry.bytes_down for entry in self.entries if entry.phase == "model")
 
     def refused(self) -> dict[str, int]:
         """Return how many replies of each client were refused."""
@@ -96,6 +109,7 @@ class Ledger:
         return {
             "bytes_down": self.bytes_down,
             "bytes_up": self.bytes_up,
+            "model_bytes": self.model_bytes,
             "refused": self.refused(),
             "peak_client_rss_bytes": max((e.peak_rss_bytes for e in self.entries), default=0),
             "peak_client_device_bytes": max((e.peak_device_bytes for e in self.entries), default=0),

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-PHASES = ("connect", "handshake", "survey", "prune", "evaluate", "export", "done")
+PHASES = ("connect", "handshake", "model", "survey", "prune", "evaluate", "export", "done")
 _LINE = re.compile(
     r"fedprune: (?P<phase>[a-z]+) (?P<done>\d+)/(?P<total>\d+)(?: · (?P<details>.*))?"
 )

@@ -11,7 +11,7 @@ from statistics import fmean
 
 from fedprune.config import RunConfig
 from fedprune.models.fingerprint import Fingerprint
-from fedprune.reporting.ledger import Ledger
+from fedprune.reporting.ledger import APART, Ledger
 from fedprune.reporting.machine import peak_rss_bytes, versions
 
 FORMAT = 1
@@ -154,7 +154,7 @@ def _of_dense(
     facts: Facts, ledger: Ledger, linears: Sequence[LinearFigures], clients: int
 ) -> dict[str, object]:
     """Return what a client sends for pruning beside its dense weights, and beside one bit each."""
-    up = sum(e.bytes_up for e in ledger.entries if e.phase != "evaluate") / max(1, clients)
+    up = sum(e.bytes_up for e in ledger.entries if e.phase not in APART) / max(1, clients)
     bits = sum(linear.weights for linear in linears)
     return {
         "up_per_client": up,

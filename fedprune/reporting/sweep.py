@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fedprune.reporting.ledger import APART
 from fedprune.reporting.progress import size_text
 from fedprune.reporting.summaries import summaries
 
@@ -83,8 +84,9 @@ def make_row(outcome: Outcome) -> Row:
                 _dig(baseline, path) if measured is None else measured
             )
     clients = max(1, len(results["clients"]))
-    # Without the clients' own evaluation, which only some of a sweep's runs are asked for.
-    entries = [e for e in results["ledger"]["entries"] if e["phase"] != "evaluate"]
+    # Without the clients' own evaluation, which only some of a sweep's runs are asked for, and
+    # without the model, which only the first may have to bring.
+    entries = [e for e in results["ledger"]["entries"] if e["phase"] not in APART]
     row[UP] = sum(entry["bytes_up"] for entry in entries) / clients
     row[DOWN] = sum(entry["bytes_down"] for entry in entries) / clients
     row[PRUNE_SECONDS] = results["seconds"].get("prune")

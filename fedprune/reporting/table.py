@@ -101,6 +101,7 @@ def _caption(results: Mapping[str, Any]) -> str:
     parts = [
         count(len(clients), "client"),
         f"{size_text(ledger['bytes_up'])} up, {size_text(ledger['bytes_down'])} down",
+        *_brought(ledger.get("model_bytes", 0)),
         *_of_dense(ledger.get("of_dense", {})),
         *_agreement(results.get("agreement")),
         f"{results['seconds']['total']:.1f} s",
@@ -113,6 +114,11 @@ def _caption(results: Mapping[str, Any]) -> str:
 def _agreement(found: Mapping[str, Any] | None) -> list[str]:
     """Return how far clients agree, nothing where they sent no masks."""
     return [f"clients agree on {found['pairwise']:.1%} of the weights"] if found else []
+
+
+def _brought(size: int) -> list[str]:
+    """Return what it took to bring nodes the model, nothing where all had it."""
+    return [f"{size_text(size)} to bring nodes the model"] if size else []
 
 
 def _of_dense(found: Mapping[str, Any]) -> list[str]:

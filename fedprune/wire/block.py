@@ -82,8 +82,10 @@ def _check_head(view: memoryview, linears: int) -> None:
         raise WireError(f"a block's header has {_HEAD.size} bytes, got {len(view)}.")
     magic, version, count = _HEAD.unpack_from(view)
     if magic != _MAGIC or version != _VERSION:
+        # What else it starts with is not quoted: it comes from the other side.
+        found = f"version {version}" if magic == _MAGIC else "something else"
         raise WireError(
-            f"a block starts with {_MAGIC!r} version {_VERSION}, got {magic!r} version {version}. "
+            f"a block starts with {_MAGIC!r} version {_VERSION}, got {found}. "
             "Run the same release of fedprune everywhere."
         )
     if count != linears:

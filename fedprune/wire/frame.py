@@ -75,13 +75,15 @@ class Reader:
         self._place = 0
         magic, version, checksum = HEAD.unpack(self.take(HEAD.size, "its head"))
         if magic != kind.magic or version != kind.version:
+            # What else it starts with is not quoted: it comes from the other side.
+            found = f"version {version}" if magic == kind.magic else "something else"
             raise WireError(
-                f"{kind.label} starts with {kind.magic!r} version {kind.version}, got {magic!r} "
-                f"version {version}. Run the same release of fedprune everywhere."
+                f"{kind.label} starts with {kind.magic!r} version {kind.version}, got {found}. "
+                "Run the same release of fedprune everywhere."
             )
-        found = zlib.crc32(self._view[HEAD.size :])
-        if found != checksum:
-            raise WireError(f"{kind.label}'s CRC-32 must be 0x{checksum:08x}, got 0x{found:08x}.")
+        summed = zlib.crc32(self._view[HEAD.size :])
+        if summed != checksum:
+            raise WireError(f"{kind.label}'s CRC-32 must be 0x{checksum:08x}, got 0x{summed:08x}.")
 
     def take(self, size: int, what: str) -> memoryview:
         """Return the next bytes; ``what`` they are is for the error."""

@@ -75,7 +75,8 @@ def decode_mask(data: bytes | memoryview, shape: tuple[int, int]) -> BitMask:
     if view.nbytes < HEADER.size:
         _check_length(view.nbytes, packed_size(shape[0] * shape[1]), shape)
     magic, version, n, m, d_out, d_in, checksum, survivors = HEADER.unpack_from(view)
-    _check("magic", MAGIC, magic)
+    if magic != MAGIC:  # which is not quoted: it comes from the other side
+        raise WireError(f"Mask magic: expected {MAGIC!r}, found something else.")
     _check("version", VERSION, version)
     _check("shape", f"{shape[0]}x{shape[1]}", f"{d_out}x{d_in}")
     code = _read_coding(n, m, shape)

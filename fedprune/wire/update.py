@@ -33,6 +33,8 @@ _KIND = Kind("an update", b"FPUP", 2)
 _SIZE = struct.Struct("<I")  # bytes of the masks
 _LINEAR = struct.Struct("<BI")  # kind, number
 _MASK, _PLAIN, _SCALED, _VALUES = range(4)
+_FRAME_BYTES = 512  # around one linear's change, and around all of them
+_WIDEST = 4  # bytes of a value or a count
 
 
 def encode_update(updates: Mapping[str, Change], pattern: Pattern = UNSTRUCTURED) -> bytes:
@@ -87,6 +89,14 @@ def decode_update(
             raise WireError(f"linear '{name}': {error}") from None
     reader.finish()
     return changes
+
+
+def most_update_bytes(shapes: Mapping[str, tuple[int, int]]) -> int:
+    """Return the most bytes that a block's changes can take; shapes as :func:`decode_update`."""
+    return sum(
+        _FRAME_BYTES + len(name.encode()) + packed_size(rows * columns) + _WIDEST * rows * columns
+        for name, (rows, columns) in shapes.items()
+    )
 
 
 def _linear_parts(change: Change) -> list[bytes | memoryview]:

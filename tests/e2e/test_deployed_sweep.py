@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.test_flower_runs import SMALL, deployed, fedprune
+from tests.e2e.test_flower_runs import SMALL
+from tests.support.federation import Federation
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -20,12 +21,12 @@ def test_jobs_go_to_the_federation_and_results_come_back(tmp_path: Path) -> None
         *SMALL,
         *QUICK,
         "federation.connection=site",
-        "output_dir=out",
+        f"output_dir={tmp_path / 'out'}",
     ]
-    with deployed(tmp_path, 2) as env:
-        refused = fedprune(tmp_path, *command, "--jobs", "2", FLWR_HOME=env["FLWR_HOME"])
+    with Federation(tmp_path, nodes=2, tls=False) as federation:
+        refused = federation.fedprune(*command, "--jobs", "2")
         assert refused.returncode == 2 and "`--jobs` must be 1" in refused.stderr
-        done = fedprune(tmp_path, *command, FLWR_HOME=env["FLWR_HOME"])
+        done = federation.fedprune(*command)
         assert done.returncode == 0, done.stdout + done.stderr
     table = list(csv.DictReader((tmp_path / "out" / "table.csv").open()))
     assert [row["sparsity"] for row in table] == ["0.3", "0.5"]

@@ -1,15 +1,13 @@
-"""The main job through Flower's real runtime: command line, by hand, deployed; good and bad."""
+"""The main job through Flower's real runtime: command line and by hand; good and bad."""
 
 import contextlib
 import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -17,7 +15,7 @@ import pytest
 
 from fedprune.cli.superlink import runtime_environment
 from fedprune.models.export import SIDECAR
-from tests.integration.test_main_job import job
+from tests.support.services import free_port
 
 pytestmark = pytest.mark.e2e
 
@@ -41,18 +39,6 @@ def fedprune(folder: Path, *arguments: str, **environment: str) -> subprocess.Co
 
 def sidecar(folder: Path) -> bytes:
     return (folder / "model" / SIDECAR).read_bytes()
-
-
-@pytest.fixture(scope="module")
-def expected(tmp_path_factory) -> bytes:
-    """The masks of the same job in one process."""
-    return sidecar(job(tmp_path_factory.mktemp("inline") / "run", nodes=2))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_command_line_gives_the_masks_of_one_process(tmp_path, expected):
@@ -145,72 +131,3 @@ def end_processes_with(name: str, value: str) -> None:
         with contextlib.suppress(psutil.Error):
             if process.environ().get(name) == value:
                 process.kill()
-
-
-@contextlib.contextmanager
-def deployed(folder: Path, nodes: int) -> Iterator[dict[str, str]]:
-    """A SuperLink and SuperNodes on the loopback interface, each node with its own cache."""
-    port, logs = free_port(), folder / "logs"
-    home = folder / "flwr"
-    for made in (home, logs, folder / "neutral"):
-        made.mkdir()
-    (home / "config.toml").write_text(
-        f'[superlink]\ndefault = "site"\n\n[superlink.site]\naddress = "127.0.0.1:{port}"\n'
-        "insecure = true\n"
-    )
-    env = runtime_environment() | {"FLWR_HOME": str(home), "FEDPRUNE_TEST": str(folder)}
-    link = ["flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port)]
-    commands = [[*link, "--disable-runtime-dependency-installation"]]
-    for partition in range(nodes):
-        commands.append(
-            ["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}"]
-            + ["--host", "127.0.0.1", "--port", str(free_port()), "--node-config"]
-            + [f'partition-id={partition} num-partitions={nodes} site="site-{partition}"']
-        )
-    with contextlib.ExitStack() as stack:
-        for number, command in enumerate(commands):
-            log = stack.enter_context((logs / f"{number}.log").open("wb"))
-            own = env | {"FEDPRUNE_HOME": str(folder / f"cache-{number}")}
-            process = subprocess.Popen(
-                command, cwd=folder / "neutral", env=own, stdout=log, stderr=log
-            )
-            stack.callback(process.wait)
-            if number == 0:
-                wait_for_port(port)
-        stack.callback(end_processes_with, "FEDPRUNE_TEST", str(folder))
-        yield env
-
-
-def wait_for_port(port: int) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return
-        time.sleep(0.2)
-    raise AssertionError(f"nothing listens on port {port}")
-
-
-def test_deployed_nodes_give_the_masks_of_the_simulation(tmp_path, expected):
-    with deployed(tmp_path, 2) as env:
-        done = fedprune(
-            tmp_path,
-            "run",
-            *SMALL,
-            "federation.connection=site",
-            "schedule.blocks_per_message=3",
-            f"output_dir={tmp_path / 'out'}",
-            FLWR_HOME=env["FLWR_HOME"],
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-    assert sidecar(tmp_path / "out") == expected
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert [client["name"] for client in results["clients"]] == [
-        "'site-0' (partition 0)",
-        "'site-1' (partition 1)",
-    ]
-    rounds = [e["round"] for e in results["ledger"]["entries"] if e["phase"] == "prune"]
-    assert sorted(rounds) == [1, 1, 2, 2]
-    for cache in tmp_path.glob("cache-*"):
-        assert not list(cache.glob("nodes/run-*/partition-*"))
-    logs = "".join(path.read_text(errors="replace") for path in (tmp_path / "logs").iterdir())
-    assert not re.search(r"Traceback", logs)

@@ -195,7 +195,7 @@ def test_a_configuration_that_was_edited(tmp_path, inputs):
 
 def test_other_sources(tmp_path, inputs, monkeypatch):
     folder = stopped(tmp_path / "run", inputs)
-    for where in ("server_app.job", "client_app.node"):
+    for where in ("server_app.job", "client_app.report"):
         monkeypatch.setattr(f"{where}.source_digest", lambda: "another release")
     with pytest.raises(ConfigError, match="other sources of fedprune") as caught:
         go_on(folder)

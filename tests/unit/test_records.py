@@ -14,6 +14,7 @@ from fedprune.records import (
     message_bytes,
     order_record,
     prune_record,
+    read_ahead,
     read_bundle,
     read_local,
     read_order,
@@ -194,3 +195,14 @@ def test_other_arrays_of_a_request_are_refused(arrays, words):
     content["arrays"] = arrays
     with pytest.raises(ReplyRefusedError, match=words):
         read_bundle(message(content))
+
+
+def test_what_was_delivered_ahead_comes_back_as_it_was():
+    assert read_ahead(message(order_record("a: 1", ORDER))) == {}
+    ahead = {"update": 5, "start-00002": 7}
+    content = order_record("a: 1", ORDER, {}, ahead)
+    assert read_ahead(message(content)) == ahead and read_order(message(content)) == ORDER
+    for name, size in (("final", 5), ("../update", 5), ("update", 0), ("update", "5")):
+        content["ahead"] = ConfigRecord({name: size})
+        with pytest.raises(ReplyRefusedError, match="record 'ahead'"):
+            read_ahead(message(content))

@@ -45,6 +45,8 @@ def _sent(results: Mapping[str, Any]) -> Html:
         f"All clients together: {text.size(ledger['bytes_up'])} up, "
         f"{text.size(ledger['bytes_down'])} down, headers included."
     )
+    if brought := ledger.get("model_bytes"):
+        total += f" Besides, nodes that lacked the model got it in {text.size(brought)}."
     title = tag("h3", "What a client sends")
     header = ["What", "Bytes", "Bits a weight"]
     return join([title, tag("p", total, class_="aid"), table("Bytes", header, rows, 0)])

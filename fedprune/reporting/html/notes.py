@@ -40,7 +40,7 @@ def _refused(results: Mapping[str, Any]) -> Iterator[Note]:
     reasons: dict[tuple[bool, str], list[str]] = {}
     for entry in results["ledger"]["entries"]:
         if entry["refused"]:
-            early = entry["phase"] == "handshake"
+            early = entry["phase"] in ("handshake", "model")
             reasons.setdefault((early, entry["refused"]), []).append(entry["client"])
     for (early, reason), names in list(reasons.items())[:_MOST_REASONS]:
         who = text.count(len(set(names)), "client")

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fedprune.reporting.ledger import APART
 from fedprune.reporting.summaries import GEOMETRIC_MEAN, summaries
 
 _NAME = re.compile(r"'(?P<site>.*)' \((?P<partition>partition \d+)\)", re.DOTALL)
@@ -23,7 +24,7 @@ class Person:
     blocks : int or None
         Blocks it pruned, over all rounds; None where each pruned all.
     bytes_up : int
-        What it sent, its own evaluation apart.
+        What it sent, its own evaluation and the model's delivery apart.
     seconds : float
         What it says it worked.
     agreement : float or None
@@ -53,7 +54,7 @@ def people(results: Mapping[str, Any]) -> list[Person]:
     for entry in entries:
         name = entry["client"]
         worked[name] = worked.get(name, 0.0) + entry["client_seconds"]
-        if entry["phase"] != "evaluate":
+        if entry["phase"] not in APART:
             sent[name] = sent.get(name, 0) + entry["bytes_up"]
     left = {entry["client"]: entry["round"] for entry in entries if entry["refused"]}
     agreement = client_agreement(results)

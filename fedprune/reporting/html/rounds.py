@@ -6,6 +6,7 @@ from typing import Any
 
 _WORDS = {
     "handshake": "handshake",
+    "model": "the model to nodes",
     "survey": "survey",
     "deliver": "delivery",
     "prune": "pruning",

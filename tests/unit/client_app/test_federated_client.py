@@ -52,11 +52,11 @@ def without_sizes(content):
 
 
 def negative(content):
-    content["config"]["parcel"] = -1
+    content["config"]["start"] = -1
 
 
-def no_number(content):
-    content["config"]["parcel"] = "1"
+def no_start(content):
+    content["config"]["start"] = "1"
 
 
 def false_sizes(content):
@@ -68,8 +68,8 @@ def false_sizes(content):
     [
         (without_array, "the array 'parcel'"),
         (without_sizes, "record 'parcels'"),
-        (negative, "its number"),
-        (no_number, "'parcel' must be int"),
+        (negative, "its start"),
+        (no_start, "'start' must be int"),
         (false_sizes, "blocks and their bytes"),
     ],
 )

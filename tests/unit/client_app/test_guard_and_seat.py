@@ -23,13 +23,31 @@ def test_an_error_of_ours_is_told_in_full():
     assert reply.error.reason == "DataError: 12 tokens found, 64 needed"
 
 
-def test_any_other_error_keeps_its_text_on_the_node(caplog):
+def test_of_any_other_error_only_type_and_places_are_told_and_logged(caplog, monkeypatch):
     def work():
-        raise KeyError("Mrs Smith, born 1950")
+        try:
+            raise ValueError("Mr Smith, born 1949")
+        except ValueError as error:
+            raise KeyError("Mrs Smith, born 1950") from error
 
     reply = answer(request(), work)
     assert reply.error.reason == "KeyError on the node; its own log has the details"
-    assert "Mrs Smith" in caplog.text
+    assert "query.handshake failed on this node: KeyError at client_app.guard:" in caplog.text
+    assert "caused by ValueError at" in caplog.text and f"{__name__}:" in caplog.text
+    assert "Smith" not in caplog.text
+    monkeypatch.setenv("FEDPRUNE_DEBUG", "1")
+    assert answer(request(), work).error.reason == reply.error.reason
+    assert "Mrs Smith" in caplog.text and "Mr Smith" in caplog.text
+
+
+def test_what_an_error_of_ours_keeps_inside_is_in_the_log_only(caplog):
+    def work():
+        raise DataError("'smith.txt' is no text", outside="a file is no text")
+
+    with caplog.at_level("INFO"):
+        reply = answer(request(), work)
+    assert reply.error.reason == "DataError: a file is no text"
+    assert "answered with DataError: 'smith.txt' is no text" in caplog.text
 
 
 def test_what_the_system_says_of_a_full_disk_is_told_without_the_path(caplog):
@@ -53,7 +71,7 @@ def seat(**settings) -> Seat:
 def test_seat_reads_the_node_configuration():
     found = seat(partition_id=3, num_partitions=8, site="north", data_path="/data")
     assert (found.partition_id, found.num_partitions, found.site) == (3, 8, "north")
-    assert found.settings["data-path"] == "/data"
+    assert found.settings.data_path == "/data"
     assert found.scratch.parts[-2:] == (f"job-{JOB}", "partition-00003")
 
 

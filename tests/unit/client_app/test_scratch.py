@@ -1,5 +1,6 @@
 import os
 import stat
+import threading
 import time
 
 import numpy as np
@@ -100,16 +101,44 @@ def test_an_outbox_is_fetched_parcel_by_parcel_and_again(tmp_path):
             scratch.parcel(number, 3)
 
 
-def test_an_inbox_collects_parcels_until_it_is_cleared(tmp_path):
+def test_an_inbox_collects_parcels_each_in_its_place(tmp_path):
     scratch = Scratch(tmp_path / "job-1" / "p")
-    scratch.receive("update", 0, b"old")
-    for number, part in enumerate((b"ab", b"cd")):
-        scratch.receive("update", number, part)
-        scratch.receive("start-00003", number, part * 2)
-    for _ in range(2):
-        assert scratch.read_inbox() == {"update": b"abcd", "start-00003": b"ababcdcd"}
-    scratch.clear_inbox()
-    assert scratch.read_inbox() == {}
+    scratch.receive("update", 0, b"an older and longer one")
+    for start, part in ((0, b"ab"), (2, b"cd"), (2, b"cd"), (4, b"e")):
+        scratch.receive("update", start, part)
+        scratch.receive("start-00003", 2 * start, part * 2)
+    assert scratch.read_inbox({"update": 5}) == {"update": b"abcde"}
+    assert [path.name for path in scratch.folder.iterdir()] == ["inbox-update.bin"]
+    assert scratch.read_inbox({"update": 5}) == {"update": b"abcde"}
+    assert scratch.read_inbox({}) == {}
+
+
+def test_what_an_inbox_lacks_is_told(tmp_path):
+    scratch = Scratch(tmp_path / "job-1" / "p")
+    with pytest.raises(ReplyRefusedError, match="starts at byte 2 follows 0 bytes of 'update'"):
+        scratch.receive("update", 2, b"cd")
+    with pytest.raises(ReplyRefusedError, match="4 bytes, 0 are on this node"):
+        scratch.read_inbox({"update": 4})
+    scratch.receive("update", 0, b"ab")
+    with pytest.raises(ReplyRefusedError, match="4 bytes, 2 are on this node"):
+        scratch.read_inbox({"update": 4})
+
+
+def test_a_second_process_waits_for_the_first(tmp_path, caplog):
+    scratch, order = Scratch(tmp_path / "job-1" / "p"), []
+
+    def second():
+        with scratch.alone():
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    with scratch.alone():
+        thread.start()
+        while "still at work" not in caplog.text:
+            time.sleep(0.01)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
 
 
 @pytest.mark.parametrize("name", ["../update", "start-1", "", "masks"])

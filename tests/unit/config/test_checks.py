@@ -94,6 +94,7 @@ def test_the_defaults_have_their_types():
         ({"strategy__name": "fedavg"}, ["`strategy.name`", "'fedprllm'", "'fedavg'"]),
         ({"strategy__min_clients": 0}, ["`strategy.min_clients`", "at least 1"]),
         ({"strategy__timeout": 0}, ["`strategy.timeout`", "above 0"]),
+        ({"strategy__rejoin": -1.0}, ["`strategy.rejoin`", "at least 0"]),
         ({"strategy__wait": -1.0}, ["`strategy.wait`", "at least 0"]),
         ({"strategy__window": 0}, ["`strategy.window`", "at least 1"]),
         ({"strategy__group": "output"}, ["`strategy.group`", "'layer', 'row', 'column'"]),

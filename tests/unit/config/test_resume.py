@@ -59,7 +59,7 @@ def test_the_configuration_is_the_run_s_but_for_what_may_differ():
     options = ["sparsity=0.6", "strategy=fedspallm", "data.text_key=it's ${odd}"]
     before = config_from_overrides(options)
     folder = Path("/runs/my, run")
-    free = ("strategy.min_clients=1", "federation.num_clients=7", "strategy.window=3")
+    free = ("strategy.min_clients=1", "federation.num_clients=7", "strategy.rejoin=0")
     after = resumed_config(to_yaml(before), Resumption(folder, free))
     words = [*options, *free, f"output_dir={folder}"]
     assert after == config_from_overrides(words)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fedprune.config import compose_config
 from fedprune.data.cutting import cut
 from fedprune.data.documents import Document
-from fedprune.data.sources import load_documents, split_documents
+from fedprune.data.sources import OwnTexts, load_documents, split_documents
 from fedprune.errors import DataError
 
 FILES = compose_config({"data": "/nowhere"}).data
@@ -259,12 +259,7 @@ def test_each_node_reads_its_own_folder(tmp_path):
         lines = [json.dumps({"note": f"{site} {n}"}) for n in range(20)]
         (tmp_path / site / "notes.jsonl").write_text("\n".join(lines))
         (tmp_path / site / "readme.txt").write_text("not this")
-        node = {
-            "data-path": str(tmp_path / site),
-            "text-key": "note",
-            "glob": "*.jsonl",
-            "partition-id": 0,
-        }
+        node = OwnTexts(str(tmp_path / site), "note", "*.jsonl")
         assert {d.text for d in everything(NODE, node)} == {f"{site} {n}" for n in range(20)}
 
 
@@ -272,15 +267,14 @@ def test_a_node_keeps_a_share_apart_whatever_the_server_evaluates_on(tmp_path):
     corpus(tmp_path / "node")
     (tmp_path / "server.txt").write_text("the server's text")
     config = replace(NODE, heldout_path=str(tmp_path / "server.txt"))
-    node = {"data-path": str(tmp_path / "node")}
+    node = OwnTexts(str(tmp_path / "node"))
     assert everything(config, node) == everything(NODE, node)
     assert [d.text for d in load_documents(config, "heldout")] == ["the server's text"]
 
 
-@pytest.mark.parametrize("node", [{}, {"data-path": ""}, {"data-path": 3}, {"data_path": "/x"}])
-def test_a_node_without_the_key_is_told_its_name(node):
+def test_a_node_without_the_key_is_told_its_name():
     with pytest.raises(DataError, match=r"node_config has no `data-path`.*--node-config"):
-        load_documents(NODE, "train", node)
+        load_documents(NODE, "train", OwnTexts())
 
 
 def test_the_server_of_nodes_needs_a_text_of_its_own():
@@ -290,7 +284,7 @@ def test_the_server_of_nodes_needs_a_text_of_its_own():
 
 def test_a_node_s_missing_folder_is_named():
     with pytest.raises(DataError, match=r"node_config `data-path` '/nowhere' does not exist"):
-        load_documents(NODE, "train", {"data-path": "/nowhere"})
+        load_documents(NODE, "train", OwnTexts("/nowhere"))
 
 
 # --- real texts -----------------------------------------------------------------------------------
@@ -311,3 +305,22 @@ def test_real_texts_keep_every_character():
     assert "".join(d.text for d in load_documents(config, "train")) == text
     domains = {d.group for d in everything(files(TEXTS, glob="*/t*.txt"))}
     assert domains == {p.name for p in TEXTS.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("smith.txt", b"\xff\xfe\xfa", "is not UTF-8"),
+        ("smith.jsonl", b'{"text": ', "is not a JSON object"),
+        ("smith.jsonl", b'{"note": "x"}', "Set `data.text_key`"),
+        ("smith.txt", b" ", "holds no text"),
+    ],
+)
+def test_what_another_machine_is_told_names_no_file_and_no_folder(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        load_documents(NODE, "train", OwnTexts(str(tmp_path)))
+    assert str(tmp_path) in str(caught.value) and words in str(caught.value)
+    outside = caught.value.outside
+    assert str(tmp_path) not in outside and "smith" not in outside
+    assert words in outside or "no text in its field" in outside

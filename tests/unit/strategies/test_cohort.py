@@ -6,8 +6,8 @@ from flwr.app import Message, RecordDict
 
 from fedprune.reporting.ledger import Ledger
 from strategies.cohort import Cohort
-from strategies.exchange import Outcome
 from strategies.handshake import Client
+from strategies.outcome import Outcome
 from tests.support.grid import become_server
 from tests.support.scripted import REPORT
 

@@ -3,6 +3,7 @@ from flwr.app import Error, Message, MetricRecord, RecordDict
 
 from fedprune.records import message_bytes
 from strategies.exchange import WorkerDiedError, exchange
+from strategies.repeats import Again
 from tests.support.grid import LocalGrid, client_app
 
 
@@ -100,7 +101,7 @@ def again(node_id: int) -> Message:
 
 def test_a_node_whose_process_dies_is_asked_once_more():
     grid = LocalGrid(client_app(echo), 3, tamper=crash_once())
-    outcomes = list(exchange(grid, requests(grid), window=2, timeout=5, again=again))
+    outcomes = list(exchange(grid, requests(grid), window=2, timeout=5, again=Again(again)))
     assert sorted(o.node_id for o in outcomes) == [100, 101, 102]
     assert all(o.reply is not None for o in outcomes)
     assert len(grid.sent) == 4
@@ -110,7 +111,8 @@ def test_a_node_whose_process_dies_is_asked_once_more():
 def test_other_failures_are_not_tried_again(code):
     grid = LocalGrid(client_app(echo), 3, tamper=crash_once(code))
     outcomes = {
-        o.node_id: o for o in exchange(grid, requests(grid), window=2, timeout=5, again=again)
+        o.node_id: o
+        for o in exchange(grid, requests(grid), window=2, timeout=5, again=Again(again))
     }
     assert outcomes[101].reply is None and len(grid.sent) == 3
 
@@ -121,6 +123,7 @@ def test_a_process_that_dies_twice_is_given_up():
 
     grid = LocalGrid(client_app(echo), 3, tamper=always)
     outcomes = {
-        o.node_id: o for o in exchange(grid, requests(grid), window=3, timeout=5, again=again)
+        o.node_id: o
+        for o in exchange(grid, requests(grid), window=3, timeout=5, again=Again(again))
     }
     assert "Flower error 8" in outcomes[101].problem and len(grid.sent) == 4

@@ -123,3 +123,19 @@ def test_minimum_counts_accepted_nodes():
     handshake, grid, _ = shake(2, change, min_clients=2)
     with pytest.raises(QuorumError, match="1 of 2 nodes can take part.*asks for 2"):
         handshake.run(grid, lambda done, total: None)
+
+
+def test_a_node_that_lacks_a_model_which_nobody_sends():
+    change = {1: lambda r: replace(r, lacks_model=True, weights_hash="", config_hash="")}
+    handshake, grid, ledger = shake(2, change)
+    assert len(handshake.run(grid, lambda done, total: None)) == 1
+    (refused,) = [entry.refused for entry in ledger.entries if entry.refused]
+    assert refused == "it lacks the model, which is not sent from here."
+
+
+def test_what_an_operator_should_look_at_is_logged_by_name(caplog):
+    change = {1: lambda r: replace(r, site="north", warnings="'dat-path' is no key.")}
+    handshake, grid, _ = shake(2, change)
+    with caplog.at_level("WARNING", "flwr"):
+        assert len(handshake.run(grid, lambda done, total: None)) == 2
+    assert "'north' (partition 1): 'dat-path' is no key." in caplog.text

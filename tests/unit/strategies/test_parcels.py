@@ -13,7 +13,7 @@ from fedprune.records import (
     read_sizes,
     split_record,
 )
-from strategies.exchange import Outcome
+from strategies.outcome import Outcome
 from strategies.parcels import ParcelJoiner
 from tests.support.grid import become_server
 

@@ -1,0 +1,72 @@
+"""What a node says of itself in the handshake; what is wrong with it is told by its name."""
+
+import logging
+
+from client_app import node
+from client_app.consent import agreed
+from client_app.own_model import lacks_model
+from client_app.resources import free_bytes, megaflops, memory_bytes, use_threads
+from client_app.scratch import Scratch
+from client_app.seat import Seat
+from fedprune.config import RunConfig
+from fedprune.data.samples import Sample
+from fedprune.errors import FedpruneError
+from fedprune.models.device import pick_device
+from fedprune.models.fingerprint import Fingerprint
+from fedprune.records import NodeReport
+from fedprune.reporting.machine import versions
+from fedprune.reporting.sources import source_digest
+
+_log = logging.getLogger("flwr")
+
+
+def report(config: RunConfig, seat: Seat, digest: str) -> NodeReport:
+    """Say what this node has; a problem is part of the report, so that it is told by name.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run's configuration as the server sent it.
+    seat : Seat
+        This node.
+    digest : str
+        The hash of the manifest of the server's model; "" where the server sends none.
+    """
+    hashes, problem, lacking = Fingerprint("", "", ""), "", False
+    found: list[Sample] = []
+    device, settings = "", seat.settings
+    Scratch(seat.scratch).sweep()
+    for warning in settings.warnings:
+        _log.warning("%s", warning)
+    try:
+        config = agreed(settings, config)
+        use_threads(settings.threads)
+        device = str(pick_device(config.pruner.device))
+        node.own_documents(config, seat)  # before a model comes that may take hours
+        lacking = lacks_model(config.model, seat, digest)
+        if not lacking:
+            hashes = node.model_fingerprint(config, seat)
+            found = node.samples(config, seat)
+    except FedpruneError as error:
+        problem = error.outside
+        _log.info("this node cannot take part: %s", error)
+    return NodeReport(
+        partition_id=seat.partition_id,
+        num_partitions=seat.num_partitions,
+        site=seat.site,
+        config_hash=hashes.config,
+        weights_hash=hashes.weights,
+        code_hash=source_digest(),
+        samples=len(found),
+        tokens=len(found) * config.pruner.seq_len,
+        device=device,
+        memory_bytes=memory_bytes(device),
+        versions=", ".join(f"{name} {number}" for name, number in versions().items()),
+        problem=problem,
+        sample_ids="" if config.data.source == "node" else ",".join(s.id for s in found),
+        free_bytes=free_bytes(device),
+        megaflops=megaflops(device) if config.strategy.layer_resources == "measured" else 0,
+        layer_permille=settings.layer_permille,
+        lacks_model=lacking,
+        warnings=" ".join(settings.warnings),
+    )

@@ -1,0 +1,253 @@
+"""What a site's SuperNode checks that Flower's does not.
+
+Three things: whether the site allows the app before any of it is kept; whether each request gets
+a whole reply, also when the process that works on it was ended; whether a message was lost, after
+which the SuperNode must not go on as if nothing had happened, because its server waits.
+"""
+
+import hashlib
+import inspect
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from logging import INFO, WARNING
+from types import ModuleType
+from typing import Any, ParamSpec, TypeVar
+
+import httpx
+from flwr.app import Error, Message
+from flwr.common.constant import ErrorCode, Status
+from flwr.common.logger import log
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.supercore.fab import Fab
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+from flwr.supercore.object_store import ObjectStore
+from flwr.supernode import start_client_internal
+from flwr.supernode.nodestate import NodeState
+
+from fedprune.errors import FedpruneError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_POLL_SECONDS = 0.1
+_UNFINISHED = (Status.PENDING, Status.STARTING, Status.RUNNING)
+_ENDED = Error(
+    ErrorCode.CLIENT_APP_CRASHED, "The process that worked on the request ended without a reply."
+)
+_HOOKS = {
+    "_pull_and_store_message": (
+        "state",
+        "object_store",
+        "receive",
+        "get_run",
+        "get_fab",
+        "pull_object",
+        "confirm_message_received",
+    ),
+    "_push_messages": ("state", "object_store", "send", "push_object"),
+    "_insert_message": ("msg", "state", "store"),
+}
+
+
+class LostMessageError(FedpruneError):
+    """A message to or from this node was lost on the way and nobody will send it again."""
+
+
+class AppRefusedError(FedpruneError):
+    """The app that a run brings is none that this site runs."""
+
+
+def install(guard: "NodeGuard", module: ModuleType = start_client_internal) -> None:
+    """Put a guard into Flower's SuperNode of this process.
+
+    Raises
+    ------
+    FedpruneError
+        If this Flower's SuperNode is not built as expected.
+    """
+    for name, parameters in _HOOKS.items():
+        found = getattr(module, name, None)
+        known = inspect.signature(found).parameters if found else {}
+        missing = [parameter for parameter in parameters if parameter not in known]
+        if not found or missing:
+            what = f"'{name}' without {', '.join(missing)}" if found else f"no '{name}'"
+            raise FedpruneError(
+                "The SuperNode cannot check apps: the installed Flower is built otherwise than "
+                f"1.41 (its '{module.__name__}' has {what}). Install flwr>=1.41.0,<1.42, or run "
+                "`flower-supernode` itself, which runs any app."
+            )
+    module._pull_and_store_message = partial(  # type: ignore[attr-defined]
+        guard.pull, module._pull_and_store_message
+    )
+    module._push_messages = partial(  # type: ignore[attr-defined]
+        guard.push, module._push_messages
+    )
+
+
+class NodeGuard:
+    """Stands around the two halves of the SuperNode's main loop.
+
+    Parameters
+    ----------
+    allowed : frozenset of str or None
+        SHA-256 of the apps that may run here; None lets any run.
+    """
+
+    def __init__(self, allowed: frozenset[str] | None) -> None:
+        self._allowed = allowed
+        self._refused: dict[str, int] = {}
+        self._message: Message | None = None
+        for digest in sorted(allowed or ()):
+            log(INFO, "This site runs the app %s", digest)
+
+    def pull(self, original: Callable[..., int | None], **given: Any) -> int | None:
+        """Take a message in Flower's way; answer for those whose app is not allowed.
+
+        Returns
+        -------
+        int or None
+            The message's run, None if there was no message.
+
+        Raises
+        ------
+        LostMessageError
+            If the message could not be taken although the SuperLink has handed it out.
+        """
+        self._message = None
+        failures: list[Exception] = []
+        watched = {
+            name: _watched(given[name], failures)
+            for name in ("pull_object", "confirm_message_received")
+        }
+        own = {
+            "receive": partial(self._receive, given["receive"]),
+            "get_fab": partial(self._checked, given["get_fab"]),
+        }
+        try:
+            run_id = original(**{**given, **watched, **own})
+        except AppRefusedError as refusal:
+            return self._answer(
+                Error(ErrorCode.INVALID_FAB, str(refusal)), given["state"], given["object_store"]
+            )
+        _raise_if_lost(failures)
+        return run_id
+
+    def push(self, original: Callable[..., None], **given: Any) -> None:
+        """Send the reply in Flower's way, once the process that made it has ended.
+
+        Flower sends while the reply still comes in and waits for ever if that breaks off, or if
+        there is none.
+
+        Raises
+        ------
+        LostMessageError
+            If the reply could not be sent.
+        """
+        state, store = given["state"], given["object_store"]
+        replies = self._replies(state, store)
+        failures: list[Exception] = []
+        watched = {name: _watched(given[name], failures) for name in ("send", "push_object")}
+        original(**{**given, **watched, "state": _WithReplies(state, replies)})
+        _raise_if_lost(failures)
+
+    def _receive(
+        self, receive: Callable[[], tuple[Message, ObjectTree] | None]
+    ) -> tuple[Message, ObjectTree] | None:
+        received = receive()
+        if received is not None:
+            self._message = received[0]
+        return received
+
+    def _checked(self, get_fab: Callable[[str, int], Fab], fab_hash: str, run_id: int) -> Fab:
+        fab = get_fab(fab_hash, run_id)
+        digest = hashlib.sha256(fab.content).hexdigest()
+        if self._allowed is not None and (
+            digest not in self._allowed or {fab.hash_str, fab_hash} != {digest}
+        ):
+            raise AppRefusedError(self._refusal(digest))
+        return fab
+
+    def _refusal(self, digest: str) -> str:
+        count = self._refused[digest] = self._refused.get(digest, 0) + 1
+        known = ", ".join(sorted(self._allowed or ()))
+        text = (
+            f"this site does not run the app {digest}, only {known}. Install the same "
+            "release on both sides, compare `fedprune supernode --print-app` here and there, or "
+            "let the site allow it with `fedprune supernode --app`."
+        )
+        if count == 1:
+            log(WARNING, "Refused: %s Further requests of it are only counted.", text)
+        elif count in (10, 100, 1000) or count % 10000 == 0:
+            log(WARNING, "Refused the app %s %d times so far.", digest, count)
+        return text
+
+    def _answer(self, error: Error, state: NodeState, store: ObjectStore) -> int:
+        if self._message is None:
+            raise RuntimeError("There is no message to answer.")
+        reply = Message(error, reply_to=self._message)
+        start_client_internal._insert_message(reply, state, store)
+        return self._message.metadata.run_id
+
+    def _replies(self, state: NodeState, store: ObjectStore) -> Sequence[Message]:
+        """Wait until no process works on the run any more, and return whole replies."""
+        if self._message is None:
+            raise RuntimeError("There is no message to answer.")
+        run_id = self._message.metadata.run_id
+        # Asking also ends tasks whose process has not been heard of for a minute.
+        while state.get_tasks(run_ids=[run_id], statuses=_UNFINISHED):
+            time.sleep(_POLL_SECONDS)
+        whole = []
+        for reply in state.get_messages_legacy(is_reply=True):
+            if _is_whole(reply, store):
+                whole.append(reply)
+            else:
+                state.delete_messages(message_ids=[reply.metadata.message_id])
+                store.delete(reply.metadata.message_id)
+        if not whole:
+            log(WARNING, "%s The server is told so.", _ENDED.reason)
+            self._answer(_ENDED, state, store)
+            return state.get_messages_legacy(is_reply=True)
+        return whole
+
+
+class _WithReplies:
+    """A node's state that hands out replies which have been taken from it already."""
+
+    def __init__(self, state: NodeState, replies: Sequence[Message]) -> None:
+        self._state = state
+        self._taken = replies
+
+    def get_messages_legacy(self, *, is_reply: bool) -> Sequence[Message]:
+        """Return the replies."""
+        return self._taken if is_reply else self._state.get_messages_legacy(is_reply=False)
+
+    def __getattr__(self, name: str) -> Any:
+        """Leave everything else to the state."""
+        return getattr(self._state, name)
+
+
+def _is_whole(reply: Message, store: ObjectStore) -> bool:
+    tree = store.get_object_tree(reply.metadata.message_id)
+    return all(store.get(node.object_id) for node in iterate_object_tree(tree))
+
+
+def _watched(call: Callable[P, R], failures: list[Exception]) -> Callable[P, R]:
+    """Return a call whose failures on the network are noted besides."""
+
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return call(*args, **kwargs)
+        except httpx.HTTPError as error:
+            failures.append(error)
+            raise
+
+    return called
+
+
+def _raise_if_lost(failures: Sequence[Exception]) -> None:
+    if failures:
+        raise LostMessageError(
+            f"A message was lost on the way: {failures[0]}. The SuperNode must start again so "
+            "that the server learns of it."
+        )

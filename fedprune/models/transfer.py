@@ -1,0 +1,196 @@
+"""A model's files on their way to a node: which they are, and the parcels that they come in.
+
+Only configuration, tokenizer and safetensors files travel: nothing in them runs when they are
+opened. A node reads the manifest first, which may come from anyone: every name and number in it is
+checked, and a name leads nowhere but into the folder that the node made for it.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Self
+
+from fedprune.errors import WireError
+from fedprune.models.folder import COMPACT_INDEX, CONFIG, SAFETENSORS_INDEX
+
+FORMAT = "fedprune-model-1"
+MOST_PARCEL_BYTES = 64_000_000
+MOST_MANIFEST_BYTES = 32_000_000
+_LEAST_PARCEL_BYTES = 1 << 12
+_MOST_FILES = 2_000
+_MOST_BYTES = 1 << 42
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_WEIGHTS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}\.safetensors")
+
+SMALL_FILES = frozenset(
+    {
+        CONFIG,
+        "generation_config.json",
+        SAFETENSORS_INDEX,
+        COMPACT_INDEX,
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "tokenizer.model",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.json",
+        "merges.txt",
+        "vocab.txt",
+        "spiece.model",
+        "sentencepiece.bpe.model",
+    }
+)
+"""The files that may travel beside ``*.safetensors``."""
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """One file.
+
+    Attributes
+    ----------
+    name : str
+        Its name in the model's folder.
+    size : int
+        Its bytes, at least one.
+    sha256 : str
+        Of all of them, in hex.
+    parcels : tuple of str
+        SHA-256 of each parcel.
+    """
+
+    name: str
+    size: int
+    sha256: str
+    parcels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """One parcel: the bytes of ``file`` from ``start`` on, and their SHA-256."""
+
+    file: ModelFile
+    start: int
+    size: int
+    sha256: str
+
+    def check(self, data: bytes) -> None:
+        """Raise ``WireError`` unless these are the parcel's bytes."""
+        if len(data) != self.size or hashlib.sha256(data).hexdigest() != self.sha256:
+            raise WireError(
+                f"a parcel of '{self.file.name}' is not what the model's manifest says: "
+                f"{self.size} bytes expected, {len(data)} came. "
+                "Leave the server's model alone while a run uses it."
+            )
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A model's files in the order in which they travel.
+
+    Attributes
+    ----------
+    parcel_bytes : int
+        The bytes of a parcel; the last of a file may be shorter.
+    files : tuple of ModelFile
+        All files.
+    """
+
+    parcel_bytes: int
+    files: tuple[ModelFile, ...]
+
+    @cached_property
+    def text(self) -> bytes:
+        """The manifest as it travels: JSON in one form only, so that its hash names the model."""
+        content = {"format": FORMAT, **asdict(self)}
+        return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the manifest, in hex."""
+        return hashlib.sha256(self.text).hexdigest()
+
+    @property
+    def size(self) -> int:
+        """The bytes of all files."""
+        return sum(file.size for file in self.files)
+
+    @cached_property
+    def parcels(self) -> tuple[Parcel, ...]:
+        """All parcels in the order in which they travel; none spans two files."""
+        return tuple(parcel for file in self.files for parcel in self._cut(file))
+
+    def _cut(self, file: ModelFile) -> Iterator[Parcel]:
+        for number, sha256 in enumerate(file.parcels):
+            start = number * self.parcel_bytes
+            yield Parcel(file, start, min(self.parcel_bytes, file.size - start), sha256)
+
+    @classmethod
+    def read(cls, data: bytes) -> Self:
+        """Read and check a manifest.
+
+        Raises
+        ------
+        WireError
+            If it is malformed, names what may not travel, or is beyond every model's size.
+        """
+        try:
+            if len(data) > MOST_MANIFEST_BYTES:
+                raise ValueError("it is too long")
+            content = json.loads(data)
+            if not isinstance(content, dict) or content.get("format") != FORMAT:
+                raise ValueError(f"its format is not '{FORMAT}'")
+            if set(content) != {"format", "parcel_bytes", "files"}:
+                raise ValueError("it has other keys")
+            parcel_bytes, listed = content["parcel_bytes"], content["files"]
+            if type(parcel_bytes) is not int or not (
+                _LEAST_PARCEL_BYTES <= parcel_bytes <= MOST_PARCEL_BYTES
+            ):
+                raise ValueError(f"its parcels must have at most {MOST_PARCEL_BYTES} bytes")
+            if not isinstance(listed, list) or not 0 < len(listed) <= _MOST_FILES:
+                raise ValueError(f"it must list 1 to {_MOST_FILES} files")
+            found = cls(parcel_bytes, tuple(_file(entry, parcel_bytes) for entry in listed))
+            _check_files(found)
+        except (ValueError, RecursionError) as error:
+            raise WireError(f"the manifest of the model is refused: {error}.") from error
+        return found
+
+
+def is_digest(text: str) -> bool:
+    """Return whether a text is a SHA-256 in hex."""
+    return _DIGEST.fullmatch(text) is not None
+
+
+def may_travel(name: str) -> bool:
+    """Return whether a file of this name may be part of a model on its way."""
+    return name in SMALL_FILES or _WEIGHTS.fullmatch(name) is not None
+
+
+def _file(entry: object, parcel_bytes: int) -> ModelFile:
+    if not isinstance(entry, dict) or set(entry) != {"name", "size", "sha256", "parcels"}:
+        raise ValueError("a file must have a name, a size and hashes")
+    name, size, sha256, parcels = (entry[key] for key in ("name", "size", "sha256", "parcels"))
+    if not isinstance(name, str) or not may_travel(name):
+        raise ValueError(
+            f"{ascii(name)[:80]} may not travel: only configuration, tokenizer and safetensors do"
+        )
+    if type(size) is not int or not 0 < size <= _MOST_BYTES:
+        raise ValueError(f"'{name}' must have between 1 and {_MOST_BYTES} bytes")
+    if not isinstance(parcels, list) or len(parcels) != -(-size // parcel_bytes):
+        raise ValueError(f"'{name}' must list a hash for each parcel")
+    if not all(isinstance(digest, str) and is_digest(digest) for digest in (sha256, *parcels)):
+        raise ValueError(f"'{name}' must have SHA-256 hashes in hex")
+    return ModelFile(name, size, sha256, tuple(parcels))
+
+
+def _check_files(manifest: Manifest) -> None:
+    names = [file.name.lower() for file in manifest.files]
+    if len(set(names)) != len(names):
+        raise ValueError("it lists a name twice")
+    if CONFIG not in names or not any(name.endswith(".safetensors") for name in names):
+        raise ValueError("a model needs a configuration and weights")
+    if manifest.size > _MOST_BYTES:
+        raise ValueError(f"a model may have {_MOST_BYTES} bytes at most")

@@ -1,0 +1,116 @@
+"""Send the model to nodes that lack it: to several at once, to each parcel after parcel.
+
+A node answers each part with how many parcels it has, so a transfer that was cut off goes on where
+it was. The parts are the same for all nodes: Flower stores and the server reads a parcel once for
+all that are at the same place, and no more parcels are in memory than nodes are sent to at once.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedprune.errors import ReplyRefusedError
+from fedprune.models.offer import Offer
+from fedprune.records import manifest_record, parcel_record, read_held
+from strategies.exchange import exchange
+from strategies.inlet import SHORT_REPLY
+from strategies.outcome import Outcome
+from strategies.repeats import Again
+
+MODEL = "query.model"
+_MANIFEST = -1
+
+Sent = Callable[[int, int], None]
+"""Told after each answer: how many parcels the nodes have together, and of how many."""
+
+
+@dataclass
+class Delivery:
+    """Brings nodes a model.
+
+    Parameters
+    ----------
+    offer : Offer
+        The model.
+    timeout : float
+        Seconds a node has to take a parcel (`strategy.timeout`).
+    window : int
+        Nodes that are sent parcels at once.
+    job : str
+        The run's key, the group of every message.
+    rejoin : float
+        Seconds that a lost node has to come back (`strategy.rejoin`).
+    sent : Callable[[int, int], None]
+        Told after each answer how many parcels the nodes have together, and of how many.
+    """
+
+    offer: Offer
+    timeout: float
+    window: int
+    job: str
+    rejoin: float
+    sent: Sent
+    _held: dict[int, int] = field(default_factory=dict)
+    _answers: dict[int, int] = field(default_factory=dict)
+    _so_far: dict[int, Outcome] = field(default_factory=dict)
+    _latest: tuple[int, RecordDict] | None = None
+
+    @property
+    def reply_bytes(self) -> int:
+        """The most bytes of an answer."""
+        return SHORT_REPLY
+
+    def run(self, grid: Grid, node_ids: Iterable[int]) -> Iterator[Outcome]:
+        """Yield one outcome for each node; with a reply for those that have the whole model."""
+        self._held = dict.fromkeys(node_ids, 0)
+        first = (self._message(node_id, _MANIFEST) for node_id in list(self._held))
+        again = Again(rejoin=self.rejoin)
+        yield from exchange(
+            grid, first, window=self.window, timeout=self.timeout, joiner=self, again=again
+        )
+        self._latest = None
+
+    def take(self, outcome: Outcome) -> Outcome | Message:
+        """Return the outcome of a node's whole delivery, or the next parcel for it."""
+        node_id = outcome.node_id
+        before = self._so_far.pop(node_id, None)
+        total = outcome.after(before)
+        if outcome.reply is None:
+            return total
+        try:
+            held = self._noted(node_id, outcome.reply)
+        except ReplyRefusedError as error:
+            return replace(total, reply=None, problem=str(error))
+        if held == len(self.offer.manifest.parcels):
+            return total
+        self._so_far[node_id] = replace(total, reply=None)
+        return self._message(node_id, held)
+
+    def _noted(self, node_id: int, reply: Message) -> int:
+        total = len(self.offer.manifest.parcels)
+        held = read_held(reply, total)
+        answers = self._answers[node_id] = self._answers.get(node_id, 0) + 1
+        # The manifest and every parcel are answered once; a file that spoils on a disk, anew.
+        if answers > 2 * total + 2:
+            raise ReplyRefusedError(f"it took {answers} parts of a model of {total} parcels.")
+        self._held[node_id] = held
+        self.sent(sum(self._held.values()), total * len(self._held))
+        return held
+
+    def _message(self, node_id: int, number: int) -> Message:
+        content = self._content(number)
+        return Message(content, node_id, MODEL, ttl=self.timeout, group_id=self.job)
+
+    def _content(self, number: int) -> RecordDict:
+        if self._latest is None or self._latest[0] != number:
+            manifest = self.offer.manifest
+            self._latest = None  # so that two parcels are never held
+            content = (
+                manifest_record(manifest)
+                if number == _MANIFEST
+                else parcel_record(manifest.digest, number, self.offer.parcel(number))
+            )
+            self._latest = (number, content)
+        return self._latest[1]

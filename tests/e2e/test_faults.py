@@ -1,0 +1,41 @@
+"""Processes of a federation die in the middle of a run; it ends with the same masks."""
+
+import time
+
+import pytest
+
+from tests.e2e.test_flower_runs import sidecar
+from tests.support.faults import QuickFederation, at_work, begun, chunks_done, ledger, told
+from tests.support.services import until
+
+pytestmark = pytest.mark.e2e
+
+OPTIONS = [
+    "pruner.num_calibration_samples=4",
+    "pruner.seq_len=64",
+    "evaluation.local_only=false",
+    "evaluation.centralized=false",
+    "evaluation.max_windows=1",
+    "schedule.blocks_per_message=3",
+]
+
+
+def test_a_node_and_then_the_superlink_are_killed(tmp_path, expected) -> None:
+    with QuickFederation(tmp_path, nodes=2, restart=True) as federation:
+        run, node = begun(federation, tmp_path / "run", *OPTIONS), federation.nodes[1]
+        at_work(node, run)
+        node.kill()
+        lost = told(run, "is lost")
+        node.start()
+        back = told(run, "is back")
+        until(lambda: chunks_done(tmp_path / "run"), 280, "the first chunk is aggregated")
+        chunk = time.monotonic()
+        federation.superlink.kill()
+        time.sleep(2)
+        federation.superlink.start()
+        assert run.wait(280) == 0, run.err + federation.logs()
+        print(f"lost {lost:.1f} back {back:.1f} rest {time.monotonic() - chunk:.1f}")
+        print(run.err)
+        print(run.out)
+    assert sidecar(tmp_path / "run") == expected
+    assert not ledger(tmp_path / "run")["refused"]

@@ -1,0 +1,168 @@
+"""What happens to a federation of real processes, and what is lost by it: nothing."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+import pytest
+from flwr.app import Error, Message
+
+from client_app.app import app
+from tests.e2e.test_faults import OPTIONS
+from tests.e2e.test_flower_runs import sidecar
+from tests.integration.test_main_job import job
+from tests.support.faults import QuickFederation, at_work, begun, ledger, told
+from tests.support.federation import CONNECTION, Federation
+from tests.support.grid import LocalGrid
+from tests.support.relay import Relay
+from tests.support.services import Service, free_port, until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+_SECONDS = 280.0
+
+
+@pytest.fixture(scope="module")
+def of_three(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The masks that three clients in one process give."""
+    folder = tmp_path_factory.mktemp("three") / "run"
+    return sidecar(job(folder, 3, overrides="evaluation.local_only=false"))
+
+
+@pytest.fixture(scope="module")
+def without_the_third(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The masks that they give where the third is lost at once."""
+
+    class Losing(LocalGrid):
+        def deliver(self, message: Message) -> Message | None:
+            if message.metadata.dst_node_id == 102 and message.metadata.message_type[:5] == "train":
+                return Message(Error(5, "gone"), reply_to=message)
+            return super().deliver(message)
+
+    folder = tmp_path_factory.mktemp("two") / "run"
+    overrides = "evaluation.local_only=false strategy.rejoin=0"
+    return sidecar(job(folder, 3, overrides, grid=Losing(app, 3)))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[QuickFederation, Relay]]:
+    """Three nodes, the third behind a network that can fail."""
+    port = free_port()
+    near = f"localhost:{port}"
+    with Relay(port) as relay:
+        fleet = [near, near, relay.address]
+        folder = tmp_path_factory.mktemp("site")
+        with QuickFederation(folder, nodes=3, restart=True, port=port, fleet=fleet) as federation:
+            yield federation, relay
+
+
+def killed(service: Service, name: str) -> int:
+    """Kill a service's processes of a name; return how many there were."""
+    found = 0
+    for process in service.processes():
+        with suppress(psutil.Error):
+            if name in " ".join(process.cmdline()):
+                process.send_signal(signal.SIGKILL)
+                found += 1
+    return found
+
+
+def test_cut_off_and_back_and_slow_from_then_on(site, tmp_path, of_three) -> None:
+    federation, relay = site
+    run, node = begun(federation, tmp_path / "run", *OPTIONS), federation.nodes[2]
+    at_work(node, run)
+    relay.cut = True
+    lost = told(run, "is lost")
+    relay.cut, relay.rate, before = False, 30_000.0, relay.passed
+    back = told(run, "is back")
+    assert run.wait(_SECONDS) == 0, run.err + federation.logs()
+    relay.rate = None
+    print(f"cut: lost after {lost:.1f} s, back after {back:.1f} s, {relay.passed - before} bytes")
+    assert sidecar(tmp_path / "run") == of_three
+    assert not ledger(tmp_path / "run")["refused"]
+
+
+def test_frozen_for_longer_than_it_is_waited_for(site, tmp_path, without_the_third) -> None:
+    federation, _ = site
+    options = [*OPTIONS, "strategy.min_clients=2", "strategy.rejoin=3"]
+    run, node = begun(federation, tmp_path / "run", *options), federation.nodes[2]
+    received = node.supernode.log.count("Receiving: train.prune")
+    at_work(node, run, received + 1)
+    node.pause()
+    gone = told(run, "reply refused in round 1")
+    assert "did not come back within 3 s (`strategy.rejoin`)" in run.err
+    node.go_on()
+    assert run.wait(_SECONDS) == 0, run.err + federation.logs()
+    print(f"frozen: left out after {gone:.1f} s")
+    assert sidecar(tmp_path / "run") == without_the_third
+    assert list(ledger(tmp_path / "run")["refused"].values()) == [1]
+    until(lambda: federation.online() == 3, 60, "the third node is back")
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    """Mount a file system of 3 MB."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
+    if os.getuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small disk can be mounted by root only")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_disk_that_is_full_at_the_export(site, tmp_path, of_three) -> None:
+    federation, _ = site
+    with small_disk(tmp_path / "disk"):
+        folder = tmp_path / "disk" / "run"
+        run = begun(federation, folder, *OPTIONS)
+        assert run.wait(_SECONDS) == 1, run.err
+        said = " ".join(run.err.split())
+        assert "space" in said and f"resume={folder}" in said, said
+        assert (
+            not list((folder / "model").glob("*.safetensors"))
+            and not (folder / "results.json").exists()
+        )
+        print(sorted(str(path.relative_to(folder)) for path in folder.rglob("*")))
+        print(said[-1500:])
+        subprocess.run(["mount", "-o", "remount,size=64m", str(folder.parent)], check=True)
+        again = federation.fedprune(
+            "run", f"resume={folder}", f"federation.connection={CONNECTION}"
+        )
+        assert again.returncode == 0, again.stderr
+        assert sidecar(folder) == of_three
+
+
+def test_two_runs_at_once_a_node_and_a_server_app_killed(tmp_path, expected) -> None:
+    """With Flower's own heartbeats."""
+    other = sidecar(job(tmp_path / "other", 2, "evaluation.local_only=false sparsity=0.6"))
+    with Federation(tmp_path, nodes=2, restart=True) as federation:
+        node, first = federation.nodes[1], tmp_path / "first"
+        killed_run = begun(federation, first, *OPTIONS)
+        at_work(node, killed_run)
+        assert killed(federation.server_executor, "flwr-serverapp")
+        started = time.monotonic()
+        second = begun(federation, tmp_path / "second", *OPTIONS, "sparsity=0.6")
+        at_work(node, second, 2)
+        node.kill()
+        down = time.monotonic()
+        node.start()
+        assert killed_run.wait(_SECONDS) == 1
+        failed = time.monotonic() - started
+        assert f"resume={first}" in " ".join(killed_run.err.split()), killed_run.err
+        resumed = federation.begin("run", f"resume={first}", f"federation.connection={CONNECTION}")
+        told(second, "is lost", _SECONDS)
+        lost = time.monotonic() - down
+        told(second, "is back", _SECONDS)
+        back = time.monotonic() - down
+        assert second.wait(_SECONDS) == 0, second.err + federation.logs()
+        assert resumed.wait(_SECONDS) == 0, resumed.err + federation.logs()
+    print(f"ServerApp: failed after {failed:.1f} s; node: lost {lost:.1f} s, back {back:.1f} s")
+    assert sidecar(tmp_path / "second") == other
+    assert sidecar(first) == expected

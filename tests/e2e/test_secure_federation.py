@@ -1,0 +1,162 @@
+"""A federation of plain processes with TLS and authenticated nodes, and what its nodes refuse."""
+
+import contextlib
+import json
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fedprune.cli.app import app_folder, staged
+from fedprune.cli.superlink import runtime_environment
+from fedprune.cli.supernode import FAILED, own_app
+from tests.e2e.test_flower_runs import SMALL, sidecar
+from tests.support.fake_superlink import fake_superlink
+from tests.support.federation import CONNECTION, Federation, Node
+from tests.support.services import Service, free_port, until
+
+pytestmark = pytest.mark.e2e
+
+PLANTED = "an app of somebody else's"
+MASKS_ONLY = ["evaluation.local_only=false", "evaluation.centralized=false"]
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    with Federation(tmp_path_factory.mktemp("federation"), nodes=2) as running:
+        yield running
+
+
+def test_another_app_is_refused_and_leaves_nothing_on_the_nodes(federation, tmp_path) -> None:
+    with staged(app_folder()) as original:
+        shutil.copytree(original, tmp_path / "fedprune")
+    with (tmp_path / "fedprune" / "client_app" / "app.py").open("a") as file:
+        file.write(f"\nPLANTED = {PLANTED!r}\n")
+    done = federation.flwr(
+        *("run", str(tmp_path / "fedprune"), CONNECTION, "--stream", "--run-config"),
+        f"overrides=\"{' '.join(SMALL)}\" output-dir='{tmp_path / 'out'}'",
+    )
+    said = done.stdout + done.stderr
+    assert "0 of 2 nodes can take part" in said, said
+    assert own_app() in said and "--print-app" in said
+    for node in federation.nodes:
+        assert node.supernode.log.count("Refused: this site does not run the app") == 1
+        assert node.supernode.alive
+        assert not (node.folder / "flwr" / "apps").exists()
+        for path in filter(Path.is_file, node.folder.rglob("*")):
+            assert PLANTED.encode() not in path.read_bytes(), path
+
+
+def test_secure_federation_gives_the_masks_of_one_process(federation, expected, tmp_path) -> None:
+    done = federation.fedprune(
+        "run",
+        *SMALL,
+        *MASKS_ONLY,
+        f"federation.connection={CONNECTION}",
+        "schedule.blocks_per_message=3",
+        f"output_dir={tmp_path / 'out'}",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr + federation.logs()
+    assert sidecar(tmp_path / "out") == expected
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [client["name"] for client in results["clients"]] == [
+        "'site-0' (partition 0)",
+        "'site-1' (partition 1)",
+    ]
+    rounds = [e["round"] for e in results["ledger"]["entries"] if e["phase"] == "prune"]
+    assert sorted(rounds) == [1, 1, 2, 2]
+    for node in federation.nodes:
+        assert not list(node.home.glob("nodes/run-*/partition-*"))
+    assert not re.search(r"Traceback", federation.logs())
+
+
+def test_a_node_that_is_ended_says_goodbye_and_may_come_back_at_once(federation) -> None:
+    node = federation.nodes[1]
+    before = {info.node_id for info in federation.listed()}
+    assert node.supernode.end() == 0
+    assert federation.online() == 1
+    node.kill()
+    node.start()
+    until(lambda: federation.online() == 2, 20, f"back\n{node.supernode.log}")
+    assert {info.node_id for info in federation.listed()} == before
+
+
+def started(folder: Path, name: str, command: list[str], address: str) -> Service:
+    words = ["--insecure", "--superlink", address, "--isolation", "process"]
+    words += ["--host", "127.0.0.1", "--port", str(free_port())]
+    environment = runtime_environment() | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    service = Service([*command, *words], folder, environment, folder / f"{name}.log")
+    service.start()
+    return service
+
+
+@pytest.mark.parametrize("failing", ["pull-messages", "send-node-heartbeat"])
+def test_half_dead_ends_and_says_goodbye_where_flower_lives_on(tmp_path, failing) -> None:
+    """One answer with status 500, and the node would be offline for good."""
+    ours = [sys.executable, "-m", "fedprune", "supernode", "--any-app"]
+    with fake_superlink(failing) as fake, fake_superlink(failing) as other:
+        node = started(tmp_path, "ours", ours, fake.address)
+        flower = started(tmp_path, "flower", ["flower-supernode"], other.address)
+        try:
+            assert node.wait(40) == FAILED, node.log
+            assert "deactivate-node" in fake.calls
+            assert "exit code 70" in node.log
+            until(lambda: "500" in flower.log, 40, f"failed\n{flower.log}")
+            time.sleep(2)
+            assert flower.alive
+        finally:
+            node.kill()
+            flower.kill()
+
+
+def workers(node: Node) -> set[psutil.Process]:
+    found = set()
+    for process in node.executor.processes():
+        with contextlib.suppress(psutil.Error):
+            if any("flwr-clientapp" in word for word in process.cmdline()):
+                found.add(process)
+    return found
+
+
+def at_work(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return any("libtorch" in each.path for each in process.memory_maps())
+    return False
+
+
+@pytest.mark.slow
+def test_a_process_ended_in_the_middle_of_its_work_is_answered_for(federation, tmp_path) -> None:
+    """Flower's SuperNode would wait for that reply for ever, and so would the server."""
+    said = len(federation.nodes[1].supernode.log)
+    starts = federation.nodes[1].supernode.starts
+    begun = federation.begin(
+        "run",
+        *SMALL,
+        *MASKS_ONLY,
+        "pruner.num_calibration_samples=64",
+        f"federation.connection={CONNECTION}",
+        f"output_dir={tmp_path / 'out'}",
+        "strategy.min_clients=1",
+    )
+    node = federation.nodes[1]
+    earlier: set[psutil.Process] = set()
+
+    def asked_to_prune() -> bool:
+        found = workers(node)
+        if "Receiving: train.prune" in node.supernode.log[said:]:
+            return True
+        earlier.update(found)
+        return False
+
+    until(asked_to_prune, 200, "asked to prune")
+    until(lambda: any(at_work(one) for one in workers(node) - earlier), 200, "at work")
+    for worker in workers(node) - earlier:
+        worker.terminate()
+    assert begun.wait(200) == 0, begun.err + federation.logs()
+    assert "ended without a reply" in node.supernode.log
+    assert node.supernode.starts == starts and node.supernode.alive

@@ -1,0 +1,78 @@
+"""Sites with texts of their own and no model, on real processes; broken ones are told by name."""
+
+import json
+
+import pytest
+
+from client_app.app import app
+from fedprune.models.embedded import demo_model_path
+from fedprune.models.export import SIDECAR
+from tests.support.federation import CONNECTION, Federation
+from tests.support.grid import LocalGrid
+from tests.support.jobs import QUIET, job
+
+PATIENT = "mrs-smith-1950"
+SITES = ("north", "east", "few", "typo")
+
+
+def texts(folder, count: int):
+    folder.mkdir()
+    lines = [json.dumps({"note": f"{PATIENT} was seen at noon {n}. " * 9}) for n in range(count)]
+    (folder / f"{PATIENT}.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.mark.e2e
+@pytest.mark.slow
+def test_sites_get_the_model_and_broken_ones_are_refused_by_name(tmp_path):
+    folders = [texts(tmp_path / site, 1 if site == "few" else 40) for site in SITES]
+    nodes = {
+        n: {
+            "partition-id": n,
+            "num-partitions": len(SITES),
+            "site": site,
+            "data-path": str(folders[n]),
+            "text-key" if site != "typo" else "txt-key": "note",
+        }
+        for n, site in enumerate(SITES)
+    }
+    shared = [*QUIET, "data=node", f"data.heldout_path={folders[0]}", "data.text_key=note"]
+    shared += ["strategy.min_clients=2", "pruner.num_calibration_samples=4"]
+    local = {n: {**nodes[n], "num-partitions": 2} for n in range(2)}
+    job(tmp_path / "local", *shared, grid=LocalGrid(app, 2, node_configs=local))
+    words = [" ".join(f"{key}={json.dumps(v)}" for key, v in own.items()) for own in nodes.values()]
+    folder = tmp_path / "federation"
+    folder.mkdir()
+    with Federation(folder, nodes=words, tls=False) as federation:
+        done = federation.fedprune(
+            "run",
+            f"federation.connection={CONNECTION}",
+            "model.source=server",
+            f"output_dir={tmp_path / 'run'}",
+            *shared,
+            "strategy.wait=60",
+            "data.text_key=text",
+        )
+        assert done.returncode == 0, done.stdout + done.stderr + federation.logs()
+        logs = federation.nodes[2].executor.log + federation.nodes[3].executor.log
+        homes = [node.home for node in federation.nodes]
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert [client["name"] for client in results["clients"]] == [
+        "'north' (partition 0)",
+        "'east' (partition 1)",
+    ]
+    refused = {e["client"]: e["refused"] for e in results["ledger"]["entries"] if e["refused"]}
+    assert set(refused) == {"'few' (partition 2)", "'typo' (partition 3)"}
+    assert "Calibration needs 4 samples" in refused["'few' (partition 2)"]
+    assert "no text in its field" in refused["'typo' (partition 3)"]
+    assert PATIENT not in json.dumps(results) and f"{PATIENT}.jsonl' line 1" in logs
+    assert PATIENT not in done.stdout + done.stderr
+    # The model came to those that could use it, byte for byte, and the masks are the same.
+    weights = (demo_model_path() / "model.safetensors").read_bytes()
+    for home in homes[:2]:
+        (model,) = home.glob("models/*/model.safetensors")
+        assert model.read_bytes() == weights
+    assert not list(homes[3].glob("models/*/model.safetensors"))
+    assert results["ledger"]["model_bytes"] > 2 * len(weights)
+    found = [(tmp_path / name / "model" / SIDECAR).read_bytes() for name in ("run", "local")]
+    assert found[0] == found[1]

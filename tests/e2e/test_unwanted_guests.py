@@ -1,0 +1,229 @@
+"""Who is not let in, and what a node that is in cannot do: with TLS and real processes."""
+
+import contextlib
+import json
+import os
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from flwr.app import ConfigRecord, Message
+from flwr.proto.message_pb2 import ObjectTree
+
+from client_app.app import app
+from fedprune.records import MASKS, PruneReply, prune_record
+from server_app.job import run_job
+from tests.e2e.test_flower_runs import SMALL, sidecar
+from tests.support.certificates import authority, node_key, server_certificate
+from tests.support.federation import CONNECTION, Federation
+from tests.support.grid import LocalGrid
+from tests.support.guests import Guest
+from tests.support.services import Service, free_port, until
+from tests.support.superlink import named
+
+pytestmark = pytest.mark.e2e
+
+PLANTED = b"what nobody was asked to say; "
+MASKS_ONLY = ["evaluation.local_only=false", "evaluation.centralized=false"]
+HONEST = 2
+KINDS = ("garbage", "too-long", "replayed", "other-job", "another-node", "no-message")
+SITES = HONEST + len(KINDS)
+
+
+def settings(number: int, site: str) -> dict[str, str | int]:
+    return {"partition-id": number, "num-partitions": SITES, "site": site}
+
+
+def node_config(values: dict[str, str | int]) -> str:
+    return " ".join(
+        f'{key}="{v}"' if isinstance(v, str) else f"{key}={v}" for key, v in values.items()
+    )
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    configs = [node_config(settings(number, f"site-{number}")) for number in range(HONEST)]
+    with Federation(tmp_path_factory.mktemp("federation"), nodes=configs) as running:
+        yield running
+
+
+def test_whoever_is_not_registered_or_not_sure_of_the_server_stays_outside(
+    federation: Federation, tmp_path: Path
+) -> None:
+    ca, config = (
+        ["--root-certificates", str(federation.ca.path)],
+        node_config(settings(0, "site-0")),
+    )
+    unknown, twin = (str(node_key(tmp_path, name)[0]) for name in ("unknown", "twin"))
+    own = str(federation.nodes[0].key)
+    before = {node.node_id for node in federation.listed()}
+    with expired_server(tmp_path) as (other_ca, other):
+        strangers = {
+            "an unregistered key": [*ca, "--auth-supernode-private-key", unknown],
+            "a registered node's name and another key": [
+                *(*ca, "--auth-supernode-private-key", twin),
+                *("--node-config", config),
+            ],
+            "no key at all": ca,
+            "plain text": ["--insecure"],
+            "no authority": ["--auth-supernode-private-key", own],
+            "an expired certificate": [
+                *("--root-certificates", other_ca, "--auth-supernode-private-key", own),
+                *("--superlink", other),
+            ],
+        }
+        services = {
+            name: stranger(federation, tmp_path / f"{number}", words)
+            for number, (name, words) in enumerate(strangers.items())
+        }
+        try:
+            ends = {name: service.wait(120) for name, service in services.items()}
+        finally:
+            for service in services.values():
+                service.kill()
+    logs = {name: service.log for name, service in services.items()}
+    assert all(ends.values()), logs
+    assert "expired" in logs["an expired certificate"]
+    assert "CERTIFICATE_VERIFY_FAILED" in logs["no authority"], logs["no authority"]
+    assert {node.node_id for node in federation.listed()} == before
+    assert federation.online() == HONEST
+    assert b"PRIVATE KEY" not in b"".join(path.read_bytes() for path in tmp_path.rglob("*.log"))
+
+
+def stranger(federation: Federation, folder: Path, words: list[str]) -> Service:
+    """Start a SuperNode that is not the federation's."""
+    environment = federation.environment_in(folder)
+    command = [*federation.supernode_command, "--superlink", federation.address, *words]
+    command += ["--isolation", "process", *federation.secret_words, "--max-retries", "1"]
+    command += ["--host", "127.0.0.1", "--port", str(free_port())]
+    service = Service(command, folder / "work", environment, folder / "supernode.log")
+    service.start()
+    return service
+
+
+@contextlib.contextmanager
+def expired_server(folder: Path) -> Iterator[tuple[str, str]]:
+    """Listen with a certificate that ran out; yield its authority's file and its address."""
+    issuer = authority(folder, "other")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*server_certificate(folder, issuer, "expired", expired=True))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    caller = listening.accept()[0]
+                    with contextlib.suppress(OSError), caller:
+                        context.wrap_socket(caller, server_side=True).close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield str(issuer.path), f"localhost:{listening.getsockname()[1]}"
+
+
+def misbehave(kind: str, victim: int):
+    """Return how a guest answers: as the others to the handshake, as it likes to the rest."""
+
+    def answer(guest: Guest, asked: Message, honest: Message) -> None:
+        if asked.metadata.message_type != "train.prune":
+            guest.send(honest)
+            return
+        if kind == "garbage":
+            sizes = {i: len(a.data) for i, a in enumerate(honest.content["arrays"].values())}
+            guest.send(guest.of(asked, nonsense(sizes)))
+            guest.send(guest.of(asked, nonsense(dict.fromkeys(sizes, 50))))  # and once more
+        elif kind == "too-long":
+            guest.send(guest.of(asked, nonsense({0: 20_000_000})))
+        elif kind == "replayed":
+            guest.send(guest.earlier, head=honest)
+        elif kind == "other-job":
+            guest.send(guest.of(asked, honest.content, group_id="f" * 32), head=honest)
+        elif kind == "another-node":
+            guest.send(guest.of(asked, honest.content, src_node_id=victim), head=honest)
+        else:
+            unasked = guest.of(asked, nonsense({0: 70}))
+            told = {"src_node_id": 1, "dst_node_id": 1, "reply_to_message_id": ""}
+            guest.send(unasked, head=guest.of(asked, unasked.content, **told))
+            name, record = named(ConfigRecord({"said": PLANTED.decode()}).deflate())
+            guest.send_objects(honest, {name: record}, ObjectTree(object_id=name))
+
+    return answer
+
+
+def nonsense(sizes: dict[int, int]):
+    blocks = {block: (PLANTED * (size // len(PLANTED) + 1))[:size] for block, size in sizes.items()}
+    return prune_record(PruneReply(blocks, 1.0, 1, 0, 1), MASKS)
+
+
+@contextlib.contextmanager
+def guests(federation: Federation, folder: Path) -> Iterator[list[Guest]]:
+    """Register a guest of every kind and let them connect."""
+    victim = federation.listed()[0].node_id
+    found = []
+    for number, kind in enumerate(KINDS, start=HONEST):
+        key, public = node_key(folder, kind)
+        federation.register(public, kind)
+        told = settings(number, kind)
+        answer = misbehave(kind, victim)
+        found.append(Guest(federation.address, federation.ca.path, key, told, answer))
+    for guest in found:
+        guest.start()
+    try:
+        until(lambda: federation.online() == SITES, 60, "all guests are in", poll=0.2)
+        yield found
+    finally:
+        for guest in found:
+            guest.over.set()
+        for guest in found:
+            guest.join(20)
+
+
+def test_registered_nodes_that_misbehave_are_refused_by_name_and_the_run_goes_on(
+    federation: Federation, tmp_path: Path
+) -> None:
+    out, options = (
+        tmp_path / "out",
+        [*SMALL, *MASKS_ONLY, "strategy.min_clients=2", "strategy.rejoin=0"],
+    )
+    with guests(federation, tmp_path) as found:
+        done = federation.fedprune(
+            *("run", *options, f"federation.connection={CONNECTION}", f"output_dir={out}")
+        )
+    said = done.stdout + done.stderr
+    assert [guest.failure for guest in found] == [None] * len(KINDS)
+    assert done.returncode == 0, said + federation.logs()
+
+    results = json.loads((out / "results.json").read_text())
+    refused = {e["client"]: e["refused"] for e in results["ledger"]["entries"] if e["refused"]}
+    names = {f"'{kind}' (partition {n})": kind for n, kind in enumerate(KINDS, start=HONEST)}
+    assert set(refused) == {*names, "nobody who was asked"}
+    words = {names[name]: text for name, text in refused.items() if name in names}
+    assert "a block starts with" in words["garbage"]
+    assert "more bytes than this model's can have" in words["too-long"]
+    assert "another request" in words["replayed"]
+    assert "another job" in words["other-job"]
+    assert "another node" in words["another-node"]
+    assert "no message" in words["no-message"]
+    assert refused["nobody who was asked"].startswith("1 message")
+    for name in names:
+        assert said.count(f"{name}: reply refused") == 1
+
+    configs = {number: settings(number, f"site-{number}") for number in range(HONEST)}
+    alone = LocalGrid(app, HONEST, node_configs=configs)
+    run_job(
+        alone,
+        {
+            "overrides": " ".join([*options, "strategy.wait=1"]),
+            "output-dir": str(tmp_path / "alone"),
+        },
+        11,
+    )
+    assert sidecar(out) == sidecar(tmp_path / "alone")
+
+    planted = PLANTED.decode().strip()
+    assert planted not in said + federation.logs()
+    for path in filter(Path.is_file, out.rglob("*")):
+        assert PLANTED.strip() not in path.read_bytes(), path
+    assert b"Traceback" not in os.fsencode(federation.server_executor.log)

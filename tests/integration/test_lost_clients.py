@@ -1,0 +1,93 @@
+"""A client that is lost at any of its requests and comes back does not change the masks."""
+
+from collections.abc import Iterable
+
+import pytest
+from flwr.app import Error, Message
+
+from client_app.app import app
+from tests.support.grid import LocalGrid
+from tests.support.jobs import job, masks_of, opt_folder, same_masks
+
+LOST = 101
+ALL = ("strategy.min_clients=3", "data.partition=iid")
+JOBS = {
+    "iterative": ("schedule=iterative",),
+    "chunks": ("schedule.blocks_per_message=1", "allocation=owl", "evaluation.local_only=true"),
+    "rounds": ("strategy=fedspallm", "strategy.rounds=2", "evaluation.federated=true"),
+}
+PHASES = {
+    "iterative": {"query.handshake", "train.prune"},
+    "chunks": {"query.handshake", "train.prune", "evaluate.local"},
+    "rounds": {
+        "query.handshake",
+        "train.prune",
+        "query.fetch",
+        "query.deliver",
+        "evaluate.federated",
+    },
+}
+
+
+class Losing(LocalGrid):
+    """Node 101 is lost at each of its requests, by turns before and after it has done the work."""
+
+    def __init__(self, times: int, only: str = "") -> None:
+        super().__init__(app, 3)
+        self.lost: dict[str, int] = {}
+        self._times, self._only, self._away = times, only, 0
+
+    def deliver(self, message: Message) -> Message | None:
+        kind = message.metadata.message_type
+        seen = len(self.sent)
+        content = message.content.config_records
+        key = f"{kind} {content.get('order')} {content.get('config')}"
+        hit = message.metadata.dst_node_id == LOST and kind != "query.forget"
+        if not hit or self._only not in kind or self.lost.get(key, 0) == self._times:
+            return super().deliver(message)
+        self.lost[key] = self.lost.get(key, 0) + 1
+        if seen % 2:
+            super().deliver(message)
+        self._away = 2
+        return Message(Error(5, "the node is gone"), reply_to=message)
+
+    def get_node_ids(self) -> Iterable[int]:
+        self._away = max(0, self._away - 1)
+        return [node for node in super().get_node_ids() if node != LOST or not self._away]
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr("strategies.repeats._LOOK_SECONDS", 0.01)
+    for module in ("post", "orders", "federated"):
+        monkeypatch.setattr(f"strategies.{module}.MESSAGE_BYTES", 1 << 18)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return opt_folder(tmp_path_factory.mktemp("model") / "opt")
+
+
+@pytest.mark.parametrize(("name", "times"), [("iterative", 1), ("chunks", 2), ("rounds", 1)])
+def test_it_comes_back_and_the_masks_are_the_same(tmp_path, model, name, times):
+    options = (*ALL, *JOBS[name])
+    if name != "rounds":  # the demo is large enough for parcels
+        options = (*options, f"model={model}")
+    undisturbed = job(tmp_path / "undisturbed", *options)
+    grid = Losing(times)
+    results = job(tmp_path / "run", *options, grid=grid)
+    assert {key.split()[0] for key in grid.lost} == PHASES[name]
+    assert set(grid.lost.values()) == {times}
+    assert not results["ledger"]["refused"]
+    assert same_masks(masks_of(tmp_path / "run"), masks_of(tmp_path / "undisturbed"))
+    assert results["perplexity"] == undisturbed["perplexity"]
+    assert results["ledger"]["bytes_down"] > undisturbed["ledger"]["bytes_down"]
+
+
+def test_one_that_is_lost_for_good_is_left_out(tmp_path, model):
+    options = ("strategy.min_clients=2", "strategy.rejoin=0.1", *JOBS["chunks"], f"model={model}")
+    grid = Losing(10**9, "train.prune")
+    results = job(tmp_path / "run", *options, grid=grid)
+    (refused,) = results["ledger"]["refused"]
+    assert refused["client"] == "partition 1" and "`strategy.rejoin`" in refused["reason"]
+    assert sum(message.metadata.dst_node_id == LOST for message in grid.sent) == 3

@@ -1,0 +1,78 @@
+"""A network between a node and the SuperLink that can be slow or cut."""
+
+import contextlib
+import socket
+import threading
+import time
+from types import TracebackType
+from typing import Self
+
+from tests.support.services import free_port
+
+_PIECE = 4096
+_POLL_SECONDS = 0.1
+
+
+class Relay:
+    """Passes TCP connections on to a port of the loopback interface.
+
+    Attributes
+    ----------
+    address : str
+        Where a node connects to.
+    rate : float or None
+        Bytes a second and direction; None: as fast as it goes.
+    cut : bool
+        Whether nothing passes, while connections stay open: a cable that is unplugged.
+    passed : int
+        Bytes so far.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.rate: float | None = None
+        self.cut = False
+        self.passed = 0
+        self._port = port
+        own = free_port()
+        self.address = f"localhost:{own}"
+        self._server = socket.create_server(("127.0.0.1", own))
+        self._open: list[socket.socket] = []
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for one in [self._server, *self._open]:
+            one.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._server.accept()
+                try:
+                    far = socket.create_connection(("127.0.0.1", self._port))
+                except OSError:
+                    near.close()
+                    continue
+                self._open += [near, far]
+                for ends in ((near, far), (far, near)):
+                    threading.Thread(target=self._pump, args=ends, daemon=True).start()
+
+    def _pump(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(_PIECE):
+                if self.rate:
+                    time.sleep(len(data) / self.rate)
+                while self.cut:
+                    time.sleep(_POLL_SECONDS)
+                target.sendall(data)
+                self.passed += len(data)
+        for one in (source, target):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
