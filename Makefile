@@ -10,7 +10,7 @@ export FLWR_TELEMETRY_ENABLED ?= 0
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-docker test-fast test-e2e browser nginx lint format bench doctor model clean
+.PHONY: help install demo test test-slow test-docker test-fast test-e2e fuzz browser nginx lint format bench doctor model clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -50,6 +50,9 @@ test-docker: $(VENV)/.developer ## Build the images, start a server and three si
 
 test-fast: $(VENV)/.developer ## Unit tests only
 	$(BIN)/python -m pytest tests/unit
+
+fuzz: $(VENV)/.developer ## Feed every reader of received bytes for half an hour
+	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest tests -k fuzz
 
 test-e2e: $(VENV)/.developer ## The slower tests with Flower's real runtime
 	$(BIN)/python -m pytest -m e2e

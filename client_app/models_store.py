@@ -16,19 +16,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from client_app.models_room import (
+    DAY_SECONDS,
+    GROWING,
+    PARTIAL,
+    by_use,
+    digest_of,
+    make_room,
+    touched,
+)
 from fedprune.disk import commit_file, is_refusal, replace_file, sync
 from fedprune.errors import ModelError, ReplyRefusedError, WireError
 from fedprune.home import home
 from fedprune.models.transfer import Manifest, ModelFile, is_digest
 
 _MANIFEST = "manifest.json"
-_PARTIAL = ".partial"
-_GROWING = ".part"
-_DAY = 24 * 3600
-_UNUSED_SECONDS = 30 * _DAY
-_ABANDONED_SECONDS = 7 * _DAY
-# A run needs room beside the model, too.
-_SPARE_BYTES = 200_000_000
+_UNUSED_SECONDS = 30 * DAY_SECONDS
+_ABANDONED_SECONDS = 7 * DAY_SECONDS
 _GIGABYTE = 1e9
 
 
@@ -72,7 +76,7 @@ class ModelStore:
                 return len(manifest.parcels)
             shutil.rmtree(folder, ignore_errors=True)
             partial = self._partial(manifest.digest)
-            self._make_room(manifest, partial)
+            make_room(self.root, manifest, partial, self.most_bytes)
             partial.mkdir(exist_ok=True)
             replace_file(partial / _MANIFEST, manifest.text)
             return self._settle(manifest)
@@ -102,39 +106,10 @@ class ModelStore:
         """Delete what nobody has used for long; not ``keep``, and not what was used last."""
         now = time.time()
         with contextlib.suppress(OSError), self._locked():
-            for folder in [*self._by_use("*")[:-1], *self._by_use(f".*{_PARTIAL}")]:
+            for folder in [*by_use(self.root, "*")[:-1], *by_use(self.root, f".*{PARTIAL}")]:
                 most = _UNUSED_SECONDS if is_digest(folder.name) else _ABANDONED_SECONDS
-                if _digest(folder) != keep and now - _touched(folder) > most:
+                if digest_of(folder) != keep and now - touched(folder) > most:
                     shutil.rmtree(folder, ignore_errors=True)
-
-    def _make_room(self, manifest: Manifest, partial: Path) -> None:
-        if manifest.size > self.most_bytes:
-            raise ModelError(
-                f"`max-model-gb` in the node's --node-config is {self.most_bytes / _GIGABYTE:g}, "
-                f"the server's model has {manifest.size / _GIGABYTE:.3g} GB. Raise it, or give the "
-                "node its own copy: `model-path`."
-            )
-        others = [folder for folder in self._by_use("*", f".*{_PARTIAL}") if folder != partial]
-        taken = {folder: _bytes_in(folder) for folder in others}
-        while others and sum(taken.values()) + manifest.size > self.most_bytes:
-            oldest = others.pop(0)
-            if time.time() - _touched(oldest) < _DAY:
-                raise ModelError(
-                    f"`max-model-gb` in the node's --node-config is "
-                    f"{self.most_bytes / _GIGABYTE:g}, and models of the last day take "
-                    f"{sum(taken.values()) / _GIGABYTE:.3g} GB of it beside the "
-                    f"{manifest.size / _GIGABYTE:.3g} GB of this one. Raise it, or wait."
-                )
-            shutil.rmtree(oldest, ignore_errors=True)
-            del taken[oldest]
-        needed = manifest.size - _bytes_in(partial) + _SPARE_BYTES
-        free = shutil.disk_usage(self.root).free
-        if needed > free:
-            raise ModelError(
-                f"The node's disk has {free / _GIGABYTE:.3g} GB free, the server's model needs "
-                f"{needed / _GIGABYTE:.3g} GB more. Free disk space, point FEDPRUNE_HOME to a "
-                "larger disk, or give the node its own copy: `model-path`."
-            )
 
     def _append(self, manifest: Manifest, number: int, data: bytes) -> None:
         parcel = manifest.parcels[number]
@@ -142,7 +117,7 @@ class ModelStore:
             parcel.check(data)
         except WireError as error:
             raise ReplyRefusedError(str(error)) from None
-        path = self._partial(manifest.digest) / f"{parcel.file.name}{_GROWING}"
+        path = self._partial(manifest.digest) / f"{parcel.file.name}{GROWING}"
         with path.open("ab") as file:
             try:
                 file.write(data)
@@ -160,7 +135,7 @@ class ModelStore:
             if (partial / file.name).exists():
                 held += len(file.parcels)
                 continue
-            growing = partial / f"{file.name}{_GROWING}"
+            growing = partial / f"{file.name}{GROWING}"
             size = growing.stat().st_size if growing.exists() else 0
             if size == file.size:
                 _close(growing, file)
@@ -191,18 +166,13 @@ class ModelStore:
         except (OSError, WireError):
             return False
 
-    def _by_use(self, *names: str) -> list[Path]:
-        """Return models' folders by patterns, the one that was used longest ago first."""
-        found = [path for name in names for path in self.root.glob(name)]
-        return sorted((path for path in found if is_digest(_digest(path))), key=_touched)
-
     def _folder(self, digest: str) -> Path:
         if not is_digest(digest):
             raise ReplyRefusedError("a model is named by a SHA-256, 64 hexadecimal digits.")
         return self.root / digest
 
     def _partial(self, digest: str) -> Path:
-        return self.root / f".{digest}{_PARTIAL}"
+        return self.root / f".{digest}{PARTIAL}"
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -241,19 +211,3 @@ def _readable(manifest: Manifest) -> Iterator[None]:
             f"The server's model of {manifest.size / _GIGABYTE:.3g} GB cannot be written on this "
             f"node: {error.strerror}. Free disk space; the next run goes on where this one stopped."
         ) from error
-
-
-def _bytes_in(folder: Path) -> int:
-    found = 0
-    with contextlib.suppress(OSError):
-        found = sum(path.stat().st_size for path in folder.iterdir())
-    return found
-
-
-def _digest(folder: Path) -> str:
-    return folder.name.removeprefix(".").removesuffix(_PARTIAL)
-
-
-def _touched(folder: Path) -> float:
-    """Return when a folder or a file in it was changed last."""
-    return max(path.stat().st_mtime for path in (folder, *folder.glob(f"*{_GROWING}")))

@@ -24,7 +24,8 @@ PRUNE = "train.prune"
 FETCH = "query.fetch"
 DELIVER = "query.deliver"
 FORGET = "query.forget"
-_FORGET_SECONDS = 10.0
+# A node starts a process for it, which takes a slow one a while; who is gone is known at once.
+_FORGET_SECONDS = 60.0
 _FORGET_WINDOW = 256
 
 Bundle = Callable[[Order], Mapping[str, bytes]]

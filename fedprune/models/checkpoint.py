@@ -35,6 +35,8 @@ DTYPES = {
 
 _LENGTH_BYTES = 8
 _MOST_HEADER = 100_000_000  # the format's own limit
+_MOST_AXES = 8
+_MOST_SIZE = 1 << 63  # so that their product takes no time, and a tensor can have them
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,8 @@ def _stored(name: str, path: Path, entry: dict[str, object], room: tuple[int, in
         raise ValueError("its header is damaged")
     numbers = [*shape, *offsets]
     if not all(type(number) is int and number >= 0 for number in numbers):
+        raise ValueError("its header is damaged")
+    if len(shape) > _MOST_AXES or max(shape, default=0) >= _MOST_SIZE:
         raise ValueError("its header is damaged")
     start, stop = (room[0] + offset for offset in offsets)
     if stop > room[1] or stop - start != math.prod(shape) * dtype.itemsize:

@@ -80,7 +80,8 @@ def check_course(federation, done, shown) -> None:
     assert "pruning" in done.stderr and "RuntimeError" not in done.stderr
     assert "is refused: it failed: ValueError on the node" in done.stderr
     assert "· done" in shown.stdout and "1 failed" in shown.stdout, shown
-    (server,) = lines(federation.server_executor.log, "taking part")
+    (log,) = federation.folder.glob("runs/*/run.log")
+    (server,) = lines(log.read_text(), "taking part")
     assert server["role"] == "server" and server["folder"] and len(server["job"]) == 8
     (odd,) = lines(federation.nodes[1].executor.log, "query.handshake failed")
     assert (odd["role"], odd["node"]) == ("client", "'clinic-1' (partition 1)")
@@ -96,8 +97,6 @@ def lines(log: str, words: str) -> list[dict]:
 
 def check_bytes(federation, commands, wire, needles) -> None:
     """Nothing private is anywhere but in the sites' own folders."""
-    for node in federation.nodes:
-        assert not list(node.home.glob("nodes/job-*"))
     captured = {f"connection {n}": data for n, data in enumerate(wire.sent)}
     assert sum(map(len, captured.values())) > 10_000
     said = "".join(command.stdout + command.stderr for command in commands)

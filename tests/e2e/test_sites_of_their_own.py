@@ -12,7 +12,7 @@ from tests.support.grid import LocalGrid
 from tests.support.jobs import QUIET, job
 
 PATIENT = "mrs-smith-1950"
-SITES = ("north", "east", "few", "typo")
+SITES = ("north", "east", "typo")
 
 
 def texts(folder, count: int):
@@ -25,7 +25,7 @@ def texts(folder, count: int):
 @pytest.mark.e2e
 @pytest.mark.slow
 def test_sites_get_the_model_and_broken_ones_are_refused_by_name(tmp_path):
-    folders = [texts(tmp_path / site, 1 if site == "few" else 40) for site in SITES]
+    folders = [texts(tmp_path / site, 40) for site in SITES]
     nodes = {
         n: {
             "partition-id": n,
@@ -36,7 +36,9 @@ def test_sites_get_the_model_and_broken_ones_are_refused_by_name(tmp_path):
         }
         for n, site in enumerate(SITES)
     }
-    shared = [*QUIET, "data=node", f"data.heldout_path={folders[0]}", "data.text_key=note"]
+    public = tmp_path / "public.txt"
+    public.write_text("Return the path of the file. " * 200)
+    shared = [*QUIET, "data=node", f"data.heldout_path={public}", "data.text_key=note"]
     shared += ["strategy.min_clients=2", "pruner.num_calibration_samples=4"]
     local = {n: {**nodes[n], "num-partitions": 2} for n in range(2)}
     job(tmp_path / "local", *shared, grid=LocalGrid(app, 2, node_configs=local))
@@ -52,9 +54,10 @@ def test_sites_get_the_model_and_broken_ones_are_refused_by_name(tmp_path):
             *shared,
             "strategy.wait=60",
             "data.text_key=text",
+            seconds=900,
         )
         assert done.returncode == 0, done.stdout + done.stderr + federation.logs()
-        logs = federation.nodes[2].executor.log + federation.nodes[3].executor.log
+        log = federation.nodes[2].executor.log
         homes = [node.home for node in federation.nodes]
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert [client["name"] for client in results["clients"]] == [
@@ -62,17 +65,16 @@ def test_sites_get_the_model_and_broken_ones_are_refused_by_name(tmp_path):
         "'east' (partition 1)",
     ]
     refused = {e["client"]: e["refused"] for e in results["ledger"]["entries"] if e["refused"]}
-    assert set(refused) == {"'few' (partition 2)", "'typo' (partition 3)"}
-    assert "Calibration needs 4 samples" in refused["'few' (partition 2)"]
-    assert "no text in its field" in refused["'typo' (partition 3)"]
-    assert PATIENT not in json.dumps(results) and f"{PATIENT}.jsonl' line 1" in logs
-    assert PATIENT not in done.stdout + done.stderr
+    assert set(refused) == {"'typo' (partition 2)"}
+    assert "no text in its field" in refused["'typo' (partition 2)"]
+    assert PATIENT not in json.dumps(results) + done.stdout + done.stderr
+    assert f"{PATIENT}.jsonl' line 1" in log and "Did you mean 'text-key'?" in log
     # The model came to those that could use it, byte for byte, and the masks are the same.
     weights = (demo_model_path() / "model.safetensors").read_bytes()
     for home in homes[:2]:
         (model,) = home.glob("models/*/model.safetensors")
         assert model.read_bytes() == weights
-    assert not list(homes[3].glob("models/*/model.safetensors"))
+    assert not list(homes[2].glob("models/*/model.safetensors"))
     assert results["ledger"]["model_bytes"] > 2 * len(weights)
     found = [(tmp_path / name / "model" / SIDECAR).read_bytes() for name in ("run", "local")]
     assert found[0] == found[1]

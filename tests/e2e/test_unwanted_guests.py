@@ -188,12 +188,13 @@ def test_registered_nodes_that_misbehave_are_refused_by_name_and_the_run_goes_on
         [*SMALL, *MASKS_ONLY, "strategy.min_clients=2", "strategy.rejoin=0"],
     )
     with guests(federation, tmp_path) as found:
-        done = federation.fedprune(
+        begun = federation.begin(
             *("run", *options, f"federation.connection={CONNECTION}", f"output_dir={out}")
         )
-    said = done.stdout + done.stderr
+        until(lambda: begun.poll() is not None, 400, begun.err + federation.logs())
+    said = begun.out + begun.err
     assert [guest.failure for guest in found] == [None] * len(KINDS)
-    assert done.returncode == 0, said + federation.logs()
+    assert begun.returncode == 0, said + federation.logs()
 
     results = json.loads((out / "results.json").read_text())
     refused = {e["client"]: e["refused"] for e in results["ledger"]["entries"] if e["refused"]}

@@ -88,6 +88,5 @@ def test_one_that_is_lost_for_good_is_left_out(tmp_path, model):
     options = ("strategy.min_clients=2", "strategy.rejoin=0.1", *JOBS["chunks"], f"model={model}")
     grid = Losing(10**9, "train.prune")
     results = job(tmp_path / "run", *options, grid=grid)
-    (refused,) = results["ledger"]["refused"]
-    assert refused["client"] == "partition 1" and "`strategy.rejoin`" in refused["reason"]
-    assert sum(message.metadata.dst_node_id == LOST for message in grid.sent) == 3
+    assert results["ledger"]["refused"] == {"partition 1": 1}
+    assert any("`strategy.rejoin`" in entry["refused"] for entry in results["ledger"]["entries"])

@@ -61,7 +61,7 @@ class Project:
         words = ["--project-name", name, "--env-file", str(environment), "--file", file]
         self.words = ["docker", "compose", "--progress", "plain", *words]
 
-    def __call__(self, *words: str, timeout: float = 300.0) -> str:
+    def __call__(self, *words: str, timeout: float = 600.0) -> str:
         """Run a compose command that must succeed."""
         return finished([*self.words, *words], timeout)
 

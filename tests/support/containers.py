@@ -1,6 +1,7 @@
 """The compose files as they are merged, and the small programs inside the images."""
 
 import copy
+import functools
 import importlib
 import os
 import re
@@ -18,9 +19,16 @@ _VARIABLE = re.compile(r"\$\{([A-Z][A-Z0-9_]*)(?::?([-?])((?:[^{}]|\$\{[A-Z_]+\}
 _DOCUMENTED = re.compile(r"#?([A-Z][A-Z0-9_]*)=(.*)")
 
 
+@functools.cache
+def parsed(file: str) -> dict:
+    """Return a compose file as it is written."""
+    return yaml.safe_load((DOCKER / file).read_text())
+
+
+@functools.cache
 def services(file: str) -> dict[str, dict]:
     """Return a compose file's services as they are after `extends`; variables stay as written."""
-    found = yaml.safe_load((DOCKER / file).read_text())["services"]
+    found = parsed(file)["services"]
     return {name: _extended(service) for name, service in found.items()}
 
 
@@ -28,7 +36,7 @@ def _extended(service: dict) -> dict:
     if "extends" not in service:
         return service
     base = service["extends"]
-    whole = yaml.safe_load((DOCKER / base["file"]).read_text())["services"][base["service"]]
+    whole = parsed(base["file"])["services"][base["service"]]
     return _merged(_extended(whole), {k: v for k, v in service.items() if k != "extends"})
 
 

@@ -49,14 +49,18 @@ def begun(federation: Federation, folder: Path, *options: str) -> Command:
     return federation.begin("run", *words)
 
 
-def at_work(node: Node, run: Command, orders: int = 1) -> None:
-    """Wait until a node has got so many orders to prune and works on one."""
+def orders(node: Node) -> int:
+    """Return how many orders to prune a node has got."""
+    return node.supernode.log.count("Receiving: train.prune")
+
+
+def at_work(node: Node, run: Command, before: int = 0) -> None:
+    """Wait until a node works on an order to prune that is not one of those before."""
 
     def working() -> bool:
         assert run.poll() is None, run.out + run.err
-        if node.supernode.log.count("Receiving: train.prune") < orders:
-            return False
-        return bool(list(node.home.glob("nodes/job-*/partition-*/samples.safetensors")))
+        kept = node.home.glob("nodes/job-*/partition-*/samples.safetensors")
+        return orders(node) > before and bool(list(kept))
 
     until(working, _PATIENCE, f"{node.name} is at work")
 

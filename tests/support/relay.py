@@ -24,14 +24,11 @@ class Relay:
         Bytes a second and direction; None: as fast as it goes.
     cut : bool
         Whether nothing passes, while connections stay open: a cable that is unplugged.
-    passed : int
-        Bytes so far.
     """
 
     def __init__(self, port: int) -> None:
         self.rate: float | None = None
         self.cut = False
-        self.passed = 0
         self._port = port
         own = free_port()
         self.address = f"localhost:{own}"
@@ -72,7 +69,6 @@ class Relay:
                 while self.cut:
                     time.sleep(_POLL_SECONDS)
                 target.sendall(data)
-                self.passed += len(data)
         for one in (source, target):
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)

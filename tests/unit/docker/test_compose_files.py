@@ -4,9 +4,16 @@ import os
 import subprocess
 
 import pytest
-import yaml
 
-from tests.support.containers import DOCKER, FILES, documented, no_compose, services, variables
+from tests.support.containers import (
+    DOCKER,
+    FILES,
+    documented,
+    no_compose,
+    parsed,
+    services,
+    variables,
+)
 
 ONE_SHOT = {"registrar", "cli"}
 ALL = [(file, name) for file in FILES for name in services(file)]
@@ -69,7 +76,7 @@ def test_private_text_is_seen_by_the_nodes_executor_alone_which_has_no_way_out(f
         return
     assert [(mount["target"], mount["read_only"]) for mount in mounts] == [("/data", True)]
     (network,) = networks(service)
-    whole = yaml.safe_load((DOCKER / file).read_text())
+    whole = parsed(file)
     assert whole["networks"][network]["internal"] is True
     options = whole["networks"][network]["driver_opts"]
     assert options == {"com.docker.network.bridge.inhibit_ipv4": "true"}
@@ -84,7 +91,7 @@ def test_host_folders_are_mounted_read_only_and_must_exist(file, name):
             assert volume["type"] == "bind" and volume["read_only"] is True
             assert volume["bind"] == {"create_host_path": False}
         else:  # a named volume
-            assert volume.split(":")[0] in yaml.safe_load((DOCKER / file).read_text())["volumes"]
+            assert volume.split(":")[0] in parsed(file)["volumes"]
 
 
 @every_service
@@ -113,7 +120,7 @@ def test_secrets_are_files_and_each_service_has_its_own_only(file, name):
 def test_the_authoritys_key_is_mounted_nowhere(file):
     text = (DOCKER / file).read_text() + (DOCKER / "common.yaml").read_text()
     assert "ca.key" not in text
-    for path in yaml.safe_load((DOCKER / file).read_text())["secrets"].values():
+    for path in parsed(file)["secrets"].values():
         assert "/ca/" not in path["file"]
 
 

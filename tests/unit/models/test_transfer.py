@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 
 import pytest
 import torch
@@ -78,6 +79,20 @@ def test_shards_and_compact_files_travel_with_their_index(tmp_path):
     write_compact(demo_model_path(), tmp_path / "compact")
     names = {file.name for file in Offer.of(str(tmp_path / "compact"), None, PARCEL).manifest.files}
     assert "compact.index.json" in names and "model.safetensors.index.json" not in names
+
+
+def test_a_snapshot_of_the_hub_is_sent_as_it_lies_in_the_cache(offer, tmp_path, monkeypatch):
+    repository, commit = tmp_path / "models--org--name", "a" * 40
+    shutil.copytree(demo_model_path(), repository / "blobs")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    (repository / "snapshots" / commit).mkdir(parents=True)
+    for path in (repository / "blobs").iterdir():
+        (repository / "snapshots" / commit / path.name).symlink_to(path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    found = Offer.of("org/name", None, PARCEL)
+    assert found.manifest == offer.manifest
+    assert found.parcel(0) == offer.parcel(0)
 
 
 def test_a_model_that_could_run_code_is_not_sent(tmp_path):
