@@ -22,7 +22,7 @@ import pytest
 from client_app.app import app
 from fedprune.models.export import SIDECAR
 from server_app.job import run_job
-from tests.support.compose import Clock, Project, await_line, docker, finished, wheels
+from tests.support.compose import STEPS, Clock, Project, await_line, docker, finished, wheels
 from tests.support.containers import DOCKER, no_engine
 from tests.support.grid import LocalGrid
 from tests.support.services import free_port
@@ -114,9 +114,7 @@ def federation(request, tmp_path_factory) -> Iterator[Federation]:
         with clock.step("down"):
             for project in reversed(made.projects):
                 project.down()
-        report = request.config.pluginmanager.getplugin("terminalreporter")
-        for name, seconds in clock.steps.items():
-            report.write_line(f"{seconds:7.1f} s  {name}")
+        request.config.stash[STEPS] = clock.steps
 
 
 def start(made: Federation) -> None:

@@ -8,7 +8,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from tests.support.containers import DOCKER
+
+STEPS = pytest.StashKey[dict[str, float]]()
+"""Where a session keeps how long its steps took."""
 
 
 def docker(*words: str, timeout: float = 120.0) -> str:
