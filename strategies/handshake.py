@@ -133,6 +133,9 @@ class Handshake:
         clients: dict[int, Client] = {}
         expected = max(self.min_clients, self.expected)
         while True:
+            # Looked at before the nodes: who connects in time while others answer, or are sent
+            # the model, is asked as well.
+            last = time.monotonic() > deadline
             # A list of nodes may be empty or partial while nodes are still connecting.
             fresh = sorted(set(grid.get_node_ids()) - asked)
             asked.update(fresh)
@@ -142,7 +145,7 @@ class Handshake:
                 expected = max(expected, report.num_partitions if report else 0)
                 answered(len(asked) - len(fresh) + number, max(expected, len(asked)))
             self._bring_model(grid, lacking, clients, sent)
-            if len(asked) >= expected or time.monotonic() > deadline:
+            if len(asked) >= expected or last:
                 break
             time.sleep(_POLL_SECONDS)
         self._check_quorum(len(asked), len(clients))

@@ -105,7 +105,7 @@ def _clients(status: Status, now: datetime) -> Table:
         table.add_column(name, overflow="fold")
     for client in status.clients[:_MOST_ROWS]:
         seconds = max(0.0, (now - moment(client.since)).total_seconds())
-        state = Text(client.state, style=_STYLES.get(client.state, ""))
+        state = Text(printable(client.state), style=_STYLES.get(client.state, ""))
         texts = Text(printable(client.name)), Text(printable(client.reason))
         table.add_row(texts[0], state, duration_text(seconds), texts[1])
     more = sum(status.states.values()) - min(_MOST_ROWS, len(status.clients))

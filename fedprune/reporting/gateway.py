@@ -43,7 +43,7 @@ def read_gateway(path: Path) -> GatewayTally:
     except FileNotFoundError:
         raise ConfigError(
             f"--gateway takes the file of a gateway's tally, '{path}' is not there. A gateway "
-            "writes it when it has refused something for the first time."
+            "writes it once it has started: `refused.json` in its state folder."
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise FedpruneError(f"'{path}' cannot be read: {type(error).__name__}.") from None

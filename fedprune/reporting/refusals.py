@@ -10,7 +10,7 @@ GONE = frozenset({"lost", "timeout", "crashed"})
 
 _FLOWER_ERROR = re.compile(r"\(Flower error (\d+)\)")
 _STRAYS = re.compile(r"(\d+) messages that answer no request")
-_BY_CODE = {"3": "lost", "5": "lost", "8": "crashed"}
+_BY_CODE = {"3": "lost", "4": "lost", "5": "lost", "8": "crashed"}
 _STARTS = {
     "no reply within": "timeout",
     "it left before": "lost",

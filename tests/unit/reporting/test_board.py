@@ -24,6 +24,7 @@ def entry(client="a", phase="prune", refused="", up=10, down=5) -> Entry:
     [
         ("prune", "no reply within 5 s (`strategy.timeout`)", "timeout"),
         ("prune", "it left before it could be asked", "lost"),
+        ("prune", "it failed: gone (Flower error 4)", "lost"),
         ("prune", "it failed: gone (Flower error 5)", "lost"),
         ("prune", "it failed: gone (Flower error 5); it did not come back within 9 s", "lost"),
         ("prune", "it failed: the app exited (Flower error 8)", "crashed"),
