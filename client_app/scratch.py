@@ -146,15 +146,16 @@ class Scratch:
             If the name is none that an order needs, or if the parcels before it are not here.
         """
         path = self.inbox(name)
-        found = path.stat().st_size if path.exists() else 0
-        if not 0 <= start <= found:
-            raise ReplyRefusedError(
-                f"a parcel that starts at byte {start} follows {found} bytes of '{name}': this "
-                "node's cache folder was emptied. It can take part in the next run."
-            )
-        self._make()
-        path.touch(mode=_PRIVATE)
-        write_at(path, start, data)
+        with self.alone():
+            found = path.stat().st_size if path.exists() else 0
+            if not 0 <= start <= found:
+                raise ReplyRefusedError(
+                    f"a parcel that starts at byte {start} follows {found} bytes of '{name}': this "
+                    "node's cache folder was emptied. It can take part in the next run."
+                )
+            self._make()
+            path.touch(mode=_PRIVATE)
+            write_at(path, start, data)
 
     def read_inbox(self, names: Mapping[str, int]) -> dict[str, bytes]:
         """Return what came in parcels for this order, and forget what came for others.

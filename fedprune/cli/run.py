@@ -55,12 +55,12 @@ def run_job(overrides: Sequence[str]) -> int:
     if ended.status.state == "interrupted":
         text = f"Interrupted; the run is stopped. Logs: {job.folder}"
         notes.print(text, soft_wrap=True, highlight=False)
-        _show_way_on(notes, job)
+        _show_way_on(notes, job, ended)
         return INTERRUPTED
     if not ended.status.completed:
         show_failure(notes, ended, job)
         if not _own_reason(job.folder):  # which says itself how to go on
-            _show_way_on(notes, job)
+            _show_way_on(notes, job, ended)
         return 1
     return _show_results(screen, notes, job, ended)
 
@@ -116,10 +116,17 @@ def _own_reason(folder: Path) -> str:
         return ""
 
 
-def _show_way_on(notes: Console, job: Job) -> None:
+def _show_way_on(notes: Console, job: Job, ended: Ended) -> None:
     """Say how to go on, where the ServerApp came so far that there is something to go on with."""
+    text = ""
     if (job.folder / "state").is_dir():
         text = f"Go on with the run: fedprune run resume={job.folder}"
+    elif job.connection and "ServerApp" not in ended.status.details:  # which says itself
+        text = (
+            "Go on with the run, where FOLDER is its `output_dir` on the SuperLink's machine: "
+            f"fedprune run resume=FOLDER federation.connection={job.connection}"
+        )
+    if text:
         notes.print(text, soft_wrap=True, highlight=False)
 
 

@@ -25,17 +25,13 @@ def test_a_node_and_then_the_superlink_are_killed(tmp_path, expected) -> None:
         run, node = begun(federation, tmp_path / "run", *OPTIONS), federation.nodes[1]
         at_work(node, run)
         node.kill()
-        lost = told(run, "is lost")
+        told(run, "is lost")
         node.start()
-        back = told(run, "is back")
+        told(run, "is back")
         until(lambda: chunks_done(tmp_path / "run"), 280, "the first chunk is aggregated")
-        chunk = time.monotonic()
         federation.superlink.kill()
         time.sleep(2)
         federation.superlink.start()
         assert run.wait(280) == 0, run.err + federation.logs()
-        print(f"lost {lost:.1f} back {back:.1f} rest {time.monotonic() - chunk:.1f}")
-        print(run.err)
-        print(run.out)
     assert sidecar(tmp_path / "run") == expected
     assert not ledger(tmp_path / "run")["refused"]

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -79,12 +78,11 @@ def test_cut_off_and_back_and_slow_from_then_on(site, tmp_path, of_three) -> Non
     run = begun(federation, tmp_path / "run", *OPTIONS)
     at_work(node, run, before)
     relay.cut = True
-    lost = told(run, "is lost")
+    told(run, "is lost")
     relay.cut, relay.rate = False, 30_000.0
-    back = told(run, "is back")
+    told(run, "is back")
     assert run.wait(_SECONDS) == 0, run.err + federation.logs()
     relay.rate = None
-    print(f"cut: lost after {lost:.1f} s, back after {back:.1f} s")
     assert sidecar(tmp_path / "run") == of_three
     assert not ledger(tmp_path / "run")["refused"]
 
@@ -97,11 +95,10 @@ def test_frozen_for_longer_than_it_is_waited_for(site, tmp_path, without_the_thi
     run = begun(federation, tmp_path / "run", *options)
     at_work(node, run, before)
     node.pause()
-    gone = told(run, "reply refused in round 1")
+    told(run, "reply refused in round 1")
     assert "did not come back within 3 s (`strategy.rejoin`)" in run.err
     node.go_on()
     assert run.wait(_SECONDS) == 0, run.err + federation.logs()
-    print(f"frozen: left out after {gone:.1f} s")
     assert sidecar(tmp_path / "run") == without_the_third
     assert list(ledger(tmp_path / "run")["refused"].values()) == [1]
     until(lambda: federation.online() == 3, 60, "the third node is back")
@@ -124,16 +121,11 @@ def test_a_disk_that_is_full_at_the_export(site, tmp_path, of_three) -> None:
     federation, _ = site
     with small_disk(tmp_path / "disk"):
         folder = tmp_path / "disk" / "run"
-        run = begun(federation, folder, *OPTIONS)
+        run = begun(federation, folder, *OPTIONS[:-1])
         assert run.wait(_SECONDS) == 1, run.err
         said = " ".join(run.err.split())
         assert "space" in said and f"resume={folder}" in said, said
-        assert (
-            not list((folder / "model").glob("*.safetensors"))
-            and not (folder / "results.json").exists()
-        )
-        print(sorted(str(path.relative_to(folder)) for path in folder.rglob("*")))
-        print(said[-1500:])
+        assert not (folder / "model").exists() and not (folder / "results.json").exists()
         subprocess.run(["mount", "-o", "remount,size=64m", str(folder.parent)], check=True)
         again = federation.fedprune(
             "run", f"resume={folder}", f"federation.connection={CONNECTION}"
@@ -150,22 +142,16 @@ def test_two_runs_at_once_a_node_and_a_server_app_killed(tmp_path, expected) -> 
         killed_run = begun(federation, first, *OPTIONS)
         at_work(node, killed_run)
         assert killed(federation.server_executor, "flwr-serverapp")
-        started = time.monotonic()
         second = begun(federation, tmp_path / "second", *OPTIONS, "sparsity=0.6")
         at_work(node, second, orders(node))
         node.kill()
-        down = time.monotonic()
         node.start()
         assert killed_run.wait(_SECONDS) == 1
-        failed = time.monotonic() - started
-        assert f"resume={first}" in " ".join(killed_run.err.split()), killed_run.err
+        assert f"resume=FOLDER federation.connection={CONNECTION}" in killed_run.err
         resumed = federation.begin("run", f"resume={first}", f"federation.connection={CONNECTION}")
         told(second, "is lost", _SECONDS)
-        lost = time.monotonic() - down
         told(second, "is back", _SECONDS)
-        back = time.monotonic() - down
         assert second.wait(_SECONDS) == 0, second.err + federation.logs()
         assert resumed.wait(_SECONDS) == 0, resumed.err + federation.logs()
-    print(f"ServerApp: failed after {failed:.1f} s; node: lost {lost:.1f} s, back {back:.1f} s")
     assert sidecar(tmp_path / "second") == other
     assert sidecar(first) == expected

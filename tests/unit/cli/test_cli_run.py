@@ -115,6 +115,19 @@ def test_a_reason_that_the_server_left_is_told_without_the_log(
     assert "traceback" not in shown and "Simulation" not in shown
 
 
+@pytest.mark.parametrize(
+    ("details", "told"),
+    [("No heartbeat received from the task", 1), ("ServerApp failed with exception: why", 0)],
+)
+def test_how_to_go_on_with_a_deployment_s_run(
+    flwr: FakeFlwr, user: Path, capsys: pytest.CaptureFixture[str], details: str, told: int
+) -> None:
+    flwr.answers(run=[ACCEPTED], log=[{"out": ""}], list=[listed("finished:failed", details)])
+    assert run_job(["federation.connection=site"]) == 1
+    way = "fedprune run resume=FOLDER federation.connection=site"
+    assert capsys.readouterr().err.count(way) == told
+
+
 def test_a_stopped_run_did_not_succeed(
     flwr: FakeFlwr, user: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

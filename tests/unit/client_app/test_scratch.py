@@ -146,3 +146,14 @@ def test_an_inbox_takes_known_names_only(tmp_path, name):
     with pytest.raises(ReplyRefusedError, match="a parcel is of"):
         Scratch(tmp_path / "job-1" / "p").receive(name, 0, b"x")
     assert not (tmp_path / "job-1").exists()
+
+
+def test_a_parcel_waits_for_an_earlier_process_that_is_still_at_work(tmp_path):
+    scratch = Scratch(tmp_path / "job-1" / "p")
+    receiving = threading.Thread(target=scratch.receive, args=("update", 0, b"new"))
+    with scratch.alone():
+        receiving.start()
+        receiving.join(0.2)
+        assert receiving.is_alive() and not scratch.inbox("update").exists()
+    receiving.join()
+    assert scratch.inbox("update").read_bytes() == b"new"

@@ -1,3 +1,4 @@
+import time
 from dataclasses import replace
 
 import pytest
@@ -110,6 +111,15 @@ def test_waits_for_partitions_that_connect_late():
     clients = handshake.run(grid, lambda done, total: seen.append((done, total)))
     assert len(clients) == 4
     assert seen[-1] == (4, 4)
+
+
+def test_who_connects_while_others_are_asked_is_not_too_late():
+    """A first node that takes longer than `strategy.wait` must not shut out those who came then."""
+    handshake, grid, _ = shake(3, wait=0.05)
+    looks = iter([[100]])
+    grid.get_node_ids = lambda: next(looks, [100, 101, 102])
+    clients = handshake.run(grid, lambda done, total: time.sleep(0.1))
+    assert len(clients) == 3
 
 
 def test_goes_on_without_partitions_that_never_connect():
