@@ -44,6 +44,8 @@ make_authority() {
     say "exists: $out/ca.crt"
     return
   fi
+  [ ! -e "$out/ca/ca.key" ] ||
+    fail "$out/ca/ca.key is there but $out/ca.crt is not: put ca.crt back, all trust that one"
   mkdir -p "$out/ca"
   openssl ecparam -name secp384r1 -genkey -noout -out "$out/ca/ca.key"
   openssl req -x509 -new -sha384 -key "$out/ca/ca.key" -days "$ca_days" -subj "/CN=fedprune federation" \
@@ -59,7 +61,8 @@ alternative_names() {
   for name in superlink gateway localhost 127.0.0.1 "$@"; do
     case "$name" in
       *[!A-Za-z0-9.:*-]* | "" | -*) fail "'$name' is neither a host name nor an address" ;;
-      *:* ) name="IP:$name" ;;
+      *:*:* ) name="IP:$name" ;;
+      *:* ) fail "'$name' must be a name or an address without a port" ;;
       *[!0-9.]* ) name="DNS:$name" ;;
       * ) name="IP:$name" ;;
     esac

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 _SERVER = re.compile(r"\S+:\d{1,5}")
 _SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _NUMBER = re.compile(r"\d{1,6}")
+# The keys of Flower's notation; what stands in quotes may look like one.
+_KEY = re.compile(r"""(?:"[^"]*"|'[^']*')|(?<!\S)([A-Za-z][A-Za-z0-9-]*)=""")
 
 
 def settings(environment: Mapping[str, str]) -> str:
@@ -29,8 +31,16 @@ def settings(environment: Mapping[str, str]) -> str:
     if environment.get("NUM_PARTITIONS"):
         total = _checked(environment, "NUM_PARTITIONS", _NUMBER, "the number of nodes")
         words.append(f"num-partitions={total}")
-    words += ['data-path="/data"', environment.get("NODE_CONFIG", "").strip()]
-    return " ".join(filter(None, words))
+    own = environment.get("NODE_CONFIG", "").strip()
+    keys = set(_KEY.findall(own))
+    for name, key in (("SITE", "site"), ("PARTITION_ID", "partition-id")):
+        if key in keys:
+            raise SystemExit(f"`{key}` must not be in NODE_CONFIG: say {name} in the node's .env.")
+    if "num-partitions" in keys and environment.get("NUM_PARTITIONS"):
+        raise SystemExit("`num-partitions` is in NODE_CONFIG and in NUM_PARTITIONS: say it once.")
+    if "data-path" not in keys:
+        words.append('data-path="/data"')
+    return " ".join(filter(None, [*words, own]))
 
 
 def command(environment: Mapping[str, str]) -> list[str]:

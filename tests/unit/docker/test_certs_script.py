@@ -182,11 +182,22 @@ def test_renews_for_the_same_names_or_others_and_keeps_the_old(tmp_path):
     assert "there.example.org" in names(server) and "here.example.org" not in names(server)
 
 
+def test_authority_that_lost_its_certificate_keeps_its_key(tmp_path):
+    folder = tmp_path / "certs"
+    assert certs(folder, "server", "here").returncode == 0
+    (folder / "ca.crt").unlink()
+    key = (folder / "ca/ca.key").read_bytes()
+    done = certs(folder, "server", "here")
+    assert done.returncode == 1 and "put ca.crt back" in done.stderr
+    assert (folder / "ca/ca.key").read_bytes() == key and not (folder / "ca.crt").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["server"], "by which names"),
         (["server", "two words"], "neither a host name nor an address"),
+        (["server", "here.example.org:8443"], "without a port"),
         (["node"], "name the sites"),
         (["node", "../up"], "a site's name has"),
         (["renew"], "nothing to renew|to renew"),

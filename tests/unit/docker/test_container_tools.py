@@ -124,6 +124,19 @@ def test_supernode_speaks_to_the_server_with_its_key_and_its_settings():
     assert "--insecure" not in words
 
 
+def test_supernode_takes_what_is_said_twice_once_or_says_where_it_belongs():
+    config = supernode.settings(NODE | {"NODE_CONFIG": 'data-path="/data/notes"'})
+    assert config == 'site="site-a" partition-id=4 data-path="/data/notes"'
+    # What stands in quotes is no key.
+    config = supernode.settings(NODE | {"NODE_CONFIG": 'glob="site= data-path=x"'})
+    assert config.startswith('site="site-a" partition-id=4 data-path="/data" glob=')
+    for key, name in (("site", "SITE"), ("partition-id", "PARTITION_ID")):
+        with pytest.raises(SystemExit, match=f"`{key}` must not be in NODE_CONFIG: say {name}"):
+            supernode.settings(NODE | {"NODE_CONFIG": f"threads=2 {key}=1"})
+    with pytest.raises(SystemExit, match="say it once"):
+        supernode.settings(NODE | {"NUM_PARTITIONS": "3", "NODE_CONFIG": "num-partitions=3"})
+
+
 def test_supernode_runs_other_apps_only_if_told():
     assert supernode.command(NODE | {"ALLOWED_APPS": "aa bb"})[2:6] == [
         "--app",
@@ -197,6 +210,15 @@ def test_registrar_goes_on_after_a_key_that_is_refused_and_ends_with_1(
     assert registered(tmp_path, monkeypatch) == 1
     said = capsys.readouterr()
     assert "b: registered as node 5" in said.out and "a: no such curve" in said.err
+
+
+def test_registrar_of_a_starting_server_does_not_keep_the_gateway_shut(
+    link, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "keys" / "a.pub").touch()
+    link.answers(supernode=[{"err": "no such curve", "code": 3}])
+    assert registered(tmp_path, monkeypatch, "--keep-going") == 0
+    assert "a: no such curve" in capsys.readouterr().err
 
 
 def test_registrar_says_when_there_is_no_key(link, tmp_path, monkeypatch, capsys):
