@@ -14,12 +14,14 @@ from flwr.serverapp import Grid
 from fedprune.errors import ReplyRefusedError
 from fedprune.models.offer import Offer
 from fedprune.records import manifest_record, parcel_record, read_held
+from fedprune.reporting.ledger import Ledger
 from strategies.exchange import exchange
-from strategies.inlet import SHORT_REPLY
+from strategies.inlet import SHORT_REPLY, Gate
 from strategies.outcome import Outcome
 from strategies.repeats import Again
 
 MODEL = "query.model"
+PHASE = "model"
 _MANIFEST = -1
 
 Sent = Callable[[int, int], None]
@@ -42,6 +44,8 @@ class Delivery:
         The run's key, the group of every message.
     rejoin : float
         Seconds that a lost node has to come back (`strategy.rejoin`).
+    ledger : Ledger
+        Is told of messages that nobody asked for.
     sent : Callable[[int, int], None]
         Told after each answer how many parcels the nodes have together, and of how many.
     """
@@ -51,6 +55,7 @@ class Delivery:
     window: int
     job: str
     rejoin: float
+    ledger: Ledger
     sent: Sent
     _held: dict[int, int] = field(default_factory=dict)
     _answers: dict[int, int] = field(default_factory=dict)
@@ -67,8 +72,15 @@ class Delivery:
         self._held = dict.fromkeys(node_ids, 0)
         first = (self._message(node_id, _MANIFEST) for node_id in list(self._held))
         again = Again(rejoin=self.rejoin)
+        gate = Gate(note=lambda count: self.ledger.add_strays(0, PHASE, count))
         yield from exchange(
-            grid, first, window=self.window, timeout=self.timeout, joiner=self, again=again
+            grid,
+            first,
+            window=self.window,
+            timeout=self.timeout,
+            joiner=self,
+            again=again,
+            gate=gate,
         )
         self._latest = None
 

@@ -91,8 +91,10 @@ def exchange(  # noqa: PLR0913 - what an exchange is made of
     """
     gate = gate or Gate()
     under_way = _Exchange(grid, timeout, joiner, again or Again(), gate)
-    yield from under_way.run(iter(requests), window)
-    gate.close()
+    try:
+        yield from under_way.run(iter(requests), window)
+    finally:
+        gate.close()
 
 
 class _Exchange:

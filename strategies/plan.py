@@ -11,12 +11,14 @@ from fedprune.aggregation.sampled_agreement import SAMPLED_WEIGHTS, MaskSampler
 from fedprune.config import Pattern
 from fedprune.errors import ModelError
 from fedprune.models.offer import Offer
+from fedprune.models.transfer import MOST_PARCEL_BYTES
 from fedprune.pruning.spec import check_divides
 from fedprune.seeds import derive_seed
 
 # Flower's runtime holds a message several times in each process on its way; this keeps the
-# largest one far below the 100-200 MB at which deployments were seen to fail.
-MESSAGE_BYTES = 64_000_000
+# largest one far below the 100-200 MB at which deployments were seen to fail. A parcel of a model
+# is a message too, and nodes refuse longer ones.
+MESSAGE_BYTES = MOST_PARCEL_BYTES
 # Replies that may wait in Flower's memory, in bytes and in number.
 _WAITING_BYTES = 512_000_000
 _WAITING_REPLIES = 256

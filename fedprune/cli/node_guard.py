@@ -1,7 +1,7 @@
 """What a site's SuperNode checks that Flower's does not.
 
 Three things: whether the site allows the app before any of it is kept; whether each request gets
-a whole reply, also when the process that works on it was ended; whether a message was lost, after
+a whole reply, also when the process that works on it was ended or hangs; whether a message was lost, after
 which the SuperNode must not go on as if nothing had happened, because its server waits.
 """
 
@@ -16,7 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import httpx
 from flwr.app import Error, Message
-from flwr.common.constant import ErrorCode, Status
+from flwr.common.constant import ErrorCode, Status, SubStatus
 from flwr.common.logger import log
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.fab import Fab
@@ -98,6 +98,7 @@ class NodeGuard:
         self._allowed = allowed
         self._refused: dict[str, int] = {}
         self._message: Message | None = None
+        self._due = 0.0
         for digest in sorted(allowed or ()):
             log(INFO, "This site runs the app %s", digest)
 
@@ -157,6 +158,8 @@ class NodeGuard:
         received = receive()
         if received is not None:
             self._message = received[0]
+            # Counted from here: the clock of the server, which sets the time, may be another.
+            self._due = time.monotonic() + received[0].metadata.ttl
         return received
 
     def _checked(self, get_fab: Callable[[str, int], Fab], fab_hash: str, run_id: int) -> Fab:
@@ -190,12 +193,18 @@ class NodeGuard:
         return self._message.metadata.run_id
 
     def _replies(self, state: NodeState, store: ObjectStore) -> Sequence[Message]:
-        """Wait until no process works on the run any more, and return whole replies."""
+        """Wait until no process works on the run any more, and return whole replies.
+
+        A process may hang and still be heard of: it is waited for while its server does.
+        """
         if self._message is None:
             raise RuntimeError("There is no message to answer.")
         run_id = self._message.metadata.run_id
         # Asking also ends tasks whose process has not been heard of for a minute.
-        while state.get_tasks(run_ids=[run_id], statuses=_UNFINISHED):
+        while tasks := state.get_tasks(run_ids=[run_id], statuses=_UNFINISHED):
+            if time.monotonic() > self._due:
+                self._give_up(tasks, self._message, state, store)
+                break
             time.sleep(_POLL_SECONDS)
         whole = []
         for reply in state.get_messages_legacy(is_reply=True):
@@ -209,6 +218,22 @@ class NodeGuard:
             self._answer(_ENDED, state, store)
             return state.get_messages_legacy(is_reply=True)
         return whole
+
+    def _give_up(
+        self, tasks: Sequence[Task], request: Message, state: NodeState, store: ObjectStore
+    ) -> None:
+        """Finish tasks, whose processes learn of it with their next sign of life and end."""
+        log(
+            WARNING,
+            "The process that works on a request has not ended within the %g s that the server "
+            "waits: it is given up. If it goes on, end it.",
+            request.metadata.ttl,
+        )
+        for task in tasks:
+            state.finish_task(task.task_id, SubStatus.FAILED, "The request's time is over.")
+        # The next process would take it if this one has not.
+        state.delete_messages(message_ids=[request.metadata.message_id])
+        store.delete(request.metadata.message_id)
 
 
 class _WithReplies:

@@ -28,7 +28,7 @@ from fedprune.reporting.sweep import number_text
 
 _MASKS = "masks.safetensors"
 _FILES = (
-    *("config.yaml", "failure.json", "results.json", "report.html"),
+    *("config.yaml", "failure.json", "results.json", "report.html", "progress.json"),
     *("run.log", "superlink.log", _MASKS),
 )
 
