@@ -8,12 +8,14 @@ share a machine may share the folder: one at a time looks and writes, under a lo
 import contextlib
 import fcntl
 import hashlib
+import logging
 import os
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from client_app.models_room import (
@@ -34,6 +36,7 @@ _MANIFEST = "manifest.json"
 _UNUSED_SECONDS = 30 * DAY_SECONDS
 _ABANDONED_SECONDS = 7 * DAY_SECONDS
 _GIGABYTE = 1e9
+_log = logging.getLogger("flwr")
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,30 @@ class ModelStore:
         with contextlib.suppress(OSError):
             os.utime(folder)
         return folder
+
+    def heal(self, digest: str) -> None:
+        """Throw a model away whose files are not those of its manifest any more.
+
+        Each file is read once in a process, unless it is replaced.
+
+        Raises
+        ------
+        ModelError
+            If it cannot be deleted.
+        """
+        folder = self._folder(digest)
+        if not self._is_whole(folder) or _is_sound(folder):
+            return
+        with contextlib.suppress(OSError), self._locked():
+            if _is_sound(folder):  # another node of this machine got it anew meanwhile
+                return
+            _log.warning("'%s' has changed on the disk: the server sends it again", folder)
+            shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            raise ModelError(
+                f"The server's model in '{folder}' has changed on this node's disk and cannot be "
+                "deleted. Delete this folder; the next run sends the model again."
+            )
 
     def begin(self, manifest: Manifest) -> int:
         """Make room for a model and return how many of its parcels are there already.
@@ -159,7 +186,7 @@ class ModelStore:
         )
 
     def _is_whole(self, folder: Path) -> bool:
-        """Whether a folder has every file of its manifest, by size; handshakes tell the rest."""
+        """Whether a folder has every file of its manifest, by size; `heal` reads them."""
         try:
             manifest = Manifest.read((folder / _MANIFEST).read_bytes())
             return all((folder / f.name).stat().st_size == f.size for f in manifest.files)
@@ -185,10 +212,34 @@ class ModelStore:
             os.close(descriptor)
 
 
+def _is_sound(folder: Path) -> bool:
+    try:
+        manifest = Manifest.read((folder / _MANIFEST).read_bytes())
+        return manifest.digest == folder.name and all(
+            _known_sha256(folder / file.name) == file.sha256 for file in manifest.files
+        )
+    except (OSError, WireError):
+        return False
+
+
+def _known_sha256(path: Path) -> str:
+    found = path.stat()
+    return _sha256_once(path, found.st_ino, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _sha256_once(path: Path, inode: int, changed: int) -> str:
+    return _sha256(path)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def _close(growing: Path, file: ModelFile) -> None:
     """Give a file that has grown to its size its name, if it is what it should be."""
-    with growing.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    found = _sha256(growing)
     if found != file.sha256:
         growing.unlink()
         raise ModelError(

@@ -53,6 +53,7 @@ def lacks_model(config: ModelConfig, seat: Seat, digest: str) -> bool:
     if seat.settings.model_path is not None or not _from_server(config):
         return False
     store = _store(seat)
+    store.heal(digest)
     if store.find(digest) is None:
         if not seat.settings.most_model_bytes:
             raise ModelError(

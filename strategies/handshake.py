@@ -1,7 +1,6 @@
 """Ask every node who it is, and take only those that hold the same model and run the same code."""
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from logging import INFO, WARNING
@@ -19,6 +18,7 @@ from strategies.delivery import PHASE, Delivery, Sent
 from strategies.exchange import exchange
 from strategies.inlet import SHORT_REPLY, Gate
 from strategies.outcome import Outcome
+from strategies.partitions import Partitions
 from strategies.plan import MESSAGE_BYTES, Plan
 from strategies.repeats import Again
 
@@ -132,7 +132,7 @@ class Handshake:
         deadline = time.monotonic() + self.wait
         asked: set[int] = set()
         clients: dict[int, Client] = {}
-        said: dict[str, int] = {}
+        said = Partitions()
         while True:
             # Looked at before the nodes: who connects in time while others answer, or are sent
             # the model, is asked as well.
@@ -143,16 +143,16 @@ class Handshake:
             lacking: dict[int, NodeReport] = {}
             for number, outcome in enumerate(self._ask(grid, fresh), start=1):
                 report = self._admit(outcome, clients, lacking)
-                if report is not None and report.num_partitions:
-                    said[report.name] = report.num_partitions
-                expected = max(self.min_clients, self.expected, _most_say(said))
+                if report is not None:
+                    said.note(report)
+                expected = max(self.min_clients, self.expected, said.most)
                 answered(len(asked) - len(fresh) + number, max(expected, len(asked)))
             self._bring_model(grid, lacking, clients, sent)
-            expected = max(self.min_clients, self.expected, _most_say(said))
+            expected = max(self.min_clients, self.expected, said.most)
             if len(asked) >= expected or last:
                 break
             time.sleep(_POLL_SECONDS)
-        _warn_of_others(said)
+        said.warn()
         self._check_quorum(len(asked), len(clients))
         return [clients[partition] for partition in sorted(clients)]
 
@@ -283,27 +283,3 @@ class Handshake:
             f"{accepted} of {asked} nodes can take part, `strategy.min_clients` asks for "
             f"{self.min_clients}. {advice}"
         )
-
-
-def _most_say(said: Mapping[str, int]) -> int:
-    """Return how many partitions most nodes speak of, of two numbers the smaller; 0 if none does.
-
-    One node's slip must not make every run wait.
-    """
-    counts = Counter(said.values())
-    return min(counts, key=lambda number: (-counts[number], number), default=0)
-
-
-def _warn_of_others(said: Mapping[str, int]) -> None:
-    most = _most_say(said)
-    for name, number in said.items():
-        if number != most:
-            log(
-                WARNING,
-                "%s says that there are %d partitions, most nodes say %d: look at its "
-                "`num-partitions` in --node-config",
-                name,
-                number,
-                most,
-                extra={"node": name},
-            )

@@ -1,8 +1,8 @@
 """What a site's SuperNode checks that Flower's does not.
 
 Three things: whether the site allows the app before any of it is kept; whether each request gets
-a whole reply, also when the process that works on it was ended or hangs; whether a message was lost, after
-which the SuperNode must not go on as if nothing had happened, because its server waits.
+a whole reply, also when the process that works on it was ended or hangs; whether a message was
+lost, after which the SuperNode must not go on as if nothing had happened, because its server waits.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode, Status, SubStatus
 from flwr.common.logger import log
 from flwr.proto.message_pb2 import ObjectTree
+from flwr.proto.task_pb2 import Task
 from flwr.supercore.fab import Fab
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.object_store import ObjectStore

@@ -95,6 +95,19 @@ def test_what_a_node_has_is_not_sent_again(tmp_path):
     assert results["ledger"]["model_bytes"] == 0
 
 
+def test_a_model_that_rots_on_a_node_is_sent_again(tmp_path, local):
+    grid = Homes(app, NODES, tmp_path)
+    job(tmp_path / "first", SERVER, grid=grid)
+    weights = stored(grid, 1)[0] / "model.safetensors"
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-4] + bytes(4))
+    assert weights.read_bytes() != data
+    results = job(tmp_path / "second", SERVER, grid=grid)
+    assert weights.read_bytes() == data and masks(tmp_path / "second") == masks(local)
+    assert ("model", "") in phases(results, "partition 1")
+    assert ("model", "") not in phases(results, "partition 0")
+
+
 @pytest.mark.parametrize("form", ["shards", "compact"])
 def test_models_of_other_forms(tmp_path, monkeypatch, form):
     whole, model = opt_folder(tmp_path / "whole"), tmp_path / "model"

@@ -64,14 +64,18 @@ class Site:
         self.state.set_node_id(7)
         self.fab = fab
         self.guard = guard
+        self.sent: list[Message] = []
+        self.failure: BaseException | None = None
+        self.ask()
+
+    def ask(self, seconds: float = 3600.0) -> None:
+        """Have the server ask for something that it waits so long for."""
         content = RecordDict({"config": ConfigRecord({"a": 1})})
-        message = Message(content, 7, "query", group_id="g")
+        message = Message(content, 7, "query", ttl=seconds, group_id="g")
         message.metadata.__dict__["_run_id"] = RUN
         message.metadata.__dict__["_message_id"] = message.object_id
         self.request = message
         self.objects = {k: v.deflate() for k, v in get_all_nested_objects(message).items()}
-        self.sent: list[Message] = []
-        self.failure: BaseException | None = None
 
     def pull(self, announced: str = "") -> int | None:
         run = Run.create_empty(RUN)
@@ -196,6 +200,38 @@ def test_a_process_that_ends_without_a_whole_reply_is_answered_for(half: bool) -
     site.pull()
     site.answer()
     site.finish()
+    assert site.push().content["c"]["b"] == 2
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_a_process_that_hangs_does_not_block_the_site(taken: bool, caplog) -> None:
+    """It goes on giving signs of life, so Flower's own loop waits for it for ever."""
+    site = Site(OURS, NodeGuard(None))
+    site.ask(seconds=0.2)
+    site.pull()
+    [task] = site.state.get_tasks(run_ids=[RUN])
+    site.state.claim_task(task.task_id)
+    site.state.activate_task(task_id=task.task_id)
+    if taken:
+        site.state.get_messages_legacy(is_reply=False)
+    assert site.push().error.code == ErrorCode.CLIENT_APP_CRASHED
+    assert "is given up" in caplog.text
+    [ended] = site.state.get_tasks(run_ids=[RUN])
+    assert ended.status.sub_status == SubStatus.FAILED
+    assert not site.state.acknowledge_task_heartbeat(task.task_id)
+    assert not site.state.get_messages_legacy(is_reply=False)
+    site.ask()
+    site.pull()
+    site.answer()
+    site.finish()
+    assert site.push().content["c"]["b"] == 2
+
+
+def test_a_whole_reply_of_a_process_that_hangs_afterwards_is_sent() -> None:
+    site = Site(OURS, NodeGuard(None))
+    site.ask(seconds=0.2)
+    site.pull()
+    site.answer()
     assert site.push().content["c"]["b"] == 2
 
 

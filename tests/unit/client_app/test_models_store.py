@@ -56,6 +56,13 @@ def is_whole(offer: Offer, folder) -> bool:
     return contents(folder) == expected | {"manifest.json": offer.manifest.text}
 
 
+def rot(path) -> None:
+    """Change a byte and nothing that a look at the folder shows."""
+    data = path.read_bytes()
+    path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    os.utime(path, (1, 1))
+
+
 def test_a_model_appears_whole(offer, home):
     store = ModelStore(MOST)
     assert store.find(offer.manifest.digest) is None
@@ -120,7 +127,7 @@ def test_a_file_that_the_disk_spoilt_is_sent_again(offer):
     store, digest = ModelStore(MOST), offer.manifest.digest
     deliver(store, offer, most=3)
     growing = store.root / f".{digest}.partial" / "model.safetensors.part"
-    growing.write_bytes(b"?" + growing.read_bytes()[1:])
+    rot(growing)
     with pytest.raises(ModelError, match=r"'model.safetensors'.*another file.*Check the disk"):
         store.add(digest, 3, offer.parcel(3))
     assert store.find(digest) is None and store.begin(offer.manifest) == 1
@@ -261,3 +268,36 @@ def test_two_nodes_of_one_machine_share_the_work(tmp_path):
         thread.join()
     assert not failures and len(taken) == 4
     assert is_whole(offer, store.find(digest))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "manifest.json"])
+def test_a_model_that_rots_is_thrown_away_and_comes_again(offer, name):
+    store, digest = ModelStore(MOST), offer.manifest.digest
+    store.heal(digest)
+    deliver(store, offer)
+    store.heal(digest)
+    assert is_whole(offer, store.find(digest))
+    rot(store.find(digest) / name)
+    store.heal(digest)
+    assert store.find(digest) is None
+    assert deliver(store, offer) == 4
+    store.heal(digest)
+    assert is_whole(offer, store.find(digest))
+
+
+def test_a_model_is_read_once(offer, monkeypatch):
+    store, digest = ModelStore(MOST), offer.manifest.digest
+    deliver(store, offer)
+    store.heal(digest)
+    monkeypatch.setattr(models_store, "_sha256", lambda path: pytest.fail("read again"))
+    store.heal(digest)
+    assert store.find(digest) is not None
+
+
+def test_a_rotten_model_that_cannot_be_deleted_is_named(offer, monkeypatch):
+    store, digest = ModelStore(MOST), offer.manifest.digest
+    deliver(store, offer)
+    rot(store.find(digest) / "model.safetensors")
+    monkeypatch.setattr(models_store.shutil, "rmtree", lambda folder, ignore_errors: None)
+    with pytest.raises(ModelError, match=f"{digest}' has changed on this node's disk.*Delete"):
+        store.heal(digest)

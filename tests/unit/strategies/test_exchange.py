@@ -3,6 +3,7 @@ from flwr.app import Error, Message, MetricRecord, RecordDict
 
 from fedprune.records import message_bytes
 from strategies.exchange import WorkerDiedError, exchange
+from strategies.inlet import Gate
 from strategies.repeats import Again
 from tests.support.grid import LocalGrid, client_app
 
@@ -127,3 +128,29 @@ def test_a_process_that_dies_twice_is_given_up():
         for o in exchange(grid, requests(grid), window=3, timeout=5, again=Again(again))
     }
     assert "Flower error 8" in outcomes[101].problem and len(grid.sent) == 4
+
+
+@pytest.mark.parametrize("end", ["normal", "closed", "raised"])
+def test_messages_that_nobody_asked_for_are_told_however_it_ends(end):
+    class Strays(LocalGrid):
+        def pull_messages(self, message_ids):
+            found = list(super().pull_messages(message_ids))
+            return [*found, *found]
+
+    def died(partition, reply):
+        reason = "<class 'ray.exceptions.ActorDiedError'>:<'The actor died'>"
+        failed = end == "raised" and partition == 1
+        return Message(Error(0, reason), reply_to=grid.sent[-1]) if failed else reply
+
+    grid, told = Strays(client_app(echo), 2, tamper=died), []
+    found = exchange(grid, requests(grid), window=1, timeout=5, gate=Gate(note=told.append))
+    next(found)
+    assert told == []
+    if end == "normal":
+        assert len(list(found)) == 1
+    elif end == "closed":
+        found.close()
+    else:
+        with pytest.raises(WorkerDiedError):
+            next(found)
+    assert told == [1 if end == "closed" else 2]

@@ -149,3 +149,25 @@ def test_what_an_operator_should_look_at_is_logged_by_name(caplog):
     with caplog.at_level("WARNING", "flwr"):
         assert len(handshake.run(grid, lambda done, total: None)) == 2
     assert "'north' (partition 1): 'dat-path' is no key." in caplog.text
+
+
+def says(number: int):
+    return lambda report: replace(report, num_partitions=number)
+
+
+@pytest.mark.parametrize(
+    ("said", "wrong"),
+    [
+        ([3, 3, 2**31 - 1], [2]),
+        ([2**31 - 1, 3, 0], [0]),
+        ([2, 3, 3], [0]),
+        ([0, 0, 0], []),
+    ],
+)
+def test_a_node_that_counts_otherwise_makes_nobody_wait(said, wrong, caplog):
+    change = {partition: says(number) for partition, number in enumerate(said)}
+    handshake, grid, _ = shake(3, change, wait=3600.0)
+    with caplog.at_level("WARNING", "flwr"):
+        assert len(handshake.run(grid, lambda done, total: None)) == 3
+    named = [line for line in caplog.messages if "num-partitions" in line]
+    assert [line.split(" says")[0] for line in named] == [f"partition {n}" for n in wrong]
