@@ -157,7 +157,7 @@ def test_a_server_and_a_site_from_nothing_to_a_backup(reader):
     for words in (
         "site-a: registered as node",
         "SuperNode ID",
-        "federated",
+        "1 client",
         "fedprune_blocks_done",
         "site-a: node",
         "renewed:",
