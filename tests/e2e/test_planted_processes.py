@@ -45,6 +45,7 @@ def private_needles(words, path) -> dict[str, list[bytes]]:
     }
 
 
+@pytest.mark.slow
 def test_every_byte_of_a_federation(tmp_path, monkeypatch) -> None:
     place = tmp_path / "place"
     place.mkdir()

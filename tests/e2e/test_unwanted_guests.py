@@ -180,6 +180,7 @@ def guests(federation: Federation, folder: Path) -> Iterator[list[Guest]]:
             guest.join(20)
 
 
+@pytest.mark.slow
 def test_registered_nodes_that_misbehave_are_refused_by_name_and_the_run_goes_on(
     federation: Federation, tmp_path: Path
 ) -> None:
