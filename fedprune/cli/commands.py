@@ -8,6 +8,13 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from fedprune.cli.deployed_commands import (
+    status,
+    status_arguments,
+    supernode,
+    supernode_arguments,
+)
+
 
 @dataclass(frozen=True)
 class Command:
@@ -184,55 +191,6 @@ def _report(arguments: Namespace) -> int:
     return run_report(arguments.run, show=arguments.open)
 
 
-def _supernode_arguments(parser: ArgumentParser) -> None:
-    # What is not known goes to `flower-supernode`, and nothing of it may be taken for a short form.
-    parser.allow_abbrev = False
-    parser.usage = "%(prog)s [options] [--] ARGUMENTS OF flower-supernode"
-    parser.set_defaults(passed_on=[])
-    parser.add_argument(
-        "--app",
-        action="append",
-        default=[],
-        metavar="SHA256",
-        help="also run the app with this digest; may be repeated",
-    )
-    parser.add_argument("--any-app", action="store_true", help="run whatever the server sends")
-    parser.add_argument(
-        "--print-app", action="store_true", help="print the digest of this installation's app only"
-    )
-
-
-def _supernode(arguments: Namespace) -> int:
-    from fedprune.cli.supernode import run_print_app, run_supernode
-
-    if arguments.print_app:
-        return run_print_app()
-    run_supernode(arguments.passed_on, arguments.app, arguments.any_app)
-
-
-def _status_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "run", nargs="?", metavar="RUN", help="a run's folder; the newest run if left out"
-    )
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument(
-        "--watch", action="store_true", help="show it until the run ends; exit 1 if it fails"
-    )
-    form.add_argument("--json", action="store_true", help="print one JSON object")
-    form.add_argument(
-        "--metrics", action="store_true", help="print metrics in the text format of Prometheus"
-    )
-    parser.add_argument("--gateway", metavar="FILE", help="also what a gateway refused: its tally")
-
-
-def _status(arguments: Namespace) -> int:
-    from fedprune.cli.status import Look, run_status, watch_status
-
-    form = "json" if arguments.json else "metrics" if arguments.metrics else "table"
-    look = Look(arguments.run, arguments.gateway, form)
-    return watch_status(look) if arguments.watch else run_status(look)
-
-
 def _no_arguments(parser: ArgumentParser) -> None:
     del parser
 
@@ -304,15 +262,15 @@ COMMANDS: dict[str, Command] = {
         "`flower-supernode --help` lists. It runs only the app that this installation's own "
         "sources make, unless --app or --any-app allow others, and ends with exit code 70 where "
         "Flower's own would live on half dead: start it again then.",
-        _supernode_arguments,
-        _supernode,
+        supernode_arguments,
+        supernode,
     ),
     "status": Command(
         "show where a run is",
         "Show where a run is: phase, blocks, clients, bytes, time left and what was refused, from "
         "progress.json in its folder, which its ServerApp keeps. On the machine of the ServerApp.",
-        _status_arguments,
-        _status,
+        status_arguments,
+        status,
     ),
     "doctor": Command(
         "check this machine and say what to mend",
