@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.spinner import Spinner
 from rich.text import Text
 
-from fedprune.reporting.progress import Progress
+from fedprune.reporting.progress import LABELS, Progress
 
 _QUIET_SECONDS = 30.0
 _STEP = 0.1
@@ -24,17 +24,6 @@ _REFRESHES = 5  # a second
 _WIDEST_BAR, _NARROWEST_BAR = 20, 5
 _MOST_LINES = 3
 _INDENT = 2  # the spinner and a space
-_LABELS = {
-    "connect": "connecting",
-    "handshake": "asking nodes who they are",
-    "model": "sending the model to nodes",
-    "survey": "surveying",
-    "prune": "pruning",
-    "evaluate": "evaluating",
-    "export": "writing the model",
-    "done": "done",
-    "sweep": "sweep",
-}
 
 
 class ProgressView(Protocol):
@@ -132,7 +121,7 @@ class LiveView:
 
     def update(self, progress: Progress) -> None:
         """Show phase, bar and as many details as there is room for."""
-        self._head = f"{self._prefix}{_LABELS[progress.phase]}"
+        self._head = f"{self._prefix}{LABELS[progress.phase]}"
         self._share = progress.share if progress.total > 1 else -1.0
         self._details = progress.details
         self._live.refresh()
@@ -240,7 +229,7 @@ class PlainView:
         if news or share - printed_share >= _STEP or quiet >= _QUIET_SECONDS:
             self._last = (progress.phase, share)
             percent = f" {share:.0%}" if progress.total > 1 else ""
-            head = f"{_LABELS[progress.phase]}{percent}"
+            head = f"{LABELS[progress.phase]}{percent}"
             self._print(" · ".join([head, *progress.details]))
 
     def note(self, text: str) -> None:

@@ -8,20 +8,9 @@ from rich.text import Text
 
 from fedprune.reporting.gateway import GatewayTally
 from fedprune.reporting.printable import printable
-from fedprune.reporting.progress import duration_text, size_text
+from fedprune.reporting.progress import LABELS, duration_text, size_text
 from fedprune.reporting.status import Status, moment
 
-_PHASES = {
-    "load": "loading the model",
-    "connect": "connecting",
-    "handshake": "asking nodes who they are",
-    "model": "sending the model to nodes",
-    "survey": "surveying",
-    "prune": "pruning",
-    "evaluate": "evaluating",
-    "export": "writing the model",
-    "done": "done",
-}
 _STYLES = {"lost": "red", "refused": "red", "working": "cyan", "answered": "green"}
 _MOST_ROWS = 20
 _BAR = 24
@@ -68,7 +57,7 @@ def _facts(status: Status, now: datetime, gateway: GatewayTally | None) -> Table
 
 
 def _rows(status: Status, now: datetime, gateway: GatewayTally | None) -> list[tuple[str, str]]:
-    phase = _PHASES.get(status.phase, status.phase)
+    phase = LABELS.get(status.phase, status.phase)
     if status.phase_total > 1:
         phase += f" {_bar(status.phase_done / status.phase_total)}"
     rounds = f", round {status.round} of {status.rounds}" if status.rounds > 1 else ""

@@ -6,6 +6,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 PHASES = ("connect", "handshake", "model", "survey", "prune", "evaluate", "export", "done")
+LABELS = {
+    "load": "loading the model",
+    "connect": "connecting",
+    "handshake": "asking nodes who they are",
+    "model": "sending the model to nodes",
+    "survey": "surveying",
+    "prune": "pruning",
+    "evaluate": "evaluating",
+    "export": "writing the model",
+    "done": "done",
+    "sweep": "sweep",
+}
+"""What a person reads for each phase, and for what is about a run but none of its phases."""
 _LINE = re.compile(
     r"fedprune: (?P<phase>[a-z]+) (?P<done>\d+)/(?P<total>\d+)(?: · (?P<details>.*))?"
 )

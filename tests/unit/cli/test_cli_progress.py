@@ -15,14 +15,13 @@ from rich.console import Console
 
 import fedprune
 from fedprune.cli.progress import (
-    _LABELS,
     LiveView,
     PlainView,
     ProgressView,
     flowed,
     progress_view,
 )
-from fedprune.reporting.progress import PHASES, Progress
+from fedprune.reporting.progress import LABELS, PHASES, Progress
 from tests.support.screen import Screen, run_on_terminal
 
 DETAILS = ("round 1/2", "block 3/6", "clients 1/2", "12 s left", "1.2 MB up, 0.3 MB down")
@@ -81,7 +80,7 @@ class Clock:
 
 
 def test_every_phase_has_a_label() -> None:
-    assert set(_LABELS) == {*PHASES, "sweep"}
+    assert set(LABELS) == {*PHASES, "load", "sweep"}
 
 
 @pytest.mark.parametrize(
