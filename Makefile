@@ -10,7 +10,7 @@ export FLWR_TELEMETRY_ENABLED ?= 0
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-docker test-fast test-e2e fuzz browser nginx lint format bench doctor model clean
+.PHONY: help install demo test test-slow test-faults test-docker test-fast test-e2e fuzz browser nginx lint format bench doctor model clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,9 @@ test: lint ## Install, check style, types and imports, run the tests
 
 test-slow: $(VENV)/.evaluation ## What `make test` leaves out: more kills, compiled GPU kernels, lm-evaluation-harness
 	$(BIN)/python -m pytest -m slow
+
+test-faults: $(VENV)/.developer ## Deployed processes killed, cut off, slow, at once; the gateway at length
+	$(BIN)/python -m pytest -m faults
 
 test-docker: $(VENV)/.developer ## Build the images, start a server and three sites in containers (Docker)
 	$(BIN)/python -m pytest -m docker

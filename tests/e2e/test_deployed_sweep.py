@@ -9,7 +9,7 @@ import pytest
 from tests.e2e.test_flower_runs import SMALL
 from tests.support.federation import Federation
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.faults]
 
 QUICK = ["evaluation.max_windows=1", "evaluation.local_only=false", "evaluation.centralized=false"]
 

@@ -130,7 +130,7 @@ def another(site: Site, name: str, **settings: str) -> Gateway:
     return Gateway(federation, free_port(), name=name, **settings)
 
 
-@pytest.mark.parametrize("size", [12_000_000, pytest.param(100 * 2**20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [12_000_000, pytest.param(100 * 2**20, marks=pytest.mark.faults)])
 def test_a_node_gets_through_and_a_large_reply_with_it(
     site: Site, app: Path, tmp_path: Path, size: int
 ) -> None:
@@ -327,7 +327,7 @@ def test_whoever_dribbles_is_cut_off(site: Site) -> None:
     assert site.federation.superlink.log.count("push-object") == calls
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_an_unknown_key_and_no_key_are_refused_and_counted(site: Site, tmp_path: Path) -> None:
     before = site.gateway.refused()
     online = site.federation.online()
@@ -349,7 +349,7 @@ def test_an_unknown_key_and_no_key_are_refused_and_counted(site: Site, tmp_path:
     assert site.gateway.ask(request("POST", "/v1/fleet/pull-messages", PROTOBUF)) == (401, b"")
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_renewed_certificate_is_taken_up_without_a_break(site: Site) -> None:
     def shown() -> bytes | None:
         with site.gateway.connect() as connection:
@@ -376,7 +376,7 @@ def test_a_renewed_certificate_is_taken_up_without_a_break(site: Site) -> None:
     assert site.gateway.service.starts == 1
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_too_many_at_once_wait_and_then_are_told_to_try_again(site: Site) -> None:
     gateway = another(site, "narrow", GATEWAY_RATE="5", GATEWAY_BURST="5", GATEWAY_UPLOADS="1")
     statuses: list[int] = []
@@ -404,7 +404,7 @@ def test_too_many_at_once_wait_and_then_are_told_to_try_again(site: Site) -> Non
         gateway.service.kill()
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_superlink_that_is_away_is_told_as_what_a_node_waits_for(site: Site) -> None:
     check = [sys.executable, str(FOLDER / "gateway.py"), "--check"]
     gateway = another(site, "early", GATEWAY_SUPERLINK=f"localhost:{free_port()}")
@@ -423,7 +423,7 @@ def test_a_superlink_that_is_away_is_told_as_what_a_node_waits_for(site: Site) -
     assert subprocess.run(check, env=environment, capture_output=True).returncode == 0
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_it_ends_with_nginx_and_counts_on_when_it_is_started_again(site: Site) -> None:
     gateway = another(site, "twice")
     try:

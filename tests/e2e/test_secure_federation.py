@@ -129,7 +129,7 @@ def at_work(process: psutil.Process) -> bool:
     return False
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_process_ended_in_the_middle_of_its_work_is_answered_for(federation, tmp_path) -> None:
     """Flower's SuperNode would wait for that reply for ever, and so would the server."""
     said = len(federation.nodes[1].supernode.log)

@@ -23,7 +23,7 @@ def texts(folder, count: int):
 
 
 @pytest.mark.e2e
-@pytest.mark.slow
+@pytest.mark.faults
 def test_sites_get_the_model_and_broken_ones_are_refused_by_name(tmp_path):
     folders = [texts(tmp_path / site, 40) for site in SITES]
     nodes = {

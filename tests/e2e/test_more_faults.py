@@ -21,7 +21,7 @@ from tests.support.grid import LocalGrid
 from tests.support.relay import Relay
 from tests.support.services import Service, free_port, until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.faults]
 
 _SECONDS = 280.0
 
