@@ -185,6 +185,11 @@ class RunFolder:
         for folder in (self.path / "blocks", self.state):
             shutil.rmtree(folder, ignore_errors=True)
 
+    def drop_partial(self) -> None:
+        """Delete files that a process did not come to the end of; nobody may be at work here."""
+        for path in self.path.glob("*.partial"):
+            path.unlink(missing_ok=True)
+
     @property
     def _config(self) -> Path:
         return self.path / "config.yaml"

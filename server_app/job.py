@@ -80,6 +80,7 @@ def _run_job(grid: Grid, run_config: Mapping[str, str | int | float | bool], run
     with folder.locked():
         if folder.finished:
             folder.tidy()
+            folder.drop_partial()
             log(INFO, "the run in %s is finished: there is nothing to go on with", folder.path)
         else:
             with board:

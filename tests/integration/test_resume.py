@@ -168,9 +168,12 @@ def test_a_kill_between_export_and_results_costs_no_second_export(tmp_path, inpu
 def test_a_finished_run_is_left_as_it_is(tmp_path, inputs):
     start(tmp_path / "run", inputs)
     before = (tmp_path / "run" / "results.json").read_bytes()
+    # A process that was killed at the very end did not come to the end of a file.
+    (tmp_path / "run" / "progress.json.partial").write_text("{")
     grid = Stopping()
     go_on(tmp_path / "run", grid=grid)
     assert not grid.sent
+    assert not list((tmp_path / "run").glob("*.partial"))
     assert (tmp_path / "run" / "results.json").read_bytes() == before
 
 
