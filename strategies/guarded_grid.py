@@ -6,61 +6,33 @@ they make no message. Here a reply is refused as soon as it is seen to be too lo
 not whole yet is left for later while others are served.
 """
 
-import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from logging import WARNING
 from typing import Any
 
 import httpx
-from flwr.app import Error, Message, Metadata, RecordDict
-from flwr.app.message import make_message
-from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+from flwr.app import Message, RecordDict
+from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.common.logger import log
 from flwr.common.serde_utils import metadata_from_proto
-from flwr.proto.message_pb2 import (
-    ConfirmMessageReceivedRequest,
-    ObjectTree,
-    PullObjectRequest,
-)
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.serverapp import Grid
-from flwr.supercore.inflatable.inflatable_object import (
-    get_object_head_values_from_object_content,
-    iterate_object_tree,
-)
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.run import Run
 from flwr.superlink.grid.http_grid import HttpGrid
 
-from strategies.inlet import Arrived, Asked, Gate, Guarded, checked
+from strategies.assembly import Arriving, gone, names_of, whole
+from strategies.inlet import Arrived, Asked, Gate, Guarded
 
 _NAME_BYTES = 65  # every object but the first is named in another one, 64 characters and a comma
-_RECORD_BYTES = 4_000_000  # of all objects that are not pieces of arrays: they grow when read
 _FRAME_BYTES = 4_096  # around an object, as it comes over HTTP
-# What a SuperNode says itself; the other codes are the SuperLink's words about it.
-_NODES_CODES = (
-    ErrorCode.LOAD_CLIENT_APP_EXCEPTION,
-    ErrorCode.CLIENT_APP_RAISED_EXCEPTION,
-    ErrorCode.INVALID_FAB,
-    ErrorCode.CLIENT_APP_CRASHED,
-)
+_PUSHES = 5  # of one message: each brings the objects that the ones before have not brought
 
 
 class _TooLongError(Exception):
     """More would come than a reply may have."""
-
-
-@dataclass
-class _Arriving:
-    """A reply that was announced: its objects' names, the last sent first, and what has come."""
-
-    message_id: str
-    from_superlink: bool
-    left: list[str]
-    contents: dict[str, bytes] = field(default_factory=dict)
-    size: int = 0
 
 
 def guarded(grid: Grid) -> Grid:
@@ -82,7 +54,7 @@ class GuardedGrid(Guarded):
 
     def __init__(self, grid: HttpGrid) -> None:
         self._grid = grid
-        self._arriving: dict[str, _Arriving] = {}
+        self._arriving: dict[str, Arriving] = {}
         self._room = 0
         self._hooked: httpx.Client | None = None
 
@@ -115,8 +87,19 @@ class GuardedGrid(Guarded):
         return self._grid.get_nodes()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages and return their ids."""
-        return self._grid.push_messages(messages)
+        """Send messages and return their ids.
+
+        A SuperLink that dies between storing an object and saying so is sent the object again, and
+        refuses it as one that it does not wait for. Sending the message anew is safe: its id is
+        the hash of what it says, so the SuperLink knows it and names only what is missing.
+        """
+        sent = list(messages)
+        for _ in range(_PUSHES - 1):
+            try:
+                return self._grid.push_messages(sent)
+            except ObjectPushError:
+                log(WARNING, "The SuperLink did not take a part of a request; it is sent again")
+        return self._grid.push_messages(sent)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Refuse: without its request no reply can be checked."""
@@ -165,16 +148,16 @@ class GuardedGrid(Guarded):
                 continue
             from_superlink = head.src_node_id == SUPERLINK_NODE_ID
             problem = "" if from_superlink else asked.misfit(head)
-            names = _names(tree)
+            names = names_of(tree)
             problem = problem or asked.too_long(_NAME_BYTES * (len(names) - 1))
             if problem:
                 refused = Arrived(None, problem, 0)
                 self._confirm(head.message_id)
             else:
-                self._arriving[asked.message_id] = _Arriving(head.message_id, from_superlink, names)
+                self._arriving[asked.message_id] = Arriving(head.message_id, from_superlink, names)
         return refused
 
-    def _taken(self, arriving: _Arriving, asked: Asked) -> Arrived | None:
+    def _taken(self, arriving: Arriving, asked: Asked) -> Arrived | None:
         """Take what is there of a reply; return the whole, or why it is refused."""
         while arriving.left:
             name = arriving.left[-1]
@@ -184,7 +167,7 @@ class GuardedGrid(Guarded):
             )
             found = self._client.PullObject(request)
             if not found.object_found:
-                return Arrived(_gone(asked), "", arriving.size)
+                return Arrived(gone(asked), "", arriving.size)
             if not found.object_available:
                 return None
             arriving.size += len(found.object_content)
@@ -192,7 +175,7 @@ class GuardedGrid(Guarded):
                 raise _TooLongError
             arriving.contents[name] = found.object_content
             arriving.left.pop()
-        return _whole(arriving, asked)
+        return whole(arriving, asked)
 
     def _confirm(self, message_id: str) -> None:
         """Let the SuperLink delete a message and its objects."""
@@ -223,67 +206,3 @@ class GuardedGrid(Guarded):
             length = response.headers.get("content-length", "")
             if length.isdecimal() and int(length) > self._room:
                 raise _TooLongError
-
-
-def _gone(asked: Asked) -> Message:
-    """Return the error that Flower's own grid makes of a reply whose objects are not there."""
-    head = asked.head
-    told = Metadata(
-        run_id=head.run_id,
-        message_id="",
-        src_node_id=SUPERLINK_NODE_ID,
-        dst_node_id=SUPERLINK_NODE_ID,
-        reply_to_message_id=asked.message_id,
-        group_id=head.group_id,
-        created_at=head.created_at,
-        ttl=head.ttl,
-        message_type=head.message_type,
-    )
-    reason = "its reply was not sent whole in time"
-    return make_message(told, error=Error(ErrorCode.MESSAGE_UNAVAILABLE, reason))
-
-
-def _names(tree: ObjectTree) -> list[str]:
-    """Return the names of a message's objects, each once, in the order in which they are sent."""
-    return list(dict.fromkeys(item.object_id for item in iterate_object_tree(tree)))
-
-
-def _whole(arriving: _Arriving, asked: Asked) -> Arrived:
-    """Make the message of its objects, which a stranger may have written."""
-    size = arriving.size
-    try:
-        problem = asked.too_long(_expanded(arriving.contents))
-        if problem:
-            return Arrived(None, problem, size)
-        message = inflate_object_from_contents(arriving.message_id, arriving.contents)
-        if not isinstance(message, Message):
-            return Arrived(None, "its reply is no message.", size)
-        message.metadata.__dict__["_message_id"] = arriving.message_id  # as Flower's grid does
-        if message.has_error():
-            return _checked_error(message, asked, arriving)
-        return checked(message, asked, size)
-    except Exception as error:  # Flower's parsers raise whatever they stumble over
-        return Arrived(None, f"its reply cannot be read ({type(error).__name__}).", size)
-
-
-def _checked_error(message: Message, asked: Asked, arriving: _Arriving) -> Arrived:
-    if arriving.from_superlink:
-        return Arrived(message, "", arriving.size)
-    if message.error.code not in _NODES_CODES:
-        return Arrived(None, "its reply is an error that no node has.", arriving.size)
-    problem = asked.misfit(message.metadata)
-    return Arrived(None if problem else message, problem, arriving.size)
-
-
-def _expanded(contents: dict[str, bytes]) -> int:
-    """Return the bytes that objects will have as arrays, where a piece may be named repeatedly."""
-    heads = {name: get_object_head_values_from_object_content(c) for name, c in contents.items()}
-    records = sum(len(contents[name]) for name, head in heads.items() if head[0] != "ArrayChunk")
-    if records > _RECORD_BYTES:
-        raise ValueError("records are longer than any reply's.")
-    total = records
-    for name, (kind, children, length) in heads.items():
-        if kind == "Array":
-            body = json.loads(contents[name][-length:]) if length else {}
-            total += sum(heads[children[place]][2] for place in body["arraychunk_ids"])
-    return total
