@@ -1,12 +1,16 @@
 """Keep tests offline, quiet and out of the user's folders."""
 
+import atexit
 import os
+import shutil
 import signal
 import tempfile
 
 from hypothesis import settings
 
-os.environ.setdefault("FEDPRUNE_HOME", tempfile.mkdtemp(prefix="fedprune-tests-"))
+if "FEDPRUNE_HOME" not in os.environ:
+    os.environ["FEDPRUNE_HOME"] = tempfile.mkdtemp(prefix="fedprune-tests-")
+    atexit.register(shutil.rmtree, os.environ["FEDPRUNE_HOME"], ignore_errors=True)
 # Small tensors and busy machines: a second thread costs more than it brings.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
