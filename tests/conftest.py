@@ -8,7 +8,7 @@ import tempfile
 
 from hypothesis import settings
 
-if "FEDPRUNE_HOME" not in os.environ:
+if "FEDPRUNE_HOME" not in os.environ or "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["FEDPRUNE_HOME"] = tempfile.mkdtemp(prefix="fedprune-tests-")
     atexit.register(shutil.rmtree, os.environ["FEDPRUNE_HOME"], ignore_errors=True)
 # Small tensors and busy machines: a second thread costs more than it brings.

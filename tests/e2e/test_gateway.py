@@ -273,6 +273,7 @@ def test_pipelined_requests_are_judged_one_by_one(site: Site) -> None:
     assert rest.startswith(b"HTTP/1.1 403 ")
 
 
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
 def test_whoever_speaks_no_tls_is_cut_off_and_counted(site: Site) -> None:
     before = site.gateway.refused()
     for sent in (request("GET", "/health"), request("POST", START_RUN), b"SSH-2.0-x\r\n\r\n"):

@@ -10,9 +10,6 @@ from strategies.guarded_grid import guarded
 from tests.support.grid import become_server
 from tests.support.linkstate import BreakingGrid, BreakingLink
 
-# Flower's own set-up of its database.
-pytestmark = pytest.mark.filterwarnings("ignore:No path_separator:DeprecationWarning")
-
 
 def request(link: BreakingLink) -> Message:
     become_server()
