@@ -64,7 +64,7 @@ def run_status(look: Look) -> int:
     elif look.form == "json":
         sys.stdout.write(_as_json(status, now, tally))
     else:
-        Console().print(status_table(status, now, str(folder), tally))
+        Console().print(status_table(status, now, str(folder), tally), crop=False)
     return 0
 
 
@@ -93,12 +93,12 @@ def watch_status(look: Look) -> int:
                 live.update(table, refresh=True)
             elif f"{verdict} {status.phase}" != told:
                 told = f"{verdict} {status.phase}"
-                console.print(table)
+                console.print(table, crop=False)
             if verdict != "running":
                 break
             time.sleep(_LOOK_SECONDS)
     if drawn:
-        console.print(table)
+        console.print(table, crop=False)
     return 0 if verdict == "done" else 1
 
 

@@ -35,10 +35,7 @@ def status_table(
     parts: list[RenderableType] = [_facts(status, now, gateway)]
     if status.clients and status.status == "running":
         parts.append(_clients(status, now))
-    verdict = _verdict(status, now, place)
-    if verdict is not None:
-        parts.append(verdict)
-    return Group(*parts)
+    return Group(*parts, *_verdict(status, now, place))
 
 
 def verdict_of(status: Status, now: datetime) -> str:
@@ -103,18 +100,16 @@ def _clients(status: Status, now: datetime) -> Table:
     return table
 
 
-def _verdict(status: Status, now: datetime, place: str) -> Text | None:
-    """Return what to do where the run does not go by itself."""
+def _verdict(status: Status, now: datetime, place: str) -> list[Text]:
+    """Return what to do where the run does not go by itself; a command is one line, to copy."""
     if status.status == "failed":
-        return Text(f"The run failed: {printable(status.reason)}", style="red")
+        return [Text(f"The run failed: {printable(status.reason)}", style="red")]
     if status.stale(now):
         quiet = duration_text(status.quiet_seconds(now))
-        return Text(
-            f"No news for {quiet}: the run's process seems to be dead. "
-            f"Go on with the run: fedprune run resume={printable(place)}",
-            style="red",
-        )
-    return None
+        told = f"No news for {quiet}: the run's process seems to be dead. Go on with the run:"
+        command = f"fedprune run resume={printable(place)}"
+        return [Text(told, style="red"), Text(command, no_wrap=True, overflow="ignore")]
+    return []
 
 
 def _counts(counts: object) -> str:
