@@ -46,10 +46,10 @@ test: lint ## Install, check style, types and imports, run the tests
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-slow: $(VENV)/.evaluation ## What `make test` leaves out: more kills, compiled GPU kernels, lm-evaluation-harness
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(SIDE_BY_SIDE)
 
 test-faults: $(VENV)/.developer ## Deployed processes killed, cut off, slow, at once; the gateway at length
-	$(BIN)/python -m pytest -m faults
+	$(BIN)/python -m pytest -m faults $(SIDE_BY_SIDE)
 
 test-docker: $(VENV)/.developer ## Build the images, start a server and three sites in containers (Docker)
 	$(BIN)/python -m pytest -m docker
