@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PACKAGES := client_app server_app strategies conf fedprune
 
-# Files in their order, two at a time: half of the tests wait for other processes.
-SIDE_BY_SIDE := --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# Two files at a time: many tests wait for other processes. Those are the first by name, so
+# `make test` keeps the order.
+SIDE_BY_SIDE := --numprocesses 2 --dist loadfile
 
 # Tests and the demo neither phone home nor look at a model hub.
 export FLWR_TELEMETRY_ENABLED ?= 0
@@ -43,7 +44,7 @@ demo: $(VENV)/.installed ## Prune the embedded model with two clients through Fl
 	$(BIN)/fedprune run
 
 test: lint ## Install, check style, types and imports, run the tests
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --no-loadscope-reorder
 
 test-slow: $(VENV)/.evaluation ## What `make test` leaves out: more kills, compiled GPU kernels, lm-evaluation-harness
 	$(BIN)/python -m pytest -m slow $(SIDE_BY_SIDE)

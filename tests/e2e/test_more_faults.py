@@ -1,13 +1,11 @@
 """What happens to a federation of real processes, and what is lost by it: nothing."""
 
 import os
-import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import pytest
 from flwr.app import Error, Message
 
@@ -16,10 +14,10 @@ from tests.e2e.test_faults import OPTIONS
 from tests.e2e.test_flower_runs import sidecar
 from tests.integration.test_main_job import job
 from tests.support.faults import QuickFederation, at_work, begun, ledger, orders, told
-from tests.support.federation import CONNECTION, Federation
+from tests.support.federation import CONNECTION
 from tests.support.grid import LocalGrid
 from tests.support.relay import Relay
-from tests.support.services import Service, free_port, until
+from tests.support.services import free_port, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.faults]
 
@@ -58,17 +56,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[QuickFedera
         folder = tmp_path_factory.mktemp("site")
         with QuickFederation(folder, nodes=3, restart=True, port=port, fleet=fleet) as federation:
             yield federation, relay
-
-
-def killed(service: Service, name: str) -> int:
-    """Kill a service's processes of a name; return how many there were."""
-    found = 0
-    for process in service.processes():
-        with suppress(psutil.Error):
-            if name in " ".join(process.cmdline()):
-                process.send_signal(signal.SIGKILL)
-                found += 1
-    return found
 
 
 def test_cut_off_and_back_and_slow_from_then_on(site, tmp_path, of_three) -> None:
@@ -132,26 +119,3 @@ def test_a_disk_that_is_full_at_the_export(site, tmp_path, of_three) -> None:
         )
         assert again.returncode == 0, again.stderr
         assert sidecar(folder) == of_three
-
-
-def test_two_runs_at_once_a_node_and_a_server_app_killed(tmp_path, expected) -> None:
-    """With Flower's own heartbeats."""
-    other = sidecar(job(tmp_path / "other", 2, "evaluation.local_only=false sparsity=0.6"))
-    with Federation(tmp_path, nodes=2, restart=True) as federation:
-        node, first = federation.nodes[1], tmp_path / "first"
-        killed_run = begun(federation, first, *OPTIONS)
-        at_work(node, killed_run)
-        assert killed(federation.server_executor, "flwr-serverapp")
-        second = begun(federation, tmp_path / "second", *OPTIONS, "sparsity=0.6")
-        at_work(node, second, orders(node))
-        node.kill()
-        node.start()
-        assert killed_run.wait(_SECONDS) == 1
-        assert f"resume=FOLDER federation.connection={CONNECTION}" in killed_run.err
-        resumed = federation.begin("run", f"resume={first}", f"federation.connection={CONNECTION}")
-        told(second, "is lost", _SECONDS)
-        told(second, "is back", _SECONDS)
-        assert second.wait(_SECONDS) == 0, second.err + federation.logs()
-        assert resumed.wait(_SECONDS) == 0, resumed.err + federation.logs()
-    assert sidecar(tmp_path / "second") == other
-    assert sidecar(first) == expected
