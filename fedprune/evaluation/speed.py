@@ -216,7 +216,9 @@ class _Bench:
         for block in range(len(self.layout.blocks)):
             for linear in self.layout.linears(block).values():
                 weight = linear.module.get_parameter("weight")
-                noise = torch.randn_like(weight) * weight.std()
+                # Of half to one and a half times their size: a normal draw may be zero itself.
+                size = (torch.rand_like(weight) + 0.5) * weight.std()
+                noise = torch.where(torch.rand_like(weight) < 0.5, -size, size)
                 weight.copy_(torch.where(weight == 0, noise, weight))
 
     def _tokens_per_second(self) -> float:
