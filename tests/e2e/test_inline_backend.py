@@ -29,7 +29,13 @@ VOTES: tuple[str, ...] = ()
 MOMENTS = ("strategy=fedhessian", "pruner=sparsegpt", "schedule=iterative", "allocation=owl")
 
 
-@pytest.mark.parametrize("options", [VOTES, MOMENTS], ids=["votes", "moments"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(VOTES, id="votes"),
+        pytest.param(MOMENTS, id="moments", marks=pytest.mark.slow),
+    ],
+)
 def test_backends_agree(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
 ) -> None:
