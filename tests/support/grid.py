@@ -56,6 +56,14 @@ class LocalGrid(InlineGrid):
         raise AssertionError("strategies stream: they push and pull, never send_and_receive")
 
 
+class TwiceGrid(LocalGrid):
+    """Hands every reply out a second time."""
+
+    def pull_messages(self, message_ids):
+        found = list(super().pull_messages(message_ids))
+        return [*found, *found]
+
+
 def client_app(handler: Callable[[Message, Context], Message]) -> ClientApp:
     """Return a ClientApp whose every action is ``handler``."""
     app = ClientApp()

@@ -3,14 +3,12 @@
 from types import SimpleNamespace
 
 from flwr.app import Message
-from flwr.proto.node_pb2 import Node
 from flwr.server.superlink.linkstate.linkstate_factory import LinkStateFactory
 from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.object_store.object_store_factory import ObjectStoreFactory
 from flwr.superlink.federation.noop_federation_manager import NoOpFederationManager
-from flwr.superlink.grid.http_grid import HttpGrid
 from flwr.superlink.servicer.runtime import runtime_handlers
 
 
@@ -60,16 +58,3 @@ class BreakingLink:
         store, name = self.state.object_store, head.metadata.message_id
         names = [item.object_id for item in iterate_object_tree(store.get_object_tree(name))]
         return inflate_object_from_contents(name, {one: store.get(one) for one in names})
-
-
-class BreakingGrid(HttpGrid):
-    """Flower's grid of a deployment on a :class:`BreakingLink`."""
-
-    def __init__(self, link: BreakingLink):
-        self._link = link
-        self._run = SimpleNamespace(run_id=link.run_id)
-        self.node = Node(node_id=1)
-
-    @property
-    def _runtime_client(self):
-        return self._link

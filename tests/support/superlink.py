@@ -71,20 +71,28 @@ class Link:
         return ConfirmMessageReceivedResponse()
 
 
-class LinkGrid(HttpGrid):
-    """Flower's grid of a deployment, connected to a :class:`Link`."""
+class LinkedGrid(HttpGrid):
+    """Flower's grid of a deployment, with ``link`` in place of its client."""
 
-    def __init__(self, link):
+    def __init__(self, link, run_id):
         self._link = link
+        self._run = SimpleNamespace(run_id=run_id)
         self.node = Node(node_id=1)
 
     @property
     def run(self):
-        return SimpleNamespace(run_id=RUN)
+        return self._run
 
     @property
     def _runtime_client(self):
         return self._link
+
+
+class LinkGrid(LinkedGrid):
+    """The same on a :class:`Link`, to which requests need not be sent."""
+
+    def __init__(self, link):
+        super().__init__(link, RUN)
 
     def push_messages(self, messages):
         for message in messages:

@@ -8,7 +8,8 @@ from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from fedprune.records import MASKS, PruneReply, prune_record
 from strategies.guarded_grid import guarded
 from tests.support.grid import become_server
-from tests.support.linkstate import BreakingGrid, BreakingLink
+from tests.support.linkstate import BreakingLink
+from tests.support.superlink import LinkedGrid
 
 
 def request(link: BreakingLink) -> Message:
@@ -25,7 +26,7 @@ def request(link: BreakingLink) -> Message:
 def test_a_request_reaches_its_node_once_and_whole(tmp_path, breaks):
     link = BreakingLink(tmp_path / "state.db", breaks)
     asked = request(link)
-    (identifier,) = guarded(BreakingGrid(link)).push_messages([asked])
+    (identifier,) = guarded(LinkedGrid(link, link.run_id)).push_messages([asked])
     (received,) = link.handed_out()
     assert identifier == asked.object_id == received.object_id
     assert received.content == asked.content
@@ -36,7 +37,7 @@ def test_flowers_own_grid_gives_up(tmp_path):
     """If this fails, Flower takes an object twice by now, and sending anew can go."""
     link = BreakingLink(tmp_path / "state.db", 1)
     with pytest.raises(ObjectPushError):
-        BreakingGrid(link).push_messages([request(link)])
+        LinkedGrid(link, link.run_id).push_messages([request(link)])
 
 
 class DeafLink(BreakingLink):
@@ -49,4 +50,4 @@ class DeafLink(BreakingLink):
 def test_a_superlink_that_never_takes_a_request_is_not_asked_for_ever(tmp_path):
     link = DeafLink(tmp_path / "state.db", 0)
     with pytest.raises(ObjectPushError):
-        guarded(BreakingGrid(link)).push_messages([request(link)])
+        guarded(LinkedGrid(link, link.run_id)).push_messages([request(link)])

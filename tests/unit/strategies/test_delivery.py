@@ -7,15 +7,7 @@ from fedprune.records import held_record
 from fedprune.reporting.ledger import Ledger
 from strategies.delivery import Delivery
 from strategies.plan import MESSAGE_BYTES
-from tests.support.grid import LocalGrid, client_app
-
-
-class Twice(LocalGrid):
-    """Hands every reply out a second time."""
-
-    def pull_messages(self, message_ids):
-        found = list(super().pull_messages(message_ids))
-        return [*found, *found]
+from tests.support.grid import TwiceGrid, client_app
 
 
 def test_messages_that_nobody_asked_for_are_in_the_ledger(tmp_path):
@@ -26,7 +18,7 @@ def test_messages_that_nobody_asked_for_are_in_the_ledger(tmp_path):
     app = client_app(lambda message, context: None)
     app.query("model")(lambda message, context: Message(held_record(total), reply_to=message))
     delivery = Delivery(offer, 5.0, 2, "0" * 32, 0.0, ledger, lambda held, total: None)
-    grid = Twice(app, 2)
+    grid = TwiceGrid(app, 2)
     outcomes = list(delivery.run(grid, grid.get_node_ids()))
     assert [outcome.problem for outcome in outcomes] == ["", ""]
     (entry,) = ledger.entries

@@ -5,7 +5,7 @@ from fedprune.records import message_bytes
 from strategies.exchange import WorkerDiedError, exchange
 from strategies.inlet import Gate
 from strategies.repeats import Again
-from tests.support.grid import LocalGrid, client_app
+from tests.support.grid import LocalGrid, TwiceGrid, client_app
 
 
 def echo(message: Message, context) -> Message:
@@ -132,17 +132,12 @@ def test_a_process_that_dies_twice_is_given_up():
 
 @pytest.mark.parametrize("end", ["normal", "closed", "raised"])
 def test_messages_that_nobody_asked_for_are_told_however_it_ends(end):
-    class Strays(LocalGrid):
-        def pull_messages(self, message_ids):
-            found = list(super().pull_messages(message_ids))
-            return [*found, *found]
-
     def died(partition, reply):
         reason = "<class 'ray.exceptions.ActorDiedError'>:<'The actor died'>"
         failed = end == "raised" and partition == 1
         return Message(Error(0, reason), reply_to=grid.sent[-1]) if failed else reply
 
-    grid, told = Strays(client_app(echo), 2, tamper=died), []
+    grid, told = TwiceGrid(client_app(echo), 2, tamper=died), []
     found = exchange(grid, requests(grid), window=1, timeout=5, gate=Gate(note=told.append))
     next(found)
     assert told == []
