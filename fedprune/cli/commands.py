@@ -8,13 +8,6 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fedprune.cli.deployed_commands import (
-    status,
-    status_arguments,
-    supernode,
-    supernode_arguments,
-)
-
 
 @dataclass(frozen=True)
 class Command:
@@ -81,7 +74,7 @@ def _sweep_arguments(parser: ArgumentParser) -> None:
 
 def _sweep(arguments: Namespace) -> int:
     if arguments.collect is not None:
-        from fedprune.cli.collect import run_collection
+        from fedprune.cli.sweep_report import run_collection
 
         return run_collection(arguments.collect)
     from fedprune.cli.sweep import run_sweep
@@ -202,6 +195,55 @@ def _doctor(arguments: Namespace) -> int:
     return run_doctor()
 
 
+def _supernode_arguments(parser: ArgumentParser) -> None:
+    # What is not known goes to `flower-supernode`, and nothing of it may be taken for a short form.
+    parser.allow_abbrev = False
+    parser.usage = "%(prog)s [options] [--] ARGUMENTS OF flower-supernode"
+    parser.set_defaults(passed_on=[])
+    parser.add_argument(
+        "--app",
+        action="append",
+        default=[],
+        metavar="SHA256",
+        help="also run the app with this digest; may be repeated",
+    )
+    parser.add_argument("--any-app", action="store_true", help="run whatever the server sends")
+    parser.add_argument(
+        "--print-app", action="store_true", help="print the digest of this installation's app only"
+    )
+
+
+def _supernode(arguments: Namespace) -> int:
+    from fedprune.cli.supernode import run_print_app, run_supernode
+
+    if arguments.print_app:
+        return run_print_app()
+    run_supernode(arguments.passed_on, arguments.app, arguments.any_app)
+
+
+def _status_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "run", nargs="?", metavar="RUN", help="a run's folder; the newest run if left out"
+    )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument(
+        "--watch", action="store_true", help="show it until the run ends; exit 1 if it fails"
+    )
+    form.add_argument("--json", action="store_true", help="print one JSON object")
+    form.add_argument(
+        "--metrics", action="store_true", help="print metrics in the text format of Prometheus"
+    )
+    parser.add_argument("--gateway", metavar="FILE", help="also what a gateway refused: its tally")
+
+
+def _status(arguments: Namespace) -> int:
+    from fedprune.cli.status import Look, run_status, watch_status
+
+    form = "json" if arguments.json else "metrics" if arguments.metrics else "table"
+    look = Look(arguments.run, arguments.gateway, form)
+    return watch_status(look) if arguments.watch else run_status(look)
+
+
 COMMANDS: dict[str, Command] = {
     "run": Command(
         "run a federated pruning job and wait for its results",
@@ -262,15 +304,15 @@ COMMANDS: dict[str, Command] = {
         "`flower-supernode --help` lists. It runs only the app that this installation's own "
         "sources make, unless --app or --any-app allow others, and ends with exit code 70 where "
         "Flower's own would live on half dead: start it again then.",
-        supernode_arguments,
-        supernode,
+        _supernode_arguments,
+        _supernode,
     ),
     "status": Command(
         "show where a run is",
         "Show where a run is: phase, blocks, clients, bytes, time left and what was refused, from "
         "progress.json in its folder, which its ServerApp keeps. On the machine of the ServerApp.",
-        status_arguments,
-        status,
+        _status_arguments,
+        _status,
     ),
     "doctor": Command(
         "check this machine and say what to mend",

@@ -1,13 +1,21 @@
-"""`fedprune export`: a model in another form, or on the Hub."""
+"""`fedprune export`: a model in another form, or on the Hub with only what belongs to it."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from rich.console import Console
 
+from fedprune import __version__
 from fedprune.cli.evaluate import model_folder
-from fedprune.cli.push import check_login, push_model
-from fedprune.errors import ConfigError
+from fedprune.errors import ConfigError, FedpruneError
+from fedprune.models.compact import companions
+from fedprune.models.export import SIDECAR
 from fedprune.reporting.progress import size_text
 
 
@@ -92,3 +100,88 @@ def _convert(folder: Path, target: Path, *, compact: bool) -> None:
         write_compact(folder, target)
     else:
         write_dense(folder, target)
+
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_REASONS = {
+    401: "the Hub does not know the token. Log in again with `hf auth login`, or set HF_TOKEN",
+    403: "the token may not write there. Give one with write access, or another owner",
+    409: "it exists. Give another name, or add --existing to put a commit on it",
+}
+
+
+def check_login(repository: str) -> None:
+    """Refuse what cannot be pushed, before any work.
+
+    Raises
+    ------
+    ConfigError
+        If the name is no 'owner/name', or there is no token.
+    """
+    if not _NAME.fullmatch(repository):
+        raise ConfigError(f"--push-to-hub takes 'owner/name', got '{repository}'.")
+    if get_token() is None:
+        raise ConfigError(
+            "--push-to-hub needs a token of the Hub, and there is none. "
+            "Log in with `hf auth login`, or set HF_TOKEN."
+        )
+
+
+def push_model(folder: Path, repository: str, *, public: bool, existing: bool) -> str:
+    """Upload a model's folder and return the address of the commit.
+
+    Parameters
+    ----------
+    folder : Path
+        A model's folder in either form. Weights, masks, configuration, tokenizer, card and licence
+        are uploaded and nothing else that may lie there.
+    repository : str
+        'owner/name'.
+    public : bool
+        Whether everybody may see the repository, if it is made.
+    existing : bool
+        Whether it may be there already.
+
+    Raises
+    ------
+    FedpruneError
+        If the Hub cannot be reached or refuses.
+    """
+    api = HfApi(library_name="fedprune", library_version=__version__)
+    with _readable_errors(repository):
+        api.create_repo(repository, private=not public, exist_ok=existing)
+        commit = api.upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            allow_patterns=model_files(folder),
+            commit_message=f"Pruned with fedprune {__version__}",
+        )
+    return str(commit.commit_url)
+
+
+def model_files(folder: Path) -> list[str]:
+    """Return the names of the files in a folder that belong to its model."""
+    weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("*.index.json")]
+    names = {path.name for path in (*weights, *companions(folder))}
+    if (folder / SIDECAR).is_file():
+        names.add(SIDECAR.as_posix())
+    return sorted(names)
+
+
+@contextmanager
+def _readable_errors(repository: str) -> Iterator[None]:
+    try:
+        yield
+    except HFValidationError as error:
+        raise ConfigError(
+            f"--push-to-hub takes 'owner/name', got '{repository}': {error}"
+        ) from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        reason = _REASONS.get(status, f"the Hub answered {error.server_message or status}")
+        raise FedpruneError(f"'{repository}' could not be pushed: {reason}.") from error
+    except (httpx.HTTPError, OSError) as error:
+        raise FedpruneError(
+            f"'{repository}' could not be pushed: the Hub cannot be reached ({error}). "
+            "Check the connection and HF_ENDPOINT; the folder is as it was."
+        ) from error

@@ -23,13 +23,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from fedprune.cli.collect import collect_runs
 from fedprune.cli.flower import RuntimeFailure
-from fedprune.cli.inputs import check_inputs
-from fedprune.cli.job import plan_job
-from fedprune.cli.perform import perform
+from fedprune.cli.job import check_inputs, perform, plan_job
 from fedprune.cli.progress import PlainView, progress_view
 from fedprune.cli.run import connect, note_console
+from fedprune.cli.sweep_report import collect_runs
 from fedprune.config import config_from_mapping
 from fedprune.config.overrides import CONF
 from fedprune.errors import ConfigError

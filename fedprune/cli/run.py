@@ -10,9 +10,16 @@ from pathlib import Path
 from rich.console import Console
 
 from fedprune.cli.flower import Connection
-from fedprune.cli.inputs import check_inputs
-from fedprune.cli.job import Job, named_connection, plan_job, plan_resumption
-from fedprune.cli.perform import Ended, perform, prepare
+from fedprune.cli.job import (
+    Ended,
+    Job,
+    check_inputs,
+    named_connection,
+    perform,
+    plan_job,
+    plan_resumption,
+    prepare,
+)
 from fedprune.cli.progress import ProgressView, progress_view
 from fedprune.cli.superlink import private_superlink
 from fedprune.config import Resumption, config_from_overrides, find_resumption

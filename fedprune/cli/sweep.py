@@ -1,20 +1,266 @@
 """`fedprune sweep`: many jobs, what is done skipped, one table and one page at the end."""
 
+import contextlib
 import dataclasses
+import json
 import shlex
-from collections.abc import Sequence
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from fedprune.cli.capacity import parallel_jobs
-from fedprune.cli.run import INTERRUPTED, note_console
-from fedprune.cli.sweep_plan import finished, plan_sweep
+from fedprune.cli.flower import Connection, RuntimeFailure
+from fedprune.cli.job import Ended, Job, perform, plan_job, plan_resumption, prepare
+from fedprune.cli.machine import parallel_jobs, usable_cpus
+from fedprune.cli.progress import ProgressView, progress_view
+from fedprune.cli.run import INTERRUPTED, connect, note_console
+from fedprune.cli.sweep_plan import Sweep, SweepJob, cut_off, finished, plan_sweep, read_sweep
 from fedprune.cli.sweep_report import Finished, Story, report_sweep
-from fedprune.cli.sweep_run import Account, run_all
-from fedprune.cli.sweep_spec import Sweep, read_sweep
-from fedprune.errors import ConfigError
+from fedprune.cli.workers import Workers
+from fedprune.config import Resumption
+from fedprune.errors import ConfigError, FedpruneError
+from fedprune.reporting.progress import Progress, duration_text
 from fedprune.reporting.sources import source_digest
+from fedprune.reporting.sweep import number_text
+
+_MASKS = "masks.safetensors"
+_FILES = (
+    *("config.yaml", "failure.json", "results.json", "report.html", "progress.json"),
+    *("run.log", "superlink.log", _MASKS),
+)
+
+
+@dataclass
+class Account:
+    """What is known of a sweep's jobs so far, by their places.
+
+    Attributes
+    ----------
+    jobs : list of SweepJob
+        All of them.
+    notes : Console
+        Where what happens is said.
+    keep_models : bool
+        Whether jobs keep their pruned models; otherwise only the masks stay.
+    results : dict
+        Place -> the content of its `results.json`.
+    failures : dict
+        Place -> why it failed.
+    """
+
+    jobs: list[SweepJob]
+    notes: Console
+    keep_models: bool
+    results: dict[int, dict[str, Any]] = field(default_factory=dict)
+    failures: dict[int, str] = field(default_factory=dict)
+    _begun: float = field(default_factory=time.monotonic)
+    _ended: int = 0
+
+    @property
+    def todo(self) -> list[int]:
+        """The places of the jobs that have neither results nor failed."""
+        known = self.results.keys() | self.failures.keys()
+        return [place for place in range(len(self.jobs)) if place not in known]
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since it was opened."""
+        return time.monotonic() - self._begun
+
+    def name(self, place: int) -> str:
+        """Return what a person calls a job."""
+        return f"job {place + 1} of {len(self.jobs)}"
+
+    def left(self) -> list[str]:
+        """Return about how long the rest takes, in words; nothing before there is a measure."""
+        if not self.todo or not self._ended:
+            return []
+        each = self.seconds / self._ended
+        return [f"{duration_text(each * len(self.todo))} left"]
+
+    def say(self, text: str, style: str = "") -> None:
+        """Print one line of what happens."""
+        self.notes.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    def announce(self, place: int) -> None:
+        """Say that a job begins, or goes on where it was cut off."""
+        job = self.jobs[place]
+        again = " goes on" if cut_off(job) else ""
+        self.say(f"{self.name(place)}{again}: {job.label}", "bold")
+
+    def settle(self, place: int, ended: Ended) -> None:
+        """Take in how a job ended."""
+        try:
+            found = _results(self.jobs[place], ended)
+        except FedpruneError as error:
+            self.fail(place, str(error))
+            return
+        if not self.keep_models:
+            _drop_model(self.jobs[place].folder)
+        self.results[place] = found
+        self._ended += 1
+        self.say(", ".join([f"{self.name(place)} is done{_headline(found)}", *self.left()]))
+
+    def fail(self, place: int, reason: str) -> None:
+        """Note that a job failed, which does not keep the others from going on."""
+        self.failures[place] = reason
+        self._ended += 1
+        self.say(f"{self.name(place)} failed: {reason}", "red")
+
+    def progress(self, running: dict[int, Progress]) -> Progress:
+        """Return how far the whole sweep is, with the jobs that run at the moment."""
+        done, total = len(self.jobs) - len(self.todo), len(self.jobs)
+        failed = [f"{len(self.failures)} failed"] if self.failures else []
+        each = [
+            f"job {place + 1}: {one.phase}" + (f" {one.share:.0%}" if one.total > 1 else "")
+            for place, one in running.items()
+        ]
+        details = (f"{done} of {total} jobs", *failed, *self.left(), *each)
+        return Progress("sweep", done, total, details)
+
+
+def run_all(account: Account, at_once: int) -> None:
+    """Run all jobs that are not done, so many at once.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        It was stopped; the jobs that were running are stopped too.
+    """
+    if at_once > 1:
+        _side_by_side(account, at_once)
+    else:
+        _one_by_one(account)
+
+
+def _one_by_one(account: Account) -> None:
+    with contextlib.ExitStack() as stack:
+        links = _Links(stack)
+        for place, job in _prepared(account):
+            with progress_view(account.notes, account.name(place)) as view:
+                ended = perform(job, view, links.connect)
+            if ended.status.state == "interrupted":
+                raise KeyboardInterrupt
+            account.settle(place, ended)
+
+
+def _side_by_side(account: Account, at_once: int) -> None:
+    running: dict[int, Progress] = {}
+    threads = max(1, usable_cpus() // at_once)
+    with progress_view(account.notes) as view, Workers(at_once, threads) as workers:
+        view.stage(f"loading torch in {at_once} processes")
+        for place, told in workers.run(_prepared(account)):
+            if isinstance(told, str):
+                view.note(f"{account.name(place)}: {told}")
+                continue
+            if isinstance(told, Progress):
+                running[place] = told
+            else:
+                running.pop(place, None)
+                account.settle(place, told)
+            view.update(account.progress(running))
+
+
+def _prepared(account: Account) -> Iterator[tuple[int, Job]]:
+    """Yield jobs that are ready to run, each when its turn comes."""
+    for place in account.todo:
+        account.announce(place)
+        try:
+            planned = _planned(account.jobs[place])
+            prepare(planned)
+        except FedpruneError as error:
+            account.fail(place, str(error))
+        else:
+            yield place, planned
+
+
+def _planned(job: SweepJob) -> Job:
+    """Return the job as it is carried out: from where an earlier sweep was cut off, or anew."""
+    here, now = Path.cwd(), datetime.now()
+    if cut_off(job):
+        return plan_resumption(Resumption(job.folder, ()), here, now)
+    _clear(job.folder)
+    return dataclasses.replace(plan_job(job.config, here, now), folder=job.folder)
+
+
+class _Links:
+    """The SuperLinks of a sweep: each is started when a job first needs it, and shared.
+
+    Parameters
+    ----------
+    stack : ExitStack
+        Ends them.
+    """
+
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        self._stack = stack
+        self._open: dict[str, Connection] = {}
+
+    @contextlib.contextmanager
+    def connect(self, job: Job, view: ProgressView) -> Iterator[Connection]:
+        """Give the SuperLink that a job asks for."""
+        if job.connection not in self._open:
+            self._open[job.connection] = self._stack.enter_context(connect(job, view))
+        yield self._open[job.connection]
+
+
+def _results(job: SweepJob, ended: Ended) -> dict[str, Any]:
+    """Return a job's results, brought into its folder if the ServerApp wrote elsewhere.
+
+    Raises
+    ------
+    RuntimeFailure
+        It failed, or they are on another machine.
+    """
+    if not ended.status.completed:
+        raise RuntimeFailure(ended.status.details or f"it ended as {ended.status.state}.")
+    if ended.results is None:
+        raise RuntimeFailure(
+            f"its results are on the SuperLink's machine, in {ended.server_folder or 'its cache'}."
+        )
+    if ended.folder != job.folder:
+        for name in ("config.yaml", "results.json"):
+            shutil.copy(ended.folder / name, job.folder / name)
+    results: dict[str, Any] = json.loads(ended.results.read_text(encoding="utf-8"))
+    return results
+
+
+def _clear(folder: Path) -> None:
+    """Take away what an interrupted, failed or less complete run has left in a job's folder.
+
+    Only what `fedprune` itself writes is touched; anything else stays and stops the job.
+    """
+    for name in ("blocks", "model", "state"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in _FILES:
+        (folder / name).unlink(missing_ok=True)
+    for partial in folder.glob("*.partial"):
+        partial.unlink()
+
+
+def _drop_model(folder: Path) -> None:
+    """Delete the exported model, hundreds of which would fill a disk; its masks stay."""
+    # Here, because it loads torch, which most sweeps do in other processes.
+    from fedprune.models.export import SIDECAR
+
+    sidecar = folder / "model" / SIDECAR
+    if sidecar.is_file():
+        sidecar.replace(folder / _MASKS)
+    shutil.rmtree(folder / "model", ignore_errors=True)
+
+
+def _headline(results: dict[str, Any]) -> str:
+    found = [
+        f"{number_text(values['pruned'])} on {name}"
+        for name, values in results["perplexity"].items()
+        if values["pruned"] is not None
+    ]
+    return f": perplexity {', '.join(found)}" if found else ""
 
 
 def run_sweep(arguments: Sequence[str], *, keep_models: bool, jobs: int | None = None) -> int:
@@ -23,7 +269,7 @@ def run_sweep(arguments: Sequence[str], *, keep_models: bool, jobs: int | None =
     Parameters
     ----------
     arguments : sequence of str
-        As for :func:`fedprune.cli.sweep_spec.read_sweep`.
+        As for :func:`fedprune.cli.sweep_plan.read_sweep`.
     keep_models : bool
         Whether jobs keep their pruned models; otherwise only the masks stay.
     jobs : int, optional

@@ -18,8 +18,7 @@ from types import FrameType, TracebackType
 from typing import NoReturn, Self, cast
 
 from fedprune.cli.flower import Connection, RunStatus
-from fedprune.cli.job import Job
-from fedprune.cli.perform import Ended, perform
+from fedprune.cli.job import Ended, Job, perform
 from fedprune.cli.progress import ProgressView
 from fedprune.reporting.progress import Progress
 

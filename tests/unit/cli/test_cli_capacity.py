@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from fedprune.cli import capacity
-from fedprune.cli.capacity import parallel_jobs
+from fedprune.cli import machine as machine_module
+from fedprune.cli.machine import parallel_jobs
 from fedprune.config import config_from_overrides
 from fedprune.errors import ConfigError
 
@@ -15,9 +15,9 @@ GIGABYTE = 1_000_000_000
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight processors, five gigabytes free, no GPU."""
-    monkeypatch.setattr(capacity, "usable_cpus", lambda: 8)
-    monkeypatch.setattr(capacity, "free_memory", lambda: 5 * GIGABYTE)
-    monkeypatch.setattr(capacity, "has_gpu_driver", lambda: False)
+    monkeypatch.setattr(machine_module, "usable_cpus", lambda: 8)
+    monkeypatch.setattr(machine_module, "free_memory", lambda: 5 * GIGABYTE)
+    monkeypatch.setattr(machine_module, "has_gpu_driver", lambda: False)
 
 
 def jobs(count: int, *overrides: str) -> list:
@@ -29,7 +29,7 @@ def test_as_many_as_fit_into_memory(machine: None) -> None:
 
 
 def test_no_more_than_processors_and_jobs(machine: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capacity, "free_memory", lambda: 100 * GIGABYTE)
+    monkeypatch.setattr(machine_module, "free_memory", lambda: 100 * GIGABYTE)
     assert parallel_jobs(jobs(20), None) == 8
     assert parallel_jobs(jobs(3), None) == 3
 
@@ -52,13 +52,13 @@ def test_one_at_a_time_where_nobody_knows_or_flower_shares_the_machine(
 
 
 def test_one_at_a_time_on_a_gpu(machine: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capacity, "has_gpu_driver", lambda: True)
+    monkeypatch.setattr(machine_module, "has_gpu_driver", lambda: True)
     assert parallel_jobs(jobs(20), None) == 1
     assert parallel_jobs(jobs(20, "pruner.device=cpu"), None) == 4
 
 
 def test_at_least_one_where_memory_is_short(machine: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capacity, "free_memory", lambda: 10)
+    monkeypatch.setattr(machine_module, "free_memory", lambda: 10)
     assert parallel_jobs(jobs(20), None) == 1
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from fedprune.cli import main
-from fedprune.cli.collect import _telling
 from fedprune.cli.hydra_job import objective
+from fedprune.cli.sweep_report import _telling
 from tests.support.runs import run
 
 

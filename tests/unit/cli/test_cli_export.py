@@ -6,7 +6,7 @@ import huggingface_hub
 import pytest
 
 from fedprune.cli import main
-from fedprune.cli.push import model_files
+from fedprune.cli.export import model_files
 from fedprune.models.export import export_model
 from tests.support.architectures import tiny_model
 from tests.support.hub import TOKEN, running_hub

@@ -1,6 +1,6 @@
 import pytest
 
-from fedprune.cli.inputs import check_inputs
+from fedprune.cli.job import check_inputs
 from fedprune.config import config_from_overrides
 from fedprune.errors import DataError, ModelError
 

@@ -12,8 +12,7 @@ from fedprune.cli.job import (
     plan_job,
     simulation_options,
 )
-from fedprune.cli.machine import usable_cpus
-from fedprune.cli.resources import Resources
+from fedprune.cli.machine import Resources, usable_cpus
 from fedprune.config import RunConfig, compose_config, config_from_overrides
 
 NOW = datetime(2026, 11, 21, 13, 5, 9)
@@ -84,7 +83,7 @@ def test_gpus_are_looked_for_where_they_are_wanted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job, "has_gpu_driver", lambda: True)
-    monkeypatch.setattr("fedprune.cli.resources.free_gpu_memory", lambda: (80_000_000_000,))
+    monkeypatch.setattr("fedprune.cli.machine.free_gpu_memory", lambda: (80_000_000_000,))
 
     def share(*overrides: str) -> object:
         planned = plan_job(config_from_overrides(overrides), tmp_path, NOW)

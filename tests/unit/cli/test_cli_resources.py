@@ -5,8 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from fedprune.cli.machine import model_bytes, usable_cpus
-from fedprune.cli.resources import Machine, Resources, choose_resources, worker_bytes
+from fedprune.cli.machine import (
+    Machine,
+    Resources,
+    choose_resources,
+    model_bytes,
+    usable_cpus,
+    worker_bytes,
+)
 from fedprune.config import ModelConfig, config_from_overrides
 from fedprune.errors import ConfigError
 

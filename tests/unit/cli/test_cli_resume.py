@@ -10,8 +10,7 @@ import pytest
 
 from fedprune.cli import main
 from fedprune.cli.flower import RunStatus
-from fedprune.cli.job import plan_resumption
-from fedprune.cli.perform import perform, prepare
+from fedprune.cli.job import perform, plan_resumption, prepare
 from fedprune.cli.progress import PlainView
 from fedprune.cli.run import note_console, run_job
 from fedprune.config import config_from_overrides, find_resumption, to_yaml
@@ -70,7 +69,7 @@ def test_a_resumed_run_adds_to_its_log(tmp_path: Path, monkeypatch) -> None:
         take("after")
         return RunStatus("finished:completed")
 
-    monkeypatch.setattr("fedprune.cli.perform.run_inline", run)
+    monkeypatch.setattr("fedprune.cli.job.run_inline", run)
     perform(job, PlainView(note_console()), lambda job, view: pytest.fail("connected"))
     assert (folder / "run.log").read_text() == "before\nafter\n"
 
@@ -86,7 +85,7 @@ def test_a_log_without_room_stops_no_run(tmp_path: Path, monkeypatch) -> None:
         take("a line")
         return RunStatus("finished:completed")
 
-    monkeypatch.setattr("fedprune.cli.perform.run_inline", run)
+    monkeypatch.setattr("fedprune.cli.job.run_inline", run)
     ended = perform(job, PlainView(note_console()), lambda job, view: pytest.fail("connected"))
     assert ended.status.completed and ended.tail == "a line"
 
@@ -111,7 +110,7 @@ def test_how_to_go_on_is_told(tmp_path: Path, monkeypatch, capsys, state: str, c
         (tmp_path / "run" / "state").mkdir()
         return RunStatus(state)
 
-    monkeypatch.setattr("fedprune.cli.perform.run_inline", run)
+    monkeypatch.setattr("fedprune.cli.job.run_inline", run)
     assert run_job(["federation.backend=inline", f"output_dir={tmp_path / 'run'}"]) == code
     way = f"fedprune run resume={tmp_path / 'run'}"
     assert capsys.readouterr().err.count(way) == 1

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from fedprune.cli import flower, run
 from fedprune.cli.flower import Connection, RunStatus
-from fedprune.cli.perform import LogReader
+from fedprune.cli.job import LogReader
 from fedprune.cli.run import run_job
 from fedprune.errors import ConfigError
 from fedprune.reporting.progress import Progress
@@ -108,7 +108,7 @@ def test_a_reason_that_the_server_left_is_told_without_the_log(
         return RunStatus("finished:failed", "Simulation failed with exception: too few clients")
 
     flwr.answers(run=[ACCEPTED])
-    monkeypatch.setattr("fedprune.cli.perform.wait", leave_reason)
+    monkeypatch.setattr("fedprune.cli.job.wait", leave_reason)
     assert run_job([]) == 1
     shown = capsys.readouterr().err
     assert "The run failed. too few clients" in shown

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedprune.cli.sweep_plan import SweepJob, cut_off, finished, plan_sweep
-from fedprune.cli.sweep_spec import read_sweep
+from fedprune.cli.sweep_plan import SweepJob, cut_off, finished, plan_sweep, read_sweep
 from fedprune.config import from_yaml, to_yaml
 from fedprune.errors import ConfigError
 from fedprune.reporting.sources import source_digest

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fedprune.cli.sweep_spec import Sweep, read_sweep, sweep_names
+from fedprune.cli.sweep_plan import Sweep, read_sweep, sweep_names
 from fedprune.errors import ConfigError
 from fedprune.reporting.sweep import Axes
 
