@@ -19,10 +19,9 @@ from fedprune.aggregation.select import Rule, select
 from fedprune.aggregation.votes import VoteCounter
 from fedprune.config import RunConfig, config_from_overrides
 from fedprune.data.clients import client_samples
-from fedprune.data.sources import load_documents
+from fedprune.data.texts import load_documents
 from fedprune.models.export import SIDECAR
-from fedprune.models.loaded import LoadedModel
-from fedprune.models.loading import load_model
+from fedprune.models.loading import LoadedModel, load_model
 from fedprune.models.sidecar import read_sidecar
 from fedprune.pruning.blocks import prune_blocks
 from fedprune.pruning.driver import BlockWalk

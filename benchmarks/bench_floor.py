@@ -13,8 +13,7 @@ from benchmarks.floor import Rates, block_floor
 from benchmarks.timing import report
 from fedprune.config import config_from_overrides
 from fedprune.models.generate import draft_model, generate_model
-from fedprune.models.loaded import LoadedModel
-from fedprune.models.loading import load_model
+from fedprune.models.loading import LoadedModel, load_model
 from fedprune.pruning.blocks import prune_blocks
 from fedprune.pruning.driver import BlockWalk
 from fedprune.pruning.registry import make_pruner

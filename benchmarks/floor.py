@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fedprune.models.loaded import LoadedModel
+from fedprune.models.loading import LoadedModel
 
 _ROUNDS = 5
 

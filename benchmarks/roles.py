@@ -23,10 +23,10 @@ from benchmarks import baseline
 from fedprune.cli.inline import InlineGrid
 from fedprune.config import RunConfig, config_from_overrides
 from fedprune.data.clients import client_samples
-from fedprune.data.sources import load_documents
-from fedprune.evaluation.texts import evaluation_windows
+from fedprune.data.texts import load_documents
+from fedprune.evaluation.perplexity import evaluation_windows
+from fedprune.models.device import Limits
 from fedprune.models.fingerprint import Fingerprint, fingerprint
-from fedprune.models.limits import Limits
 from fedprune.models.loading import load_model
 from fedprune.pruning.blocks import prune_blocks
 from fedprune.pruning.driver import BlockWalk

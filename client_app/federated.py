@@ -13,10 +13,9 @@ from fedprune.config import RunConfig
 from fedprune.errors import ReplyRefusedError
 from fedprune.evaluation.own_texts import OwnTextResult
 from fedprune.evaluation.perplexity import perplexity
-from fedprune.models.device import pick_device
-from fedprune.models.limits import Limits
-from fedprune.models.loaded import LoadedModel
-from fedprune.models.masking import Changes, Recalled
+from fedprune.models.changes import Changes, Recalled
+from fedprune.models.device import Limits, pick_device
+from fedprune.models.loading import LoadedModel
 from fedprune.records import FINAL, FinalOrder
 from fedprune.wire.change import Change
 

@@ -7,9 +7,8 @@ from client_app.seat import Seat
 from fedprune.config import RunConfig
 from fedprune.errors import DataError
 from fedprune.evaluation.perplexity import perplexities
-from fedprune.models.device import pick_device
-from fedprune.models.limits import Limits
-from fedprune.models.masking import Changes, Recalled
+from fedprune.models.changes import Changes, Recalled
+from fedprune.models.device import Limits, pick_device
 from fedprune.pruning.blocks import pruned_in_passing
 from fedprune.pruning.driver import BlockWalk
 from fedprune.pruning.registry import make_pruner

@@ -27,9 +27,8 @@ from client_app.models_room import (
     make_room,
     touched,
 )
-from fedprune.disk import commit_file, is_refusal, replace_file, sync
+from fedprune.disk import commit_file, home, is_refusal, replace_file, sync
 from fedprune.errors import ModelError, ReplyRefusedError, WireError
-from fedprune.home import home
 from fedprune.models.transfer import Manifest, ModelFile, is_digest
 
 _MANIFEST = "manifest.json"

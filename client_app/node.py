@@ -14,17 +14,14 @@ import torch
 from client_app.own_model import model_path
 from client_app.seat import Seat
 from fedprune.config import DataConfig, ModelConfig, RunConfig
-from fedprune.data.clients import client_samples
+from fedprune.data.clients import client_samples, heldout_shares
 from fedprune.data.documents import Document
 from fedprune.data.samples import Sample
-from fedprune.data.shares import heldout_shares
-from fedprune.data.sources import OwnTexts, load_documents
+from fedprune.data.texts import OwnTexts, load_documents
 from fedprune.errors import DataError, ModelError
-from fedprune.evaluation.perplexity import token_windows
-from fedprune.evaluation.texts import evaluation_windows
+from fedprune.evaluation.perplexity import evaluation_windows, token_windows
 from fedprune.models.fingerprint import Fingerprint, fingerprint
-from fedprune.models.loaded import LoadedModel
-from fedprune.models.loading import load_model, model_shapes
+from fedprune.models.loading import LoadedModel, load_model, model_shapes
 
 
 def model(config: RunConfig, seat: Seat) -> LoadedModel:

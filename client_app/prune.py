@@ -13,8 +13,7 @@ from client_app.update import Place, check_order, read_start, read_update
 from fedprune.config import RunConfig
 from fedprune.disk import is_refusal
 from fedprune.logs import note
-from fedprune.models.device import pick_device
-from fedprune.models.limits import Limits
+from fedprune.models.device import Limits, pick_device
 from fedprune.pruning.driver import BlockWalk
 from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.spec import block_specs

@@ -15,8 +15,7 @@ import torch
 
 from fedprune.disk import commit_file, replace_file, write_at
 from fedprune.errors import ModelError, ReplyRefusedError
-from fedprune.models.checkpoint import index_files
-from fedprune.models.shards import TensorForm, write_file
+from fedprune.models.weights import TensorForm, index_files, write_file
 from fedprune.wire.change import Change
 from fedprune.wire.update import decode_update, encode_update
 

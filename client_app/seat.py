@@ -7,8 +7,8 @@ from pathlib import Path
 from flwr.app import Context, Message
 
 from client_app.settings import Settings
+from fedprune.disk import home
 from fedprune.errors import ReplyRefusedError
-from fedprune.home import home
 from fedprune.logs import note
 
 _JOB = re.compile(r"[0-9a-f]{32}")

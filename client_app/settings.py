@@ -14,7 +14,7 @@ from typing import Self
 from fedprune.config import DataConfig
 from fedprune.config.rules import PATTERNED
 from fedprune.config.suggest import did_you_mean, show
-from fedprune.data.sources import OwnTexts
+from fedprune.data.texts import OwnTexts
 from fedprune.errors import ConfigError
 
 Value = str | int | float | bool

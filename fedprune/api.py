@@ -1,9 +1,8 @@
 """The maths without Flower: prune on some texts, put several results together, measure.
 
-For a notebook or a script. A model is 'demo', a folder, a hub id, or a
-:class:`~fedprune.models.loaded.LoadedModel`; :func:`~fedprune.models.loaded.loaded_from` makes one
-of a model and a tokenizer that are in memory. No function changes a model: what becomes of its
-weights is a value, block -> linear -> change, which
+For a notebook or a script. A model is 'demo', a folder, a hub id, or what
+:func:`~fedprune.models.loading.loaded_from` makes of a model and a tokenizer that are in memory. No
+function changes a model: what becomes of its weights is a value, block -> linear -> change, which
 :func:`~fedprune.models.export.export_model` writes as an ordinary model folder.
 """
 
@@ -21,11 +20,9 @@ from fedprune.config import Pattern, config_from_overrides
 from fedprune.data.documents import Document
 from fedprune.errors import ConfigError, DataError, ModelError
 from fedprune.evaluation.perplexity import Perplexity, perplexity, token_windows
-from fedprune.models.device import pick_device
-from fedprune.models.limits import Limits
-from fedprune.models.loaded import LoadedModel
-from fedprune.models.loading import load_model
-from fedprune.models.masking import Changes
+from fedprune.models.changes import Changes
+from fedprune.models.device import Limits, pick_device
+from fedprune.models.loading import LoadedModel, load_model
 from fedprune.pruning.blocks import prune_blocks
 from fedprune.pruning.driver import BlockWalk
 from fedprune.pruning.pruners import Pruner

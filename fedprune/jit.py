@@ -17,7 +17,7 @@ from numba.core import config
 from numba.core.caching import UserWideCacheLocator
 from numba.core.dispatcher import Dispatcher
 
-from fedprune.home import home
+from fedprune.disk import home
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -6,7 +6,7 @@ from fedprune.config import RunConfig
 from fedprune.evaluation.sizes import model_sizes
 from fedprune.evaluation.zero_shot import Tasks, load_tasks, task_names, zero_shot
 from fedprune.models.device import pick_device
-from fedprune.models.loaded import LoadedModel
+from fedprune.models.loading import LoadedModel
 from strategies import FederatedPruning
 from strategies.progress import show
 

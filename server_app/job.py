@@ -10,16 +10,14 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 
 from fedprune.config import RunConfig, compose_config, resumed_config, resumption
-from fedprune.disk import is_refusal
+from fedprune.disk import home, is_refusal
 from fedprune.errors import ConfigError, FedpruneError
-from fedprune.home import home
 from fedprune.logs import bound, job_mark, note
+from fedprune.models.device import return_freed_memory
 from fedprune.models.export import export_model
 from fedprune.models.fingerprint import Fingerprint, fingerprint
-from fedprune.models.loaded import LoadedModel
-from fedprune.models.loading import load_model
-from fedprune.models.memory import return_freed_memory
-from fedprune.models.offer import Offer
+from fedprune.models.loading import LoadedModel, load_model
+from fedprune.models.transfer import Offer
 from fedprune.pruning.trace import input_groups
 from fedprune.reporting.board import Board, WatchedLedger
 from fedprune.reporting.card import write_card

@@ -6,13 +6,11 @@ import torch
 
 from fedprune.config import RunConfig
 from fedprune.data.clients import client_samples
-from fedprune.data.sources import load_documents
-from fedprune.evaluation.perplexity import perplexities, perplexity_of
-from fedprune.evaluation.texts import evaluation_windows
-from fedprune.models.device import pick_device
-from fedprune.models.limits import Limits
-from fedprune.models.loaded import LoadedModel
-from fedprune.models.masking import Changes
+from fedprune.data.texts import load_documents
+from fedprune.evaluation.perplexity import evaluation_windows, perplexities, perplexity_of
+from fedprune.models.changes import Changes
+from fedprune.models.device import Limits, pick_device
+from fedprune.models.loading import LoadedModel
 from fedprune.pruning.blocks import pruned_in_passing
 from fedprune.pruning.driver import BlockWalk
 from fedprune.pruning.registry import make_pruner

@@ -16,8 +16,8 @@ from fedprune.aggregation.sampled_agreement import (
     extremes,
 )
 from fedprune.errors import ModelError, WireError
-from fedprune.models.loaded import LoadedModel
-from fedprune.models.masking import Changes, Recalled
+from fedprune.models.changes import Changes, Recalled
+from fedprune.models.loading import LoadedModel
 from fedprune.reporting.results import ClientAgreement, LinearFigures
 from fedprune.wire.change import Change
 from server_app.folder import RunFolder

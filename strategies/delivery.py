@@ -12,7 +12,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedprune.errors import ReplyRefusedError
-from fedprune.models.offer import Offer
+from fedprune.models.transfer import Offer
 from fedprune.records import manifest_record, parcel_record, read_held
 from fedprune.reporting.ledger import Ledger
 from strategies.exchange import exchange

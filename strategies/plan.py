@@ -10,8 +10,7 @@ from torch import Tensor
 from fedprune.aggregation.sampled_agreement import SAMPLED_WEIGHTS, MaskSampler
 from fedprune.config import Pattern
 from fedprune.errors import ModelError
-from fedprune.models.offer import Offer
-from fedprune.models.transfer import MOST_PARCEL_BYTES
+from fedprune.models.transfer import MOST_PARCEL_BYTES, Offer
 from fedprune.pruning.spec import check_divides
 from fedprune.seeds import derive_seed
 

@@ -26,8 +26,8 @@ from fedprune.cli.app import app_folder, project_table
 from fedprune.cli.keeper import MARK
 from fedprune.cli.machine import usable_cpus
 from fedprune.cli.superlink import runtime_environment
+from fedprune.disk import home
 from fedprune.errors import FedpruneError
-from fedprune.home import home
 from fedprune.memory import free_memory
 
 Level = Literal["ok", "warn", "fail"]

@@ -11,13 +11,11 @@ from rich.console import Console
 
 from fedprune.config import RunConfig, config_from_overrides, evaluation_data, to_overrides
 from fedprune.errors import DataError, FedpruneError, ModelError
-from fedprune.evaluation.perplexity import Perplexity, perplexities
+from fedprune.evaluation.perplexity import Perplexity, heldout_windows, perplexities
 from fedprune.evaluation.sizes import ModelSizes, model_sizes
 from fedprune.evaluation.speed import Speed, measure_speed
-from fedprune.evaluation.texts import heldout_windows
 from fedprune.evaluation.zero_shot import ZeroShot, load_tasks, task_names, zero_shot
-from fedprune.models.device import pick_device
-from fedprune.models.limits import Limits
+from fedprune.models.device import Limits, pick_device
 from fedprune.models.loading import check_seq_len, load_model
 from fedprune.reporting.progress import size_text
 from fedprune.reporting.run_folder import read_config

@@ -12,8 +12,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from fedprune.disk import home
 from fedprune.errors import ConfigError
-from fedprune.home import home
 from fedprune.reporting.exposition import exposition
 from fedprune.reporting.gateway import GatewayTally, read_gateway
 from fedprune.reporting.printable import printable

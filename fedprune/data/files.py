@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedprune.data.cutting import cut
-from fedprune.data.documents import Document
+from fedprune.data.documents import Document, cut
 from fedprune.errors import DataError
 
 DEFAULT_GLOB = "**/*"

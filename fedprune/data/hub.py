@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedprune.config import DataConfig
-from fedprune.data.cutting import PIECE_CHARACTERS
-from fedprune.data.documents import Document
+from fedprune.data.documents import PIECE_CHARACTERS, Document
 from fedprune.data.files import pieces_of
 from fedprune.errors import DataError
 

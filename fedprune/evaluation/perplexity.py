@@ -4,6 +4,7 @@ The text is cut into windows that do not overlap, each window is scored on its o
 taken over predicted tokens: the first token of a window is context only.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -14,13 +15,14 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
+from fedprune.config import DataConfig, EvaluationConfig, RunConfig, evaluation_data
 from fedprune.data.documents import Document
+from fedprune.data.texts import OwnTexts, load_documents
 from fedprune.errors import DataError
-from fedprune.models.inputs import output_of
-from fedprune.models.limits import Limits
-from fedprune.models.loaded import LoadedModel
-from fedprune.models.masking import Changes
-from fedprune.models.memory import explain_out_of_memory
+from fedprune.models.capture import output_of
+from fedprune.models.changes import Changes
+from fedprune.models.device import Limits, explain_out_of_memory
+from fedprune.models.loading import LoadedModel
 from fedprune.models.walk import ModelWalk
 
 _ROWS = 256  # logits taken to float32 at a time: vocabularies are large
@@ -219,3 +221,45 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str, special: bool = False
     # Not verbose: texts longer than the model's window are the point here, not a mistake.
     ids: list[int] = tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
     return ids
+
+
+_log = logging.getLogger("flwr")
+
+
+def evaluation_windows(
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    node: OwnTexts | None = None,
+) -> dict[str, Tensor]:
+    """Return label -> windows of the held-out part of `data` and of each of `evaluation.datasets`.
+
+    A data set that cannot be had is told in the log and left out: what was pruned until here is
+    worth more than one figure about it.
+
+    Parameters
+    ----------
+    config : RunConfig
+        `data` and `evaluation`.
+    tokenizer : PreTrainedTokenizerBase
+        The model's own.
+    node : OwnTexts, optional
+        A node's own texts; None on the server, and where all nodes read the same.
+    """
+    found: dict[str, Tensor] = {}
+    for label, data in evaluation_data(config).items():
+        try:
+            found[label] = heldout_windows(config.evaluation, data, tokenizer, node)
+        except DataError as error:
+            _log.warning("not evaluated on '%s': %s", label, error)
+    return found
+
+
+def heldout_windows(
+    chosen: EvaluationConfig,
+    data: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    node: OwnTexts | None = None,
+) -> Tensor:
+    """Return the windows of one data set's held-out part; DataError where they cannot be had."""
+    documents = load_documents(data, "heldout", node)
+    return token_windows(documents, tokenizer, chosen.seq_len, chosen.max_windows, data.joiner)

@@ -6,9 +6,9 @@ Zeros in a dense file take as much room as any other number: pruning alone makes
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fedprune.models.checkpoint import index_files
 from fedprune.models.export import SIDECAR
 from fedprune.models.folder import COMPACT_INDEX
+from fedprune.models.weights import index_files
 from fedprune.wire.bitmask import popcount
 
 

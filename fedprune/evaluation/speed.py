@@ -18,10 +18,10 @@ from torch.sparse import to_sparse_semi_structured
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from fedprune.models.compact import load_compact
+from fedprune.models.device import explain_out_of_memory
 from fedprune.models.folder import COMPACT_INDEX
 from fedprune.models.layout import DecoderLayout, find_layout
 from fedprune.models.loading import progress_on_terminals_only
-from fedprune.models.memory import explain_out_of_memory
 
 _LEAST_CAPABILITY = (8, 0)
 _WARM_UP = 2

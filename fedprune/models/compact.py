@@ -14,15 +14,14 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedprune.config.schema import ModelConfig
+from fedprune.disk import new_folder
 from fedprune.errors import ModelError
+from fedprune.models.changes import Recalled
 from fedprune.models.compact_index import CompactIndex
 from fedprune.models.compact_source import CompactWeights, checksum, named_linears
 from fedprune.models.export import SIDECAR, export_model
 from fedprune.models.folder import COMPACT_INDEX
-from fedprune.models.loaded import LoadedModel
-from fedprune.models.loading import load_model
-from fedprune.models.masking import Recalled
-from fedprune.models.new_folder import new_folder
+from fedprune.models.loading import LoadedModel, load_model
 from fedprune.models.packing import in_order, pack_weight, write_shards
 from fedprune.models.sidecar import read_sidecar
 from fedprune.wire.bitmask import BitMask

@@ -11,10 +11,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fedprune.errors import WireError
-from fedprune.models.checkpoint import Stored
 from fedprune.models.compact_index import CompactIndex, damaged
 from fedprune.models.layout import DecoderLayout, LinearRef, find_layout
-from fedprune.models.raw import raw_bytes
+from fedprune.models.weights import Stored, raw_bytes
 from fedprune.wire.bitmask import BitMask
 from fedprune.wire.compact import decode_weight, decode_weight_mask
 

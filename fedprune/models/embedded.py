@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from fedprune.disk import home
 from fedprune.errors import ModelError
-from fedprune.home import home
 
 SHIPPED = Path(__file__).parent / "demo"
 FORMAT = "fedprune-weights-1"

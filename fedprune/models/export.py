@@ -9,12 +9,12 @@ from pathlib import Path
 
 from torch import Tensor
 
+from fedprune.disk import new_folder
 from fedprune.errors import ModelError
-from fedprune.models.loaded import LoadedModel
-from fedprune.models.masking import Changes, Recalled, changed_tensors
-from fedprune.models.new_folder import new_folder
-from fedprune.models.shards import SHARD_BYTES, TensorForm, write_model
+from fedprune.models.changes import Changes, Recalled, changed_tensors
+from fedprune.models.loading import LoadedModel
 from fedprune.models.sidecar import write_sidecar
+from fedprune.models.weights import SHARD_BYTES, TensorForm, write_model
 from fedprune.wire.change import mask_of
 
 #: Where an export keeps its masks. Not beside the weights: servers that load a folder's every

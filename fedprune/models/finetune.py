@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from fedprune.models.changes import changed_tensors
 from fedprune.models.layout import find_layout
-from fedprune.models.masking import changed_tensors
 from fedprune.wire.bitmask import BitMask
 
 

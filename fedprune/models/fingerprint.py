@@ -14,8 +14,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from fedprune.models.loaded import LoadedModel
-from fedprune.models.raw import raw_bytes
+from fedprune.models.loading import LoadedModel
+from fedprune.models.weights import raw_bytes
 
 # Where and with which release a model was loaded says nothing about its weights; the dtype is
 # covered by the hash of the weights.

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from fedprune.disk import new_folder
 from fedprune.errors import ModelError
 from fedprune.models.embedded import SHIPPED, TOKENIZER
 from fedprune.models.layout import find_layout
-from fedprune.models.new_folder import new_folder
 from fedprune.models.presets import PRESETS
-from fedprune.models.shards import SHARD_BYTES, TensorForm, write_model
+from fedprune.models.weights import SHARD_BYTES, TensorForm, write_model
 from fedprune.seeds import derive_seed
 
 _CHUNK = 1 << 22  # weights drawn at a time, in float32

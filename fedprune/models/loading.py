@@ -9,11 +9,14 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -21,21 +24,126 @@ from transformers import (
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from fedprune.config.schema import ModelConfig
 from fedprune.errors import ModelError
-from fedprune.models.checkpoint import Stored, index_files
 from fedprune.models.compact_index import is_compact_file
 from fedprune.models.compact_source import open_compact
 from fedprune.models.folder import check_config, check_folder, is_local
 from fedprune.models.hub_files import weight_files
-from fedprune.models.layout import find_layout
-from fedprune.models.loaded import LoadedModel, loaded_from
-from fedprune.models.mapping import check_complete, map_weights
-from fedprune.models.source import WeightSource
+from fedprune.models.layout import DecoderLayout, find_layout
+from fedprune.models.weights import (
+    HeldWeights,
+    Stored,
+    WeightSource,
+    check_complete,
+    index_files,
+    map_weights,
+)
+
+
+@dataclass
+class LoadedModel:
+    """A decoder with its tokenizer, the place of its blocks and the source of its weights.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        The architecture in evaluation mode. Where the weights are mapped its parameters have no
+        data (device "meta"); only buffers that are not saved are real.
+    tokenizer : PreTrainedTokenizerBase
+        The model's own.
+    layout : DecoderLayout
+        Its blocks.
+    path : str
+        Folder or Hub id that it came from.
+    source : WeightSource
+        Gives the weights one by one.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    layout: DecoderLayout
+    path: str
+    source: WeightSource
+
+    def names(self) -> list[str]:
+        """Return the names in the model's state, in its order; tied ones under each name."""
+        return list(self.model.state_dict())
+
+    def tensor(self, name: str) -> Tensor:
+        """Return a tensor of the model's state on the CPU, in the type it computes in.
+
+        Raises
+        ------
+        ModelError
+            If its file cannot be read any more.
+        """
+        return self.source.tensor(name)
+
+    def weight(self, block: int, linear: str) -> Tensor:
+        """Return a prunable weight as a (d_out, d_in) view on the CPU."""
+        return self.layout.linears(block)[linear].orient(
+            self.tensor(self.layout.parameter_name(block, linear))
+        )
+
+    def block_tensors(self, block: int) -> dict[str, Tensor]:
+        """Return a block's parameters and buffers on the CPU, by their names inside the block."""
+        prefix = f"{self.layout.prefix}.{block}."
+        module = self.layout.blocks[block]
+        saved = module.state_dict()
+        return {
+            name: self.tensor(prefix + name) if name in saved else tensor.detach()
+            for name, tensor in chain(module.named_parameters(), module.named_buffers())
+        }
+
+    def outer_tensors(self) -> dict[str, Tensor]:
+        """Return what is outside the blocks, embeddings and head, by full name; tied ones once."""
+        saved = self.model.state_dict()
+        return {
+            name: self.tensor(name) if name in saved else tensor.detach()
+            for name, tensor in self._outside()
+        }
+
+    def prefetch(self, block: int) -> None:
+        """Let a block's weights be read in the background; none where there is no such block."""
+        if block < len(self.layout.blocks):
+            prefix = f"{self.layout.prefix}.{block}."
+            self.source.prefetch(prefix + name for name in self.layout.blocks[block].state_dict())
+
+    def _outside(self) -> Iterator[tuple[str, Tensor]]:
+        inside = f"{self.layout.prefix}."
+        for name, tensor in chain(self.model.named_parameters(), self.model.named_buffers()):
+            if not name.startswith(inside):
+                yield name, tensor
+
+
+def loaded_from(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str = ""
+) -> LoadedModel:
+    """Return a model that was made in Python, weights in memory, ready to be pruned.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        The model, on the CPU; it is put into evaluation mode.
+    tokenizer : PreTrainedTokenizerBase
+        Its tokenizer.
+    path : str
+        How it is called.
+
+    Raises
+    ------
+    ModelError
+        If it cannot be pruned block by block.
+    """
+    model.eval()
+    return LoadedModel(model, tokenizer, find_layout(model), path, HeldWeights(model))
+
 
 _DTYPES: dict[str, torch.dtype | None] = {
     "auto": None,  # as stored

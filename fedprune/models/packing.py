@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedprune.errors import WireError
 from fedprune.models.layout import LinearRef
-from fedprune.models.shards import TensorForm, write_file
+from fedprune.models.weights import TensorForm, write_file
 from fedprune.wire.bitmask import BitMask
 from fedprune.wire.compact import encode_weight
 from fedprune.wire.sparse import FLOATS, SparseWeight

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from fedprune.errors import ModelError, WireError
-from fedprune.models.shards import TensorForm, write_file
+from fedprune.models.weights import TensorForm, write_file
 from fedprune.wire.bitmask import BitMask
 
 _FORMAT = "fedprune-masks"

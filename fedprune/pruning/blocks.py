@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 
 from fedprune.errors import ModelError
-from fedprune.models.masking import Changes, Recalled
-from fedprune.models.memory import explain_out_of_memory
+from fedprune.models.changes import Changes, Recalled
+from fedprune.models.device import explain_out_of_memory
 from fedprune.pruning.driver import BlockWalk
 from fedprune.pruning.pruners import Pruner
 from fedprune.pruning.spec import MaskSpec

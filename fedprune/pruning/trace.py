@@ -2,7 +2,7 @@
 
 import torch
 
-from fedprune.models.loaded import LoadedModel
+from fedprune.models.loading import LoadedModel
 from fedprune.pruning.driver import BlockWalk
 from fedprune.pruning.statistics import shared_inputs
 

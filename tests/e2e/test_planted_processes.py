@@ -7,7 +7,7 @@ import torch
 
 from fedprune.config import config_from_overrides
 from fedprune.data.clients import client_samples
-from fedprune.data.sources import OwnTexts, load_documents
+from fedprune.data.texts import OwnTexts, load_documents
 from fedprune.models.loading import load_model
 from fedprune.pruning.driver import BlockWalk
 from tests.support import planted

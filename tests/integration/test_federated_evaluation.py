@@ -10,10 +10,10 @@ from flwr.app import Array, ArrayRecord
 import strategies.federated
 from client_app.app import app
 from fedprune.config import config_from_overrides
-from fedprune.data.shares import heldout_shares
-from fedprune.data.sources import load_documents
+from fedprune.data.clients import heldout_shares
+from fedprune.data.texts import load_documents
+from fedprune.disk import home
 from fedprune.evaluation.perplexity import perplexity, token_windows
-from fedprune.home import home
 from fedprune.models.loading import load_model
 from tests.support.grid import LocalGrid
 from tests.support.jobs import QUIET, job

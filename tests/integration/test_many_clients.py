@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fedprune.data import skew, stdlib
+from fedprune.data import partitions, stdlib
 from tests.support.jobs import job
 
 _CLIENTS = 200
@@ -14,18 +14,18 @@ _CLIENTS = 200
 def test_texts_are_read_and_shared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
     shared: list[int] = []
-    walk, partitioner = stdlib._sources, skew._partitioner
+    walk, partitioner = stdlib._sources, partitions._partitioner
 
     def counted(root: Path):
         read.append(root)
         return walk(root)
 
-    def counted_partitioner(count: int, how: skew.Skew):
+    def counted_partitioner(count: int, how: partitions.Skew):
         shared.append(count)
         return partitioner(count, how)
 
     monkeypatch.setattr(stdlib, "_sources", counted)
-    monkeypatch.setattr(skew, "_partitioner", counted_partitioner)
+    monkeypatch.setattr(partitions, "_partitioner", counted_partitioner)
     options = ("data.partition=iid", "pruner.num_calibration_samples=1", "pruner.seq_len=16")
     results = job(tmp_path / "run", *options, clients=_CLIENTS)
     assert len(results["clients"]) == _CLIENTS

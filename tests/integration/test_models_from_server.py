@@ -13,8 +13,7 @@ from fedprune.errors import ModelError, QuorumError
 from fedprune.models.compact import write_compact
 from fedprune.models.embedded import demo_model_path
 from fedprune.models.export import SIDECAR
-from fedprune.models.offer import Offer
-from fedprune.models.transfer import Manifest
+from fedprune.models.transfer import Manifest, Offer
 from tests.support.grid import LocalGrid
 from tests.support.homes import Homes
 from tests.support.jobs import job, opt_folder

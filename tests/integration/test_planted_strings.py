@@ -12,7 +12,7 @@ from flwr.common.serde import message_to_proto
 import client_app.app as handlers
 import client_app.node
 from fedprune.cli import inline, main
-from fedprune.home import home
+from fedprune.disk import home
 from fedprune.wire import planes
 from tests.support import planted
 from tests.support.grid import LocalGrid

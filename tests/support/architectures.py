@@ -7,7 +7,7 @@ import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from fedprune.models.loaded import LoadedModel, loaded_from
+from fedprune.models.loading import LoadedModel, loaded_from
 
 VOCABULARY = 100
 POSITIONS = 32

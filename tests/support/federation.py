@@ -18,7 +18,7 @@ from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
 
 from fedprune.cli.superlink import runtime_environment
-from fedprune.home import home
+from fedprune.disk import home
 from tests.support.certificates import authority, node_key, server_certificate
 from tests.support.services import Command, Service, free_port, listens, until
 

@@ -7,7 +7,7 @@ from flwr.clientapp import ClientApp
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedprune.cli.inline import InlineGrid
-from fedprune.home import home
+from fedprune.disk import home
 
 Tamper = Callable[[int, Message], Message | None]
 

@@ -11,11 +11,10 @@ import transformers as hf
 from client_app.app import app
 from fedprune.config import config_from_overrides
 from fedprune.data.clients import client_samples
-from fedprune.data.sources import load_documents
+from fedprune.data.texts import load_documents
 from fedprune.models.embedded import demo_model_path
 from fedprune.models.export import SIDECAR
-from fedprune.models.loaded import LoadedModel, loaded_from
-from fedprune.models.loading import load_model
+from fedprune.models.loading import LoadedModel, load_model, loaded_from
 from fedprune.models.sidecar import read_sidecar
 from server_app.job import run_job
 from tests.support.grid import LocalGrid

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedprune.models.loaded import LoadedModel
+from fedprune.models.loading import LoadedModel
 from fedprune.wire.bitmask import BitMask
 
 Masks = dict[int, dict[str, BitMask]]

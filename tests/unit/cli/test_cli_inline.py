@@ -10,7 +10,7 @@ from flwr.common.logger import FLOWER_LOGGER, log
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedprune.cli.inline import InlineGrid, _identity, _output_to, run_inline
-from fedprune.home import home
+from fedprune.disk import home
 
 
 def echo() -> ClientApp:

@@ -12,8 +12,7 @@ import pytest
 from client_app import models_store
 from client_app.models_store import ModelStore
 from fedprune.errors import ModelError, ReplyRefusedError
-from fedprune.models.offer import Offer
-from fedprune.models.transfer import Manifest, ModelFile
+from fedprune.models.transfer import Manifest, ModelFile, Offer
 
 PARCEL = 4096
 MOST = 10**9

@@ -11,8 +11,8 @@ from client_app.app import app
 from client_app.room import Room
 from client_app.scratch import Scratch
 from fedprune.config import config_from_overrides, to_yaml
+from fedprune.disk import home
 from fedprune.errors import ReplyRefusedError
-from fedprune.home import home
 from fedprune.records import request
 from fedprune.wire.update import most_update_bytes
 from tests.support.grid import become_server

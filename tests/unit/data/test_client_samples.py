@@ -9,8 +9,7 @@ from fedprune.config import compose_config
 from fedprune.data.clients import client_samples
 from fedprune.data.documents import Document
 from fedprune.data.partitions import partition_documents
-from fedprune.data.published import published_samples
-from fedprune.data.samples import calibration_samples, packed_samples
+from fedprune.data.samples import calibration_samples, packed_samples, published_samples
 from fedprune.errors import DataError
 from fedprune.seeds import derive_seed
 

@@ -8,8 +8,8 @@ import datasets
 import pytest
 
 from fedprune.config import compose_config
-from fedprune.data.cutting import PIECE_CHARACTERS
-from fedprune.data.sources import load_documents
+from fedprune.data.documents import PIECE_CHARACTERS
+from fedprune.data.texts import load_documents
 from fedprune.errors import DataError
 
 HUB = compose_config({"data": "hub", "overrides": "data.path=org/name"}).data

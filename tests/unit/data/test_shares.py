@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 
 from fedprune.config import config_from_overrides
+from fedprune.data.clients import heldout_shares
 from fedprune.data.documents import Document
 from fedprune.data.partitions import partition_documents
-from fedprune.data.shares import heldout_shares
-from fedprune.data.sources import load_documents
+from fedprune.data.texts import load_documents
 from fedprune.seeds import derive_seed
 
 

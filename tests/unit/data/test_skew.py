@@ -9,8 +9,7 @@ from flwr_datasets.partitioner import DirichletPartitioner
 
 from fedprune.config.rules import CHOICES
 from fedprune.data.documents import Document
-from fedprune.data.partitions import HOWS, partition_documents
-from fedprune.data.skew import SKEWS
+from fedprune.data.partitions import HOWS, SKEWS, partition_documents
 from fedprune.errors import DataError
 from fedprune.seeds import derive_seed
 

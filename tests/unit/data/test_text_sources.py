@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedprune.config import compose_config
-from fedprune.data.cutting import cut
-from fedprune.data.documents import Document
-from fedprune.data.sources import OwnTexts, load_documents, split_documents
+from fedprune.data.documents import Document, cut
+from fedprune.data.texts import OwnTexts, load_documents, split_documents
 from fedprune.errors import DataError
 
 FILES = compose_config({"data": "/nowhere"}).data

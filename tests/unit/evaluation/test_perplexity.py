@@ -8,7 +8,7 @@ from fedprune.data.documents import Document
 from fedprune.errors import DataError, ModelError
 from fedprune.evaluation import perplexity as module
 from fedprune.evaluation.perplexity import perplexities, perplexity, token_windows
-from fedprune.models.masking import Recalled
+from fedprune.models.changes import Recalled
 from tests.support.architectures import FAMILIES, tiny_model, tiny_tokenizer, token_samples
 from tests.support.masks import equal_bits, expected_state, random_masks, state_of
 

@@ -7,8 +7,7 @@ import datasets
 import pytest
 
 from fedprune.config import config_from_overrides, evaluation_data
-from fedprune.evaluation.perplexity import token_windows
-from fedprune.evaluation.texts import evaluation_windows
+from fedprune.evaluation.perplexity import evaluation_windows, token_windows
 from tests.support.architectures import tiny_tokenizer
 
 
@@ -48,9 +47,9 @@ def test_each_data_set_is_joined_its_own_way(texts, monkeypatch):
         seen[documents[0].text] = joiner
         return token_windows(documents, tokenizer, seq_len, max_windows, joiner)
 
-    monkeypatch.setattr("fedprune.evaluation.texts.token_windows", watch)
+    monkeypatch.setattr("fedprune.evaluation.perplexity.token_windows", watch)
     monkeypatch.setattr(
-        "fedprune.evaluation.texts.load_documents",
+        "fedprune.evaluation.perplexity.load_documents",
         lambda data, *_: [type("D", (), {"text": f"w3 {data.name} " * 20})] * 9,
     )
     evaluation_windows(config(texts, "wikitext2,c4,ptb"), tiny_tokenizer())

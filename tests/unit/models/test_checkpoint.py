@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from fedprune.errors import ModelError
-from fedprune.models.checkpoint import DTYPES, index_files
-from fedprune.models.shards import TensorForm, write_file, write_model
+from fedprune.models.weights import DTYPES, TensorForm, index_files, write_file, write_model
 from tests.support.masks import equal_bits
 
 

@@ -5,10 +5,9 @@ import pytest
 import torch
 
 from fedprune.errors import ModelError
-from fedprune.models import hidden as module
-from fedprune.models.hidden import HiddenStates, memory_limit
-from fedprune.models.limits import Limits
-from fedprune.models.walk import ModelWalk
+from fedprune.models import walk as module
+from fedprune.models.device import Limits
+from fedprune.models.walk import HiddenStates, ModelWalk, memory_limit
 from tests.support.architectures import tiny_model, token_samples
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from fedprune.errors import ModelError
-from fedprune.models.inputs import capture_inputs
-from fedprune.models.loaded import loaded_from
+from fedprune.models.capture import capture_inputs
+from fedprune.models.loading import loaded_from
 from tests.support.architectures import token_samples
 
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from fedprune.errors import ModelError
-from fedprune.models.masking import Recalled, changed_tensors, masked_weight
+from fedprune.models.changes import Recalled, changed_tensors, masked_weight
 from fedprune.wire.bitmask import BitMask
 from fedprune.wire.change import LinearUpdate
 from fedprune.wire.sparse import FLOATS, SparseWeight

@@ -1,7 +1,7 @@
 import pytest
 
+from fedprune.disk import new_folder
 from fedprune.errors import ModelError
-from fedprune.models.new_folder import new_folder
 
 
 def test_appears_whole(tmp_path):

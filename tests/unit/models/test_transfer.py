@@ -12,8 +12,7 @@ from transformers import AutoModelForCausalLM
 from fedprune.errors import ModelError, WireError
 from fedprune.models.compact import write_compact
 from fedprune.models.embedded import demo_model_path
-from fedprune.models.offer import Offer
-from fedprune.models.transfer import Manifest, ModelFile, may_travel
+from fedprune.models.transfer import Manifest, ModelFile, Offer, may_travel
 
 PARCEL = 1 << 16
 

@@ -7,8 +7,7 @@ import torch
 
 from fedprune.config import config_from_overrides
 from fedprune.errors import ModelError
-from fedprune.models.limits import Limits
-from fedprune.models.memory import is_out_of_memory
+from fedprune.models.device import Limits, is_out_of_memory
 from fedprune.models.walk import ModelWalk
 from fedprune.pruning.driver import BlockWalk
 from tests.support.architectures import FAMILIES, tiny_model, token_samples

@@ -6,8 +6,7 @@ import torch
 
 from fedprune.config.pattern import Pattern
 from fedprune.errors import ModelError
-from fedprune.models.calls import TensorPool
-from fedprune.models.inputs import capture_inputs, hidden_of
+from fedprune.models.capture import TensorPool, capture_inputs, hidden_of
 from fedprune.pruning import recorder
 from fedprune.pruning.blocks import prune_block, prune_blocks
 from fedprune.pruning.driver import BlockWalk

@@ -13,11 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedprune.errors import ConfigError, ModelError
-from fedprune.models.checkpoint import index_files
 from fedprune.models.compact_index import CompactIndex
 from fedprune.models.folder import COMPACT_INDEX
-from fedprune.models.shards import TensorForm, write_file
 from fedprune.models.sidecar import read_sidecar, write_sidecar
+from fedprune.models.weights import TensorForm, index_files, write_file
 from fedprune.records import NodeReport
 from fedprune.reporting.ledger import Entry, Ledger
 from fedprune.wire.bitmask import BitMask

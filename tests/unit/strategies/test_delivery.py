@@ -2,7 +2,7 @@
 
 from flwr.app import Message
 
-from fedprune.models.offer import Offer
+from fedprune.models.transfer import Offer
 from fedprune.records import held_record
 from fedprune.reporting.ledger import Ledger
 from strategies.delivery import Delivery

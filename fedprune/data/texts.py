@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from fedprune.config import DataConfig
-from fedprune.data.cutting import break_before
-from fedprune.data.documents import Document
+from fedprune.data.documents import Document, break_before
 from fedprune.data.files import FileQuery, file_documents
 from fedprune.data.hub import HubSplit, hub_documents
 from fedprune.data.stdlib import stdlib_documents
