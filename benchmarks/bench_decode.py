@@ -19,7 +19,7 @@ from fedprune.aggregation.votes import VoteCounter
 from fedprune.config.pattern import Pattern
 from fedprune.pruning.kernels import wanda_mask
 from fedprune.pruning.spec import MaskSpec
-from fedprune.wire.bitmask import BitMask, popcount
+from fedprune.wire.masks import BitMask, popcount
 
 CLIENTS = 8
 ROUNDS = 5

@@ -27,7 +27,7 @@ from fedprune.pruning.blocks import prune_blocks
 from fedprune.pruning.driver import BlockWalk
 from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.spec import block_specs
-from fedprune.wire.bitmask import BitMask
+from fedprune.wire.masks import BitMask
 
 CLIENTS = 64
 Masks = dict[tuple[int, str], BitMask]

@@ -18,8 +18,8 @@ from fedprune.pruning.blocks import prune_blocks
 from fedprune.pruning.driver import BlockWalk
 from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.spec import block_specs
-from fedprune.wire.block import encode_block
-from fedprune.wire.change import mask_of
+from fedprune.wire.changes import mask_of
+from fedprune.wire.masks import encode_block
 
 CASES = ((1, 128), (2, 128), (8, 128), (2, 512))
 BLOCKS = 2

@@ -15,7 +15,7 @@ from benchmarks.timing import report
 from fedprune.config.pattern import Pattern
 from fedprune.pruning.select import prune_lowest, runs_triton
 from fedprune.pruning.spec import MaskSpec
-from fedprune.wire.bitmask import BitMask
+from fedprune.wire.masks import BitMask
 
 ROUNDS = 20
 SPECS = {

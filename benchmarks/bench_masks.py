@@ -13,7 +13,7 @@ from fedprune.config.pattern import Pattern
 from fedprune.pruning.kernels import wanda_mask
 from fedprune.pruning.select import prune_lowest
 from fedprune.pruning.spec import MaskSpec
-from fedprune.wire.bitmask import BitMask
+from fedprune.wire.masks import BitMask
 
 ROUNDS = 5
 SPECS = {

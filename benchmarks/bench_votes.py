@@ -20,7 +20,7 @@ from fedprune.config.count import GROUPS
 from fedprune.config.pattern import Pattern
 from fedprune.pruning.kernels import wanda_mask
 from fedprune.pruning.spec import MaskSpec
-from fedprune.wire.bitmask import BitMask
+from fedprune.wire.masks import BitMask
 
 CLIENTS = 64
 NOISE = 0.1  # relative deviation of a client's norms: clients of unlike data

@@ -5,8 +5,7 @@ import numpy as np
 from benchmarks.synthetic import SHAPES
 from benchmarks.timing import alternate, report
 from fedprune.config.pattern import UNSTRUCTURED, Pattern
-from fedprune.wire.bitmask import BitMask
-from fedprune.wire.masks import decode_mask, encode_mask
+from fedprune.wire.masks import BitMask, decode_mask, encode_mask
 
 ROUNDS = 5
 PATTERNS = (UNSTRUCTURED, Pattern(2, 4), Pattern(4, 8), Pattern(1, 4), Pattern(6, 32))

@@ -35,9 +35,8 @@ from fedprune.pruning.spec import block_specs
 from fedprune.records import NodeReport, PruneReply, prune_record, read_order, report_record
 from fedprune.reporting.machine import peak_rss_bytes
 from fedprune.reporting.sources import source_digest
-from fedprune.wire.bitmask import BitMask
-from fedprune.wire.block import encode_block
-from fedprune.wire.change import mask_of
+from fedprune.wire.changes import mask_of
+from fedprune.wire.masks import BitMask, encode_block
 from server_app.job import run_job
 
 SAMPLES, SEQ_LEN = 2, 128

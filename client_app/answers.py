@@ -14,13 +14,10 @@ from fedprune.pruning.solvers import OnWhatIsKnown
 from fedprune.pruning.spec import MaskSpec
 from fedprune.pruning.statistics import ColumnStatistics, Statistics, shared_inputs
 from fedprune.records import FORMS, MASKS, SUMS, WEIGHTS
-from fedprune.wire.bitmask import BitMask
-from fedprune.wire.block import encode_block
-from fedprune.wire.change import Change, mask_of
+from fedprune.wire.changes import Change, SparseWeight, encode_update, mask_of
+from fedprune.wire.masks import BitMask, encode_block
 from fedprune.wire.moments import encode_moments
-from fedprune.wire.sparse import SparseWeight
 from fedprune.wire.sums import InputSums, encode_sums
-from fedprune.wire.update import encode_update
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from fedprune.models.changes import Changes, Recalled
 from fedprune.models.device import Limits, pick_device
 from fedprune.models.loading import LoadedModel
 from fedprune.records import FINAL, FinalOrder
-from fedprune.wire.change import Change
+from fedprune.wire.changes import Change
 
 
 def evaluate_own_texts(config: RunConfig, seat: Seat, order: FinalOrder) -> OwnTextResult:

@@ -6,8 +6,7 @@ from fedprune.aggregation.moment_plan import InputPlan, plan_inputs
 from fedprune.aggregation.sketches import eigen_sketch, nystrom_sketch
 from fedprune.config import RunConfig
 from fedprune.pruning.statistics import MomentStatistics, Statistics, shared_inputs
-from fedprune.wire.moments import Columns, InputMoments, Sketch
-from fedprune.wire.triangle import Triangle
+from fedprune.wire.moments import Columns, InputMoments, Sketch, Triangle
 
 
 def input_moments(

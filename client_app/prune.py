@@ -19,7 +19,7 @@ from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.spec import block_specs
 from fedprune.records import Order, PruneReply, fetched_record, prune_record, split_record
 from fedprune.reporting.machine import peak_device_bytes, peak_rss_bytes
-from fedprune.wire.change import Change
+from fedprune.wire.changes import Change
 
 
 def prune(

@@ -8,7 +8,7 @@ from typing import Self
 from client_app.scratch import Scratch
 from fedprune.errors import ReplyRefusedError
 from fedprune.records import FINAL
-from fedprune.wire.update import most_update_bytes
+from fedprune.wire.changes import most_update_bytes
 
 _JOBS = 4  # whose deliveries may lie here at once: of runs under way, or that were killed
 

@@ -16,8 +16,7 @@ import torch
 from fedprune.disk import commit_file, replace_file, write_at
 from fedprune.errors import ModelError, ReplyRefusedError
 from fedprune.models.weights import TensorForm, index_files, write_file
-from fedprune.wire.change import Change
-from fedprune.wire.update import decode_update, encode_update
+from fedprune.wire.changes import Change, decode_update, encode_update
 
 _STALE_SECONDS = 7 * 24 * 3600
 _PRIVATE = 0o600

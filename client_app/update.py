@@ -13,9 +13,8 @@ from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.spec import MaskSpec, result_spec
 from fedprune.pruning.statistics import ColumnStatistics
 from fedprune.records import Order
-from fedprune.wire.change import Change, LinearUpdate, mask_of
-from fedprune.wire.pooled import PooledSums, decode_pooled, is_pooled
-from fedprune.wire.update import decode_update
+from fedprune.wire.changes import Change, LinearUpdate, decode_update, mask_of
+from fedprune.wire.sums import PooledSums, decode_pooled, is_pooled
 
 
 def check_order(

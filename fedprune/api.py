@@ -28,8 +28,7 @@ from fedprune.pruning.driver import BlockWalk
 from fedprune.pruning.pruners import Pruner
 from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.spec import block_specs
-from fedprune.wire.change import Change, keeps_survivors, mask_of
-from fedprune.wire.sparse import SparseWeight
+from fedprune.wire.changes import Change, SparseWeight, keeps_survivors, mask_of
 
 Model = str | Path | LoadedModel
 """'demo', a folder, a hub id, or a model that is loaded."""

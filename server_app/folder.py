@@ -15,8 +15,7 @@ from fedprune.disk import replace_file, sync
 from fedprune.errors import ConfigError
 from fedprune.models.sidecar import read_sidecar, write_sidecar
 from fedprune.reporting.ledger import Ledger
-from fedprune.wire.change import Change, keeps_survivors, mask_of
-from fedprune.wire.update import decode_update, encode_update
+from fedprune.wire.changes import Change, decode_update, encode_update, keeps_survivors, mask_of
 
 
 @dataclass(frozen=True)

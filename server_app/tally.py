@@ -19,7 +19,7 @@ from fedprune.errors import ModelError, WireError
 from fedprune.models.changes import Changes, Recalled
 from fedprune.models.loading import LoadedModel
 from fedprune.reporting.results import ClientAgreement, LinearFigures
-from fedprune.wire.change import Change
+from fedprune.wire.changes import Change
 from server_app.folder import RunFolder
 from server_app.state_files import StateFiles
 from strategies.block import BlockResult

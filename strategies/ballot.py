@@ -23,9 +23,8 @@ from fedprune.pruning.spec import MaskSpec
 from fedprune.pruning.statistics import ColumnStatistics
 from fedprune.records import PruneReply
 from fedprune.seeds import derive_seed
-from fedprune.wire.bitmask import BitMask
-from fedprune.wire.block import decode_block
-from fedprune.wire.change import Change, Counts, LinearUpdate, mask_of
+from fedprune.wire.changes import Change, Counts, LinearUpdate, mask_of
+from fedprune.wire.masks import BitMask, decode_block
 from strategies.block import BlockResult
 from strategies.plan import Plan
 

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedprune.aggregation.sampled_agreement import BlockSample
-from fedprune.wire.bitmask import BitMask
-from fedprune.wire.change import Change, mask_of
+from fedprune.wire.changes import Change, mask_of
+from fedprune.wire.masks import BitMask
 
 
 @dataclass(frozen=True)

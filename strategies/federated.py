@@ -13,8 +13,7 @@ from fedprune.config import RunConfig
 from fedprune.errors import ReplyRefusedError
 from fedprune.evaluation.own_texts import OwnTextResult, own_text_figures
 from fedprune.records import FINAL, FinalOrder, final_record, read_own_text, request
-from fedprune.wire.change import Change
-from fedprune.wire.update import encode_update
+from fedprune.wire.changes import Change, encode_update
 from strategies.cohort import Cohort
 from strategies.handshake import Client
 from strategies.plan import MESSAGE_BYTES, Plan

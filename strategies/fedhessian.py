@@ -24,11 +24,9 @@ from fedprune.pruning.solvers import OnWhatIsKnown
 from fedprune.pruning.spec import result_spec
 from fedprune.pruning.statistics import ColumnStatistics, MomentStatistics
 from fedprune.reporting.progress import size_text
-from fedprune.wire.change import Change
-from fedprune.wire.exact import ExactSums
-from fedprune.wire.moments import Columns, InputMoments, Sketch, decode_moments
-from fedprune.wire.sums import InputSums
-from fedprune.wire.triangle import Triangle
+from fedprune.wire.changes import Change
+from fedprune.wire.moments import Columns, InputMoments, Sketch, Triangle, decode_moments
+from fedprune.wire.sums import ExactSums, InputSums
 from strategies.block import BlockResult
 from strategies.pooled import PooledPruning
 from strategies.pools import check_inputs, pooling_of

@@ -23,9 +23,7 @@ from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.spec import MaskSpec, block_specs, result_spec
 from fedprune.records import Order, PruneReply
 from fedprune.seeds import derive_seed
-from fedprune.wire.change import Change, mask_of
-from fedprune.wire.sparse import SparseWeight
-from fedprune.wire.update import decode_update, encode_update
+from fedprune.wire.changes import Change, SparseWeight, decode_update, encode_update, mask_of
 from strategies.base import FederatedPruning
 from strategies.block import BlockResult
 from strategies.handshake import Client

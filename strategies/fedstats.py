@@ -8,10 +8,8 @@ pruning all texts in one place, bit for bit, however the texts are spread and wh
 from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.spec import result_spec
 from fedprune.pruning.statistics import ColumnStatistics
-from fedprune.wire.change import Change
-from fedprune.wire.pooled import PooledSums, encode_pooled
-from fedprune.wire.sums import InputSums, decode_sums
-from fedprune.wire.update import encode_update
+from fedprune.wire.changes import Change, encode_update
+from fedprune.wire.sums import InputSums, PooledSums, decode_sums, encode_pooled
 from strategies.block import BlockResult
 from strategies.pooled import PooledPruning
 from strategies.pools import ColumnPools

@@ -14,8 +14,7 @@ from fedprune.pruning.spec import block_specs
 from fedprune.records import FORMS, Order, PruneReply
 from fedprune.reporting.board import Board
 from fedprune.reporting.ledger import Ledger
-from fedprune.wire.change import Change
-from fedprune.wire.update import encode_update
+from fedprune.wire.changes import Change, encode_update
 from strategies.block import BlockResult
 from strategies.cohort import Cohort
 from strategies.handshake import Client

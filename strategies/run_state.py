@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fedprune.errors import ConfigError
 from fedprune.records import LocalResult, NodeReport
 from fedprune.reporting.laps import Laps
-from fedprune.wire.change import Change
+from fedprune.wire.changes import Change
 from strategies.block import BlockResult
 
 

@@ -10,8 +10,7 @@ from fedprune.pruning.spec import MaskSpec, block_specs
 from fedprune.pruning.statistics import Statistics
 from fedprune.records import PruneReply
 from fedprune.seeds import derive_seed
-from fedprune.wire.bitmask import BitMask
-from fedprune.wire.block import decode_block
+from fedprune.wire.masks import BitMask, decode_block
 from strategies.base import FederatedPruning
 from strategies.block import BlockResult
 from strategies.handshake import Client

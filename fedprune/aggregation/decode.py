@@ -21,8 +21,8 @@ from fedprune.aggregation.logs import InputLogs, Magnitudes
 from fedprune.aggregation.solve import solve
 from fedprune.aggregation.state import Arrays, numbers
 from fedprune.errors import ConfigError, QuorumError
-from fedprune.wire.bitmask import BitMask
-from fedprune.wire.exact import ExactSums
+from fedprune.wire.masks import BitMask
+from fedprune.wire.sums import ExactSums
 
 PASSES = 16  # turns of rows and columns in the last step of a fit, at most
 

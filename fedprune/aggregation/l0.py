@@ -20,8 +20,8 @@ from fedprune.aggregation.state import Arrays, gathered, scattered
 from fedprune.aggregation.votes import VoteCounter
 from fedprune.config.pattern import Pattern
 from fedprune.errors import ConfigError, ModelError, QuorumError, WireError
-from fedprune.wire.bitmask import BitMask, packed_size, popcount
-from fedprune.wire.sparse import SparseWeight
+from fedprune.wire.changes import SparseWeight
+from fedprune.wire.masks import BitMask, packed_size, popcount
 
 Average = Literal["l0", "fedavg"]
 

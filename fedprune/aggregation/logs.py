@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fedprune.aggregation.near import FINE
 from fedprune.aggregation.scan import Codes, Counts, Rows, Words, column_counts, sweep
 from fedprune.errors import ModelError, WireError
-from fedprune.wire.bitmask import BitMask
+from fedprune.wire.masks import BitMask
 
 Magnitudes = NDArray[np.floating]
 Logs = NDArray[np.float64]

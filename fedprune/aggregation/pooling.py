@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from fedprune.aggregation.state import Arrays, numbers
 from fedprune.errors import ConfigError, QuorumError, WireError
-from fedprune.wire.exact import LIMIT, ExactSums
-from fedprune.wire.sums import InputSums
+from fedprune.wire.sums import LIMIT, ExactSums, InputSums
 
 _LARGEST = np.nextafter(np.float32(LIMIT), np.float32(0))
 

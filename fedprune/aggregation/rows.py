@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fedprune.aggregation.group_loops import transpose
 from fedprune.aggregation.votes import Words
-from fedprune.wire.bitmask import packed_size
+from fedprune.wire.masks import packed_size
 
 
 def to_groups(plane: Words, shape: tuple[int, int], group: str) -> Words:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedprune.aggregation.state import Arrays
-from fedprune.wire.bitmask import BitMask, popcount
+from fedprune.wire.masks import BitMask, popcount
 
 SAMPLED_WEIGHTS = 1 << 16
 """Weights of a whole model that are looked at."""

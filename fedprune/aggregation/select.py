@@ -19,7 +19,7 @@ from fedprune.aggregation.votes import VoteCounter, Words
 from fedprune.config.count import GROUPS, Rounding, pruned_count
 from fedprune.config.pattern import Pattern
 from fedprune.errors import ConfigError, ModelError
-from fedprune.wire.bitmask import BitMask
+from fedprune.wire.masks import BitMask
 
 Counts = NDArray[np.int64]
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fedprune.aggregation.state import Arrays, numbers
 from fedprune.errors import ConfigError, WireError
-from fedprune.wire.bitmask import BitMask, packed_size
+from fedprune.wire.masks import BitMask, packed_size
 
 Words = NDArray[np.uint64]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from fedprune.models.export import SIDECAR
 from fedprune.models.folder import COMPACT_INDEX
 from fedprune.models.weights import index_files
-from fedprune.wire.bitmask import popcount
+from fedprune.wire.masks import popcount
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from fedprune.errors import ModelError
 from fedprune.models.layout import DecoderLayout, LinearRef
-from fedprune.wire.change import Change, LinearUpdate, mask_of
-from fedprune.wire.sparse import SparseWeight
+from fedprune.wire.changes import Change, LinearUpdate, SparseWeight, mask_of
 
 Changes = Mapping[int, Mapping[str, Change]]
 """Block -> linear -> what becomes of it; what is not named stays dense."""

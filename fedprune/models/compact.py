@@ -24,7 +24,7 @@ from fedprune.models.folder import COMPACT_INDEX
 from fedprune.models.loading import LoadedModel, load_model
 from fedprune.models.packing import in_order, pack_weight, write_shards
 from fedprune.models.sidecar import read_sidecar
-from fedprune.wire.bitmask import BitMask
+from fedprune.wire.masks import BitMask
 
 _COMPANIONS = (".json", ".jinja", ".md", ".model", ".txt")
 _LICENSES = ("LICENSE", "NOTICE")

@@ -14,8 +14,8 @@ from fedprune.errors import WireError
 from fedprune.models.compact_index import CompactIndex, damaged
 from fedprune.models.layout import DecoderLayout, LinearRef, find_layout
 from fedprune.models.weights import Stored, raw_bytes
-from fedprune.wire.bitmask import BitMask
 from fedprune.wire.compact import decode_weight, decode_weight_mask
+from fedprune.wire.masks import BitMask
 
 _Decoded = TypeVar("_Decoded")
 

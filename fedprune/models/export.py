@@ -15,7 +15,7 @@ from fedprune.models.changes import Changes, Recalled, changed_tensors
 from fedprune.models.loading import LoadedModel
 from fedprune.models.sidecar import write_sidecar
 from fedprune.models.weights import SHARD_BYTES, TensorForm, write_model
-from fedprune.wire.change import mask_of
+from fedprune.wire.changes import mask_of
 
 #: Where an export keeps its masks. Not beside the weights: servers that load a folder's every
 #: ``*.safetensors`` would take them for a shard.

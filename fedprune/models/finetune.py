@@ -8,7 +8,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fedprune.models.changes import changed_tensors
 from fedprune.models.layout import find_layout
-from fedprune.wire.bitmask import BitMask
+from fedprune.wire.masks import BitMask
 
 
 def keep_zeros(

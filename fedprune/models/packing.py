@@ -11,9 +11,9 @@ from torch import Tensor
 from fedprune.errors import WireError
 from fedprune.models.layout import LinearRef
 from fedprune.models.weights import TensorForm, write_file
-from fedprune.wire.bitmask import BitMask
+from fedprune.wire.changes import FLOATS, SparseWeight
 from fedprune.wire.compact import encode_weight
-from fedprune.wire.sparse import FLOATS, SparseWeight
+from fedprune.wire.masks import BitMask
 
 _SHARD_BYTES = 500_000_000
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from fedprune.errors import ModelError, WireError
 from fedprune.models.weights import TensorForm, write_file
-from fedprune.wire.bitmask import BitMask
+from fedprune.wire.masks import BitMask
 
 _FORMAT = "fedprune-masks"
 _ENTRY = "fedprune"  # the one metadata entry

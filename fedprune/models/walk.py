@@ -28,7 +28,7 @@ from fedprune.models.changes import changed_tensors
 from fedprune.models.device import DEFAULT, Limits, explain_out_of_memory, is_out_of_memory
 from fedprune.models.loading import LoadedModel, check_seq_len
 from fedprune.models.weights import raw_bytes
-from fedprune.wire.change import Change
+from fedprune.wire.changes import Change
 
 # Two sets exist while a block runs, its inputs and its outputs; the rest is for everything else.
 _SHARE_OF_FREE_MEMORY = 8

@@ -9,7 +9,7 @@ from fedprune.pruning.driver import BlockWalk
 from fedprune.pruning.pruners import Pruner
 from fedprune.pruning.spec import MaskSpec
 from fedprune.pruning.statistics import Statistics
-from fedprune.wire.change import Change
+from fedprune.wire.changes import Change
 
 
 def prune_block(walk: BlockWalk, pruner: Pruner, spec: MaskSpec) -> dict[str, Change]:

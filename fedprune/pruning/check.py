@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from fedprune.config.count import pruned_count
 from fedprune.errors import WireError
 from fedprune.pruning.spec import MaskSpec
-from fedprune.wire.bitmask import BitMask
+from fedprune.wire.masks import BitMask
 
 
 def check_mask(mask: BitMask, spec: MaskSpec, name: str) -> None:

@@ -17,7 +17,7 @@ from fedprune.config.count import pruned_count
 from fedprune.errors import ModelError
 from fedprune.pruning import loops
 from fedprune.pruning.spec import NOT_FINITE, MaskSpec, check_divides
-from fedprune.wire.bitmask import BitMask, packed_size
+from fedprune.wire.masks import BitMask, packed_size
 
 T = TypeVar("T")
 Block = NDArray[np.float32]

@@ -14,8 +14,8 @@ from fedprune.pruning import select
 from fedprune.pruning.ria import ria_scores
 from fedprune.pruning.spec import NOT_FINITE, MaskSpec
 from fedprune.pruning.statistics import Kind, MomentStatistics, Statistics
-from fedprune.wire.bitmask import BitMask
-from fedprune.wire.change import Change
+from fedprune.wire.changes import Change
+from fedprune.wire.masks import BitMask
 
 
 class Pruner(Protocol):

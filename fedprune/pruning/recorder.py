@@ -18,7 +18,7 @@ from torch.utils.weak import TensorWeakRef
 from fedprune.errors import ModelError
 from fedprune.models.layout import LinearRef
 from fedprune.pruning.statistics import ColumnStatistics, MomentStatistics, Statistics
-from fedprune.wire.exact import ExactSums
+from fedprune.wire.sums import ExactSums
 
 Recorded = Literal["columns", "moments"]
 

@@ -16,9 +16,8 @@ from fedprune.pruning.sparsegpt import sparsegpt
 from fedprune.pruning.sparseswaps import refit, sparseswaps
 from fedprune.pruning.spec import NOT_FINITE, MaskSpec
 from fedprune.pruning.statistics import ColumnStatistics, Kind, MomentStatistics, Statistics
-from fedprune.wire.bitmask import BitMask
-from fedprune.wire.change import Change
-from fedprune.wire.sparse import SparseWeight
+from fedprune.wire.changes import Change, SparseWeight
+from fedprune.wire.masks import BitMask
 
 _MAX_SWAPS = 100  # of a row; the gain of later ones is small
 

@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from fedprune.pruning.hessian import Factor, inverse_factor
-from fedprune.wire.exact import ExactSums
+from fedprune.wire.sums import ExactSums
 
 Kind = Literal["nothing", "columns", "moments"]
 """How much a pruner must know of the inputs: nothing, one number a column, or all products."""

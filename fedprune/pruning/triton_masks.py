@@ -13,7 +13,7 @@ from fedprune.errors import ModelError
 from fedprune.pruning import triton_kernels as kernels
 from fedprune.pruning.spec import NOT_FINITE, MaskSpec, check_divides
 from fedprune.pruning.triton_launch import launch
-from fedprune.wire.bitmask import BitMask, packed_size
+from fedprune.wire.masks import BitMask, packed_size
 
 _TILE = 1024  # weights of N:M groups that a program looks at
 _LAYER_TILE = 8192  # weights of a layer that a program looks at together

@@ -60,7 +60,7 @@ def request(
     """Return the content of a request: the run's configuration and a few settings.
 
     Keyword names become kebab-case keys of the record ``config``; ``bundle`` (names -> bytes of
-    :func:`fedprune.wire.update.encode_update`, or a parcel of such) travels as arrays beside it.
+    :func:`fedprune.wire.changes.encode_update`, or a parcel of such) travels as arrays beside it.
     """
     content: dict[str, int | str] = {"config-yaml": config_yaml}
     content.update({kebab(key): value for key, value in values.items()})

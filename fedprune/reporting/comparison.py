@@ -9,7 +9,7 @@ import numpy as np
 from fedprune.config.schema import flatten
 from fedprune.models.sidecar import read_sidecar
 from fedprune.reporting.run_folder import find_sidecar, read_config, read_results
-from fedprune.wire.bitmask import BitMask
+from fedprune.wire.masks import BitMask
 
 Masks = Mapping[int, Mapping[str, BitMask]]
 

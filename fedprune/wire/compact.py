@@ -1,7 +1,7 @@
 """A pruned weight as short as it will be without loss, for files.
 
-After the head of :mod:`fedprune.wire.frame`: type of the values and bytes of the mask; the mask as
-in :mod:`fedprune.wire.masks`; the values as :mod:`fedprune.wire.planes`, first byte first. Each
+After the head of :mod:`fedprune.wire.arrays`: type of the values and bytes of the mask; the mask as
+in :mod:`fedprune.wire.masks`; the values as :mod:`fedprune.wire.arrays`, first byte first. Each
 value is turned by one bit so that its sign comes last: in bfloat16 and float32 the first byte is
 the exponent, which takes about 1.5 of its 8 bits among survivors; signs and mantissas are noise.
 """
@@ -14,11 +14,9 @@ from numpy.typing import NDArray
 
 from fedprune.config.pattern import UNSTRUCTURED, Pattern
 from fedprune.errors import ConfigError, WireError
-from fedprune.wire.bitmask import BitMask
-from fedprune.wire.frame import Kind, Reader, seal
-from fedprune.wire.masks import decode_mask, encode_mask
-from fedprune.wire.planes import plane_parts, read_planes
-from fedprune.wire.sparse import FLOATS, SparseWeight
+from fedprune.wire.arrays import Kind, Reader, plane_parts, read_planes, seal
+from fedprune.wire.changes import FLOATS, SparseWeight
+from fedprune.wire.masks import BitMask, decode_mask, encode_mask
 
 _KIND = Kind("a compact weight", b"FPCW", 1)
 _HEAD = struct.Struct("<BI")  # place of the type in FLOATS, bytes of the mask

@@ -8,7 +8,7 @@ import torch
 
 from client_app.app import app
 from fedprune.records import read_bundle
-from fedprune.wire.pooled import is_pooled
+from fedprune.wire.sums import is_pooled
 from tests.support.grid import LocalGrid
 from tests.support.jobs import (
     Shuffled,

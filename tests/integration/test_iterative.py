@@ -13,9 +13,8 @@ from fedprune.config import config_from_overrides
 from fedprune.models.export import SIDECAR
 from fedprune.models.loading import load_model
 from fedprune.models.sidecar import read_sidecar
-from fedprune.wire.bitmask import BitMask
-from fedprune.wire.change import LinearUpdate
-from fedprune.wire.update import decode_update, encode_update
+from fedprune.wire.changes import LinearUpdate, decode_update, encode_update
+from fedprune.wire.masks import BitMask
 from server_app.job import run_job
 from tests.support.grid import LocalGrid
 from tests.support.published import CLIENTS, SMALL, linears, oracle, private_model

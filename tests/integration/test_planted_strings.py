@@ -13,7 +13,7 @@ import client_app.app as handlers
 import client_app.node
 from fedprune.cli import inline, main
 from fedprune.disk import home
-from fedprune.wire import planes
+from fedprune.wire import arrays
 from tests.support import planted
 from tests.support.grid import LocalGrid
 from tests.support.jobs import QUIET, opt_folder
@@ -120,7 +120,7 @@ class Watched:
         }
         patch.setenv("FEDPRUNE_LOG", log)
         # Coded planes would hide what is in them.
-        patch.setattr(planes, "_shortest", bytes)
+        patch.setattr(arrays, "_shortest", bytes)
         patch.setattr(inline, "InlineGrid", lambda app, nodes, run_id: self._grid(app, configs))
         self._words = [
             *("run", "federation.backend=inline", f"federation.num_clients={clients}", *QUIET),

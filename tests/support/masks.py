@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fedprune.models.loading import LoadedModel
-from fedprune.wire.bitmask import BitMask
+from fedprune.wire.masks import BitMask
 
 Masks = dict[int, dict[str, BitMask]]
 

@@ -17,8 +17,7 @@ from fedprune.records import (
     report_record,
 )
 from fedprune.reporting.ledger import Ledger
-from fedprune.wire.bitmask import BitMask
-from fedprune.wire.block import encode_block
+from fedprune.wire.masks import BitMask, encode_block
 from strategies import FedPrLLM, Plan
 from tests.support.grid import LocalGrid, client_app
 from tests.support.store import MemoryStore

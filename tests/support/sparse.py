@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from fedprune.aggregation.l0 import WeightSums
-from fedprune.wire.bitmask import BitMask
-from fedprune.wire.sparse import SparseWeight
+from fedprune.wire.changes import SparseWeight
+from fedprune.wire.masks import BitMask
 
 
 def case(

@@ -17,9 +17,8 @@ from fedprune.errors import ConfigError, DataError, ModelError
 from fedprune.evaluation.perplexity import perplexity
 from fedprune.models.loading import load_model
 from fedprune.pruning.pruners import MagnitudePruner
-from fedprune.wire.bitmask import BitMask
-from fedprune.wire.change import LinearUpdate
-from fedprune.wire.sparse import SparseWeight
+from fedprune.wire.changes import LinearUpdate, SparseWeight
+from fedprune.wire.masks import BitMask
 
 TEXT = "Return the absolute path of a file, or None if there is no such file. " * 9
 OTHER = "The list is sorted in place and nothing is returned, as for all methods. " * 9

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from fedprune.aggregation.agreement import pairwise_agreement, tied_weights, unanimous_share
 from fedprune.aggregation.votes import VoteCounter
-from fedprune.wire.bitmask import BitMask
+from fedprune.wire.masks import BitMask
 
 
 @given(st.tuples(st.integers(2, 9), st.integers(1, 30)).flatmap(lambda s: arrays(np.bool_, s)))

@@ -8,7 +8,7 @@ import torch
 
 from fedprune.aggregation.decode import Decoder, Fit, fit_norms
 from fedprune.errors import ConfigError, ModelError, QuorumError, WireError
-from fedprune.wire.bitmask import BitMask
+from fedprune.wire.masks import BitMask
 
 SHAPE = (256, 512)
 

@@ -14,9 +14,8 @@ from fedprune.aggregation.l0 import WeightSums, expand
 from fedprune.aggregation.select import Rule
 from fedprune.config.pattern import Pattern
 from fedprune.errors import ConfigError, ModelError, QuorumError, WireError
-from fedprune.wire.bitmask import BitMask
-from fedprune.wire.change import LinearUpdate
-from fedprune.wire.sparse import SparseWeight
+from fedprune.wire.changes import LinearUpdate, SparseWeight
+from fedprune.wire.masks import BitMask
 from tests.support.sparse import added, case
 
 FREE = Pattern()

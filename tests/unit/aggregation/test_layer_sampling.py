@@ -6,8 +6,8 @@ import torch
 
 from fedprune.aggregation.l0 import WeightSums
 from fedprune.aggregation.layers import draw_layers, inverse_weights
-from fedprune.wire.bitmask import BitMask
-from fedprune.wire.sparse import SparseWeight
+from fedprune.wire.changes import SparseWeight
+from fedprune.wire.masks import BitMask
 
 WEIGHTS = 16
 BLOCKS = 8

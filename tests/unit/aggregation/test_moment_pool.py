@@ -9,8 +9,7 @@ from fedprune.aggregation.moment_pool import MomentPool, diagonal_of
 from fedprune.aggregation.sketches import eigen_sketch, nystrom_sketch, rebuild
 from fedprune.config import config_from_overrides
 from fedprune.errors import QuorumError, WireError
-from fedprune.wire.moments import Columns, InputMoments
-from fedprune.wire.triangle import Triangle
+from fedprune.wire.moments import Columns, InputMoments, Triangle
 
 D, SEED = 12, 5
 SHAPES = {"q": (24, 16), "k": (8, 16), "o": (16, 16), "down": (16, 48)}

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from fedprune.aggregation.pooling import SumsPool
 from fedprune.errors import ConfigError, QuorumError, WireError
-from fedprune.wire.exact import ExactSums
-from fedprune.wire.sums import InputSums
+from fedprune.wire.sums import ExactSums, InputSums
 
 MODES = ("tokens", "clients", "scaled")
 

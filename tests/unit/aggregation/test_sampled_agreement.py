@@ -9,7 +9,7 @@ from fedprune.aggregation.sampled_agreement import (
     agreement_with_result,
     extremes,
 )
-from fedprune.wire.bitmask import BitMask
+from fedprune.wire.masks import BitMask
 
 SHAPES = {"q": (5, 7), "up": (9, 11), "down": (3, 13)}
 WEIGHTS = sum(rows * columns for rows, columns in SHAPES.values())

@@ -14,12 +14,10 @@ from fedprune.aggregation.sampled_agreement import MaskSampler
 from fedprune.aggregation.sketches import eigen_sketch, nystrom_sketch
 from fedprune.aggregation.state import gathered, scattered
 from fedprune.aggregation.votes import VoteCounter
-from fedprune.wire.bitmask import BitMask
-from fedprune.wire.exact import ExactSums
-from fedprune.wire.moments import InputMoments
-from fedprune.wire.sparse import SparseWeight
-from fedprune.wire.sums import InputSums
-from fedprune.wire.triangle import Triangle
+from fedprune.wire.changes import SparseWeight
+from fedprune.wire.masks import BitMask
+from fedprune.wire.moments import InputMoments, Triangle
+from fedprune.wire.sums import ExactSums, InputSums
 
 SHAPE = (6, 24)
 BASE = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))

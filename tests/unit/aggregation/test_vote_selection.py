@@ -17,7 +17,7 @@ from fedprune.aggregation.select import Rule, select, select_nm
 from fedprune.aggregation.votes import VoteCounter
 from fedprune.config.pattern import Pattern
 from fedprune.errors import ConfigError, ModelError
-from fedprune.wire.bitmask import BitMask
+from fedprune.wire.masks import BitMask
 
 SHAPE = (5, 24)
 GROUPS = ("layer", "row", "column")

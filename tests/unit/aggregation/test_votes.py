@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from fedprune.aggregation import votes as module
 from fedprune.aggregation.votes import VoteCounter
 from fedprune.errors import ConfigError, WireError
-from fedprune.wire.bitmask import BitMask
+from fedprune.wire.masks import BitMask
 
 
 def random_masks(clients, shape, seed=0):

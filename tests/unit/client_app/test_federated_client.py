@@ -17,9 +17,8 @@ from fedprune.records import (
     read_own_text,
 )
 from fedprune.records import read_final as read_request
-from fedprune.wire.bitmask import BitMask
-from fedprune.wire.change import LinearUpdate
-from fedprune.wire.update import encode_update
+from fedprune.wire.changes import LinearUpdate, encode_update
+from fedprune.wire.masks import BitMask
 from tests.support.grid import become_server
 
 ORDER = FinalOrder({0: 3, 2: 4}, 5, b"abcd")

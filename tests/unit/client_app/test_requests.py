@@ -14,10 +14,9 @@ from fedprune.pruning.pruners import WandaPruner
 from fedprune.pruning.spec import block_specs
 from fedprune.pruning.statistics import ColumnStatistics
 from fedprune.records import Order
-from fedprune.wire.bitmask import BitMask
-from fedprune.wire.change import LinearUpdate
-from fedprune.wire.pooled import PooledSums, encode_pooled
-from fedprune.wire.update import encode_update
+from fedprune.wire.changes import LinearUpdate, encode_update
+from fedprune.wire.masks import BitMask
+from fedprune.wire.sums import PooledSums, encode_pooled
 
 ONE_SHOT = config_from_overrides([])
 ITERATIVE = config_from_overrides(["schedule=iterative", "strategy.group=row"])

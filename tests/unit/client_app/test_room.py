@@ -14,7 +14,7 @@ from fedprune.config import config_from_overrides, to_yaml
 from fedprune.disk import home
 from fedprune.errors import ReplyRefusedError
 from fedprune.records import request
-from fedprune.wire.update import most_update_bytes
+from fedprune.wire.changes import most_update_bytes
 from tests.support.grid import become_server
 
 SHAPES = [{"a": (4, 10)}, {"a": (8, 10), "b": (3, 8)}]

@@ -9,7 +9,7 @@ import torch
 
 from client_app.scratch import Scratch
 from fedprune.errors import ReplyRefusedError, WireError
-from fedprune.wire.bitmask import BitMask
+from fedprune.wire.masks import BitMask
 
 
 def test_hidden_states_stay_until_the_server_goes_on_from_others(tmp_path):

@@ -13,7 +13,7 @@ from fedprune.models.compact import write_compact
 from fedprune.models.embedded import demo_model_path
 from fedprune.models.export import SIDECAR, export_model
 from fedprune.models.loading import load_model
-from fedprune.wire.bitmask import BitMask
+from fedprune.wire.masks import BitMask
 
 CPU = torch.device("cpu")
 

@@ -13,7 +13,7 @@ from fedprune.models.compact import load_compact, write_compact, write_dense
 from fedprune.models.export import SIDECAR, export_model
 from fedprune.models.loading import load_model
 from fedprune.models.sidecar import read_sidecar, write_sidecar
-from fedprune.wire.bitmask import BitMask
+from fedprune.wire.masks import BitMask
 from tests.support.architectures import tiny_model, token_samples
 from tests.support.masks import equal_bits, random_masks
 

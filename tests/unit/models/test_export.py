@@ -7,7 +7,7 @@ from fedprune.errors import ModelError
 from fedprune.models.export import SIDECAR, export_model
 from fedprune.models.loading import load_model
 from fedprune.models.sidecar import read_sidecar
-from fedprune.wire.sparse import SparseWeight
+from fedprune.wire.changes import SparseWeight
 from tests.support.architectures import tiny_model, token_samples
 from tests.support.masks import equal_bits, expected_state, random_masks, state_of
 

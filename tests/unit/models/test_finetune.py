@@ -3,7 +3,7 @@ import torch
 
 from fedprune.errors import ModelError
 from fedprune.models.finetune import keep_zeros
-from fedprune.wire.bitmask import BitMask
+from fedprune.wire.masks import BitMask
 from tests.support.architectures import tiny_model, token_samples
 from tests.support.masks import random_masks
 

@@ -4,9 +4,8 @@ import torch
 
 from fedprune.errors import ModelError
 from fedprune.models.changes import Recalled, changed_tensors, masked_weight
-from fedprune.wire.bitmask import BitMask
-from fedprune.wire.change import LinearUpdate
-from fedprune.wire.sparse import FLOATS, SparseWeight
+from fedprune.wire.changes import FLOATS, LinearUpdate, SparseWeight
+from fedprune.wire.masks import BitMask
 from tests.support.architectures import tiny_model
 from tests.support.masks import equal_bits, expected_state, random_masks, state_of
 

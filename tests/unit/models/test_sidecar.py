@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from fedprune.errors import ModelError
 from fedprune.models.sidecar import read_sidecar, write_sidecar
-from fedprune.wire.bitmask import BitMask
+from fedprune.wire.masks import BitMask
 
 PREFIX = "model.layers"
 HEADER = {"format": "fedprune-masks", "version": "1", "bit_order": "little", "prefix": PREFIX}

@@ -13,7 +13,7 @@ from fedprune.pruning.driver import BlockWalk
 from fedprune.pruning.recorder import column_square_sums
 from fedprune.pruning.registry import get_pruner
 from fedprune.pruning.spec import MaskSpec
-from fedprune.wire.bitmask import BitMask
+from fedprune.wire.masks import BitMask
 from tests.support.architectures import FAMILIES, tiny_model, token_samples
 from tests.support.masks import equal_bits, expected_state, random_masks, state_of
 

@@ -15,7 +15,7 @@ from fedprune.pruning.kernels import mask_from_scores, wanda_mask
 from fedprune.pruning.select import prune_lowest
 from fedprune.pruning.spec import MaskSpec
 from fedprune.wire import codes
-from fedprune.wire.bitmask import BitMask
+from fedprune.wire.masks import BitMask
 from tests.support.pruning_oracle import oracle_mask
 
 FREE = Pattern()

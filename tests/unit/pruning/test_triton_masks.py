@@ -13,7 +13,7 @@ from fedprune.config.pattern import Pattern
 from fedprune.errors import ModelError
 from fedprune.pruning import kernels, select
 from fedprune.pruning.spec import MaskSpec
-from fedprune.wire.bitmask import BitMask
+from fedprune.wire.masks import BitMask
 from tests.support.pruning_paths import DEVICE
 
 triton_masks = pytest.importorskip("fedprune.pruning.triton_masks", exc_type=ImportError)

@@ -7,9 +7,8 @@ import torch
 from fedprune.config import config_from_overrides, from_yaml
 from fedprune.errors import ConfigError
 from fedprune.reporting.ledger import Entry, Ledger
-from fedprune.wire.bitmask import BitMask
-from fedprune.wire.change import Change, LinearUpdate
-from fedprune.wire.sparse import SparseWeight
+from fedprune.wire.changes import Change, LinearUpdate, SparseWeight
+from fedprune.wire.masks import BitMask
 from server_app.folder import RunFolder
 
 CONFIG = config_from_overrides([])

@@ -13,8 +13,7 @@ from fedprune.records import (
     read_order,
 )
 from fedprune.reporting.ledger import Ledger
-from fedprune.wire.bitmask import BitMask
-from fedprune.wire.block import encode_block
+from fedprune.wire.masks import BitMask, encode_block
 from strategies import FedPrLLM, Plan
 from strategies.post import Post
 from tests.support.grid import LocalGrid, client_app

@@ -16,9 +16,8 @@ from fedprune.records import (
     report_record,
 )
 from fedprune.reporting.ledger import Ledger
-from fedprune.wire.bitmask import BitMask
-from fedprune.wire.block import encode_block
-from fedprune.wire.update import decode_update
+from fedprune.wire.changes import decode_update
+from fedprune.wire.masks import BitMask, encode_block
 from strategies import FedPrLLM, Plan
 from tests.support.grid import LocalGrid, client_app
 from tests.support.scripted import (

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fedprune.errors import WireError
-from fedprune.wire.bitmask import BitMask, packed_size, popcount
+from fedprune.wire.masks import BitMask, packed_size, popcount
 
 SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 140))
 MASKS = SHAPES.flatmap(lambda shape: arrays(np.bool_, shape))

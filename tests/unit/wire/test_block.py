@@ -4,8 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedprune.errors import WireError
-from fedprune.wire.bitmask import BitMask
-from fedprune.wire.block import decode_block, encode_block
+from fedprune.wire.masks import BitMask, decode_block, encode_block
 
 
 def random_masks(seed: int = 0) -> dict[str, BitMask]:

@@ -9,10 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedprune.errors import WireError
-from fedprune.wire.bitmask import BitMask
+from fedprune.wire.changes import FLOATS, SparseWeight
 from fedprune.wire.compact import decode_weight, decode_weight_mask, encode_weight
-from fedprune.wire.masks import HEADER, decode_mask
-from fedprune.wire.sparse import FLOATS, SparseWeight
+from fedprune.wire.masks import HEADER, BitMask, decode_mask
 from tests.support.damage import check_damage, check_resealed_damage
 
 

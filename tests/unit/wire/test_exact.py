@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedprune.errors import WireError
-from fedprune.wire.exact import ExactSums
+from fedprune.wire.sums import ExactSums
 
 UNIT = Fraction(1, 2**64)
 LIMIT = Fraction(2**64) - UNIT

@@ -8,18 +8,33 @@ from hypothesis import strategies as st
 
 from fedprune.config import Pattern
 from fedprune.errors import WireError
-from fedprune.wire.bitmask import BitMask
-from fedprune.wire.block import decode_block, encode_block
-from fedprune.wire.change import LinearUpdate, mask_of
+from fedprune.wire.changes import (
+    FLOATS,
+    LinearUpdate,
+    SparseWeight,
+    decode_update,
+    encode_update,
+    mask_of,
+)
 from fedprune.wire.compact import decode_weight, decode_weight_mask, encode_weight
-from fedprune.wire.exact import ExactSums
-from fedprune.wire.masks import decode_mask, encode_mask
-from fedprune.wire.moments import Columns, InputMoments, Sketch, decode_moments, encode_moments
-from fedprune.wire.pooled import PooledSums, decode_pooled, encode_pooled
-from fedprune.wire.sparse import FLOATS, SparseWeight
-from fedprune.wire.sums import InputSums, decode_sums, encode_sums
-from fedprune.wire.triangle import Triangle
-from fedprune.wire.update import decode_update, encode_update
+from fedprune.wire.masks import BitMask, decode_block, decode_mask, encode_block, encode_mask
+from fedprune.wire.moments import (
+    Columns,
+    InputMoments,
+    Sketch,
+    Triangle,
+    decode_moments,
+    encode_moments,
+)
+from fedprune.wire.sums import (
+    ExactSums,
+    InputSums,
+    PooledSums,
+    decode_pooled,
+    decode_sums,
+    encode_pooled,
+    encode_sums,
+)
 from tests.support.fuzzing import (
     anything,
     explained,

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fedprune.errors import WireError
-from fedprune.wire.bitmask import BitMask
-from fedprune.wire.masks import HEADER, decode_mask, encode_mask
+from fedprune.wire.masks import HEADER, BitMask, decode_mask, encode_mask
 
 SHAPE = (5, 7)  # 35 weights: five bytes, five padding bits
 

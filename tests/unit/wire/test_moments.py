@@ -8,8 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedprune.errors import WireError
-from fedprune.wire.moments import Columns, InputMoments, Sketch, decode_moments, encode_moments
-from fedprune.wire.triangle import Triangle
+from fedprune.wire.moments import (
+    Columns,
+    InputMoments,
+    Sketch,
+    Triangle,
+    decode_moments,
+    encode_moments,
+)
 from tests.support.damage import check_damage, check_resealed_damage, resealed
 
 

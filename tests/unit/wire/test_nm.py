@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 from fedprune.config.pattern import Pattern
 from fedprune.errors import WireError
 from fedprune.wire import nm
-from fedprune.wire.bitmask import BitMask
-from fedprune.wire.block import decode_block, encode_block
-from fedprune.wire.masks import decode_mask, encode_mask
+from fedprune.wire.masks import BitMask, decode_block, decode_mask, encode_block, encode_mask
 from fedprune.wire.nm import coding
 
 P24 = Pattern(2, 4)

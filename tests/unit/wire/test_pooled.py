@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fedprune.errors import WireError
-from fedprune.wire.pooled import PooledSums, decode_pooled, encode_pooled, is_pooled
-from fedprune.wire.update import encode_update
+from fedprune.wire.changes import encode_update
+from fedprune.wire.sums import PooledSums, decode_pooled, encode_pooled, is_pooled
 from tests.support.damage import check_damage, check_resealed_damage, resealed
 
 SHAPES = {"q": (4, 3), "k": (2, 3), "o": (5, 4)}

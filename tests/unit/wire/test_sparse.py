@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedprune.errors import WireError
-from fedprune.wire.bitmask import BitMask
-from fedprune.wire.sparse import FLOATS, SparseWeight
+from fedprune.wire.changes import FLOATS, SparseWeight
+from fedprune.wire.masks import BitMask
 
 INTEGERS = {4: torch.int32, 2: torch.int16}
 

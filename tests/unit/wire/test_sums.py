@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedprune.errors import WireError
-from fedprune.wire.exact import ExactSums
-from fedprune.wire.sums import InputSums, decode_sums, encode_sums
+from fedprune.wire.sums import ExactSums, InputSums, decode_sums, encode_sums
 from tests.support.damage import HEAD, check_damage, check_resealed_damage, resealed
 
 SHAPES = {"q": (4, 5), "k": (2, 5), "o": (5, 4), "up": (9, 5)}

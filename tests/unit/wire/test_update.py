@@ -10,10 +10,16 @@ from hypothesis import strategies as st
 
 from fedprune.config.pattern import Pattern
 from fedprune.errors import WireError
-from fedprune.wire.bitmask import BitMask
-from fedprune.wire.change import LinearUpdate, keeps_survivors, mask_of
-from fedprune.wire.sparse import FLOATS, SparseWeight
-from fedprune.wire.update import decode_update, encode_update
+from fedprune.wire.changes import (
+    FLOATS,
+    LinearUpdate,
+    SparseWeight,
+    decode_update,
+    encode_update,
+    keeps_survivors,
+    mask_of,
+)
+from fedprune.wire.masks import BitMask
 from tests.support.damage import check_damage, check_resealed_damage, resealed
 
 SHAPES = {"self_attn.q_proj": (3, 5), "mlp.up_proj": (7, 8), "mlp.down": (1, 1)}
