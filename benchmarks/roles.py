@@ -20,11 +20,11 @@ from flwr.supercore.task_identity import TaskIdentity
 
 import client_app.app  # noqa: F401 - part of what a process imports before it works
 from benchmarks import baseline
-from fedprune.cli.inline import InlineGrid
 from fedprune.config import RunConfig, config_from_overrides
 from fedprune.data.clients import client_samples
 from fedprune.data.texts import load_documents
 from fedprune.evaluation.perplexity import evaluation_windows
+from fedprune.flower.inline import InlineGrid
 from fedprune.models.device import Limits
 from fedprune.models.fingerprint import Fingerprint, fingerprint
 from fedprune.models.loading import load_model

@@ -12,11 +12,11 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedprune.errors import ReplyRefusedError
+from fedprune.flower.replies import SHORT_REPLY_BYTES, ReplyLimits
 from fedprune.models.transfer import Offer
 from fedprune.records import manifest_record, parcel_record, read_held
 from fedprune.reporting.ledger import Ledger
 from strategies.exchange import exchange
-from strategies.inlet import SHORT_REPLY, Gate
 from strategies.outcome import Outcome
 from strategies.repeats import Again
 
@@ -65,14 +65,14 @@ class Delivery:
     @property
     def reply_bytes(self) -> int:
         """The most bytes of an answer."""
-        return SHORT_REPLY
+        return SHORT_REPLY_BYTES
 
     def run(self, grid: Grid, node_ids: Iterable[int]) -> Iterator[Outcome]:
         """Yield one outcome for each node; with a reply for those that have the whole model."""
         self._held = dict.fromkeys(node_ids, 0)
         first = (self._message(node_id, _MANIFEST) for node_id in list(self._held))
         again = Again(rejoin=self.rejoin)
-        gate = Gate(note=lambda count: self.ledger.add_strays(0, PHASE, count))
+        gate = ReplyLimits(on_strays=lambda count: self.ledger.add_strays(0, PHASE, count))
         yield from exchange(
             grid,
             first,

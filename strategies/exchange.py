@@ -15,9 +15,15 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedprune.errors import FedpruneError
+from fedprune.flower.replies import (
+    ExpectedReply,
+    ReceivedReply,
+    ReplyLimits,
+    drop_reply,
+    pull_reply,
+)
 from fedprune.records import message_bytes, shown
 from strategies.activations import Activations
-from strategies.inlet import Arrived, Asked, Gate, drop, pull
 from strategies.outcome import Outcome
 from strategies.repeats import Again, Repeat, Repeats, renewed
 
@@ -46,7 +52,7 @@ class Joiner(Protocol):
 @dataclass(frozen=True)
 class _Pending:
     node_id: int
-    asked: Asked
+    asked: ExpectedReply
     bytes_down: int
     sent: float
     connected: str
@@ -62,7 +68,7 @@ def exchange(  # noqa: PLR0913 - what an exchange is made of
     timeout: float,
     joiner: Joiner | None = None,
     again: Again | None = None,
-    gate: Gate | None = None,
+    gate: ReplyLimits | None = None,
 ) -> Iterator[Outcome]:
     """Yield one outcome for every request, in the order of arrival.
 
@@ -81,7 +87,7 @@ def exchange(  # noqa: PLR0913 - what an exchange is made of
     again : Again, optional
         How requests are repeated whose process died or whose node was lost; without it no node is
         waited for.
-    gate : Gate, optional
+    gate : ReplyLimits, optional
         How long replies can be; without it as long as those of a few figures.
 
     Raises
@@ -89,7 +95,7 @@ def exchange(  # noqa: PLR0913 - what an exchange is made of
     WorkerDiedError
         If a simulation worker died.
     """
-    gate = gate or Gate()
+    gate = gate or ReplyLimits()
     under_way = _Exchange(grid, timeout, joiner, again or Again(), gate)
     try:
         yield from under_way.run(iter(requests), window)
@@ -101,7 +107,7 @@ class _Exchange:
     """Requests under way; parameters as :func:`exchange`."""
 
     def __init__(
-        self, grid: Grid, timeout: float, joiner: Joiner | None, again: Again, gate: Gate
+        self, grid: Grid, timeout: float, joiner: Joiner | None, again: Again, gate: ReplyLimits
     ) -> None:
         self._grid = grid
         self._timeout = timeout
@@ -170,14 +176,14 @@ class _Exchange:
         identifiers = list(self._grid.push_messages([request]))
         # A node that has just left gets no message id.
         message_id = identifiers[0] if identifiers and identifiers[0] else f"unsent-{id(repeat)}"
-        asked = Asked(message_id, request.metadata, self._gate.most_bytes)
+        asked = ExpectedReply(message_id, request.metadata, self._gate.most_bytes)
         self._pending[message_id] = _Pending(node_id, asked, size, sent, connected, repeat, before)
 
     def _poll(self, message_id: str, entry: _Pending) -> Outcome | None:
         if message_id.startswith("unsent-"):
             problem = "it left before it could be asked"
             return Outcome(entry.node_id, None, problem, 0, 0, 0.0, lost=True)
-        arrived = pull(self._grid, entry.asked, self._gate)
+        arrived = pull_reply(self._grid, entry.asked, self._gate)
         seconds = time.monotonic() - entry.sent
         if arrived is not None:
             return self._answer(entry, arrived, seconds)
@@ -188,11 +194,11 @@ class _Exchange:
             problem = "it has started anew"
         if not problem:
             return None
-        drop(self._grid, entry.asked)
+        drop_reply(self._grid, entry.asked)
         lost = seconds <= self._timeout
         return Outcome(entry.node_id, None, problem, entry.bytes_down, 0, seconds, lost=lost)
 
-    def _answer(self, entry: _Pending, arrived: Arrived, seconds: float) -> Outcome:
+    def _answer(self, entry: _Pending, arrived: ReceivedReply, seconds: float) -> Outcome:
         reply, size = arrived.message, arrived.size
         if reply is None or not reply.has_error():
             told = arrived.problem

@@ -11,12 +11,12 @@ from flwr.serverapp import Grid
 
 from fedprune.config import RunConfig, to_yaml
 from fedprune.errors import QuorumError, ReplyRefusedError
+from fedprune.flower.replies import SHORT_REPLY_BYTES, ReplyLimits
 from fedprune.records import NodeReport, read_report, request
 from fedprune.reporting.ledger import Entry, Ledger
 from fedprune.reporting.progress import size_text
 from strategies.delivery import PHASE, Delivery, Sent
 from strategies.exchange import exchange
-from strategies.inlet import SHORT_REPLY, Gate
 from strategies.outcome import Outcome
 from strategies.partitions import Partitions
 from strategies.plan import MESSAGE_BYTES, Plan
@@ -165,8 +165,8 @@ class Handshake:
             for node_id in node_ids
         )
         again = Again(rejoin=self.rejoin)
-        gate = Gate(
-            SHORT_REPLY + _SAMPLE_BYTES * self.samples,
+        gate = ReplyLimits(
+            SHORT_REPLY_BYTES + _SAMPLE_BYTES * self.samples,
             lambda count: self.ledger.add_strays(0, "handshake", count),
         )
         return exchange(

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from flwr.app import Message
 
 from fedprune.errors import ReplyRefusedError
+from fedprune.flower.replies import SHORT_REPLY_BYTES
 from fedprune.records import joined, read_parcel, read_sizes
-from strategies.inlet import SHORT_REPLY
 from strategies.outcome import Outcome
 
 
@@ -48,7 +48,7 @@ class ParcelJoiner:
     @property
     def reply_bytes(self) -> int:
         """The most bytes of a message: of a parcel, or of a reply that fits into one."""
-        return min(self.most_bytes, self.parcel_bytes) + SHORT_REPLY
+        return min(self.most_bytes, self.parcel_bytes) + SHORT_REPLY_BYTES
 
     def take(self, outcome: Outcome) -> Outcome | Message:
         """Return the outcome of the whole reply, or the request for its next parcel."""

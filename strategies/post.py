@@ -9,12 +9,12 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedprune.config import StrategyConfig
+from fedprune.flower.replies import SHORT_REPLY_BYTES, ReplyLimits
 from fedprune.records import Order, order_record, request
 from fedprune.reporting.board import Board
 from strategies.cohort import Cohort
 from strategies.exchange import Joiner, WorkerDiedError, exchange
 from strategies.handshake import Client
-from strategies.inlet import SHORT_REPLY, Gate
 from strategies.outcome import Outcome
 from strategies.parcels import ParcelJoiner
 from strategies.plan import MESSAGE_BYTES
@@ -160,8 +160,8 @@ class Post:
             timeout=self.strategy.timeout,
             joiner=joiner,
             again=Again(again, self.strategy.rejoin, lambda node_id: asked[node_id].name),
-            gate=Gate(
-                joiner.reply_bytes if joiner else SHORT_REPLY,
+            gate=ReplyLimits(
+                joiner.reply_bytes if joiner else SHORT_REPLY_BYTES,
                 lambda count: self.cohort.ledger.add_strays(self.step, phase, count),
             ),
         )
@@ -236,7 +236,7 @@ class _Deliveries:
     @property
     def reply_bytes(self) -> int:
         """The most bytes of an answer."""
-        return SHORT_REPLY
+        return SHORT_REPLY_BYTES
 
     def take(self, outcome: Outcome) -> Outcome | Message:
         before = self._so_far.pop(outcome.node_id, None)

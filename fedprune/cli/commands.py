@@ -214,7 +214,7 @@ def _supernode_arguments(parser: ArgumentParser) -> None:
 
 
 def _supernode(arguments: Namespace) -> int:
-    from fedprune.cli.supernode import run_print_app, run_supernode
+    from fedprune.flower.supernode import run_print_app, run_supernode
 
     if arguments.print_app:
         return run_print_app()

@@ -22,12 +22,12 @@ from packaging.requirements import Requirement
 from rich.console import Console
 from rich.text import Text
 
-from fedprune.cli.app import app_folder, project_table
-from fedprune.cli.keeper import MARK
 from fedprune.cli.machine import usable_cpus
-from fedprune.cli.superlink import runtime_environment
 from fedprune.disk import home
 from fedprune.errors import FedpruneError
+from fedprune.flower.app import app_folder, project_table
+from fedprune.flower.superlink import runtime_environment
+from fedprune.flower.supervisor import MARK
 from fedprune.memory import free_memory
 
 Level = Literal["ok", "warn", "fail"]

@@ -23,7 +23,6 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from fedprune.cli.flower import RuntimeFailure
 from fedprune.cli.job import check_inputs, perform, plan_job
 from fedprune.cli.progress import PlainView, progress_view
 from fedprune.cli.run import connect, note_console
@@ -31,6 +30,7 @@ from fedprune.cli.sweep_report import collect_runs
 from fedprune.config import config_from_mapping
 from fedprune.config.overrides import CONF
 from fedprune.errors import ConfigError
+from fedprune.flower.command import RuntimeFailure
 
 _NAME = "fedprune_hydra"
 _PRIMARY = {

@@ -14,12 +14,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TextIO
 
-from fedprune.cli.app import app_folder, staged
-from fedprune.cli.flower import Connection, RunStatus, RuntimeFailure, Scalar, submit, wait
 from fedprune.cli.inline import run_inline
 from fedprune.cli.machine import Machine, Resources, choose_resources, has_gpu_driver
 from fedprune.cli.progress import ProgressView
-from fedprune.cli.superlink import runtime_environment
 from fedprune.config import (
     Resumption,
     RunConfig,
@@ -28,6 +25,9 @@ from fedprune.config import (
     to_overrides,
 )
 from fedprune.errors import ConfigError, DataError
+from fedprune.flower.app import app_folder, staged
+from fedprune.flower.command import Connection, RunStatus, RuntimeFailure, Scalar, submit, wait
+from fedprune.flower.superlink import runtime_environment
 from fedprune.logs import read_line
 from fedprune.reporting.printable import printable
 from fedprune.reporting.progress import parse_progress

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fedprune.cli.flower import Connection
 from fedprune.cli.job import (
     Ended,
     Job,
@@ -21,8 +20,9 @@ from fedprune.cli.job import (
     prepare,
 )
 from fedprune.cli.progress import ProgressView, progress_view
-from fedprune.cli.superlink import private_superlink
 from fedprune.config import Resumption, config_from_overrides, find_resumption
+from fedprune.flower.command import Connection
+from fedprune.flower.superlink import private_superlink
 from fedprune.reporting.table import render
 
 INTERRUPTED = 130

@@ -14,7 +14,6 @@ from typing import Any
 
 from rich.console import Console
 
-from fedprune.cli.flower import Connection, RuntimeFailure
 from fedprune.cli.job import Ended, Job, perform, plan_job, plan_resumption, prepare
 from fedprune.cli.machine import parallel_jobs, usable_cpus
 from fedprune.cli.progress import ProgressView, progress_view
@@ -24,6 +23,7 @@ from fedprune.cli.sweep_report import Finished, Story, report_sweep
 from fedprune.cli.workers import Workers
 from fedprune.config import Resumption
 from fedprune.errors import ConfigError, FedpruneError
+from fedprune.flower.command import Connection, RuntimeFailure
 from fedprune.reporting.progress import Progress, duration_text
 from fedprune.reporting.sources import source_digest
 from fedprune.reporting.sweep import number_text

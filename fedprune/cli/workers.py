@@ -17,9 +17,9 @@ from multiprocessing.context import SpawnProcess
 from types import FrameType, TracebackType
 from typing import NoReturn, Self, cast
 
-from fedprune.cli.flower import Connection, RunStatus
 from fedprune.cli.job import Ended, Job, perform
 from fedprune.cli.progress import ProgressView
+from fedprune.flower.command import Connection, RunStatus
 from fedprune.reporting.progress import Progress
 
 _CONTEXT = multiprocessing.get_context("spawn")

@@ -4,7 +4,8 @@ Names in records are kebab-case. Everything read here may come from a stranger: 
 are checked, nothing is unpickled.
 """
 
-from fedprune.records.fields import message_bytes, shown
+from fedprune.flower.messages import message_bytes
+from fedprune.records.fields import shown
 from fedprune.records.local import LocalResult, local_record, read_local
 from fedprune.records.models import (
     ModelParcel,

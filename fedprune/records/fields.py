@@ -2,8 +2,7 @@
 
 from collections.abc import Mapping
 
-from flwr.app import Array, ConfigRecord, Message, MetricRecord
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.app import Array, ConfigRecord, MetricRecord
 
 from fedprune.errors import ReplyRefusedError
 
@@ -60,8 +59,3 @@ def array_bytes(array: Array, stype: str, most: int | None = None) -> bytes:
     if most is not None and len(array.data) > most:
         raise ReplyRefusedError(f"it takes at most {most} bytes, got {len(array.data)}.")
     return array.data
-
-
-def message_bytes(message: Message) -> int:
-    """Return the size of a message as Flower serialises it, headers included."""
-    return sum(len(item.deflate()) for item in get_all_nested_objects(message).values())

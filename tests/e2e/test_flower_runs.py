@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fedprune.cli.superlink import runtime_environment
+from fedprune.flower.superlink import runtime_environment
 from fedprune.models.export import SIDECAR
 from tests.support.services import free_port
 

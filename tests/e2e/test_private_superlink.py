@@ -12,9 +12,9 @@ import psutil
 import pytest
 
 import fedprune
-from fedprune.cli.flower import submit, wait
-from fedprune.cli.keeper import MARK
-from fedprune.cli.superlink import private_superlink
+from fedprune.flower.command import submit, wait
+from fedprune.flower.superlink import private_superlink
+from fedprune.flower.supervisor import MARK
 
 pytestmark = pytest.mark.e2e
 
@@ -82,8 +82,8 @@ def main(grid: Grid, context: Context) -> None:
 """
 _USER = """
 import pathlib, sys
-from fedprune.cli.flower import submit, wait
-from fedprune.cli.superlink import private_superlink
+from fedprune.flower.command import submit, wait
+from fedprune.flower.superlink import private_superlink
 
 with private_superlink() as connection:
     print("FOLDER", connection.folder.parent, flush=True)

@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fedprune.cli.app import app_folder, staged
-from fedprune.cli.superlink import runtime_environment
-from fedprune.cli.supernode import FAILED, own_app
+from fedprune.flower.app import app_folder, staged
+from fedprune.flower.superlink import runtime_environment
+from fedprune.flower.supernode import FAILED, own_app
 from tests.e2e.test_flower_runs import SMALL, sidecar
 from tests.support.fake_superlink import fake_superlink
 from tests.support.federation import CONNECTION, Federation, Node

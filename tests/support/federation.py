@@ -17,8 +17,8 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
 
-from fedprune.cli.superlink import runtime_environment
 from fedprune.disk import home
+from fedprune.flower.superlink import runtime_environment
 from tests.support.certificates import authority, node_key, server_certificate
 from tests.support.services import Command, Service, free_port, listens, until
 

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedprune.cli.flower import Connection
+from fedprune.flower.command import Connection
 
 _FLWR = """#!{python}
 import json, pathlib, shutil, sys

@@ -6,8 +6,8 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedprune.cli.inline import InlineGrid
 from fedprune.disk import home
+from fedprune.flower.inline import InlineGrid
 
 Tamper = Callable[[int, Message], Message | None]
 

@@ -15,6 +15,8 @@ from client_app.seat import Seat
 from fedprune.config import RunConfig, config_from_overrides, from_yaml, to_yaml
 from fedprune.errors import ConfigError, FedpruneError, ReplyRefusedError, WireError
 from fedprune.evaluation.own_texts import OwnTextResult
+from fedprune.flower.grid import object_grid
+from fedprune.flower.replies import ExpectedReply, ReplyLimits
 from fedprune.models.transfer import Manifest, ModelFile
 from fedprune.records import (
     MASKS,
@@ -50,8 +52,6 @@ from fedprune.records import (
     shown,
     split_record,
 )
-from strategies.guarded_grid import guarded
-from strategies.inlet import Asked, Gate
 from strategies.outcome import Outcome
 from strategies.parcels import ParcelJoiner
 from tests.support.fuzzing import anything, changed, fuzzed, survives
@@ -284,8 +284,8 @@ def test_no_objects_stop_the_server(data):
     link = Link()
     leaves = [ObjectTree(object_id=name) for name in store if name != names[-1]]
     link.announce(head, store, ObjectTree(object_id=names[-1], children=leaves))
-    grid, told = guarded(LinkGrid(link)), Asked("a" * 64, asked.metadata, 100_000)
-    arrived = survives(lambda: grid.pull(told, Gate()), (), 200_000)
+    grid, told = object_grid(LinkGrid(link)), ExpectedReply("a" * 64, asked.metadata, 100_000)
+    arrived = survives(lambda: grid.pull_reply(told, ReplyLimits()), (), 200_000)
     assert (arrived.message is None) == bool(arrived.problem)
     if arrived.message is not None and arrived.message.has_content():
         for reader in READERS.values():

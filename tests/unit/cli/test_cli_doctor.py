@@ -13,8 +13,8 @@ import torch
 
 from fedprune.cli import doctor
 from fedprune.cli.doctor import Check, local_superlinks, run_doctor
-from fedprune.cli.keeper import MARK
 from fedprune.errors import FedpruneError
+from fedprune.flower.supervisor import MARK
 from tests.support.flower import executable
 
 GIB = 2**30

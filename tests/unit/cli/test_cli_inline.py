@@ -9,8 +9,10 @@ from flwr.clientapp import ClientApp
 from flwr.common.logger import FLOWER_LOGGER, log
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedprune.cli.inline import InlineGrid, _identity, _output_to, run_inline
+from fedprune.cli.inline import _output_to, run_inline
 from fedprune.disk import home
+from fedprune.flower.inline import InlineGrid
+from fedprune.flower.messages import process_identity
 
 
 def echo() -> ClientApp:
@@ -26,7 +28,7 @@ def echo() -> ClientApp:
 
 
 def test_every_node_answers_once_and_an_exception_is_an_error_reply() -> None:
-    with _identity(7):
+    with process_identity(7):
         grid = InlineGrid(echo(), 2, 7)
         nodes = list(grid.get_node_ids())
         messages = [Message(RecordDict(), node, "query.who") for node in nodes]
@@ -45,7 +47,7 @@ def test_every_node_answers_once_and_an_exception_is_an_error_reply() -> None:
 
 def test_flower_s_identity_is_put_back() -> None:
     before = (TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id)
-    with pytest.raises(KeyError), _identity(5):
+    with pytest.raises(KeyError), process_identity(5):
         assert TaskIdentity.run_id == 5
         raise KeyError
     assert (TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id) == before

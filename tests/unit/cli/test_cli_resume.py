@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from fedprune.cli import main
-from fedprune.cli.flower import RunStatus
 from fedprune.cli.job import perform, plan_resumption, prepare
 from fedprune.cli.progress import PlainView
 from fedprune.cli.run import note_console, run_job
 from fedprune.config import config_from_overrides, find_resumption, to_yaml
 from fedprune.errors import ConfigError
+from fedprune.flower.command import RunStatus
 
 NOW = datetime(2026, 11, 21, 13, 5, 9)
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fedprune.cli import flower, run
-from fedprune.cli.flower import Connection, RunStatus
+from fedprune.cli import run
 from fedprune.cli.job import LogReader
 from fedprune.cli.run import run_job
 from fedprune.errors import ConfigError
+from fedprune.flower import command
+from fedprune.flower.command import Connection, RunStatus
 from fedprune.reporting.progress import Progress
 from tests.support.flower import FakeFlwr, listed, said
 
@@ -47,7 +48,7 @@ def user(flwr: FakeFlwr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
     monkeypatch.setattr(run, "private_superlink", private)
     monkeypatch.setattr(run, "named_connection", lambda name: connection)
-    monkeypatch.setattr(flower, "_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(command, "_RETRY_SECONDS", 0.0)
     home = tmp_path / "user"
     home.mkdir()
     monkeypatch.chdir(home)

@@ -1,9 +1,9 @@
 import pytest
 from flwr.app import Error, Message, MetricRecord, RecordDict
 
+from fedprune.flower.replies import ReplyLimits
 from fedprune.records import message_bytes
 from strategies.exchange import WorkerDiedError, exchange
-from strategies.inlet import Gate
 from strategies.repeats import Again
 from tests.support.grid import LocalGrid, TwiceGrid, client_app
 
@@ -138,7 +138,9 @@ def test_messages_that_nobody_asked_for_are_told_however_it_ends(end):
         return Message(Error(0, reason), reply_to=grid.sent[-1]) if failed else reply
 
     grid, told = TwiceGrid(client_app(echo), 2, tamper=died), []
-    found = exchange(grid, requests(grid), window=1, timeout=5, gate=Gate(note=told.append))
+    found = exchange(
+        grid, requests(grid), window=1, timeout=5, gate=ReplyLimits(on_strays=told.append)
+    )
     next(found)
     assert told == []
     if end == "normal":

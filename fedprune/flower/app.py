@@ -1,4 +1,10 @@
-"""The Flower app that is sent to the SuperLink: where it lies, and only what belongs to it."""
+"""The Flower app that is sent to the SuperLink: where it lies, and only what belongs to it.
+
+`flwr run` looks at every file below the app's folder, takes the folder's name for the app's, and
+tells nobody the digest of what it sends. We copy what belongs to the app into a folder of its own
+and build the same bundle to know its digest. Without it: six seconds a run, no run from a checkout
+with another name, and no site could say which app it allows.
+"""
 
 import contextlib
 import shutil

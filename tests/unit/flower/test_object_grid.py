@@ -9,10 +9,10 @@ from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.app.message import make_message
 from flwr.proto.message_pb2 import ObjectTree
 
+from fedprune.flower.grid import ObjectGrid, object_grid
+from fedprune.flower.replies import ExpectedReply, ReplyLimits
 from fedprune.records import MASKS, PruneReply, prune_record
 from strategies.exchange import exchange
-from strategies.guarded_grid import GuardedGrid, guarded
-from strategies.inlet import Asked, Gate
 from tests.support.grid import LocalGrid, become_server, client_app
 from tests.support.superlink import Link, LinkGrid, WireLink, named
 
@@ -48,16 +48,18 @@ def link():
     return Link()
 
 
-def pulled(link, asked: Message, most: int = MOST, gate: Gate | None = None):
-    grid = guarded(LinkGrid(link))
-    assert isinstance(grid, GuardedGrid)
-    return grid.pull(Asked(asked.metadata.message_id, asked.metadata, most), gate or Gate())
+def pulled(link, asked: Message, most: int = MOST, gate: ReplyLimits | None = None):
+    grid = object_grid(LinkGrid(link))
+    assert isinstance(grid, ObjectGrid)
+    return grid.pull_reply(
+        ExpectedReply(asked.metadata.message_id, asked.metadata, most), gate or ReplyLimits()
+    )
 
 
 def test_a_reply_arrives_once_with_its_bytes_and_is_deleted(link):
     asked = request()
     objects = link.send(answer(asked))
-    grid = guarded(LinkGrid(link))
+    grid = object_grid(LinkGrid(link))
     (outcome,) = exchange(grid, [asked], window=1, timeout=5)
     assert outcome.problem == "" and outcome.reply.content.array_records["arrays"]
     assert outcome.bytes_up == sum(map(len, objects.values()))
@@ -66,7 +68,7 @@ def test_a_reply_arrives_once_with_its_bytes_and_is_deleted(link):
 
 def test_a_simulations_grid_stays_as_it_is():
     grid = LocalGrid(client_app(lambda message, context: message), 1)
-    assert guarded(grid) is grid
+    assert object_grid(grid) is grid
 
 
 def test_a_reply_that_is_not_whole_yet_holds_nobody_up(link):
@@ -74,12 +76,12 @@ def test_a_reply_that_is_not_whole_yet_holds_nobody_up(link):
     objects = link.send(answer(asked))
     missing = list(objects)[0]
     link.objects[missing] = b""
-    grid = guarded(LinkGrid(link))
-    told = Asked(asked.metadata.message_id, asked.metadata, MOST)
-    assert grid.pull(told, Gate()) is None
-    assert grid.pull(told, Gate()) is None
+    grid = object_grid(LinkGrid(link))
+    told = ExpectedReply(asked.metadata.message_id, asked.metadata, MOST)
+    assert grid.pull_reply(told, ReplyLimits()) is None
+    assert grid.pull_reply(told, ReplyLimits()) is None
     link.objects |= objects
-    assert grid.pull(told, Gate()).message is not None
+    assert grid.pull_reply(told, ReplyLimits()).message is not None
     assert len(link.pulled) == len(objects) + 2  # what had come was not asked for again
 
 
@@ -87,7 +89,7 @@ def test_a_reply_that_never_becomes_whole_ends_with_the_timeout_and_is_deleted(l
     asked = request()
     objects = link.send(answer(asked))
     link.objects[list(objects)[0]] = b""
-    (outcome,) = exchange(guarded(LinkGrid(link)), [asked], window=1, timeout=0.1)
+    (outcome,) = exchange(object_grid(LinkGrid(link)), [asked], window=1, timeout=0.1)
     assert "no reply within" in outcome.problem and len(link.confirmed) == 1
 
 
@@ -212,15 +214,15 @@ def test_messages_that_answer_nothing_are_counted_and_logged_once(link, caplog):
         head = answer(asked, src_node_id=1, reply_to_message_id="")
         link.send(stray, head=head)
     link.send(answer(asked))
-    grid = guarded(LinkGrid(link))
-    (outcome,) = exchange(grid, [asked], window=1, timeout=5, gate=Gate(MOST, told.append))
+    grid = object_grid(LinkGrid(link))
+    (outcome,) = exchange(grid, [asked], window=1, timeout=5, gate=ReplyLimits(MOST, told.append))
     assert outcome.reply is not None and told == [3]
     assert len(link.confirmed) == 4
     assert caplog.text.count("answers no request") == 1
 
 
 def test_a_second_reply_to_a_request_is_a_stray(link):
-    asked, gate = request(), Gate()
+    asked, gate = request(), ReplyLimits()
     link.send(answer(asked))
     link.send(answer(asked, content(60)))
     assert pulled(link, asked, gate=gate).message is not None
@@ -256,12 +258,12 @@ def test_replies_inside_a_machine_are_checked_after_receipt():
     for handler, words in ((other_job, "another job"), (long, "more bytes")):
         grid = LocalGrid(client_app(handler), 1)
         asked = Message(RecordDict(), 100, "train.prune", group_id=JOB)
-        (outcome,) = exchange(grid, [asked], window=1, timeout=5, gate=Gate(MOST))
+        (outcome,) = exchange(grid, [asked], window=1, timeout=5, gate=ReplyLimits(MOST))
         assert outcome.reply is None and words in outcome.problem
 
 
 def test_nobody_else_pulls_from_a_guarded_grid(link):
-    grid = guarded(LinkGrid(link))
+    grid = object_grid(LinkGrid(link))
     with pytest.raises(NotImplementedError):
         grid.pull_messages(["a"])
     with pytest.raises(NotImplementedError):

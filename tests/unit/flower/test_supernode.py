@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from fedprune.cli import main, supernode
-from fedprune.cli.app import app_folder, staged
-from fedprune.cli.superlink import runtime_environment
-from fedprune.cli.supernode import FAILED, allowed_apps, own_app
+from fedprune.cli import main
 from fedprune.errors import ConfigError, FedpruneError
+from fedprune.flower import supernode
+from fedprune.flower.app import app_folder, staged
+from fedprune.flower.superlink import runtime_environment
+from fedprune.flower.supernode import FAILED, allowed_apps, own_app
 
 ROOT = Path(__file__).resolve().parents[3]
 DIGEST = "ab" * 32

@@ -6,8 +6,8 @@ import pytest
 from flwr.cli.build import build_fab_from_disk
 
 import fedprune
-from fedprune.cli.app import app_folder, staged
 from fedprune.errors import FedpruneError
+from fedprune.flower.app import app_folder, staged
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

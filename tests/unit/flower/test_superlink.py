@@ -13,10 +13,10 @@ import psutil
 import pytest
 
 import fedprune
-from fedprune.cli import superlink
-from fedprune.cli.flower import Connection, RuntimeFailure
-from fedprune.cli.keeper import MARK
-from fedprune.cli.superlink import private_superlink, runtime_environment
+from fedprune.flower import superlink
+from fedprune.flower.command import Connection, RuntimeFailure
+from fedprune.flower.superlink import private_superlink, runtime_environment
+from fedprune.flower.supervisor import MARK
 from tests.support.flower import executable
 
 # Starts, as Flower does, a process in a session of its own, and one that hides its environment.
@@ -46,7 +46,7 @@ sys.exit("address already in use")
 """
 _OWNER = """
 import sys, time
-from fedprune.cli import superlink
+from fedprune.flower import superlink
 superlink.sysconfig.get_path = lambda name: sys.argv[1]
 with superlink.private_superlink() as connection:
     print(connection.folder.parent, flush=True)

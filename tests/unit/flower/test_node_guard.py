@@ -17,9 +17,9 @@ from flwr.supercore.run import Run, RunNotRunningException
 from flwr.supernode import start_client_internal
 from flwr.supernode.nodestate import NodeStateFactory
 
-from fedprune.cli import node_guard
-from fedprune.cli.node_guard import LostMessageError, NodeGuard, install
 from fedprune.errors import FedpruneError
+from fedprune.flower import node_guard
+from fedprune.flower.node_guard import LostMessageError, NodeGuard, install
 from tests.support.grid import become_server
 
 PROJECT = """

@@ -1,8 +1,11 @@
-"""What a site's SuperNode checks that Flower's does not.
+"""What a site's SuperNode checks that Flower's does not: the app, whole replies, lost messages.
 
-Three things: whether the site allows the app before any of it is kept; whether each request gets
-a whole reply, also when the process that works on it was ended or hangs; whether a message was
-lost, after which the SuperNode must not go on as if nothing had happened, because its server waits.
+Flower's SuperNode runs whatever app the server sends, sends a reply while it is still being written
+and waits for ever if that breaks off, and goes on when a message was lost on the way. We put a
+guard around the two halves of its main loop: an app that the site does not allow is refused before
+any of it is kept; each request gets a whole reply or an error, also when the process that works on
+it was ended or hangs; and a lost message ends the SuperNode, which starts again. Without it: the
+server decides what code runs beside private data, and waits for hours for what will never come.
 """
 
 import hashlib

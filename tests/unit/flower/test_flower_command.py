@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fedprune.cli import flower
-from fedprune.cli.flower import RunStatus, RuntimeFailure, status, stop, submit, wait
+from fedprune.flower import command
+from fedprune.flower.command import RunStatus, RuntimeFailure, status, stop, submit, wait
 from tests.support.flower import FakeFlwr, listed, said
 
 RUN = "17891728690812940418"
@@ -14,8 +14,8 @@ RUN = "17891728690812940418"
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flower, "_RETRY_SECONDS", 0.0)
-    monkeypatch.setattr(flower, "_RETRIES", 3)
+    monkeypatch.setattr(command, "_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(command, "_RETRIES", 3)
 
 
 def send(flwr: FakeFlwr, overrides: str = "") -> str:
@@ -92,7 +92,7 @@ def test_a_missing_flwr_says_what_to_do(flwr: FakeFlwr) -> None:
     connection = flwr.connection
     alone = {**connection.environment, "PATH": str(flwr.folder)}
     with pytest.raises(RuntimeFailure, match="make install"):
-        status(RUN, flower.Connection("fake", alone, flwr.folder))
+        status(RUN, command.Connection("fake", alone, flwr.folder))
 
 
 @pytest.mark.parametrize(

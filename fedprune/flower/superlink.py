@@ -1,10 +1,11 @@
 """A SuperLink of one's own for one run: nothing is shared, nothing is left behind.
 
-`flwr run` on a local connection starts a daemon that stays: its environment and folder are those
-of the first command that ever started it, it lets Ray import a ``client_app`` package found in
-that folder before the app's own, installs the app's dependencies anew for every run, and leaves
-sessions in ``/tmp/ray``. A private SuperLink runs with this process's environment from an empty
-folder, and ends with the run.
+`flwr run` on a local connection starts a daemon that stays: its environment and folder are those of
+the first command that ever started it, it lets Ray import a ``client_app`` package found in that
+folder before the app's own, installs the app's dependencies anew for every run, and leaves sessions
+in ``/tmp/ray``. A private SuperLink runs with this process's environment from an empty folder, and
+ends with the run. Without it: a second run would use the settings, and from some folders even the
+code, of another one.
 """
 
 import contextlib
@@ -23,8 +24,8 @@ from pathlib import Path
 
 import tomli_w
 
-from fedprune.cli import keeper
-from fedprune.cli.flower import Connection, RuntimeFailure
+from fedprune.flower import supervisor
+from fedprune.flower.command import Connection, RuntimeFailure
 
 _NAME = "private"
 _HOST = "127.0.0.1"
@@ -98,7 +99,7 @@ def _connection(folder: Path, port: int) -> Connection:
     # A cluster of the user's would get this run's clients.
     environment.pop("RAY_ADDRESS", None)
     environment |= {
-        keeper.MARK: str(folder),
+        supervisor.MARK: str(folder),
         "FLWR_HOME": str(folder / "flwr"),
         # Half a second sooner than by default, at the cost of 1 % of a core while the run lasts.
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.25",
@@ -133,13 +134,13 @@ def _command(connection: Connection, port: int) -> list[str]:
 
 @contextlib.contextmanager
 def _kept(connection: Connection, command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Run ``command`` under a keeper that ends it when this process lets go or dies."""
+    """Run ``command`` under a supervisor that ends it when this process lets go or dies."""
     folder = connection.folder.parent
     with (
         (folder / "superlink.log").open("ab") as log,
-        # By path and with -P: the keeper must start from any folder and import nothing from it.
+        # By path and with -P: the supervisor must start from any folder and import nothing from it.
         subprocess.Popen(
-            [sys.executable, "-P", keeper.__file__, str(folder), *command],
+            [sys.executable, "-P", supervisor.__file__, str(folder), *command],
             cwd=connection.folder,
             env=dict(connection.environment),
             stdin=subprocess.PIPE,

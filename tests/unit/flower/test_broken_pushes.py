@@ -5,8 +5,8 @@ from flwr.app import Message
 from flwr.proto.message_pb2 import PushObjectResponse
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
+from fedprune.flower.grid import object_grid
 from fedprune.records import MASKS, PruneReply, prune_record
-from strategies.guarded_grid import guarded
 from tests.support.grid import become_server
 from tests.support.linkstate import BreakingLink
 from tests.support.superlink import LinkedGrid
@@ -26,7 +26,7 @@ def request(link: BreakingLink) -> Message:
 def test_a_request_reaches_its_node_once_and_whole(tmp_path, breaks):
     link = BreakingLink(tmp_path / "state.db", breaks)
     asked = request(link)
-    (identifier,) = guarded(LinkedGrid(link, link.run_id)).push_messages([asked])
+    (identifier,) = object_grid(LinkedGrid(link, link.run_id)).push_messages([asked])
     (received,) = link.handed_out()
     assert identifier == asked.object_id == received.object_id
     assert received.content == asked.content
@@ -50,4 +50,4 @@ class DeafLink(BreakingLink):
 def test_a_superlink_that_never_takes_a_request_is_not_asked_for_ever(tmp_path):
     link = DeafLink(tmp_path / "state.db", 0)
     with pytest.raises(ObjectPushError):
-        guarded(LinkedGrid(link, link.run_id)).push_messages([request(link)])
+        object_grid(LinkedGrid(link, link.run_id)).push_messages([request(link)])

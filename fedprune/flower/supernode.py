@@ -2,8 +2,8 @@
 
 Flower's main loop ends on errors it does not expect while a thread that serves the local API keeps
 the process alive: health checks pass and the node is gone for good. The same holds after its
-heartbeat has died. Here such a process ends with exit code 70, and whoever supervises it starts
-it again.
+heartbeat has died. Here such a process ends with exit code 70, and whoever supervises it starts it
+again. Without it: a site drops out of the federation for good and nobody is told.
 """
 
 import hashlib
@@ -16,8 +16,8 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from fedprune.cli.app import app_folder, staged
 from fedprune.errors import ConfigError, FedpruneError
+from fedprune.flower.app import app_folder, staged
 
 FAILED = 70
 """Exit code of a SuperNode that could not go on (EX_SOFTWARE); start it again."""
@@ -104,7 +104,7 @@ def run_supernode(arguments: Sequence[str], apps: Sequence[str], any_app: bool) 
         os.environ.setdefault(name, value)
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
-    from fedprune.cli.node_guard import NodeGuard, install
+    from fedprune.flower.node_guard import NodeGuard, install
 
     install(NodeGuard(allowed_apps(apps, any_app)))
     sys.argv = ["flower-supernode", *arguments]

@@ -1,7 +1,9 @@
 """Submit, follow and stop a run through Flower's own `flwr` command.
 
-The command is used, not Flower's internals, because only the command is a stable interface. Its
-exit codes are not trusted: a run is done when Flower lists it as ``finished:completed``.
+Only the command is a stable interface. It ends with 0 when a run fails, splits values at quotes,
+and its log breaks off with the connection. We give values in a file, follow a log again from where
+it broke off, and ask for a run's status: it is done when Flower lists it as ``finished:completed``.
+Without it: a failed run would pass for a good one, and no value could hold a quote or a line break.
 """
 
 import contextlib

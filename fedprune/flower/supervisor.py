@@ -1,10 +1,11 @@
 """A process that outlives the command line by a moment and ends all that Flower has started.
 
-Flower's SuperLink, SuperExec, simulation and Ray start one another in sessions of their own, so
-no process group holds them all, and a command line that is killed cannot tidy up. The keeper
-starts the SuperLink and waits until its standard input closes, which the operating system does
-even when the command line dies by SIGKILL. It is run by path, imports nothing of this project and
-lies in a session of its own, so that Ctrl-C never reaches it.
+Flower's SuperLink, SuperExec, simulation and Ray start one another in sessions of their own, so no
+process group holds them all, and a command line that is killed cannot tidy up. The supervisor
+starts the SuperLink and waits until its standard input closes, which the operating system does even
+when the command line dies by SIGKILL. It is run by path, imports nothing of this project and lies
+in a session of its own, so that Ctrl-C never reaches it. Without it: a killed command line leaves a
+SuperLink, a simulation and Ray's workers behind that go on computing.
 """
 
 import contextlib
