@@ -20,7 +20,7 @@ from fedprune.config import config_from_overrides
 from fedprune.models.device import pick_device
 from fedprune.models.generate import draft_model, generate_model
 from fedprune.models.loading import load_model
-from fedprune.reporting.machine import peak_device_bytes, peak_rss_bytes
+from fedprune.results.environment import peak_device_bytes, peak_rss_bytes
 
 
 def settings(model: Path, options: argparse.Namespace) -> list[str]:

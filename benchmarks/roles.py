@@ -33,8 +33,7 @@ from fedprune.pruning.driver import BlockWalk
 from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.spec import block_specs
 from fedprune.records import NodeReport, PruneReply, prune_record, read_order, report_record
-from fedprune.reporting.machine import peak_rss_bytes
-from fedprune.reporting.sources import source_digest
+from fedprune.results.environment import peak_rss_bytes, source_digest
 from fedprune.wire.changes import mask_of
 from fedprune.wire.masks import BitMask, encode_block
 from server_app.job import run_job

@@ -18,7 +18,7 @@ from fedprune.pruning.driver import BlockWalk
 from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.spec import block_specs
 from fedprune.records import Order, PruneReply, fetched_record, prune_record, split_record
-from fedprune.reporting.machine import peak_device_bytes, peak_rss_bytes
+from fedprune.results.environment import peak_device_bytes, peak_rss_bytes
 from fedprune.wire.changes import Change
 
 

@@ -14,8 +14,7 @@ from fedprune.errors import FedpruneError
 from fedprune.models.device import pick_device
 from fedprune.models.fingerprint import Fingerprint
 from fedprune.records import NodeReport
-from fedprune.reporting.machine import versions
-from fedprune.reporting.sources import source_digest
+from fedprune.results.environment import source_digest, versions
 
 _log = logging.getLogger("flwr")
 

@@ -49,9 +49,9 @@ def further_results(
         found["federated_evaluation"] = strategy.state.own_texts
     if tasks:
         model, device = strategy.config.model, str(pick_device(strategy.config.pruner.device))
-        show(strategy.board, "evaluate", 0, 2, "zero-shot tasks, dense model")
+        show(strategy.status, "evaluate", 0, 2, "zero-shot tasks, dense model")
         dense = zero_shot(loaded.path, tasks, device, dtype=model.dtype, revision=model.revision)
-        show(strategy.board, "evaluate", 1, 2, "zero-shot tasks, pruned model")
+        show(strategy.status, "evaluate", 1, 2, "zero-shot tasks, pruned model")
         pruned = zero_shot(str(folder), tasks, device)
         found["zero_shot"] = {"dense": dense.to_dict(), "pruned": pruned.to_dict()}
     return found

@@ -14,7 +14,7 @@ from fedprune.config import RunConfig, to_yaml
 from fedprune.disk import replace_file, sync
 from fedprune.errors import ConfigError
 from fedprune.models.sidecar import read_sidecar, write_sidecar
-from fedprune.reporting.ledger import Ledger
+from fedprune.results.ledger import Ledger
 from fedprune.wire.changes import Change, decode_update, encode_update, keeps_survivors, mask_of
 
 

@@ -19,12 +19,12 @@ from fedprune.models.fingerprint import Fingerprint, fingerprint
 from fedprune.models.loading import LoadedModel, load_model
 from fedprune.models.transfer import Offer
 from fedprune.pruning.trace import input_groups
-from fedprune.reporting.board import Board, WatchedLedger
-from fedprune.reporting.card import write_card
-from fedprune.reporting.results import Facts, build_results
-from fedprune.reporting.sources import source_digest
-from fedprune.reporting.table import plain_table
-from fedprune.reporting.tracking import Tracking, check_tracker
+from fedprune.results.build import Facts, build_results
+from fedprune.results.card import write_card
+from fedprune.results.environment import source_digest
+from fedprune.results.run_status import RunStatus, WatchedLedger
+from fedprune.results.tables import plain_table
+from fedprune.results.tracking import Tracking, check_tracker
 from server_app.choice import strategy_class
 from server_app.extras import further_results, wanted_tasks
 from server_app.folder import RunFolder
@@ -74,35 +74,35 @@ def _run_job(grid: Grid, run_config: Mapping[str, str | int | float | bool], run
         folder = RunFolder(resumed.folder)
         config = resumed_config(folder.config_text(), resumed)
     note(folder=folder.path.name)
-    board = Board(folder.path, lambda: len(list(grid.get_node_ids())))
+    status = RunStatus(folder.path, lambda: len(list(grid.get_node_ids())))
     with folder.locked():
         if folder.finished:
             folder.tidy()
             folder.drop_partial()
             log(INFO, "the run in %s is finished: there is nothing to go on with", folder.path)
         else:
-            with board:
-                results = _results(grid, config, run_id, folder, board)
+            with status:
+                results = _results(grid, config, run_id, folder, status)
                 folder.finish(results)
             log(INFO, "\n%s", plain_table(results))
         leave_report(folder.path)
-    show(board, "done", 1, 1, str(folder.path))
+    show(status, "done", 1, 1, str(folder.path))
     log(INFO, "%s", folder.path)
     return folder.path
 
 
 def _results(
-    grid: Grid, config: RunConfig, run_id: int, folder: RunFolder, board: Board
+    grid: Grid, config: RunConfig, run_id: int, folder: RunFolder, status: RunStatus
 ) -> dict[str, object]:
     """Run a job from where its folder says it stands; a failure is noted there."""
-    files, state = StateFiles(folder.state, WatchedLedger(board=board)), RunState()
+    files, state = StateFiles(folder.state, WatchedLedger(status=status)), RunState()
     try:
         folder.reopen()
         state = files.load()
         note(job=job_mark(state.job))
-        board.catch_up(files.ledger)
-        with state.laps.lap("total"), Tracking(config, folder.path) as tracking:
-            results = _run(grid, config, run_id, folder, files, state, tracking, board)
+        status.catch_up(files.ledger)
+        with state.timings.measure("total"), Tracking(config, folder.path) as tracking:
+            results = _run(grid, config, run_id, folder, files, state, tracking, status)
             tracking.finish(results)
             write_card(folder.model, config, results)
             return results
@@ -134,10 +134,10 @@ def _run(  # noqa: PLR0913 - what a job is made of
     files: StateFiles,
     state: RunState,
     tracking: Tracking,
-    board: Board,
+    status: RunStatus,
 ) -> dict[str, object]:
-    lap = state.laps.lap
-    with lap("load"):
+    timings = state.timings
+    with timings.measure("load"):
         tasks = wanted_tasks(config)
         loaded = load_model(config.model)
         marks = fingerprint(loaded)
@@ -146,18 +146,18 @@ def _run(  # noqa: PLR0913 - what a job is made of
     plan.check_pattern(config.pruner.pattern)
     tally = TrackedTally(folder, files, loaded, config.strategy.rounds, tracking)
     strategy = strategy_class(config.strategy)(config, plan, tally, files.ledger, state)
-    strategy.board = board
+    strategy.status = status
     strategy.start(grid)
     changes = tally.changes()
-    with lap("evaluate"):
+    with timings.measure("evaluate"):
         perplexities = measure(strategy.config, loaded, changes, strategy)
-    show(board, "export", 0, 1, "writing the pruned model")
-    with lap("export"):
+    show(status, "export", 0, 1, "writing the pruned model")
+    with timings.measure("export"):
         if not folder.model.exists():  # which appears whole
             export_model(loaded, changes, folder.model)
-    with lap("zero_shot"):
+    with timings.measure("zero_shot"):
         further = further_results(strategy, loaded, folder.model, tasks)
-    seconds = state.laps.seconds
+    seconds = state.timings.seconds
     facts = Facts(config, run_id, marks, plan.code_hash, seconds, state.figures, plan.dense_bytes)
     agreement = tally.agreement([client.name for client in strategy.cohort.clients])
     results = build_results(

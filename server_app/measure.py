@@ -15,7 +15,7 @@ from fedprune.pruning.blocks import pruned_in_passing
 from fedprune.pruning.driver import BlockWalk
 from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.spec import block_specs
-from fedprune.reporting.results import Perplexities
+from fedprune.results.build import Perplexities
 from strategies import FederatedPruning
 from strategies.progress import show
 
@@ -49,7 +49,7 @@ def measure(
     steps = 3 if config.evaluation.centralized else 2
 
     def step(number: int, what: str) -> None:
-        show(strategy.board, "evaluate", number, steps, what)
+        show(strategy.status, "evaluate", number, steps, what)
 
     step(0, "dense model")
     dense = _dense_scores(config, loaded, strategy.plan.weights_hash, windows)

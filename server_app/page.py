@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flwr.common.logger import log
 
-from fedprune.reporting.html.page import write_report
+from fedprune.report.page import write_report
 
 
 def leave_report(folder: Path) -> None:

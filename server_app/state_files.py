@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fedprune.disk import commit_file, replace_file, sync
 from fedprune.errors import ConfigError
-from fedprune.reporting.ledger import Entry, Ledger
+from fedprune.results.ledger import Entry, Ledger
 from strategies.run_state import RunState, damaged_state
 
 _FORMAT = 1

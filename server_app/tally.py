@@ -18,7 +18,7 @@ from fedprune.aggregation.sampled_agreement import (
 from fedprune.errors import ModelError, WireError
 from fedprune.models.changes import Changes, Recalled
 from fedprune.models.loading import LoadedModel
-from fedprune.reporting.results import ClientAgreement, LinearFigures
+from fedprune.results.build import ClientAgreement, LinearFigures
 from fedprune.wire.changes import Change
 from server_app.folder import RunFolder
 from server_app.state_files import StateFiles

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from fedprune.reporting.results import LinearFigures
-from fedprune.reporting.tracking import Tracking
+from fedprune.results.build import LinearFigures
+from fedprune.results.tracking import Tracking
 from server_app.tally import Tally
 from strategies.block import BlockResult
 

@@ -68,7 +68,7 @@ class FederatedPruning(Frame):
         self.summary()
         result = Result()
         self._course = Course(
-            len(self.plan.shapes), self.config.strategy.rounds, self.ledger, self.board
+            len(self.plan.shapes), self.config.strategy.rounds, self.ledger, self.status
         )
         self._pace = SavePace()
         if self.state.over:
@@ -78,7 +78,7 @@ class FederatedPruning(Frame):
         self._gather(grid)
         if self.config.allocation.name == "owl":
             self._survey(grid)
-        with self.state.laps.lap("prune"), bound():
+        with self.state.timings.measure("prune"), bound():
             self._rounds(grid, result)
         self._compare(grid, result)
         self.state.over = True
@@ -131,13 +131,13 @@ class FederatedPruning(Frame):
 
     def _gather(self, grid: Grid) -> None:
         state, new = self.state, not self.state.clients
-        with state.laps.lap("handshake"):
-            show(self.board, "connect", 0, 1, "waiting for nodes")
+        with state.timings.measure("handshake"):
+            show(self.status, "connect", 0, 1, "waiting for nodes")
             expected = len(state.active)
             handshake = Handshake.of(
                 self.config, self.plan, self.ledger, self.window(), state.job, expected
             )
-            met = handshake.run(grid, greeting(self.board), sending(self.board))
+            met = handshake.run(grid, greeting(self.status), sending(self.status))
             self.cohort = gather(met, state, self.config, self.ledger)
         opened = [client for client in self.cohort.clients if client.partition in state.opened]
         self.open_round(state.round, opened)
@@ -145,7 +145,7 @@ class FederatedPruning(Frame):
             self._save()
 
     def _survey(self, grid: Grid) -> None:
-        with self.state.laps.lap("survey"):
+        with self.state.timings.measure("survey"):
             self.state.step += 1
             self.config = survey(self.post(grid), self.config, self.plan, self.state.figures)
         self.state.active = [client.partition for client in self.cohort.active]
@@ -202,11 +202,11 @@ class FederatedPruning(Frame):
         """Let the clients measure models, where that is asked for."""
         state = self.state
         if self.config.evaluation.local_only and not state.local:
-            with state.laps.lap("local"):
+            with state.timings.measure("local"):
                 self._evaluate(grid, result)
             self._save()
         if self.config.evaluation.federated:
-            with state.laps.lap("federated"):
+            with state.timings.measure("federated"):
                 state.step += 1
                 recall = partial(self.store.recall, state.round)
                 own = OwnTexts(self.post(grid), self.plan, self.config, recall)
@@ -216,7 +216,7 @@ class FederatedPruning(Frame):
         self.state.step += 1
         step = self.state.step
         messages = self.configure_evaluate(step, ArrayRecord(), ConfigRecord(), grid)
-        replies = self.post(grid).replies(messages, "evaluate", report=evaluating(self.board))
+        replies = self.post(grid).replies(messages, "evaluate", report=evaluating(self.status))
         metrics = self.aggregate_evaluate(step, replies)
         if metrics is not None:
             result.evaluate_metrics_clientapp[step] = metrics

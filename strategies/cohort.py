@@ -8,7 +8,7 @@ from flwr.app import Message
 from flwr.common.logger import log
 
 from fedprune.errors import QuorumError
-from fedprune.reporting.ledger import Entry, Ledger
+from fedprune.results.ledger import Entry, Ledger
 from strategies.handshake import Client
 from strategies.outcome import Outcome
 

@@ -105,7 +105,7 @@ class OwnTexts:
         post = replace(self.post, window=window)
         messages = (post.message(client, kind, content) for client in clients.values())
         report = (
-            comparing(self.post.board) if kind == EVALUATE_FEDERATED else lambda done, total: None
+            comparing(self.post.status) if kind == EVALUATE_FEDERATED else lambda done, total: None
         )
         for reply in post.replies(messages, _PHASE, report):
             yield clients[reply.metadata.src_node_id], reply

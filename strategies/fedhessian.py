@@ -23,7 +23,7 @@ from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.solvers import OnWhatIsKnown
 from fedprune.pruning.spec import result_spec
 from fedprune.pruning.statistics import ColumnStatistics, MomentStatistics
-from fedprune.reporting.progress import size_text
+from fedprune.results.text import size_text
 from fedprune.wire.changes import Change
 from fedprune.wire.moments import Columns, InputMoments, Sketch, Triangle, decode_moments
 from fedprune.wire.sums import ExactSums, InputSums

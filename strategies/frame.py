@@ -12,8 +12,8 @@ from fedprune.aggregation.state import Arrays
 from fedprune.config import RunConfig, resolved_allocation, to_yaml
 from fedprune.pruning.spec import block_specs
 from fedprune.records import FORMS, Order, PruneReply
-from fedprune.reporting.board import Board
-from fedprune.reporting.ledger import Ledger
+from fedprune.results.ledger import Ledger
+from fedprune.results.run_status import RunStatus
 from fedprune.wire.changes import Change, encode_update
 from strategies.block import BlockResult
 from strategies.cohort import Cohort
@@ -52,7 +52,7 @@ class Frame(Strategy):
         The clients; empty before the handshake.
     state : RunState
         Where the run stands, and what the results tell of it.
-    board : Board
+    status : RunStatus
         What an operator can see; one that writes nothing unless it is replaced.
     """
 
@@ -68,7 +68,7 @@ class Frame(Strategy):
         self.form = FORMS[config.strategy.name]
         self.store = store
         self.state = state or RunState()
-        self.board = Board()
+        self.status = RunStatus()
         if "allocation" in self.state.figures:  # of a survey that is over
             known = self.state.figures["allocation"]["sparsities"]
             self.config = resolved_allocation(config, known)
@@ -154,7 +154,7 @@ class Frame(Strategy):
             step=self.state.step,
             window=self.window(),
             job=self.state.job,
-            board=self.board,
+            status=self.status,
         )
 
     def summary(self) -> None:

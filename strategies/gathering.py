@@ -8,7 +8,7 @@ from flwr.common.logger import log
 
 from fedprune.config import RunConfig
 from fedprune.records import NodeReport
-from fedprune.reporting.ledger import Ledger
+from fedprune.results.ledger import Ledger
 from strategies.cohort import Cohort
 from strategies.handshake import Client
 from strategies.participation import client_weights, take_part

@@ -13,8 +13,8 @@ from fedprune.config import RunConfig, to_yaml
 from fedprune.errors import QuorumError, ReplyRefusedError
 from fedprune.flower.replies import SHORT_REPLY_BYTES, ReplyLimits
 from fedprune.records import NodeReport, read_report, request
-from fedprune.reporting.ledger import Entry, Ledger
-from fedprune.reporting.progress import size_text
+from fedprune.results.ledger import Entry, Ledger
+from fedprune.results.text import size_text
 from strategies.delivery import PHASE, Delivery, Sent
 from strategies.exchange import exchange
 from strategies.outcome import Outcome

@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 from fedprune.config import StrategyConfig
 from fedprune.flower.replies import SHORT_REPLY_BYTES, ReplyLimits
 from fedprune.records import Order, order_record, request
-from fedprune.reporting.board import Board
+from fedprune.results.run_status import RunStatus
 from strategies.cohort import Cohort
 from strategies.exchange import Joiner, WorkerDiedError, exchange
 from strategies.handshake import Client
@@ -64,7 +64,7 @@ class Post:
         Requests under way at once.
     job : str
         The run's key, the group of every message: nodes find by it what they keep.
-    board : Board
+    status : RunStatus
         Is told whom something is asked of.
     """
 
@@ -75,7 +75,7 @@ class Post:
     step: int
     window: int
     job: str
-    board: Board
+    status: RunStatus
 
     def message(self, client: Client, kind: str, content: RecordDict) -> Message:
         """Return a request to one client."""
@@ -165,7 +165,7 @@ class Post:
                 lambda count: self.cohort.ledger.add_strays(self.step, phase, count),
             ),
         )
-        self.board.expect(client.name for client in self.cohort.active)
+        self.status.expect(client.name for client in self.cohort.active)
         report(0, total)
         for answered, outcome in enumerate(outcomes, start=1):
             self.cohort.note(outcome)
@@ -210,7 +210,7 @@ class Post:
         for message in messages:
             node_id = message.metadata.dst_node_id
             asked[node_id] = clients[node_id]
-            self.board.asked(clients[node_id].name)
+            self.status.asked(clients[node_id].name)
             yield message
 
 

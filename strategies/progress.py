@@ -7,17 +7,18 @@ from logging import INFO
 from flwr.common.logger import log
 
 from fedprune.config import RunConfig
-from fedprune.reporting.board import Board
-from fedprune.reporting.ledger import Ledger
-from fedprune.reporting.progress import Pace, Progress, duration_text, size_text
+from fedprune.results.ledger import Ledger
+from fedprune.results.progress import Pace, Progress
+from fedprune.results.run_status import RunStatus
+from fedprune.results.text import duration_text, size_text
 
 Report = Callable[[int, int], None]
 """Told after each answer of an exchange: how many have come, and of how many."""
 
 
-def show(board: Board, phase: str, done: int, total: int, *details: str) -> None:
-    """Log one line of progress, and put it on the board."""
-    board.show(phase, done, total, details)
+def show(status: RunStatus, phase: str, done: int, total: int, *details: str) -> None:
+    """Log one line of progress, and put it on the status."""
+    status.show(phase, done, total, details)
     log(INFO, Progress(phase, done, total, details).line())
 
 
@@ -32,7 +33,7 @@ class Course:
         How often all of them are pruned.
     ledger : Ledger
         Knows the bytes.
-    board : Board
+    status : RunStatus
         Is told as well, after every answer.
     clock : Callable
         Seconds from any origin.
@@ -43,13 +44,13 @@ class Course:
         blocks: int,
         rounds: int,
         ledger: Ledger,
-        board: Board,
+        status: RunStatus,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._blocks = blocks
         self._rounds = rounds
         self._ledger = ledger
-        self._board = board
+        self._status = status
         self._clock = clock
         self._pace = Pace(clock)
         self._origin: tuple[float, float] | None = None
@@ -65,15 +66,15 @@ class Course:
         def report(answered: int, asked: int) -> None:
             done = before + len(blocks) * answered / max(1, asked)
             left = self._left(done / total)
-            self._board.answers(answered, asked)
-            self._board.pruned(int(done), total, (number, self._rounds), left)
+            self._status.answers(answered, asked)
+            self._status.pruned(int(done), total, (number, self._rounds), left)
             if not self._pace.due(done / total):
                 return
             ledger = self._ledger
             traffic = f"{size_text(ledger.bytes_up)} up, {size_text(ledger.bytes_down)} down"
             answers = f"clients {answered}/{asked}"
             rest = [f"{duration_text(left)} left"] if left is not None else []
-            show(self._board, "prune", int(done), total, *where, answers, *rest, traffic)
+            show(self._status, "prune", int(done), total, *where, answers, *rest, traffic)
 
         return report
 
@@ -88,44 +89,44 @@ class Course:
         return (now - begun) * (1 - share) / (share - first)
 
 
-def evaluating(board: Board) -> Report:
+def evaluating(status: RunStatus) -> Report:
     """Return what to tell after each answer of the local evaluation."""
-    return _counting(board, "evaluate", "clients measure their own models")
+    return _counting(status, "evaluate", "clients measure their own models")
 
 
-def comparing(board: Board) -> Report:
+def comparing(status: RunStatus) -> Report:
     """Return what to tell after each answer of the evaluation on the clients' own texts."""
-    return _counting(board, "evaluate", "clients measure the pruned model on their own texts")
+    return _counting(status, "evaluate", "clients measure the pruned model on their own texts")
 
 
-def surveying(board: Board) -> Report:
+def surveying(status: RunStatus) -> Report:
     """Return what to tell after each answer of the survey."""
-    return _counting(board, "survey", "clients measure the dense model")
+    return _counting(status, "survey", "clients measure the dense model")
 
 
-def greeting(board: Board) -> Report:
+def greeting(status: RunStatus) -> Report:
     """Return what to tell after each answer of the handshake."""
-    return _counting(board, "handshake", "nodes have answered")
+    return _counting(status, "handshake", "nodes have answered")
 
 
-def sending(board: Board) -> Report:
+def sending(status: RunStatus) -> Report:
     """Return what to tell after each parcel of the model that a node has taken."""
     pace = Pace()
 
     def report(held: int, total: int) -> None:
         if pace.due(held / max(1, total)):
-            show(board, "model", held, total, "parcels of the model are on the nodes")
+            show(status, "model", held, total, "parcels of the model are on the nodes")
 
     return report
 
 
-def _counting(board: Board, phase: str, detail: str) -> Report:
+def _counting(status: RunStatus, phase: str, detail: str) -> Report:
     pace = Pace()
 
     def report(answered: int, asked: int) -> None:
-        board.answers(answered, asked)
+        status.answers(answered, asked)
         if pace.due(answered / max(1, asked)):
-            show(board, phase, answered, asked, detail)
+            show(status, phase, answered, asked, detail)
 
     return report
 

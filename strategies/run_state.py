@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fedprune.errors import ConfigError
 from fedprune.records import LocalResult, NodeReport
-from fedprune.reporting.laps import Laps
+from fedprune.results.timings import Timings
 from fedprune.wire.changes import Change
 from strategies.block import BlockResult
 
@@ -48,7 +48,7 @@ class RunState:
         What clients measured of the final model on their own texts.
     over : bool
         Whether nothing more is asked of the nodes.
-    laps : Laps
+    timings : Timings
         The run's seconds.
     """
 
@@ -66,7 +66,7 @@ class RunState:
     local: dict[str, LocalResult] = field(default_factory=dict)
     own_texts: dict[str, Any] = field(default_factory=dict)
     over: bool = False
-    laps: Laps = field(default_factory=Laps)
+    timings: Timings = field(default_factory=Timings)
 
     def begin_round(self, number: int, active: Iterable[int]) -> None:
         """Go on to a round over all blocks."""
@@ -88,7 +88,7 @@ class RunState:
             "clients": [asdict(report) for report in self.clients],
             "positions": {str(partition): block for partition, block in self.positions.items()},
             "local": {name: asdict(result) for name, result in self.local.items()},
-            "laps": self.laps.seconds,
+            "timings": self.timings.seconds,
         }
 
     @classmethod
@@ -100,7 +100,7 @@ class RunState:
                 "clients": [NodeReport(**report) for report in plain["clients"]],
                 "positions": {int(name): int(block) for name, block in plain["positions"].items()},
                 "local": {name: LocalResult(**one) for name, one in plain["local"].items()},
-                "laps": Laps(plain["laps"]),
+                "timings": Timings(plain["timings"]),
             },
             update=update,
         )

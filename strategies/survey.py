@@ -67,7 +67,7 @@ def _collect(post: Post, config: RunConfig, plan: Plan) -> list[ColumnPools]:
     replies = post.replies(
         post.requests(orders, lambda order: {}),
         "survey",
-        report=surveying(post.board),
+        report=surveying(post.status),
         joiner=post.joiner(orders, SUMS, sum(map(plan.column_bytes, blocks))),
     )
 

@@ -12,10 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fedprune.errors import ConfigError
-from fedprune.reporting.comparison import compare_runs
-from fedprune.reporting.html.text import seconds
-from fedprune.reporting.progress import size_text
-from fedprune.reporting.sweep import number_text
+from fedprune.results.comparison import compare_runs
+from fedprune.results.sweep import number_text
+from fedprune.results.text import seconds, size_text
 
 _NONE = "–"
 
@@ -28,7 +27,7 @@ def run_comparison(runs: Sequence[str], *, as_json: bool) -> int:
     runs : sequence of str
         The folders of two or more completed runs; all are compared with the first.
     as_json : bool
-        Print one JSON object, see :func:`fedprune.reporting.comparison.compare_runs`.
+        Print one JSON object, see :func:`fedprune.results.comparison.compare_runs`.
 
     Raises
     ------

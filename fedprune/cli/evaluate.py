@@ -17,8 +17,8 @@ from fedprune.evaluation.speed import Speed, measure_speed
 from fedprune.evaluation.zero_shot import ZeroShot, load_tasks, task_names, zero_shot
 from fedprune.models.device import Limits, pick_device
 from fedprune.models.loading import check_seq_len, load_model
-from fedprune.reporting.progress import size_text
-from fedprune.reporting.run_folder import read_config
+from fedprune.results.read import read_config
+from fedprune.results.text import size_text
 
 _WINDOWS = ("evaluation.datasets=", "evaluation.seq_len=", "evaluation.max_windows=")
 

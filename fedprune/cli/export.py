@@ -16,7 +16,7 @@ from fedprune.cli.evaluate import model_folder
 from fedprune.errors import ConfigError, FedpruneError
 from fedprune.models.compact import companions
 from fedprune.models.export import SIDECAR
-from fedprune.reporting.progress import size_text
+from fedprune.results.text import size_text
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ from fedprune.flower.app import app_folder, staged
 from fedprune.flower.command import Connection, RunStatus, RuntimeFailure, Scalar, submit, wait
 from fedprune.flower.superlink import runtime_environment
 from fedprune.logs import read_line
-from fedprune.reporting.printable import printable
-from fedprune.reporting.progress import parse_progress
+from fedprune.results.progress import parse_progress
+from fedprune.results.text import printable
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def check_inputs(config: RunConfig) -> None:
     if config.federation.connection:
         return
     if config.tracking.name != "none":
-        from fedprune.reporting.tracking import check_tracker  # loads torch, too
+        from fedprune.results.tracking import check_tracker  # loads torch, too
 
         check_tracker(config.tracking)
     if config.model.name == "hf":

@@ -1,6 +1,6 @@
 """Where a run is: a live line on a terminal, plain lines in a pipe or a CI log.
 
-Both are driven by the lines that the ServerApp logs, see :mod:`fedprune.reporting.progress`.
+Both are driven by the lines that the ServerApp logs, see :mod:`fedprune.results.progress`.
 """
 
 import os
@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.spinner import Spinner
 from rich.text import Text
 
-from fedprune.reporting.progress import LABELS, Progress
+from fedprune.results.progress import LABELS, Progress
 
 _QUIET_SECONDS = 30.0
 _STEP = 0.1

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fedprune.errors import FedpruneError
-from fedprune.reporting.html.page import write_report
+from fedprune.report.page import write_report
 
 
 def run_report(run: str, *, show: bool) -> int:

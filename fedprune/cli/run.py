@@ -23,7 +23,7 @@ from fedprune.cli.progress import ProgressView, progress_view
 from fedprune.config import Resumption, config_from_overrides, find_resumption
 from fedprune.flower.command import Connection
 from fedprune.flower.superlink import private_superlink
-from fedprune.reporting.table import render
+from fedprune.results.tables import render
 
 INTERRUPTED = 130
 

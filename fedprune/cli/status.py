@@ -14,11 +14,11 @@ from rich.text import Text
 
 from fedprune.disk import home
 from fedprune.errors import ConfigError
-from fedprune.reporting.exposition import exposition
-from fedprune.reporting.gateway import GatewayTally, read_gateway
-from fedprune.reporting.printable import printable
-from fedprune.reporting.progress import LABELS, duration_text, size_text
-from fedprune.reporting.status import PROGRESS, Status, moment, read_status
+from fedprune.results.gateway import GatewayTally, read_gateway
+from fedprune.results.progress import LABELS
+from fedprune.results.prometheus import prometheus_text
+from fedprune.results.run_status import PROGRESS, Status, moment, read_status
+from fedprune.results.text import duration_text, printable, size_text
 
 _LOOK_SECONDS = 1.0
 
@@ -63,7 +63,7 @@ def run_status(look: Look) -> int:
     folder, now = look.folder, datetime.now(UTC)
     status, tally = read_status(folder), look.tally
     if look.form == "metrics":
-        sys.stdout.write(exposition(status, status.stale(now), tally))
+        sys.stdout.write(prometheus_text(status, status.stale(now), tally))
     elif look.form == "json":
         sys.stdout.write(_as_json(status, now, tally))
     else:

@@ -24,9 +24,10 @@ from fedprune.cli.workers import Workers
 from fedprune.config import Resumption
 from fedprune.errors import ConfigError, FedpruneError
 from fedprune.flower.command import Connection, RuntimeFailure
-from fedprune.reporting.progress import Progress, duration_text
-from fedprune.reporting.sources import source_digest
-from fedprune.reporting.sweep import number_text
+from fedprune.results.environment import source_digest
+from fedprune.results.progress import Progress
+from fedprune.results.sweep import number_text
+from fedprune.results.text import duration_text
 
 _MASKS = "masks.safetensors"
 _FILES = (

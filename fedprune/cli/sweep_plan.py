@@ -19,8 +19,8 @@ from fedprune.config.overrides import CONF
 from fedprune.config.schema import LEAVES, SECTIONS, flatten
 from fedprune.config.suggest import did_you_mean, show
 from fedprune.errors import ConfigError
-from fedprune.reporting.sources import source_digest
-from fedprune.reporting.sweep import SEED, SPARSITY, Axes
+from fedprune.results.environment import source_digest
+from fedprune.results.sweep import SEED, SPARSITY, Axes
 
 _FOLDER = CONF / "sweep"
 _KEYS = ("experiment", "grid", "linked", "seeds", "table")

@@ -14,12 +14,12 @@ from fedprune import __version__
 from fedprune.cli.sweep_plan import baseline_key
 from fedprune.config.schema import flatten
 from fedprune.errors import ConfigError
-from fedprune.reporting.byte_plot import plot_bytes
-from fedprune.reporting.html.page import write_report
-from fedprune.reporting.html.sweep_page import Run, SweepFacts, render_sweep
-from fedprune.reporting.plots import plot_sweep, plot_time
-from fedprune.reporting.run_folder import read_config
-from fedprune.reporting.sweep import (
+from fedprune.report.byte_plot import plot_bytes
+from fedprune.report.page import write_report
+from fedprune.report.plots import plot_sweep, plot_time
+from fedprune.report.sweep_page import Run, SweepFacts, render_sweep
+from fedprune.results.read import read_config
+from fedprune.results.sweep import (
     SEED,
     SPARSITY,
     Axes,

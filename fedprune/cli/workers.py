@@ -20,7 +20,7 @@ from typing import NoReturn, Self, cast
 from fedprune.cli.job import Ended, Job, perform
 from fedprune.cli.progress import ProgressView
 from fedprune.flower.command import Connection, RunStatus
-from fedprune.reporting.progress import Progress
+from fedprune.results.progress import Progress
 
 _CONTEXT = multiprocessing.get_context("spawn")
 _THREADS = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")

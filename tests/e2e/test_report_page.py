@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedprune.reporting.html.page import write_report
+from fedprune.report.page import write_report
 from tests.support.browser import Page, browse, find_chromium
 from tests.support.jobs import job
 from tests.support.reports import made_up

@@ -65,7 +65,7 @@ def _serve(log: Path) -> None:
     for name in ("client_app.app", "server_app.job", "fedprune.aggregation.fold", "flwr_datasets"):
         importlib.import_module(name)
     # Once and for all: sources may be edited meanwhile, and a run goes on with its own only.
-    importlib.import_module("fedprune.reporting.sources").source_digest()
+    importlib.import_module("fedprune.results.environment").source_digest()
     for line in sys.stdin:
         overrides, clients, moment = json.loads(line)
         reading, writing = os.pipe()

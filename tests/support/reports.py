@@ -5,14 +5,14 @@ from collections.abc import Sequence
 
 from fedprune.config import config_from_overrides
 from fedprune.models.fingerprint import Fingerprint
-from fedprune.reporting.ledger import Entry, Ledger
-from fedprune.reporting.results import (
+from fedprune.results.build import (
     ClientAgreement,
     Facts,
     LinearFigures,
     Perplexities,
     build_results,
 )
+from fedprune.results.ledger import Entry, Ledger
 
 KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _SIZE = 100_000

@@ -16,7 +16,7 @@ from fedprune.records import (
     read_order,
     report_record,
 )
-from fedprune.reporting.ledger import Ledger
+from fedprune.results.ledger import Ledger
 from fedprune.wire.masks import BitMask, encode_block
 from strategies import FedPrLLM, Plan
 from tests.support.grid import LocalGrid, client_app

@@ -21,7 +21,7 @@ from fedprune.cli.progress import (
     flowed,
     progress_view,
 )
-from fedprune.reporting.progress import LABELS, PHASES, Progress
+from fedprune.results.progress import LABELS, PHASES, Progress
 from tests.support.screen import Screen, run_on_terminal
 
 DETAILS = ("round 1/2", "block 3/6", "clients 1/2", "12 s left", "1.2 MB up, 0.3 MB down")
@@ -30,7 +30,7 @@ PROGRAM = """
 import json, os, sys, time
 from rich.console import Console
 from fedprune.cli.progress import progress_view
-from fedprune.reporting.progress import Progress
+from fedprune.results.progress import Progress
 
 details = ("round 1/2", "block 3/6", "clients 1/2", "12 s left", "1.2 MB up, 0.3 MB down")
 widths = json.loads(sys.argv[1])

@@ -15,7 +15,7 @@ from fedprune.cli.run import run_job
 from fedprune.errors import ConfigError
 from fedprune.flower import command
 from fedprune.flower.command import Connection, RunStatus
-from fedprune.reporting.progress import Progress
+from fedprune.results.progress import Progress
 from tests.support.flower import FakeFlwr, listed, said
 
 RESULTS = {

@@ -12,9 +12,8 @@ import pytest
 from fedprune.cli import main, status
 from fedprune.cli.status import newest_run
 from fedprune.errors import ConfigError
-from fedprune.reporting.board import Board
-from fedprune.reporting.ledger import Entry
-from fedprune.reporting.status import PROGRESS, Status, read_status
+from fedprune.results.ledger import Entry
+from fedprune.results.run_status import PROGRESS, RunStatus, Status, read_status
 
 _EVIL = "\x1b[2Jsite\x9b\u202e\n"
 
@@ -24,16 +23,16 @@ def going(tmp_path):
     """A run in the middle, one of whose clients has an evil name."""
     folder = tmp_path / "runs" / "first"
     folder.mkdir(parents=True)
-    board = Board(folder)
-    with board:
-        board.show("prune", 3, 8, ["block 4/8"])
-        board.answers(1, 3)
-        board.pruned(3, 8, (1, 2), 90.0)
-        board.expect(["a", "b", _EVIL])
-        board.asked("b")
-        board.note(Entry(1, "prune", "a", 500, 1500, 1.0))
-        board.note(Entry(1, "prune", _EVIL, 0, 0, 1.0, refused=f"{_EVIL} (Flower error 5)"))
-        found = replace(board.now, nodes_alive=2)
+    status = RunStatus(folder)
+    with status:
+        status.show("prune", 3, 8, ["block 4/8"])
+        status.answers(1, 3)
+        status.pruned(3, 8, (1, 2), 90.0)
+        status.expect(["a", "b", _EVIL])
+        status.asked("b")
+        status.note(Entry(1, "prune", "a", 500, 1500, 1.0))
+        status.note(Entry(1, "prune", _EVIL, 0, 0, 1.0, refused=f"{_EVIL} (Flower error 5)"))
+        found = replace(status.now, nodes_alive=2)
     (folder / PROGRESS).write_text(found.to_json())
     return folder
 

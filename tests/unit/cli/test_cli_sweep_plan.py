@@ -9,7 +9,7 @@ import pytest
 from fedprune.cli.sweep_plan import SweepJob, cut_off, finished, plan_sweep, read_sweep
 from fedprune.config import from_yaml, to_yaml
 from fedprune.errors import ConfigError
-from fedprune.reporting.sources import source_digest
+from fedprune.results.environment import source_digest
 
 
 def plan(folder: Path, *arguments: str) -> list[SweepJob]:

@@ -6,7 +6,7 @@ import pytest
 
 from fedprune.cli.sweep_plan import Sweep, read_sweep, sweep_names
 from fedprune.errors import ConfigError
-from fedprune.reporting.sweep import Axes
+from fedprune.results.sweep import Axes
 
 _FILE = """
 experiment: demo

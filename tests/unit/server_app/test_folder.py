@@ -6,7 +6,7 @@ import torch
 
 from fedprune.config import config_from_overrides, from_yaml
 from fedprune.errors import ConfigError
-from fedprune.reporting.ledger import Entry, Ledger
+from fedprune.results.ledger import Entry, Ledger
 from fedprune.wire.changes import Change, LinearUpdate, SparseWeight
 from fedprune.wire.masks import BitMask
 from server_app.folder import RunFolder

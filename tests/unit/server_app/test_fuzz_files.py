@@ -18,7 +18,7 @@ from fedprune.models.folder import COMPACT_INDEX
 from fedprune.models.sidecar import read_sidecar, write_sidecar
 from fedprune.models.weights import TensorForm, index_files, write_file
 from fedprune.records import NodeReport
-from fedprune.reporting.ledger import Entry, Ledger
+from fedprune.results.ledger import Entry, Ledger
 from fedprune.wire.masks import BitMask
 from server_app.state_files import StateFiles
 from strategies.run_state import RunState

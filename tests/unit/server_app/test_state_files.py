@@ -8,8 +8,8 @@ import pytest
 
 from fedprune.errors import ConfigError
 from fedprune.records import LocalResult
-from fedprune.reporting.laps import Laps
-from fedprune.reporting.ledger import Entry, Ledger
+from fedprune.results.ledger import Entry, Ledger
+from fedprune.results.timings import Timings
 from server_app.state_files import StateFiles
 from strategies.run_state import RunState
 from tests.support.scripted import REPORT
@@ -35,7 +35,7 @@ def state() -> RunState:
         update=b"up",
         figures={"allocation": {"sparsities": [0.1, 0.2 / 3]}},
         local={"partition 0": LocalResult(1 / 3, 10, {"b": 0.1})},
-        laps=Laps({"prune": 5.0}),
+        timings=Timings({"prune": 5.0}),
     )
 
 
@@ -50,8 +50,8 @@ def test_a_state_comes_back(tmp_path):
     files(tmp_path, entry(1), entry(2)).save(before, VOTES)
     again = StateFiles(tmp_path / "state", Ledger())
     after = again.load()
-    assert after.laps.seconds == {"prune": 5.0}
-    assert replace(after, laps=before.laps) == before
+    assert after.timings.seconds == {"prune": 5.0}
+    assert replace(after, timings=before.timings) == before
     assert again.ledger.entries == [entry(1), entry(2)]
     again.identify(IDENTITY)
     found = again.votes()

@@ -4,7 +4,7 @@ import weakref
 
 from flwr.app import Message, RecordDict
 
-from fedprune.reporting.ledger import Ledger
+from fedprune.results.ledger import Ledger
 from strategies.cohort import Cohort
 from strategies.handshake import Client
 from strategies.outcome import Outcome

@@ -2,9 +2,9 @@
 
 import pytest
 
-from fedprune.reporting.board import Board
-from fedprune.reporting.ledger import Entry, Ledger
-from fedprune.reporting.progress import parse_progress
+from fedprune.results.ledger import Entry, Ledger
+from fedprune.results.progress import parse_progress
+from fedprune.results.run_status import RunStatus
 from strategies import progress
 from strategies.progress import Course, evaluating, greeting, show, surveying
 
@@ -25,8 +25,8 @@ def lines(monkeypatch):
 
 def test_block_clients_time_and_bytes(lines):
     clock, ledger = Clock(), Ledger()
-    board, seen = Board(), []
-    course = Course(6, 1, ledger, board, clock)
+    status, seen = RunStatus(), []
+    course = Course(6, 1, ledger, status, clock)
     for start in (0, 3):
         report = course.pruning(range(start, start + 3), 1)
         report(0, 2)
@@ -34,10 +34,10 @@ def test_block_clients_time_and_bytes(lines):
             clock.now += 10
             ledger.add(Entry(1, "prune", "a", 500, 1000, 1.0))
             report(answered, 2)
-            seen.append((board.now.blocks_done, board.now.answered, board.now.eta_seconds))
+            seen.append((status.now.blocks_done, status.now.answered, status.now.eta_seconds))
     assert [left is None for _, _, left in seen] == [False, False, False, True]
     assert [(done, answered) for done, answered, _ in seen] == [(1, 1), (3, 2), (4, 1), (6, 2)]
-    assert (board.now.blocks_total, board.now.round, board.now.rounds) == (6, 1, 1)
+    assert (status.now.blocks_total, status.now.round, status.now.rounds) == (6, 1, 1)
     assert [(step.done, step.total, step.text) for step in lines()] == [
         (0, 6, "block 1-3/6 · clients 0/2 · 0 B up, 0 B down"),
         (1, 6, "block 1-3/6 · clients 1/2 · 30 s left · 1.0 kB up, 500 B down"),
@@ -48,7 +48,7 @@ def test_block_clients_time_and_bytes(lines):
 
 
 def test_rounds_are_one_course(lines):
-    course = Course(2, 3, Ledger(), Board(), Clock())
+    course = Course(2, 3, Ledger(), RunStatus(), Clock())
     for number in (1, 2, 3):
         for block in (0, 1):
             course.pruning(range(block, block + 1), number)(1, 1)
@@ -59,7 +59,7 @@ def test_rounds_are_one_course(lines):
 
 def test_a_run_that_starts_in_the_middle_measures_only_its_own_part(lines):
     clock = Clock()
-    course = Course(10, 1, Ledger(), Board(), clock)
+    course = Course(10, 1, Ledger(), RunStatus(), clock)
     course.pruning(range(8, 9), 1)(0, 1)
     clock.now = 5.0
     course.pruning(range(8, 9), 1)(1, 1)
@@ -67,7 +67,7 @@ def test_a_run_that_starts_in_the_middle_measures_only_its_own_part(lines):
 
 
 def test_a_thousand_clients_are_about_a_hundred_lines(lines):
-    report = Course(4, 1, Ledger(), Board(), Clock()).pruning(range(4), 1)
+    report = Course(4, 1, Ledger(), RunStatus(), Clock()).pruning(range(4), 1)
     for answered in range(1001):
         report(answered, 1000)
     assert len(lines()) == 101
@@ -75,19 +75,19 @@ def test_a_thousand_clients_are_about_a_hundred_lines(lines):
 
 @pytest.mark.parametrize("phase", [greeting, surveying, evaluating])
 def test_other_exchanges_are_counted(lines, phase):
-    board = Board()
-    report = phase(board)
+    status = RunStatus()
+    report = phase(status)
     for answered in range(501):
         report(answered, 500)
     found = lines()
     assert len(found) == 101
     assert (found[-1].done, found[-1].total) == (500, 500)
-    assert (board.now.answered, board.now.asked) == (500, 500)
-    assert board.now.phase == found[-1].phase
+    assert (status.now.answered, status.now.asked) == (500, 500)
+    assert status.now.phase == found[-1].phase
 
 
 def test_show(lines):
-    board = Board()
-    show(board, "export", 0, 1, "writing the pruned model")
-    assert (board.now.phase, board.now.details) == ("export", ["writing the pruned model"])
+    status = RunStatus()
+    show(status, "export", 0, 1, "writing the pruned model")
+    assert (status.now.phase, status.now.details) == ("export", ["writing the pruned model"])
     assert lines()[0].text == "writing the pruned model"

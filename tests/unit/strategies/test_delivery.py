@@ -4,7 +4,7 @@ from flwr.app import Message
 
 from fedprune.models.transfer import Offer
 from fedprune.records import held_record
-from fedprune.reporting.ledger import Ledger
+from fedprune.results.ledger import Ledger
 from strategies.delivery import Delivery
 from strategies.plan import MESSAGE_BYTES
 from tests.support.grid import TwiceGrid, client_app

@@ -12,7 +12,7 @@ from fedprune.records import (
     prune_record,
     read_order,
 )
-from fedprune.reporting.ledger import Ledger
+from fedprune.results.ledger import Ledger
 from fedprune.wire.masks import BitMask, encode_block
 from strategies import FedPrLLM, Plan
 from strategies.post import Post

@@ -6,7 +6,7 @@ from flwr.app import Message, RecordDict
 
 from fedprune.errors import QuorumError
 from fedprune.records import NodeReport, report_record
-from fedprune.reporting.ledger import Ledger
+from fedprune.results.ledger import Ledger
 from strategies.handshake import Handshake
 from strategies.plan import Plan
 from tests.support.grid import LocalGrid, client_app

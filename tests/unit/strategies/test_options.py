@@ -15,7 +15,7 @@ from fedprune.records import (
     read_order,
     report_record,
 )
-from fedprune.reporting.ledger import Ledger
+from fedprune.results.ledger import Ledger
 from fedprune.wire.changes import decode_update
 from fedprune.wire.masks import BitMask, encode_block
 from strategies import FedPrLLM, Plan

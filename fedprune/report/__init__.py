@@ -1,0 +1,1 @@
+"""A run's and a sweep's results as one HTML file that needs nothing else, and as figures."""

@@ -1,0 +1,158 @@
+"""What a reader should know before trusting the figures, worst first."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Literal
+
+from fedprune.report.linears import reporters
+from fedprune.report.people import client_agreement, measured
+from fedprune.results import text
+
+Level = Literal["problem", "warning", "hint"]
+
+_LEVELS: tuple[Level, ...] = ("problem", "warning", "hint")
+_MOST_REASONS = 8
+_POOR = 0.5  # of the agreement beyond chance
+_FAR = 2.0  # times the median disagreement
+_MANY_TIED = 0.05  # of all weights, such that ties alone decided
+_STRANGE = 0.01  # of a linear's weights that no Wanda mask would have so
+_OFF = 0.005  # from the target
+
+
+@dataclass(frozen=True)
+class Note:
+    """One thing to know: how bad it is, what it is, and what it means or what to do."""
+
+    level: Level
+    title: str
+    detail: str
+
+
+def notes(results: Mapping[str, Any]) -> list[Note]:
+    """Return what is worth a warning in `results.json`; an empty list is good news."""
+    checks = (_refused, _uncovered, _quality, _zeros, _poor, _outliers, _violations, _tied)
+    found = [note for check in checks for note in check(results)]
+    return sorted(found, key=lambda note: _LEVELS.index(note.level))
+
+
+def _refused(results: Mapping[str, Any]) -> Iterator[Note]:
+    reasons: dict[tuple[bool, str], list[str]] = {}
+    for entry in results["ledger"]["entries"]:
+        if entry["refused"]:
+            early = entry["phase"] in ("handshake", "model")
+            reasons.setdefault((early, entry["refused"]), []).append(entry["client"])
+    for (early, reason), names in list(reasons.items())[:_MOST_REASONS]:
+        who = text.count(len(set(names)), "client")
+        when = "refused in the handshake" if early else "left out on the way"
+        yield Note("problem", f"{who} {when}", f"{text.listing(names)}: {reason}")
+    if len(reasons) > _MOST_REASONS:
+        more = text.count(len(reasons) - _MOST_REASONS, "more reason")
+        yield Note("problem", f"{more} for refusals", "`ledger.entries` of `results.json` has all.")
+
+
+def _uncovered(results: Mapping[str, Any]) -> Iterator[Note]:
+    missing = [block for block, clients in reporters(results["sparsity"]).items() if not clients]
+    if missing:
+        title = f"{text.count(len(missing), 'block')} without a reply"
+        yield Note(
+            "problem",
+            title,
+            f"Nobody's reply about block {text.spans(missing)} was counted in the last round; "
+            "what was there before stayed. Raise `strategy.coverage` or `strategy.layer_fraction`.",
+        )
+
+
+def _quality(results: Mapping[str, Any]) -> Iterator[Note]:
+    name, values = measured(results)
+    if values and values.get("dense") is not None and values.get("pruned") is None:
+        yield Note(
+            "problem",
+            "The pruned model has no finite perplexity",
+            f"It no longer predicts {name}. Lower `sparsity` or choose another `pruner`.",
+        )
+    alone = (values.get("local_only") or {}).get("mean")
+    pruned = values.get("pruned")
+    if alone is not None and pruned is not None and pruned > alone:
+        yield Note(
+            "warning",
+            "The federation did not pay",
+            f"One client alone reaches {text.figure(alone)} on average, the federated model "
+            f"{text.figure(pruned)} ({name}).",
+        )
+
+
+def _zeros(results: Mapping[str, Any]) -> Iterator[Note]:
+    sparsity = results["sparsity"]
+    if abs(sparsity["overall"] - sparsity["target"]) > _OFF:
+        yield Note(
+            "warning",
+            "Sparsity is off its target",
+            f"{text.percent(sparsity['overall'], 2)} of the weights are zero, asked for were "
+            f"{text.percent(sparsity['target'], 2)}.",
+        )
+
+
+def _poor(results: Mapping[str, Any]) -> Iterator[Note]:
+    agreement = results["agreement"]
+    if not agreement:
+        return
+    chance = by_chance(results["sparsity"]["overall"])
+    if agreement["pairwise"] - chance < _POOR * (1 - chance):
+        yield Note(
+            "warning",
+            "Clients agree poorly",
+            f"Two clients agree on {text.percent(agreement['pairwise'])} of the weights; masks "
+            f"drawn by lot would on {text.percent(chance)}. Their texts differ, or are too few: "
+            "raise `pruner.num_calibration_samples`.",
+        )
+
+
+def by_chance(sparsity: float) -> float:
+    """Return the share of weights on which two random masks of this sparsity agree."""
+    return sparsity**2 + (1 - sparsity) ** 2
+
+
+def _outliers(results: Mapping[str, Any]) -> Iterator[Note]:
+    shares = client_agreement(results)
+    if len(shares) < 3:
+        return
+    usual = median(shares.values())
+    far = [name for name, share in shares.items() if 1 - share > max(_FAR * (1 - usual), 0.01)]
+    if far:
+        least = min(shares.values())
+        yield Note(
+            "warning",
+            f"{text.count(len(far), 'client')} far from the others",
+            f"{text.listing(far)}: on {text.percent(1 - least)} of the weights the mask is not as "
+            f"the result; the median is {text.percent(1 - usual)}. Look at their texts.",
+        )
+
+
+def _violations(results: Mapping[str, Any]) -> Iterator[Note]:
+    found: Mapping[str, float] = results["strategy"].get("violations", {})
+    strange = [name for name, share in found.items() if share > _STRANGE]
+    if strange:
+        most = text.percent(max(found.values()))
+        yield Note(
+            "warning",
+            f"{text.count(len(strange), 'client')} with masks that Wanda does not make",
+            f"{text.listing(strange)}: up to {most} of a linear's weights. Decoding expects masks "
+            "of `pruner=wanda`, made by the same sources.",
+        )
+
+
+def _tied(results: Mapping[str, Any]) -> Iterator[Note]:
+    tied = (results["agreement"] or {}).get("tied")
+    if not tied or not tied["weights"]:
+        return
+    weights, pruned = tied["weights"], tied["pruned"]
+    share = min(pruned, weights - pruned) / results["sparsity"]["weights"]
+    ties = results["method"]["ties"]
+    rule = {"magnitude": "the smaller |W|", "index": "the lower index"}.get(ties, "chance")
+    yield Note(
+        "warning" if share > _MANY_TIED else "hint",
+        f"{text.count(weights, 'weight')} tied at the threshold",
+        f"As many clients vote for each of them as for the last that had to go: {rule} decided "
+        f"(`strategy.ties={ties}`), and {pruned:,} were pruned.",
+    )

@@ -1,0 +1,190 @@
+"""What the plots of a sweep show: means and spreads along one axis, a curve for each method."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+from fedprune.results.sweep import (
+    DOWN,
+    FEDERATED,
+    MODELS,
+    PRUNE_SECONDS,
+    SPARSITY,
+    UP,
+    Axes,
+    Row,
+    by_seed,
+    combinations,
+    perplexity_key,
+    relevant,
+)
+
+BASELINES = ("dense", "local_only.mean", "centralized")
+_BYTES_PER_MEGABYTE = 1e6
+_LOG_RANGE = 10.0
+
+
+@dataclass(frozen=True)
+class Point:
+    """Mean, least and largest of a figure over the seeds, and what it cost.
+
+    Attributes
+    ----------
+    x : str
+        Value of the axis.
+    mean, low, high : float
+        Over the seeds.
+    megabytes : float
+        What a client sends and receives, mean over the seeds.
+    """
+
+    x: str
+    mean: float
+    low: float
+    high: float
+    megabytes: float
+
+
+@dataclass(frozen=True)
+class Series:
+    """One curve.
+
+    Attributes
+    ----------
+    label : str
+        What it is called.
+    kind : str
+        Whose perplexity it is, one of the words of `MODELS`.
+    values : tuple of str
+        Its value of each key that tells the curves apart.
+    points : tuple of Point
+        In the order of the axis.
+    """
+
+    label: str
+    kind: str
+    values: tuple[str, ...]
+    points: tuple[Point, ...]
+
+
+def x_axis(rows: Sequence[Row], axes: Axes) -> str:
+    """Return the key to plot against: sparsity, else the first number that varies, else any key."""
+    varying = [key for key in (SPARSITY, *axes.columns, *axes.rows) if _varies(rows, key)]
+    numeric = [key for key in varying if is_numeric(row.get(key) for row in rows)]
+    return next(iter((*numeric, *varying)), SPARSITY)
+
+
+def method_series(rows: Sequence[Row], axes: Axes, dataset: str) -> list[Series]:
+    """Return a curve of the federated perplexity for each combination of the other keys."""
+    keys = _others(rows, axes)
+    figure = perplexity_key(dataset, FEDERATED)
+    return _series(rows, keys, x_axis(rows, axes), figure, MODELS[FEDERATED])
+
+
+def baseline_series(rows: Sequence[Row], axes: Axes, dataset: str) -> list[Series]:
+    """Return the curves of what the methods are compared with, as few as there are different."""
+    found: list[Series] = []
+    x = x_axis(rows, axes)
+    for path in BASELINES:
+        figure = perplexity_key(dataset, path)
+        keys = relevant(rows, Axes(tuple(_others(rows, axes)), (x,)), figure)
+        found += _series(rows, keys, x, figure, MODELS[path], name_first=True)
+    return found
+
+
+def within(series: Sequence[Series], factor: float) -> list[Series]:
+    """Return the curves without the points that exceed ``factor`` times the least at their x."""
+    least: dict[str, float] = {}
+    for point in (point for curve in series for point in curve.points):
+        least[point.x] = min(point.mean, least.get(point.x, math.inf))
+    kept = [
+        replace(curve, points=tuple(p for p in curve.points if p.mean <= factor * least[p.x]))
+        for curve in series
+    ]
+    return [curve for curve in kept if curve.points]
+
+
+def is_numeric(values: Iterable[object]) -> bool:
+    """Return whether all values can be read as finite numbers."""
+    try:
+        return all(math.isfinite(float(str(value))) for value in values)
+    except ValueError:
+        return False
+
+
+def time_series(rows: Sequence[Row], axes: Axes) -> list[Series]:
+    """Return a curve of the seconds that pruning took for each combination of the other keys."""
+    keys = _others(rows, axes)
+    return _series(rows, keys, x_axis(rows, axes), PRUNE_SECONDS, MODELS[FEDERATED])
+
+
+def places(values: Sequence[str]) -> dict[str, float]:
+    """Return where the values of an axis stand.
+
+    Names stand side by side, numbers where they belong, by their logarithm if they span a wide
+    range.
+    """
+    if not is_numeric(values):
+        return {value: float(place) for place, value in enumerate(values)}
+    numbers = {value: float(value) for value in values}
+    if wide_range(list(numbers.values())):
+        return {value: math.log2(number) for value, number in numbers.items()}
+    return numbers
+
+
+def wide_range(values: Sequence[float]) -> bool:
+    """Return whether values differ so much that their axis is better logarithmic."""
+    return bool(values) and max(values) > _LOG_RANGE * min(values) > 0
+
+
+def _series(
+    rows: Sequence[Row],
+    keys: Sequence[str],
+    x: str,
+    figure: str,
+    name: str,
+    *,
+    name_first: bool = False,
+) -> list[Series]:
+    found = []
+    for values in combinations(rows, keys):
+        here = [row for row in rows if tuple(str(row.get(key, "")) for key in keys) == values]
+        parts = [f"{short}={v}" for short, v in zip(short_names(keys), values, strict=True)]
+        if name_first or not parts:
+            parts.insert(0, name)
+        points = tuple(filter(None, (_point(here, x, value, figure) for (value,) in _xs(here, x))))
+        if points:
+            found.append(Series(", ".join(parts), name, values, points))
+    return found
+
+
+def _xs(rows: Sequence[Row], x: str) -> list[tuple[str, ...]]:
+    found = combinations(rows, [x])
+    numeric = is_numeric(value for (value,) in found)
+    return sorted(found, key=lambda value: float(value[0])) if numeric else found
+
+
+def _point(rows: Sequence[Row], x: str, value: str, figure: str) -> Point | None:
+    here = [row for row in rows if str(row.get(x)) == value]
+    found = [number for number in by_seed(here, figure) if math.isfinite(number)]
+    if not found:
+        return None
+    traffic = [fmean(by_seed(here, key) or [0.0]) for key in (UP, DOWN)]
+    megabytes = sum(traffic) / _BYTES_PER_MEGABYTE
+    return Point(value, fmean(found), min(found), max(found), megabytes)
+
+
+def short_names(keys: Sequence[str]) -> list[str]:
+    """Return the last parts of dotted keys, whole where two would be the same."""
+    last = [key.rpartition(".")[2] for key in keys]
+    return [name if last.count(name) == 1 else key for name, key in zip(last, keys, strict=True)]
+
+
+def _others(rows: Sequence[Row], axes: Axes) -> list[str]:
+    x = x_axis(rows, axes)
+    return [key for key in (*axes.rows, *axes.columns) if key != x and _varies(rows, key)]
+
+
+def _varies(rows: Sequence[Row], key: str) -> bool:
+    return len(combinations(rows, [key])) > 1

@@ -1,1 +1,0 @@
-"""What a run leaves behind: ledger, progress lines, results and tables."""

@@ -1,1 +1,0 @@
-"""A run's results as one HTML file that needs nothing else."""

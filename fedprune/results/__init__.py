@@ -1,0 +1,1 @@
+"""What a run leaves behind: results, ledger, status, tables, model card, tracking."""

@@ -1,0 +1,292 @@
+"""Builds `results.json`; `docs/results.md` describes every key.
+
+Only numbers, names and hashes: nothing in it derives from a client's text other than through
+the figures themselves.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+
+from fedprune.config import RunConfig
+from fedprune.models.fingerprint import Fingerprint
+from fedprune.results.environment import peak_rss_bytes, versions
+from fedprune.results.ledger import APART, Ledger
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was run, on what, and how long it took.
+
+    Attributes
+    ----------
+    config : RunConfig
+        The resolved configuration.
+    run_id : int
+        Flower's number of the run.
+    fingerprint : Fingerprint
+        Of the dense model.
+    code_hash : str
+        Digest of the sources.
+    seconds : Mapping[str, float]
+        Phase -> how long it took; "total" is all of them.
+    figures : Mapping[str, object]
+        What the strategy tells of itself: the allocation, the draw of layers, violations.
+    dense_bytes : int
+        The prunable weights as they are stored: what a client would send of a dense model.
+    """
+
+    config: RunConfig
+    run_id: int
+    fingerprint: Fingerprint
+    code_hash: str
+    seconds: Mapping[str, float]
+    figures: Mapping[str, object] = field(default_factory=dict)
+    dense_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class LinearFigures:
+    """One pruned linear.
+
+    Attributes
+    ----------
+    name : str
+        Full name, for example "model.layers.0.mlp.up_proj".
+    weights, zeros : int
+        Entries, and how many of them were pruned.
+    voters : int
+        Clients whose replies were counted.
+    votes : list of int
+        Entries by prune votes, from none to all: 0..voters where all clients weigh the same.
+        Empty where clients send no masks.
+    agreement : float or None
+        Share of weights on which a pair of clients agrees, mean over pairs.
+    unanimous : float or None
+        Share of weights on which all clients agree.
+    tied : tuple of int
+        Weights with the vote count at which pruning stopped, if only some of them were pruned, and
+        how many were.
+    """
+
+    name: str
+    weights: int
+    zeros: int
+    voters: int
+    votes: list[int]
+    agreement: float | None
+    unanimous: float | None
+    tied: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class ClientAgreement:
+    """Agreement client by client, on a sample of weights.
+
+    Attributes
+    ----------
+    weights : int
+        Size of the sample.
+    result : Mapping[str, float]
+        Client -> share on which its mask is as the global one.
+    clients : sequence of str
+        Rows and columns of the matrix: all, or of many those that agree most and least.
+    matrix : list of lists
+        Share on which two clients' masks are the same; None where they pruned no common block.
+    """
+
+    weights: int
+    result: Mapping[str, float]
+    clients: Sequence[str]
+    matrix: list[list[float | None]]
+
+
+@dataclass(frozen=True)
+class Perplexities:
+    """Perplexities on one data set; None where not measured, `local` by client name."""
+
+    dataset: str
+    dense: float | None
+    pruned: float | None
+    centralized: float | None
+    local: Mapping[str, float]
+
+
+def build_results(
+    facts: Facts,
+    linears: Sequence[LinearFigures],
+    perplexities: Sequence[Perplexities],
+    clients: Sequence[Mapping[str, object]],
+    ledger: Ledger,
+    agreement: ClientAgreement | None = None,
+) -> dict[str, object]:
+    """Return the content of `results.json` as plain JSON values."""
+    config = facts.config
+    return {
+        "format": FORMAT,
+        "status": "completed",
+        "run_id": str(facts.run_id),
+        "seed": config.seed,
+        "method": _method(config),
+        "model": {
+            "name": config.model.name,
+            "path": config.model.path,
+            "config_hash": facts.fingerprint.config,
+            "weights_hash": facts.fingerprint.weights,
+        },
+        "sparsity": _sparsity(config.sparsity, linears),
+        "perplexity": {found.dataset: _perplexity(found) for found in perplexities},
+        "agreement": _agreement(config, linears, agreement),
+        "strategy": dict(facts.figures),
+        "clients": [dict(client) for client in clients],
+        "seconds": dict(facts.seconds),
+        "peak_server_rss_bytes": peak_rss_bytes(),
+        "ledger": {**ledger.to_dict(), "of_dense": _of_dense(facts, ledger, linears, len(clients))},
+        "code_hash": facts.code_hash,
+        "versions": versions(),
+    }
+
+
+def _of_dense(
+    facts: Facts, ledger: Ledger, linears: Sequence[LinearFigures], clients: int
+) -> dict[str, object]:
+    """Return what a client sends for pruning beside its dense weights, and beside one bit each."""
+    up = sum(e.bytes_up for e in ledger.entries if e.phase not in APART) / max(1, clients)
+    bits = sum(linear.weights for linear in linears)
+    return {
+        "up_per_client": up,
+        "dense_bytes": facts.dense_bytes,
+        "share_of_dense": up / facts.dense_bytes if facts.dense_bytes else None,
+        "bits_per_weight": 8 * up / bits if bits else None,
+    }
+
+
+def _sparsity(target: float, linears: Sequence[LinearFigures]) -> dict[str, object]:
+    weights = sum(linear.weights for linear in linears)
+    zeros = sum(linear.zeros for linear in linears)
+    return {
+        "target": target,
+        "overall": zeros / weights,
+        "weights": weights,
+        "zeros": zeros,
+        "linears": {linear.name: linear.zeros / linear.weights for linear in linears},
+        "reporters": {linear.name: linear.voters for linear in linears},
+    }
+
+
+def _perplexity(found: Perplexities) -> dict[str, object]:
+    clients = {name: _finite(value) for name, value in found.local.items()}
+    local = {**spread(clients.values()), "clients": clients} if clients else None
+    return {
+        "dense": _finite(found.dense),
+        "pruned": _finite(found.pruned),
+        "centralized": _finite(found.centralized),
+        "local_only": local,
+    }
+
+
+def spread(values: Iterable[float | None]) -> dict[str, float | None]:
+    """Return mean, best and worst of perplexities; None stands for that of a destroyed model.
+
+    One destroyed model is the worst, and leaves no mean; the best is that of the others.
+    """
+    found = list(values)
+    known = [value for value in found if value is not None]
+    whole = len(known) == len(found)
+    return {
+        "mean": fmean(known) if whole and known else None,
+        "best": min(known, default=None),
+        "worst": max(known) if whole and known else None,
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    """Return the value, None where JSON has no number for it: a destroyed model's perplexity."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _agreement(
+    config: RunConfig, linears: Sequence[LinearFigures], clients: ClientAgreement | None
+) -> dict[str, object] | None:
+    """Return how far clients' masks agree; None where they send no masks."""
+    voted = [linear for linear in linears if linear.votes]
+    if not voted:
+        return None
+    votes: dict[str, list[int]] = {}
+    for linear in voted:
+        total = votes.setdefault(str(linear.voters), [0] * len(linear.votes))
+        for number, count in enumerate(linear.votes):
+            total[number] += count
+    return {
+        "pairwise": _mean([(linear.agreement, linear.weights) for linear in voted]),
+        "unanimous": _mean([(linear.unanimous, linear.weights) for linear in voted]),
+        "votes_by_voters": votes,
+        "tied": _tied(voted) if _one_threshold(config) else None,
+        "linears": {linear.name: linear.agreement for linear in voted},
+        "clients": None if clients is None else _client_agreement(clients),
+    }
+
+
+def _one_threshold(config: RunConfig) -> bool:
+    """Return whether votes alone decide, and over each whole matrix."""
+    strategy = config.strategy
+    if config.pruner.pattern.structured:
+        return False
+    if strategy.name == "fedprllm":
+        return strategy.group == "layer" and not strategy.decode and not strategy.majority_floor
+    return strategy.name == "fedspallm"
+
+
+def _tied(linears: Sequence[LinearFigures]) -> dict[str, int]:
+    tied, pruned = (sum(counts) for counts in zip(*(one.tied for one in linears), strict=True))
+    return {"weights": tied, "pruned": pruned}
+
+
+def _client_agreement(found: ClientAgreement) -> dict[str, object]:
+    """Return the shares, rounded to what a sample can tell."""
+    rows = [[share if share is None else round(share, 5) for share in row] for row in found.matrix]
+    return {
+        "weights": found.weights,
+        "result": {name: round(share, 5) for name, share in found.result.items()},
+        "matrix_clients": list(found.clients),
+        "matrix": rows,
+    }
+
+
+def _mean(values: Sequence[tuple[float | None, int]]) -> float:
+    """Return the mean of shares, weighted by the entries that they are of."""
+    total = sum(weights for _, weights in values)
+    return sum((share or 0.0) * weights for share, weights in values) / total
+
+
+def _method(config: RunConfig) -> dict[str, object]:
+    """Return the choices that name the method, strategy by strategy."""
+    strategy = config.strategy
+    found: dict[str, object] = {
+        "strategy": strategy.name,
+        "schedule": config.schedule.name,
+        "prefix": config.schedule.prefix,
+        "pruner": config.pruner.name,
+        "pattern": str(config.pruner.pattern),
+        "group": config.pruner.group,
+        "allocation": config.allocation.name,
+        "fraction": strategy.fraction,
+    }
+    keys = {
+        "fedprllm": ("scaling", "ties", "majority_floor", "client_weights", "decode"),
+        "fedspallm": (
+            *("average", "expansion", "rounding", "rounds", "ramp", "ties", "client_weights"),
+            *("layer_fraction", "layer_resources", "layer_draw", "coverage", "layer_weights"),
+        ),
+        "fedstats": ("pooling", "downlink"),
+        "fedhessian": ("pooling", "moments", "bits_per_weight", "max_width"),
+    }
+    found |= {key: getattr(strategy, key) for key in keys[strategy.name]}
+    if strategy.name == "fedprllm":
+        found["strategy_group"] = strategy.group
+    if strategy.plugin is not None:
+        found["plugin"] = strategy.plugin
+    return found

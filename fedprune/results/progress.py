@@ -1,0 +1,98 @@
+"""One line of log that both a person and the command line's progress display can read."""
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+PHASES = ("connect", "handshake", "model", "survey", "prune", "evaluate", "export", "done")
+LABELS = {
+    "load": "loading the model",
+    "connect": "connecting",
+    "handshake": "asking nodes who they are",
+    "model": "sending the model to nodes",
+    "survey": "surveying",
+    "prune": "pruning",
+    "evaluate": "evaluating",
+    "export": "writing the model",
+    "done": "done",
+    "sweep": "sweep",
+}
+"""What a person reads for each phase, and for what is about a run but none of its phases."""
+_LINE = re.compile(
+    r"fedprune: (?P<phase>[a-z]+) (?P<done>\d+)/(?P<total>\d+)(?: · (?P<details>.*))?"
+)
+_BETWEEN = " · "
+_QUIET_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    Attributes
+    ----------
+    phase : str
+        One of :data:`PHASES`.
+    done, total : int
+        Steps finished and steps in this phase.
+    details : tuple of str
+        What is happening, for people; the most important first.
+    """
+
+    phase: str
+    done: int
+    total: int
+    details: tuple[str, ...] = ()
+
+    @property
+    def share(self) -> float:
+        """Share of the phase that is done, 0 to 1."""
+        return self.done / self.total if self.total else 0.0
+
+    @property
+    def text(self) -> str:
+        """The details in one line."""
+        return _BETWEEN.join(self.details)
+
+    def line(self) -> str:
+        """Return the line to log."""
+        return _BETWEEN.join([f"fedprune: {self.phase} {self.done}/{self.total}", *self.details])
+
+
+def parse_progress(line: str) -> Progress | None:
+    """Return the progress that a log line reports, or None if it is another line."""
+    found = _LINE.search(line)
+    if found is None or found["phase"] not in PHASES:
+        return None
+    details = (found["details"] or "").strip()
+    parts = tuple(details.split(_BETWEEN)) if details else ()
+    return Progress(found["phase"], int(found["done"]), int(found["total"]), parts)
+
+
+class Pace:
+    """Chooses which of many steps are worth a line of log.
+
+    The first and the last are, and between them one for each percent and one for each quarter of
+    a minute: a run of a thousand clients fills no log, a slow one does not seem dead.
+
+    Parameters
+    ----------
+    clock : Callable
+        Seconds from any origin.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last: tuple[float, float] | None = None
+
+    def due(self, share: float) -> bool:
+        """Return whether to tell that this share of all steps is done."""
+        now = self._clock()
+        if self._last is not None:
+            told, before = self._last
+            same = int(100 * share) == int(100 * before)
+            if same and now < told + _QUIET_SECONDS:
+                return False
+        self._last = (now, share)
+        return True

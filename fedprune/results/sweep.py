@@ -1,0 +1,261 @@
+"""Many runs as one table: results -> rows -> pivots -> CSV and Markdown."""
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedprune.results.ledger import APART
+from fedprune.results.perplexity import summaries
+from fedprune.results.text import size_text
+
+Row = Mapping[str, str | float | None]
+
+SEED = "seed"
+SPARSITY = "sparsity"
+UP, DOWN = "bytes_up_per_client", "bytes_down_per_client"
+PRUNE_SECONDS = "prune_seconds"
+FEDERATED = "pruned"
+DENSE = "dense"
+MODELS: Mapping[str, str] = {
+    DENSE: DENSE,
+    "local_only.best": "one client alone, best",
+    "local_only.mean": "one client alone, mean",
+    "local_only.worst": "one client alone, worst",
+    "centralized": "centralised",
+    FEDERATED: "federated",
+}
+"""Path below `perplexity.<data set>` in `results.json` -> how people call that model."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run of a sweep.
+
+    Attributes
+    ----------
+    settings : Mapping[str, str]
+        Swept key -> its value in this run.
+    results : Mapping
+        The content of its `results.json`.
+    baseline : Mapping or None
+        That of the run that measured its baselines, maybe itself.
+    """
+
+    settings: Mapping[str, str]
+    results: Mapping[str, Any]
+    baseline: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Which swept keys become rows and which columns; what is in neither is averaged."""
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Pivot:
+    """A table of texts with a title; its first ``labels`` columns say what a line is."""
+
+    title: str
+    labels: int
+    header: tuple[str, ...]
+    lines: tuple[tuple[str, ...], ...]
+
+
+def make_row(outcome: Outcome) -> Row:
+    """Return the figures of one run: settings, seed and sparsity, perplexities, bytes, seconds."""
+    results = outcome.results
+    row: dict[str, str | float | None] = dict(outcome.settings)
+    row.setdefault(SPARSITY, f"{results['sparsity']['target']:g}")
+    row.setdefault(SEED, str(results["seed"]))
+    row["sparsity.overall"] = results["sparsity"]["overall"]
+    baselines = _with_summaries((outcome.baseline or {}).get("perplexity", {}))
+    for dataset, found in _with_summaries(results["perplexity"]).items():
+        baseline = baselines.get(dataset, {})
+        for path in MODELS:
+            measured = _dig(found, path)
+            row[perplexity_key(dataset, path)] = (
+                _dig(baseline, path) if measured is None else measured
+            )
+    clients = max(1, len(results["clients"]))
+    # Without the clients' own evaluation, which only some of a sweep's runs are asked for, and
+    # without the model, which only the first may have to bring.
+    entries = [e for e in results["ledger"]["entries"] if e["phase"] not in APART]
+    row[UP] = sum(entry["bytes_up"] for entry in entries) / clients
+    row[DOWN] = sum(entry["bytes_down"] for entry in entries) / clients
+    row[PRUNE_SECONDS] = results["seconds"].get("prune")
+    row["seconds"] = results["seconds"]["total"]
+    return row
+
+
+def perplexity_key(dataset: str, path: str) -> str:
+    """Return the column of a perplexity, named as in `results.json`."""
+    return f"perplexity.{dataset}.{path}"
+
+
+def datasets(rows: Iterable[Row]) -> list[str]:
+    """Return the data sets that perplexity was measured on, then the summaries over several."""
+    end = f".{FEDERATED}"
+    found = (key for row in rows for key in row if key.startswith("perplexity."))
+    names = [key.removeprefix("perplexity.").removesuffix(end) for key in found if key[-7:] == end]
+    return list(dict.fromkeys(names))
+
+
+def csv_text(rows: Sequence[Row]) -> str:
+    """Return the rows as CSV, a column for every key of any of them."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def all_pivots(rows: Sequence[Row], axes: Axes) -> list[Pivot]:
+    """Return a table of perplexities for each data set, then what a client sends and receives."""
+    pivots = [perplexity_pivot(rows, axes, dataset) for dataset in datasets(rows)]
+    for figure, title in ((UP, "Sent by a client"), (DOWN, "Received by a client")):
+        lines = lines_of(rows, axes, figure, "federated", _bytes_cell)
+        pivots.append(Pivot(title, 1 + len(axes.rows), _header(rows, axes), tuple(lines)))
+    return pivots
+
+
+def perplexity_pivot(rows: Sequence[Row], axes: Axes, dataset: str) -> Pivot:
+    """Return mean and spread of the perplexities on one data set, the baselines first."""
+    lines: list[tuple[str, ...]] = []
+    for path, label in MODELS.items():
+        figure = perplexity_key(dataset, path)
+        kept = axes if path == FEDERATED else Axes(relevant(rows, axes, figure), axes.columns)
+        if any(row.get(figure) is not None for row in rows):
+            found = lines_of(rows, kept, figure, label, mean_text)
+            lines += (_widened(line, kept.rows, axes.rows) for line in found)
+    title, labels = f"Perplexity ({dataset})", 1 + len(axes.rows)
+    return Pivot(title, labels, _header(rows, axes), tuple(lines))
+
+
+def relevant(rows: Sequence[Row], axes: Axes, figure: str) -> tuple[str, ...]:
+    """Return the row keys on which a baseline depends.
+
+    A baseline knows nothing of the server's settings: runs that differ only by those share it,
+    and its table needs no line for each.
+    """
+    kept = list(axes.rows)
+    for key in axes.rows:
+        others = [name for name in (*kept, *axes.columns, SEED) if name != key]
+        groups = grouped(rows, others)
+        values = [{r[figure] for r in group if r.get(figure) is not None} for group in groups]
+        if all(len(found) <= 1 for found in values):
+            kept.remove(key)
+    return tuple(kept)
+
+
+def lines_of(
+    rows: Sequence[Row],
+    axes: Axes,
+    figure: str,
+    label: str,
+    text: Callable[[Sequence[float]], str],
+) -> list[tuple[str, ...]]:
+    """Return a line for each combination of row keys, a cell for each of column keys.
+
+    Each cell is ``text`` of the figure's values over all runs that belong there, one a seed.
+    """
+    lines = []
+    columns = combinations(rows, axes.columns)
+    for line in combinations(rows, axes.rows):
+        here = [row for row in rows if _values(row, axes.rows) == line]
+        cells = []
+        for column in columns:
+            found = by_seed([r for r in here if _values(r, axes.columns) == column], figure)
+            cells.append(text(found) if found else "–")
+        lines.append((label, *line, *cells))
+    return lines
+
+
+def by_seed(rows: Iterable[Row], figure: str) -> list[float]:
+    """Return a figure's mean for each seed that has it."""
+    seeds: dict[object, list[float]] = {}
+    for row in rows:
+        value = row.get(figure)
+        if isinstance(value, int | float):
+            seeds.setdefault(row.get(SEED), []).append(value)
+    return [statistics.fmean(values) for values in seeds.values()]
+
+
+def combinations(rows: Iterable[Row], keys: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return the values that these keys have together in any row, in order of appearance."""
+    return list(dict.fromkeys(_values(row, keys) for row in rows))
+
+
+def grouped(rows: Sequence[Row], keys: Sequence[str]) -> list[list[Row]]:
+    """Return the rows in groups that agree on these keys."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(_values(row, keys), []).append(row)
+    return list(groups.values())
+
+
+def mean_text(values: Sequence[float]) -> str:
+    """Return "mean ± standard deviation", the latter only of values that differ."""
+    mean = statistics.fmean(values)
+    if len(values) < 2 or len(set(values)) == 1:
+        return number_text(mean)
+    return f"{number_text(mean)} ± {number_text(statistics.stdev(values))}"
+
+
+def number_text(value: float) -> str:
+    """Return a perplexity with two decimals, a collapsed one with three digits."""
+    if not math.isfinite(value):
+        return str(value)
+    return f"{value:.2f}" if abs(value) < 1000 else f"{value:.2e}"
+
+
+def markdown(pivot: Pivot) -> str:
+    """Return a pivot as a section of Markdown."""
+    lines = [_pipe(pivot.header), _pipe(["---"] * len(pivot.header)), *map(_pipe, pivot.lines)]
+    return "\n".join([f"## {pivot.title}", "", *lines, ""])
+
+
+def _pipe(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _with_summaries(perplexity: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    return {**perplexity, **summaries(perplexity)}
+
+
+def _header(rows: Sequence[Row], axes: Axes) -> tuple[str, ...]:
+    columns = [
+        ", ".join(f"{key} {value}" for key, value in zip(axes.columns, values, strict=True))
+        for values in combinations(rows, axes.columns)
+    ]
+    return ("model", *axes.rows, *(name or "all" for name in columns))
+
+
+def _widened(
+    line: tuple[str, ...], kept: tuple[str, ...], wanted: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Put empty cells into a line for the row keys that it does not have."""
+    label, values, cells = line[0], line[1 : 1 + len(kept)], line[1 + len(kept) :]
+    named = dict(zip(kept, values, strict=True))
+    return (label, *(named.get(key, "") for key in wanted), *cells)
+
+
+def _values(row: Row, keys: Sequence[str]) -> tuple[str, ...]:
+    return tuple(str(row.get(key, "")) for key in keys)
+
+
+def _bytes_cell(values: Sequence[float]) -> str:
+    return size_text(round(statistics.fmean(values)))
+
+
+def _dig(found: Any, path: str) -> float | None:
+    for key in path.split("."):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return float(found) if isinstance(found, int | float) else None

@@ -1,0 +1,124 @@
+"""The card: what it says is what was run, and the Hub can read it."""
+
+import pytest
+from huggingface_hub import ModelCard
+
+from fedprune.config import config_from_overrides
+from fedprune.results.card import model_card, privacy_statement, write_card
+
+RESULTS = {
+    "model": {"weights_hash": "abc123"},
+    "sparsity": {"overall": 0.5, "weights": 1_000},
+    "clients": [{"name": "saint-mary-ward-7"}, {"name": "city-hospital"}],
+    "perplexity": {
+        "news": {
+            "dense": 10.0,
+            "pruned": 12.34567,
+            "centralized": None,
+            "local_only": {"mean": 15.0, "clients": {"saint-mary-ward-7": 15.0}},
+        },
+        "gone": {"dense": 9.0, "pruned": None, "centralized": None, "local_only": None},
+    },
+    "versions": {"python": "3.11", "torch": "2.13"},
+}
+
+
+def card(*overrides):
+    return model_card(config_from_overrides(overrides), RESULTS)
+
+
+def statement(*overrides):
+    return privacy_statement(config_from_overrides(overrides))
+
+
+def test_the_metadata_is_what_the_hub_reads():
+    made = card("model=org/base", "card.license=apache-2.0", "strategy=fedspallm")
+    data = ModelCard(str(made)).data
+    assert data.base_model == "org/base" and data.license == "apache-2.0"
+    assert data.library_name == "transformers" and "fedspallm" in data.tags
+    (result,) = data.eval_results
+    assert (result.dataset_name, result.metric_type) == ("news", "perplexity")
+    assert result.metric_value == 12.3457
+
+
+def test_a_perplexity_of_a_part_says_so():
+    assert "that do not overlap; lower" in card().text
+    assert "overlap, the first 8 of each text; lower" in card("evaluation.max_windows=8").text
+
+
+def test_a_plugin_is_named_as_what_ran():
+    text = card("strategy=fedstats", "schedule=iterative", "strategy.plugin=lottery").text
+    assert "| strategy | the plugin 'lottery', with the clients of fedstats |" in text
+
+
+def test_nothing_measured_is_no_error():
+    results = RESULTS | {"perplexity": {}}
+    made = model_card(config_from_overrides([]), results)
+    assert made.data.eval_results is None and "It was not measured." in made.text
+
+
+def test_the_text_says_what_was_run_and_names_no_client():
+    text = card("sparsity=0.5", "card.data_description=letters, 1998").text
+    for part in (
+        "| strategy | fedprllm |",
+        "| zeros among prunable weights | 50.00% of 1,000 |",
+        "| news | 10.00 | 12.35 | 15.00 | – |",
+        "| gone | 9.00 | – | – | – |",
+        "pruned by 2 clients together",
+        "`abc123`",
+        "letters, 1998",
+        "load_compact",
+        "torch 2.13",
+    ):
+        assert part in text
+    assert "mary" not in text and "city" not in text
+
+
+def test_a_local_folder_is_named_and_its_place_is_not(tmp_path):
+    folder = tmp_path / "private" / "Llama-x"
+    folder.mkdir(parents=True)
+    made = card(f"model={folder}")
+    assert "Llama-x" in made.text and "private" not in str(made)
+    assert made.data.base_model is None
+    named = card(f"model={folder}", "card.base_model=org/llama")
+    assert named.data.base_model == "org/llama" and "org/llama" in named.text
+
+
+def test_the_demo_has_no_id():
+    assert card().data.base_model is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["strategy=fedprllm"], "masks, one bit a weight"),
+        (["strategy=fedspallm"], "the values of those"),
+        (["strategy=fedstats"], "sum of its squared inputs"),
+        (["strategy=fedhessian", "pruner=sparsegpt"], "second moments"),
+        (["allocation=owl", "sparsity=0.7"], "sums of squared inputs of the dense model"),
+    ],
+)
+def test_the_statement_is_that_of_the_strategy(overrides, said):
+    text = statement(*overrides)
+    assert said in text
+    assert "no formal guarantee" in text and "words of a small calibration set" in text
+
+
+def test_magnitudes_tell_nothing_of_texts_unless_clients_were_surveyed():
+    assert "follow from the public weights alone" in statement("pruner=magnitude")
+    surveyed = statement("pruner=magnitude", "allocation=owl")
+    assert "public weights alone" not in surveyed
+
+
+def test_perplexities_leave_a_client_only_where_they_are_asked_for():
+    assert "perplexities" in statement()
+    assert "perplexities" not in statement("evaluation.local_only=false")
+
+
+def test_a_card_that_cannot_be_written_is_a_warning(tmp_path, caplog):
+    config = config_from_overrides([])
+    write_card(tmp_path, config, RESULTS)
+    assert ModelCard.load(tmp_path / "README.md").data.library_name == "transformers"
+    with caplog.at_level("WARNING", "flwr"):
+        write_card(tmp_path / "missing" / "file", config, {})
+    assert "card could not be written" in caplog.text

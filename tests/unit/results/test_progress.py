@@ -1,0 +1,82 @@
+import pytest
+
+from fedprune.results.progress import Pace, Progress, parse_progress
+from fedprune.results.text import duration_text, size_text
+
+
+@pytest.mark.parametrize("details", [(), ("block 3/6", "clients 1/2", "1.2 MB up, 0 B down")])
+def test_round_trip_inside_a_log_line(details):
+    progress = Progress("prune", 3, 6, details)
+    assert parse_progress(f"INFO :      {progress.line()}\n") == progress
+
+
+def test_a_path_with_the_separator_comes_whole():
+    line = Progress("done", 1, 1, ("/runs/a · b",)).line()
+    assert parse_progress(line).text == "/runs/a · b"
+
+
+@pytest.mark.parametrize(
+    "line", ["", "fedprune: dancing 1/2", "fedprune prune 1/2", "progress 1/2", "fedprune: prune x"]
+)
+def test_other_lines_are_not_progress(line):
+    assert parse_progress(line) is None
+
+
+def test_share():
+    assert (Progress("prune", 3, 4).share, Progress("export", 0, 0).share) == (0.75, 0.0)
+
+
+def told(*steps):
+    """Return the shares that are worth a line when each is reached at its second."""
+    now = [0.0]
+    pace = Pace(lambda: now[0])
+    found = []
+    for second, share in steps:
+        now[0] = second
+        if pace.due(share):
+            found.append(share)
+    return found
+
+
+def test_ten_thousand_answers_are_a_hundred_lines():
+    found = told(*((0.0, number / 10_000) for number in range(10_001)))
+    assert len(found) == 101
+    assert found[0] == 0.0 and found[-1] == 1.0
+
+
+def test_a_slow_run_is_told_of_every_quarter_of_a_minute():
+    assert told((0, 0.0), (14, 0.001), (15, 0.002), (16, 0.003), (31, 0.003)) == [0.0, 0.002, 0.003]
+
+
+def test_the_end_is_told_once():
+    assert told((0, 0.0), (0, 0.995), (0, 0.999), (0, 1.0), (0, 1.0)) == [0.0, 0.995, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (1_234_567, "1.2 MB"),
+        (5_000_000_000, "5.0 GB"),
+        (7_000_000_000_000, "7.0 TB"),
+    ],
+)
+def test_sizes(size, text):
+    assert size_text(size) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (99.4, "99 s"),
+        (99.5, "2 min"),
+        (5969, "99 min"),
+        (5970, "1.7 h"),
+        (1e6, "277.8 h"),
+    ],
+)
+def test_durations(seconds, text):
+    assert duration_text(seconds) == text

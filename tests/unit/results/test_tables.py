@@ -1,0 +1,34 @@
+"""The end table with clients' own texts and zero-shot tasks."""
+
+from fedprune.evaluation.own_texts import OwnTextResult, own_text_figures
+from fedprune.evaluation.zero_shot import ZeroShot
+from fedprune.results.tables import plain_table
+from tests.unit.results.test_build import results
+
+
+def test_clients_own_texts_worst_first_and_who_is_left_out():
+    measured = {f"p{n}": OwnTextResult(1.0, 1.0 + n / 10, 1_000 * (n + 1)) for n in range(11)}
+    figures = own_text_figures(measured, {"p11": "its text is short"})
+    text = plain_table(results() | {"federated_evaluation": figures})
+    lines = [line for line in text.splitlines() if line.startswith("│ p")]
+    assert [line.split()[1] for line in lines] == [f"p{n}" for n in range(10, 2, -1)]
+    assert "p10 (worst)" in lines[0] and lines[0].split()[-2] == "2.72"
+    assert "and 3 more" in text and "66,000" in text
+    assert "p11 is left out: its text is short" in text
+    assert "federated" in text and "perplexity" in text
+
+
+def test_nobody_measured():
+    figures = own_text_figures({}, {"a": "gone"})
+    text = plain_table(results() | {"federated_evaluation": figures})
+    assert "a is left out: gone" in text and "mean over tokens" not in text
+
+
+def test_tasks_with_and_without_accuracy():
+    dense = ZeroShot("0.4.13", {"boolq": {"acc": 0.75, "acc_stderr": 0.1}, "lm": {"bits": 2.5}})
+    pruned = ZeroShot("0.4.13", {"boolq": {"acc": 0.5, "acc_stderr": 0.1}, "lm": {"bits": 3.5}})
+    found = {"dense": dense.to_dict(), "pruned": pruned.to_dict()}
+    text = plain_table(results() | {"zero_shot": found})
+    for words in (["boolq", "acc", "0.7500", "0.5000"], ["lm", "bits", "2.5000", "3.5000"]):
+        assert any(line.replace("│", " ").split() == words for line in text.splitlines())
+    assert "lm-evaluation-harness 0.4.13" in text and "│ mean" not in text
