@@ -54,7 +54,7 @@ def _sweep_arguments(parser: ArgumentParser) -> None:
         nargs="*",
         default=[],
         metavar="NAME|key=a,b",
-        help="a sweep of conf/sweep or a file like those; keys with one or several values",
+        help="an experiment with a grid, or a file with one; keys with one or several values",
     )
     what.add_argument(
         "--collect",

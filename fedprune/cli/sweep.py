@@ -300,7 +300,7 @@ def run_sweep(arguments: Sequence[str], *, keep_models: bool, jobs: int | None =
         return INTERRUPTED
     command = shlex.join(["fedprune", "sweep", *arguments])
     story = Story(sweep.title, command, sweep.axes, account.seconds)
-    report_sweep(screen, folder, story, _jobs(account))
+    report_sweep(screen, folder, story, _jobs(account, sweep.keys))
     for place, reason in sorted(account.failures.items()):
         account.say(f"failed: {planned[place].label}: {reason}", "red")
         account.say(f"        {planned[place].folder}", "red")
@@ -322,11 +322,11 @@ def _skip_what_is_done(account: Account) -> None:
             account.say("Some were made by another version of fedprune.", "yellow")
 
 
-def _jobs(account: Account) -> list[Finished]:
+def _jobs(account: Account, keys: Sequence[str]) -> list[Finished]:
     results, failures = account.results, account.failures
     return [
         Finished(
-            job.settings,
+            {key: job.settings.get(key, "") for key in keys},
             job.label,
             job.folder,
             results.get(place),

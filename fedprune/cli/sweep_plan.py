@@ -15,14 +15,14 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from fedprune.config import RunConfig, config_from_overrides, from_yaml
-from fedprune.config.overrides import CONF
+from fedprune.config.compose import sweep_of
+from fedprune.config.overrides import group_options
 from fedprune.config.schema import LEAVES, SECTIONS, flatten
 from fedprune.config.suggest import did_you_mean, show
 from fedprune.errors import ConfigError
 from fedprune.results.environment import source_digest
 from fedprune.results.sweep import SEED, SPARSITY, Axes
 
-_FOLDER = CONF / "sweep"
 _KEYS = ("experiment", "grid", "linked", "seeds", "table")
 _LONGEST_NAME = 40
 
@@ -44,8 +44,8 @@ class Sweep:
     grid : Mapping
         Key -> its values; every combination is a job. The key `seed` comes last.
     linked : tuple of Mapping
-        Settings of keys that change together; each is combined with the whole grid. One empty
-        mapping if there are none.
+        Settings of keys that change together, not always the same keys; each is combined with the
+        whole grid. One empty mapping if there are none.
     axes : Axes
         Rows and columns of the table.
     """
@@ -56,6 +56,11 @@ class Sweep:
     grid: Mapping[str, tuple[str, ...]]
     linked: tuple[Settings, ...]
     axes: Axes
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All keys that differ between jobs, in the order of the table."""
+        return (*_linked_keys(self.linked), *self.grid)
 
     def points(self) -> list[Settings]:
         """Return the settings of every job, seeds side by side."""
@@ -75,17 +80,17 @@ def read_sweep(arguments: Sequence[str]) -> Sweep:
     Parameters
     ----------
     arguments : sequence of str
-        A name first, or ``experiment=NAME``, for ``conf/sweep/NAME.yaml``; or the path of such a
-        file. Then overrides: one with several values, ``key=a,b``, is swept, one with a single
-        value holds for all jobs, and both replace what the file says.
+        A name first, or ``experiment=NAME``, for what ``conf/experiment/NAME.yaml`` says under
+        `sweep`; or the path of a file with the same keys and `experiment`. Then overrides: one
+        with several values, ``key=a,b``, is swept, one with a single value holds for all jobs,
+        and both replace what the file says.
 
     Raises
     ------
     ConfigError
         With every problem found, before anything is composed.
     """
-    file, overrides = _file(list(arguments))
-    found = _read(file) if file else {}
+    file, found, overrides = _told(list(arguments))
     problems: list[str] = []
     fixed, grid, linked = _parts(found, problems)
     for override in overrides:
@@ -108,40 +113,47 @@ def read_sweep(arguments: Sequence[str]) -> Sweep:
         raise ConfigError(problems[0])
     if problems:
         raise ConfigError("\n".join(["The sweep has problems:", *(f"- {p}" for p in problems)]))
-    swept = (*(key for link in linked[:1] for key in link), *grid)
+    swept = (*_linked_keys(linked), *grid)
     if not swept:
         raise ConfigError("A sweep needs a key with several values, for example sparsity=0.5,0.6.")
-    title = file.stem if file else ", ".join(key for key in swept if key != SEED) or SEED
+    title = file or ", ".join(key for key in swept if key != SEED) or SEED
     name = _name(file, overrides, swept)
     return Sweep(name, title, tuple(fixed), grid, tuple(linked), axes)
 
 
 def sweep_names() -> list[str]:
-    """Return the names of the sweeps in ``conf/sweep``."""
-    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+    """Return the names of the experiments that say what a sweep makes of them."""
+    return [name for name in group_options("experiment") if sweep_of(name) is not None]
 
 
-def _file(arguments: list[str]) -> tuple[Path | None, list[str]]:
+def _told(arguments: list[str]) -> tuple[str, Mapping[str, object], list[str]]:
+    """Return the name and content of a file that describes the sweep, and the other arguments."""
     for argument in arguments:
         key, equals, value = argument.partition("=")
         rest = [other for other in arguments if other is not argument]
+        if not equals and key.endswith(".yaml"):
+            path = Path(key).expanduser()
+            return path.stem, _read(path), rest
+        name = value if key == "experiment" else key
+        if equals and key != "experiment":
+            continue
+        found = sweep_of(name) if name in group_options("experiment") else None
+        if isinstance(found, Mapping):
+            return name, {"experiment": name, **found}, rest
         if not equals:
-            path = Path(key).expanduser() if key.endswith(".yaml") else _FOLDER / f"{key}.yaml"
-            if not path.is_file():
-                names = ", ".join(map(repr, sweep_names())) or "none"
-                raise ConfigError(
-                    f"{show(key)} is no sweep: there is no file '{path}'. "
-                    f"Known sweeps: {names}.{did_you_mean(key, sweep_names())}"
-                )
-            return path, rest
-        if key == "experiment" and value in sweep_names():
-            return _FOLDER / f"{value}.yaml", rest
-    return None, arguments
+            names = ", ".join(map(repr, sweep_names())) or "none"
+            raise ConfigError(
+                f"{show(key)} is no sweep: it is neither an experiment with one nor a .yaml file. "
+                f"Known sweeps: {names}.{did_you_mean(key, sweep_names())}"
+            )
+    return "", {}, arguments
 
 
-def _read(file: Path) -> dict[str, object]:
+def _read(file: Path) -> Mapping[str, object]:
     try:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"'{file}' is no sweep: {error.strerror}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"'{file}' must be YAML: {str(error).partition(chr(10))[0]}") from None
     if not isinstance(found, dict):
@@ -176,8 +188,8 @@ def _parts(
         else:
             problems.append(f"`linked` must be a list of mappings, got {show(link)}.")
     links = links or [{}]
-    if any(set(link) != set(links[0]) for link in links) or set(links[0]) & set(grid):
-        problems.append("`linked` must set the same keys in each entry, and none that `grid` sets.")
+    if any(set(link) & set(grid) for link in links):
+        problems.append("`linked` must set no key that `grid` sets.")
     return fixed, grid, links
 
 
@@ -189,7 +201,7 @@ def _axes(
 ) -> Axes:
     """Return rows and columns: those asked for, and every other swept key among the rows."""
     table = table or {}
-    swept = [*linked[0], *(key for key in grid if key != SEED)]
+    swept = [*_linked_keys(linked), *(key for key in grid if key != SEED)]
     if not isinstance(table, Mapping) or set(table) - {"rows", "columns"}:
         problems.append("`table` must be a mapping with the keys `rows` and `columns`.")
         table = {}
@@ -206,12 +218,16 @@ def _axes(
     if not columns and SPARSITY in swept and SPARSITY not in rows:
         columns = [SPARSITY]
     rows += [key for key in grid if key not in (*rows, *columns, SEED)]
-    for key in linked[0]:
+    for key in _linked_keys(linked):
         # The others of a link follow from those that tell its entries apart.
-        told = {tuple(link[k] for k in linked[0] if k in (*rows, *columns)) for link in linked}
+        told = {tuple(link.get(k) for k in (*rows, *columns)) for link in linked}
         if len(told) < len(linked) and key not in (*rows, *columns):
             rows.append(key)
     return Axes(tuple(rows), tuple(columns))
+
+
+def _linked_keys(linked: Sequence[Settings]) -> list[str]:
+    return list(dict.fromkeys(key for link in linked for key in link))
 
 
 def _values(override: str) -> tuple[str, ...]:
@@ -241,13 +257,13 @@ def _text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _name(file: Path | None, overrides: Sequence[str], swept: Sequence[str]) -> str:
+def _name(file: str, overrides: Sequence[str], swept: Sequence[str]) -> str:
     """Return a name that the same command always gets, and an extended list of values too."""
     fixed = [text for text in overrides if text.partition("=")[0] not in swept]
     fixed = [text for text in fixed if not text.startswith("output_dir=")]
-    if file is not None and not fixed:
-        return file.stem
-    short = file.stem if file else "-".join(key.rpartition(".")[2] for key in swept)
+    if file and not fixed:
+        return file
+    short = file or "-".join(key.rpartition(".")[2] for key in swept)
     digest = hashlib.sha256("\0".join(sorted([*fixed, *swept])).encode()).hexdigest()
     return f"{short[:_LONGEST_NAME]}-{digest[:8]}"
 

@@ -42,6 +42,8 @@ SHORTCUTS: Mapping[str, str] = {
 }
 """Key of Flower's run-config -> key of the configuration; `overrides` comes on top."""
 
+_SWEEP = "sweep"  # of an experiment: what `fedprune sweep` makes of it, and no setting of a run
+
 _LOCK = threading.Lock()
 
 
@@ -119,7 +121,14 @@ def config_from_mapping(data: object) -> RunConfig:
     ConfigError
         With every problem found.
     """
+    if isinstance(data, Mapping):
+        data = {key: value for key, value in data.items() if key != _SWEEP}
     return _absolute(checked(data, [], [enough_simulated_clients]))
+
+
+def sweep_of(experiment: str) -> object:
+    """Return what an experiment's file says of a sweep, see docs/sweeps.md; None if nothing."""
+    return _composed_groups((f"experiment={experiment}",)).get(_SWEEP)
 
 
 def evaluation_data(config: RunConfig) -> dict[str, DataConfig]:
@@ -173,7 +182,9 @@ def _composed(
 
 def _compose(overrides: list[str]) -> object:
     groups = tuple(text for text in overrides if text.partition("=")[0] in GROUPS)
-    config = OmegaConf.create(_composed_groups(groups))
+    config = OmegaConf.create(
+        {key: value for key, value in _composed_groups(groups).items() if key != _SWEEP}
+    )
     parser = OverridesParser.create()
     for override in overrides:
         if override not in groups:

@@ -10,7 +10,7 @@ from fedprune.config.overrides import GROUPS, group_options
 from fedprune.config.schema import LEAVES
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-FILES = sorted(path for path in CONF.rglob("*.yaml") if path.parent.name != "sweep")
+FILES = sorted(CONF.rglob("*.yaml"))
 OPTIONS = [(group, option) for group in GROUPS for option in group_options(group)]
 NEEDS = {("model", "hf"): ["model.path=/x"]} | {
     ("data", name): ["data.path=/x"] for name in ("files", "hub")

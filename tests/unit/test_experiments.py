@@ -1,20 +1,16 @@
-"""Every table's grid lies beside its experiment, and every point of it is a job that runs."""
+"""Every experiment but the demo is a table, and every point of its grid is a job that runs."""
 
 import functools
-import itertools
 from pathlib import Path
 
 import pytest
-import yaml
 
+from fedprune.cli.sweep_plan import read_sweep, sweep_names
 from fedprune.config import config_from_overrides
 from fedprune.config.overrides import group_options
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-SWEEPS = {
-    path.stem: yaml.safe_load(path.read_text(encoding="utf-8"))
-    for path in sorted((CONF / "sweep").glob("*.yaml"))
-}
+SWEEPS = {name: read_sweep([f"experiment={name}"]) for name in sweep_names()}
 PAPER_SEQ_LEN = {
     "llama_7b": 2048,
     "llama_13b": 2048,
@@ -25,25 +21,14 @@ PAPER_SEQ_LEN = {
 }
 
 
-def points(sweep):
-    """Return the overrides of every run, seeds aside."""
-    grid = [[{key: value} for value in values] for key, values in sweep["grid"].items()]
-    axes = [*grid, sweep.get("linked", [{}])]
-    for combination in itertools.product(*axes):
-        merged = {key: value for part in combination for key, value in part.items()}
-        yield [f"{key}={spelled(value)}" for key, value in merged.items()]
-
-
-def spelled(value):
-    return "null" if value is None else str(value).lower()
-
-
 @functools.cache
 def composed(name):
     """Return the configurations of all runs of a table, seeds aside."""
+    sweep = SWEEPS[name]
+    points = [point for point in sweep.points() if point["seed"] == sweep.grid["seed"][0]]
     return [
-        config_from_overrides([f"experiment={SWEEPS[name]['experiment']}", *overrides])
-        for overrides in points(SWEEPS[name])
+        config_from_overrides([*sweep.fixed, *(f"{key}={value}" for key, value in point.items())])
+        for point in points
     ]
 
 
@@ -59,29 +44,23 @@ def test_every_point_composes_and_passes_the_checks(name):
 
 
 @pytest.mark.parametrize("name", SWEEPS)
-def test_a_sweep_has_its_parts_and_its_table_shows_every_swept_key(name):
+def test_a_table_shows_every_swept_key_and_its_file_names_the_command(name):
     sweep = SWEEPS[name]
-    assert set(sweep) - {"linked"} == {"experiment", "grid", "seeds", "table"}
-    assert sweep["experiment"] == name
-    assert len(set(sweep["seeds"])) >= 3
-    shown = {*sweep["table"]["rows"], *sweep["table"]["columns"]}
-    linked = {key for entry in sweep.get("linked", []) for key in entry}
-    assert set(sweep["grid"]) <= shown <= {*sweep["grid"], *linked}
-    assert not linked or shown & linked
-
-
-@pytest.mark.parametrize("name", SWEEPS)
-def test_a_sweep_file_starts_with_what_it_is_the_command_and_an_example(name):
-    lines = (CONF / "sweep" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
-    assert [line.startswith("# ") for line in lines[:1]] == [True]
-    assert lines[1] == f"#   fedprune sweep experiment={name}"
-    assert lines[2].startswith(f"#   fedprune sweep experiment={name} ")
+    assert sweep == read_sweep([name]) and sweep.name == name
+    assert sweep.fixed == (f"experiment={name}",)
+    assert len(set(sweep.grid["seed"])) >= 3
+    assert len({tuple(point.items()) for point in sweep.points()}) == len(sweep.points())
+    shown, grid = {*sweep.axes.rows, *sweep.axes.columns}, {*sweep.grid} - {"seed"}
+    assert grid <= shown <= {*sweep.keys}
+    assert sweep.linked == ({},) or shown - grid
+    lines = (CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    assert f"#   fedprune sweep experiment={name}" in lines
 
 
 def test_the_main_table_has_every_pair_of_the_paper():
     for name in ("fedprllm_main", *(f"fedprllm_paper_{model}" for model in PAPER_SEQ_LEN)):
-        assert len(list(points(SWEEPS[name]))) == 3 * 2 * 2 * 3
-    assert len(list(points(SWEEPS["fedprllm_local_group"]))) == 9
+        assert len(composed(name)) == 3 * 2 * 2 * 3
+    assert len(composed("fedprllm_local_group")) == 9
 
 
 @pytest.mark.parametrize("suffix", ["", "paper_llama_7b_"])
@@ -118,8 +97,8 @@ def test_small_tables_of_unlike_clients_give_each_two_samples(name):
 
 
 def test_the_fedspallm_table_compares_averages_and_votes_of_one_pruner():
-    found = {(c.strategy.name, c.strategy.average) for c in composed("fedspallm_main")}
-    assert found == {("fedspallm", "l0"), ("fedspallm", "fedavg"), ("fedprllm", "l0")}
+    found = [(p["strategy"], p.get("strategy.average")) for p in SWEEPS["fedspallm_main"].linked]
+    assert found == [("fedspallm", "l0"), ("fedspallm", "fedavg"), ("fedprllm", None)]
     assert {c.pruner.name for c in composed("fedspallm_main")} == {"sparsegpt"}
     fractions = {c.strategy.layer_fraction for c in composed("fedspallm_ablations")}
     assert fractions == {0.25, 0.5, 1.0}
@@ -139,21 +118,11 @@ def test_fedspallm_s_models_have_a_whole_setting(model):
 def test_the_table_beyond_the_papers_has_every_method_and_every_setting():
     configs = composed("beyond_main")
     assert len(configs) == 10 * 2 * 4 * 2
-    methods = {
-        (
-            c.strategy.name,
-            c.pruner.name,
-            c.strategy.group,
-            c.strategy.decode,
-            c.schedule.name,
-            c.schedule.prefix,
-        )
-        for c in configs
-    }
-    assert len(methods) == 10
-    stats = {(m[4], m[5]) for m in methods if m[0] == "fedstats"}
+    methods = SWEEPS["beyond_main"].linked
+    assert len({tuple(method.items()) for method in methods}) == 10
+    stats = {(c.schedule.name, c.schedule.prefix) for c in configs if c.strategy.name == "fedstats"}
     assert stats == {("iterative", "local"), ("one_shot", "dense"), ("one_shot", "local")}
-    solvers = {m[1] for m in methods if m[0] == "fedhessian"}
+    solvers = {c.pruner.name for c in configs if c.strategy.name == "fedhessian"}
     assert solvers == {"sparsegpt", "alps", "sparseswaps"}
     assert {c.allocation.name for c in configs} == {"uniform", "owl"}
     assert {c.data.partition for c in configs} == {"by_group", "iid"}
