@@ -4,7 +4,6 @@ from benchmarks import (
     bench_decode,
     bench_federation,
     bench_floor,
-    bench_gpu,
     bench_masks,
     bench_memory,
     bench_sparsegpt,
@@ -17,7 +16,6 @@ def main() -> None:
     """Run every benchmark; each prints a table and writes ``benchmarks/out/<name>.json``."""
     for benchmark in (
         bench_masks,
-        bench_gpu,
         bench_votes,
         bench_wire,
         bench_decode,

@@ -15,18 +15,17 @@ import numpy as np
 import torch
 
 from benchmarks.timing import report
-from fedprune.aggregation.select import Rule, select
-from fedprune.aggregation.votes import VoteCounter
 from fedprune.config import RunConfig, config_from_overrides
 from fedprune.data.clients import client_samples
 from fedprune.data.texts import load_documents
+from fedprune.methods.vote_selection import Rule, select
+from fedprune.methods.votes import VoteCounter
 from fedprune.models.export import SIDECAR
 from fedprune.models.loading import LoadedModel, load_model
 from fedprune.models.sidecar import read_sidecar
-from fedprune.pruning.blocks import prune_blocks
-from fedprune.pruning.driver import BlockWalk
+from fedprune.pruning.blocks import BlockWalk, prune_blocks
+from fedprune.pruning.groups import block_specs
 from fedprune.pruning.registry import make_pruner
-from fedprune.pruning.spec import block_specs
 from fedprune.wire.masks import BitMask
 
 CLIENTS = 64

@@ -14,10 +14,9 @@ from benchmarks.timing import report
 from fedprune.config import config_from_overrides
 from fedprune.models.generate import draft_model, generate_model
 from fedprune.models.loading import LoadedModel, load_model
-from fedprune.pruning.blocks import prune_blocks
-from fedprune.pruning.driver import BlockWalk
+from fedprune.pruning.blocks import BlockWalk, prune_blocks
+from fedprune.pruning.groups import block_specs
 from fedprune.pruning.registry import make_pruner
-from fedprune.pruning.spec import block_specs
 from fedprune.wire.changes import mask_of
 from fedprune.wire.masks import encode_block
 

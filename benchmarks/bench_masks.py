@@ -10,9 +10,9 @@ from benchmarks.floor import floor_of, read_pass
 from benchmarks.synthetic import SHAPES, layer
 from benchmarks.timing import alternate, report
 from fedprune.config.pattern import Pattern
-from fedprune.pruning.kernels import wanda_mask
-from fedprune.pruning.select import prune_lowest
-from fedprune.pruning.spec import MaskSpec
+from fedprune.pruning.groups import MaskSpec
+from fedprune.pruning.selection import prune_lowest
+from fedprune.pruning.selection_kernels import wanda_mask
 from fedprune.wire.masks import BitMask
 
 ROUNDS = 5

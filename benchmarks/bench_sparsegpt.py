@@ -15,10 +15,10 @@ from benchmarks.synthetic import layer
 from benchmarks.timing import alternate, report
 from fedprune.config.pattern import Pattern
 from fedprune.pruning.alps import alps
+from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.hessian import inverse_factor, reconstruction_error
-from fedprune.pruning.select import prune_lowest
+from fedprune.pruning.selection import prune_lowest
 from fedprune.pruning.sparsegpt import sparsegpt
-from fedprune.pruning.spec import MaskSpec
 
 SHAPE = (4096, 4096)
 DAMPING = 0.01

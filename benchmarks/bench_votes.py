@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from benchmarks.floor import floor_of, read_pass
 from benchmarks.synthetic import SHAPES, layer
 from benchmarks.timing import alternate, report
-from fedprune.aggregation.select import Rule, select
-from fedprune.aggregation.votes import VoteCounter
 from fedprune.config.count import GROUPS
 from fedprune.config.pattern import Pattern
-from fedprune.pruning.kernels import wanda_mask
-from fedprune.pruning.spec import MaskSpec
+from fedprune.methods.vote_selection import Rule, select
+from fedprune.methods.votes import VoteCounter
+from fedprune.pruning.groups import MaskSpec
+from fedprune.pruning.selection_kernels import wanda_mask
 from fedprune.wire.masks import BitMask
 
 CLIENTS = 64

@@ -28,10 +28,9 @@ from fedprune.flower.inline import InlineGrid
 from fedprune.models.device import Limits
 from fedprune.models.fingerprint import Fingerprint, fingerprint
 from fedprune.models.loading import load_model
-from fedprune.pruning.blocks import prune_blocks
-from fedprune.pruning.driver import BlockWalk
+from fedprune.pruning.blocks import BlockWalk, prune_blocks
+from fedprune.pruning.groups import block_specs
 from fedprune.pruning.registry import make_pruner
-from fedprune.pruning.spec import block_specs
 from fedprune.records import NodeReport, PruneReply, prune_record, read_order, report_record
 from fedprune.results.environment import peak_rss_bytes, source_digest
 from fedprune.wire.changes import mask_of

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from client_app.moments import input_moments
 from client_app.update import Place
 from fedprune.config import RunConfig
-from fedprune.pruning.blocks import prune_block, prune_on
-from fedprune.pruning.driver import BlockWalk
-from fedprune.pruning.pruners import Pruner
+from fedprune.pruning.blocks import BlockWalk, prune_block, prune_on
+from fedprune.pruning.groups import MaskSpec
+from fedprune.pruning.pruner import Pruner
 from fedprune.pruning.registry import make_pruner
-from fedprune.pruning.solvers import OnWhatIsKnown
-from fedprune.pruning.spec import MaskSpec
 from fedprune.pruning.statistics import ColumnStatistics, Statistics, shared_inputs
+from fedprune.pruning.wanda import WithWandaFallback
 from fedprune.records import FORMS, MASKS, SUMS, WEIGHTS
 from fedprune.wire.changes import Change, SparseWeight, encode_update, mask_of
 from fedprune.wire.masks import BitMask, encode_block
@@ -97,7 +96,7 @@ class Respondent:
         pruner: Pruner,
         spec: MaskSpec,
     ) -> Mapping[str, Change]:
-        return prune_on(walk, statistics, OnWhatIsKnown(pruner), spec) if self.alone else {}
+        return prune_on(walk, statistics, WithWandaFallback(pruner), spec) if self.alone else {}
 
 
 def _encoded_sums(statistics: Mapping[str, Statistics]) -> bytes:

@@ -9,10 +9,9 @@ from fedprune.errors import DataError
 from fedprune.evaluation.perplexity import perplexities
 from fedprune.models.changes import Changes, Recalled
 from fedprune.models.device import Limits, pick_device
-from fedprune.pruning.blocks import pruned_in_passing
-from fedprune.pruning.driver import BlockWalk
+from fedprune.pruning.blocks import BlockWalk, pruned_in_passing
+from fedprune.pruning.groups import block_specs
 from fedprune.pruning.registry import make_pruner
-from fedprune.pruning.spec import block_specs
 from fedprune.records import LocalResult
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from fedprune.aggregation.moment_plan import InputPlan, plan_inputs
-from fedprune.aggregation.sketches import eigen_sketch, nystrom_sketch
 from fedprune.config import RunConfig
+from fedprune.methods.moments import InputPlan, plan_inputs
+from fedprune.methods.sketches import eigen_sketch, nystrom_sketch
 from fedprune.pruning.statistics import MomentStatistics, Statistics, shared_inputs
 from fedprune.wire.moments import Columns, InputMoments, Sketch, Triangle
 

@@ -14,9 +14,9 @@ from fedprune.config import RunConfig
 from fedprune.disk import is_refusal
 from fedprune.logs import note
 from fedprune.models.device import Limits, pick_device
-from fedprune.pruning.driver import BlockWalk
+from fedprune.pruning.blocks import BlockWalk
+from fedprune.pruning.groups import block_specs
 from fedprune.pruning.registry import make_pruner
-from fedprune.pruning.spec import block_specs
 from fedprune.records import Order, PruneReply, fetched_record, prune_record, split_record
 from fedprune.results.environment import peak_device_bytes, peak_rss_bytes
 from fedprune.wire.changes import Change

@@ -7,10 +7,9 @@ from torch import Tensor
 
 from fedprune.config import RunConfig
 from fedprune.errors import ReplyRefusedError, WireError
-from fedprune.pruning.check import check_mask
-from fedprune.pruning.driver import BlockWalk
+from fedprune.pruning.blocks import BlockWalk
+from fedprune.pruning.groups import MaskSpec, check_mask, result_spec
 from fedprune.pruning.registry import make_pruner
-from fedprune.pruning.spec import MaskSpec, result_spec
 from fedprune.pruning.statistics import ColumnStatistics
 from fedprune.records import Order
 from fedprune.wire.changes import Change, LinearUpdate, decode_update, mask_of

@@ -13,21 +13,20 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from fedprune.aggregation.l0 import WeightSums, expand
-from fedprune.aggregation.select import Rule, select, select_nm
-from fedprune.aggregation.votes import VoteCounter
 from fedprune.config import Pattern, config_from_overrides
 from fedprune.data.documents import Document
 from fedprune.errors import ConfigError, DataError, ModelError
 from fedprune.evaluation.perplexity import Perplexity, perplexity, token_windows
+from fedprune.methods.l0 import WeightSums, expand
+from fedprune.methods.vote_selection import Rule, select, select_nm
+from fedprune.methods.votes import VoteCounter
 from fedprune.models.changes import Changes
 from fedprune.models.device import Limits, pick_device
 from fedprune.models.loading import LoadedModel, load_model
-from fedprune.pruning.blocks import prune_blocks
-from fedprune.pruning.driver import BlockWalk
-from fedprune.pruning.pruners import Pruner
+from fedprune.pruning.blocks import BlockWalk, prune_blocks
+from fedprune.pruning.groups import block_specs
+from fedprune.pruning.pruner import Pruner
 from fedprune.pruning.registry import make_pruner
-from fedprune.pruning.spec import block_specs
 from fedprune.wire.changes import Change, SparseWeight, keeps_survivors, mask_of
 
 Model = str | Path | LoadedModel

@@ -1,55 +1,58 @@
-"""Compile the CPU loops once per version of their source, wherever the package is installed.
+"""Compile the CPU loops when they are first called: numba is slow to import.
 
-Flower unpacks an app into a new folder whenever any of its files changed, and a deployed node
-starts a process per message. numba's own cache lies beside the source, so it would be cold after
-every change of a configuration file. Here it lies in the home folder and is found by the module's
-name and the hash of its source and of that of the compiled functions it imports, which become
-part of it. ``NUMBA_CACHE_DIR`` still has the first word.
+A function that another one calls is compiled with it, whichever module it is in. Compiled code is
+kept (see `fedprune.jit_cache`); ``NUMBA_CACHE_DIR`` has the first word on where.
 """
 
-import hashlib
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import ParamSpec, TypeVar
-
-import numba
-from numba.core import config
-from numba.core.caching import UserWideCacheLocator
-from numba.core.dispatcher import Dispatcher
-
-from fedprune.disk import home
+from collections.abc import Callable
+from functools import update_wrapper
+from threading import RLock
+from typing import Any, Generic, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-
-class HomeCacheLocator(UserWideCacheLocator):  # type: ignore[misc]
-    """Put compiled code under ``home()/numba``, by the content of the module it comes from."""
-
-    def __init__(self, py_func: Callable[..., object], py_file: str) -> None:
-        """Choose the folder; numba then checks that it can write there."""
-        super().__init__(py_func, py_file)
-        sources = sorted({py_file, *_compiled_from(py_func)})
-        contents = b"".join(Path(source).read_bytes() for source in sources)
-        self._cache_path = str(home() / "numba" / hashlib.sha256(contents).hexdigest()[:16])
+_LOCK = RLock()  # threads may call a function for the first time at once
 
 
-def _compiled_from(function: Callable[..., object]) -> Iterator[str]:
-    """Yield the files of the compiled functions that a function's module has."""
-    for found in getattr(function, "__globals__", {}).values():
-        if isinstance(found, Dispatcher):
-            yield found.py_func.__code__.co_filename
+class Compiled(Generic[P, R]):
+    """A function that is compiled on its first call."""
+
+    def __init__(self, function: Callable[P, R]) -> None:
+        self._function: Any = function
+        self._compiled: Callable[P, R] | None = None
+        update_wrapper(self, function)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the compiled function."""
+        return (self._compiled or self.compiled())(*args, **kwargs)
+
+    def compiled(self) -> Callable[P, R]:
+        """Return numba's form of the function; that of the functions it calls is made first."""
+        with _LOCK:
+            if self._compiled is None:
+                names = self._function.__globals__
+                for name in self._function.__code__.co_names:
+                    if isinstance(names.get(name), Compiled):
+                        names[name] = names[name].compiled()  # numba knows no other form
+                self._compiled = _compile(self._function)
+            return self._compiled
 
 
-def jit(function: Callable[P, R]) -> Callable[P, R]:
-    """Compile a function on first use, without the GIL, exactly as IEEE arithmetic is written.
+def jit(function: Callable[P, R]) -> Compiled[P, R]:
+    """Compile a function on its first call, without the GIL, exactly as IEEE arithmetic is written.
 
     Falls back to compiling anew in each process where no cache folder can be written.
     """
+    return Compiled(function)
+
+
+def _compile(function: Callable[P, R]) -> Callable[P, R]:
+    import numba
+    from numba.core import config
+
     before = config.CACHE_LOCATOR_CLASSES
-    config.CACHE_LOCATOR_CLASSES = ",".join(
-        ("UserProvidedCacheLocator", f"{__name__}.{HomeCacheLocator.__name__}")
-    )
+    config.CACHE_LOCATOR_CLASSES = "UserProvidedCacheLocator,fedprune.jit_cache.HomeCacheLocator"
     try:
         compiled: Callable[P, R] = numba.njit(nogil=True, cache=True)(function)
     except RuntimeError:

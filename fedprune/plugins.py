@@ -9,7 +9,7 @@ from importlib.metadata import EntryPoint, entry_points
 from fedprune.errors import ConfigError
 
 PRUNERS = "fedprune.pruners"
-"""Entry points that name a class with the interface of :class:`fedprune.pruning.pruners.Pruner`."""
+"""Entry points that name a class with the interface of :class:`fedprune.pruning.pruner.Pruner`."""
 
 STRATEGIES = "fedprune.strategies"
 """Entry points that name a subclass of a strategy in the package ``strategies``."""

@@ -18,7 +18,7 @@ from fedprune.models.export import export_model
 from fedprune.models.fingerprint import Fingerprint, fingerprint
 from fedprune.models.loading import LoadedModel, load_model
 from fedprune.models.transfer import Offer
-from fedprune.pruning.trace import input_groups
+from fedprune.pruning.blocks import input_groups
 from fedprune.results.build import Facts, build_results
 from fedprune.results.card import write_card
 from fedprune.results.environment import source_digest

@@ -11,10 +11,9 @@ from fedprune.evaluation.perplexity import evaluation_windows, perplexities, per
 from fedprune.models.changes import Changes
 from fedprune.models.device import Limits, pick_device
 from fedprune.models.loading import LoadedModel
-from fedprune.pruning.blocks import pruned_in_passing
-from fedprune.pruning.driver import BlockWalk
+from fedprune.pruning.blocks import BlockWalk, pruned_in_passing
+from fedprune.pruning.groups import block_specs
 from fedprune.pruning.registry import make_pruner
-from fedprune.pruning.spec import block_specs
 from fedprune.results.build import Perplexities
 from strategies import FederatedPruning
 from strategies.progress import show

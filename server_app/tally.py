@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedprune.aggregation.agreement import pairwise_agreement, tied_weights, unanimous_share
-from fedprune.aggregation.sampled_agreement import (
+from fedprune.errors import ModelError, WireError
+from fedprune.methods.agreement import (
     BlockSample,
     agreement_matrix,
     agreement_with_result,
     extremes,
+    pairwise_agreement,
+    tied_weights,
+    unanimous_share,
 )
-from fedprune.errors import ModelError, WireError
 from fedprune.models.changes import Changes, Recalled
 from fedprune.models.loading import LoadedModel
 from fedprune.results.build import ClientAgreement, LinearFigures

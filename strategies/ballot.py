@@ -10,17 +10,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedprune.aggregation.decode import Decoder
-from fedprune.aggregation.sampled_agreement import MaskSampler
-from fedprune.aggregation.select import Rule, select, select_nm
-from fedprune.aggregation.state import Arrays, Keepable, gathered, scattered
-from fedprune.aggregation.votes import VoteCounter
 from fedprune.config import RunConfig
 from fedprune.errors import ReplyRefusedError, WireError
-from fedprune.pruning.check import check_mask
-from fedprune.pruning.pruners import WandaPruner
-from fedprune.pruning.spec import MaskSpec
+from fedprune.methods.agreement import MaskSampler
+from fedprune.methods.decoding import Decoder
+from fedprune.methods.state import Arrays, Keepable, gathered, scattered
+from fedprune.methods.vote_selection import Rule, select, select_nm
+from fedprune.methods.votes import VoteCounter
+from fedprune.pruning.groups import MaskSpec, check_mask
 from fedprune.pruning.statistics import ColumnStatistics
+from fedprune.pruning.wanda import WandaPruner
 from fedprune.records import PruneReply
 from fedprune.seeds import derive_seed
 from fedprune.wire.changes import Change, Counts, LinearUpdate, mask_of

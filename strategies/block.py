@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from fedprune.aggregation.sampled_agreement import BlockSample
+from fedprune.methods.agreement import BlockSample
 from fedprune.wire.changes import Change, mask_of
 from fedprune.wire.masks import BitMask
 
@@ -27,7 +27,7 @@ class BlockResult:
         How many clients of equal weight they stand for; ``voters`` where all weigh the same.
     histograms : Mapping[str, NDArray]
         Name of the linear -> weights by prune votes, from none to all
-        (:meth:`fedprune.aggregation.votes.VoteCounter.histogram`); empty without votes.
+        (:meth:`fedprune.methods.votes.VoteCounter.histogram`); empty without votes.
     sample : BlockSample or None
         A few bits of every client's mask and of the result; None without votes.
     """

@@ -14,15 +14,14 @@ import torch
 from flwr.common.logger import log
 from numpy.typing import NDArray
 
-from fedprune.aggregation.moment_plan import InputPlan, plan_inputs
-from fedprune.aggregation.moment_pool import MomentPool, diagonal_of
-from fedprune.aggregation.pooling import SumsPool
-from fedprune.aggregation.state import Arrays, Keepable, gathered, numbers, scattered
 from fedprune.errors import WireError
+from fedprune.methods.moments import InputPlan, MomentPool, diagonal_of, plan_inputs
+from fedprune.methods.state import Arrays, Keepable, gathered, numbers, scattered
+from fedprune.methods.sums import SumsPool
+from fedprune.pruning.groups import result_spec
 from fedprune.pruning.registry import make_pruner
-from fedprune.pruning.solvers import OnWhatIsKnown
-from fedprune.pruning.spec import result_spec
 from fedprune.pruning.statistics import ColumnStatistics, MomentStatistics
+from fedprune.pruning.wanda import WithWandaFallback
 from fedprune.results.text import size_text
 from fedprune.wire.changes import Change
 from fedprune.wire.moments import Columns, InputMoments, Sketch, Triangle, decode_moments
@@ -63,7 +62,7 @@ class FedHessian(PooledPruning[InputMoments, "BlockMoments"]):
     def prune(self, block: int, pool: "BlockMoments") -> BlockResult:
         """Reconstruct a block on the pooled moments."""
         # An input of which only sums are known is pruned on these.
-        pruner = OnWhatIsKnown(make_pruner(self.config.pruner))
+        pruner = WithWandaFallback(make_pruner(self.config.pruner))
         spec = result_spec(self.config, block, len(self.plan.shapes))
         changes: dict[str, Change] = {}
         for linears, known in pool.results():

@@ -12,8 +12,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from fedprune.aggregation.state import Arrays
-from fedprune.pruning.spec import block_specs
+from fedprune.methods.state import Arrays
+from fedprune.pruning.groups import block_specs
 from fedprune.records import PruneReply
 from strategies.ballot import Ballot
 from strategies.base import FederatedPruning

@@ -13,14 +13,13 @@ from typing import Any
 from flwr.common.logger import log
 from numpy.typing import NDArray
 
-from fedprune.aggregation.l0 import WeightSums, expand
-from fedprune.aggregation.sampled_agreement import MaskSampler
-from fedprune.aggregation.select import Rule
-from fedprune.aggregation.state import Arrays, Keepable, gathered, scattered
 from fedprune.errors import WireError
-from fedprune.pruning.check import check_mask
+from fedprune.methods.agreement import MaskSampler
+from fedprune.methods.l0 import WeightSums, expand
+from fedprune.methods.state import Arrays, Keepable, gathered, scattered
+from fedprune.methods.vote_selection import Rule
+from fedprune.pruning.groups import MaskSpec, block_specs, check_mask, result_spec
 from fedprune.pruning.registry import make_pruner
-from fedprune.pruning.spec import MaskSpec, block_specs, result_spec
 from fedprune.records import Order, PruneReply
 from fedprune.seeds import derive_seed
 from fedprune.wire.changes import Change, SparseWeight, decode_update, encode_update, mask_of

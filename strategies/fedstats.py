@@ -5,8 +5,8 @@ clients. They are added without rounding, so with the iterative schedule the mas
 pruning all texts in one place, bit for bit, however the texts are spread and whoever answers first.
 """
 
+from fedprune.pruning.groups import result_spec
 from fedprune.pruning.registry import make_pruner
-from fedprune.pruning.spec import result_spec
 from fedprune.pruning.statistics import ColumnStatistics
 from fedprune.wire.changes import Change, encode_update
 from fedprune.wire.sums import InputSums, PooledSums, decode_sums, encode_pooled

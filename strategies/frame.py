@@ -8,9 +8,9 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from fedprune.aggregation.state import Arrays
 from fedprune.config import RunConfig, resolved_allocation, to_yaml
-from fedprune.pruning.spec import block_specs
+from fedprune.methods.state import Arrays
+from fedprune.pruning.groups import block_specs
 from fedprune.records import FORMS, Order, PruneReply
 from fedprune.results.ledger import Ledger
 from fedprune.results.run_status import RunStatus

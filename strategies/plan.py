@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedprune.aggregation.sampled_agreement import SAMPLED_WEIGHTS, MaskSampler
 from fedprune.config import Pattern
 from fedprune.errors import ModelError
+from fedprune.methods.agreement import SAMPLED_WEIGHTS, MaskSampler
 from fedprune.models.transfer import MOST_PARCEL_BYTES, Offer
-from fedprune.pruning.spec import check_divides
+from fedprune.pruning.groups import check_divides
 from fedprune.seeds import derive_seed
 
 # Flower's runtime holds a message several times in each process on its way; this keeps the

@@ -6,7 +6,7 @@ from typing import Any, Generic, TypeVar
 
 from numpy.typing import NDArray
 
-from fedprune.aggregation.state import Arrays, gathered, scattered
+from fedprune.methods.state import Arrays, gathered, scattered
 from fedprune.records import PruneReply
 from strategies.base import FederatedPruning
 from strategies.block import BlockResult

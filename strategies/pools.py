@@ -6,9 +6,9 @@ from typing import Any, Protocol, TypeVar
 import torch
 from numpy.typing import NDArray
 
-from fedprune.aggregation.pooling import Pooling, SumsPool
-from fedprune.aggregation.state import Arrays, Keepable, gathered, numbers, scattered
 from fedprune.errors import WireError
+from fedprune.methods.state import Arrays, Keepable, gathered, numbers, scattered
+from fedprune.methods.sums import Pooling, SumsPool
 from fedprune.pruning.statistics import ColumnStatistics
 from fedprune.wire.sums import InputSums
 

@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fedprune.aggregation.layers import (
+from fedprune.config import RunConfig
+from fedprune.methods.layer_sampling import (
     draw_layers,
     inverse_weights,
     layer_counts,
     resource_fractions,
     uncovered_probability,
 )
-from fedprune.config import RunConfig
 from fedprune.seeds import derive_seed
 from strategies.handshake import Client
 from strategies.plan import Plan

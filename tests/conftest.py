@@ -20,17 +20,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-
-def _interpret_triton() -> None:
-    """Run the GPU's kernels on the CPU where there is no GPU: Triton asks when it is imported."""
-    import torch
-
-    if not torch.cuda.is_available():
-        os.environ.setdefault("TRITON_INTERPRET", "1")
-
-
-_interpret_triton()
-
 # The second one is for hours that are free: HYPOTHESIS_PROFILE=fuzz.
 settings.register_profile("quick", deadline=None, derandomize=True)
 settings.register_profile("fuzz", deadline=None, max_examples=5_000)

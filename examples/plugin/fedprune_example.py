@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from fedprune.pruning.check import check_mask
-from fedprune.pruning.pruners import input_norms, prune_products
-from fedprune.pruning.spec import MaskSpec, block_specs
+from fedprune.pruning.groups import MaskSpec, block_specs, check_mask
+from fedprune.pruning.pruner import input_norms
+from fedprune.pruning.selection import prune_products
 from fedprune.pruning.statistics import Statistics
 from fedprune.records import PruneReply
 from fedprune.seeds import derive_seed

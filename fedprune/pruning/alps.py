@@ -12,15 +12,19 @@ state; and ``B = W + rho (D - V / rho - W) (A + rho I)^-1`` takes one product in
 inverse whenever rho changes is cheaper than one eigendecomposition and a second product each time.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from fedprune.errors import ModelError
+from fedprune.pruning.groups import NOT_FINITE, MaskSpec
 from fedprune.pruning.hessian import cholesky
 from fedprune.pruning.least_squares import Problem, conjugate_gradients, normalised
-from fedprune.pruning.pruners import prune_products
-from fedprune.pruning.select import prune_lowest, runs_compiled
-from fedprune.pruning.spec import NOT_FINITE, MaskSpec
+from fedprune.pruning.pruner import second_moments, sparse_change
+from fedprune.pruning.selection import prune_lowest, prune_products, runs_compiled
+from fedprune.pruning.statistics import Kind, Statistics
+from fedprune.wire.changes import SparseWeight
 
 _PENALTY = 0.03  # first rho; smaller is slower and a little better, the published 0.1 the reverse
 _PERIOD = 3  # iterations with the same rho
@@ -50,7 +54,7 @@ def alps(weight: Tensor, moments: Tensor, spec: MaskSpec, damping: float) -> tup
     -------
     tuple[Tensor, Tensor]
         The new weight, float32, exactly zero where pruned, and the mask, True = survives. The mask
-        has `fedprune.pruning.spec.expected_survivors`.
+        has `fedprune.pruning.groups.expected_survivors`.
 
     Raises
     ------
@@ -103,3 +107,23 @@ def _inverse(matrix: Tensor, rho: float, damping: float) -> Tensor:
     shifted = matrix.clone()
     shifted.diagonal().add_(rho)
     return torch.cholesky_inverse(cholesky(shifted, damping)).to(torch.float32)
+
+
+@dataclass(frozen=True)
+class AlpsPruner:
+    """Find the support by ADMM, then the best values on it by conjugate gradients.
+
+    ALPS (Meng et al., "ALPS: Improved Optimization for Highly Sparse One-Shot Pruning for Large
+    Language Models", NeurIPS 2024).
+    """
+
+    damping: float
+    name: str = "alps"
+    needs: Kind = "moments"
+    updates: bool = True
+
+    def prune(self, weight: Tensor, stats: Statistics | None, spec: MaskSpec) -> SparseWeight:
+        """Return survivors with new values (see `Pruner.prune`)."""
+        found = second_moments(self.name, weight, stats)
+        new, mask = alps(weight, found.moments, spec, self.damping)
+        return sparse_change(weight, new, mask)

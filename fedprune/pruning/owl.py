@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedprune.errors import ModelError
-from fedprune.pruning.spec import NOT_FINITE
+from fedprune.pruning.groups import NOT_FINITE
 from fedprune.pruning.statistics import ColumnStatistics
 
 _BLOCK = 1 << 20  # weights of a step: their scores are never held all at once

@@ -5,8 +5,12 @@ from typing import cast
 from fedprune.config import PrunerConfig
 from fedprune.errors import ConfigError
 from fedprune.plugins import PRUNERS, load_plugin, plugin_names
-from fedprune.pruning.pruners import MagnitudePruner, Pruner, RiaPruner, WandaPruner
-from fedprune.pruning.solvers import AlpsPruner, SparseGptPruner, SparseSwapsPruner
+from fedprune.pruning.alps import AlpsPruner
+from fedprune.pruning.pruner import Pruner
+from fedprune.pruning.ria import RiaPruner
+from fedprune.pruning.sparsegpt import SparseGptPruner
+from fedprune.pruning.sparseswaps import SparseSwapsPruner
+from fedprune.pruning.wanda import MagnitudePruner, WandaPruner
 
 NAMES = ("magnitude", "wanda", "ria", "sparsegpt", "alps", "sparseswaps")
 
@@ -54,7 +58,7 @@ def _plugin(name: str) -> Pruner:
     if lacks:
         raise ConfigError(
             f"The plugin '{name}' is no pruner: it has no {', '.join(lacks)} "
-            "(see fedprune.pruning.pruners.Pruner)."
+            "(see fedprune.pruning.pruner.Pruner)."
         )
     return cast(Pruner, made)
 

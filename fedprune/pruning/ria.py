@@ -8,6 +8,12 @@ do not depend on how a machine splits up the work.
 import torch
 from torch import Tensor
 
+from fedprune.pruning.groups import MaskSpec
+from fedprune.pruning.pruner import input_norms
+from fedprune.pruning.selection import prune_products
+from fedprune.pruning.statistics import Kind, Statistics
+from fedprune.wire.masks import BitMask
+
 _BLOCK = 1 << 20  # weights of a step: float64 copies stay small
 
 
@@ -55,3 +61,21 @@ def _sums(rows: tuple[Tensor, ...], columns: int) -> tuple[Tensor, Tensor]:
         column_sums += size.sum(0)
     both = torch.cat(sums).to(torch.float32), column_sums.to(torch.float32)
     return both[0].masked_fill_(both[0] == 0, 1.0), both[1].masked_fill_(both[1] == 0, 1.0)
+
+
+class RiaPruner:
+    """Importance is a weight's share of its row and column, times the root of the input's norm.
+
+    RIA (Zhang et al., "Plug-and-Play: An Efficient Post-training Pruning Method for Large Language
+    Models", ICLR 2024) with a = 0.5; see `fedprune.pruning.ria`. An N:M pattern is taken on the
+    inputs as they are ordered: no channels are permuted.
+    """
+
+    name = "ria"
+    needs: Kind = "columns"
+    updates = False
+
+    def prune(self, weight: Tensor, stats: Statistics | None, spec: MaskSpec) -> BitMask:
+        """Return the mask of one linear (see `Pruner.prune`)."""
+        scores = ria_scores(weight, input_norms(self.name, weight, stats))
+        return prune_products(scores, torch.ones(scores.shape[1], device=scores.device), spec)

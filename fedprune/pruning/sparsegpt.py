@@ -8,14 +8,20 @@ from weights that already make up for all that was pruned before.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedprune.config.count import pruned_count
 from fedprune.errors import ModelError
-from fedprune.pruning import select
+from fedprune.jit import jit
+from fedprune.pruning import selection, selection_kernels
+from fedprune.pruning.groups import NOT_FINITE, MaskSpec, check_divides
 from fedprune.pruning.hessian import Factor
-from fedprune.pruning.spec import NOT_FINITE, MaskSpec, check_divides
+from fedprune.pruning.pruner import second_moments, sparse_change
+from fedprune.pruning.statistics import Kind, Statistics
+from fedprune.wire.changes import SparseWeight
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ def sparsegpt(
     -------
     tuple[Tensor, Tensor]
         The new weight, float32, exactly zero where pruned, and the mask, True = survives. The mask
-        has `fedprune.pruning.spec.expected_survivors`.
+        has `fedprune.pruning.groups.expected_survivors`.
 
     Raises
     ------
@@ -97,10 +103,8 @@ def _prune_block(sweep: _Sweep, start: int, stop: int) -> None:
     """Choose the mask of a block of columns, prune it, and leave its errors."""
     if not sweep.spec.pattern.structured:
         sweep.keep[:, start:stop] = _survivors(sweep, start, stop)
-    if select.runs_compiled(sweep.weights):
+    if selection.runs_compiled(sweep.weights):
         _eliminate_compiled(sweep, start, stop)
-    elif select.runs_triton(sweep.weights):
-        _eliminate_on_gpu(sweep, start, stop)
     else:
         _eliminate(sweep, start, stop)
 
@@ -121,16 +125,9 @@ def _survivors(sweep: _Sweep, start: int, stop: int) -> Tensor:
 
 
 def _prune_count(groups: Tensor, count: int) -> Tensor:
-    """Take the fastest of the ways to prune the lowest of each group."""
-    if select.runs_compiled(groups):
-        from fedprune.pruning import kernels
-
-        return kernels.prune_count(groups, count)
-    if select.runs_triton(groups):
-        from fedprune.pruning import triton_masks
-
-        return triton_masks.prune_count(groups, count)
-    return select.prune_count(groups, count)
+    if selection.runs_compiled(groups):
+        return selection_kernels.prune_count(groups, count)
+    return selection.prune_count(groups, count)
 
 
 def _scores(sweep: _Sweep, start: int, stop: int) -> Tensor:
@@ -143,7 +140,7 @@ def _eliminate(sweep: _Sweep, start: int, stop: int) -> None:
     for j in range(start, stop):
         if size and j % size == 0:
             group = slice(j, j + size)
-            sweep.keep[:, group] = select.prune_lowest(_scores(sweep, j, j + size), sweep.spec)
+            sweep.keep[:, group] = selection.prune_lowest(_scores(sweep, j, j + size), sweep.spec)
         column, kept, error = sweep.weights[:, j], sweep.keep[:, j], sweep.errors[:, j - start]
         error.copy_(column / sweep.upper[j, j]).masked_fill_(kept, 0.0)
         column.masked_fill_(~kept, 0.0)
@@ -151,8 +148,6 @@ def _eliminate(sweep: _Sweep, start: int, stop: int) -> None:
 
 
 def _eliminate_compiled(sweep: _Sweep, start: int, stop: int) -> None:
-    from fedprune.pruning.elimination import eliminate
-
     eliminate(
         sweep.weights.numpy(),
         sweep.errors.numpy(),
@@ -163,14 +158,122 @@ def _eliminate_compiled(sweep: _Sweep, start: int, stop: int) -> None:
     )
 
 
-def _eliminate_on_gpu(sweep: _Sweep, start: int, stop: int) -> None:
-    from fedprune.pruning.triton_sparsegpt import eliminate
+_TILE = 64  # rows; the errors of a tile and of 128 columns are 32 KB
 
-    eliminate(
-        sweep.weights,
-        sweep.errors,
-        sweep.keep,
-        sweep.upper[start:stop, start:stop].contiguous(),
-        start,
-        (sweep.spec.pattern.n or 1, sweep.spec.pattern.m or 1),
-    )
+
+@jit
+def eliminate(
+    weights: NDArray[np.float32],
+    errors: NDArray[np.float32],
+    keep: NDArray[np.bool_],
+    upper: NDArray[np.float32],
+    start: int,
+    pattern: tuple[int, int],
+) -> None:
+    """Zero the pruned weights of a block and let its later columns make up for each.
+
+    Parameters
+    ----------
+    weights : NDArray[np.float32]
+        The whole matrix, shape (d_out, d_in), C-contiguous; changed within the block.
+    errors : NDArray[np.float32]
+        Shape (d_out, width); receives ``w / U_jj`` of the pruned, zero of the survivors.
+    keep : NDArray[np.bool_]
+        Shape (d_out, d_in); the survivors. Written by an N:M pattern, else read.
+    upper : NDArray[np.float32]
+        The factor's diagonal block, shape (width, width).
+    start : int
+        First column of the block.
+    pattern : tuple[int, int]
+        (n, m): n survive of every m columns, chosen when they are reached; m divides the width.
+        (1, 1) where `keep` is given.
+    """
+    rows, width, size = weights.shape[0], upper.shape[0], pattern[1]
+    columns = np.zeros((width, _TILE), np.float32)  # of the tile, as they are when visited
+    tile_errors = np.zeros((width, _TILE), np.float32)
+    ranks = np.empty(_TILE, np.int32)
+    for first in range(0, rows, _TILE):
+        last = min(first + _TILE, rows)
+        for group in range(0, width, size):
+            end = group + size
+            for j in range(group, end):
+                for row in range(first, last):
+                    columns[j, row - first] = weights[row, start + j]
+                _make_up(columns[j], tile_errors[:group], upper[:group, j])
+            if size > 1:
+                kept = keep[first:last, start + group : start + end]
+                diagonal = np.diag(upper)[group:end]
+                _choose(columns[group:end], diagonal, size - pattern[0], ranks, kept)
+            for j in range(group, end):
+                _make_up(columns[j], tile_errors[group:j], upper[group:j, j])
+                for row in range(first, last):
+                    value, error = columns[j, row - first], np.float32(0)
+                    if not keep[row, start + j]:
+                        value, error = np.float32(0), value / upper[j, j]
+                    weights[row, start + j] = value
+                    errors[row, j] = error
+                    tile_errors[j, row - first] = error
+
+
+@jit
+def _make_up(
+    column: NDArray[np.float32], errors: NDArray[np.float32], upper: NDArray[np.float32]
+) -> None:
+    """Correct one column for the errors of columns before it."""
+    for k in range(upper.size):
+        factor = upper[k]
+        for row in range(column.size):
+            column[row] -= errors[k, row] * factor
+
+
+@jit
+def _choose(
+    columns: NDArray[np.float32],
+    diagonal: NDArray[np.float32],
+    prune: int,
+    ranks: NDArray[np.int32],
+    keep: NDArray[np.bool_],
+) -> None:
+    """Flag, in each row, those with at least `prune` lower scores; equal ones count by index."""
+    scores = np.empty_like(columns)
+    for j in range(len(columns)):
+        scale = np.float32(1) / diagonal[j]
+        for row in range(ranks.size):
+            scores[j, row] = np.abs(columns[j, row]) * scale
+    for j in range(len(columns)):
+        ranks[:] = 0
+        for k in range(len(columns)):
+            for row in range(ranks.size):
+                if k < j:
+                    ranks[row] += np.int32(scores[k, row] <= scores[j, row])
+                else:
+                    ranks[row] += np.int32(scores[k, row] < scores[j, row])
+        for row in range(len(keep)):
+            keep[row, j] = ranks[row] >= prune
+
+
+@dataclass(frozen=True)
+class SparseGptPruner:
+    """Prune column by column and let the later columns make up for it.
+
+    SparseGPT (Frantar and Alistarh, arXiv 2301.00774, algorithm 1).
+
+    Parameters
+    ----------
+    damping : float
+        Share of the mean squared input that is added to the diagonal.
+    block_size : int
+        Columns whose mask is chosen at once.
+    """
+
+    damping: float
+    block_size: int
+    name: str = "sparsegpt"
+    needs: Kind = "moments"
+    updates: bool = True
+
+    def prune(self, weight: Tensor, stats: Statistics | None, spec: MaskSpec) -> SparseWeight:
+        """Return survivors with new values (see `Pruner.prune`)."""
+        found = second_moments(self.name, weight, stats)
+        new, mask = sparsegpt(weight, found.factor(self.damping), spec, self.block_size)
+        return sparse_change(weight, new, mask)

@@ -9,7 +9,7 @@ from fedprune.config import config_from_overrides
 from fedprune.data.clients import client_samples
 from fedprune.data.texts import OwnTexts, load_documents
 from fedprune.models.loading import load_model
-from fedprune.pruning.driver import BlockWalk
+from fedprune.pruning.blocks import BlockWalk
 from tests.support import planted
 from tests.support.federation import CONNECTION, Federation
 from tests.support.jobs import QUIET, opt_folder

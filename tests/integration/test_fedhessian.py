@@ -8,10 +8,9 @@ from client_app.app import app
 from fedprune.config import block_sparsity, config_from_overrides
 from fedprune.errors import ConfigError
 from fedprune.models.loading import load_model
-from fedprune.pruning.blocks import prune_blocks
-from fedprune.pruning.driver import BlockWalk
+from fedprune.pruning.blocks import BlockWalk, prune_blocks
+from fedprune.pruning.groups import block_specs
 from fedprune.pruning.registry import make_pruner
-from fedprune.pruning.spec import block_specs
 from tests.support.grid import LocalGrid
 from tests.support.jobs import (
     QUIET,

@@ -13,10 +13,9 @@ from fedprune.config import StrategyConfig, config_from_overrides
 from fedprune.errors import ConfigError
 from fedprune.models.loading import load_model
 from fedprune.plugins import PRUNERS, STRATEGIES, load_plugin, plugin_names
-from fedprune.pruning.blocks import prune_blocks
-from fedprune.pruning.driver import BlockWalk
+from fedprune.pruning.blocks import BlockWalk, prune_blocks
+from fedprune.pruning.groups import block_specs
 from fedprune.pruning.registry import get_pruner
-from fedprune.pruning.spec import block_specs
 from server_app.choice import strategy_class
 from tests.support.jobs import QUIET, Shuffled, job, masks_of, same_masks, samples_of
 
@@ -41,7 +40,7 @@ def installed(tmp_path, monkeypatch):
 
 
 HALF = """
-from fedprune.pruning.pruners import MagnitudePruner
+from fedprune.pruning.wanda import MagnitudePruner
 class Half(MagnitudePruner):
     name = "half"
 """
@@ -84,7 +83,7 @@ def test_the_example_is_short_and_prunes(monkeypatch):
     assert len(text.splitlines()) < 60
     from fedprune_example import GentlePruner
 
-    from fedprune.pruning.spec import MaskSpec
+    from fedprune.pruning.groups import MaskSpec
     from fedprune.pruning.statistics import ColumnStatistics
 
     weight = torch.tensor([[3.0, 2.0, 1.0, 4.0]])

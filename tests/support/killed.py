@@ -62,7 +62,7 @@ class Workshop:
 
 
 def _serve(log: Path) -> None:
-    for name in ("client_app.app", "server_app.job", "fedprune.aggregation.fold", "flwr_datasets"):
+    for name in ("client_app.app", "server_app.job", "fedprune.methods.l0", "flwr_datasets"):
         importlib.import_module(name)
     # Once and for all: sources may be edited meanwhile, and a run goes on with its own only.
     importlib.import_module("fedprune.results.environment").source_digest()

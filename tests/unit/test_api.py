@@ -11,12 +11,12 @@ import torch
 
 import fedprune
 import fedprune.api
-from fedprune.aggregation.select import Rule
 from fedprune.config import config_from_overrides
 from fedprune.errors import ConfigError, DataError, ModelError
 from fedprune.evaluation.perplexity import perplexity
+from fedprune.methods.vote_selection import Rule
 from fedprune.models.loading import load_model
-from fedprune.pruning.pruners import MagnitudePruner
+from fedprune.pruning.wanda import MagnitudePruner
 from fedprune.wire.changes import LinearUpdate, SparseWeight
 from fedprune.wire.masks import BitMask
 

@@ -10,9 +10,9 @@ import torch
 from client_app.update import Place, check_order, read_start, read_update
 from fedprune.config import config_from_overrides
 from fedprune.errors import ReplyRefusedError
-from fedprune.pruning.pruners import WandaPruner
-from fedprune.pruning.spec import block_specs
+from fedprune.pruning.groups import block_specs
 from fedprune.pruning.statistics import ColumnStatistics
+from fedprune.pruning.wanda import WandaPruner
 from fedprune.records import Order
 from fedprune.wire.changes import LinearUpdate, encode_update
 from fedprune.wire.masks import BitMask

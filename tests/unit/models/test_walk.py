@@ -9,7 +9,7 @@ from fedprune.config import config_from_overrides
 from fedprune.errors import ModelError
 from fedprune.models.device import Limits, is_out_of_memory
 from fedprune.models.walk import ModelWalk
-from fedprune.pruning.driver import BlockWalk
+from fedprune.pruning.blocks import BlockWalk
 from tests.support.architectures import FAMILIES, tiny_model, token_samples
 
 OUT_OF_MEMORY = (

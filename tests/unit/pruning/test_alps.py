@@ -10,10 +10,10 @@ from fedprune.config.pattern import Pattern
 from fedprune.errors import ModelError
 from fedprune.pruning import alps as module
 from fedprune.pruning.alps import alps
+from fedprune.pruning.groups import MaskSpec, expected_survivors
 from fedprune.pruning.hessian import inverse_factor, reconstruction_error
-from fedprune.pruning.select import prune_lowest
+from fedprune.pruning.selection import prune_lowest
 from fedprune.pruning.sparsegpt import sparsegpt
-from fedprune.pruning.spec import MaskSpec, expected_survivors
 from tests.support.moments import correlated, damped64, fitted, loss
 from tests.support.pruning_oracle import oracle_mask
 

@@ -1,17 +1,14 @@
 """Pruners: what they score, and that every path gives the same mask."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
 
 from fedprune.config.pattern import Pattern
 from fedprune.errors import ConfigError, ModelError
-from fedprune.pruning import select
+from fedprune.pruning import selection
+from fedprune.pruning.groups import MaskSpec, expected_survivors
 from fedprune.pruning.registry import NAMES, get_pruner
-from fedprune.pruning.spec import MaskSpec, expected_survivors
 from fedprune.pruning.statistics import ColumnStatistics
 from tests.support.pruning_oracle import oracle_mask
 from tests.support.pruning_paths import PATHS, take_path
@@ -97,32 +94,8 @@ def test_statistics_are_additive_and_norms_their_roots():
 
 
 def test_paths_by_device(weight):
-    assert select.runs_compiled(weight)
-    assert not select.runs_triton(weight)
-    assert not select.runs_compiled(weight.to("meta"))
-    assert not select.runs_triton(weight.to("meta"))
-
-
-def test_numba_may_be_missing(monkeypatch, weight):
-    monkeypatch.setitem(sys.modules, "fedprune.jit", None)
-    select._have_numba.cache_clear()
-    try:
-        assert not select.runs_compiled(weight)
-        get_pruner("magnitude").prune(weight, None, SPECS[0])
-    finally:
-        select._have_numba.cache_clear()
-
-
-@pytest.mark.parametrize("missing", ["triton", "compiler"])
-def test_triton_and_its_compiler_may_be_missing(monkeypatch, missing):
-    monkeypatch.setattr(select, "find_spec", lambda name: None if missing == name else name)
-    monkeypatch.setattr(select, "which", lambda name: None if missing == "compiler" else name)
-    monkeypatch.delenv("CC", raising=False)
-    assert not select._have_triton.__wrapped__()
-    missing_nothing = {"find_spec": str, "which": str}
-    for name, found in missing_nothing.items():
-        monkeypatch.setattr(select, name, found)
-    assert select._have_triton.__wrapped__()
+    assert selection.runs_compiled(weight)
+    assert not selection.runs_compiled(weight.to("meta"))
 
 
 def test_registry():
@@ -141,16 +114,3 @@ def test_registry():
 def test_unknown_pruner():
     with pytest.raises(ConfigError, match="`pruner.name` must be one of 'magnitude', 'wanda', "):
         get_pruner("wand")
-
-
-@pytest.mark.slow
-def test_triton_is_not_imported_on_the_cpu():
-    program = (
-        "import sys, torch; from fedprune.pruning.pruners import MagnitudePruner;"
-        "from fedprune.pruning.sparsegpt import sparsegpt; from fedprune.config.pattern import *;"
-        "from fedprune.pruning.spec import MaskSpec;"
-        "MagnitudePruner().prune(torch.ones(2, 8), None, MaskSpec(0.5, Pattern(), 'row'));"
-        "print([name for name in sys.modules if name.startswith('fedprune.pruning.triton')])"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout == "[]\n", done.stderr

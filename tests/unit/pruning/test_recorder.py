@@ -6,10 +6,9 @@ import torch
 
 from fedprune.errors import ModelError
 from fedprune.models.layout import LinearRef
-from fedprune.pruning.driver import BlockWalk
+from fedprune.pruning.blocks import BlockWalk, input_groups
 from fedprune.pruning.recorder import StatisticsRecorder, add_moments
 from fedprune.pruning.statistics import MomentStatistics, shared_inputs
-from fedprune.pruning.trace import input_groups
 from tests.support.architectures import tiny_model, token_samples
 
 

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from fedprune.config.pattern import Pattern
 from fedprune.errors import ModelError
-from fedprune.pruning import select
+from fedprune.pruning import selection
+from fedprune.pruning.groups import MaskSpec, expected_survivors
 from fedprune.pruning.hessian import inverse_factor, reconstruction_error
-from fedprune.pruning.kernels import prune_count
-from fedprune.pruning.select import prune_lowest
+from fedprune.pruning.selection import prune_lowest
+from fedprune.pruning.selection_kernels import prune_count
 from fedprune.pruning.sparsegpt import sparsegpt
-from fedprune.pruning.spec import MaskSpec, expected_survivors
 from tests.support.moments import correlated, damped64
 from tests.support.pruning_paths import PATHS, take_path
 
@@ -104,7 +104,7 @@ def test_paths_agree(spec, monkeypatch):
     weight, moments = correlated(150, 16 * (spec.pattern.m or 12), seed=3, dead=(5,))
     factor = inverse_factor(moments, DAMPING)
     found, mask = sparsegpt(weight, factor, spec)
-    monkeypatch.setattr(select, "runs_compiled", lambda _: False)
+    monkeypatch.setattr(selection, "runs_compiled", lambda _: False)
     expected, expected_mask = sparsegpt(weight, factor, spec)
     assert torch.equal(mask, expected_mask)
     assert (found - expected).abs().max() < 1e-4
@@ -224,4 +224,4 @@ def test_compiled_counts_equal_the_sort(groups, size, share, seed):
     rng = torch.Generator().manual_seed(seed)
     scores = torch.randint(0, 5, (groups, size), generator=rng).float()
     count = round(share * size)
-    assert torch.equal(prune_count(scores, count), select.prune_count(scores, count))
+    assert torch.equal(prune_count(scores, count), selection.prune_count(scores, count))

@@ -7,11 +7,10 @@ import torch
 from fedprune.config.pattern import UNSTRUCTURED, Pattern
 from fedprune.errors import ModelError
 from fedprune.pruning import sparseswaps as module
+from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.least_squares import conjugate_gradients, normalised
-from fedprune.pruning.select import prune_lowest
-from fedprune.pruning.sparseswaps import refit, sparseswaps
-from fedprune.pruning.spec import MaskSpec
-from fedprune.pruning.swap_loops import best_swap
+from fedprune.pruning.selection import prune_lowest
+from fedprune.pruning.sparseswaps import best_swap, refit, sparseswaps
 from tests.support.moments import correlated, damped64, fitted, loss
 
 PATTERNS = [UNSTRUCTURED, Pattern(2, 4), Pattern(1, 5)]

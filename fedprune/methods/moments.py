@@ -1,0 +1,256 @@
+"""Second moments of a federated Hessian: what clients send of each input, and how it is pooled."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedprune.config import RunConfig
+from fedprune.errors import QuorumError, WireError
+from fedprune.methods.sketches import InputShape, ranks_for_budget, rebuild, sketch_bits
+from fedprune.methods.state import Arrays, numbers
+from fedprune.methods.sums import Pooling
+from fedprune.seeds import derive_seed
+from fedprune.wire.moments import Columns, InputMoments, Sketch
+
+Form = Literal["float32", "float16", "eigen", "nystrom", "columns"]
+
+_RANK_SHARE = 16  # a sketch's rank is this share of the width unless a budget decides
+_HEAD_BYTES = 4096  # names, counts and checksums of an input
+
+
+@dataclass(frozen=True)
+class InputPlan:
+    """How one input's moments travel.
+
+    Attributes
+    ----------
+    linears : tuple of str
+        The linears that read it.
+    width : int
+        Columns, d_in.
+    form : str
+        'float32' or 'float16' triangle, 'eigen' or 'nystrom' sketch, or 'columns' alone.
+    rank : int
+        Columns of a sketch, else 0.
+    seed : int
+        Of the public matrix of Nystrom sketches.
+    """
+
+    linears: tuple[str, ...]
+    width: int
+    form: Form
+    rank: int
+    seed: int
+
+    @property
+    def most_bytes(self) -> int:
+        """The most bytes it takes on the wire."""
+        size = {
+            "float32": 4 * self.width * (self.width + 1) // 2,
+            "float16": 2 * self.width * (self.width + 1) // 2 + 4 * self.width,
+            "columns": 4 * self.width,
+        }
+        return _HEAD_BYTES + size.get(self.form, sketch_bits(self.width, self.rank) // 8 + 1)
+
+
+def plan_inputs(
+    config: RunConfig,
+    block: int,
+    inputs: Sequence[tuple[str, ...]],
+    shapes: Mapping[str, tuple[int, int]],
+) -> list[InputPlan]:
+    """Return how the moments of each of a block's inputs travel.
+
+    Clients and server come to the same plan, since it follows from the configuration and the
+    model's shapes.
+
+    Parameters
+    ----------
+    config : RunConfig
+        `strategy.moments`, `strategy.bits_per_weight` and `strategy.max_width`.
+    block : int
+        Index of the block.
+    inputs : Sequence of tuples
+        The linears that share an input, for each distinct input.
+    shapes : Mapping
+        Name of the linear -> (d_out, d_in).
+
+    Raises
+    ------
+    ConfigError
+        If the budget does not pay for the diagonals.
+    """
+    strategy = config.strategy
+    widths = [shapes[linears[0]][1] for linears in inputs]
+    narrow = [strategy.max_width is None or width <= strategy.max_width for width in widths]
+    ranks = _ranks(config, inputs, shapes, narrow)
+    chosen: Mapping[str, Form] = {
+        "float32": "float32",
+        "float16": "float16",
+        "eigen": "eigen",
+        "nystrom": "nystrom",
+    }
+    return [
+        InputPlan(
+            linears=tuple(linears),
+            width=width,
+            form=chosen[strategy.moments] if fits else "columns",
+            rank=rank,
+            seed=derive_seed(config.seed, "nystrom", block, linears[0]),
+        )
+        for linears, width, fits, rank in zip(inputs, widths, narrow, ranks, strict=True)
+    ]
+
+
+def _ranks(
+    config: RunConfig,
+    inputs: Sequence[tuple[str, ...]],
+    shapes: Mapping[str, tuple[int, int]],
+    narrow: Sequence[bool],
+) -> list[int]:
+    """Return the rank of each input's sketch, 0 where none is sent."""
+    strategy = config.strategy
+    if strategy.moments not in ("eigen", "nystrom"):
+        return [0] * len(inputs)
+    widths = [shapes[linears[0]][1] for linears in inputs]
+    if strategy.bits_per_weight is None:
+        return [
+            max(1, width // _RANK_SHARE) if fits else 0
+            for width, fits in zip(widths, narrow, strict=True)
+        ]
+    tokens = config.pruner.num_calibration_samples * config.pruner.seq_len
+    sketched = [
+        InputShape(
+            width=width,
+            weights=sum(shapes[name][0] * width for name in linears),
+            # What clients add up must be alike, and together they have more tokens than one.
+            tokens=tokens if strategy.moments == "eigen" else width,
+        )
+        for linears, width, fits in zip(inputs, widths, narrow, strict=True)
+        if fits
+    ]
+    ranks = iter(ranks_for_budget(sketched, strategy.bits_per_weight) if sketched else [])
+    return [next(ranks) if fits else 0 for fits in narrow]
+
+
+class MomentPool:
+    """Running second moments of one input over clients, in float64.
+
+    Sums of float32 numbers in float64 are exact but for numbers that differ by a factor of 2**29
+    and more; what is left of the order of arrival goes when they are rounded to float32.
+
+    Parameters
+    ----------
+    mode : {"tokens", "clients", "scaled"}
+        As :class:`fedprune.methods.sums.SumsPool`: as if all texts were in one place, each
+        client's mean the same, or each client's mean over columns the same.
+    seed : int
+        Seed of the public matrix of Nystrom sketches.
+    """
+
+    def __init__(self, mode: Pooling, seed: int = 0) -> None:
+        self._mode = mode
+        self._seed = seed
+        self._total: Tensor | None = None
+        self._vectors: NDArray[np.float64] | None = None
+        self._diagonal: NDArray[np.float64] | None = None
+        self._tokens = 0
+
+    def add(self, moments: InputMoments) -> None:
+        """Add one client's moments.
+
+        Raises
+        ------
+        WireError
+            If they hold the diagonal alone, or are of another size than those before; nothing is
+            added then.
+        """
+        body = moments.body
+        if isinstance(body, Columns):
+            raise WireError("column sums alone do not add to second moments.")
+        factor = self._factor(moments)
+        if isinstance(body, Sketch) and body.kind == "nystrom":
+            self._add_products(body, factor)
+        else:
+            whole = rebuild(body) if isinstance(body, Sketch) else torch.from_numpy(body.matrix())
+            self._add_matrix(whole, factor)
+        self._tokens += moments.tokens if self._mode == "tokens" else 1
+
+    def result(self) -> tuple[Tensor, int]:
+        """Return the pooled moments, float32 of shape (d_in, d_in), and the tokens they stand for.
+
+        Raises
+        ------
+        QuorumError
+            If no client was added.
+        """
+        if self._vectors is not None and self._diagonal is not None:
+            vectors = self._vectors.astype(np.float32)
+            sketch = Sketch(vectors, self._diagonal.astype(np.float32), "nystrom")
+            return rebuild(sketch, self._seed), self._tokens
+        if self._total is None:
+            raise QuorumError("No client sent moments of this input, so there is nothing to pool.")
+        return self._total.float(), self._tokens
+
+    def state(self) -> Arrays:
+        """Return the sums as arrays."""
+        found: Arrays = {"counts": numbers(self._tokens)}
+        if self._total is not None:
+            found["total"] = self._total.numpy()
+        if self._vectors is not None and self._diagonal is not None:
+            found |= {"vectors": self._vectors, "diagonal": self._diagonal}
+        return found
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from :meth:`state`; KeyError or ValueError if that is not a pool's."""
+        (self._tokens,) = (int(n) for n in arrays["counts"])
+        if "total" in arrays:
+            self._total = torch.from_numpy(arrays["total"].copy())
+        if "vectors" in arrays:
+            self._vectors = arrays["vectors"].copy()
+            self._diagonal = arrays["diagonal"].copy()
+
+    def _factor(self, moments: InputMoments) -> float:
+        """Return what a client's moments are multiplied by."""
+        if self._mode == "tokens":
+            return 1.0
+        if self._mode == "clients":
+            return 1.0 / moments.tokens
+        mean = float(diagonal_of(moments).mean(dtype=np.float64))
+        return 1.0 / mean if mean else 0.0
+
+    def _add_matrix(self, matrix: Tensor, factor: float) -> None:
+        if self._total is None:
+            self._total = torch.zeros(matrix.shape, dtype=torch.float64)
+        if self._total.shape != matrix.shape:
+            raise WireError(
+                f"Moments of {len(self._total)} columns do not pool with {len(matrix)}."
+            )
+        self._total.add_(matrix.double(), alpha=factor)
+
+    def _add_products(self, sketch: Sketch, factor: float) -> None:
+        if self._vectors is None or self._diagonal is None:
+            self._vectors = np.zeros(sketch.vectors.shape)
+            self._diagonal = np.zeros(sketch.diagonal.shape)
+        if self._vectors.shape != sketch.vectors.shape:
+            raise WireError(
+                f"Sketches of shape {self._vectors.shape} do not pool with {sketch.vectors.shape}."
+            )
+        self._vectors += factor * sketch.vectors.astype(np.float64)
+        self._diagonal += factor * sketch.diagonal.astype(np.float64)
+
+
+def diagonal_of(moments: InputMoments) -> NDArray[np.float32]:
+    """Return the sums of squares that any kind of moments holds, float32, shape (d_in,)."""
+    body = moments.body
+    if isinstance(body, Columns):
+        return body.sums
+    if isinstance(body, Sketch):
+        return body.diagonal
+    diagonal: NDArray[np.float32] = body.diagonal
+    return diagonal

@@ -1,0 +1,113 @@
+"""Pool what clients know of one input: by tokens, by clients, or by what stands out in each.
+
+All three add float32 numbers or exact sums without rounding, so that the order in which clients
+arrive does not show.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedprune.errors import ConfigError, QuorumError, WireError
+from fedprune.methods.state import Arrays, numbers
+from fedprune.wire.sums import LIMIT, ExactSums, InputSums
+
+_LARGEST = np.nextafter(np.float32(LIMIT), np.float32(0))
+
+Pooling = Literal["tokens", "clients", "scaled"]
+
+
+class SumsPool:
+    """Running sums of squares of one input over clients.
+
+    'tokens' adds them up as they are: exactly the sums of all clients' texts in one place.
+    'clients' adds each client's mean squares, so that a client counts the same whatever its
+    tokens. 'scaled' adds its mean squares as multiples of their own mean over columns, so that no
+    client counts more for larger activations either.
+
+    Parameters
+    ----------
+    mode : {"tokens", "clients", "scaled"}
+        `strategy.pooling`.
+
+    Raises
+    ------
+    ConfigError
+        If the mode is another.
+    """
+
+    def __init__(self, mode: Pooling) -> None:
+        if mode not in get_args(Pooling):
+            raise ConfigError(
+                f"`strategy.pooling` must be one of 'tokens', 'clients', 'scaled', got '{mode}'."
+            )
+        self._mode = mode
+        self._linears: tuple[str, ...] = ()
+        self._sums: ExactSums | None = None
+        self._tokens = 0
+
+    def add(self, sums: InputSums) -> None:
+        """Add one client's sums.
+
+        Raises
+        ------
+        WireError
+            If they are of another input than the sums before; nothing is added then.
+        """
+        linears, pooled = sums.linears, ExactSums(sums.sums.size)
+        if self._sums is not None:
+            linears, pooled = self._linears, self._sums
+        if sums.linears != linears or sums.sums.size != pooled.size:
+            raise WireError(
+                f"Sums of {pooled.size} columns that enter {', '.join(linears)} do not pool with "
+                f"{sums.sums.size} columns that enter {', '.join(sums.linears)}."
+            )
+        if self._mode == "tokens":
+            pooled.merge(sums.sums)
+        else:
+            pooled.add(_mean_squares(sums, scaled=self._mode == "scaled"))
+        self._linears, self._sums = linears, pooled
+        self._tokens += sums.tokens if self._mode == "tokens" else 1
+
+    def result(self) -> tuple[NDArray[np.float32], int]:
+        """Return the pooled sums, float32 of shape (d_in,), and the tokens that they stand for.
+
+        The sums divided by the tokens are the pooled mean squares; unless pooled by tokens, each
+        client stands for one token.
+
+        Raises
+        ------
+        QuorumError
+            If no client was added.
+        """
+        if self._sums is None:
+            raise QuorumError("No client sent sums of this input, so there is nothing to pool.")
+        return self._sums.to_float32(), self._tokens
+
+    def state(self) -> Arrays:
+        """Return the sums as arrays."""
+        found = {"counts": numbers(self._tokens)}
+        if self._sums is None:
+            return found
+        high, low = self._sums.words()
+        linears = np.frombuffer("\0".join(self._linears).encode(), dtype=np.uint8)
+        return {**found, "high": high, "low": low, "linears": linears}
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from :meth:`state`; KeyError or ValueError if that is not a pool's."""
+        (self._tokens,) = (int(n) for n in arrays["counts"])
+        if "linears" in arrays:
+            self._linears = tuple(arrays["linears"].tobytes().decode().split("\0"))
+            self._sums = ExactSums.from_words(arrays["high"], arrays["low"])
+
+
+def _mean_squares(sums: InputSums, scaled: bool) -> NDArray[np.float32]:
+    """Return a client's mean square of each column, or their proportion to the columns' mean."""
+    squares = sums.sums.to_float64()
+    scale = squares.mean() if scaled else sums.tokens
+    if not scale:  # all inputs are zero: their proportions are unknown
+        return np.zeros(squares.size, dtype=np.float32)
+    # Above this exact sums take nothing; they saturate likewise.
+    return np.minimum(squares / scale, _LARGEST).astype(np.float32)

@@ -1,0 +1,252 @@
+"""Count votes without ever unpacking a mask: one bit plane per binary digit of the counter.
+
+Waiting masks of weight one are added eight at a time by a carry-save tree of bitwise operations on
+64 weights a word; a mask of another weight is added to all digits in one ripple. Counters are as
+wide as the total asks for, so none can overflow. Inside, the planes count the clients that *keep* a
+weight, which is what a mask's bits say; votes, the clients that prune it, are the rest.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedprune.errors import ConfigError, WireError
+from fedprune.methods.state import Arrays, numbers
+from fedprune.wire.masks import BitMask, packed_size
+
+Words = NDArray[np.uint64]
+
+BINS = 1 << 12  # a histogram's entries beyond which votes are gathered in bins
+MAX_TOTAL = (1 << 32) - 1  # votes are at most uint32
+
+_WAITING = 8  # masks added per step: one byte a weight while counting
+_WORDS = 8192  # words of a step: eight masks, eight planes and a scratch row stay in a 1 MB cache
+_WEIGHTS = 1 << 18  # weights unpacked at a time
+
+
+class VoteCounter:
+    """How many clients prune each weight of one linear; a client may count for several.
+
+    Parameters
+    ----------
+    numel : int
+        Number of weights.
+    """
+
+    def __init__(self, numel: int) -> None:
+        """Start with no client."""
+        self.numel = numel
+        self._planes: list[Words] = []
+        self._waiting: Words | None = None
+        self._queued = 0
+        self._clients = 0
+        self._total = 0
+        self._squares = 0
+
+    @property
+    def clients(self) -> int:
+        """Number of masks added."""
+        return self._clients
+
+    @property
+    def total(self) -> int:
+        """Sum of the weights of the masks added: the votes of a weight that all prune."""
+        return self._total
+
+    @property
+    def effective_clients(self) -> float:
+        """Number of clients of equal weight that are as diverse, (sum w)^2 / sum w^2.
+
+        The number of clients where all weigh the same; 0.0 without clients.
+        """
+        return self._total**2 / self._squares if self._squares else 0.0
+
+    def add(self, mask: BitMask, weight: int = 1) -> None:
+        """Add one client's mask; its bits are copied, so the message may be dropped.
+
+        Parameters
+        ----------
+        mask : BitMask
+            The client's mask.
+        weight : int
+            For how many votes it counts, at least 1.
+
+        Raises
+        ------
+        WireError
+            If the mask has another number of weights.
+        ConfigError
+            If the weight is below 1, or the total would no longer fit 32 bits.
+        """
+        if mask.numel != self.numel:
+            raise WireError(
+                f"Votes are counted for {self.numel} weights, got a mask of {mask.numel}."
+            )
+        _check_weight(weight, self._total)
+        self._clients += 1
+        self._total += weight
+        self._squares += weight**2
+        if weight == 1:
+            self._queue(mask)
+        else:
+            self._add_weighted(mask, weight)
+
+    def keep_planes(self) -> tuple[Words, ...]:
+        """Return the binary digits of the votes to keep each weight.
+
+        Lowest digit first; each plane has a bit per weight, padded with zeros to whole words.
+        """
+        self._add_waiting()
+        self._waiting = None
+        return tuple(self._planes)
+
+    def counts(self, start: int, stop: int) -> NDArray[np.uint16 | np.uint32]:
+        """Return the votes to prune weights start..stop, flat indices.
+
+        uint16 where the total is at most 65,535, uint32 above.
+        """
+        wide = self.total > np.iinfo(np.uint16).max
+        dtype = np.dtype(np.uint32 if wide else np.uint16)
+        keeps: NDArray[np.uint16 | np.uint32] = np.zeros(stop - start, dtype=dtype)
+        planes = self.keep_planes()
+        for lowest in range(0, len(planes), 8):  # a byte's worth of digits, highest first
+            digits = np.zeros(keeps.size, dtype=np.uint8)
+            for plane in reversed(planes[lowest : lowest + 8]):
+                digits += digits
+                digits |= _flags(plane, start, stop)
+            np.bitwise_or(keeps, np.left_shift(digits, lowest, dtype=dtype), out=keeps)
+        np.subtract(self.total, keeps, out=keeps)
+        return keeps
+
+    def histogram(self) -> NDArray[np.int64]:
+        """Return how many weights have each number of votes, shape (total + 1,).
+
+        Totals above `BINS` are gathered in `BINS` + 1 entries: the first and the last still hold
+        the weights that nobody and that everybody prunes, and entry i those with a share of votes
+        of i / `BINS`, rounded up or down to the next entry between.
+        """
+        found = np.zeros(min(self.total, BINS) + 1, dtype=np.int64)
+        for start in range(0, self.numel, _WEIGHTS):
+            votes = self.counts(start, min(start + _WEIGHTS, self.numel))
+            bins = votes if self.total <= BINS else _binned(votes, self.total)
+            found += np.bincount(bins, minlength=found.size)
+        return found
+
+    def state(self) -> Arrays:
+        """Return the counters as arrays."""
+        planes = {f"plane-{digit}": plane for digit, plane in enumerate(self.keep_planes())}
+        return {**planes, "counts": numbers(self._clients, self._total, self._squares)}
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from :meth:`state`; KeyError or ValueError if that is another counter's."""
+        self._clients, self._total, self._squares = (int(n) for n in arrays["counts"])
+        self._widen()
+        for digit, plane in enumerate(self._planes):
+            plane[:] = arrays[f"plane-{digit}"]
+
+    def _queue(self, mask: BitMask) -> None:
+        if self._waiting is None:
+            self._waiting = np.zeros((_WAITING, _words(self.numel)), dtype=np.uint64)
+        self._waiting[self._queued].view(np.uint8)[: mask.bits.size] = mask.bits
+        self._queued += 1
+        if self._queued == _WAITING:
+            self._add_waiting()
+
+    def _add_waiting(self) -> None:
+        self._widen()
+        if self._waiting is None or not self._queued:
+            return
+        scratch = np.empty(_WORDS, dtype=np.uint64)
+        for part in _slices(_words(self.numel)):
+            _add(
+                [plane[part] for plane in self._planes],
+                [mask[part] for mask in self._waiting[: self._queued]],
+                scratch[: part.stop - part.start],
+            )
+        self._queued = 0
+
+    def _add_weighted(self, mask: BitMask, weight: int) -> None:
+        self._widen()
+        words = np.zeros(_words(self.numel), dtype=np.uint64)
+        words.view(np.uint8)[: mask.bits.size] = mask.bits
+        work = np.empty((3, _WORDS), dtype=np.uint64)
+        for part in _slices(words.size):
+            planes = [plane[part] for plane in self._planes]
+            _ripple(planes, words[part], weight, work[:, : part.stop - part.start])
+
+    def _widen(self) -> None:
+        while len(self._planes) < self._total.bit_length():
+            self._planes.append(np.zeros(_words(self.numel), dtype=np.uint64))
+
+
+def _check_weight(weight: int, total: int) -> None:
+    if weight < 1:
+        raise ConfigError(
+            f"`strategy.client_weights` must give each client a weight of at least 1, got {weight}."
+        )
+    if total + weight > MAX_TOTAL:
+        raise ConfigError(
+            f"`strategy.client_weights` may add up to {MAX_TOTAL}, got {total + weight}. "
+            "Use `strategy.client_weights=samples` or `equal`, or fewer samples per client."
+        )
+
+
+def _binned(votes: NDArray[np.uint16 | np.uint32], total: int) -> NDArray[np.int64]:
+    """Return each vote's bin; only 0 has the first, only the total the last."""
+    wide = votes.astype(np.int64)
+    return np.where(wide > 0, 1 + (wide - 1) * (BINS - 1) // (total - 1), 0)
+
+
+def _words(numel: int) -> int:
+    return (numel + 63) // 64
+
+
+def _flags(words: Words, start: int, stop: int) -> NDArray[np.uint8]:
+    """Return bits start..stop as bytes of 0 and 1."""
+    packed = words.view(np.uint8)[start // 8 : packed_size(stop)]
+    return np.unpackbits(packed, count=stop - start // 8 * 8, bitorder="little")[start % 8 :]
+
+
+def _slices(words: int) -> Iterator[slice]:
+    for start in range(0, words, _WORDS):
+        yield slice(start, min(start + _WORDS, words))
+
+
+def _add(planes: list[Words], inputs: list[Words], scratch: Words) -> None:
+    """Add one-bit numbers to the counters in `planes`; the inputs are overwritten.
+
+    On each plane a full adder takes two inputs of that digit and leaves one carry for the next.
+    """
+    for plane in planes:
+        for first, second in zip(inputs[::2], inputs[1::2], strict=False):
+            np.bitwise_xor(first, second, out=scratch)
+            np.bitwise_and(first, second, out=first)
+            np.bitwise_and(scratch, plane, out=second)
+            np.bitwise_or(first, second, out=first)  # the carry
+            np.bitwise_xor(plane, scratch, out=plane)
+        if len(inputs) % 2:
+            single = inputs[-1]
+            np.bitwise_xor(plane, single, out=plane)
+            # Carry where both were set, that is where the input is and the sum is not.
+            np.bitwise_and(single, np.bitwise_not(plane, out=scratch), out=single)
+        inputs = inputs[::2]
+
+
+def _ripple(planes: list[Words], mask: Words, weight: int, work: Words) -> None:
+    """Add `weight` to the counters in `planes` wherever the mask is set; `work` is three rows."""
+    carry, both, sums = work
+    carry[:] = 0
+    for digit, plane in enumerate(planes):
+        if weight >> digit & 1:
+            np.bitwise_xor(plane, mask, out=both)
+            np.bitwise_and(plane, mask, out=plane)
+            np.bitwise_xor(both, carry, out=sums)
+            np.bitwise_and(both, carry, out=both)
+            np.bitwise_or(plane, both, out=carry)
+            plane[:] = sums
+        else:
+            np.bitwise_and(plane, carry, out=both)
+            np.bitwise_xor(plane, carry, out=plane)
+            carry[:] = both

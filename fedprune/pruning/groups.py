@@ -1,0 +1,183 @@
+"""Comparison groups: how many weights a mask prunes, and within which groups they compete.
+
+The counts are exact: every group loses ``floor(size * sparsity)`` weights, where the sparsity is
+the decimal number that the configuration shows, not its nearest binary fraction. A received mask
+is checked against them: a client that abstains, over-votes or sends noise shows there.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedprune.config.allocation import block_sparsity
+from fedprune.config.count import GROUPS, Rounding, pruned_count
+from fedprune.config.pattern import Pattern
+from fedprune.config.schema import RunConfig
+from fedprune.errors import ConfigError, ModelError, WireError
+from fedprune.wire.masks import BitMask
+
+NOT_FINITE = (
+    "Importance scores hold NaN or infinite values. "
+    "Check the weights, and the calibration inputs of this linear."
+)
+
+
+@dataclass(frozen=True)
+class MaskSpec:
+    """What a mask must look like.
+
+    Parameters
+    ----------
+    sparsity : float
+        Share of each comparison group that is pruned, 0 <= sparsity < 1. Not used by an N:M
+        pattern, which fixes the share itself.
+    pattern : Pattern
+        `unstructured` or N:M.
+    group : str
+        Comparison group of an unstructured mask: 'layer', 'row' (one output) or 'column' (one
+        input). An N:M pattern compares M consecutive inputs of a row whatever the group.
+    rounding : {"floor", "ceil"}
+        How the count of a group is rounded; pruners round down, FedSpaLLM's expansion up.
+
+    Raises
+    ------
+    ConfigError
+        If sparsity or group are out of range.
+    """
+
+    sparsity: float
+    pattern: Pattern
+    group: str
+    rounding: Rounding = "floor"
+
+    def __post_init__(self) -> None:
+        """Refuse values that no mask can have."""
+        if not 0.0 <= self.sparsity < 1.0:
+            raise ConfigError(f"`sparsity` must be at least 0 and below 1, got {self.sparsity}.")
+        if self.group not in GROUPS:
+            raise ConfigError(
+                f"`pruner.group` must be 'layer', 'row' or 'column', got '{self.group}'."
+            )
+
+
+def expected_survivors(shape: tuple[int, int], spec: MaskSpec) -> int:
+    """Return how many weights of a (d_out, d_in) matrix survive under `spec`.
+
+    Raises
+    ------
+    ModelError
+        If an N:M pattern does not divide d_in.
+    """
+    d_out, d_in = shape
+    if spec.pattern.n is not None and spec.pattern.m is not None:
+        check_divides(spec.pattern, d_in)
+        return d_out * (d_in // spec.pattern.m) * spec.pattern.n
+    groups, size = {"layer": (1, d_out * d_in), "row": (d_out, d_in), "column": (d_in, d_out)}[
+        spec.group
+    ]
+    return groups * (size - pruned_count(size, spec.sparsity, spec.rounding))
+
+
+def check_divides(pattern: Pattern, d_in: int) -> None:
+    """Refuse an N:M pattern whose M does not divide d_in.
+
+    Raises
+    ------
+    ModelError
+        Naming pattern and d_in.
+    """
+    if pattern.m is not None and d_in % pattern.m:
+        raise ModelError(
+            f"Pattern '{pattern}' needs d_in divisible by {pattern.m}, got {d_in}. "
+            "Choose an M that divides it, or `pruner.pattern=unstructured`."
+        )
+
+
+def block_specs(config: RunConfig, blocks: range, num_blocks: int) -> dict[int, MaskSpec]:
+    """Return what a client's masks of each block must look like.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Its `sparsity`, `allocation` and `pruner`.
+    blocks : range
+        The blocks asked for.
+    num_blocks : int
+        Blocks of the model.
+
+    Raises
+    ------
+    ConfigError
+        If the allocation is for another number of blocks.
+    """
+    return {
+        block: MaskSpec(
+            block_sparsity(config, block, num_blocks), config.pruner.pattern, config.pruner.group
+        )
+        for block in blocks
+    }
+
+
+def result_spec(config: RunConfig, block: int, num_blocks: int) -> MaskSpec:
+    """Return what the server's mask of a block must look like.
+
+    Votes compete within `strategy.group`; a pruner that the server runs itself, on statistics,
+    keeps to `pruner.group`.
+
+    Raises
+    ------
+    ConfigError
+        If the allocation is for another number of blocks.
+    """
+    votes = config.strategy.name == "fedprllm" and not config.strategy.decode
+    group = config.strategy.group if votes else config.pruner.group
+    if config.strategy.name == "fedspallm":
+        group = "layer"
+    rounding: Rounding = "ceil" if config.strategy.rounding == "ceil" else "floor"
+    sparsity = block_sparsity(config, block, num_blocks)
+    return MaskSpec(sparsity, config.pruner.pattern, group, rounding)
+
+
+def check_mask(mask: BitMask, spec: MaskSpec, name: str) -> None:
+    """Refuse a mask whose groups do not have exactly the right number of survivors.
+
+    Parameters
+    ----------
+    mask : BitMask
+        Shape (d_out, d_in).
+    spec : MaskSpec
+        What every client was asked for.
+    name : str
+        The linear, for the message.
+
+    Raises
+    ------
+    WireError
+        Naming linear, group, expected and found survivors.
+    """
+    if spec.pattern.n is not None and spec.pattern.m is not None:
+        expected = spec.pattern.n
+        found = mask.to_bool().reshape(-1, spec.pattern.m).sum(axis=1, dtype=np.int64)
+        what = f"group of {spec.pattern.m} inputs"
+    else:
+        expected, found = _unstructured(mask, spec)
+        what = "matrix" if spec.group == "layer" else spec.group
+    wrong = np.flatnonzero(found != expected)
+    if wrong.size:
+        first = int(wrong[0])
+        raise WireError(
+            f"linear '{name}': {what} {first} must have {expected} survivors, got "
+            f"{int(found[first])} ({wrong.size} of {found.size} are wrong)."
+        )
+
+
+def _unstructured(mask: BitMask, spec: MaskSpec) -> tuple[int, NDArray[np.int64]]:
+    d_out, d_in = mask.shape
+    if spec.group == "layer":
+        total = d_out * d_in
+        return total - pruned_count(total, spec.sparsity, spec.rounding), np.array([mask.survivors])
+    if spec.group == "row":
+        return d_in - pruned_count(d_in, spec.sparsity, spec.rounding), mask.row_survivors()
+    columns = mask.to_bool().sum(axis=0, dtype=np.int64)
+    return d_out - pruned_count(d_out, spec.sparsity, spec.rounding), columns

@@ -1,0 +1,96 @@
+"""What a pruner is: a weight and the statistics of its inputs in, what becomes of it out."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fedprune.errors import ModelError
+from fedprune.pruning.groups import NOT_FINITE, MaskSpec
+from fedprune.pruning.statistics import Kind, MomentStatistics, Statistics
+from fedprune.wire.changes import Change, SparseWeight
+from fedprune.wire.masks import BitMask
+
+
+class Pruner(Protocol):
+    """Turns a weight and the statistics of its inputs into what becomes of it.
+
+    Attributes
+    ----------
+    name : str
+        The name that `pruner.name` chooses it by.
+    needs : {"nothing", "columns", "moments"}
+        What it must know of the inputs, that is of calibration text.
+    updates : bool
+        Whether surviving weights change.
+    """
+
+    @property
+    def name(self) -> str:
+        """See the class."""
+        ...
+
+    @property
+    def needs(self) -> Kind:
+        """See the class."""
+        ...
+
+    @property
+    def updates(self) -> bool:
+        """See the class."""
+        ...
+
+    def prune(self, weight: Tensor, stats: Statistics | None, spec: MaskSpec) -> Change:
+        """Return a mask, or survivors with new values where the pruner updates weights.
+
+        Parameters
+        ----------
+        weight : Tensor
+            Shape (d_out, d_in), any floating dtype; computed in float32.
+        stats : ColumnStatistics, MomentStatistics or None
+            Statistics of the inputs, on any device.
+        spec : MaskSpec
+            Sparsity, pattern and comparison group.
+
+        Raises
+        ------
+        ModelError
+            If statistics are missing or of another size, a score is NaN or infinite, or an N:M
+            pattern does not divide d_in. The text does not know the linear's name.
+        """
+        ...
+
+
+def input_norms(name: str, weight: Tensor, stats: Statistics | None) -> Tensor:
+    """Return the norms of the inputs, on the weight's device, if they are this linear's."""
+    if stats is None:
+        raise ModelError(f"The pruner '{name}' needs statistics of the inputs, got none.")
+    if isinstance(stats, MomentStatistics):
+        stats = stats.columns
+    if stats.sum_squares.shape != (weight.shape[1],):
+        raise ModelError(
+            f"The pruner '{name}' needs statistics of {weight.shape[1]} inputs, "
+            f"got shape {tuple(stats.sum_squares.shape)}."
+        )
+    return stats.norms.to(weight.device)
+
+
+def second_moments(name: str, weight: Tensor, stats: Statistics | None) -> MomentStatistics:
+    """Return second moments, if they are this linear's."""
+    if not isinstance(stats, MomentStatistics):
+        raise ModelError(f"The pruner '{name}' needs second moments of the inputs, got none.")
+    size = weight.shape[1]
+    if stats.moments.shape != (size, size):
+        raise ModelError(
+            f"The pruner '{name}' needs moments of {size} inputs, got shape "
+            f"{tuple(stats.moments.shape)}."
+        )
+    return stats
+
+
+def sparse_change(weight: Tensor, new: Tensor, mask: Tensor) -> SparseWeight:
+    """Return the survivors in the weight's own dtype."""
+    if not bool(torch.isfinite(new).all()):
+        raise ModelError(NOT_FINITE)
+    kept = BitMask.from_bool(mask.cpu().numpy())
+    return SparseWeight.from_dense(new.to(weight.dtype), kept)

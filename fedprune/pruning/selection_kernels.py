@@ -1,0 +1,383 @@
+"""Masks on the CPU: row blocks go to compiled loops, in as many threads as torch uses.
+
+Agrees with `fedprune.pruning.selection.prune_lowest` bit for bit, and never holds the scores of a
+whole matrix (the column group excepted, which transposes them). A score is ``|weight| * norm``, one
+float32 multiplication. Scores are non-negative, so their bit patterns, read as int32 ("codes"),
+sort as they do; all selection is done on codes, exactly.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedprune.config.count import pruned_count
+from fedprune.errors import ModelError
+from fedprune.jit import jit
+from fedprune.pruning.groups import NOT_FINITE, MaskSpec, check_divides
+from fedprune.wire.codes import pack
+from fedprune.wire.codes import threshold as find_threshold
+from fedprune.wire.masks import BitMask, packed_size
+
+T = TypeVar("T")
+Block = NDArray[np.float32]
+
+_BLOCK = 1 << 20  # weights of one task: 4 MB of float32, a few hundred microseconds of work
+_LAYER_BLOCK = 1 << 22  # larger where every block carries a histogram
+
+
+def wanda_mask(weight: Tensor, norms: Tensor, spec: MaskSpec) -> BitMask:
+    """Return the mask that prunes the lowest ``|weight| * norms`` of each comparison group.
+
+    Parameters
+    ----------
+    weight : Tensor
+        Shape (d_out, d_in), any floating dtype and strides, on the CPU. Scores are float32.
+    norms : Tensor
+        Norms of the linear's inputs, float32, shape (d_in,), non-negative.
+    spec : MaskSpec
+        Sparsity, pattern and comparison group. Equal scores: the lower index is pruned first.
+
+    Raises
+    ------
+    ModelError
+        If a score is NaN or infinite, or an N:M pattern does not divide d_in.
+    """
+    scale = norms.detach().to(torch.float32).contiguous().numpy()
+    weight = weight.detach().contiguous()  # a whole transpose is faster than one by blocks
+    d_out, d_in = weight.shape
+    bits = np.zeros(packed_size(weight.numel()), dtype=np.uint8)
+    if spec.pattern.n is not None and spec.pattern.m is not None:
+        check_divides(spec.pattern, d_in)
+        n, m = spec.pattern.n, spec.pattern.m
+        lanes: Lanes = (np.arange(d_in) % m).astype(np.int32)
+        if m <= 256:
+            lanes = lanes.astype(np.uint8)
+        finite = _each_block(
+            weight,
+            _BLOCK,
+            lambda row, w: prune_groups(w, scale, m - n, lanes, _at(bits, row, w)),
+        )
+        _check_finite(finite)
+    elif spec.group == "row":
+        count = pruned_count(d_in, spec.sparsity)
+        finite = _each_block(
+            weight, _BLOCK, lambda row, w: prune_rows(w, scale, count, _at(bits, row, w))
+        )
+        _check_finite(finite)
+    elif spec.group == "layer":
+        _prune_layer(weight, scale, pruned_count(weight.numel(), spec.sparsity), bits)
+    else:
+        scores = (weight.to(torch.float32).abs() * norms).t()
+        rows = MaskSpec(spec.sparsity, spec.pattern, "row")
+        columns = torch.from_numpy(mask_from_scores(scores, rows).to_bool())
+        return BitMask.from_bool(columns.t().contiguous().numpy())
+    return BitMask(bits, (d_out, d_in))
+
+
+def mask_from_scores(scores: Tensor, spec: MaskSpec) -> BitMask:
+    """Return the mask that prunes the lowest scores of each group.
+
+    As `wanda_mask` with norms of one. The sign of a score is not looked at, so that magnitude
+    pruning hands in the weights themselves.
+    """
+    return wanda_mask(scores, torch.ones(scores.shape[1]), spec)
+
+
+def prune_count(groups: Tensor, count: int) -> Tensor:
+    """Return the boolean mask that prunes the `count` lowest scores of each row.
+
+    As `fedprune.pruning.selection.prune_count`, for few rows or short ones: in one thread.
+
+    Parameters
+    ----------
+    groups : Tensor
+        Scores, float32, shape (groups, size), on the CPU.
+    count : int
+        At most the size of a group.
+
+    Raises
+    ------
+    ModelError
+        If a score is NaN or infinite.
+    """
+    scores = groups.contiguous().numpy()
+    bits = np.empty(packed_size(scores.size), dtype=np.uint8)
+    ones = np.ones(scores.shape[1], dtype=np.float32)
+    _check_finite([prune_rows(scores, ones, count, bits)])
+    return torch.from_numpy(BitMask(bits, scores.shape).to_bool())
+
+
+def _prune_layer(
+    weight: Tensor, norms: NDArray[np.float32], prune: int, bits: NDArray[np.uint8]
+) -> None:
+    """Prune the lowest `prune` scores of the matrix by a radix select in two digits."""
+
+    def counted(prefix: int, size: int) -> list[NDArray[np.int32]]:
+        def job(_: int, block: Block) -> NDArray[np.int32] | None:
+            counts = np.zeros(size, dtype=np.int32)
+            return counts if histogram(block, norms, prefix, counts) else None
+
+        found = _each_block(weight, _LAYER_BLOCK, job)
+        _check_finite([counts is not None for counts in found])
+        return [counts for counts in found if counts is not None]
+
+    upper, left = _digit(counted(ALL, 1 << 16), prune)
+    lower_counts = counted(upper, 1 << LOW_BITS)
+    lower, left = _digit(lower_counts, left)
+    threshold = upper << LOW_BITS | lower
+    quotas = _tie_quotas([int(counts[lower]) for counts in lower_counts], left)
+    rows = _block_rows(weight, _LAYER_BLOCK)
+
+    def job(row: int, block: Block) -> None:
+        prune_below(block, norms, threshold, quotas[row // rows], _at(bits, row, block))
+
+    _each_block(weight, _LAYER_BLOCK, job)
+
+
+def _digit(histograms: list[NDArray[np.int32]], rank: int) -> tuple[int, int]:
+    """Return the digit of the code at this rank (from 0), and its rank among equal digits."""
+    below = np.cumsum(np.sum(histograms, axis=0, dtype=np.int64))
+    digit = int(np.searchsorted(below, rank, side="right"))
+    return digit, rank - (int(below[digit - 1]) if digit else 0)
+
+
+def _tie_quotas(ties: list[int], prune: int) -> list[int]:
+    """Share out the ties that are pruned over the blocks, first blocks first."""
+    quotas = []
+    for available in ties:
+        quotas.append(min(available, prune))
+        prune -= quotas[-1]
+    return quotas
+
+
+def _at(bits: NDArray[np.uint8], row: int, block: Block) -> NDArray[np.uint8]:
+    """Return the bytes of the mask from a row on; blocks start at whole bytes."""
+    return bits[row * block.shape[1] // 8 :]
+
+
+def _block_rows(weight: Tensor, size: int) -> int:
+    """Return the rows of a block of about `size` weights: a multiple of 8, for whole bytes."""
+    return max(size // weight.shape[1] // 8, 1) * 8
+
+
+def _each_block(weight: Tensor, size: int, job: Callable[[int, Block], T]) -> list[T]:
+    """Call ``job(first_row, block)`` on float32 row blocks; return the results in row order."""
+    rows = _block_rows(weight, size)
+
+    def task(first: int) -> T:
+        return job(first, _float32(weight[first : first + rows]))
+
+    starts = range(0, weight.shape[0], rows)
+    threads = min(torch.get_num_threads(), len(starts))
+    if threads == 1:
+        return [task(first) for first in starts]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(task, starts))
+
+
+def _float32(block: Tensor) -> Block:
+    """Return a row block as float32, without copying where it is that already.
+
+    NumPy converts in the calling thread; torch would start threads of its own, which then spin on
+    the cores that the other blocks need.
+    """
+    if block.dtype == torch.bfloat16:  # the upper half of a float32; NumPy does not know it
+        halves: NDArray[np.uint16] = block.view(torch.uint16).numpy()
+        return np.left_shift(halves, 16, dtype=np.uint32).view(np.float32)
+    values: NDArray[np.floating] = block.numpy()
+    return values.astype(np.float32, copy=False)
+
+
+def _check_finite(finite: list[bool]) -> None:
+    if not all(finite):
+        raise ModelError(NOT_FINITE)
+
+
+Lanes = NDArray[np.uint8] | NDArray[np.int32]
+
+INFINITY = 0x7F800000  # the code of +inf; NaNs lie above it, or below zero
+LOW_BITS = 15  # the layer's threshold is found in two digits of 16 and 15 bits
+ALL = -1  # `prefix` of the first digit
+
+
+@jit
+def prune_rows(
+    weights: NDArray[np.float32], norms: NDArray[np.float32], prune: int, bits: NDArray[np.uint8]
+) -> bool:
+    """Prune the `prune` lowest scores of each row; return whether all scores are finite.
+
+    Parameters
+    ----------
+    weights : NDArray[np.float32]
+        Shape (rows, d_in), C-contiguous.
+    norms : NDArray[np.float32]
+        Shape (d_in,), non-negative.
+    prune : int
+        0 <= prune <= d_in. Equal scores: the lower index is pruned first.
+    bits : NDArray[np.uint8]
+        Receives the packed mask of these rows, ceil(rows * d_in / 8) bytes.
+    """
+    rows, d_in = weights.shape
+    codes, keep, tile = _buffers(d_in)
+    for first in range(0, rows, tile):
+        last = min(first + tile, rows)
+        for row in range(first, last):
+            low, high = _score(weights[row], norms, codes)
+            if low < 0 or high >= INFINITY:
+                return False
+            threshold, ties = find_threshold(codes, prune, (low, high), d_in)
+            start = (row - first) * d_in
+            _keep_above(codes, threshold, ties, keep[start : start + d_in])
+        pack(keep, (last - first) * d_in, bits[first * d_in // 8 :])
+    return True
+
+
+@jit
+def prune_below(
+    weights: NDArray[np.float32],
+    norms: NDArray[np.float32],
+    threshold: int,
+    ties: int,
+    bits: NDArray[np.uint8],
+) -> None:
+    """Prune all scores with a code below `threshold`, and the first `ties` equal to it.
+
+    Arrays are those of `prune_rows`.
+    """
+    rows, d_in = weights.shape
+    codes, keep, tile = _buffers(d_in)
+    for first in range(0, rows, tile):
+        last = min(first + tile, rows)
+        for row in range(first, last):
+            _score(weights[row], norms, codes)
+            start = (row - first) * d_in
+            ties = _keep_above(codes, threshold, ties, keep[start : start + d_in])
+        pack(keep, (last - first) * d_in, bits[first * d_in // 8 :])
+
+
+@jit
+def prune_groups(
+    weights: NDArray[np.float32],
+    norms: NDArray[np.float32],
+    prune: int,
+    lanes: Lanes,
+    bits: NDArray[np.uint8],
+) -> bool:
+    """Prune the `prune` lowest scores of each group of inputs; return whether all are finite.
+
+    Other arrays are those of `prune_rows`.
+
+    Parameters
+    ----------
+    prune : int
+        Of every group.
+    lanes : NDArray[np.uint8 or np.int32]
+        The place of each input in its group, shape (d_in,): from 0 to the size of a group, again
+        and again. As narrow as it can be: ranks are counted in the same type.
+    """
+    rows, d_in = weights.shape
+    codes, keep, tile = _buffers(d_in)
+    ranks = np.empty_like(lanes)
+    for first in range(0, rows, tile):
+        last = min(first + tile, rows)
+        for row in range(first, last):
+            low, high = _score(weights[row], norms, codes)
+            if low < 0 or high >= INFINITY:
+                return False
+            start = (row - first) * d_in
+            _keep_ranked(codes, prune, lanes, ranks, keep[start : start + d_in])
+        pack(keep, (last - first) * d_in, bits[first * d_in // 8 :])
+    return True
+
+
+@jit
+def histogram(
+    weights: NDArray[np.float32],
+    norms: NDArray[np.float32],
+    prefix: int,
+    counts: NDArray[np.int32],
+) -> bool:
+    """Count one digit of all codes; return whether all scores are finite.
+
+    The first digit (`prefix` ALL) is the code's upper 16 bits; the second its lower 15, counted
+    only where the upper ones equal `prefix`. `counts` has a place for every value of the digit.
+    """
+    rows, d_in = weights.shape
+    codes, _, _ = _buffers(d_in)
+    for row in range(rows):
+        low, high = _score(weights[row], norms, codes)
+        if low < 0 or high >= INFINITY:
+            return False
+        if prefix == ALL:
+            for j in range(d_in):
+                counts[codes[j] >> LOW_BITS] += 1
+        else:
+            for j in range(d_in):
+                if codes[j] >> LOW_BITS == prefix:
+                    counts[codes[j] & ((1 << LOW_BITS) - 1)] += 1
+    return True
+
+
+@jit
+def _buffers(d_in: int) -> tuple[NDArray[np.int32], NDArray[np.uint8], int]:
+    """Return codes of one row, keep flags of one tile, and the tile's rows: whole bytes of mask."""
+    tile = 1 if d_in % 8 == 0 else 8
+    return np.empty(d_in, np.int32), np.empty(tile * d_in, np.uint8), tile
+
+
+@jit
+def _score(
+    weights: NDArray[np.float32], norms: NDArray[np.float32], codes: NDArray[np.int32]
+) -> tuple[int, int]:
+    """Fill the codes of one row; return the lowest and the highest."""
+    scores = codes.view(np.float32)
+    for j in range(codes.size):
+        scores[j] = np.abs(weights[j]) * norms[j]
+    low = codes[0]
+    high = codes[0]
+    for j in range(codes.size):
+        low = min(low, codes[j])
+        high = max(high, codes[j])
+    return int(low), int(high)
+
+
+@jit
+def _keep_above(
+    codes: NDArray[np.int32], threshold: int, ties: int, keep: NDArray[np.uint8]
+) -> int:
+    """Flag the survivors of one row; return how many ties are left to prune after it."""
+    narrow = np.int32(threshold)
+    for j in range(codes.size):
+        keep[j] = np.uint8(codes[j] >= narrow)
+    if ties > 0:
+        for j in range(codes.size):
+            if codes[j] == narrow:
+                keep[j] = 0
+                ties -= 1
+                if ties == 0:
+                    break
+    return ties
+
+
+@jit
+def _keep_ranked(
+    codes: NDArray[np.int32], prune: int, lanes: Lanes, ranks: Lanes, keep: NDArray[np.uint8]
+) -> None:
+    """Flag those with at least `prune` lower scores in their group, equal ones by index."""
+    size = int(lanes[-1]) + 1
+    ranks[:] = 0
+    for distance in range(1, size):
+        bound = ranks.dtype.type(size - distance)  # lanes below it have a neighbour at the distance
+        after, ranks_after = codes[distance:], ranks[distance:]
+        for j in range(after.size):
+            ranks[j] += (lanes[j] < bound) & (after[j] < codes[j])
+        for j in range(after.size):
+            ranks_after[j] += (lanes[j] < bound) & (codes[j] <= after[j])
+    least = ranks.dtype.type(prune)
+    for j in range(codes.size):
+        keep[j] = np.uint8(ranks[j] >= least)

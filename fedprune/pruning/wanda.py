@@ -1,0 +1,74 @@
+"""The pruners that score a weight by itself and its input: magnitude and Wanda."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedprune.pruning.groups import MaskSpec
+from fedprune.pruning.pruner import Pruner, input_norms
+from fedprune.pruning.selection import prune_products
+from fedprune.pruning.statistics import ColumnStatistics, Kind, Statistics
+from fedprune.wire.changes import Change
+from fedprune.wire.masks import BitMask
+
+
+class MagnitudePruner:
+    """Importance is the weight's magnitude, ``|W_ij|``."""
+
+    name = "magnitude"
+    needs: Kind = "nothing"
+    updates = False
+
+    def prune(self, weight: Tensor, stats: Statistics | None, spec: MaskSpec) -> BitMask:
+        """Return the mask of one linear (see `Pruner.prune`); statistics are not used."""
+        return prune_products(weight, torch.ones(weight.shape[1], device=weight.device), spec)
+
+
+class WandaPruner:
+    """Importance is magnitude times the norm of the input, ``|W_ij| * ||X_j||_2``.
+
+    Wanda (Sun et al., arXiv 2306.11695, equation 1).
+    """
+
+    name = "wanda"
+    needs: Kind = "columns"
+    updates = False
+
+    def prune(self, weight: Tensor, stats: Statistics | None, spec: MaskSpec) -> BitMask:
+        """Return the mask of one linear (see `Pruner.prune`)."""
+        return prune_products(weight, input_norms(self.name, weight, stats), spec)
+
+
+@dataclass(frozen=True)
+class WithWandaFallback:
+    """A solver where second moments are known, and Wanda where only column sums are.
+
+    Parameters
+    ----------
+    pruner : Pruner
+        Prunes wherever its statistics are there.
+    """
+
+    pruner: Pruner
+
+    @property
+    def name(self) -> str:
+        """The solver's name."""
+        return self.pruner.name
+
+    @property
+    def needs(self) -> Kind:
+        """What the solver needs."""
+        return self.pruner.needs
+
+    @property
+    def updates(self) -> bool:
+        """Whether the solver changes survivors."""
+        return self.pruner.updates
+
+    def prune(self, weight: Tensor, stats: Statistics | None, spec: MaskSpec) -> Change:
+        """Return what becomes of one linear (see `Pruner.prune`)."""
+        if self.needs == "moments" and isinstance(stats, ColumnStatistics):
+            return WandaPruner().prune(weight, stats, spec)
+        return self.pruner.prune(weight, stats, spec)

@@ -1,0 +1,237 @@
+"""The l0 mean against Eq. 5 in fractions, weight by weight."""
+
+import weakref
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedprune.config.pattern import Pattern
+from fedprune.errors import ConfigError, ModelError, QuorumError, WireError
+from fedprune.methods import l0
+from fedprune.methods.l0 import WeightSums, expand
+from fedprune.methods.vote_selection import Rule
+from fedprune.wire.changes import LinearUpdate, SparseWeight
+from fedprune.wire.masks import BitMask
+from tests.support.sparse import added, case
+
+FREE = Pattern()
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def oracle_means(changes, weights, size):
+    """Return Eq. 5 and the mean of the masked weights, as fractions."""
+    l0_mean, fedavg = [], []
+    masks = [change.mask.to_bool().ravel() for change in changes]
+    values = [change.dense().double().numpy().ravel() for change in changes]
+    for j in range(size):
+        kept = [(w, v[j]) for w, m, v in zip(weights, masks, values, strict=True) if m[j]]
+        total = sum(w * Fraction(float(v)) for w, v in kept)
+        l0_mean.append(total / sum(w for w, _ in kept) if kept else Fraction(0))
+        fedavg.append(total / sum(weights))
+    return l0_mean, fedavg
+
+
+def assert_rounded(found, exact, slack=Fraction(0)):
+    """Assert that float32 numbers are within half a unit in their last place of the fractions."""
+    for number, fraction in zip(found.reshape(-1).tolist(), exact, strict=True):
+        half = abs(fraction) * Fraction(1, 2**24) * Fraction(1000001, 1000000)
+        assert abs(Fraction(number) - fraction) <= half + slack
+
+
+def test_three_clients_by_hand():
+    base = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    weights = [[1.5, 0.0, 2.0, 0.0], [2.5, 3.0, 0.0, 0.0], [0.0, 5.0, 0.0, 0.0]]
+    masks = [[1, 0, 1, 0], [1, 1, 0, 0], [0, 1, 0, 0]]
+    sums = WeightSums(base)
+    for weight, mask in zip(weights, masks, strict=True):
+        keep = BitMask.from_bool(np.array([mask], dtype=bool))
+        sums.add(SparseWeight.from_dense(torch.tensor([weight]), keep))
+    mean = sums.mean("l0")
+    assert mean.tolist() == [[2.0, 4.0, 2.0, 0.0]]
+    assert sums.mean("fedavg").tolist() == [
+        [np.float32(4 / 3), np.float32(8 / 3), np.float32(2 / 3), 0.0]
+    ]
+    rule = Rule(rounding="ceil")
+    # Votes 1 1 2 3: all pruned the last, two the third, and of the tied the smaller mean goes.
+    assert expand(sums, mean, 0.2, FREE, rule, True).to_bool().tolist() == [[1, 1, 1, 0]]
+    assert expand(sums, mean, 0.5, FREE, rule, True).to_bool().tolist() == [[1, 1, 0, 0]]
+    assert expand(sums, mean, 0.51, FREE, rule, True).to_bool().tolist() == [[0, 1, 0, 0]]
+    assert expand(sums, mean, 0.51, FREE, Rule(), True).to_bool().tolist() == [[1, 1, 0, 0]]
+    assert expand(sums, mean, 0.5, FREE, rule, False).to_bool().tolist() == [[1, 1, 1, 0]]
+    assert expand(sums, mean, 0.5, Pattern(1, 2), rule, True).to_bool().tolist() == [[0, 1, 1, 0]]
+
+
+def test_a_kept_zero_counts():
+    base = torch.ones(1, 2)
+    keep = BitMask.from_bool(np.ones((1, 2), dtype=bool))
+    sums = added(base, [SparseWeight.from_dense(torch.tensor([[0.0, 2.0]]), keep), keep])
+    assert sums.mean("l0").tolist() == [[0.5, 1.5]]
+
+
+@given(
+    st.integers(0, 2**31),
+    st.lists(st.integers(1, 40) | st.just(1), min_size=1, max_size=6),
+    st.tuples(st.integers(1, 9), st.integers(1, 30)),
+    st.sampled_from(DTYPES),
+)
+@settings(deadline=None)
+def test_means_are_eq_5_and_the_mean_of_masked_weights(seed, weights, shape, dtype):
+    base, changes = case(seed, len(weights), shape, dtype)
+    sums = added(base, changes, weights)
+    l0_mean, fedavg = oracle_means(changes, weights, base.numel())
+    # Values of 16 bits are whole steps; a client's float32 may lose half a step.
+    slack = Fraction(2.0**-42) if dtype == torch.float32 else Fraction(0)
+    assert_rounded(sums.mean("l0"), l0_mean, slack)
+    assert_rounded(sums.mean("fedavg"), fedavg, slack)
+    assert sums.mean("l0").shape == shape and sums.mean("l0").dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_order_of_clients_does_not_matter(dtype):
+    base, changes = case(1, 7, (20, 33), dtype)
+    weights = [1, 5, 1, 2, 1, 7, 3]
+    one = added(base, changes, weights)
+    for seed in range(5):
+        order = np.random.default_rng(seed).permutation(7).tolist()
+        two = added(base, [changes[i] for i in order], [weights[i] for i in order])
+        for kind in ("l0", "fedavg"):
+            mean, other = one.mean(kind), two.mean(kind)
+            assert mean.numpy().tobytes() == other.numpy().tobytes()
+            for pattern in (FREE, Pattern(1, 3)):
+                mask = expand(one, mean, 0.6, pattern, Rule(), True)
+                assert mask == expand(two, other, 0.6, pattern, Rule(), True)
+
+
+def test_a_weight_is_that_many_clients():
+    base, changes = case(2, 3, (5, 40))
+    once = added(base, changes, [1, 3, 2])
+    often = added(base, [changes[i] for i in (0, 1, 1, 1, 2, 2)])
+    for kind in ("l0", "fedavg"):
+        assert once.mean(kind).numpy().tobytes() == often.mean(kind).numpy().tobytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_clients_that_change_nothing_give_the_public_weights_bit_for_bit(dtype):
+    base, changes = case(3, 5, (24, 32), dtype)
+    base[0, :4] = torch.tensor([0.0, -0.0, 1e-7, -1e-7])
+    masks = [change.mask for change in changes]
+    alone = added(base, masks, [1, 2, 1, 1, 3])
+    valued = added(base, [SparseWeight.from_dense(base, m) for m in masks], [1, 2, 1, 1, 3])
+    kept = np.logical_or.reduce([mask.to_bool() for mask in masks])
+    expected = np.where(kept, base.float().numpy(), np.float32(0))
+    for sums in (alone, valued):
+        assert sums.mean("l0").numpy().tobytes() == expected.tobytes()
+
+
+def test_fedavg_of_unchanged_weights_is_fedprllms_scaling():
+    base, changes = case(5, 5, (8, 40))
+    sums = added(base, [change.mask for change in changes])
+    everything = BitMask.from_bool(np.ones((8, 40), dtype=bool))
+    keeps = (5 - sums.votes.counts(0, 320)).astype(np.uint8)
+    factors = LinearUpdate(everything, keeps, 5).factors()
+    np.testing.assert_allclose(sums.mean("fedavg"), base.numpy() * factors, rtol=2**-22)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_steps_do_not_show(monkeypatch, dtype):
+    base, changes = case(7, 3, (70, 61), dtype)
+    one = added(base, changes, [1, 2, 3])
+    monkeypatch.setattr(l0, "_CHUNK", 64)
+    two = added(base, changes, [1, 2, 3])
+    for kind in ("l0", "fedavg"):
+        assert one.mean(kind).numpy().tobytes() == two.mean(kind).numpy().tobytes()
+
+
+def test_masks_of_all_and_of_nothing():
+    base, _ = case(8, 0, (3, 21))
+    nothing = BitMask.from_bool(np.zeros((3, 21), dtype=bool))
+    everything = BitMask.from_bool(np.ones((3, 21), dtype=bool))
+    sums = added(base, [SparseWeight.from_dense(base, nothing)])
+    assert not sums.mean("l0").any() and not sums.mean("fedavg").any()
+    sums.add(SparseWeight.from_dense(2 * base, everything))
+    assert torch.equal(sums.mean("l0"), 2 * base)
+    assert torch.equal(sums.mean("fedavg"), base)
+
+
+def test_a_transposed_public_weight():
+    base, changes = case(9, 2, (6, 10))
+    one = added(base, changes).mean("l0")
+    assert torch.equal(one, added(base.T.contiguous().T, changes).mean("l0"))
+
+
+def test_a_public_weight_of_zeros():
+    base = torch.zeros(2, 4)
+    keep = BitMask.from_bool(np.ones((2, 4), dtype=bool))
+    sums = added(base, [keep, SparseWeight.from_dense(torch.full((2, 4), 0.25), keep)])
+    assert sums.mean("l0").tolist() == [[0.125] * 4] * 2
+
+
+@pytest.mark.parametrize("scale", [2.0**-130, 2.0**120])
+def test_tiny_and_huge_public_weights(scale):
+    base, changes = case(10, 3, (4, 9))
+    scaled = [SparseWeight.from_dense(change.dense() * scale, change.mask) for change in changes]
+    found = added(base * scale, scaled).mean("l0")
+    torch.testing.assert_close(found / scale, added(base, changes).mean("l0"), rtol=0, atol=1e-5)
+
+
+def test_the_largest_total_still_counts():
+    base, changes = case(11, 2, (4, 40), torch.bfloat16)
+    weights = [2**31, 2**31 - 1]
+    sums = WeightSums(base, total=2**32 - 1)
+    for change, weight in zip(changes, weights, strict=True):
+        sums.add(change, weight)
+    exact, _ = oracle_means(changes, weights, 160)
+    assert_rounded(sums.mean("l0"), exact, slack=Fraction(2.0**-29))
+    limit = torch.full((4, 40), 15 * 2.0**-2)  # the largest public weight is above 2**-3
+    assert 2.0**-3 < base.abs().max() < 2.0**-2
+    keep = BitMask.from_bool(np.ones((4, 40), dtype=bool))
+    for sign in (1, -1):
+        sums = WeightSums(base, total=2**32 - 1)
+        sums.add(SparseWeight.from_dense(sign * limit, keep), 2**32 - 1)
+        assert torch.equal(sums.mean("l0"), sign * limit)
+
+
+def test_clients_leave_nothing_behind():
+    base, changes = case(12, 4, (5, 16))
+    sums = added(base, changes)
+    values = [weakref.ref(change.values) for change in changes]
+    bits = [weakref.ref(change.mask.bits) for change in changes]
+    changes.clear()
+    assert not any(ref() is not None for ref in values + bits)
+    assert sums.votes.clients == 4
+
+
+def test_refused_clients_change_nothing():
+    base, changes = case(13, 2, (4, 8))
+    sums = added(base, changes)
+    before = sums.mean("l0").numpy().tobytes()
+    keep = BitMask.from_bool(np.ones((4, 8), dtype=bool))
+    for refuse in (sums.add, sums.check):
+        with pytest.raises(WireError, match=r"Its largest weight is 100, .* none may be above"):
+            refuse(SparseWeight.from_dense(torch.full((4, 8), -100.0), keep))
+        with pytest.raises(WireError, match=r"It has 8x4 weights, expected 4x8"):
+            refuse(BitMask.from_bool(np.ones((8, 4), dtype=bool)))
+    sums.check(changes[0])
+    with pytest.raises(ConfigError, match="weight of at least 1, got 0"):
+        sums.add(changes[0], 0)
+    with pytest.raises(ConfigError, match="`strategy.client_weights` may add up to"):
+        sums.add(changes[0], 2**19)
+    assert sums.votes.clients == 2
+    assert sums.mean("l0").numpy().tobytes() == before
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_public_weight_that_is_no_number(value):
+    base = torch.ones(2, 3)
+    base[1, 1] = value
+    with pytest.raises(ModelError, match="A public weight holds NaN or infinite values"):
+        WeightSums(base)
+
+
+def test_no_client_has_no_mean():
+    with pytest.raises(QuorumError, match="No client pruned this linear"):
+        WeightSums(torch.ones(2, 3)).mean("l0")

@@ -1,0 +1,108 @@
+"""Pooling second moments of every form, against plain sums."""
+
+import numpy as np
+import pytest
+import torch
+
+from fedprune.config import config_from_overrides
+from fedprune.errors import QuorumError, WireError
+from fedprune.methods.moments import MomentPool, diagonal_of, plan_inputs
+from fedprune.methods.sketches import eigen_sketch, nystrom_sketch, rebuild
+from fedprune.wire.moments import Columns, InputMoments, Triangle
+
+D, SEED = 12, 5
+SHAPES = {"q": (24, 16), "k": (8, 16), "o": (16, 16), "down": (16, 48)}
+INPUTS = [("q", "k"), ("o",), ("down",)]
+
+
+def moments(client: int, tokens: int = 40) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(client)
+    inputs = torch.randn(tokens, D, generator=draw) * (1 + client)
+    return inputs.T @ inputs
+
+
+def sent(matrix: torch.Tensor, form: str, tokens: int = 40) -> InputMoments:
+    if form == "eigen":
+        body = eigen_sketch(matrix, D)
+    elif form == "nystrom":
+        body = nystrom_sketch(matrix, D, SEED)
+    else:
+        body = Triangle.from_matrix(matrix.numpy(), form)
+    return InputMoments(("a",), tokens, body)
+
+
+@pytest.mark.parametrize(
+    ("form", "close"), [("float32", 1e-6), ("float16", 2e-3), ("eigen", 1e-3), ("nystrom", 5e-2)]
+)
+@pytest.mark.parametrize("mode", ["tokens", "clients", "scaled"])
+def test_pools_are_the_sums_of_what_clients_have(form, close, mode):
+    pool, expected = MomentPool(mode, SEED), torch.zeros(D, D, dtype=torch.float64)
+    for client, tokens in enumerate((40, 80, 40)):
+        matrix = moments(client, tokens)
+        pool.add(sent(matrix, form, tokens))
+        factor = {"tokens": 1.0, "clients": 1 / tokens, "scaled": 1 / matrix.diagonal().mean()}
+        expected += matrix.double() * float(factor[mode])
+    found, tokens = pool.result()
+    assert tokens == (160 if mode == "tokens" else 3)
+    assert (found - expected).norm() / expected.norm() < close
+    assert torch.equal(found, found.T) and found.dtype == torch.float32
+
+
+def test_triangles_give_the_same_in_any_order():
+    bodies = [sent(moments(client), "float32") for client in range(6)]
+    found = []
+    for order in (range(6), reversed(range(6))):
+        pool = MomentPool("tokens")
+        for client in order:
+            pool.add(bodies[client])
+        found.append(pool.result()[0])
+    assert torch.equal(*found)
+
+
+def test_nystrom_sketches_add_before_anything_is_rebuilt():
+    pool = MomentPool("tokens", SEED)
+    for client in range(3):
+        pool.add(InputMoments(("a",), 40, nystrom_sketch(moments(client), 4, SEED)))
+    together = nystrom_sketch(sum(moments(client) for client in range(3)), 4, SEED)
+    assert torch.allclose(pool.result()[0], rebuild(together, SEED), rtol=1e-3, atol=1e-2)
+
+
+def test_what_cannot_be_pooled_is_refused():
+    pool = MomentPool("tokens")
+    with pytest.raises(QuorumError, match="No client sent moments"):
+        pool.result()
+    with pytest.raises(WireError, match="column sums alone"):
+        pool.add(InputMoments(("a",), 1, Columns(np.ones(D, dtype=np.float32))))
+    pool.add(sent(moments(0), "float32"))
+    with pytest.raises(WireError, match="12 columns do not pool with 6"):
+        pool.add(
+            InputMoments(("a",), 1, Triangle.from_matrix(np.eye(6, dtype=np.float32), "float32"))
+        )
+
+
+@pytest.mark.parametrize("form", ["float32", "eigen"])
+def test_every_form_holds_the_diagonal(form):
+    matrix = moments(1)
+    assert np.allclose(diagonal_of(sent(matrix, form)), matrix.diagonal().numpy(), rtol=1e-6)
+
+
+def plans(*overrides: str):
+    options = ["strategy=fedhessian", "pruner=sparsegpt", *overrides]
+    return plan_inputs(config_from_overrides(options), 2, INPUTS, SHAPES)
+
+
+def test_the_plan_follows_the_configuration():
+    assert [plan.form for plan in plans()] == ["float32"] * 3
+    limited = plans("strategy.moments=float16", "strategy.max_width=16")
+    assert [plan.form for plan in limited] == ["float16", "float16", "columns"]
+    assert [plan.rank for plan in plans("strategy.moments=eigen")] == [1, 1, 3]
+    assert len({plan.seed for plan in plans("strategy.moments=nystrom")}) == 3
+
+
+def test_a_budget_is_kept_and_its_bound_holds():
+    found = plans("strategy.moments=eigen", "strategy.bits_per_weight=8")
+    weights = sum(rows * columns for rows, columns in SHAPES.values())
+    assert (
+        sum(plan.rank * (16 * plan.width + 32) + 32 * plan.width for plan in found) <= 8 * weights
+    )
+    assert all(plan.rank <= plan.width // 2 for plan in found)
