@@ -5,18 +5,13 @@ from functools import lru_cache
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client_app.consent import agreed
-from client_app.federated import evaluate_own_texts
+from client_app.evaluation import evaluate_local, evaluate_own_texts
 from client_app.guard import answer
-from client_app.local import evaluate_local
-from client_app.node import shapes
-from client_app.own_model import take_model
-from client_app.prune import fetch, prune
-from client_app.report import report
-from client_app.resources import use_threads
-from client_app.room import Room
-from client_app.scratch import Scratch
-from client_app.seat import Seat
+from client_app.handshake import report
+from client_app.model import block_shapes, take_model
+from client_app.node import Seat, agreed, use_threads
+from client_app.scratch import Room, Scratch
+from client_app.session import fetch, prune
 from fedprune.config import RunConfig, from_yaml
 from fedprune.errors import ReplyRefusedError
 from fedprune.logs import set_up
@@ -109,7 +104,7 @@ def take_parcel(message: Message, context: Context) -> Message:
         name, start = str(requested(message, "name", str)), int(requested(message, "start", int))
         config, seat = _asked(message, context)
         scratch, parcel = Scratch(seat.scratch), bundle["parcel"]
-        Room.of(shapes(config, seat)).check(scratch, name, start + len(parcel))
+        Room.of(block_shapes(config, seat)).check(scratch, name, start + len(parcel))
         scratch.receive(name, start, parcel)
         return RecordDict({"received": ConfigRecord({"start": start})})
 

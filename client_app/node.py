@@ -1,152 +1,179 @@
-"""What a node has: the model, its texts and samples, each read once a process.
+"""Which node this is: its partition, its operator's settings, its scratch folder."""
 
-In a deployment every message is a fresh process, in a simulation many nodes share one. So the
-model is cached per process and shared (it is never changed for good), while everything that
-belongs to one node lies in its scratch folder.
-"""
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-import os
-from dataclasses import replace
-from functools import lru_cache
-
+import psutil
 import torch
+from flwr.app import Context, Message
 
-from client_app.own_model import model_path
-from client_app.seat import Seat
-from fedprune.config import DataConfig, ModelConfig, RunConfig
-from fedprune.data.clients import client_samples, heldout_shares
-from fedprune.data.documents import Document
-from fedprune.data.samples import Sample
-from fedprune.data.texts import OwnTexts, load_documents
-from fedprune.errors import DataError, ModelError
-from fedprune.evaluation.perplexity import evaluation_windows, token_windows
-from fedprune.models.fingerprint import Fingerprint, fingerprint
-from fedprune.models.loading import LoadedModel, load_model, model_shapes
+from client_app.settings import Settings
+from fedprune.config import RunConfig
+from fedprune.disk import home
+from fedprune.errors import ConfigError, ReplyRefusedError
+from fedprune.logs import note
+from fedprune.memory import free_memory
+from fedprune.records import FORMS, MASKS, MOMENTS, SUMS, WEIGHTS
 
-
-def model(config: RunConfig, seat: Seat) -> LoadedModel:
-    """Return the dense model, which the nodes of a process share where it is the same."""
-    return _model(config.model, model_path(config.model, seat))
+_JOB = re.compile(r"[0-9a-f]{32}")
 
 
-@lru_cache(maxsize=1)
-def _model(config: ModelConfig, path: str | None) -> LoadedModel:
-    try:
-        return load_model(config, path)
-    except ModelError as error:
-        if path is None:
-            raise
-        raise ModelError(str(error), outside=_without_path(error.outside, path)) from error
+@dataclass(frozen=True)
+class Seat:
+    """A node's identity in one job.
+
+    Attributes
+    ----------
+    settings : Settings
+        What its operator says in ``--node-config``.
+    scratch : Path
+        Its folder for this job; removed when the server says that the job is over.
+    """
+
+    settings: Settings
+    scratch: Path
+
+    @classmethod
+    def of(cls, message: Message, context: Context) -> "Seat":
+        """Read the node's configuration, and the job that a message is of: its group.
+
+        Flower's number of the run does not tell: a run that goes on after a kill has another.
+
+        Raises
+        ------
+        ConfigError
+            If ``partition-id`` is missing or not a whole number of at least 0.
+        ReplyRefusedError
+            If the message names no job.
+        """
+        job = message.metadata.group_id
+        if not _JOB.fullmatch(job):
+            raise ReplyRefusedError("a request's group must be its job, 32 hexadecimal digits.")
+        settings = Settings.read(dict(context.node_config))
+        site, partition = settings.site, settings.partition_id
+        note(node=f"'{site}' (partition {partition})" if site else f"partition {partition}")
+        folder = home() / "nodes" / f"job-{job}" / f"partition-{partition:05d}"
+        return cls(settings, folder)
+
+    @property
+    def site(self) -> str:
+        """The name its operator gave it, or ""."""
+        return self.settings.site
+
+    @property
+    def partition_id(self) -> int:
+        """Which share of the data it holds."""
+        return self.settings.partition_id
+
+    @property
+    def num_partitions(self) -> int:
+        """Of how many; 0 if nobody said."""
+        return self.settings.num_partitions
 
 
-def _without_path(text: str, path: str) -> str:
-    """Return a message without the place where a node keeps its model."""
-    for folder in (os.path.expanduser(path), path):
-        text = text.replace(f"'{folder}", "'<model-path>")
-        if "/" in folder:  # else it may be any word
-            text = text.replace(folder, "<model-path>")
-    return text
+_NAMES = {MASKS: "masks", WEIGHTS: "weights", SUMS: "sums", MOMENTS: "moments"}
+_WHERE = "in the node's --node-config"
 
 
-def shapes(config: RunConfig, seat: Seat) -> list[dict[str, tuple[int, int]]]:
-    """Return for each block of this node's model linear -> (d_out, d_in); no weight is read."""
-    return _model_shapes(config.model, model_path(config.model, seat))
+def agreed(settings: Settings, config: RunConfig, survey: bool = False) -> RunConfig:
+    """Return a job's configuration as this node follows it.
 
-
-@lru_cache(maxsize=1)
-def _model_shapes(config: ModelConfig, path: str | None) -> list[dict[str, tuple[int, int]]]:
-    return model_shapes(config, path)
-
-
-def model_fingerprint(config: RunConfig, seat: Seat) -> Fingerprint:
-    """Return the fingerprint of this node's model."""
-    return _fingerprint(config.model, model_path(config.model, seat))
-
-
-@lru_cache(maxsize=1)
-def _fingerprint(config: ModelConfig, path: str | None) -> Fingerprint:
-    return fingerprint(_model(config, path))
-
-
-def own_documents(config: RunConfig, seat: Seat) -> list[Document]:
-    """Return this node's own texts to calibrate on; none where nodes share a corpus.
+    Parameters
+    ----------
+    settings : Settings
+        The operator's.
+    config : RunConfig
+        What the server asks for.
+    survey : bool
+        Whether the request is for a survey, which a job without one could ask for as well.
 
     Raises
     ------
-    DataError
-        If they cannot be read.
+    ConfigError
+        If the settings are wrong, or the operator does not agree to the job; it carries every
+        reason.
     """
-    texts = seat.settings.texts(config.data)
-    return [] if texts is None else _documents(config.data, texts)
+    problems = [*settings.problems, *_objections(settings, config, survey)]
+    if problems:
+        raise ConfigError(" ".join(problems))
+    if settings.device is None:
+        return config
+    return replace(config, pruner=replace(config.pruner, device=settings.device))
 
 
-@lru_cache(maxsize=4)
-def _documents(config: DataConfig, texts: OwnTexts | None) -> list[Document]:
-    return load_documents(config, "train", texts)
+def payloads(config: RunConfig, survey: bool = False) -> set[str]:
+    """Return what a job asks its nodes to send; parameters as :func:`agreed`."""
+    found = {_NAMES[FORMS[config.strategy.name]]}
+    return found | {"sums"} if survey or config.allocation.name == "owl" else found
 
 
-def windows(config: RunConfig, seat: Seat) -> dict[str, torch.Tensor]:
-    """Return label -> windows of the held-out texts that this node is evaluated on."""
-    texts = seat.settings.texts(config.data)
-    return _windows(_neutral(config), model_path(config.model, seat), texts)
-
-
-def _neutral(config: RunConfig) -> RunConfig:
-    """Return the configuration without what changes from one round to the next."""
-    allocation = replace(config.allocation, name="uniform", blocks="")
-    return replace(config, sparsity=0.0, allocation=allocation)
-
-
-@lru_cache(maxsize=1)
-def _windows(
-    config: RunConfig, path: str | None, texts: OwnTexts | None
-) -> dict[str, torch.Tensor]:
-    return evaluation_windows(config, _model(config.model, path).tokenizer, texts)
-
-
-def own_windows(config: RunConfig, seat: Seat) -> torch.Tensor | None:
-    """Return windows of the held-out texts that are this node's own; None if they fill none."""
-    documents = _own_heldout(config, seat)
-    tokenizer, chosen = model(config, seat).tokenizer, config.evaluation
-    try:
-        return token_windows(
-            documents, tokenizer, chosen.seq_len, chosen.max_windows, config.data.joiner
+def _objections(settings: Settings, config: RunConfig, survey: bool) -> Iterator[str]:
+    asked, seq_len = config.pruner.num_calibration_samples, config.pruner.seq_len
+    samples = min(asked, settings.max_samples or asked)
+    if samples < settings.min_samples:
+        yield (
+            f"`min-samples` {_WHERE} is {settings.min_samples}, this job calibrates on {samples}: "
+            "the fewer samples, the more their sums tell of each. Raise "
+            f"`pruner.num_calibration_samples` to {settings.min_samples} or more."
         )
-    except DataError:
-        return None
+    if samples * seq_len < settings.min_tokens:
+        yield (
+            f"`min-tokens` {_WHERE} is {settings.min_tokens}, this job calibrates on "
+            f"{samples} samples of {seq_len} tokens, {samples * seq_len}. Raise "
+            "`pruner.num_calibration_samples` or `pruner.seq_len`."
+        )
+    forbidden = sorted(payloads(config, survey) - set(settings.may_send))
+    if forbidden:
+        yield (
+            f"`may-send` {_WHERE} is '{','.join(settings.may_send)}', this job asks for "
+            f"{' and '.join(forbidden)} (`strategy.name` '{config.strategy.name}', "
+            f"`allocation.name` '{config.allocation.name}'). Choose another strategy, or ask its "
+            "operator."
+        )
 
 
-def _own_heldout(config: RunConfig, seat: Seat) -> list[Document]:
-    if config.data.source == "node":
-        return load_documents(config.data, "heldout", seat.settings.texts(config.data))
-    return _shares(_neutral(config), max(1, seat.num_partitions))[seat.partition_id]
+_SIZE = 768
+_SECONDS = 0.05
 
 
-@lru_cache(maxsize=1)
-def _shares(config: RunConfig, num_partitions: int) -> list[list[Document]]:
-    heldout = load_documents(config.data, "heldout")
-    return heldout_shares(config, _documents(config.data, None), heldout, num_partitions)
+def memory_bytes(device: str) -> int:
+    """Return the memory of a device, 0 if nobody knows."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return int(psutil.virtual_memory().total)
 
 
-def samples(config: RunConfig, seat: Seat) -> list[Sample]:
-    """Return this node's calibration samples, as many as its operator lets it use."""
-    texts = seat.settings.texts(config.data)
-    place = (seat.partition_id, seat.num_partitions, seat.settings.max_samples)
-    return _drawn(_neutral(config), model_path(config.model, seat), place, texts)
+def free_bytes(device: str) -> int:
+    """Return the memory of a device that is free now."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(device)[0])
+    return free_memory()
 
 
-@lru_cache(maxsize=64)
-def _drawn(
-    config: RunConfig,
-    path: str | None,
-    place: tuple[int, int, int | None],
-    texts: OwnTexts | None,
-) -> list[Sample]:
-    # Kept from one message to the next: sharing a corpus and tokenising take a while.
-    documents = _documents(config.data, texts)
-    return client_samples(config, documents, _model(config.model, path).tokenizer, *place)
+def megaflops(device: str) -> int:
+    """Return the measured speed of float32 matrix products, million operations a second."""
+    if not device:
+        return 0
+    matrix = torch.ones(_SIZE, _SIZE, device=device)
+    matrix @ matrix  # the first one also loads libraries
+    _wait(device)
+    started, products = time.perf_counter(), 0
+    while (seconds := time.perf_counter() - started) < _SECONDS:
+        matrix @ matrix
+        _wait(device)
+        products += 1
+    return round(products * 2 * _SIZE**3 / seconds / 1e6)
 
 
-def tokens(config: RunConfig, seat: Seat) -> list[torch.Tensor]:
-    """Return this node's calibration samples, each int64 of shape (seq_len,)."""
-    return [sample.tokens for sample in samples(config, seat)]
+def use_threads(threads: int | None) -> None:
+    """Compute with so many of the processor's threads; None leaves it to the process."""
+    if threads is not None and torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)

@@ -26,16 +26,13 @@ from fedprune.results.run_status import RunStatus, WatchedLedger
 from fedprune.results.tables import plain_table
 from fedprune.results.tracking import Tracking, check_tracker
 from server_app.choice import strategy_class
-from server_app.extras import further_results, wanted_tasks
-from server_app.folder import RunFolder
-from server_app.measure import measure
+from server_app.measure import further_results, measure, wanted_tasks
 from server_app.page import leave_report
-from server_app.state_files import StateFiles
-from server_app.tracked import TrackedTally
+from server_app.run_folder import RunFolder, StateFiles, TrackedTally
 from strategies import FederatedPruning, Plan
 from strategies.plan import MESSAGE_BYTES
 from strategies.progress import show
-from strategies.run_state import RunState
+from strategies.state import RunState
 
 
 def run_job(grid: Grid, run_config: Mapping[str, str | int | float | bool], run_id: int) -> Path:

@@ -1,6 +1,6 @@
 """Flower strategies, one algorithm a file: who is asked for what, and what is done with replies."""
 
-from strategies.base import FederatedPruning
+from strategies.course import FederatedPruning
 from strategies.fedhessian import FedHessian
 from strategies.fedprllm import FedPrLLM
 from strategies.fedspallm import FedSpaLLM

@@ -24,8 +24,8 @@ from fedprune.records import PruneReply
 from fedprune.seeds import derive_seed
 from fedprune.wire.changes import Change, Counts, LinearUpdate, mask_of
 from fedprune.wire.masks import BitMask, decode_block
-from strategies.block import BlockResult
 from strategies.plan import Plan
+from strategies.state import BlockResult
 
 _WEIGHTS = 1 << 22  # weights whose counts are unpacked at a time
 

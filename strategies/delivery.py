@@ -16,9 +16,7 @@ from fedprune.flower.replies import SHORT_REPLY_BYTES, ReplyLimits
 from fedprune.models.transfer import Offer
 from fedprune.records import manifest_record, parcel_record, read_held
 from fedprune.results.ledger import Ledger
-from strategies.exchange import exchange
-from strategies.outcome import Outcome
-from strategies.repeats import Again
+from strategies.exchange import Again, Outcome, exchange
 
 MODEL = "query.model"
 PHASE = "model"

@@ -26,9 +26,9 @@ from fedprune.results.text import size_text
 from fedprune.wire.changes import Change
 from fedprune.wire.moments import Columns, InputMoments, Sketch, Triangle, decode_moments
 from fedprune.wire.sums import ExactSums, InputSums
-from strategies.block import BlockResult
 from strategies.pooled import PooledPruning
 from strategies.pools import check_inputs, pooling_of
+from strategies.state import BlockResult
 
 
 class FedHessian(PooledPruning[InputMoments, "BlockMoments"]):

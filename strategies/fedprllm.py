@@ -16,9 +16,9 @@ from fedprune.methods.state import Arrays
 from fedprune.pruning.groups import block_specs
 from fedprune.records import PruneReply
 from strategies.ballot import Ballot
-from strategies.base import FederatedPruning
-from strategies.block import BlockResult
-from strategies.handshake import Client
+from strategies.cohort import Client
+from strategies.course import FederatedPruning
+from strategies.state import BlockResult
 
 
 class FedPrLLM(FederatedPruning):

@@ -23,10 +23,10 @@ from fedprune.pruning.registry import make_pruner
 from fedprune.records import Order, PruneReply
 from fedprune.seeds import derive_seed
 from fedprune.wire.changes import Change, SparseWeight, decode_update, encode_update, mask_of
-from strategies.base import FederatedPruning
-from strategies.block import BlockResult
-from strategies.handshake import Client
+from strategies.cohort import Client
+from strategies.course import FederatedPruning
 from strategies.sampling import Sampling, sample_blocks
+from strategies.state import BlockResult
 
 _Sums = dict[str, WeightSums]
 

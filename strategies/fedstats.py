@@ -10,9 +10,9 @@ from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.statistics import ColumnStatistics
 from fedprune.wire.changes import Change, encode_update
 from fedprune.wire.sums import InputSums, PooledSums, decode_sums, encode_pooled
-from strategies.block import BlockResult
 from strategies.pooled import PooledPruning
 from strategies.pools import ColumnPools
+from strategies.state import BlockResult
 
 
 class FedStats(PooledPruning[InputSums, ColumnPools]):

@@ -15,34 +15,14 @@ from fedprune.flower.replies import SHORT_REPLY_BYTES, ReplyLimits
 from fedprune.records import NodeReport, read_report, request
 from fedprune.results.ledger import Entry, Ledger
 from fedprune.results.text import size_text
+from strategies.cohort import Client, Partitions
 from strategies.delivery import PHASE, Delivery, Sent
-from strategies.exchange import exchange
-from strategies.outcome import Outcome
-from strategies.partitions import Partitions
+from strategies.exchange import Again, Outcome, exchange
 from strategies.plan import MESSAGE_BYTES, Plan
-from strategies.repeats import Again
 
 HANDSHAKE = "query.handshake"
 _POLL_SECONDS = 0.1
 _SAMPLE_BYTES = 32  # a sample's name, and what separates it from the next
-
-
-@dataclass(frozen=True)
-class Client:
-    """A node that takes part."""
-
-    node_id: int
-    report: NodeReport
-
-    @property
-    def name(self) -> str:
-        """How messages and results call it."""
-        return self.report.name
-
-    @property
-    def partition(self) -> int:
-        """Its partition, which is the same in every process of a run."""
-        return self.report.partition_id
 
 
 @dataclass

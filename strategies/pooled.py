@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 from fedprune.methods.state import Arrays, gathered, scattered
 from fedprune.records import PruneReply
-from strategies.base import FederatedPruning
-from strategies.block import BlockResult
-from strategies.handshake import Client
+from strategies.cohort import Client
+from strategies.course import FederatedPruning
 from strategies.pools import G, Pool, add_checked
+from strategies.state import BlockResult
 
 P = TypeVar("P", bound=Pool)  # type: ignore[type-arg]
 

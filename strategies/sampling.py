@@ -12,7 +12,7 @@ from fedprune.methods.layer_sampling import (
     uncovered_probability,
 )
 from fedprune.seeds import derive_seed
-from strategies.handshake import Client
+from strategies.cohort import Client
 from strategies.plan import Plan
 
 # Beside its weights a block needs room for statistics, their factors and a reply.

@@ -8,11 +8,10 @@ from fedprune.config import RunConfig, resolved_allocation
 from fedprune.pruning.owl import outlier_share, owl_sparsities
 from fedprune.records import SUMS, Order, PruneReply
 from fedprune.wire.sums import decode_sums
-from strategies.folding import Reading
-from strategies.handshake import Client
+from strategies.cohort import Client
+from strategies.messages import Post, Reading
 from strategies.plan import MESSAGE_BYTES, Plan
 from strategies.pools import ColumnPools, add_checked
-from strategies.post import Post
 from strategies.progress import surveying
 
 

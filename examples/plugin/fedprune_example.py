@@ -11,9 +11,9 @@ from fedprune.pruning.statistics import Statistics
 from fedprune.records import PruneReply
 from fedprune.seeds import derive_seed
 from fedprune.wire.masks import BitMask, decode_block
-from strategies.base import FederatedPruning
-from strategies.block import BlockResult
-from strategies.handshake import Client
+from strategies.cohort import Client
+from strategies.course import FederatedPruning
+from strategies.state import BlockResult
 
 
 class GentlePruner:

@@ -6,7 +6,6 @@ are checked, nothing is unpickled.
 
 from fedprune.flower.messages import message_bytes
 from fedprune.records.fields import shown
-from fedprune.records.local import LocalResult, local_record, read_local
 from fedprune.records.models import (
     ModelParcel,
     held_record,
@@ -15,24 +14,29 @@ from fedprune.records.models import (
     read_held,
     read_model_parcel,
 )
-from fedprune.records.own_texts import (
-    FINAL,
-    FinalOrder,
-    final_record,
-    own_text_record,
-    read_final,
-    read_own_text,
-)
-from fedprune.records.parcels import fetched_record, joined, read_parcel, read_sizes, split_record
 from fedprune.records.replies import (
+    FINAL,
     FORMS,
     MASKS,
     MOMENTS,
     SUMS,
     WEIGHTS,
+    FinalOrder,
+    LocalResult,
     PruneReply,
+    fetched_record,
+    final_record,
+    joined,
+    local_record,
+    own_text_record,
     prune_record,
+    read_final,
+    read_local,
+    read_own_text,
+    read_parcel,
     read_prune,
+    read_sizes,
+    split_record,
 )
 from fedprune.records.reports import NodeReport, read_report, report_record
 from fedprune.records.requests import (

@@ -1,12 +1,14 @@
 """What a node sends of consecutive blocks: masks, weights, sums or moments, still encoded."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedprune.errors import ReplyRefusedError
+from fedprune.evaluation.own_texts import OwnTextResult
 from fedprune.records.fields import array_bytes, byte_array, figure
+from fedprune.records.requests import read_bundle, request, requested
 
 MASKS = "fedprune.masks.v1"
 WEIGHTS = "fedprune.weights.v1"
@@ -119,3 +121,195 @@ def read_prune(
 def block_key(index: int) -> str:
     """Return the name of a block's array."""
     return f"block-{index:05d}"
+
+
+_KEY = "parcel"
+_LIST = "parcels"
+
+
+def split_record(content: RecordDict, first: bytes, sizes: Mapping[int, int], form: str) -> None:
+    """Turn a prune reply's content into the first message of several.
+
+    Parameters
+    ----------
+    content : RecordDict
+        From :func:`fedprune.records.replies.prune_record`, without blocks; changed in place.
+    first : bytes
+        The first parcel of all blocks' bytes, one after the other.
+    sizes : Mapping[int, int]
+        Block -> its bytes, in that order.
+    form : str
+        The format of the blocks.
+    """
+    content["arrays"] = ArrayRecord({_KEY: byte_array(first, form)})
+    content[_LIST] = ConfigRecord({"blocks": list(sizes), "sizes": list(sizes.values())})
+
+
+def fetched_record(parcel: bytes, form: str) -> RecordDict:
+    """Return the content of a reply that brings a later parcel."""
+    return RecordDict({"arrays": ArrayRecord({_KEY: byte_array(parcel, form)})})
+
+
+def read_sizes(message: Message) -> dict[int, int] | None:
+    """Return block -> bytes if more parcels follow this reply, None if it is whole.
+
+    Raises
+    ------
+    ReplyRefusedError
+        If the list is malformed.
+    """
+    record = message.content.config_records.get(_LIST)
+    if record is None:
+        return None
+    blocks, sizes = record.get("blocks"), record.get("sizes")
+    if not isinstance(blocks, list) or not isinstance(sizes, list) or len(blocks) != len(sizes):
+        raise ReplyRefusedError("'parcels' must list as many blocks as sizes.")
+    found = {}
+    for block, size in zip(blocks, sizes, strict=True):
+        if type(block) is not int or type(size) is not int or block < 0 or not 0 < size < 2**40:
+            raise ReplyRefusedError("'parcels' must list whole numbers: blocks and their bytes.")
+        found[block] = size
+    return found
+
+
+def read_parcel(message: Message, form: str, size: int) -> bytes:
+    """Return the parcel of a reply, which must have exactly ``size`` bytes.
+
+    Raises
+    ------
+    ReplyRefusedError
+        If there is none, or it is of another format or length.
+    """
+    arrays = message.content.array_records.get("arrays")
+    if arrays is None or set(arrays) != {_KEY}:
+        raise ReplyRefusedError("a reply in parcels holds one array, 'parcel'.")
+    data = array_bytes(arrays[_KEY], form, size)
+    if len(data) != size:
+        raise ReplyRefusedError(f"this parcel has {size} bytes, got {len(data)}.")
+    return data
+
+
+def joined(message: Message, data: bytes, sizes: Mapping[int, int], form: str) -> None:
+    """Turn the first message of several into the ordinary prune reply that they are together."""
+    arrays, start = {}, 0
+    for block, size in sizes.items():
+        arrays[block_key(block)] = byte_array(data[start : start + size], form)
+        start += size
+    message.content["arrays"] = ArrayRecord(arrays)
+    del message.content[_LIST]
+
+
+_NLL_OF = "nll-of-"
+_LONGEST = 200
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """How well a node's own pruned model predicts; only these numbers leave the node.
+
+    Attributes
+    ----------
+    nll : float
+        Mean negative log-likelihood of a token on the held-out part of `data`, in nats.
+    tokens : int
+        Tokens predicted there.
+    others : Mapping[str, float]
+        The same on each of `evaluation.datasets`, by label.
+    """
+
+    nll: float
+    tokens: int
+    others: Mapping[str, float] = field(default_factory=dict)
+
+
+def local_record(result: LocalResult) -> RecordDict:
+    """Return the content of a reply to a local evaluation."""
+    metrics: dict[str, float] = {"nll": result.nll, "num-tokens": result.tokens}
+    metrics |= {f"{_NLL_OF}{label}": nll for label, nll in result.others.items()}
+    return RecordDict({"metrics": MetricRecord(metrics)})  # type: ignore[arg-type]
+
+
+def read_local(message: Message) -> LocalResult:
+    """Read a reply to a local evaluation; raises ReplyRefusedError when it is not one."""
+    metrics = message.content.metric_records.get("metrics")
+    if metrics is None:
+        raise ReplyRefusedError("a local evaluation holds the record 'metrics'.")
+    if any(len(key) > _LONGEST or not key.isprintable() for key in metrics):
+        raise ReplyRefusedError(f"metrics have names of at most {_LONGEST} printable characters.")
+    others = {
+        key.removeprefix(_NLL_OF): figure(metrics, key)
+        for key in metrics
+        if key.startswith(_NLL_OF)
+    }
+    return LocalResult(figure(metrics, "nll"), int(figure(metrics, "num-tokens")), others)
+
+
+FINAL = "final"
+"""Name of the deliveries."""
+
+
+@dataclass(frozen=True)
+class FinalOrder:
+    """A request to measure the final model.
+
+    Attributes
+    ----------
+    sizes : Mapping[int, int]
+        Block -> bytes of what became of it, in the order of the parcels; others stay dense.
+    start : int
+        How many bytes came in parcels before.
+    parcel : bytes
+        The last one, which comes with the request; empty if every block stays dense.
+    """
+
+    sizes: Mapping[int, int]
+    start: int
+    parcel: bytes
+
+
+def final_record(config_yaml: str, order: FinalOrder) -> RecordDict:
+    """Return the content of a request to measure the final model."""
+    records = request(config_yaml, {"parcel": order.parcel}, start=order.start)
+    listed = {"blocks": list(order.sizes), "sizes": list(order.sizes.values())}
+    records["parcels"] = ConfigRecord(listed)  # type: ignore[arg-type]
+    return records
+
+
+def read_final(message: Message) -> FinalOrder:
+    """Read a request to measure the final model.
+
+    Raises
+    ------
+    ReplyRefusedError
+        If it is malformed.
+    """
+    sizes, bundle = read_sizes(message), read_bundle(message)
+    start = int(requested(message, "start", int))
+    if sizes is None or set(bundle) != {"parcel"} or start < 0:
+        raise ReplyRefusedError(
+            "a request to measure the final model brings the array 'parcel', its start and the "
+            "record 'parcels'."
+        )
+    return FinalOrder(sizes, start, bundle["parcel"])
+
+
+def own_text_record(result: OwnTextResult) -> RecordDict:
+    """Return the content of a reply that says what a node measured."""
+    metrics: dict[str, float] = {
+        "dense-nll": result.dense_nll,
+        "pruned-nll": result.pruned_nll,
+        "num-tokens": result.tokens,
+    }
+    return RecordDict({"metrics": MetricRecord(metrics)})  # type: ignore[arg-type]
+
+
+def read_own_text(message: Message) -> OwnTextResult:
+    """Read what a node measured; raises ReplyRefusedError when it is not that."""
+    metrics = message.content.metric_records.get("metrics")
+    if metrics is None or set(message.content) != {"metrics"}:
+        raise ReplyRefusedError("a measurement on own texts holds the record 'metrics' only.")
+    return OwnTextResult(
+        dense_nll=figure(metrics, "dense-nll"),
+        pruned_nll=figure(metrics, "pruned-nll"),
+        tokens=int(figure(metrics, "num-tokens")),
+    )

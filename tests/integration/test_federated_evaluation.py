@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from flwr.app import Array, ArrayRecord
 
-import strategies.federated
+import strategies.evaluation
 from client_app.app import app
 from fedprune.config import config_from_overrides
 from fedprune.data.clients import heldout_shares
@@ -75,7 +75,7 @@ def test_each_client_s_figures_are_those_of_the_exported_model(tmp_path, overrid
 
 def test_long_models_come_in_parcels_and_their_bytes_are_counted(tmp_path, monkeypatch):
     whole = job(tmp_path / "whole", *FEDERATED, clients=CLIENTS)
-    monkeypatch.setattr(strategies.federated, "MESSAGE_BYTES", 20_000)
+    monkeypatch.setattr(strategies.evaluation, "MESSAGE_BYTES", 20_000)
     grid = LocalGrid(app, CLIENTS)
     cut = job(tmp_path / "cut", *FEDERATED, clients=CLIENTS, grid=grid)
     assert own(cut) == own(whole)
@@ -140,7 +140,7 @@ def test_who_is_lost_on_the_way_or_sends_nonsense_is_left_out(tmp_path, monkeypa
             reply.content["metrics"]["pruned-nll"] = math.nan
         return reply
 
-    monkeypatch.setattr(strategies.federated, "MESSAGE_BYTES", 100_000)
+    monkeypatch.setattr(strategies.evaluation, "MESSAGE_BYTES", 100_000)
     grid = LocalGrid(app, CLIENTS, tamper=disturbed)
     results = job(tmp_path / "run", *FEDERATED, "strategy.timeout=1", clients=CLIENTS, grid=grid)
     found = own(results)

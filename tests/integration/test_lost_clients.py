@@ -59,7 +59,7 @@ class Losing(LocalGrid):
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr("strategies.repeats._LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("strategies.exchange._LOOK_SECONDS", 0.01)
     for module in ("post", "orders", "federated"):
         monkeypatch.setattr(f"strategies.{module}.MESSAGE_BYTES", 1 << 18)
 

@@ -11,8 +11,8 @@ from client_app import node
 from client_app.app import app
 from client_app.scratch import Scratch
 from fedprune.errors import ConfigError, FedpruneError, ModelError, QuorumError
-from server_app.folder import RunFolder
 from server_app.job import run_job
+from server_app.run_folder import RunFolder
 from strategies.exchange import WorkerDiedError
 from tests.support.grid import LocalGrid
 from tests.support.jobs import QUIET, masks_of, opt_folder, same_masks
@@ -198,7 +198,7 @@ def test_a_configuration_that_was_edited(tmp_path, inputs):
 
 def test_other_sources(tmp_path, inputs, monkeypatch):
     folder = stopped(tmp_path / "run", inputs)
-    for where in ("server_app.job", "client_app.report"):
+    for where in ("server_app.job", "client_app.node"):
         monkeypatch.setattr(f"{where}.source_digest", lambda: "another release")
     with pytest.raises(ConfigError, match="other sources of fedprune") as caught:
         go_on(folder)
@@ -292,7 +292,7 @@ def test_a_client_that_erred_leaves_nothing_private(tmp_path, inputs, monkeypatc
     def fails(*request):
         raise FedpruneError("out of memory")
 
-    monkeypatch.setattr("client_app.prune._answers", fails)
+    monkeypatch.setattr("client_app.session._answers", fails)
     with pytest.raises(QuorumError):
         go_on(tmp_path / "run", grid=grid)
     assert not grid.kept()

@@ -86,7 +86,7 @@ def _serve(log: Path) -> None:
 def _work(overrides: str, clients: int, moment: int, writing: int) -> int:
     from client_app.app import app
     from server_app.job import run_job
-    from strategies import saving
+    from strategies import state as saving
     from tests.support.grid import LocalGrid
 
     count = 0

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from client_app.app import app
-from client_app.seat import Seat
+from client_app.node import Seat
 from fedprune.config import RunConfig, config_from_overrides, from_yaml, to_yaml
 from fedprune.errors import ConfigError, FedpruneError, ReplyRefusedError, WireError
 from fedprune.evaluation.own_texts import OwnTextResult
@@ -52,8 +52,8 @@ from fedprune.records import (
     shown,
     split_record,
 )
-from strategies.outcome import Outcome
-from strategies.parcels import ParcelJoiner
+from strategies.exchange import Outcome
+from strategies.messages import ParcelJoiner
 from tests.support.fuzzing import anything, changed, fuzzed, survives
 from tests.support.grid import become_server
 from tests.support.superlink import Link, LinkGrid, named

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from client_app.update import read_final
+from client_app.session import read_final
 from fedprune.config import config_from_overrides
 from fedprune.errors import ReplyRefusedError
 from fedprune.evaluation.own_texts import OwnTextResult

@@ -2,7 +2,7 @@ import pytest
 from flwr.app import Context, Message, RecordDict
 
 from client_app.guard import answer
-from client_app.seat import Seat
+from client_app.node import Seat
 from fedprune.errors import ConfigError, DataError, ReplyRefusedError
 from tests.support.grid import become_server
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from client_app.update import Place, check_order, read_start, read_update
+from client_app.session import Place, check_order, read_start, read_update
 from fedprune.config import config_from_overrides
 from fedprune.errors import ReplyRefusedError
 from fedprune.pruning.groups import block_specs

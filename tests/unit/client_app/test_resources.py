@@ -1,6 +1,6 @@
 import torch
 
-from client_app.resources import free_bytes, megaflops, memory_bytes, use_threads
+from client_app.node import free_bytes, megaflops, memory_bytes, use_threads
 
 
 def test_a_processor_has_memory_and_speed():

@@ -8,8 +8,7 @@ import pytest
 from flwr.app import Context, Message, RecordDict
 
 from client_app.app import app
-from client_app.room import Room
-from client_app.scratch import Scratch
+from client_app.scratch import Room, Scratch
 from fedprune.config import config_from_overrides, to_yaml
 from fedprune.disk import home
 from fedprune.errors import ReplyRefusedError

@@ -2,7 +2,7 @@
 
 import pytest
 
-from client_app.consent import agreed
+from client_app.node import agreed
 from client_app.settings import PAYLOADS, Settings
 from fedprune.config import config_from_overrides
 from fedprune.data.texts import OwnTexts

@@ -9,7 +9,7 @@ from fedprune.errors import ConfigError
 from fedprune.results.ledger import Entry, Ledger
 from fedprune.wire.changes import Change, LinearUpdate, SparseWeight
 from fedprune.wire.masks import BitMask
-from server_app.folder import RunFolder
+from server_app.run_folder import RunFolder
 
 CONFIG = config_from_overrides([])
 

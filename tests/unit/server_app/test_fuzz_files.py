@@ -20,8 +20,8 @@ from fedprune.models.weights import TensorForm, index_files, write_file
 from fedprune.records import NodeReport
 from fedprune.results.ledger import Entry, Ledger
 from fedprune.wire.masks import BitMask
-from server_app.state_files import StateFiles
-from strategies.run_state import RunState
+from server_app.run_folder import StateFiles
+from strategies.state import RunState
 from tests.support.fuzzing import anything, fuzzed, survives
 
 REPORT = NodeReport(3, 8, "north", "c" * 64, "w" * 64, "s" * 64, 2, 256, "cpu", 1 << 34, "v", "")

@@ -10,8 +10,8 @@ from fedprune.errors import ConfigError
 from fedprune.records import LocalResult
 from fedprune.results.ledger import Entry, Ledger
 from fedprune.results.timings import Timings
-from server_app.state_files import StateFiles
-from strategies.run_state import RunState
+from server_app.run_folder import StateFiles
+from strategies.state import RunState
 from tests.support.scripted import REPORT
 
 IDENTITY = {"code": "c", "configuration": "y", "model": "m"}

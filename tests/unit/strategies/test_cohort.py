@@ -5,9 +5,8 @@ import weakref
 from flwr.app import Message, RecordDict
 
 from fedprune.results.ledger import Ledger
-from strategies.cohort import Cohort
-from strategies.handshake import Client
-from strategies.outcome import Outcome
+from strategies.cohort import Client, Cohort
+from strategies.exchange import Outcome
 from tests.support.grid import become_server
 from tests.support.scripted import REPORT
 

@@ -3,8 +3,7 @@ from flwr.app import Error, Message, MetricRecord, RecordDict
 
 from fedprune.flower.replies import ReplyLimits
 from fedprune.records import message_bytes
-from strategies.exchange import WorkerDiedError, exchange
-from strategies.repeats import Again
+from strategies.exchange import Again, WorkerDiedError, exchange
 from tests.support.grid import LocalGrid, TwiceGrid, client_app
 
 

@@ -15,7 +15,7 @@ from fedprune.records import (
 from fedprune.results.ledger import Ledger
 from fedprune.wire.masks import BitMask, encode_block
 from strategies import FedPrLLM, Plan
-from strategies.post import Post
+from strategies.messages import Post
 from tests.support.grid import LocalGrid, client_app
 from tests.support.scripted import SHAPES, WEIGHTS, client_mask, run, scripted, weight
 from tests.support.store import MemoryStore

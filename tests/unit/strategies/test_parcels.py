@@ -13,8 +13,8 @@ from fedprune.records import (
     read_sizes,
     split_record,
 )
-from strategies.outcome import Outcome
-from strategies.parcels import ParcelJoiner
+from strategies.exchange import Outcome
+from strategies.messages import ParcelJoiner
 from tests.support.grid import become_server
 
 BLOCKS = {3: b"abcde", 4: b"fghijkl"}

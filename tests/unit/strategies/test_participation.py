@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 
 from fedprune.config import config_from_overrides
-from strategies.handshake import Client
-from strategies.participation import client_weights, take_part
+from strategies.cohort import Client, client_weights, take_part
 from tests.support.scripted import REPORT
 
 

@@ -6,9 +6,7 @@ from flwr.app import Error, Message, MetricRecord, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 
 from fedprune.records import message_bytes
-from strategies.exchange import exchange
-from strategies.outcome import Outcome
-from strategies.repeats import Again
+from strategies.exchange import Again, Outcome, exchange
 from tests.support.grid import LocalGrid, client_app
 
 KIND = "train.prune"
@@ -22,9 +20,9 @@ def echo(message: Message, context) -> Message:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr("strategies.repeats._LOOK_SECONDS", 0.01)
-    monkeypatch.setattr("strategies.activations._FRESH_SECONDS", 0.0)
-    monkeypatch.setattr("strategies.activations._LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("strategies.exchange._LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("strategies.exchange._FRESH_SECONDS", 0.0)
+    monkeypatch.setattr("strategies.exchange._RECONNECT_LOOK_SECONDS", 0.0)
 
 
 class Losing(LocalGrid):

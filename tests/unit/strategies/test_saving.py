@@ -1,6 +1,6 @@
 """How often sums are saved while replies arrive."""
 
-from strategies.saving import LEAST_SECONDS, SavePace
+from strategies.state import LEAST_SECONDS, SavePace
 
 
 class Clock:

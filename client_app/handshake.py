@@ -2,12 +2,10 @@
 
 import logging
 
-from client_app import node
-from client_app.consent import agreed
-from client_app.own_model import lacks_model
-from client_app.resources import free_bytes, megaflops, memory_bytes, use_threads
+from client_app import model, texts
+from client_app.model import lacks_model
+from client_app.node import Seat, agreed, free_bytes, megaflops, memory_bytes, use_threads
 from client_app.scratch import Scratch
-from client_app.seat import Seat
 from fedprune.config import RunConfig
 from fedprune.data.samples import Sample
 from fedprune.errors import FedpruneError
@@ -41,11 +39,11 @@ def report(config: RunConfig, seat: Seat, digest: str) -> NodeReport:
         config = agreed(settings, config)
         use_threads(settings.threads)
         device = str(pick_device(config.pruner.device))
-        node.own_documents(config, seat)  # before a model comes that may take hours
+        texts.own_documents(config, seat)  # before a model comes that may take hours
         lacking = lacks_model(config.model, seat, digest)
         if not lacking:
-            hashes = node.model_fingerprint(config, seat)
-            found = node.samples(config, seat)
+            hashes = model.model_fingerprint(config, seat)
+            found = texts.samples(config, seat)
     except FedpruneError as error:
         problem = error.outside
         _log.info("this node cannot take part: %s", error)

@@ -1,10 +1,6 @@
-"""Every client measures the final model on its own held-out text and sends back two figures.
+"""What clients measure on the models that they pruned alone."""
 
-What became of the blocks goes out as a stream of parcels, the same for all clients, so that
-neither side holds more than a parcel and a block.
-"""
-
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from flwr.app import Message, RecordDict
@@ -12,13 +8,49 @@ from flwr.app import Message, RecordDict
 from fedprune.config import RunConfig
 from fedprune.errors import ReplyRefusedError
 from fedprune.evaluation.own_texts import OwnTextResult, own_text_figures
-from fedprune.records import FINAL, FinalOrder, final_record, read_own_text, request
+from fedprune.records import (
+    FINAL,
+    FinalOrder,
+    LocalResult,
+    final_record,
+    read_local,
+    read_own_text,
+    request,
+)
 from fedprune.wire.changes import Change, encode_update
-from strategies.cohort import Cohort
-from strategies.handshake import Client
+from strategies.cohort import Client, Cohort
+from strategies.messages import DELIVER, Post
 from strategies.plan import MESSAGE_BYTES, Plan
-from strategies.post import DELIVER, Post
 from strategies.progress import comparing
+
+EVALUATE_LOCAL = "evaluate.local"
+
+
+def collect_local(replies: Iterable[Message], cohort: Cohort, step: int) -> dict[str, LocalResult]:
+    """Return client's name -> what it measured; a wrong reply is refused and left out.
+
+    Parameters
+    ----------
+    replies : Iterable[Message]
+        In the order of arrival.
+    cohort : Cohort
+        The clients; its ledger gets an entry a reply.
+    step : int
+        The ledger's round.
+    """
+    found: dict[str, LocalResult] = {}
+    for message in replies:
+        client = cohort.sender(message)
+        if client is None:
+            continue
+        try:
+            found[client.name] = read_local(message)
+        except ReplyRefusedError as error:
+            cohort.refuse(client, step, "evaluate", str(error))
+        else:
+            cohort.ledger.add(cohort.entry(client, step, "evaluate"))
+    return found
+
 
 EVALUATE_FEDERATED = "evaluate.federated"
 _PHASE = "evaluate"

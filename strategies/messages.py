@@ -1,24 +1,154 @@
-"""Messages out, replies in: requests with their bundles, long ones in parcels, lost ones noted."""
+"""Who works on which blocks next, and where each client goes on from."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedprune.config import StrategyConfig
+from fedprune.errors import ReplyRefusedError, WireError
 from fedprune.flower.replies import SHORT_REPLY_BYTES, ReplyLimits
-from fedprune.records import Order, order_record, request
+from fedprune.records import (
+    Order,
+    PruneReply,
+    joined,
+    order_record,
+    read_parcel,
+    read_prune,
+    read_sizes,
+    request,
+)
 from fedprune.results.run_status import RunStatus
-from strategies.cohort import Cohort
-from strategies.exchange import Joiner, WorkerDiedError, exchange
-from strategies.handshake import Client
-from strategies.outcome import Outcome
-from strategies.parcels import ParcelJoiner
+from strategies.cohort import Client, Cohort
+from strategies.exchange import Again, Joiner, Outcome, WorkerDiedError, exchange
 from strategies.plan import MESSAGE_BYTES
-from strategies.repeats import Again
+
+
+@dataclass
+class OrderBook:
+    """The orders of one round over all blocks.
+
+    Parameters
+    ----------
+    iterative : bool
+        Whether a client stays at its block until it hears what became of it.
+    positions : dict[int, int]
+        Partition -> the block where its client goes on; changed by :meth:`note`.
+    """
+
+    iterative: bool
+    positions: dict[int, int]
+
+    def orders(
+        self,
+        clients: Sequence[Client],
+        assigned: Callable[[Client], Iterable[int]],
+        blocks: range,
+        final: bool,
+    ) -> dict[int, Order]:
+        """Return node id -> what each client that works on these blocks is to do.
+
+        Parameters
+        ----------
+        clients : Sequence[Client]
+            Who still takes part.
+        assigned : Callable[[Client], Iterable[int]]
+            Client -> the blocks that it works on in this round.
+        blocks : range
+            The blocks whose turn it is.
+        final : bool
+            Whether this is the last round.
+        """
+        found = {}
+        for client in clients:
+            own = sorted(assigned(client))
+            mine = tuple(block for block in own if block in blocks)
+            if mine:
+                resume = self.positions.get(client.partition, 0)
+                last = final and mine[-1] == own[-1]
+                found[client.node_id] = Order(mine, resume, last, MESSAGE_BYTES)
+        return found
+
+    def note(self, client: Client, order: Order) -> None:
+        """Remember where a client stands that followed its order."""
+        self.positions[client.partition] = order.blocks[-1] + (0 if self.iterative else 1)
+
+
+@dataclass
+class _Collected:
+    first: Message
+    sizes: dict[int, int]
+    parts: list[bytes]
+    so_far: Outcome
+
+    @property
+    def missing(self) -> int:
+        return sum(self.sizes.values()) - sum(map(len, self.parts))
+
+
+@dataclass
+class ParcelJoiner:
+    """Asks for parcel after parcel and hands out one whole reply.
+
+    Parameters
+    ----------
+    form : str
+        The format of the replies.
+    parcel_bytes : int
+        Bytes of a parcel, the last one excepted.
+    most_bytes : int
+        The most bytes that a whole reply can have, known from the model.
+    fetch : Callable[[int, int], Message]
+        (node id, number of the parcel) -> the request for it.
+    """
+
+    form: str
+    parcel_bytes: int
+    most_bytes: int
+    fetch: Callable[[int, int], Message]
+    _collected: dict[int, _Collected] = field(default_factory=dict)
+
+    @property
+    def reply_bytes(self) -> int:
+        """The most bytes of a message: of a parcel, or of a reply that fits into one."""
+        return min(self.most_bytes, self.parcel_bytes) + SHORT_REPLY_BYTES
+
+    def take(self, outcome: Outcome) -> Outcome | Message:
+        """Return the outcome of the whole reply, or the request for its next parcel."""
+        started = self._collected.pop(outcome.node_id, None)
+        total = outcome.after(started.so_far if started else None)
+        if outcome.reply is None:
+            return total
+        try:
+            return self._next(outcome.reply, started, total)
+        except ReplyRefusedError as error:
+            return replace(total, reply=None, problem=str(error))
+
+    def _next(
+        self, reply: Message, started: _Collected | None, total: Outcome
+    ) -> Outcome | Message:
+        if started is None:
+            sizes = read_sizes(reply)
+            if sizes is None:
+                return total
+            if sum(sizes.values()) > self.most_bytes:
+                raise ReplyRefusedError(
+                    f"its reply can have {self.most_bytes} bytes at most, it announces "
+                    f"{sum(sizes.values())}."
+                )
+            started = _Collected(reply, sizes, [], total)
+        expected = min(self.parcel_bytes, started.missing)
+        started.parts.append(read_parcel(reply, self.form, expected))
+        started.so_far = total
+        if started.missing:
+            self._collected[total.node_id] = started
+            return self.fetch(total.node_id, len(started.parts))
+        joined(started.first, b"".join(started.parts), started.sizes, self.form)
+        return replace(total, reply=started.first)
+
 
 PRUNE = "train.prune"
 FETCH = "query.fetch"
@@ -262,3 +392,85 @@ def _places(bundle: Mapping[str, bytes]) -> list[tuple[str, int]]:
         for name, data in bundle.items()
         for start in range(0, len(data), MESSAGE_BYTES)
     ]
+
+
+Fold = Callable[[PruneReply, Client], None]
+"""Folds one reply in, or refuses it whole."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What replies must be, and where they are noted.
+
+    Parameters
+    ----------
+    cohort : Cohort
+        Who takes part, and the ledger.
+    step : int
+        The ledger's round.
+    phase : str
+        The ledger's name for the exchange.
+    form : str
+        The format of the replies.
+    block_bytes : Callable[[int], int]
+        Block -> the most bytes that a reply about it can take.
+    """
+
+    cohort: Cohort
+    step: int
+    phase: str
+    form: str
+    block_bytes: Callable[[int], int]
+
+    def fold_all(
+        self,
+        replies: Iterable[Message],
+        orders: Mapping[int, Order],
+        fold: Fold,
+        folded: Callable[[Client, Order], None] = lambda client, order: None,
+    ) -> set[int]:
+        """Fold replies as they arrive; a client whose reply is refused is left out.
+
+        Parameters
+        ----------
+        replies : Iterable[Message]
+            In the order of arrival.
+        orders : Mapping[int, Order]
+            Node id -> what it was asked for.
+        fold : Callable[[PruneReply, Client], None]
+            Raises ReplyRefusedError or WireError where a reply is wrong.
+        folded : Callable[[Client, Order], None]
+            Told after each reply that was used.
+
+        Returns
+        -------
+        set of int
+            The nodes whose replies were used.
+        """
+        used: set[int] = set()
+        for message in replies:
+            client = self.cohort.sender(message)
+            if client is None:
+                continue
+            order = orders.get(client.node_id)
+            if order is None or client.node_id in used:
+                problem = "it has already answered this round." if order else "it was not asked."
+                self.cohort.refuse(client, self.step, self.phase, problem)
+                continue
+            try:
+                most = {block: self.block_bytes(block) for block in order.blocks}
+                reply = read_prune(message, order.blocks, most, self.form)
+                fold(reply, client)
+            except (ReplyRefusedError, WireError) as error:
+                self.cohort.refuse(client, self.step, self.phase, str(error))
+                self.cohort.leave_out(client)
+            else:
+                used.add(client.node_id)
+                self._note(client, reply)
+                folded(client, order)
+        return used
+
+    def _note(self, client: Client, reply: PruneReply) -> None:
+        entry = self.cohort.entry(client, self.step, self.phase)
+        memory = reply.peak_rss_bytes, reply.peak_device_bytes
+        self.cohort.ledger.add(entry.worked(reply.seconds, *memory))

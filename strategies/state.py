@@ -1,20 +1,55 @@
-"""What a run must know to go on after a kill, beside its blocks and its ledger on the disk.
-
-Clients are named by their partitions: Flower's numbers of nodes are others in every run.
-"""
+"""What a strategy hands over for each aggregated block."""
 
 import secrets
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from fedprune.errors import ConfigError
+from fedprune.methods.agreement import BlockSample
 from fedprune.records import LocalResult, NodeReport
 from fedprune.results.timings import Timings
-from fedprune.wire.changes import Change
-from strategies.block import BlockResult
+from fedprune.wire.changes import Change, mask_of
+from fedprune.wire.masks import BitMask
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """One aggregated block.
+
+    Attributes
+    ----------
+    block : int
+        Its index.
+    changes : Mapping[str, BitMask, LinearUpdate or SparseWeight]
+        Name of the linear -> what becomes of it; empty where nobody reported the block.
+    voters : int
+        Clients whose replies were counted.
+    effective_voters : float
+        How many clients of equal weight they stand for; ``voters`` where all weigh the same.
+    histograms : Mapping[str, NDArray]
+        Name of the linear -> weights by prune votes, from none to all
+        (:meth:`fedprune.methods.votes.VoteCounter.histogram`); empty without votes.
+    sample : BlockSample or None
+        A few bits of every client's mask and of the result; None without votes.
+    """
+
+    block: int
+    changes: Mapping[str, Change]
+    voters: int
+    effective_voters: float
+    histograms: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    sample: BlockSample | None = None
+
+    @property
+    def masks(self) -> dict[str, BitMask]:
+        """Name of the linear -> global mask."""
+        return {name: mask_of(change) for name, change in self.changes.items()}
 
 
 @dataclass
@@ -132,3 +167,41 @@ class Store(Protocol):
     def votes(self) -> Mapping[str, NDArray[Any]]:
         """Return the sums that were saved last."""
         ...
+
+
+LEAST_SECONDS = 5.0
+"""Time between two savings of sums, at least."""
+
+_SHARE = 20  # the time between two is so many times what one takes
+
+
+class SavePace:
+    """Tells when sums are worth saving again.
+
+    Parameters
+    ----------
+    clock : Callable
+        Seconds from any origin.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last = clock()
+        self._cost = 0.0
+
+    @property
+    def due(self) -> bool:
+        """Whether so much would be lost that saving it costs little in comparison."""
+        return self._clock() - self._last >= max(LEAST_SECONDS, _SHARE * self._cost)
+
+    def reset(self) -> None:
+        """Begin to count anew: nothing would be lost now."""
+        self._last = self._clock()
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Measure what the body of the `with` statement, which saves sums, costs."""
+        begun = self._clock()
+        yield
+        self._last = self._clock()
+        self._cost = self._last - begun

@@ -1,23 +1,57 @@
-"""How well the federated model predicts this node's own held-out texts, beside the dense one."""
+"""How well a node's own pruned model, made without the others, predicts its held-out texts."""
 
 from collections.abc import Mapping
 from itertools import accumulate
 from pathlib import Path
 
-from client_app import node
-from client_app.room import Room
-from client_app.scratch import Scratch
-from client_app.seat import Seat
-from client_app.update import read_final
+from client_app import model, texts
+from client_app.node import Seat
+from client_app.scratch import Room, Scratch
+from client_app.session import keeps_own, read_final
 from fedprune.config import RunConfig
-from fedprune.errors import ReplyRefusedError
+from fedprune.errors import DataError, ReplyRefusedError
 from fedprune.evaluation.own_texts import OwnTextResult
-from fedprune.evaluation.perplexity import perplexity
+from fedprune.evaluation.perplexity import perplexities, perplexity
 from fedprune.models.changes import Changes, Recalled
 from fedprune.models.device import Limits, pick_device
 from fedprune.models.loading import LoadedModel
-from fedprune.records import FINAL, FinalOrder
+from fedprune.pruning.blocks import BlockWalk, pruned_in_passing
+from fedprune.pruning.groups import block_specs
+from fedprune.pruning.registry import make_pruner
+from fedprune.records import FINAL, FinalOrder, LocalResult
 from fedprune.wire.changes import Change
+
+
+def evaluate_local(config: RunConfig, seat: Seat) -> LocalResult:
+    """Measure the perplexity of this node's own pruned model on the held-out texts."""
+    loaded = model.dense_model(config, seat)
+    windows = texts.windows(config, seat)
+    if config.data.name not in windows:
+        raise DataError(f"there is no text to evaluate on in '{config.data.name}'.")
+    limits = Limits.of(config.pruner, "evaluation.seq_len")
+    try:
+        changes, device = _own_changes(config, seat), pick_device(config.pruner.device)
+        found = perplexities(loaded, windows, device, changes, limits)
+    except Exception:
+        Scratch(seat.scratch).remove()
+        raise
+    own = found.pop(config.data.name)
+    return LocalResult(own.nll, own.tokens, {label: one.nll for label, one in found.items()})
+
+
+def _own_changes(config: RunConfig, seat: Seat) -> Changes:
+    """Return what this node makes of every block without the others, block by block."""
+    loaded = model.dense_model(config, seat)
+    shapes = loaded.layout.shapes()
+    blocks = range(len(shapes))
+    if keeps_own(config):
+        scratch = Scratch(seat.scratch)
+        return Recalled(blocks, lambda block: scratch.load_changes(block, shapes[block]))
+    # What it did in the rounds belongs to the common model: it prunes once more, alone.
+    device, limits = pick_device(config.pruner.device), Limits.of(config.pruner)
+    walk = BlockWalk(loaded, texts.tokens(config, seat), device, limits=limits)
+    specs = block_specs(config, blocks, len(shapes))
+    return pruned_in_passing(walk, make_pruner(config.pruner), specs)
 
 
 def evaluate_own_texts(config: RunConfig, seat: Seat, order: FinalOrder) -> OwnTextResult:
@@ -42,14 +76,14 @@ def evaluate_own_texts(config: RunConfig, seat: Seat, order: FinalOrder) -> OwnT
     ReplyRefusedError
         If the changes are damaged or incomplete, or are not what the configuration asks for.
     """
-    loaded = node.model(config, seat)
+    loaded = model.dense_model(config, seat)
     scratch, device = Scratch(seat.scratch), pick_device(config.pruner.device)
     limits = Limits.of(config.pruner, "evaluation.seq_len")
     room = Room.of(loaded.layout.shapes())
     room.check(scratch, FINAL, order.start + len(order.parcel))
     scratch.receive(FINAL, order.start, order.parcel)
     changes = _final_changes(config, loaded, scratch.inbox(FINAL), order.sizes)
-    windows = node.own_windows(config, seat)
+    windows = texts.own_windows(config, seat)
     if windows is None:
         return OwnTextResult(0.0, 0.0, 0)
     pruned = perplexity(loaded, windows, device, changes, limits)

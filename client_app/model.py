@@ -1,12 +1,16 @@
 """Where a node has its model from: its operator's copy, the job's path, or the server."""
 
+import os
+from functools import lru_cache
 from pathlib import Path
 
-from client_app.models_store import ModelStore
+from client_app.model_store import ModelStore
+from client_app.node import Seat
 from client_app.scratch import Scratch
-from client_app.seat import Seat
-from fedprune.config import ModelConfig
+from fedprune.config import ModelConfig, RunConfig
 from fedprune.errors import ModelError, ReplyRefusedError, WireError
+from fedprune.models.fingerprint import Fingerprint, fingerprint
+from fedprune.models.loading import LoadedModel, load_model, model_shapes
 from fedprune.models.transfer import Manifest
 from fedprune.records import ModelParcel
 
@@ -93,3 +97,48 @@ def _from_server(config: ModelConfig) -> bool:
 
 def _store(seat: Seat) -> ModelStore:
     return ModelStore(seat.settings.most_model_bytes)
+
+
+def dense_model(config: RunConfig, seat: Seat) -> LoadedModel:
+    """Return the dense model, which the nodes of a process share where it is the same."""
+    return model_at(config.model, model_path(config.model, seat))
+
+
+@lru_cache(maxsize=1)
+def model_at(config: ModelConfig, path: str | None) -> LoadedModel:
+    """Return the dense model of a folder; None: where the configuration says."""
+    try:
+        return load_model(config, path)
+    except ModelError as error:
+        if path is None:
+            raise
+        raise ModelError(str(error), outside=_without_path(error.outside, path)) from error
+
+
+def _without_path(text: str, path: str) -> str:
+    """Return a message without the place where a node keeps its model."""
+    for folder in (os.path.expanduser(path), path):
+        text = text.replace(f"'{folder}", "'<model-path>")
+        if "/" in folder:  # else it may be any word
+            text = text.replace(folder, "<model-path>")
+    return text
+
+
+def block_shapes(config: RunConfig, seat: Seat) -> list[dict[str, tuple[int, int]]]:
+    """Return for each block of this node's model linear -> (d_out, d_in); no weight is read."""
+    return _model_shapes(config.model, model_path(config.model, seat))
+
+
+@lru_cache(maxsize=1)
+def _model_shapes(config: ModelConfig, path: str | None) -> list[dict[str, tuple[int, int]]]:
+    return model_shapes(config, path)
+
+
+def model_fingerprint(config: RunConfig, seat: Seat) -> Fingerprint:
+    """Return the fingerprint of this node's model."""
+    return _fingerprint(config.model, model_path(config.model, seat))
+
+
+@lru_cache(maxsize=1)
+def _fingerprint(config: ModelConfig, path: str | None) -> Fingerprint:
+    return fingerprint(model_at(config, path))

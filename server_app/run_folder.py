@@ -1,0 +1,512 @@
+"""A run's folder: every file in it is whole or absent, also after a kill."""
+
+import fcntl
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedprune.config import RunConfig, to_yaml
+from fedprune.disk import commit_file, replace_file, sync
+from fedprune.errors import ConfigError, ModelError, WireError
+from fedprune.methods.agreement import (
+    BlockSample,
+    agreement_matrix,
+    agreement_with_result,
+    extremes,
+    pairwise_agreement,
+    tied_weights,
+    unanimous_share,
+)
+from fedprune.models.changes import Changes, Recalled
+from fedprune.models.loading import LoadedModel
+from fedprune.models.sidecar import read_sidecar, write_sidecar
+from fedprune.results.build import ClientAgreement, LinearFigures
+from fedprune.results.ledger import Entry, Ledger
+from fedprune.results.tracking import Tracking
+from fedprune.wire.changes import Change, decode_update, encode_update, keeps_survivors, mask_of
+from strategies.state import BlockResult, RunState, damaged_state
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run writes.
+
+    Parameters
+    ----------
+    path : Path
+        Made by :meth:`start`; must not hold results yet.
+    """
+
+    path: Path
+
+    @property
+    def model(self) -> Path:
+        """The exported model's folder."""
+        return self.path / "model"
+
+    @property
+    def state(self) -> Path:
+        """The folder of what a run that goes on needs beside its blocks."""
+        return self.path / "state"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the results are there."""
+        return (self.path / "results.json").exists()
+
+    def start(self, config: RunConfig) -> None:
+        """Make the folder and write the resolved configuration into it.
+
+        Raises
+        ------
+        ConfigError
+            If the folder holds another run or cannot be written.
+        """
+        if self._config.exists():
+            raise ConfigError(
+                f"`output_dir` must be a new or empty folder, '{self.path}' holds another run. "
+                f"Choose another name or delete it, or go on with it: resume={self.path}"
+            )
+        try:
+            (self.path / "blocks").mkdir(parents=True, exist_ok=True)
+            self.state.mkdir(exist_ok=True)
+            self._write_text("config.yaml", to_yaml(config))
+        except OSError as error:
+            raise ConfigError(
+                f"`output_dir` must be writable, '{self.path}' is not: {error.strerror}."
+            ) from None
+
+    def config_text(self) -> str:
+        """Return the configuration that the run was started with, as it was written.
+
+        Raises
+        ------
+        ConfigError
+            If there is no run in the folder.
+        """
+        try:
+            return self._config.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            raise ConfigError(
+                f"`resume` must be the folder of a run, there is no configuration in "
+                f"'{self.path}'. A run's folder is the `output_dir` that it was started with."
+            ) from None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out for as long as the body of the `with` statement lasts.
+
+        The lock is the operating system's and goes with the process, however that ends.
+
+        Raises
+        ------
+        ConfigError
+            If another process works in the folder.
+        """
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError:
+            raise ConfigError(
+                f"`resume`: another process is at work on the run in '{self.path}'. Wait for it, "
+                "or end it first."
+            ) from None
+        finally:
+            os.close(descriptor)
+
+    def reopen(self) -> None:
+        """Prepare to go on: the failure of the process before is no news any more."""
+        (self.path / "failure.json").unlink(missing_ok=True)
+
+    def save_block(
+        self, number: int, prefix: str, block: int, changes: Mapping[str, Change]
+    ) -> None:
+        """Put on disk what becomes of a block in a round; nothing if it stays dense.
+
+        Masks alone are a sidecar; where survivors change as well, a second file says how.
+        """
+        sidecar, more = self._block(number, block), self._more(number, block)
+        sidecar.parent.mkdir(exist_ok=True)
+        more.unlink(missing_ok=True)
+        sidecar.unlink(missing_ok=True)
+        if not changes:
+            return
+        masks = {name: mask_of(change) for name, change in changes.items()}
+        write_sidecar(sidecar, {block: masks}, prefix)
+        if not all(map(keeps_survivors, changes.values())):
+            replace_file(more, encode_update(changes))
+
+    def read_block(self, number: int, block: int) -> dict[str, Change]:
+        """Return what becomes of a block in a round: masks, or changes of survivors as well.
+
+        Empty if nothing was saved of it, since no client reported it: it stays dense.
+        """
+        sidecar, more = self._block(number, block), self._more(number, block)
+        if not sidecar.exists():
+            return {}
+        masks = read_sidecar(sidecar)[block]
+        if not more.exists():
+            return dict(masks)
+        shapes = {name: mask.shape for name, mask in masks.items()}
+        return decode_update(more.read_bytes(), shapes)
+
+    def kept(self, number: int, block: int) -> list[str]:
+        """Return the names of the files that say what became of a block in a round."""
+        files = self._block(number, block), self._more(number, block)
+        return [path.name for path in files if path.exists()]
+
+    def save_figures(self, number: int, block: int, figures: Mapping[str, object]) -> None:
+        """Put on disk what the results will tell of a block; plain JSON values."""
+        replace_file(self._figures(number, block), json.dumps(figures).encode())
+
+    def read_figures(self, number: int, block: int) -> dict[str, Any]:
+        """Return what :meth:`save_figures` put there."""
+        found: dict[str, Any] = json.loads(self._figures(number, block).read_bytes())
+        return found
+
+    def settle_blocks(self, number: int) -> None:
+        """Make sure that a round's blocks survive a power cut."""
+        folder = self._round(number)
+        if folder.exists():
+            sync(folder)
+            sync(folder.parent)
+
+    def forget_rounds(self, before: int) -> None:
+        """Delete the blocks of the rounds before one."""
+        for number in range(1, before):
+            shutil.rmtree(self._round(number), ignore_errors=True)
+
+    def fail(self, reason: str, ledger: Ledger) -> None:
+        """Record why the run stopped, unless the disk is full; aggregated blocks stay."""
+        state = {"status": "failed", "reason": reason, "ledger": ledger.to_dict()}
+        with suppress(OSError):
+            self._write_text("failure.json", json.dumps(state, indent=2) + "\n")
+
+    def finish(self, results: Mapping[str, object]) -> None:
+        """Write the results; the blocks are in the exported sidecar now and go."""
+        self._write_text("results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Delete what a finished run needs no more."""
+        for folder in (self.path / "blocks", self.state):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def drop_partial(self) -> None:
+        """Delete files that a process did not come to the end of; nobody may be at work here."""
+        for path in self.path.glob("*.partial"):
+            path.unlink(missing_ok=True)
+
+    @property
+    def _config(self) -> Path:
+        return self.path / "config.yaml"
+
+    def _round(self, number: int) -> Path:
+        return self.path / "blocks" / f"round-{number:02d}"
+
+    def _block(self, number: int, block: int) -> Path:
+        return self._round(number) / f"block-{block:05d}.safetensors"
+
+    def _more(self, number: int, block: int) -> Path:
+        return self._round(number) / f"block-{block:05d}.update"
+
+    def _figures(self, number: int, block: int) -> Path:
+        return self._round(number) / f"block-{block:05d}.json"
+
+    def _write_text(self, name: str, text: str) -> None:
+        replace_file(self.path / name, text.encode())
+
+
+_FORMAT = 1
+_RUN = "run.json"
+_LEDGER = "ledger.jsonl"
+_OTHERS = {
+    "code": "was started by other sources of fedprune. Go on with the release that started it.",
+    "configuration": "has a `config.yaml` that was changed since. Put back what it said.",
+    "model": "prunes another model than the one that is found now. Put back the one it began with.",
+}
+
+
+@dataclass
+class StateFiles:
+    """The files of one run's state.
+
+    Parameters
+    ----------
+    folder : Path
+        Theirs alone.
+    ledger : Ledger
+        Filled by :meth:`load`, saved with the state.
+
+    Attributes
+    ----------
+    identity : Mapping[str, str]
+        What must not change while the run lasts: "code", "configuration" and "model" -> hash.
+    """
+
+    folder: Path
+    ledger: Ledger
+    identity: Mapping[str, str] = field(init=False, default_factory=dict)
+    _update: str | None = field(init=False, default=None)  # names of files that `run.json` names
+    _votes: str | None = field(init=False, default=None)
+    _entries: int = field(init=False, default=0)  # of the ledger that are on the disk,
+    _size: int = field(init=False, default=0)  # and the bytes that they take
+
+    def load(self) -> RunState:
+        """Return where the run stands; a new one's state if nothing was saved of it.
+
+        Raises
+        ------
+        ConfigError
+            If what was saved is damaged.
+        """
+        try:
+            data = (self.folder / _RUN).read_bytes()
+        except FileNotFoundError:
+            return RunState()
+        try:
+            return self._read(json.loads(data))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise damaged_state(f"{type(error).__name__}: {error}") from error
+
+    def identify(self, identity: Mapping[str, str]) -> None:
+        """Note what is run, or make sure that it is what was run before.
+
+        Raises
+        ------
+        ConfigError
+            If it is not.
+        """
+        for key, value in self.identity.items():
+            if identity.get(key) != value:
+                raise ConfigError(f"`resume`: this run {_OTHERS[key]}")
+        self.identity = identity
+
+    def save(self, state: RunState, votes: Mapping[str, NDArray[Any]]) -> None:
+        """Put the state on the disk; ``votes`` are the sums of the open chunk."""
+        self.folder.mkdir(exist_ok=True)
+        update = f"update-{state.round}-{state.chunk}.bin" if state.update is not None else None
+        if state.update is not None and update is not None and update != self._update:
+            replace_file(self.folder / update, state.update)
+        self._update, self._votes = update, self._save_votes(state, votes) if votes else None
+        self._append_entries()
+        plain = {
+            "format": _FORMAT,
+            "identity": dict(self.identity),
+            "update": self._update,
+            "votes": self._votes,
+            "ledger": self._size,
+            "state": state.to_dict(),
+        }
+        replace_file(self.folder / _RUN, json.dumps(plain).encode())
+        kept = {_RUN, _LEDGER, self._update, self._votes}
+        for path in self.folder.iterdir():
+            if path.name not in kept:
+                path.unlink()
+
+    def votes(self) -> Mapping[str, NDArray[Any]]:
+        """Return the sums that were saved last, each read when it is looked up.
+
+        Raises
+        ------
+        ConfigError
+            If they are damaged.
+        """
+        try:
+            found: Mapping[str, NDArray[Any]] = np.load(
+                self.folder / str(self._votes), allow_pickle=False
+            )
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise damaged_state(f"{type(error).__name__}: {error}") from error
+        return found
+
+    def _read(self, plain: Mapping[str, Any]) -> RunState:
+        if plain["format"] != _FORMAT:
+            raise ValueError(f"`format` must be {_FORMAT}, got {plain['format']!r}")
+        self.identity = plain["identity"]
+        self._update, self._votes, self._size = plain["update"], plain["votes"], plain["ledger"]
+        update = (self.folder / self._update).read_bytes() if self._update else None
+        with (self.folder / _LEDGER).open("rb") as file:
+            lines = file.read(self._size)
+        if len(lines) != self._size:
+            raise ValueError(f"`{_LEDGER}` must have {self._size} bytes, got {len(lines)}")
+        self.ledger.entries[:] = [Entry(**json.loads(line)) for line in lines.splitlines()]
+        self._entries = len(self.ledger.entries)
+        return RunState.from_dict(plain["state"], update)
+
+    def _save_votes(self, state: RunState, votes: Mapping[str, NDArray[Any]]) -> str:
+        name, arrays = f"votes-{state.step}-{len(state.folded)}.npz", dict[str, Any](votes)
+        partial = self.folder / f"{name}.partial"
+        with partial.open("wb") as file:  # array by array: no second copy in memory
+            np.savez(file, **arrays)
+        sync(partial)
+        commit_file(partial, self.folder / name)
+        return name
+
+    def _append_entries(self) -> None:
+        """Write the ledger's new entries behind those that count."""
+        fresh = self.ledger.entries[self._entries :]
+        lines = "".join(f"{json.dumps(asdict(entry))}\n" for entry in fresh).encode()
+        descriptor = os.open(self.folder / _LEDGER, os.O_RDWR | os.O_CREAT, 0o644)
+        with open(descriptor, "r+b") as file:
+            file.truncate(self._size)  # a killed process may have written more
+            file.seek(self._size)
+            file.write(lines)
+            file.flush()
+            os.fsync(file.fileno())
+        self._entries, self._size = len(self.ledger.entries), self._size + len(lines)
+
+
+_MATRIX_CLIENTS = 64  # rows of the matrix of agreement between clients
+
+
+@dataclass
+class Tally:
+    """What a strategy's results are kept in, and read back from.
+
+    Parameters
+    ----------
+    folder : RunFolder
+        Where masks, values and figures go.
+    files : StateFiles
+        Where the state goes.
+    loaded : LoadedModel
+        Names the linears.
+    rounds : int
+        `strategy.rounds`: the results are those of the last one.
+    """
+
+    folder: RunFolder
+    files: StateFiles
+    loaded: LoadedModel
+    rounds: int
+
+    def add(self, number: int, result: BlockResult) -> None:
+        """Save a block of a round and its figures."""
+        prefix, block = self.loaded.layout.prefix, result.block
+        self.folder.save_block(number, prefix, block, result.changes)
+        linears = [
+            asdict(self._linear(result, name, shape))
+            for name, shape in self.loaded.layout.shapes()[block].items()
+        ]
+        sample = None if result.sample is None else _plain(result.sample)
+        figures = {"linears": linears, "sample": sample, "files": self.folder.kept(number, block)}
+        self.folder.save_figures(number, block, figures)
+
+    def recall(self, number: int, block: int) -> Mapping[str, Change]:
+        """Return what was saved of a block in a round; empty if no client reported it.
+
+        Raises
+        ------
+        ConfigError
+            If it is damaged or not there any more.
+        """
+        try:
+            there, saved = self.folder.kept(number, block), self.folder.read_figures(number, block)
+            if there != saved["files"]:
+                raise ValueError(f"of round {number} there is {there}, not {saved['files']}")
+            return self.folder.read_block(number, block)
+        except (OSError, ValueError, KeyError, TypeError, ModelError, WireError) as error:
+            raise damaged_state(f"block {block}: {error}") from error
+
+    def save(self, state: RunState, votes: Mapping[str, NDArray[Any]]) -> None:
+        """Save where the run stands; the blocks that it counts on are on the disk before."""
+        self.folder.settle_blocks(state.round)
+        self.files.save(state, votes)
+        self.folder.forget_rounds(state.round - 1)
+
+    def votes(self) -> Mapping[str, NDArray[Any]]:
+        """Return the sums that were saved last."""
+        return self.files.votes()
+
+    def changes(self) -> Changes:
+        """Return what becomes of the aggregated blocks, read from disk when it is asked for."""
+        return Recalled(self._blocks, partial(self.recall, self.rounds))
+
+    def linears(self) -> list[LinearFigures]:
+        """Return the figures of all linears, in the model's order."""
+        found = (self.folder.read_figures(self.rounds, block) for block in self._blocks)
+        return [LinearFigures(**linear) for figures in found for linear in figures["linears"]]
+
+    def agreement(self, clients: Sequence[str]) -> ClientAgreement | None:
+        """Return how far each of these clients agrees with the result and with the others.
+
+        None where clients send no masks.
+        """
+        found = (self.folder.read_figures(self.rounds, block)["sample"] for block in self._blocks)
+        samples = [_sample(plain) for plain in found if plain is not None]
+        if not samples:
+            return None
+        shares = agreement_with_result(samples)
+        result = {name: shares[name] for name in clients if name in shares}
+        shown = extremes(result, _MATRIX_CLIENTS)
+        weights = sum(sample.weights for sample in samples)
+        return ClientAgreement(weights, result, shown, agreement_matrix(samples, shown))
+
+    @property
+    def _blocks(self) -> range:
+        return range(len(self.loaded.layout.blocks))
+
+    def _linear(self, result: BlockResult, name: str, shape: tuple[int, int]) -> LinearFigures:
+        mask, votes = result.masks.get(name), result.histograms.get(name)
+        weights = shape[0] * shape[1]
+        zeros = weights - mask.survivors if mask is not None else 0
+        return LinearFigures(
+            name=f"{self.loaded.layout.prefix}.{result.block}.{name}",
+            weights=weights,
+            zeros=zeros,
+            voters=result.voters,
+            votes=[int(count) for count in votes] if votes is not None else [],
+            agreement=None if votes is None else pairwise_agreement(votes, result.effective_voters),
+            unanimous=None if votes is None else unanimous_share(votes),
+            tied=(0, 0) if votes is None else tied_weights(votes, zeros),
+        )
+
+
+def _plain(sample: BlockSample) -> dict[str, object]:
+    clients = {name: bits.tobytes().hex() for name, bits in sample.clients.items()}
+    return {
+        "weights": sample.weights,
+        "result": sample.result.tobytes().hex(),
+        "clients": clients,
+    }
+
+
+def _sample(plain: Mapping[str, Any]) -> BlockSample:
+    clients = {name: _bits(text) for name, text in plain["clients"].items()}
+    return BlockSample(plain["weights"], _bits(plain["result"]), clients)
+
+
+def _bits(text: str) -> NDArray[np.uint8]:
+    return np.frombuffer(bytes.fromhex(text), dtype=np.uint8)
+
+
+@dataclass
+class TrackedTally(Tally):
+    """Keeps what a tally keeps.
+
+    Parameters
+    ----------
+    tracking : Tracking
+        Is told of every block, in every round.
+    """
+
+    tracking: Tracking
+
+    def add(self, number: int, result: BlockResult) -> None:
+        """Save a block of a round and its figures, and tell of them."""
+        super().add(number, result)
+        figures = self.folder.read_figures(number, result.block)["linears"]
+        step = (number - 1) * len(self.loaded.layout.blocks) + result.block + 1
+        self.tracking.block(step, [LinearFigures(**one) for one in figures], self.files.ledger)
