@@ -18,9 +18,9 @@ from benchmarks.timing import report
 from fedprune.cli.inline import run_inline
 from fedprune.config import config_from_overrides
 from fedprune.models.device import pick_device
-from fedprune.models.generate import draft_model, generate_model
 from fedprune.models.loading import load_model
 from fedprune.results.environment import peak_device_bytes, peak_rss_bytes
+from scripts.generate_model import draft_model, generate_model
 
 
 def settings(model: Path, options: argparse.Namespace) -> list[str]:

@@ -12,13 +12,13 @@ import torch
 from benchmarks.floor import Rates, block_floor
 from benchmarks.timing import report
 from fedprune.config import config_from_overrides
-from fedprune.models.generate import draft_model, generate_model
 from fedprune.models.loading import LoadedModel, load_model
 from fedprune.pruning.blocks import BlockWalk, prune_blocks
 from fedprune.pruning.groups import block_specs
 from fedprune.pruning.registry import make_pruner
 from fedprune.wire.changes import mask_of
 from fedprune.wire.masks import encode_block
+from scripts.generate_model import draft_model, generate_model
 
 CASES = ((1, 128), (2, 128), (8, 128), (2, 512))
 BLOCKS = 2

@@ -14,8 +14,7 @@ from pathlib import Path
 from transformers import LlamaConfig
 
 from benchmarks.timing import report
-from fedprune.models.generate import draft_model, generate_model
-from fedprune.models.presets import PRESETS
+from scripts.generate_model import PRESETS, draft_model, generate_model
 
 BLOCKS = (2, 4, 8)
 PLAIN_BLOCKS = 4  # the plain way sorts for minutes

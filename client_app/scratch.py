@@ -14,9 +14,9 @@ from typing import Self
 
 import torch
 
-from fedprune.disk import commit_file, replace_file, write_at
+from fedprune.disk import replace_file, write_at
 from fedprune.errors import ModelError, ReplyRefusedError
-from fedprune.models.weights import TensorForm, index_files, write_file
+from fedprune.models.weights import index_files, save_tensors
 from fedprune.records import FINAL
 from fedprune.wire.changes import Change, decode_update, encode_update, most_update_bytes
 
@@ -215,12 +215,8 @@ class Scratch:
 
     def _save(self, target: Path, tensors: Sequence[torch.Tensor]) -> None:
         self._make()
-        partial = target.with_name(f"{target.name}.partial")
-        partial.touch(mode=_PRIVATE)
-        # One at a time: what does not fit into memory lies on the disk, and is read when asked for.
-        forms = [TensorForm.of(f"{index:06d}", tensor) for index, tensor in enumerate(tensors)]
-        write_file(partial, forms, lambda name: tensors[int(name)])
-        commit_file(partial, target)
+        named = {f"{index:06d}": tensor for index, tensor in enumerate(tensors)}
+        save_tensors(target, named, mode=_PRIVATE)
 
     def _load(self, source: Path, what: str) -> list[torch.Tensor]:
         try:

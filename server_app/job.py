@@ -151,7 +151,7 @@ def _run(  # noqa: PLR0913 - what a job is made of
     show(status, "export", 0, 1, "writing the pruned model")
     with timings.measure("export"):
         if not folder.model.exists():  # which appears whole
-            export_model(loaded, changes, folder.model)
+            export_model(loaded, changes, folder.model, marks)
     with timings.measure("zero_shot"):
         further = further_results(strategy, loaded, folder.model, tasks)
     seconds = state.timings.seconds

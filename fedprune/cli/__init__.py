@@ -18,7 +18,7 @@ _EXAMPLES = """examples:
   fedprune status --watch                          where the newest run is, until it ends
   fedprune sweep sparsity=0.5,0.6 strategy.group=layer,row seed=0,1,2
   fedprune evaluate runs/opt evaluation.seq_len=512
-  fedprune export runs/opt --compact small
+  fedprune export runs/opt --push-to-hub me/opt-pruned
   fedprune doctor
 
 exit codes: 0 done, 1 failed, 2 wrong configuration or usage, 130 interrupted; of supernode also 70:

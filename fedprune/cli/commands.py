@@ -121,12 +121,27 @@ def _evaluate(arguments: Namespace) -> int:
     )
 
 
+def _apply_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "base", metavar="BASE", help="the dense model: a folder, a Hub id or 'demo'"
+    )
+    parser.add_argument("masks", metavar="MASKS", help="masks.safetensors, or the run that has it")
+    parser.add_argument("output", metavar="OUTPUT", help="a new folder")
+
+
+def _apply(arguments: Namespace) -> int:
+    from fedprune.cli.apply import run_apply
+
+    return run_apply(arguments.base, arguments.masks, arguments.output)
+
+
 def _export_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL_DIR", help="a model folder or a run's folder")
-    parser.add_argument("--compact", metavar="OUT", help="write the compact form into a new folder")
-    parser.add_argument("--dense", metavar="OUT", help="write the ordinary form into a new folder")
     parser.add_argument(
-        "--push-to-hub", metavar="REPO", help="upload to this repository of the Hub, 'owner/name'"
+        "--push-to-hub",
+        metavar="REPO",
+        required=True,
+        help="upload to this repository of the Hub, 'owner/name'",
     )
     parser.add_argument(
         "--public", action="store_true", help="let everybody see the new repository"
@@ -137,39 +152,13 @@ def _export_arguments(parser: ArgumentParser) -> None:
 
 
 def _export(arguments: Namespace) -> int:
-    from fedprune.cli.export import Wanted, run_export
+    from fedprune.cli.export import run_export
 
-    wanted = Wanted(
-        arguments.compact,
-        arguments.dense,
+    return run_export(
+        arguments.model,
         arguments.push_to_hub,
-        arguments.public,
-        arguments.existing,
-    )
-    return run_export(arguments.model, wanted)
-
-
-def _generate_arguments(parser: ArgumentParser) -> None:
-    from fedprune.models.presets import PRESETS
-
-    parser.add_argument(
-        "shape",
-        metavar="SHAPE",
-        help=f"a folder with a config.json, or one of {', '.join(PRESETS)}",
-    )
-    parser.add_argument("folder", metavar="MODEL_DIR", help="the new model's folder")
-    parser.add_argument("--blocks", type=int, metavar="N", help="only the first N blocks")
-    parser.add_argument(
-        "--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16", help="(bfloat16)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="what the weights follow from (0)")
-
-
-def _generate(arguments: Namespace) -> int:
-    from fedprune.cli.generate import run_generate
-
-    return run_generate(
-        arguments.shape, arguments.folder, arguments.dtype, arguments.blocks, arguments.seed
+        public=arguments.public,
+        existing=arguments.existing,
     )
 
 
@@ -276,21 +265,19 @@ COMMANDS: dict[str, Command] = {
         _evaluate_arguments,
         _evaluate,
     ),
+    "apply": Command(
+        "make a pruned model of its base model and its masks",
+        "Write the model that a run made, of the dense model and the run's masks alone, a bit a "
+        "weight. Masks of another model are refused.",
+        _apply_arguments,
+        _apply,
+    ),
     "export": Command(
-        "write a model in compact form, and back, or push it to the Hub",
-        "Write a model in compact form, about a third of its size at half the weights zero, or a "
-        "compact one in the ordinary form again; the model stays the same bit for bit. Or upload "
-        "it: to a new private repository, unless --public or --existing say otherwise.",
+        "push a model to the Hub",
+        "Upload a model to a new private repository, unless --public or --existing say otherwise: "
+        "weights, masks, configuration, tokenizer, card and licence, and nothing else.",
         _export_arguments,
         _export,
-    ),
-    "generate": Command(
-        "make a model with random weights in a true shape",
-        "Write a model with random weights in the shape of a published one, or of a folder's "
-        "config.json, to measure memory and time without its weights. A slice with fewer blocks "
-        "has the same first blocks.",
-        _generate_arguments,
-        _generate,
     ),
     "report": Command(
         "write a run's report.html again",

@@ -204,7 +204,6 @@ def _task_sentences(found: ZeroShot) -> Iterator[str]:
 def _size_sentence(sizes: ModelSizes) -> str:
     forms = {
         "zeros written out": sizes.dense,
-        "in compact form": sizes.compact,
         "masks": sizes.masks,
         "masks and surviving values by count": sizes.bits_and_values,
     }

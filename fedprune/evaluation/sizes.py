@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fedprune.models.export import SIDECAR
-from fedprune.models.folder import COMPACT_INDEX
 from fedprune.models.weights import index_files
 from fedprune.wire.masks import popcount
 
@@ -20,8 +19,6 @@ class ModelSizes:
     ----------
     dense : int or None
         Safetensors files with zeros written out.
-    compact : int or None
-        The files of a folder that `fedprune export --compact` wrote.
     masks : int or None
         The sidecar with a bit a prunable weight.
     bits_and_values : int or None
@@ -30,7 +27,6 @@ class ModelSizes:
     """
 
     dense: int | None = None
-    compact: int | None = None
     masks: int | None = None
     bits_and_values: int | None = None
 
@@ -55,8 +51,6 @@ def model_sizes(folder: Path) -> ModelSizes:
     files = sorted(folder.glob("*.safetensors"))
     size = sum(path.stat().st_size for path in files)
     sidecar = folder / SIDECAR
-    if (folder / COMPACT_INDEX).is_file():
-        return ModelSizes(compact=size)
     if not sidecar.is_file():
         return ModelSizes(dense=size)
     stored, saved = index_files(files), 0

@@ -17,9 +17,7 @@ from torch.nn import functional
 from torch.sparse import to_sparse_semi_structured
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from fedprune.models.compact import load_compact
 from fedprune.models.device import explain_out_of_memory
-from fedprune.models.folder import COMPACT_INDEX
 from fedprune.models.layout import DecoderLayout, find_layout
 from fedprune.models.loading import progress_on_terminals_only
 
@@ -137,8 +135,6 @@ def measure_speed(folder: Path, device: torch.device, seq_len: int, batch: int =
 
 
 def _whole(folder: Path) -> PreTrainedModel:
-    if (folder / COMPACT_INDEX).is_file():
-        return load_compact(folder)[0]
     with progress_on_terminals_only():
         found: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder, dtype="auto", trust_remote_code=False

@@ -15,8 +15,6 @@ from typing import Any
 from fedprune.config.datasets import dataset_names, is_task_file
 from fedprune.config.suggest import did_you_mean
 from fedprune.errors import ConfigError, DataError, ModelError
-from fedprune.models.compact import load_compact
-from fedprune.models.folder import COMPACT_INDEX
 
 PAPER_TASKS = (
     "boolq",
@@ -142,11 +140,8 @@ def zero_shot(
         task.set_fewshot_seed(_SEED)
     with _quiet_off_terminal():
         try:
-            compact = (Path(model) / COMPACT_INDEX).is_file()
-            whole, tokenizer = load_compact(model) if compact else (model, None)
             scored = HFLM(
-                pretrained=whole if isinstance(whole, str) else whole.to(device),
-                tokenizer=tokenizer,
+                pretrained=model,
                 revision=revision or "main",
                 dtype=dtype,
                 device=device,

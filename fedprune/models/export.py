@@ -4,25 +4,87 @@ The folder is written beside its final place and renamed once it is complete on 
 reader never meets half a model.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
+from fedprune.config.schema import ModelConfig
 from fedprune.disk import new_folder
 from fedprune.errors import ModelError
-from fedprune.models.changes import Changes, Recalled, changed_tensors
-from fedprune.models.loading import LoadedModel
-from fedprune.models.sidecar import write_sidecar
-from fedprune.models.weights import SHARD_BYTES, TensorForm, write_model
-from fedprune.wire.changes import mask_of
+from fedprune.models.changes import Changes, changed_tensors
+from fedprune.models.fingerprint import Fingerprint, fingerprint
+from fedprune.models.folder import SAFETENSORS, SAFETENSORS_INDEX
+from fedprune.models.loading import LoadedModel, load_model
+from fedprune.models.sidecar import SidecarWriter, read_sidecar, sidecar_metadata
+from fedprune.models.weights import save_tensors
+from fedprune.wire.changes import keeps_survivors, mask_of
 
 #: Where an export keeps its masks. Not beside the weights: servers that load a folder's every
 #: ``*.safetensors`` would take them for a shard.
 SIDECAR = Path("fedprune", "masks.safetensors")
 
+SHARD_BYTES = 256_000_000
+"""How large a file of weights gets at least, unless it is the last: about a block of a 7B model."""
 
-def export_model(model: LoadedModel, changes: Changes, folder: Path) -> None:
+
+class ShardWriter:
+    """Writes a model's weights as one safetensors file, or as several with an index.
+
+    Parameters
+    ----------
+    folder : Path
+        Where ``model.safetensors`` or ``model-00001-of-0000N.safetensors`` go.
+    shard_bytes : int
+        A file is written once its tensors have so many bytes; until then they are held.
+    """
+
+    def __init__(self, folder: Path, shard_bytes: int) -> None:
+        self._folder = folder
+        self._shard_bytes = shard_bytes
+        self._held: dict[str, Tensor] = {}
+        self._written: list[list[str]] = []
+        self._bytes = 0
+
+    def add(self, tensors: Mapping[str, Tensor]) -> None:
+        """Add CPU tensors that go into one file."""
+        self._held.update(tensors)
+        self._bytes += sum(tensor.nbytes for tensor in tensors.values())
+        if sum(tensor.nbytes for tensor in self._held.values()) >= self._shard_bytes:
+            self._write()
+
+    def close(self) -> None:
+        """Write what is left, and give the files their names."""
+        if self._held or not self._written:
+            self._write()
+        total = len(self._written)
+        if total == 1:
+            self._part(1).rename(self._folder / SAFETENSORS)
+            return
+        places = {}
+        for number, names in enumerate(self._written, start=1):
+            file = f"model-{number:05d}-of-{total:05d}.safetensors"
+            self._part(number).rename(self._folder / file)
+            places.update(dict.fromkeys(names, file))
+        index = {
+            "metadata": {"total_size": self._bytes},
+            "weight_map": dict(sorted(places.items())),
+        }
+        (self._folder / SAFETENSORS_INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+    def _write(self) -> None:
+        self._written.append(list(self._held))
+        save_tensors(self._part(len(self._written)), self._held)
+        self._held.clear()
+
+    def _part(self, number: int) -> Path:
+        return self._folder / f"part-{number:05d}"
+
+
+def export_model(
+    model: LoadedModel, changes: Changes, folder: Path, mark: Fingerprint | None = None
+) -> None:
     """Write a model as a Hugging Face folder, pruned, with its masks in a sidecar.
 
     One block of the model is in memory at a time.
@@ -36,6 +98,8 @@ def export_model(model: LoadedModel, changes: Changes, folder: Path) -> None:
     folder : Path
         Where the model goes: sharded safetensors with real zeros, configuration, tokenizer and
         :data:`SIDECAR`.
+    mark : Fingerprint, optional
+        The dense model's, if it is known already; the masks say which model they are of.
 
     Raises
     ------
@@ -44,43 +108,93 @@ def export_model(model: LoadedModel, changes: Changes, folder: Path) -> None:
         model's.
     """
     _check_blocks(model, changes)
-    masks = Recalled(
-        sorted(changes), lambda block: {n: mask_of(c) for n, c in changes[block].items()}
-    )
+    mark = fingerprint(model) if mark is None else mark
     with new_folder(folder) as partial:
-        _write_weights(model, changes, partial)
-        _write_configuration(model, partial)
         (partial / SIDECAR).parent.mkdir()
-        write_sidecar(partial / SIDECAR, masks, model.layout.prefix)
+        with SidecarWriter(partial / SIDECAR, model.layout.prefix) as masks:
+            kept = _write_weights(model, changes, partial, masks)
+            masks.close(
+                {
+                    "model": {"weights": mark.weights, "dtype": _dtype_name(model)},
+                    "survivors": "kept" if kept else "changed",
+                }
+            )
+        _write_configuration(model, partial)
 
 
-def _write_weights(model: LoadedModel, changes: Changes, folder: Path) -> None:
-    """Write every tensor once; the blocks lie side by side, so one is pruned at a time."""
+def apply_masks(base: str | Path, masks: Path, output: Path) -> None:
+    """Make a pruned model of the dense model and the masks that were made for it.
+
+    Parameters
+    ----------
+    base : str or Path
+        The dense model: a folder, a Hub id, or 'demo'.
+    masks : Path
+        The ``masks.safetensors`` of an export, which is a sixteenth of a model in bfloat16.
+    output : Path
+        A new folder; it becomes what the export was, bit for bit.
+
+    Raises
+    ------
+    ModelError
+        If the masks are another model's or came with new values for the survivors, a file is
+        damaged, or the folder is taken or cannot be written.
+    """
+    said = sidecar_metadata(masks)
+    known = said.get("model")
+    known = known if isinstance(known, dict) else {}
+    if said.get("survivors") == "changed":
+        raise ModelError(
+            f"'{masks}' is of a model whose survivors have new values, which masks do not hold. "
+            "Keep the model's own folder."
+        )
+    demo = str(base) == "demo"
+    config = ModelConfig(
+        name="demo" if demo else "hf",
+        path="" if demo else str(base),
+        revision=None,
+        dtype=known.get("dtype", "auto"),
+    )
+    loaded = load_model(config)
+    mark = fingerprint(loaded)
+    if "weights" in known and known["weights"] != mark.weights:
+        raise ModelError(
+            f"'{masks}' is of another model: its weights have the SHA-256 {known['weights']}, "
+            f"those of '{base}' have {mark.weights}. Give the model that was pruned."
+        )
+    export_model(loaded, read_sidecar(masks), output, mark)
+
+
+def _write_weights(
+    model: LoadedModel, changes: Changes, folder: Path, masks: SidecarWriter
+) -> bool:
+    """Write every tensor once, block by block; return whether the survivors are as they were."""
     state, tied = model.model.state_dict(), model.model.all_tied_weights_keys
-    kept = sorted((name for name in state if name not in tied), key=lambda n: _block(model, n))
-    names = {model.source.stored_name(name): name for name in kept}
-    forms = [TensorForm.of(stored, state[name]) for stored, name in names.items()]
-    ready: dict[int, Mapping[str, Tensor]] = {}
+    shards, prefix, kept = ShardWriter(folder, SHARD_BYTES), f"{model.layout.prefix}.", True
+    for name in state:
+        if name not in tied and not name.startswith(prefix):
+            shards.add({model.source.stored_name(name): model.tensor(name)})
+    for block in range(len(model.layout.blocks)):
+        done = changes.get(block, {})
+        kept = kept and all(map(keeps_survivors, done.values()))
+        masks.add(block, {linear: mask_of(change) for linear, change in done.items()})
+        inside = f"{prefix}{block}."
+        tensors = changed_tensors(model.layout, block, model.block_tensors(block), done)
+        model.prefetch(block + 1)
+        full = {f"{inside}{name}": tensor for name, tensor in tensors.items()}
+        shards.add(
+            {
+                model.source.stored_name(name): tensor
+                for name, tensor in full.items()
+                if name in state and name not in tied
+            }
+        )
+    shards.close()
+    return kept
 
-    def tensor(stored: str) -> Tensor:
-        name = names[stored]
-        block = _block(model, name)
-        if block not in changes:
-            return model.tensor(name)
-        if block not in ready:
-            ready.clear()
-            dense = model.block_tensors(block)
-            ready[block] = changed_tensors(model.layout, block, dense, changes[block])
-            model.prefetch(block + 1)
-        return ready[block][name.removeprefix(f"{model.layout.prefix}.{block}.")]
 
-    write_model(folder, forms, tensor, SHARD_BYTES)
-
-
-def _block(model: LoadedModel, name: str) -> int:
-    """Return the block that a tensor belongs to, -1 if to none."""
-    inside = name.removeprefix(f"{model.layout.prefix}.")
-    return int(inside.partition(".")[0]) if inside != name else -1
+def _dtype_name(model: LoadedModel) -> str:
+    return str(model.model.dtype).removeprefix("torch.")
 
 
 def _write_configuration(model: LoadedModel, folder: Path) -> None:

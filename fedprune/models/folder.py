@@ -1,4 +1,4 @@
-"""What a local model folder must hold, checked before the loader is asked.
+"""What a model folder must hold, and where its files are, in a folder or on the Hub.
 
 The loader's own messages name its internals; these name the configuration key and the files.
 """
@@ -6,14 +6,18 @@ The loader's own messages name its internals; these name the configuration key a
 import json
 from pathlib import Path
 
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+
 from fedprune.errors import ModelError
 
 CONFIG = "config.json"
-COMPACT_INDEX = "compact.index.json"
 SAFETENSORS = "model.safetensors"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 _INDEXES = (SAFETENSORS_INDEX, "pytorch_model.bin.index.json")
 _SINGLE = (SAFETENSORS, "pytorch_model.bin")
+_SIDE_SUFFIXES = (".json", ".jinja", ".md", ".model", ".txt")
+_LICENSES = ("LICENSE", "NOTICE")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt")
 
 
@@ -43,8 +47,8 @@ def check_folder(path: str) -> None:
     check_config(path)
     folder = Path(path)
     _need(folder, _TOKENIZERS, "no tokenizer")
-    _need(folder, (*_SINGLE, *_INDEXES, COMPACT_INDEX), "no weights")
-    if any((folder / name).is_file() for name in (*_SINGLE, COMPACT_INDEX)):
+    _need(folder, (*_SINGLE, *_INDEXES), "no weights")
+    if any((folder / name).is_file() for name in _SINGLE):
         return
     index = next(folder / name for name in _INDEXES if (folder / name).is_file())
     missing = sorted(name for name in shard_names(index) if not (folder / name).is_file())
@@ -73,3 +77,52 @@ def shard_names(index: Path) -> set[str]:
             f"'{index}' is not an index of weight files ({error!r}). "
             "Copy the whole model folder again."
         ) from error
+
+
+def weight_files(source: str, revision: str | None) -> list[Path]:
+    """Return the files that hold a model's weights; none if it is not stored as safetensors.
+
+    Parameters
+    ----------
+    source : str
+        A folder or a Hub id.
+    revision : str or None
+        Of a Hub id; None is its main branch.
+
+    Raises
+    ------
+    OSError
+        If the Hub cannot be reached.
+    ModelError
+        If the index of several files is damaged.
+    """
+    whole = _file(source, revision, SAFETENSORS)
+    if whole is not None:
+        return [whole]
+    index = _file(source, revision, SAFETENSORS_INDEX)
+    if index is None:
+        return []
+    files = [_file(source, revision, name) for name in sorted(shard_names(index))]
+    return [path for path in files if path is not None]
+
+
+def side_files(folder: Path) -> list[Path]:
+    """Return what lies beside a model's weights: configuration, tokenizer, card, licence."""
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.is_file()
+        and (path.suffix in _SIDE_SUFFIXES or path.name in _LICENSES)
+        and not path.name.endswith(".index.json")
+    ]
+
+
+def _file(source: str, revision: str | None, name: str) -> Path | None:
+    """Return a file of a model, None if the model has no such file."""
+    if is_local(source):
+        path = Path(source, name)
+        return path if path.is_file() else None
+    try:
+        return Path(hf_hub_download(source, name, revision=revision))
+    except EntryNotFoundError:
+        return None

@@ -7,11 +7,10 @@ refused instead of being completed with random numbers.
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
@@ -31,10 +30,7 @@ from transformers.utils import logging as transformers_logging
 
 from fedprune.config.schema import ModelConfig
 from fedprune.errors import ModelError
-from fedprune.models.compact_index import is_compact_file
-from fedprune.models.compact_source import open_compact
-from fedprune.models.folder import check_config, check_folder, is_local
-from fedprune.models.hub_files import weight_files
+from fedprune.models.folder import check_config, check_folder, is_local, weight_files
 from fedprune.models.layout import DecoderLayout, find_layout
 from fedprune.models.weights import (
     HeldWeights,
@@ -185,7 +181,7 @@ def load_model(config: ModelConfig, path: str | None = None) -> LoadedModel:
     if files:
         stored = index_files(files)
         model = _skeleton(source, architecture, _dtype(config, architecture, stored))
-        weights = _weights(source, model, files, stored)
+        weights = map_weights(source, model, stored)
         if weights is not None:
             with suppress(OSError):  # not every model has one
                 model.generation_config = GenerationConfig.from_pretrained(
@@ -273,14 +269,6 @@ def _skeleton(
         )
     model.tie_weights()
     return model.eval()
-
-
-def _weights(
-    source: str, model: PreTrainedModel, files: Sequence[Path], stored: Mapping[str, Stored]
-) -> WeightSource | None:
-    if is_compact_file(files[0]):
-        return open_compact(files[0].parent, stored, model)
-    return map_weights(source, model, stored)
 
 
 def _dtype(

@@ -1,15 +1,17 @@
 """The masks of a pruned model as a file of their own: one bit a weight, beside the checkpoint.
 
 A safetensors file of flat uint8 tensors under the weights' full names; shapes, bit order and
-sparsity are in its metadata, and everything is checked when it is read. Equal masks give equal
-files: the metadata is one JSON entry, since safetensors orders entries at random.
+sparsity are in its metadata, and everything is checked when it is read. The masks of an export also
+say which dense model they are of. Equal masks give equal files: the metadata is one JSON entry,
+since safetensors orders entries at random.
 """
 
 import json
-import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from fedprune.errors import ModelError, WireError
-from fedprune.models.weights import TensorForm, write_file
+from fedprune.models.weights import save_tensors
 from fedprune.wire.masks import BitMask
 
 _FORMAT = "fedprune-masks"
@@ -27,61 +29,111 @@ _BIT_ORDER = "little"  # bit 0 of a byte is the first of its eight weights, row 
 _OWN_KEYS = ("format", "version", "bit_order", "prefix", "shapes", "sparsity")
 
 
+class SidecarWriter:
+    """Writes masks block by block to a file that appears whole, and is on the disk, or not at all.
+
+    Until it is closed the bits lie in a file beside it: all masks may not fit into memory.
+
+    Parameters
+    ----------
+    path : Path
+        The file, for example ``masks.safetensors``; an older one is replaced.
+    prefix : str
+        Where the blocks are in the model, for example ``model.layers``.
+    """
+
+    def __init__(self, path: Path, prefix: str) -> None:
+        self._path = path
+        self._prefix = prefix
+        self._shapes: dict[str, tuple[int, int]] = {}
+        self._survivors = 0
+        self._gathered = path.with_name(f".{path.name}.bits")
+        self._file = self._gathered.open("wb")
+
+    def __enter__(self) -> Self:
+        """Return the writer itself."""
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _at: TracebackType | None,
+    ) -> None:
+        """Delete what was gathered."""
+        self._file.close()
+        self._gathered.unlink(missing_ok=True)
+
+    def add(self, block: int, masks: Mapping[str, BitMask]) -> None:
+        """Add a block's masks, True where a weight survives."""
+        for linear, mask in masks.items():
+            self._shapes[f"{self._prefix}.{block}.{linear}.weight"] = mask.shape
+            self._survivors += mask.survivors
+            self._file.write(mask.bits.tobytes())
+
+    def close(self, metadata: Mapping[str, object] | None = None) -> None:
+        """Write the file; ModelError if ``metadata`` uses a key of the format itself."""
+        taken = sorted(set(metadata or {}) & set(_OWN_KEYS))
+        if taken:
+            raise ModelError(f"Sidecar metadata may not set {', '.join(taken)}: the format does.")
+        header = {
+            **(metadata or {}),
+            "format": _FORMAT,
+            "version": _VERSION,
+            "bit_order": _BIT_ORDER,
+            "prefix": self._prefix,
+            "shapes": self._shapes,
+            "sparsity": _sparsity(self._shapes.values(), self._survivors),
+        }
+        self._file.close()
+        bits = np.memmap(self._gathered, mode="c") if self._shapes else np.empty(0, np.uint8)
+        tensors, start = {}, 0
+        for name, (rows, columns) in self._shapes.items():
+            stop = start + -(-rows * columns // 8)
+            tensors[name] = torch.from_numpy(bits[start:stop])
+            start = stop
+        save_tensors(self._path, tensors, {_ENTRY: json.dumps(header)})
+
+
 def write_sidecar(
     path: Path,
     masks: Mapping[int, Mapping[str, BitMask]],
     prefix: str,
-    metadata: Mapping[str, str] | None = None,
+    metadata: Mapping[str, object] | None = None,
 ) -> None:
-    """Write masks to a file that appears whole, and is on the disk, or not at all.
+    """Write masks, block -> linear -> mask, as :class:`SidecarWriter` does.
 
     Parameters
     ----------
     path : Path
         The file, for example ``masks.safetensors``; an older one is replaced.
     masks : Mapping[int, Mapping[str, BitMask]]
-        Block -> linear -> mask, True where a weight survives; gone through twice, block by
-        block.
+        True where a weight survives; asked for block by block.
     prefix : str
         Where the blocks are in the model, for example ``model.layers``.
-    metadata : Mapping[str, str], optional
-        Whatever else the file shall say about itself.
+    metadata : Mapping[str, object], optional
+        Whatever else the file shall say about itself, JSON values.
 
     Raises
     ------
     ModelError
         If ``metadata`` uses a key of the format itself.
     """
-    taken = sorted(set(metadata or {}) & set(_OWN_KEYS))
-    if taken:
-        raise ModelError(f"Sidecar metadata may not set {', '.join(taken)}: the format does.")
-    # Twice through the masks, since the header comes first and they may not fit into memory.
-    shapes, sizes, survivors = {}, {}, 0
-    for name, mask in _named(masks, prefix):
-        shapes[name], sizes[name] = mask.shape, len(mask.bits)
-        survivors += mask.survivors
-    header = {
-        **(metadata or {}),
-        "format": _FORMAT,
-        "version": _VERSION,
-        "bit_order": _BIT_ORDER,
-        "prefix": prefix,
-        "shapes": shapes,
-        "sparsity": _sparsity(shapes.values(), survivors),
-    }
-    entry = {_ENTRY: json.dumps(header)}
-    forms = [TensorForm(name, torch.uint8, (size,)) for name, size in sizes.items()]
-    again = _named(masks, prefix)
+    with SidecarWriter(path, prefix) as writer:
+        for block, linears in masks.items():
+            writer.add(block, linears)
+        writer.close(metadata)
 
-    def bits(_name: str) -> torch.Tensor:
-        return torch.from_numpy(next(again)[1].bits.copy())  # decoded ones are read-only
 
-    partial = path.with_name(f".{path.name}.partial")
+def sidecar_metadata(path: Path) -> dict[str, object]:
+    """Return what a file of masks says about itself; errors as :func:`read_sidecar`."""
+    if not path.is_file():
+        raise ModelError(f"No mask sidecar at '{path}'. Give the masks.safetensors of an export.")
     try:
-        write_file(partial, forms, bits, entry)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        with safe_open(path, framework="numpy") as file:
+            return _header(path, file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, str(error)) from error
 
 
 def read_sidecar(path: Path) -> dict[int, dict[str, BitMask]]:
@@ -118,14 +170,6 @@ def read_sidecar(path: Path) -> dict[int, dict[str, BitMask]]:
     if header.get("sparsity") != sparsity:
         raise _damaged(path, f"its sparsity is {sparsity!r}, recorded is {header.get('sparsity')}")
     return _by_block(path, str(header["prefix"]), named)
-
-
-def _named(
-    masks: Mapping[int, Mapping[str, BitMask]], prefix: str
-) -> Iterator[tuple[str, BitMask]]:
-    for block, linears in masks.items():
-        for linear, mask in linears.items():
-            yield f"{prefix}.{block}.{linear}.weight", mask
 
 
 def _sparsity(shapes: Iterable[tuple[int, int]], survivors: int) -> float:

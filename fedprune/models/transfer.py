@@ -17,9 +17,7 @@ from pathlib import Path
 from typing import Self
 
 from fedprune.errors import ModelError, WireError
-from fedprune.models.compact_index import is_compact_file
-from fedprune.models.folder import COMPACT_INDEX, CONFIG, SAFETENSORS, SAFETENSORS_INDEX
-from fedprune.models.hub_files import weight_files
+from fedprune.models.folder import CONFIG, SAFETENSORS, SAFETENSORS_INDEX, weight_files
 
 FORMAT = "fedprune-model-1"
 MOST_PARCEL_BYTES = 64_000_000
@@ -35,7 +33,6 @@ SMALL_FILES = frozenset(
         CONFIG,
         "generation_config.json",
         SAFETENSORS_INDEX,
-        COMPACT_INDEX,
         "tokenizer.json",
         "tokenizer_config.json",
         "tokenizer.model",
@@ -265,11 +262,7 @@ def _files(source: str, revision: str | None) -> dict[str, Path]:
         )
     # What the loader has just read lies beside the weights, also in the Hub's cache.
     folder = weights[0].parent
-    unwanted = {SAFETENSORS_INDEX, COMPACT_INDEX}
-    if is_compact_file(weights[0]):
-        unwanted.remove(COMPACT_INDEX)
-    elif weights[0].name != SAFETENSORS:
-        unwanted.remove(SAFETENSORS_INDEX)
+    unwanted = {SAFETENSORS_INDEX} if weights[0].name == SAFETENSORS else set()
     small = {name: folder / name for name in SMALL_FILES - unwanted}
     found = {name: path for name, path in small.items() if path.is_file() and path.stat().st_size}
     return found | {path.name: path for path in weights}

@@ -122,9 +122,9 @@ class HiddenStates(Sequence[Tensor]):
     def _read(self, start: int, dtype: torch.dtype, shape: torch.Size) -> Tensor:
         if self._file is None:
             raise RuntimeError("nothing was spilled.")
-        self._file.seek(start)
-        raw = np.empty(shape.numel() * dtype.itemsize, dtype=np.uint8)
-        self._file.readinto(raw.data)
+        size = shape.numel() * dtype.itemsize
+        # Mapped, since all samples may be asked for at once.
+        raw = np.memmap(self._file, mode="c", offset=start, shape=(size,))
         return torch.from_numpy(raw).view(dtype).reshape(shape)
 
 

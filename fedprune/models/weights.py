@@ -1,39 +1,27 @@
 """A model's tensors one by one: mapped from safetensors files, or held in memory.
 
 A mapped tensor costs memory only for the pages that are touched, processes that read the same file
-share those pages, and they are given back when the tensor goes. The files come from a model hub or
-a colleague: every number of a header is checked before anything is mapped.
+share those pages, and they are given back when the tensor goes.
 """
 
-import json
-import math
+import ctypes
 import mmap
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 
+from fedprune.disk import commit_file, sync
 from fedprune.errors import ModelError
-
-
-def raw_bytes(tensor: Tensor) -> memoryview:
-    """Return the bytes of a CPU tensor's elements in row-major order, without a copy if it can.
-
-    Parameters
-    ----------
-    tensor : Tensor
-        Any shape and dtype, on the CPU; copied only where it is not contiguous.
-    """
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
-
 
 DTYPES = {
     "F64": torch.float64,
@@ -49,15 +37,23 @@ DTYPES = {
 }
 """What safetensors calls the types that a checkpoint's tensors have here."""
 
-_LENGTH_BYTES = 8
-_MOST_HEADER = 100_000_000  # the format's own limit
-_MOST_AXES = 8
-_MOST_SIZE = 1 << 63  # so that their product takes no time, and a tensor can have them
+_WILL_NEED = 3  # of the C library's madvise
+
+
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """Return the bytes of a CPU tensor's elements in row-major order, without a copy if it can.
+
+    Parameters
+    ----------
+    tensor : Tensor
+        Any shape and dtype, on the CPU; copied only where it is not contiguous.
+    """
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Where one tensor lies.
+    """One tensor of a safetensors file.
 
     Attributes
     ----------
@@ -69,21 +65,17 @@ class Stored:
         Type of its elements.
     shape : tuple of int
         Its shape.
-    start, stop : int
-        Its bytes in the file.
     """
 
     name: str
     path: Path
     dtype: torch.dtype
     shape: tuple[int, ...]
-    start: int
-    stop: int
 
     @property
     def nbytes(self) -> int:
         """Size in bytes."""
-        return self.stop - self.start
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
 
     def map(self) -> Tensor:
         """Return the tensor, mapped copy-on-write: writing to it leaves the file alone.
@@ -91,33 +83,28 @@ class Stored:
         Raises
         ------
         ModelError
-            If the file is gone or shorter than when it was indexed.
+            If the file is gone or another one than when it was indexed.
         """
-        if not self.nbytes:
-            return torch.empty(self.shape, dtype=self.dtype)
-        first = self.start - self.start % mmap.ALLOCATIONGRANULARITY
         try:
-            with self.path.open("rb") as file:
-                mapped = mmap.mmap(
-                    file.fileno(), self.stop - first, access=mmap.ACCESS_COPY, offset=first
-                )
-        except (OSError, ValueError) as error:
+            with safe_open(self.path, framework="pt") as file:
+                found: Tensor = file.get_tensor(self.name)
+            if (found.dtype, tuple(found.shape)) != (self.dtype, self.shape):
+                raise OSError("it is another file")
+        except (OSError, SafetensorError) as error:
             way_out = "Leave a model's files alone while a run uses them."
             raise ModelError(
                 f"'{self.path}' cannot be read any more: {error}. {way_out}",
                 outside=f"A file of the model cannot be read any more. {way_out}",
             ) from error
-        flat = torch.frombuffer(
-            mapped, dtype=self.dtype, count=math.prod(self.shape), offset=self.start - first
-        )
-        return flat.reshape(self.shape)
+        return found
 
     def prefetch(self) -> None:
         """Let the system read the tensor's bytes in the background."""
-        if not hasattr(os, "posix_fadvise"):  # macOS
-            return
-        with suppress(OSError), self.path.open("rb") as file:  # who reads it will say what is wrong
-            os.posix_fadvise(file.fileno(), self.start, self.nbytes, os.POSIX_FADV_WILLNEED)
+        with suppress(ModelError, OSError, AttributeError):  # who reads it will say what is wrong
+            tensor = self.map()
+            start = tensor.data_ptr() - tensor.data_ptr() % mmap.PAGESIZE
+            size = tensor.data_ptr() + tensor.nbytes - start
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), _WILL_NEED)
 
 
 def index_files(paths: Iterable[Path]) -> dict[str, Stored]:
@@ -126,7 +113,7 @@ def index_files(paths: Iterable[Path]) -> dict[str, Stored]:
     Parameters
     ----------
     paths : Iterable[Path]
-        The files.
+        The files; they may come from anyone.
 
     Raises
     ------
@@ -135,7 +122,7 @@ def index_files(paths: Iterable[Path]) -> dict[str, Stored]:
     """
     found: dict[str, Stored] = {}
     for path in paths:
-        for name, stored in _read_header(path).items():
+        for name, stored in _index(path).items():
             if name in found:
                 raise ModelError(
                     f"'{name}' is in '{found[name].path.name}' and in '{path.name}'. "
@@ -145,46 +132,61 @@ def index_files(paths: Iterable[Path]) -> dict[str, Stored]:
     return found
 
 
-def _read_header(path: Path) -> dict[str, Stored]:
+def _index(path: Path) -> dict[str, Stored]:
+    found: dict[str, Stored] = {}
     try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-            if not 0 < length <= min(_MOST_HEADER, size - _LENGTH_BYTES):
-                raise ValueError("it is truncated or no safetensors file")
-            header = json.loads(file.read(length))
-            data = _LENGTH_BYTES + length
-            return {
-                name: _stored(name, path, entry, (data, size))
-                for name, entry in header.items()
-                if name != "__metadata__"
-            }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(
-            f"'{path}' cannot be loaded: {error}. Copy the whole model folder again."
-        ) from error
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - a file is no mapping
+                part = file.get_slice(name)
+                kind = part.get_dtype()
+                if kind not in DTYPES:
+                    raise ValueError(f"tensors of type {kind} cannot be pruned")
+                found[name] = Stored(name, path, DTYPES[kind], tuple(part.get_shape()))
+    except SafetensorError as error:
+        raise _unreadable(path, f"it is truncated or no safetensors file ({error})") from error
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, str(error)) from error
+    return found
 
 
-def _stored(name: str, path: Path, entry: dict[str, object], room: tuple[int, int]) -> Stored:
-    """Return the place that a header's entry describes; ValueError where it cannot be true.
+def _unreadable(path: Path, why: str) -> ModelError:
+    return ModelError(f"'{path}' cannot be loaded: {why}. Copy the whole model folder again.")
 
-    ``room`` is where the file's tensors begin and where the file ends.
+
+def save_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    mode: int = 0o666,
+) -> None:
+    """Write a safetensors file that appears whole, and is on the disk, or not at all.
+
+    Parameters
+    ----------
+    path : Path
+        The file; an older one is replaced.
+    tensors : Mapping[str, Tensor]
+        On the CPU; none is copied that is contiguous, so mapped ones take no memory.
+    metadata : Mapping[str, str], optional
+        The file's own; by default that it holds PyTorch's tensors.
+    mode : int
+        Of the file, less the umask.
     """
-    if entry["dtype"] not in DTYPES:
-        raise ValueError(f"tensors of type {entry['dtype']} cannot be pruned")
-    dtype = DTYPES[str(entry["dtype"])]
-    shape, offsets = entry["shape"], entry["data_offsets"]
-    if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
-        raise ValueError("its header is damaged")
-    numbers = [*shape, *offsets]
-    if not all(type(number) is int and number >= 0 for number in numbers):
-        raise ValueError("its header is damaged")
-    if len(shape) > _MOST_AXES or max(shape, default=0) >= _MOST_SIZE:
-        raise ValueError("its header is damaged")
-    start, stop = (room[0] + offset for offset in offsets)
-    if stop > room[1] or stop - start != math.prod(shape) * dtype.itemsize:
-        raise ValueError("it is truncated or its header is damaged")
-    return Stored(name, path, dtype, tuple(shape), start, stop)
+    partial = path.with_name(f".{path.name}.partial")
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    try:
+        partial.unlink(missing_ok=True)
+        partial.touch(mode=mode)
+        allowed = partial.stat().st_mode
+        save_file(whole, partial, dict(metadata or {"format": "pt"}))
+        partial.chmod(allowed)  # the library makes files for their owner only
+        sync(partial)
+        commit_file(partial, path)
+    except SafetensorError as error:  # how the library says that a disk is full
+        raise OSError(str(error)) from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 class WeightSource(Protocol):
@@ -359,136 +361,3 @@ def _renamed(model: PreTrainedModel, stored: Mapping[str, Stored]) -> dict[str, 
         return name
 
     return {today(name): place for name, place in stored.items()}
-
-
-SHARD_BYTES = 5_000_000_000
-"""How large a file of a model's weights gets, as the library has it."""
-
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_ALIGNMENT = 8  # of the first tensor in a file, as the library has it
-
-
-@dataclass(frozen=True)
-class TensorForm:
-    """What a tensor will be like when it is written.
-
-    Parameters
-    ----------
-    name : str
-        Its name in the file.
-    dtype : torch.dtype
-        Type of its elements.
-    shape : tuple of int
-        Its shape.
-    """
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    @classmethod
-    def of(cls, name: str, tensor: Tensor) -> "TensorForm":
-        """Return the form of a tensor, whose data may be absent."""
-        return cls(name, tensor.dtype, tuple(tensor.shape))
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes."""
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
-
-
-def write_model(
-    folder: Path,
-    forms: Sequence[TensorForm],
-    tensor: Callable[[str], Tensor],
-    shard_bytes: int,
-) -> None:
-    """Write a model's weights as one safetensors file, or as shards with an index.
-
-    Parameters
-    ----------
-    folder : Path
-        Where ``model.safetensors`` or ``model-00001-of-0000N.safetensors`` go.
-    forms : Sequence[TensorForm]
-        All tensors, in the order in which they are asked for and written.
-    tensor : Callable[[str], Tensor]
-        Name -> CPU tensor of the form announced; asked for once each and not kept.
-    shard_bytes : int
-        Most bytes of tensors in a file; a larger tensor has a file of its own.
-    """
-    shards = _split(forms, shard_bytes)
-    if len(shards) == 1:
-        write_file(folder / "model.safetensors", shards[0], tensor)
-        return
-    places: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
-        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_file(folder / name, shard, tensor)
-        places |= {form.name: name for form in shard}
-    index = {
-        "metadata": {"total_size": sum(form.nbytes for form in forms)},
-        "weight_map": dict(sorted(places.items())),
-    }
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-
-
-def write_file(
-    path: Path,
-    forms: Sequence[TensorForm],
-    tensor: Callable[[str], Tensor],
-    metadata: Mapping[str, str] | None = None,
-) -> None:
-    """Write one safetensors file, forced to the disk.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    forms, tensor
-        As :func:`write_model`.
-    metadata : Mapping[str, str], optional
-        The file's own; by default that it holds PyTorch's tensors.
-
-    Raises
-    ------
-    ValueError
-        If a tensor is not of the form announced.
-    """
-    header: dict[str, object] = {"__metadata__": dict(metadata or {"format": "pt"})}
-    offset = 0
-    for form in forms:
-        header[form.name] = {
-            "dtype": _NAMES[form.dtype],
-            "shape": list(form.shape),
-            "data_offsets": [offset, offset + form.nbytes],
-        }
-        offset += form.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % _ALIGNMENT)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for form in forms:
-            _write(file, form, tensor(form.name))
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _write(file: IO[bytes], form: TensorForm, tensor: Tensor) -> None:
-    if tensor.dtype != form.dtype or tuple(tensor.shape) != form.shape:
-        raise ValueError(
-            f"'{form.name}' was announced as {form.dtype} {form.shape}, got {tensor.dtype} "
-            f"{tuple(tensor.shape)}."
-        )
-    file.write(raw_bytes(tensor))
-
-
-def _split(forms: Sequence[TensorForm], shard_bytes: int) -> list[list[TensorForm]]:
-    shards: list[list[TensorForm]] = [[]]
-    size = 0
-    for form in forms:
-        if shards[-1] and size + form.nbytes > shard_bytes:
-            shards.append([])
-            size = 0
-        shards[-1].append(form)
-        size += form.nbytes
-    return shards

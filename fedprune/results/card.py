@@ -70,14 +70,7 @@ model = AutoModelForCausalLM.from_pretrained("FOLDER_OR_ID")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER_OR_ID")
 ```
 
-Zeros are stored as zeros; `fedprune/masks.safetensors` says which weights were pruned. A folder
-with a `compact.index.json` is in fedprune's compact form:
-
-```python
-from fedprune.models.compact import load_compact
-
-model, tokenizer = load_compact("FOLDER")
-```"""
+Zeros are stored as zeros; `fedprune/masks.safetensors` says which weights were pruned."""
 
 
 def _base_name(config: RunConfig) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import LlamaConfig
 
-from fedprune.models.generate import draft_model, generate_model
+from scripts.generate_model import draft_model, generate_model
 
 _ROOT = Path(__file__).parents[2]
 

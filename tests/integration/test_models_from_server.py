@@ -10,7 +10,6 @@ from transformers import AutoModelForCausalLM
 import server_app.job
 from client_app.app import app
 from fedprune.errors import ModelError, QuorumError
-from fedprune.models.compact import write_compact
 from fedprune.models.embedded import demo_model_path
 from fedprune.models.export import SIDECAR
 from fedprune.models.transfer import Manifest, Offer
@@ -107,15 +106,11 @@ def test_a_model_that_rots_on_a_node_is_sent_again(tmp_path, local):
     assert ("model", "") not in phases(results, "partition 0")
 
 
-@pytest.mark.parametrize("form", ["shards", "compact"])
-def test_models_of_other_forms(tmp_path, monkeypatch, form):
+def test_models_in_shards(tmp_path, monkeypatch):
     whole, model = opt_folder(tmp_path / "whole"), tmp_path / "model"
-    if form == "compact":
-        write_compact(whole, model)
-    else:
-        shutil.copytree(whole, model)
-        (model / "model.safetensors").unlink()
-        AutoModelForCausalLM.from_pretrained(whole).save_pretrained(model, max_shard_size="100KB")
+    shutil.copytree(whole, model)
+    (model / "model.safetensors").unlink()
+    AutoModelForCausalLM.from_pretrained(whole).save_pretrained(model, max_shard_size="100KB")
     job(tmp_path / "local", f"model={model}", clients=2)
     name = away(model, tmp_path, monkeypatch)
     grid = Homes(app, 2, tmp_path)

@@ -86,13 +86,13 @@ def test_one_json_object_for_programs(
     a_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scored = Perplexity(perplexity=22.43, nll=3.11, windows=558, tokens=70866)
-    found = evaluate.Findings(a_run, 128, ModelSizes(compact=10), {"stdlib": scored})
+    found = evaluate.Findings(a_run, 128, ModelSizes(dense=10), {"stdlib": scored})
     monkeypatch.setattr(evaluate, "measure", lambda folder, config, speed: found)
     assert main(["evaluate", str(a_run), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {
         "model": str(a_run),
         "seq_len": 128,
-        "sizes": {"compact": 10},
+        "sizes": {"dense": 10},
         "perplexity": {
             "stdlib": {"perplexity": 22.43, "nll": 3.11, "windows": 558, "tokens": 70866}
         },

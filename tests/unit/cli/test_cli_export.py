@@ -1,4 +1,4 @@
-"""`fedprune export`: both forms from the command line, and what goes to the Hub."""
+"""`fedprune export`: what goes to the Hub."""
 
 import shutil
 
@@ -45,28 +45,6 @@ def hub(monkeypatch):
         yield hub
 
 
-def test_there_and_back_again(run, exported, tmp_path, capsys):
-    compact, dense = tmp_path / "compact", tmp_path / "dense"
-    assert main(["export", str(run), "--compact", str(compact)]) == 0
-    assert "of weights became" in capsys.readouterr().out
-    assert main(["export", str(compact), "--dense", str(dense)]) == 0
-    for name in model_files(exported):
-        assert (dense / name).read_bytes() == (exported / name).read_bytes()
-
-
-@pytest.mark.parametrize("arguments", [[], ["--compact", "a", "--dense", "b"]])
-def test_exactly_one_form_or_a_push(run, capsys, arguments):
-    assert main(["export", str(run), *arguments]) == 2
-    assert "one of --compact OUT and --dense OUT, or --push-to-hub REPO" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("option", ["--public", "--existing"])
-def test_how_to_push_needs_where_to(run, tmp_path, capsys, option):
-    assert main(["export", str(run), "--compact", str(tmp_path / "compact"), option]) == 2
-    assert "give --push-to-hub REPO" in capsys.readouterr().err
-    assert not (tmp_path / "compact").exists()
-
-
 def test_a_push_holds_the_model_and_nothing_else(run, exported, hub, capsys):
     assert main(["export", str(run), "--push-to-hub", "me/small"]) == 0
     assert f"{hub.address}/me/small/commit/" in capsys.readouterr().out
@@ -79,13 +57,9 @@ def test_a_push_holds_the_model_and_nothing_else(run, exported, hub, capsys):
     assert hub.messages[0].startswith("Pruned with fedprune")
 
 
-def test_the_compact_form_is_pushed_where_both_are_asked_for(run, hub, tmp_path):
-    arguments = ["--compact", str(tmp_path / "c"), "--push-to-hub", "me/compact", "--public"]
-    assert main(["export", str(run), *arguments]) == 0
-    assert hub.repositories == {"me/compact": False}
-    names = set(hub.files["me/compact"])
-    assert {"compact-00001.safetensors", "compact.index.json", "config.json"} <= names
-    assert not any(name.endswith("model.safetensors") for name in names)
+def test_a_public_repository(run, hub):
+    assert main(["export", str(run), "--push-to-hub", "me/open", "--public"]) == 0
+    assert hub.repositories == {"me/open": False}
 
 
 def test_a_repository_that_exists_needs_a_word(run, hub, capsys):
@@ -106,16 +80,13 @@ def test_refusals_of_the_hub_say_what_to_do(run, hub, monkeypatch, capsys):
 
 
 def test_what_cannot_be_pushed_is_refused_before_any_work(run, monkeypatch, tmp_path, capsys):
-    out = tmp_path / "out"
     for name in ("nobody", "a/b/c", "a b/c"):
-        arguments = ["--compact", str(out), "--push-to-hub", name]
-        assert main(["export", str(run), *arguments]) == 2
+        assert main(["export", str(run), "--push-to-hub", name]) == 2
         assert f"takes 'owner/name', got '{name}'" in capsys.readouterr().err
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
-    assert main(["export", str(run), "--compact", str(out), "--push-to-hub", "me/x"]) == 2
+    assert main(["export", str(run), "--push-to-hub", "me/x"]) == 2
     assert "needs a token of the Hub" in capsys.readouterr().err
-    assert not out.exists()
 
 
 def test_no_network(run, monkeypatch, capsys):
@@ -127,5 +98,5 @@ def test_no_network(run, monkeypatch, capsys):
 
 
 def test_no_model(tmp_path, capsys):
-    assert main(["export", str(tmp_path), "--compact", str(tmp_path / "c")]) == 1
+    assert main(["export", str(tmp_path), "--push-to-hub", "me/x"]) == 1
     assert "found no `config.json`" in capsys.readouterr().err

@@ -9,7 +9,6 @@ from fedprune.config import config_from_overrides
 from fedprune.evaluation import speed
 from fedprune.evaluation.sizes import ModelSizes, model_sizes
 from fedprune.evaluation.speed import is_two_four, measure_speed, why_not_sparse
-from fedprune.models.compact import write_compact
 from fedprune.models.embedded import demo_model_path
 from fedprune.models.export import SIDECAR, export_model
 from fedprune.models.loading import load_model
@@ -43,20 +42,15 @@ def test_sizes_by_counting_every_weight(pruned):
         else:
             expected += weight.nbytes
     found = model_sizes(pruned)
-    assert found.bits_and_values == expected and found.compact is None
+    assert found.bits_and_values == expected
     assert found.dense == (pruned / "model.safetensors").stat().st_size
     assert found.masks == (pruned / SIDECAR).stat().st_size
     assert expected < 0.6 * found.dense
 
 
-def test_other_folders_have_other_forms(pruned, tmp_path):
+def test_a_dense_folder_has_no_masks():
     weights = demo_model_path() / "model.safetensors"
     assert model_sizes(demo_model_path()) == ModelSizes(dense=weights.stat().st_size)
-    write_compact(pruned, tmp_path / "compact")
-    files = (tmp_path / "compact").glob("*.safetensors")
-    found = model_sizes(tmp_path / "compact")
-    assert found == ModelSizes(compact=sum(path.stat().st_size for path in files))
-    assert found.compact < model_sizes(pruned).dense
 
 
 def test_two_four_is_at_most_two_of_every_four_inputs():
@@ -85,12 +79,6 @@ def test_a_device_is_asked_what_it_can(monkeypatch, capability, words):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Old")
     found = why_not_sparse(torch.device("cuda", 0))
     assert words in found if words else found == ""
-
-
-def test_a_compact_folder_is_timed_too(pruned, tmp_path, monkeypatch):
-    monkeypatch.setattr(speed, "_LEAST_SECONDS", 0.0)
-    write_compact(pruned, tmp_path / "compact")
-    assert measure_speed(tmp_path / "compact", CPU, seq_len=8, batch=1).pruned > 0
 
 
 def test_noise_takes_the_place_of_zeros_only(pruned, monkeypatch):

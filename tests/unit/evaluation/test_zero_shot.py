@@ -19,7 +19,6 @@ from fedprune.evaluation.zero_shot import (
     task_names,
     zero_shot,
 )
-from fedprune.models.compact import write_compact
 from fedprune.models.embedded import demo_model_path
 from tests.support.jobs import job
 from tests.support.tasks import ROWS, local_task
@@ -93,8 +92,6 @@ def test_scores_against_likelihoods_by_hand(tmp_path):
     assert found.tasks["mine"]["acc"] == expected == found.mean
     spread = math.sqrt(expected * (1 - expected) / (len(ROWS) - 1))
     assert found.tasks["mine"]["acc_stderr"] == pytest.approx(spread)
-    write_compact(folder, tmp_path / "compact")
-    assert zero_shot(str(tmp_path / "compact"), tasks, "cpu") == found
 
 
 @harness

@@ -1,13 +1,16 @@
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from fedprune.config.schema import ModelConfig
 from fedprune.errors import ModelError
-from fedprune.models.export import SIDECAR, export_model
+from fedprune.models.export import SIDECAR, apply_masks, export_model
 from fedprune.models.loading import load_model
-from fedprune.models.sidecar import read_sidecar
+from fedprune.models.sidecar import read_sidecar, write_sidecar
 from fedprune.wire.changes import SparseWeight
+from fedprune.wire.masks import BitMask
 from tests.support.architectures import tiny_model, token_samples
 from tests.support.masks import equal_bits, expected_state, random_masks, state_of
 
@@ -130,3 +133,53 @@ def test_who_reads_the_configuration_can_read_the_weights(tmp_path):
     export_model(loaded, random_masks(loaded), tmp_path / "model")
     modes = {path.stat().st_mode for path in (tmp_path / "model").rglob("*") if path.is_file()}
     assert len(modes) == 1
+
+
+def saved_base(tmp_path, dtype=torch.float32):
+    """Return a dense model's folder, and what is loaded of it."""
+    made = tiny_model("llama", dtype)
+    made.model.save_pretrained(tmp_path / "base")
+    made.tokenizer.save_pretrained(tmp_path / "base")
+    return tmp_path / "base", load(tmp_path / "base")
+
+
+def test_the_masks_make_the_model_again_bit_for_bit(tmp_path):
+    base, loaded = saved_base(tmp_path, torch.bfloat16)
+    export_model(loaded, random_masks(loaded), tmp_path / "model")
+    apply_masks(base, tmp_path / "model" / SIDECAR, tmp_path / "again")
+    names = [path.relative_to(tmp_path / "model") for path in (tmp_path / "model").rglob("*")]
+    assert len(names) > 4
+    for name in names:
+        one, two = tmp_path / "model" / name, tmp_path / "again" / name
+        assert one.is_dir() or one.read_bytes() == two.read_bytes()
+
+
+def test_masks_of_another_model_are_refused(tmp_path):
+    base, loaded = saved_base(tmp_path)
+    export_model(loaded, random_masks(loaded), tmp_path / "model")
+    weights = load_file(base / "model.safetensors")
+    weights["model.norm.weight"][0] += 1
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="is of another model.*SHA-256.*that was pruned"):
+        apply_masks(base, tmp_path / "model" / SIDECAR, tmp_path / "again")
+    write_sidecar(
+        tmp_path / "m",
+        {0: {"mlp.up_proj": BitMask.from_bool(np.ones((1, 1), bool))}},
+        "model.layers",
+    )
+    with pytest.raises(ModelError, match="Use masks made for this model"):
+        apply_masks(base, tmp_path / "m", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_masks_do_not_stand_for_new_values(tmp_path):
+    base, loaded = saved_base(tmp_path)
+    changes = {
+        0: {
+            name: SparseWeight.from_dense(torch.ones(mask.shape), mask)
+            for name, mask in random_masks(loaded)[0].items()
+        }
+    }
+    export_model(loaded, changes, tmp_path / "model")
+    with pytest.raises(ModelError, match="survivors have new values"):
+        apply_masks(base, tmp_path / "model" / SIDECAR, tmp_path / "again")

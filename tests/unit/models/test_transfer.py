@@ -10,7 +10,6 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from fedprune.errors import ModelError, WireError
-from fedprune.models.compact import write_compact
 from fedprune.models.embedded import demo_model_path
 from fedprune.models.transfer import Manifest, ModelFile, Offer, may_travel
 
@@ -69,15 +68,12 @@ def test_the_same_files_have_the_same_manifest_wherever_they_lie(offer, tmp_path
     assert Offer.of(str(tmp_path), None, PARCEL).manifest.digest == offer.manifest.digest
 
 
-def test_shards_and_compact_files_travel_with_their_index(tmp_path):
+def test_shards_travel_with_their_index(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(demo_model_path())
     model.save_pretrained(tmp_path / "shards", max_shard_size="2MB")
     names = {file.name for file in Offer.of(str(tmp_path / "shards"), None, PARCEL).manifest.files}
     assert "model.safetensors.index.json" in names
     assert sum(name.endswith(".safetensors") for name in names) > 1
-    write_compact(demo_model_path(), tmp_path / "compact")
-    names = {file.name for file in Offer.of(str(tmp_path / "compact"), None, PARCEL).manifest.files}
-    assert "compact.index.json" in names and "model.safetensors.index.json" not in names
 
 
 def test_a_snapshot_of_the_hub_is_sent_as_it_lies_in_the_cache(offer, tmp_path, monkeypatch):

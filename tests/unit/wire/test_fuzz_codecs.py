@@ -16,7 +16,6 @@ from fedprune.wire.changes import (
     encode_update,
     mask_of,
 )
-from fedprune.wire.compact import decode_weight, decode_weight_mask, encode_weight
 from fedprune.wire.masks import BitMask, decode_block, decode_mask, encode_block, encode_mask
 from fedprune.wire.moments import (
     Columns,
@@ -118,10 +117,6 @@ POOLED = [
         inputs(lambda n, d: PooledSums(n, RNG.random(d).astype(np.float32), 9, (1,) * len(n)))
     )
 ]
-COMPACT = [
-    *(encode_weight(sparse(SHAPE, dtype)) for dtype in FLOATS),
-    encode_weight(sparse(SHAPE, torch.bfloat16, structured(SHAPE, HALF))),
-]
 CODECS = {
     "mask": (MASKS, sealed_mask, lambda data: decode_mask(data, SHAPE)),
     "block": (BLOCKS, sealed_block, lambda data: decode_block(data, SHAPES)),
@@ -129,8 +124,6 @@ CODECS = {
     "sums": (SUMS, sealed, lambda data: decode_sums(data, SHAPES)),
     "moments": (MOMENTS, sealed, lambda data: decode_moments(data, SHAPES)),
     "pooled": (POOLED, sealed, lambda data: decode_pooled(data, SHAPES)),
-    "compact": (COMPACT, sealed, lambda data: decode_weight(data, SHAPE)),
-    "compact mask": (COMPACT, sealed, lambda data: decode_weight_mask(data, SHAPE)),
 }
 ENCODERS = {
     "block": encode_block,
@@ -138,9 +131,7 @@ ENCODERS = {
     "sums": encode_sums,
     "moments": encode_moments,
     "pooled": encode_pooled,
-    "compact": encode_weight,
     "mask": encode_mask,
-    "compact mask": encode_mask,
 }
 
 

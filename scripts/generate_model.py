@@ -1,19 +1,26 @@
 """Models with random weights in the true shape of any architecture, to measure memory and time on.
 
+    python scripts/generate_model.py llama-2-7b /models/shape --blocks 2
+
 What a tensor holds depends on its name, its shape and the seed alone, so a slice with fewer blocks
 has the same first blocks. Some features of the hidden states are loud, as they are in trained
 models, so that inputs matter to a pruner.
 """
 
+import argparse
 import copy
 import json
 import math
 import os
 import shutil
+import sys
+import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +29,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from fedprune.disk import new_folder
 from fedprune.errors import ModelError
 from fedprune.models.embedded import SHIPPED, TOKENIZER
+from fedprune.models.export import SHARD_BYTES, ShardWriter
 from fedprune.models.layout import find_layout
-from fedprune.models.presets import PRESETS
-from fedprune.models.weights import SHARD_BYTES, TensorForm, write_model
 from fedprune.seeds import derive_seed
 
 _CHUNK = 1 << 22  # weights drawn at a time, in float32
@@ -32,6 +38,76 @@ _STD = 0.02  # where a configuration names no deviation
 _SPREAD = 0.3  # of the logarithm of an ordinary feature's scale
 _LOUD_SHARE = 0.005
 _LOUD = (4.0, 10.0)  # scales of loud features
+
+
+_LLAMA: dict[str, object] = {
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "vocab_size": 32000,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+}
+_LLAMA_2 = _LLAMA | {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
+_LLAMA_3 = _LLAMA_2 | {
+    "intermediate_size": 14336,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "max_position_embeddings": 8192,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+    "bos_token_id": 128000,
+    "eos_token_id": 128001,
+}
+_13B: dict[str, object] = {
+    "hidden_size": 5120,
+    "intermediate_size": 13824,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 40,
+}
+_30B: dict[str, object] = {
+    "hidden_size": 6656,
+    "intermediate_size": 17920,
+    "num_hidden_layers": 60,
+    "num_attention_heads": 52,
+}
+_70B: dict[str, object] = {
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+}
+_OPEN_LLAMA_3B: dict[str, object] = {
+    "hidden_size": 3200,
+    "intermediate_size": 8640,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 32,
+}
+_OPT_1_3B: dict[str, object] = {
+    "hidden_size": 2048,
+    "word_embed_proj_dim": 2048,
+    "ffn_dim": 8192,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 32,
+}
+
+#: Name -> (transformers' model type, values that differ from its defaults).
+PRESETS: Mapping[str, tuple[str, Mapping[str, object]]] = MappingProxyType(
+    {
+        "llama-7b": ("llama", _LLAMA),
+        "llama-13b": ("llama", _LLAMA | _13B),
+        "llama-30b": ("llama", _LLAMA | _30B),
+        "open-llama-3b": ("llama", _LLAMA | _OPEN_LLAMA_3B),
+        "llama-2-7b": ("llama", _LLAMA_2),
+        "llama-2-13b": ("llama", _LLAMA_2 | _13B),
+        "llama-2-70b": ("llama", _LLAMA_2 | _70B),
+        "llama-3-8b": ("llama", _LLAMA_3),
+        "llama-3-70b": ("llama", _LLAMA_3 | _70B),
+        "opt-125m": ("opt", {}),
+        "opt-1.3b": ("opt", _OPT_1_3B),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -142,7 +218,7 @@ def draft_model(source: str, dtype: str, blocks: int | None, seed: int) -> Draft
     Parameters
     ----------
     source : str
-        A name of :data:`~fedprune.models.presets.PRESETS`, or a folder with a ``config.json``.
+        A name of :data:`PRESETS`, or a folder with a ``config.json``.
     dtype : str
         'float32', 'bfloat16' or 'float16'.
     blocks : int or None
@@ -199,7 +275,7 @@ def generate_model(draft: Draft, folder: Path, shard_bytes: int = SHARD_BYTES) -
     folder : Path
         Where; missing or empty.
     shard_bytes : int
-        Most bytes of tensors in a file.
+        Bytes of tensors after which a file is full.
 
     Raises
     ------
@@ -207,13 +283,15 @@ def generate_model(draft: Draft, folder: Path, shard_bytes: int = SHARD_BYTES) -
         If there is something in the folder, its disk has too little room, or it cannot be written.
     """
     check_room(draft, folder)
-    forms = [TensorForm.of(name, stored) for name, stored in draft.stored.items()]
     with new_folder(folder) as partial:
         for name in TOKENIZER:
             shutil.copyfile(SHIPPED / name, partial / name)
         draft.model.config.architectures = [type(draft.model).__name__]
         draft.model.config.save_pretrained(partial)
-        write_model(partial, forms, draft.draw, shard_bytes)
+        shards = ShardWriter(partial, shard_bytes)
+        for name in draft.stored:
+            shards.add({name: draft.draw(name)})
+        shards.close()
 
 
 def check_room(draft: Draft, folder: Path) -> None:
@@ -243,3 +321,39 @@ def _configuration(source: str) -> PreTrainedConfig:
 def _zeros(stored: Tensor) -> Tensor:
     values = torch.zeros(stored.shape, dtype=stored.dtype)
     return nn.Parameter(values, requires_grad=False) if isinstance(stored, nn.Parameter) else values
+
+
+def main(arguments: list[str]) -> int:
+    """Write the model that the command line asks for and return the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "shape",
+        metavar="SHAPE",
+        help=f"a folder with a config.json, or one of {', '.join(PRESETS)}",
+    )
+    parser.add_argument("folder", metavar="MODEL_DIR", type=Path, help="the new model's folder")
+    parser.add_argument("--blocks", type=int, metavar="N", help="only the first N blocks")
+    parser.add_argument(
+        "--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16", help="(bfloat16)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="what the weights follow from (0)")
+    chosen = parser.parse_args(arguments)
+    target = chosen.folder.expanduser().absolute()
+    try:
+        draft = draft_model(chosen.shape, chosen.dtype, chosen.blocks, chosen.seed)
+        blocks = draft.model.config.get_text_config().num_hidden_layers
+        print(
+            f"{chosen.shape}: {blocks} block(s), {draft.weights / 1e9:.2f} billion weights, "
+            f"{draft.bytes / 1e9:.2f} GB as {chosen.dtype}"
+        )
+        started = time.monotonic()
+        generate_model(draft, target)
+    except ModelError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    print(f"{target}, {time.monotonic() - started:.1f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

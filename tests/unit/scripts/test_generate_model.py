@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fedprune.errors import ModelError
-from fedprune.models.generate import Draft, draft_model, generate_model
-from fedprune.models.presets import PRESETS
+from fedprune.models.embedded import demo_model_path
+from scripts.generate_model import PRESETS, Draft, draft_model, generate_model, main
 
 _SIZES = {
     "vocab_size": 1024,
@@ -102,7 +102,7 @@ def test_a_matrix_is_drawn_in_pieces_that_differ(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = draft(written("llama", tmp_path))
-    monkeypatch.setattr("fedprune.models.generate._CHUNK", 64 * 10)
+    monkeypatch.setattr("scripts.generate_model._CHUNK", 64 * 10)
     rows = made.draw("lm_head.weight")
     assert len(torch.unique(rows[:, 0])) > 1000
 
@@ -165,3 +165,14 @@ def test_a_full_disk_is_noticed_first(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(ModelError, match=r"takes .* GB, .* GB free.*`--blocks`"):
         generate_model(draft(written("llama", tmp_path)), tmp_path / "new" / "model")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_slice_of_a_folder_s_shape(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, shape = tmp_path / "model", str(demo_model_path())
+    assert main([shape, str(folder), "--blocks", "2", "--dtype", "float16"]) == 0
+    shown = capsys.readouterr().out
+    assert "2 block(s)" in shown and "GB as float16" in shown and str(folder) in shown
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["num_hidden_layers"], config["dtype"]) == (2, "float16")
+    assert main([shape, str(folder)]) == 1
+    assert "not an empty folder" in capsys.readouterr().err
