@@ -24,7 +24,7 @@ from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.statistics import (
     ColumnStatistics,
     MomentStatistics,
-    Statistics,
+    Statistic,
     shared_inputs,
 )
 from fedprune.pruning.wanda import WithWandaFallback
@@ -234,7 +234,7 @@ def _rebuilt(
 def input_moments(
     config: RunConfig,
     block: int,
-    statistics: Mapping[str, Statistics],
+    statistics: Mapping[str, Statistic],
     shapes: Mapping[str, tuple[int, int]],
 ) -> list[InputMoments]:
     """Return what this node tells of each distinct input of a block.
@@ -259,9 +259,11 @@ def input_moments(
     return found
 
 
-def _body(plan: InputPlan, known: Statistics) -> Triangle | Sketch | Columns:
-    if not isinstance(known, MomentStatistics):
+def _body(plan: InputPlan, known: Statistic) -> Triangle | Sketch | Columns:
+    if isinstance(known, ColumnStatistics):
         return Columns(known.sum_squares.cpu().numpy())
+    if not isinstance(known, MomentStatistics):
+        raise RuntimeError("second moments or sums of squares were recorded.")
     moments = known.moments.cpu()
     if plan.form == "eigen":
         return eigen_sketch(moments, plan.rank)
@@ -343,18 +345,18 @@ class Respondent:
     def _own(
         self,
         walk: BlockWalk,
-        statistics: Mapping[str, Statistics],
+        statistics: Mapping[str, Statistic],
         pruner: Pruner,
         spec: MaskSpec,
     ) -> Mapping[str, Change]:
         return prune_on(walk, statistics, WithWandaFallback(pruner), spec) if self.alone else {}
 
 
-def _encoded_sums(statistics: Mapping[str, Statistics]) -> bytes:
+def _encoded_sums(statistics: Mapping[str, Statistic]) -> bytes:
     return encode_sums([_exact(names, found) for names, found in shared_inputs(statistics)])
 
 
-def _exact(linears: tuple[str, ...], statistics: Statistics) -> InputSums:
+def _exact(linears: tuple[str, ...], statistics: Statistic) -> InputSums:
     if not isinstance(statistics, ColumnStatistics) or statistics.exact is None:
         raise RuntimeError("sums are sent as they were recorded.")
     return InputSums(linears, statistics.exact, statistics.tokens)

@@ -1,4 +1,4 @@
-"""Pruners and strategies of other packages, found by their entry points.
+"""Pruners, statistics and strategies of other packages, found by their entry points.
 
 Only what somebody has installed here can be named: a server cannot make a node import anything
 else.
@@ -10,6 +10,9 @@ from fedprune.errors import ConfigError
 
 PRUNERS = "fedprune.pruners"
 """Entry points that name a class with the interface of :class:`fedprune.pruning.pruner.Pruner`."""
+
+STATISTICS = "fedprune.statistics"
+"""Entry points that name a :class:`fedprune.pruning.statistics.StatisticKind`."""
 
 STRATEGIES = "fedprune.strategies"
 """Entry points that name a subclass of a strategy in the package ``strategies``."""

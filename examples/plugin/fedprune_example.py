@@ -7,7 +7,7 @@ from torch import Tensor
 from fedprune.pruning.groups import MaskSpec, block_specs, check_mask
 from fedprune.pruning.pruner import input_norms
 from fedprune.pruning.selection import prune_products
-from fedprune.pruning.statistics import Statistics
+from fedprune.pruning.statistics import Statistic
 from fedprune.records import PruneReply
 from fedprune.seeds import derive_seed
 from fedprune.wire.masks import BitMask, decode_block
@@ -23,7 +23,7 @@ class GentlePruner:
     needs = "columns"  # sums of squared inputs
     updates = False  # survivors keep their values
 
-    def prune(self, weight: Tensor, stats: Statistics | None, spec: MaskSpec) -> BitMask:
+    def prune(self, weight: Tensor, stats: Statistic | None, spec: MaskSpec) -> BitMask:
         """Return the mask of one linear."""
         return prune_products(weight, input_norms(self.name, weight, stats).sqrt(), spec)
 

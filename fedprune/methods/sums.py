@@ -1,5 +1,6 @@
-"""Pool what clients know of one input: by tokens, by clients, or by what stands out in each.
+"""Pool what clients know of one input.
 
+Any statistic adds up; sums of squares do so by tokens, by clients, or by what stands out in each.
 All three add float32 numbers or exact sums without rounding, so that the order in which clients
 arrive does not show.
 """
@@ -12,11 +13,65 @@ from numpy.typing import NDArray
 
 from fedprune.errors import ConfigError, QuorumError, WireError
 from fedprune.methods.state import Arrays, numbers
+from fedprune.pruning.statistics import Statistic, StatisticKind
 from fedprune.wire.sums import LIMIT, ExactSums, InputSums
 
 _LARGEST = np.nextafter(np.float32(LIMIT), np.float32(0))
 
 Pooling = Literal["tokens", "clients", "scaled"]
+
+
+class StatisticPool:
+    """A statistic of one input, of any kind, added up over clients.
+
+    Parameters
+    ----------
+    kind : StatisticKind
+        Reads what clients send, and adds it up.
+    width : int
+        Columns of the input, d_in.
+    """
+
+    def __init__(self, kind: StatisticKind[Any], width: int) -> None:
+        self._kind = kind
+        self._width = width
+        self._total: Statistic | None = None
+
+    def read(self, arrays: Mapping[str, NDArray[Any]], tokens: int) -> Statistic:
+        """Return a client's statistic for :meth:`add`; WireError if it cannot be one."""
+        if tokens < 1:
+            raise WireError(f"A statistic is of at least one token, got {tokens}.")
+        found: Statistic = self._kind.read(arrays, self._width, tokens)
+        return found
+
+    def add(self, found: Statistic) -> None:
+        """Add a client's statistic."""
+        self._total = found if self._total is None else self._kind.add(self._total, found)
+
+    def result(self) -> Statistic:
+        """Return the statistic of all clients' tokens.
+
+        Raises
+        ------
+        QuorumError
+            If no client was added.
+        """
+        if self._total is None:
+            raise QuorumError("No client sent a statistic of this input: there is nothing to pool.")
+        return self._total
+
+    def state(self) -> Arrays:
+        """Return the sums as arrays."""
+        if self._total is None:
+            return {}
+        return {**self._kind.arrays(self._total), "tokens": numbers(self._total.tokens)}
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from :meth:`state`; KeyError, ValueError or WireError if that is another's."""
+        if arrays:
+            (tokens,) = (int(n) for n in arrays["tokens"])
+            rest = {name: arrays[name] for name in arrays if name != "tokens"}
+            self._total = self._kind.read(rest, self._width, tokens)
 
 
 class SumsPool:

@@ -23,7 +23,7 @@ from fedprune.pruning.hessian import cholesky
 from fedprune.pruning.least_squares import Problem, conjugate_gradients, normalised
 from fedprune.pruning.pruner import second_moments, sparse_change
 from fedprune.pruning.selection import prune_lowest, prune_products, runs_compiled
-from fedprune.pruning.statistics import Kind, Statistics
+from fedprune.pruning.statistics import Statistic
 from fedprune.wire.changes import SparseWeight
 
 _PENALTY = 0.03  # first rho; smaller is slower and a little better, the published 0.1 the reverse
@@ -119,10 +119,10 @@ class AlpsPruner:
 
     damping: float
     name: str = "alps"
-    needs: Kind = "moments"
+    needs: str = "moments"
     updates: bool = True
 
-    def prune(self, weight: Tensor, stats: Statistics | None, spec: MaskSpec) -> SparseWeight:
+    def prune(self, weight: Tensor, stats: Statistic | None, spec: MaskSpec) -> SparseWeight:
         """Return survivors with new values (see `Pruner.prune`)."""
         found = second_moments(self.name, weight, stats)
         new, mask = alps(weight, found.moments, spec, self.damping)

@@ -12,8 +12,8 @@ from fedprune.models.loading import LoadedModel
 from fedprune.models.walk import ModelWalk
 from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.pruner import Pruner
-from fedprune.pruning.recorder import Recorded, StatisticsRecorder
-from fedprune.pruning.statistics import Statistics, shared_inputs
+from fedprune.pruning.recorder import StatisticsRecorder
+from fedprune.pruning.statistics import NOTHING, Statistic, get_kind, shared_inputs
 from fedprune.wire.changes import Change
 
 
@@ -38,29 +38,31 @@ class BlockWalk(ModelWalk):
             for name, linear in self.model.layout.linears(self.position).items()
         }
 
-    def collect(
-        self, kind: Recorded = "columns", max_width: int | None = None
-    ) -> dict[str, Statistics]:
+    def collect(self, kind: str = "columns", max_width: int | None = None) -> dict[str, Statistic]:
         """Run the current block dense on every sample and return what entered its linear maps.
 
         Parameters
         ----------
-        kind : {"columns", "moments"}
-            Sums of squares a column, or all products of two columns.
+        kind : str
+            Name of the statistic, what a pruner `needs` (`fedprune.pruning.statistics.get_kind`).
+            "nothing" runs nothing.
         max_width : int or None
-            Of wider inputs only sums of squares are taken, whatever the kind.
+            Of wider inputs what the kind names instead is recorded, if it does.
 
         Returns
         -------
-        dict[str, ColumnStatistics or MomentStatistics]
-            Name of the linear -> float32 sums and token count, on the walk's device; linears that
-            read the same input share one object.
+        dict[str, Statistic]
+            Name of the linear -> sums and token count, on the walk's device; linears that read the
+            same input share one object. Empty for "nothing".
 
         Raises
         ------
         ModelError
             Without samples, when a linear map is never called, or when memory runs out.
         """
+        if kind == NOTHING:
+            return {}
+        recorded = get_kind(kind)
         if not self._hidden:
             raise ModelError(
                 f"There are no calibration inputs for block {self.position}. Raise "
@@ -68,8 +70,8 @@ class BlockWalk(ModelWalk):
             )
         linears = self.model.layout.linears(self.position)
 
-        def run() -> dict[str, Statistics]:
-            with StatisticsRecorder(linears, kind, max_width) as recorder:
+        def run() -> dict[str, Statistic]:
+            with StatisticsRecorder(linears, recorded, max_width) as recorder:
                 for _ in self._outputs(self._tensors()):
                     pass  # the outputs of the dense block are of no use
                 return recorder.statistics()
@@ -100,14 +102,11 @@ def prune_block(walk: BlockWalk, pruner: Pruner, spec: MaskSpec) -> dict[str, Ch
     ModelError
         As :meth:`BlockWalk.collect` and the pruner, which then tells of the linear by name.
     """
-    statistics: Mapping[str, Statistics] = {}
-    if pruner.needs != "nothing":
-        statistics = walk.collect(pruner.needs)
-    return prune_on(walk, statistics, pruner, spec)
+    return prune_on(walk, walk.collect(pruner.needs), pruner, spec)
 
 
 def prune_on(
-    walk: BlockWalk, statistics: Mapping[str, Statistics], pruner: Pruner, spec: MaskSpec
+    walk: BlockWalk, statistics: Mapping[str, Statistic], pruner: Pruner, spec: MaskSpec
 ) -> dict[str, Change]:
     """Prune the block where a walk stands on given statistics; else as :func:`prune_block`."""
     changes: dict[str, Change] = {}
@@ -170,7 +169,7 @@ def pruned_in_passing(walk: BlockWalk, pruner: Pruner, specs: Mapping[int, MaskS
 
 def _go_on(walk: BlockWalk, pruner: Pruner, changes: Mapping[str, Change]) -> None:
     """Leave a block as changed, running it only where somebody needs what it returns."""
-    if pruner.needs != "nothing" and walk.blocks_left > 1:
+    if pruner.needs != NOTHING and walk.blocks_left > 1:
         walk.advance(changes)
     else:
         walk.skip()

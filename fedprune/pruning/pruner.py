@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fedprune.errors import ModelError
 from fedprune.pruning.groups import NOT_FINITE, MaskSpec
-from fedprune.pruning.statistics import Kind, MomentStatistics, Statistics
+from fedprune.pruning.statistics import ColumnStatistics, ColumnSums, MomentStatistics, Statistic
 from fedprune.wire.changes import Change, SparseWeight
 from fedprune.wire.masks import BitMask
 
@@ -19,8 +19,9 @@ class Pruner(Protocol):
     ----------
     name : str
         The name that `pruner.name` chooses it by.
-    needs : {"nothing", "columns", "moments"}
-        What it must know of the inputs, that is of calibration text.
+    needs : str
+        What it must know of the inputs, that is of calibration text: the name of a statistic
+        (`fedprune.pruning.statistics.get_kind`), "columns" or "moments" for instance, or "nothing".
     updates : bool
         Whether surviving weights change.
     """
@@ -31,7 +32,7 @@ class Pruner(Protocol):
         ...
 
     @property
-    def needs(self) -> Kind:
+    def needs(self) -> str:
         """See the class."""
         ...
 
@@ -40,15 +41,15 @@ class Pruner(Protocol):
         """See the class."""
         ...
 
-    def prune(self, weight: Tensor, stats: Statistics | None, spec: MaskSpec) -> Change:
+    def prune(self, weight: Tensor, stats: Statistic | None, spec: MaskSpec) -> Change:
         """Return a mask, or survivors with new values where the pruner updates weights.
 
         Parameters
         ----------
         weight : Tensor
             Shape (d_out, d_in), any floating dtype; computed in float32.
-        stats : ColumnStatistics, MomentStatistics or None
-            Statistics of the inputs, on any device.
+        stats : Statistic or None
+            What it needs of the inputs, on any device; None where it needs nothing.
         spec : MaskSpec
             Sparsity, pattern and comparison group.
 
@@ -61,21 +62,29 @@ class Pruner(Protocol):
         ...
 
 
-def input_norms(name: str, weight: Tensor, stats: Statistics | None) -> Tensor:
+def input_norms(name: str, weight: Tensor, stats: Statistic | None) -> Tensor:
     """Return the norms of the inputs, on the weight's device, if they are this linear's."""
-    if stats is None:
-        raise ModelError(f"The pruner '{name}' needs statistics of the inputs, got none.")
+    found = column_sums(name, weight, stats)
+    if not isinstance(found, ColumnStatistics):
+        raise ModelError(f"The pruner '{name}' needs sums of squared inputs, got others.")
+    return found.norms.to(weight.device)
+
+
+def column_sums(name: str, weight: Tensor, stats: Statistic | None) -> ColumnSums:
+    """Return sums of one number a column, if they are this linear's; of moments the diagonal."""
     if isinstance(stats, MomentStatistics):
         stats = stats.columns
-    if stats.sum_squares.shape != (weight.shape[1],):
+    if not isinstance(stats, ColumnSums):
+        raise ModelError(f"The pruner '{name}' needs statistics of the inputs, got none.")
+    if stats.sums.shape != (weight.shape[1],):
         raise ModelError(
             f"The pruner '{name}' needs statistics of {weight.shape[1]} inputs, "
-            f"got shape {tuple(stats.sum_squares.shape)}."
+            f"got shape {tuple(stats.sums.shape)}."
         )
-    return stats.norms.to(weight.device)
+    return stats
 
 
-def second_moments(name: str, weight: Tensor, stats: Statistics | None) -> MomentStatistics:
+def second_moments(name: str, weight: Tensor, stats: Statistic | None) -> MomentStatistics:
     """Return second moments, if they are this linear's."""
     if not isinstance(stats, MomentStatistics):
         raise ModelError(f"The pruner '{name}' needs second moments of the inputs, got none.")

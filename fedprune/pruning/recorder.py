@@ -6,23 +6,17 @@ statistics do not depend on how samples are spread over clients, nor on their or
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Self
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import TensorWeakRef
 
 from fedprune.errors import ModelError
 from fedprune.models.layout import LinearRef
-from fedprune.pruning.statistics import ColumnStatistics, MomentStatistics, Statistics
-from fedprune.wire.sums import ExactSums
-
-Recorded = Literal["columns", "moments"]
-
-_CHUNK_ELEMENTS = 1 << 20  # the squares of a chunk stay in a core's cache
+from fedprune.pruning.statistics import Recording, Statistic, StatisticKind, get_kind
 
 
 @dataclass
@@ -30,10 +24,7 @@ class _Record:
     """What is known of one input, and of the tensor that was last added to it."""
 
     leader: str
-    tokens: int = 0
-    sums: ExactSums | None = None
-    moments: Tensor | None = None
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    recording: Recording[Any]
     # Weak: an input must not stay in memory longer than the block itself keeps it.
     last: TensorWeakRef | None = None
     version: int = -1
@@ -43,24 +34,9 @@ class _Record:
         held = self.last() if self.last is not None else None
         return held is inputs and self.version == inputs._version
 
-    def add(self, inputs: Tensor, kind: Recorded) -> None:
+    def add(self, inputs: Tensor) -> None:
         self.last, self.version = TensorWeakRef(inputs), inputs._version
-        self.device = inputs.device
-        self.tokens += inputs.shape[:-1].numel()
-        if kind == "moments":
-            self.moments = add_moments(self.moments, inputs)
-            return
-        if self.sums is None:
-            self.sums = ExactSums(inputs.shape[-1])
-        self.sums.add(column_square_sums(inputs).cpu().numpy())
-
-    def statistics(self) -> Statistics:
-        if self.moments is not None:
-            return MomentStatistics(self.moments, self.tokens)
-        if self.sums is None:
-            raise RuntimeError("nothing was recorded.")
-        rounded = torch.from_numpy(self.sums.to_float32()).to(self.device)
-        return ColumnStatistics(rounded, self.tokens, self.sums)
+        self.recording.add(inputs)
 
 
 class StatisticsRecorder:
@@ -70,23 +46,22 @@ class StatisticsRecorder:
     ----------
     linears : Mapping[str, LinearRef]
         The maps to watch, by name.
-    kind : {"columns", "moments"}
-        Sums of squares a column, or all products of two columns.
+    kind : StatisticKind
+        What is recorded.
     max_width : int or None
-        Of wider inputs only sums of squares are taken, whatever the kind.
+        Of wider inputs ``kind.instead`` is recorded, if there is one.
     """
 
     def __init__(
         self,
         linears: Mapping[str, LinearRef],
-        kind: Recorded = "columns",
+        kind: StatisticKind[Any],
         max_width: int | None = None,
     ) -> None:
         self._linears = linears
-        self._kinds: dict[str, Recorded] = {
-            name: kind if max_width is None or linear.shape[1] <= max_width else "columns"
-            for name, linear in linears.items()
-        }
+        self._kind = kind
+        self._narrow = get_kind(kind.instead) if kind.instead else kind
+        self._max_width = max_width
         self._records: dict[str, _Record] = {}
         self._handles: list[RemovableHandle] = []
 
@@ -106,8 +81,8 @@ class StatisticsRecorder:
         while self._handles:
             self._handles.pop().remove()
 
-    def statistics(self) -> dict[str, Statistics]:
-        """Return the statistics of every map; maps that share their input share the object.
+    def statistics(self) -> dict[str, Statistic]:
+        """Return the statistic of every map; maps that share their input share the object.
 
         Raises
         ------
@@ -120,14 +95,17 @@ class StatisticsRecorder:
                 f"The decoder block never called {', '.join(unused)}: its inputs are unknown. "
                 "Use `pruner=magnitude`, or more calibration samples if inputs are routed."
             )
-        made = {id(record): record.statistics() for record in self._records.values()}
-        return {name: made[id(self._records[name])] for name in self._linears}
+        closed: dict[int, Statistic] = {
+            id(record): record.recording.close()
+            for record in {id(one): one for one in self._records.values()}.values()
+        }
+        return {name: closed[id(self._records[name])] for name in self._linears}
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def add(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
             record = self._records.get(name) or self._adopted(name, args[0])
             if record.leader == name:
-                record.add(args[0], self._kinds[name])
+                record.add(args[0])
             elif not record.holds(args[0]):
                 raise ModelError(
                     f"'{name}' shared the input of '{record.leader}' for one sample and not for "
@@ -139,37 +117,12 @@ class StatisticsRecorder:
     def _adopted(self, name: str, inputs: Tensor) -> _Record:
         """Return the record that a map joins at its first call, a new one if it has its own."""
         found = {id(record): record for record in self._records.values() if record.holds(inputs)}
-        record = next(iter(found.values()), None) or _Record(name)
+        record = next(iter(found.values()), None) or _Record(name, self._start(name))
         self._records[name] = record
         return record
 
-
-def column_square_sums(inputs: Tensor) -> Tensor:
-    """Return the sum over tokens of each squared input, float32, shape (d_in,).
-
-    Parameters
-    ----------
-    inputs : Tensor
-        Shape (..., d_in), any floating dtype; squares are taken in float32.
-    """
-    flat = inputs.detach().reshape(-1, inputs.shape[-1])
-    total = torch.zeros(flat.shape[1], dtype=torch.float32, device=flat.device)
-    for chunk in torch.split(flat, max(1, _CHUNK_ELEMENTS // flat.shape[1])):
-        total += chunk.to(torch.float32, copy=True).square_().sum(0)
-    return total
-
-
-def add_moments(total: Tensor | None, inputs: Tensor) -> Tensor:
-    """Return ``total`` plus the sum over tokens of x x^T, float32, shape (d_in, d_in).
-
-    Parameters
-    ----------
-    total : Tensor or None
-        Changed in place; None starts at zero.
-    inputs : Tensor
-        Shape (..., d_in), any floating dtype; products are taken in float32.
-    """
-    flat = inputs.detach().reshape(-1, inputs.shape[-1]).to(torch.float32)
-    if total is None:
-        return flat.T @ flat
-    return total.addmm_(flat.T, flat)
+    def _start(self, name: str) -> Recording[Any]:
+        """Return an empty record of a map's input."""
+        width = self._linears[name].shape[1]
+        wide = self._max_width is not None and width > self._max_width
+        return (self._narrow if wide else self._kind).start(width)

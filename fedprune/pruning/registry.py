@@ -10,6 +10,7 @@ from fedprune.pruning.pruner import Pruner
 from fedprune.pruning.ria import RiaPruner
 from fedprune.pruning.sparsegpt import SparseGptPruner
 from fedprune.pruning.sparseswaps import SparseSwapsPruner
+from fedprune.pruning.statistics import NOTHING, get_kind
 from fedprune.pruning.wanda import MagnitudePruner, WandaPruner
 
 NAMES = ("magnitude", "wanda", "ria", "sparsegpt", "alps", "sparseswaps")
@@ -30,7 +31,7 @@ def get_pruner(name: str, damping: float = 0.01, block_size: int = 128) -> Prune
     Raises
     ------
     ConfigError
-        If there is none of this name, or a plugin is none.
+        If there is none of this name, a plugin is none, or nothing records what it needs.
     """
     known: dict[str, Pruner] = {
         pruner.name: pruner
@@ -60,7 +61,10 @@ def _plugin(name: str) -> Pruner:
             f"The plugin '{name}' is no pruner: it has no {', '.join(lacks)} "
             "(see fedprune.pruning.pruner.Pruner)."
         )
-    return cast(Pruner, made)
+    pruner = cast(Pruner, made)
+    if pruner.needs != NOTHING:
+        get_kind(pruner.needs)
+    return pruner
 
 
 def make_pruner(config: PrunerConfig) -> Pruner:

@@ -11,7 +11,7 @@ from torch import Tensor
 from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.pruner import input_norms
 from fedprune.pruning.selection import prune_products
-from fedprune.pruning.statistics import Kind, Statistics
+from fedprune.pruning.statistics import Statistic
 from fedprune.wire.masks import BitMask
 
 _BLOCK = 1 << 20  # weights of a step: float64 copies stay small
@@ -72,10 +72,10 @@ class RiaPruner:
     """
 
     name = "ria"
-    needs: Kind = "columns"
+    needs = "columns"
     updates = False
 
-    def prune(self, weight: Tensor, stats: Statistics | None, spec: MaskSpec) -> BitMask:
+    def prune(self, weight: Tensor, stats: Statistic | None, spec: MaskSpec) -> BitMask:
         """Return the mask of one linear (see `Pruner.prune`)."""
         scores = ria_scores(weight, input_norms(self.name, weight, stats))
         return prune_products(scores, torch.ones(scores.shape[1], device=scores.device), spec)

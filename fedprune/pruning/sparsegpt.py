@@ -20,7 +20,7 @@ from fedprune.pruning import selection, selection_kernels
 from fedprune.pruning.groups import NOT_FINITE, MaskSpec, check_divides
 from fedprune.pruning.hessian import Factor
 from fedprune.pruning.pruner import second_moments, sparse_change
-from fedprune.pruning.statistics import Kind, Statistics
+from fedprune.pruning.statistics import Statistic
 from fedprune.wire.changes import SparseWeight
 
 
@@ -269,10 +269,10 @@ class SparseGptPruner:
     damping: float
     block_size: int
     name: str = "sparsegpt"
-    needs: Kind = "moments"
+    needs: str = "moments"
     updates: bool = True
 
-    def prune(self, weight: Tensor, stats: Statistics | None, spec: MaskSpec) -> SparseWeight:
+    def prune(self, weight: Tensor, stats: Statistic | None, spec: MaskSpec) -> SparseWeight:
         """Return survivors with new values (see `Pruner.prune`)."""
         found = second_moments(self.name, weight, stats)
         new, mask = sparsegpt(weight, found.factor(self.damping), spec, self.block_size)

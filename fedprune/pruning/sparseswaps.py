@@ -19,7 +19,7 @@ from fedprune.pruning.groups import MaskSpec, check_divides
 from fedprune.pruning.least_squares import conjugate_gradients, normalised
 from fedprune.pruning.pruner import second_moments, sparse_change
 from fedprune.pruning.selection import runs_compiled
-from fedprune.pruning.statistics import Kind, Statistics
+from fedprune.pruning.statistics import Statistic
 from fedprune.pruning.wanda import WandaPruner
 from fedprune.wire.changes import SparseWeight
 
@@ -322,10 +322,10 @@ class SparseSwapsPruner:
 
     damping: float
     name: str = "sparseswaps"
-    needs: Kind = "moments"
+    needs: str = "moments"
     updates: bool = True
 
-    def prune(self, weight: Tensor, stats: Statistics | None, spec: MaskSpec) -> SparseWeight:
+    def prune(self, weight: Tensor, stats: Statistic | None, spec: MaskSpec) -> SparseWeight:
         """Return survivors with new values (see `Pruner.prune`)."""
         found = second_moments(self.name, weight, stats)
         start = torch.from_numpy(WandaPruner().prune(weight, found, spec).to_bool())

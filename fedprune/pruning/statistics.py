@@ -1,37 +1,141 @@
-"""What calibration leaves behind of a linear's inputs: sums over tokens, additive over clients."""
+"""What calibration leaves behind of a linear's inputs: sums over tokens, additive over clients.
 
+A statistic is open. A :class:`StatisticKind` says how one is recorded while a block runs, which
+arrays it is and how they add up; a pruner says by name which one it needs
+(:attr:`fedprune.pruning.pruner.Pruner.needs`). Another package brings one by an entry point of the
+group ``fedprune.statistics`` that names its class, and a pruner on it by ``fedprune.pruners``.
+Sums of one non-negative number a column and token, the usual case, take one method:
+
+    class AbsoluteInputs(ColumnKind):
+        name = "absolute"
+
+        def sums(self, inputs: Tensor) -> Tensor:
+            return inputs.float().abs().reshape(-1, inputs.shape[-1]).sum(0)
+
+``walk.collect("absolute")`` then gives for each linear a :class:`ColumnSums` of exact sums, which
+``get_kind("absolute").arrays`` turns into integers to send; the server reads, adds and hands them
+to the pruner (:class:`fedprune.methods.sums.StatisticPool`).
+"""
+
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import cache
+from typing import Any, Generic, Protocol, TypeVar
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from fedprune.errors import ConfigError, WireError
+from fedprune.plugins import STATISTICS, load_plugin, plugin_names
 from fedprune.pruning.hessian import Factor, inverse_factor
-from fedprune.wire.sums import ExactSums
+from fedprune.wire.sums import LIMBS, ExactSums
 
-Kind = Literal["nothing", "columns", "moments"]
-"""How much a pruner must know of the inputs: nothing, one number a column, or all products."""
+Arrays = dict[str, NDArray[Any]]
+
+NOTHING = "nothing"
+"""What a pruner needs that looks at no text; the name of no kind."""
+
+_CHUNK_ELEMENTS = 1 << 20  # what is summed of a chunk stays in a core's cache
+_DIGIT = np.int64(0xFFFFFFFF)
+
+
+class Statistic(Protocol):
+    """What is known of one input. Linears that read the same input share the object."""
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens summed."""
+        ...
+
+
+S = TypeVar("S", bound=Statistic)
+S_co = TypeVar("S_co", bound=Statistic, covariant=True)
+
+
+class Recording(Protocol[S_co]):
+    """A statistic of one input while its block runs."""
+
+    def add(self, inputs: Tensor) -> None:
+        """Add what enters the linears: shape (..., d_in), any floating dtype, on any device."""
+        ...
+
+    def close(self) -> S_co:
+        """Return the statistic; called once, after the last input."""
+        ...
+
+
+class StatisticKind(ABC, Generic[S]):
+    """A named sum over calibration tokens, and how it is recorded, carried and added up.
+
+    What a sample contributes must depend on that sample alone.
+
+    Attributes
+    ----------
+    name : str
+        What a pruner's ``needs`` and :func:`get_kind` find it by.
+    exact : bool
+        Whether :meth:`arrays` are integers whose elementwise sums over clients are the arrays of
+        the added statistics, whatever the order: then it can be summed under secure aggregation.
+    instead : str or None
+        The kind that is recorded of inputs too wide for this one (`strategy.max_width`).
+    """
+
+    name: str
+    exact: bool = False
+    instead: str | None = None
+
+    @abstractmethod
+    def start(self, width: int) -> Recording[S]:
+        """Return an empty record of an input of so many columns, d_in."""
+
+    @abstractmethod
+    def arrays(self, statistic: S) -> Arrays:
+        """Return a statistic as named arrays, whose shapes follow from d_in; not its tokens."""
+
+    @abstractmethod
+    def read(self, arrays: Mapping[str, NDArray[Any]], width: int, tokens: int) -> S:
+        """Return the statistic of received or summed arrays.
+
+        Raises
+        ------
+        WireError
+            If a name, dtype, shape or number is not one that :meth:`arrays` can return.
+        """
+
+    @abstractmethod
+    def add(self, first: S, second: S) -> S:
+        """Return the statistic of both's tokens; neither is used afterwards."""
 
 
 @dataclass
-class ColumnStatistics:
-    """Sum of squares of each input of a linear over all calibration tokens.
-
-    Additive: the statistics of two sets of tokens are the sums of both fields.
+class ColumnSums:
+    """A sum of non-negative numbers over tokens, one a column.
 
     Parameters
     ----------
-    sum_squares : Tensor
-        Sum over tokens of x_j**2, float32, shape (d_in,).
+    sums : Tensor
+        float32, shape (d_in,).
     tokens : int
         Number of tokens summed.
     exact : ExactSums or None
-        The same sums before they were rounded to float32, where they were recorded.
+        The same sums before they were rounded to float32, where they are known.
     """
 
-    sum_squares: Tensor
+    sums: Tensor
     tokens: int
     exact: ExactSums | None = None
+
+
+class ColumnStatistics(ColumnSums):
+    """Sum of squares of each input: ``sums`` of x_j**2."""
+
+    @property
+    def sum_squares(self) -> Tensor:
+        """Sum over tokens of x_j**2, float32, shape (d_in,)."""
+        return self.sums
 
     @property
     def norms(self) -> Tensor:
@@ -45,8 +149,7 @@ class ColumnStatistics:
 class MomentStatistics:
     """Second moments of a linear's inputs: G = sum_t x_t x_t^T, the Hessian of its output error.
 
-    Additive as :class:`ColumnStatistics`. Linears that share an input share one object, so that
-    what is derived from it is computed once.
+    Linears that share an input share one object, so that what is derived from it is computed once.
 
     Parameters
     ----------
@@ -72,16 +175,200 @@ class MomentStatistics:
         return self._factors[damping]
 
 
-Statistics = ColumnStatistics | MomentStatistics
+class ColumnKind(StatisticKind[ColumnSums]):
+    """Exact sums of one non-negative number a column and token; a subclass says which number.
+
+    The arrays are ``digits``: uint32 of shape (4, d_in), each column's sum in units of 2**-64 to
+    the base 2**32, lowest digit first. They add up elementwise in int64.
+    """
+
+    exact = True
+    made: type[ColumnSums] = ColumnSums
+
+    @abstractmethod
+    def sums(self, inputs: Tensor) -> Tensor:
+        """Return the sums over the tokens of one sample's inputs, on their device.
+
+        Parameters
+        ----------
+        inputs : Tensor
+            Shape (..., d_in), any floating dtype.
+
+        Returns
+        -------
+        Tensor
+            float32, shape (d_in,), each from 0 to 2**63; computed in float32 or better.
+        """
+
+    def start(self, width: int) -> "_ColumnRecording":
+        """See `StatisticKind.start`."""
+        return _ColumnRecording(self, width)
+
+    def arrays(self, statistic: ColumnSums) -> Arrays:
+        """See `StatisticKind.arrays`."""
+        if statistic.exact is None:
+            raise RuntimeError("sums are sent as they were recorded.")
+        high, low = statistic.exact.words()
+        words = np.stack((low, low >> np.uint64(32), high, high >> np.uint64(32)))
+        return {"digits": words.astype(np.uint32)}
+
+    def read(self, arrays: Mapping[str, NDArray[Any]], width: int, tokens: int) -> ColumnSums:
+        """See `StatisticKind.read`; a digit of summed arrays may hold carries."""
+        digits = arrays.get("digits")
+        shape = (LIMBS, width)
+        whole = digits is not None and digits.shape == shape and digits.dtype.kind in "iu"
+        if digits is None or not whole or len(arrays) != 1:
+            raise WireError(f"'{self.name}' is one array of whole digits of shape {shape}.")
+        limbs = digits.astype(np.int64)
+        if limbs.min(initial=0) < 0 or limbs.max(initial=0) >> 62:
+            raise WireError(f"A digit of '{self.name}' is negative or too large.")
+        for lower, upper in zip(limbs, limbs[1:], strict=False):
+            upper += lower >> 32
+            lower &= _DIGIT
+        limbs[:, limbs[-1] > _DIGIT] = _DIGIT
+        words = limbs.astype(np.uint64)
+        shift = np.uint64(32)
+        exact = ExactSums.from_words(words[3] << shift | words[2], words[1] << shift | words[0])
+        return self.rounded(exact, tokens, "cpu")
+
+    def add(self, first: ColumnSums, second: ColumnSums) -> ColumnSums:
+        """See `StatisticKind.add`."""
+        if first.exact is None or second.exact is None:
+            raise RuntimeError("sums add up as they were recorded.")
+        first.exact.merge(second.exact)
+        return self.rounded(first.exact, first.tokens + second.tokens, "cpu")
+
+    def rounded(self, exact: ExactSums, tokens: int, device: str | torch.device) -> ColumnSums:
+        """Return the statistic of exact sums, on a device."""
+        return self.made(torch.from_numpy(exact.to_float32()).to(device), tokens, exact)
 
 
-def shared_inputs(statistics: Mapping[str, Statistics]) -> list[tuple[tuple[str, ...], Statistics]]:
-    """Return each distinct input's linears and statistics, in the order of their first linear.
+class _ColumnRecording:
+    def __init__(self, kind: ColumnKind, width: int) -> None:
+        self._kind = kind
+        self._exact = ExactSums(width)
+        self._tokens = 0
+        self._device = torch.device("cpu")
+
+    def add(self, inputs: Tensor) -> None:
+        self._device = inputs.device
+        self._tokens += inputs.shape[:-1].numel()
+        self._exact.add(self._kind.sums(inputs).cpu().numpy())
+
+    def close(self) -> ColumnSums:
+        return self._kind.rounded(self._exact, self._tokens, self._device)
+
+
+class ColumnSquares(ColumnKind):
+    """Sum of squares of each input: all that Wanda and RIA know of a text."""
+
+    name = "columns"
+    made = ColumnStatistics
+
+    def sums(self, inputs: Tensor) -> Tensor:
+        """Return the sum over tokens of x_j**2 (see `ColumnKind.sums`)."""
+        flat = inputs.detach().reshape(-1, inputs.shape[-1])
+        total = torch.zeros(flat.shape[1], dtype=torch.float32, device=flat.device)
+        for chunk in torch.split(flat, max(1, _CHUNK_ELEMENTS // flat.shape[1])):
+            total += chunk.to(torch.float32, copy=True).square_().sum(0)
+        return total
+
+
+class SecondMoments(StatisticKind[MomentStatistics]):
+    """All products of two inputs: what solvers that reconstruct need.
+
+    The array is ``moments``, float32 of shape (d_in, d_in); its sums are rounded.
+    """
+
+    name = "moments"
+    instead = "columns"
+
+    def start(self, width: int) -> "_MomentRecording":
+        """See `StatisticKind.start`."""
+        return _MomentRecording()
+
+    def arrays(self, statistic: MomentStatistics) -> Arrays:
+        """See `StatisticKind.arrays`."""
+        return {"moments": statistic.moments.cpu().numpy()}
+
+    def read(self, arrays: Mapping[str, NDArray[Any]], width: int, tokens: int) -> MomentStatistics:
+        """See `StatisticKind.read`."""
+        found = arrays.get("moments")
+        shape = (width, width)
+        right = found is not None and found.dtype == np.float32 and found.shape == shape
+        if found is None or not right or len(arrays) != 1 or not np.isfinite(found).all():
+            raise WireError(f"Moments must be one finite float32 array of shape {shape}.")
+        return MomentStatistics(torch.from_numpy(found), tokens)
+
+    def add(self, first: MomentStatistics, second: MomentStatistics) -> MomentStatistics:
+        """See `StatisticKind.add`."""
+        total = first.moments.double() + second.moments.double()
+        return MomentStatistics(total.float(), first.tokens + second.tokens)
+
+
+class _MomentRecording:
+    def __init__(self) -> None:
+        self._total: Tensor | None = None
+        self._tokens = 0
+
+    def add(self, inputs: Tensor) -> None:
+        self._tokens += inputs.shape[:-1].numel()
+        flat = inputs.detach().reshape(-1, inputs.shape[-1]).to(torch.float32)
+        if self._total is None:
+            self._total = flat.T @ flat
+        else:
+            self._total.addmm_(flat.T, flat)
+
+    def close(self) -> MomentStatistics:
+        if self._total is None:
+            raise RuntimeError("nothing was recorded.")
+        return MomentStatistics(self._total, self._tokens)
+
+
+KINDS: Mapping[str, StatisticKind[Any]] = {
+    kind.name: kind for kind in (ColumnSquares(), SecondMoments())
+}
+"""The kinds that are part of this package, by name."""
+
+
+def get_kind(name: str) -> StatisticKind[Any]:
+    """Return a kind of statistic by name.
 
     Parameters
     ----------
-    statistics : Mapping[str, ColumnStatistics or MomentStatistics]
-        Name of the linear -> statistics; linears that read the same input share the object.
+    name : str
+        One of :data:`KINDS`, or the entry point of an installed package.
+
+    Raises
+    ------
+    ConfigError
+        If there is none of this name, or a plugin is none.
+    """
+    return KINDS[name] if name in KINDS else _plugin(name)
+
+
+@cache
+def _plugin(name: str) -> StatisticKind[Any]:
+    if name not in plugin_names(STATISTICS):
+        known = ", ".join(f"'{one}'" for one in (*KINDS, *plugin_names(STATISTICS)))
+        raise ConfigError(f"There is no statistic '{name}' of a linear's inputs, only {known}.")
+    kind = load_plugin(STATISTICS, name)
+    made = kind() if callable(kind) else kind
+    if not isinstance(made, StatisticKind) or getattr(made, "name", None) != name:
+        raise ConfigError(
+            f"The plugin '{name}' is no statistic of that name "
+            "(see fedprune.pruning.statistics.StatisticKind)."
+        )
+    return made
+
+
+def shared_inputs(statistics: Mapping[str, S]) -> list[tuple[tuple[str, ...], S]]:
+    """Return each distinct input's linears and statistic, in the order of their first linear.
+
+    Parameters
+    ----------
+    statistics : Mapping[str, Statistic]
+        Name of the linear -> statistic; linears that read the same input share the object.
     """
     names: dict[int, list[str]] = {}
     for name, found in statistics.items():

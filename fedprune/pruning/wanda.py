@@ -8,7 +8,7 @@ from torch import Tensor
 from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.pruner import Pruner, input_norms
 from fedprune.pruning.selection import prune_products
-from fedprune.pruning.statistics import ColumnStatistics, Kind, Statistics
+from fedprune.pruning.statistics import NOTHING, ColumnStatistics, Statistic
 from fedprune.wire.changes import Change
 from fedprune.wire.masks import BitMask
 
@@ -17,10 +17,10 @@ class MagnitudePruner:
     """Importance is the weight's magnitude, ``|W_ij|``."""
 
     name = "magnitude"
-    needs: Kind = "nothing"
+    needs = NOTHING
     updates = False
 
-    def prune(self, weight: Tensor, stats: Statistics | None, spec: MaskSpec) -> BitMask:
+    def prune(self, weight: Tensor, stats: Statistic | None, spec: MaskSpec) -> BitMask:
         """Return the mask of one linear (see `Pruner.prune`); statistics are not used."""
         return prune_products(weight, torch.ones(weight.shape[1], device=weight.device), spec)
 
@@ -32,10 +32,10 @@ class WandaPruner:
     """
 
     name = "wanda"
-    needs: Kind = "columns"
+    needs = "columns"
     updates = False
 
-    def prune(self, weight: Tensor, stats: Statistics | None, spec: MaskSpec) -> BitMask:
+    def prune(self, weight: Tensor, stats: Statistic | None, spec: MaskSpec) -> BitMask:
         """Return the mask of one linear (see `Pruner.prune`)."""
         return prune_products(weight, input_norms(self.name, weight, stats), spec)
 
@@ -58,7 +58,7 @@ class WithWandaFallback:
         return self.pruner.name
 
     @property
-    def needs(self) -> Kind:
+    def needs(self) -> str:
         """What the solver needs."""
         return self.pruner.needs
 
@@ -67,8 +67,8 @@ class WithWandaFallback:
         """Whether the solver changes survivors."""
         return self.pruner.updates
 
-    def prune(self, weight: Tensor, stats: Statistics | None, spec: MaskSpec) -> Change:
+    def prune(self, weight: Tensor, stats: Statistic | None, spec: MaskSpec) -> Change:
         """Return what becomes of one linear (see `Pruner.prune`)."""
-        if self.needs == "moments" and isinstance(stats, ColumnStatistics):
+        if isinstance(stats, ColumnStatistics) and self.needs != "columns":
             return WandaPruner().prune(weight, stats, spec)
         return self.pruner.prune(weight, stats, spec)

@@ -7,11 +7,11 @@ import torch
 from fedprune.config.pattern import Pattern
 from fedprune.errors import ModelError
 from fedprune.models.capture import TensorPool, capture_inputs, hidden_of
-from fedprune.pruning import recorder
 from fedprune.pruning.blocks import BlockWalk, prune_block, prune_blocks
 from fedprune.pruning.groups import MaskSpec
-from fedprune.pruning.recorder import column_square_sums
+from fedprune.pruning.recorder import StatisticsRecorder
 from fedprune.pruning.registry import get_pruner
+from fedprune.pruning.statistics import ColumnSquares, get_kind
 from fedprune.wire.masks import BitMask
 from tests.support.architectures import FAMILIES, tiny_model, token_samples
 from tests.support.masks import equal_bits, expected_state, random_masks, state_of
@@ -241,8 +241,9 @@ def test_a_pruner_without_inputs_runs_no_block(monkeypatch):
 
 def test_inputs_read_by_several_linears_are_squared_once(monkeypatch):
     seen = []
+    sums = ColumnSquares.sums
     monkeypatch.setattr(
-        recorder, "column_square_sums", lambda x: seen.append(x.shape) or column_square_sums(x)
+        ColumnSquares, "sums", lambda self, x: seen.append(x.shape) or sums(self, x)
     )
     statistics = BlockWalk(tiny_model(), token_samples(2, SEQ_LEN)).collect()
     assert len(statistics) == 7
@@ -262,9 +263,10 @@ def test_an_input_changed_in_place_is_squared_again():
 
     block, inputs = Block(), torch.randn(3, 4)
     linears = {
-        name: type("Ref", (), {"module": module})() for name, module in block.named_children()
+        name: type("Ref", (), {"module": module, "shape": (4, 4)})()
+        for name, module in block.named_children()
     }
-    with torch.no_grad(), recorder.StatisticsRecorder(linears) as watch:
+    with torch.no_grad(), StatisticsRecorder(linears, get_kind("columns")) as watch:
         block(inputs.clone())
     found = watch.statistics()
     torch.testing.assert_close(found["first"].sum_squares, inputs.square().sum(0))
@@ -292,7 +294,9 @@ def test_column_square_sums(dtype, shape):
     inputs = (100 * torch.randn(shape)).to(dtype)  # squares overflow float16
     before = inputs.clone()
     expected = inputs.double().square().flatten(0, -2).sum(0)
-    torch.testing.assert_close(column_square_sums(inputs).double(), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        get_kind("columns").sums(inputs).double(), expected, rtol=1e-5, atol=0
+    )
     assert torch.equal(inputs, before)
 
 

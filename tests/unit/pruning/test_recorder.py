@@ -7,8 +7,8 @@ import torch
 from fedprune.errors import ModelError
 from fedprune.models.layout import LinearRef
 from fedprune.pruning.blocks import BlockWalk, input_groups
-from fedprune.pruning.recorder import StatisticsRecorder, add_moments
-from fedprune.pruning.statistics import MomentStatistics, shared_inputs
+from fedprune.pruning.recorder import StatisticsRecorder
+from fedprune.pruning.statistics import MomentStatistics, get_kind, shared_inputs
 from tests.support.architectures import tiny_model, token_samples
 
 
@@ -17,7 +17,7 @@ def watched(*modules: torch.nn.Linear, kind="columns") -> StatisticsRecorder:
         str(place): LinearRef(str(place), module, tuple(module.weight.shape))
         for place, module in enumerate(modules)
     }
-    return StatisticsRecorder(refs, kind)
+    return StatisticsRecorder(refs, get_kind(kind))
 
 
 def test_moments_are_sums_of_products_with_the_column_sums_on_their_diagonal():
@@ -32,12 +32,16 @@ def test_moments_are_sums_of_products_with_the_column_sums_on_their_diagonal():
 
 def test_moments_of_samples_add_up_to_those_of_all():
     inputs = [torch.randn(1, 7, 5) for _ in range(4)]
-    total = None
+    recording = get_kind("moments").start(5)
     for sample in inputs:
-        total = add_moments(total, sample)
+        recording.add(sample)
     flat = torch.cat(inputs).reshape(-1, 5).double()
-    assert torch.allclose(total.double(), flat.T @ flat, rtol=1e-5, atol=1e-5)
-    assert add_moments(None, inputs[0].bfloat16()).dtype == torch.float32
+    found = recording.close()
+    assert found.tokens == 28
+    assert torch.allclose(found.moments.double(), flat.T @ flat, rtol=1e-5, atol=1e-5)
+    half = get_kind("moments").start(5)
+    half.add(inputs[0].bfloat16())
+    assert half.close().moments.dtype == torch.float32
 
 
 @pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "gpt_neox", "falcon"])
