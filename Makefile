@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-PACKAGES := client_app server_app strategies conf fedprune
+PACKAGES := client_app server_app strategies conf fedprune hydra_plugins
 
 # Two files at a time: many tests wait for other processes. Those are the first by name, so
 # `make test` keeps the order.

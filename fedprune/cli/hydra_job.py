@@ -9,7 +9,8 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -18,23 +19,27 @@ from typing import Any
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from hydra.experimental.callback import Callback
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
 from fedprune.cli.job import check_inputs, perform, plan_job
+from fedprune.cli.machine import parallel_jobs
 from fedprune.cli.progress import PlainView, progress_view
 from fedprune.cli.run import connect, note_console
+from fedprune.cli.sweep import Account, run_all
+from fedprune.cli.sweep_plan import SweepJob
 from fedprune.cli.sweep_report import collect_runs
-from fedprune.config import config_from_mapping
+from fedprune.config import RunConfig, config_from_mapping
 from fedprune.config.overrides import CONF
 from fedprune.errors import ConfigError
 from fedprune.flower.command import RuntimeFailure
 
 _NAME = "fedprune_hydra"
 _PRIMARY = {
-    "defaults": ["config", "_self_"],
+    "defaults": ["config", {"override hydra/launcher": "fedprune"}, "_self_"],
     # As in `fedprune sweep`: starting Flower's runtime takes longer than a small job.
     "federation": {"backend": "inline"},
     "hydra": {
@@ -72,22 +77,16 @@ def job(config: DictConfig) -> float:
     KeyboardInterrupt
         It was stopped.
     """
-    wanted = config_from_mapping(OmegaConf.to_container(config, resolve=True))
-    if wanted.output_dir:
-        raise ConfigError(
-            "`output_dir` is chosen by Hydra here: set hydra.run.dir or hydra.sweep.dir instead."
-        )
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
-    if not wanted.federation.connection:  # where this machine's folders mean nothing
-        wanted = replace(wanted, output_dir=str(folder))
-    check_inputs(wanted)
+    wanted = _wanted(config, folder)
     planned = replace(plan_job(wanted, Path.cwd(), datetime.now()), folder=folder)
     notes = note_console()
-    # A launcher may run many at once, which would draw over one another.
+    # Another launcher may run many at once, which would draw over one another.
     multirun = settings.mode == RunMode.MULTIRUN
-    name = f"job {settings.job.num}: " if multirun else ""
-    with PlainView(notes, prefix=name) if multirun else progress_view(notes) as view:
+    with PlainView(notes, sparing=True) if multirun else progress_view(notes) as view:
+        if multirun:
+            view.watch(folder, f"job {settings.job.num}")
         ended = perform(planned, view, connect)
     if ended.status.state == "interrupted":
         raise KeyboardInterrupt
@@ -96,6 +95,76 @@ def job(config: DictConfig) -> float:
     if ended.results is None:
         raise RuntimeFailure("The results are on the SuperLink's machine, which tells no figure.")
     return objective(json.loads(ended.results.read_text(encoding="utf-8")))
+
+
+def launch(
+    context: HydraContext,
+    config: DictConfig,
+    job_overrides: Sequence[Sequence[str]],
+    first: int,
+    at_once: int | None,
+) -> list[JobReturn]:
+    """Run a batch of a multirun's jobs as `fedprune sweep` runs its own.
+
+    Parameters
+    ----------
+    context : HydraContext
+        Composes a job's configuration.
+    config : DictConfig
+        That of the multirun.
+    job_overrides : sequence of sequence of str
+        What each job has of its own.
+    first : int
+        Hydra's number of the first.
+    at_once : int or None
+        How many at once; as many as the machine bears if None.
+
+    Returns
+    -------
+    list of JobReturn
+        Their objectives; of a job that failed, the error.
+    """
+    configs: list[tuple[DictConfig, DictConfig]] = []
+    jobs: list[SweepJob] = []
+    for number, overrides in enumerate(job_overrides, first):
+        one = context.config_loader.load_sweep_config(config, list(overrides))
+        with open_dict(one):
+            one.hydra.job.id = one.hydra.job.num = number
+        folder = Path(one.hydra.sweep.dir, one.hydra.sweep.subdir).absolute()
+        with open_dict(one):
+            hydra_part = one.pop("hydra")
+        settings = dict(text.partition("=")[::2] for text in filter_overrides(overrides))
+        configs.append((one, hydra_part))
+        jobs.append(SweepJob(settings, _wanted(one, folder), folder, len(jobs)))
+    account = Account(jobs, note_console(), keep_models=True)
+    account.skip_what_is_done()
+    run_all(account, parallel_jobs([jobs[place].config for place in account.todo], at_once))
+    if account.failures:  # Hydra then ends without asking for its callbacks
+        _collect(config, account.seconds)
+    found = []
+    for place, (one, hydra_part) in enumerate(configs):
+        result = JobReturn(job_overrides[place], one, hydra_part, str(jobs[place].folder))
+        result.task_name = hydra_part.job.name
+        failed = account.failures.get(place)
+        result.status = JobStatus.COMPLETED if failed is None else JobStatus.FAILED
+        result.return_value = (
+            objective(account.results[place]) if failed is None else RuntimeFailure(failed)
+        )
+        found.append(result)
+    return found
+
+
+def _wanted(config: DictConfig, folder: Path) -> RunConfig:
+    """Return the checked configuration of a job that Hydra has composed."""
+    wanted = config_from_mapping(OmegaConf.to_container(config, resolve=True))
+    if wanted.output_dir:
+        raise ConfigError(
+            "`output_dir` is chosen by Hydra here: set hydra.run.dir or hydra.sweep.dir instead."
+        )
+    if not wanted.federation.connection:  # where this machine's folders mean nothing
+        wanted = replace(wanted, output_dir=str(folder))
+    check_inputs(wanted)
+    return wanted
 
 
 def objective(results: Mapping[str, Any]) -> float:
@@ -117,6 +186,11 @@ class Collect(Callback):  # type: ignore[misc]
 
     def on_multirun_end(self, config: DictConfig, **kwargs: object) -> None:
         """Write them into the folder of the multirun."""
-        folder = Path(config.hydra.sweep.dir).absolute()
-        command = shlex.join(["python", "-m", "fedprune.cli", *sys.argv[1:]])
-        collect_runs(Console(), folder, command, time.monotonic() - self._begun)
+        _collect(config, time.monotonic() - self._begun)
+
+
+def _collect(config: DictConfig, seconds: float) -> None:
+    folder = Path(config.hydra.sweep.dir).absolute()
+    command = shlex.join(["python", "-m", "fedprune.cli", *sys.argv[1:]])
+    with suppress(ConfigError):  # not one run has results
+        collect_runs(Console(), folder, command, seconds)

@@ -12,11 +12,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TextIO
+from typing import Protocol, TextIO
 
 from fedprune.cli.inline import run_inline
 from fedprune.cli.machine import Machine, Resources, choose_resources, has_gpu_driver
-from fedprune.cli.progress import ProgressView
 from fedprune.config import (
     Resumption,
     RunConfig,
@@ -29,7 +28,6 @@ from fedprune.flower.app import app_folder, staged
 from fedprune.flower.command import Connection, RunStatus, RuntimeFailure, Scalar, submit, wait
 from fedprune.flower.superlink import runtime_environment
 from fedprune.logs import read_line
-from fedprune.results.progress import parse_progress
 from fedprune.results.text import printable
 
 
@@ -215,9 +213,24 @@ def check_inputs(config: RunConfig) -> None:
 
 LOG = "run.log"
 
-Connect = Callable[[Job, ProgressView], AbstractContextManager[Connection]]
+
+class View(Protocol):
+    """What shows a person the course of a job."""
+
+    def watch(self, folder: Path) -> None:
+        """Show where the run in a folder is."""
+
+    def stage(self, text: str) -> None:
+        """Say what happens while the run does not tell where it is."""
+
+    def note(self, text: str) -> None:
+        """Show a line that stays: a warning or an error."""
+
+
+Connect = Callable[[Job, View], AbstractContextManager[Connection]]
 
 _LOUD = re.compile(r"(WARNING|ERROR|CRITICAL)\s*:\s*(?P<text>.*)")
+_SAID, _DONE = "fedprune: ", "done 1/1 · "
 # Flower says this in every simulation, also in one whose size was given.
 _USUAL = "default simulated SuperNodes changed"
 _TAIL_LINES = 20
@@ -236,7 +249,7 @@ class Ended:
     folder : Path
         Where its results are, if they are on this machine.
     server_folder : str
-        The same as the ServerApp said it; empty if it did not come so far.
+        The same as the ServerApp's last line says it; empty if it did not come so far.
     """
 
     status: RunStatus
@@ -252,19 +265,23 @@ class Ended:
 
 
 class LogReader:
-    """Takes a run's log line by line: all into a file, progress and trouble onto the screen.
+    """Takes a run's log line by line: all into a file, trouble onto the screen.
 
     Parameters
     ----------
     file : TextIO
         The run's log file.
-    view : ProgressView
+    view : View
         The screen.
+    remote : bool
+        Whether the run's status file may be on another machine: then the screen gets what the
+        ServerApp says of its course.
     """
 
-    def __init__(self, file: TextIO, view: ProgressView) -> None:
+    def __init__(self, file: TextIO, view: View, remote: bool = False) -> None:
         self._file = file
         self._view = view
+        self._remote = remote
         self._tail: collections.deque[str] = collections.deque(maxlen=_TAIL_LINES)
         self.server_folder = ""  # Known when the run is done.
 
@@ -276,11 +293,12 @@ class LogReader:
         said = read_line(line)  # of a log in JSON
         line = printable(line if said is None else f"{said[0]} : {said[1]}")
         self._tail.append(line)
-        progress = parse_progress(line)
-        if progress is not None:
-            self._view.update(progress)
-            if progress.phase == "done":
-                self.server_folder = progress.text
+        told = line.partition(_SAID)[2]
+        if told.startswith(_DONE):
+            # The one word that Flower brings from a ServerApp of where its results are.
+            self.server_folder = told.removeprefix(_DONE)
+        elif told and self._remote:
+            self._view.stage(told)
         elif (loud := _LOUD.match(line)) and _USUAL not in line:
             self._view.note(f"{loud[1].lower()}: {loud['text']}")
 
@@ -319,20 +337,20 @@ def prepare(job: Job) -> None:
         )
 
 
-def perform(job: Job, view: ProgressView, connect: Connect) -> Ended:
+def perform(job: Job, view: View, connect: Connect) -> Ended:
     """Run a prepared job to its end.
 
     Parameters
     ----------
     job : Job
         What to run.
-    view : ProgressView
+    view : View
         Shows its course.
     connect : Callable
         Gives the SuperLink for a job that is not inline.
     """
     with _opened(job.folder / LOG, job.resumed) as file:
-        reader = LogReader(file, view)
+        reader = LogReader(file, view, remote=bool(job.connection))
         try:
             status = _execute(job, reader, view, connect)
         except RuntimeFailure as failure:
@@ -353,7 +371,9 @@ def _opened(log: Path, resumed: bool) -> Iterator[TextIO]:
             file.close()
 
 
-def _execute(job: Job, reader: LogReader, view: ProgressView, connect: Connect) -> RunStatus:
+def _execute(job: Job, reader: LogReader, view: View, connect: Connect) -> RunStatus:
+    if not job.connection:
+        view.watch(job.folder)
     if job.inline:
         view.stage("loading torch")
         return run_inline(job.run_config, job.clients, reader.take)

@@ -218,7 +218,7 @@ def parallel_jobs(configs: Sequence[RunConfig], asked: int | None) -> int:
     ConfigError
         If several jobs at once are asked for that cannot be.
     """
-    others = [config for config in configs if not _inline(config)]
+    others = [config for config in configs if not runs_inline(config)]
     if asked is not None and asked < 1:
         raise ConfigError(f"`--jobs` must be at least 1, got {asked}.")
     if others:
@@ -232,7 +232,8 @@ def parallel_jobs(configs: Sequence[RunConfig], asked: int | None) -> int:
     return max(1, min(wanted, len(configs)))
 
 
-def _inline(config: RunConfig) -> bool:
+def runs_inline(config: RunConfig) -> bool:
+    """Whether a job needs no runtime of Flower's."""
     return config.federation.backend == "inline" and not config.federation.connection
 
 

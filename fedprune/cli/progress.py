@@ -1,211 +1,92 @@
-"""Where a run is: a live line on a terminal, plain lines in a pipe or a CI log.
+"""Where runs are: bars on a terminal, plain lines in a pipe or a CI log.
 
-Both are driven by the lines that the ServerApp logs, see :mod:`fedprune.results.progress`.
+All that is shown of a run's course is read from the status file in its folder, see
+:mod:`fedprune.results.run_status`; a run on another machine is shown by the lines that it logs.
 """
 
 import os
+import threading
 import time
-from collections.abc import Callable, Sequence
-from datetime import timedelta
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
-from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.live import Live
-from rich.spinner import Spinner
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column
 from rich.text import Text
 
-from fedprune.results.progress import LABELS, Progress
+from fedprune.errors import FedpruneError
+from fedprune.results.progress import LABELS
+from fedprune.results.run_status import PROGRESS, Status, read_status
+from fedprune.results.text import printable
 
+_LOOK_SECONDS = 0.4
 _QUIET_SECONDS = 30.0
 _STEP = 0.1
-_REFRESHES = 5  # a second
-_WIDEST_BAR, _NARROWEST_BAR = 20, 5
-_MOST_LINES = 3
-_INDENT = 2  # the spinner and a space
 
 
-class ProgressView(Protocol):
-    """Shows a run's course to a person."""
+@dataclass(frozen=True)
+class Course:
+    """What is told of a run: what happens, its share that is done, None if unknown, and more."""
 
-    def __enter__(self) -> Self:
-        """Begin to show."""
+    head: str
+    share: float | None = None
+    details: str = ""
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Take the live line off the screen."""
-
-    def stage(self, text: str) -> None:
-        """Say what happens while the ServerApp does not speak yet."""
-
-    def update(self, progress: Progress) -> None:
-        """Show how far the run is."""
-
-    def note(self, text: str) -> None:
-        """Show a line that stays: a warning or an error."""
+    @classmethod
+    def of(cls, status: Status) -> "Course":
+        """Return what a status file says."""
+        share = status.phase_done / status.phase_total if status.phase_total > 1 else None
+        head = LABELS.get(status.phase, status.phase)
+        return cls(printable(head), share, printable(" · ".join(status.details)))
 
 
-def progress_view(console: Console, name: str = "") -> ProgressView:
-    """Return the view that suits ``console``; ``name`` tells one of several runs."""
-    prefix = f"{name}: " if name else ""
-    # Colours can be forced into a pipe; a line that is drawn anew makes no sense there. Some CI
-    # services give their jobs a terminal that only a log is made of.
-    drawn = console.is_terminal and console.file.isatty() and not console.is_dumb_terminal
-    if drawn and not os.environ.get("CI"):
-        return LiveView(console, prefix)
-    return PlainView(console, prefix=prefix)
+@dataclass
+class _Watched:
+    """A run that is looked at: its name, what its status file was before, what was told last."""
+
+    name: str
+    before: int
+    told: float
+    last: Course = Course("")
+    row: TaskID | None = None
 
 
-class LiveView:
-    """A line that is drawn anew in place, and broken where the window is narrow at the moment.
+class ProgressView:
+    """Shows the courses of runs to a person while it is used in a `with` statement.
 
     Parameters
     ----------
     console : Console
-        A terminal.
-    prefix : str
-        Stands before what happens.
-    """
-
-    def __init__(self, console: Console, prefix: str = "") -> None:
-        self._prefix = prefix
-        self._console = console
-        self._begun = time.monotonic()
-        self._head, self._share = f"{prefix}starting", -1.0
-        self._details: tuple[str, ...] = ()
-        self._spinner = Spinner("line" if console.options.ascii_only else "dots")
-        self._live = Live(
-            self,
-            console=console,
-            refresh_per_second=_REFRESHES,
-            transient=True,
-            # An inline run sends what is printed to its own log.
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
-
-    def __enter__(self) -> Self:
-        """Begin to draw."""
-        self._begun = time.monotonic()
-        self._live.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Take the line off the screen."""
-        self._live.stop()
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Draw for a window as wide as it is at this moment."""
-        seconds = time.monotonic() - self._begun
-        details = (*self._details, str(timedelta(seconds=int(seconds))))
-        # A cell less, so that no terminal begins a new line after the last one.
-        width = options.max_width - 1 - _INDENT
-        lines = flowed(self._head, self._share, details, width, options.ascii_only)
-        text = f"{self._spinner.render(seconds)} " + f"\n{' ' * _INDENT}".join(lines)
-        yield Text(text, no_wrap=True, overflow="crop")
-
-    def stage(self, text: str) -> None:
-        """Show ``text`` without a bar."""
-        self._head, self._share, self._details = f"{self._prefix}{text}", -1.0, ()
-        self._live.refresh()
-
-    def update(self, progress: Progress) -> None:
-        """Show phase, bar and as many details as there is room for."""
-        self._head = f"{self._prefix}{LABELS[progress.phase]}"
-        self._share = progress.share if progress.total > 1 else -1.0
-        self._details = progress.details
-        self._live.refresh()
-
-    def note(self, text: str) -> None:
-        """Print ``text`` above the line."""
-        self._console.print(Text(text, style="yellow"))
-
-
-def flowed(
-    head: str, share: float, details: Sequence[str], width: int, ascii_only: bool = False
-) -> list[str]:
-    """Return progress in as few lines as it takes, each at most ``width`` cells wide.
-
-    Parameters
-    ----------
-    head : str
-        What is happening.
-    share : float
-        How much of it is done, 0 to 1; negative where nobody knows.
-    details : sequence of str
-        What else there is to tell; what does not fit into three lines is left out.
-    width : int
-        Cells. A bar gets what the first line leaves of them.
-    ascii_only : bool
-        Whether the terminal has no other characters.
-    """
-    between = ", " if ascii_only else " · "
-    percent = f" {share:.0%}" if share >= 0 else ""
-    head = _cut(head, width - len(percent))
-    lines = [head + percent]
-    for detail in details:
-        if cell_len(lines[-1] + between + detail) <= width:
-            lines[-1] += between + detail
-        else:
-            lines.append(_cut(detail, width))
-    if share >= 0:
-        bar = _bar(share, min(width - cell_len(lines[0]) - 1, _WIDEST_BAR), ascii_only)
-        lines[0] = f"{head}{bar}{lines[0].removeprefix(head)}"
-    return lines[:_MOST_LINES]
-
-
-def _cut(text: str, cells: int) -> str:
-    found = Text(text)
-    found.truncate(max(0, cells), overflow="crop")
-    return found.plain
-
-
-def _bar(share: float, cells: int, ascii_only: bool) -> str:
-    if cells < _NARROWEST_BAR:
-        return ""
-    full, empty = "#-" if ascii_only else "━╌"
-    done = round(share * cells)
-    return f" {full * done}{empty * (cells - done)}"
-
-
-class PlainView:
-    """A line for every new phase, and within one for every tenth of it and every half minute.
-
-    Parameters
-    ----------
-    console : Console
-        Where to print.
+        Where to show them.
+    sparing : bool
+        Whether lines that stay tell of a run only after a long silence, as among many runs.
     clock : Callable
         Seconds from any origin.
-    prefix : str
-        Stands before every line.
     """
 
     def __init__(
         self,
         console: Console,
+        sparing: bool = False,
         clock: Callable[[], float] = time.monotonic,
-        prefix: str = "",
     ) -> None:
-        self._prefix = prefix
         self._console = console
         self._clock = clock
-        self._begun = self._printed = clock()
-        self._last: tuple[str, float] = ("", 0.0)
+        self._begun = clock()
+        self._sparing = sparing
+        self._runs: dict[Path, _Watched] = {}
+        self._lock = threading.RLock()
+        self._closed = threading.Event()
+        self._looker = threading.Thread(target=self._keep_looking, name="view", daemon=True)
 
     def __enter__(self) -> Self:
-        """Begin to count the seconds."""
-        self._begun = self._printed = self._clock()
+        """Begin to show."""
+        self._looker.start()
         return self
 
     def __exit__(
@@ -214,31 +95,164 @@ class PlainView:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Do nothing: every line has been printed whole."""
+        """Show the last news and end."""
+        self._closed.set()
+        self._looker.join()
+        self._look()
+
+    def watch(self, folder: Path, name: str = "") -> None:
+        """Show where the run in a folder is, from when it writes its status file anew."""
+        with self._lock:
+            self._runs.setdefault(folder, _Watched(name, _stamp(folder / PROGRESS), self._clock()))
+
+    def leave(self, folder: Path) -> None:
+        """Show a run no more."""
+        with self._lock:
+            self._look()
+            self._runs.pop(folder, None)
+
+    def stage(self, text: str) -> None:
+        """Say what happens while no run tells where it is."""
+
+    def overall(self, done: int, total: int, details: str) -> None:
+        """Say how many of many runs are done."""
+
+    def note(self, text: str) -> None:
+        """Show a line that stays: a warning or an error."""
+
+    def _show(self, run: _Watched, course: Course) -> None:
+        """Show where a run is."""
+
+    def _keep_looking(self) -> None:
+        while not self._closed.wait(_LOOK_SECONDS):
+            self._look()
+
+    def _look(self) -> None:
+        with self._lock:
+            for folder, run in self._runs.items():
+                if _stamp(folder / PROGRESS) != run.before:
+                    with suppress(FedpruneError):
+                        self._show(run, Course.of(read_status(folder)))
+
+
+def progress_view(console: Console, *, sparing: bool = False) -> ProgressView:
+    """Return the view that suits ``console``."""
+    # Colours can be forced into a pipe; a line that is drawn anew makes no sense there. Some CI
+    # services give their jobs a terminal that only a log is made of.
+    drawn = console.is_terminal and console.file.isatty() and not console.is_dumb_terminal
+    if drawn and not os.environ.get("CI"):
+        return LiveView(console)
+    return PlainView(console, sparing)
+
+
+class LiveView(ProgressView):
+    """Bars that are drawn anew in place."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        ascii_only = console.options.ascii_only
+        self._bars = Progress(
+            SpinnerColumn("line" if ascii_only else "dots"),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=20, table_column=Column(min_width=5)),
+            TextColumn("{task.fields[share]}", markup=False),
+            TimeElapsedColumn(),
+            TextColumn(
+                "{task.fields[details]}",
+                markup=False,
+                table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
+            ),
+            console=console,
+            transient=True,
+            expand=True,
+            # An inline run sends what is printed to its own log.
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._first = self._bars.add_task("starting", total=None, share="", details="")
+
+    def __enter__(self) -> Self:
+        """Begin to draw."""
+        self._bars.start()
+        return super().__enter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Take the bars off the screen."""
+        super().__exit__(kind, error, trace)
+        self._bars.stop()
+
+    def leave(self, folder: Path) -> None:
+        """Take a run's bar off the screen."""
+        with self._lock:
+            run = self._runs.pop(folder, None)
+            if run is not None and run.row not in (None, self._first):
+                self._bars.remove_task(run.row)
+
+    def stage(self, text: str) -> None:
+        """Show ``text`` without a bar."""
+        self._draw(self._first, Course(printable(text)))
+
+    def overall(self, done: int, total: int, details: str) -> None:
+        """Show a bar for all runs, above those of the runs."""
+        self._draw(self._first, Course(f"{done} of {total} jobs", done / total, details))
+
+    def note(self, text: str) -> None:
+        """Print ``text`` above the bars."""
+        self._console.print(Text(text, style="yellow"))
+
+    def _show(self, run: _Watched, course: Course) -> None:
+        if run.row is None:
+            alone = not run.name
+            run.row = self._first if alone else self._bars.add_task("", share="", details="")
+        head = f"{run.name}: {course.head}" if run.name else course.head
+        self._draw(run.row, Course(head, course.share, course.details))
+
+    def _draw(self, row: TaskID, course: Course) -> None:
+        known = course.share is not None
+        self._bars.update(
+            row,
+            description=course.head,
+            total=1.0 if known else None,
+            completed=course.share or 0.0,
+            share=f"{course.share:.0%}" if known else "",
+            details=course.details,
+            refresh=True,
+        )
+
+
+class PlainView(ProgressView):
+    """A line for every new phase, and within one for every tenth of it and every half minute."""
 
     def stage(self, text: str) -> None:
         """Print ``text``."""
-        self._print(text)
-
-    def update(self, progress: Progress) -> None:
-        """Print the progress if there is news."""
-        share = progress.share
-        phase, printed_share = self._last
-        quiet = self._clock() - self._printed
-        news = progress.phase != phase or share == 1.0 != printed_share or share < printed_share
-        if news or share - printed_share >= _STEP or quiet >= _QUIET_SECONDS:
-            self._last = (progress.phase, share)
-            percent = f" {share:.0%}" if progress.total > 1 else ""
-            head = f"{LABELS[progress.phase]}{percent}"
-            self._print(" · ".join([head, *progress.details]))
+        self.note(printable(text))
 
     def note(self, text: str) -> None:
         """Print ``text``."""
-        self._print(text)
-
-    def _print(self, text: str) -> None:
-        self._printed = self._clock()
-        seconds = self._printed - self._begun
         # Soft-wrapped: a log is searched by line, so one event stays one line.
-        line = f"[{seconds:6.1f} s] {self._prefix}{text}"
+        line = f"[{self._clock() - self._begun:6.1f} s] {text}"
         self._console.print(Text(line), soft_wrap=True)
+
+    def _show(self, run: _Watched, course: Course) -> None:
+        now, last = self._clock(), run.last
+        share, before = course.share or 0.0, last.share or 0.0
+        news = course.head != last.head or share == 1.0 != before or share < before
+        news = not self._sparing and (news or share - before >= _STEP)
+        if news or now - run.told >= _QUIET_SECONDS:
+            run.last, run.told = course, now
+            percent = "" if course.share is None else f" {course.share:.0%}"
+            name = f"{run.name}: " if run.name else ""
+            self.note(" · ".join(filter(None, [f"{name}{course.head}{percent}", course.details])))
+
+
+def _stamp(path: Path) -> int:
+    """Return when a file was written, in nanoseconds; 0 if it is not there."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0

@@ -12,6 +12,7 @@ from rich.console import Console
 from fedprune.cli.job import (
     Ended,
     Job,
+    View,
     check_inputs,
     named_connection,
     perform,
@@ -19,7 +20,7 @@ from fedprune.cli.job import (
     plan_resumption,
     prepare,
 )
-from fedprune.cli.progress import ProgressView, progress_view
+from fedprune.cli.progress import progress_view
 from fedprune.config import Resumption, config_from_overrides, find_resumption
 from fedprune.flower.command import Connection
 from fedprune.flower.superlink import private_superlink
@@ -87,7 +88,7 @@ def note_console() -> Console:
 
 
 @contextlib.contextmanager
-def connect(job: Job, view: ProgressView) -> Iterator[Connection]:
+def connect(job: Job, view: View) -> Iterator[Connection]:
     """Give the SuperLink that a job asks for: the user's, or one of its own."""
     if job.connection:
         yield named_connection(job.connection)

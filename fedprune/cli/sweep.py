@@ -14,18 +14,17 @@ from typing import Any
 
 from rich.console import Console
 
-from fedprune.cli.job import Ended, Job, perform, plan_job, plan_resumption, prepare
-from fedprune.cli.machine import parallel_jobs, usable_cpus
+from fedprune.cli.job import Ended, Job, View, perform, plan_job, plan_resumption, prepare
+from fedprune.cli.machine import parallel_jobs, runs_inline, usable_cpus
+from fedprune.cli.processes import run_each
 from fedprune.cli.progress import ProgressView, progress_view
 from fedprune.cli.run import INTERRUPTED, connect, note_console
 from fedprune.cli.sweep_plan import Sweep, SweepJob, cut_off, finished, plan_sweep, read_sweep
 from fedprune.cli.sweep_report import Finished, Story, report_sweep
-from fedprune.cli.workers import Workers
 from fedprune.config import Resumption
 from fedprune.errors import ConfigError, FedpruneError
 from fedprune.flower.command import Connection, RuntimeFailure
 from fedprune.results.environment import source_digest
-from fedprune.results.progress import Progress
 from fedprune.results.sweep import number_text
 from fedprune.results.text import duration_text
 
@@ -73,6 +72,17 @@ class Account:
         """Seconds since it was opened."""
         return time.monotonic() - self._begun
 
+    def skip_what_is_done(self) -> None:
+        """Take in the results that an earlier sweep has left."""
+        for place, job in enumerate(self.jobs):
+            found = finished(job)
+            if found is not None:
+                self.results[place] = found
+        if self.results:
+            self.say(f"{len(self.results)} of {len(self.jobs)} jobs are done already")
+            if any(found["code_hash"] != source_digest() for found in self.results.values()):
+                self.say("Some were made by another version of fedprune.", "yellow")
+
     def name(self, place: int) -> str:
         """Return what a person calls a job."""
         return f"job {place + 1} of {len(self.jobs)}"
@@ -113,61 +123,50 @@ class Account:
         self._ended += 1
         self.say(f"{self.name(place)} failed: {reason}", "red")
 
-    def progress(self, running: dict[int, Progress]) -> Progress:
-        """Return how far the whole sweep is, with the jobs that run at the moment."""
-        done, total = len(self.jobs) - len(self.todo), len(self.jobs)
+    def overall(self) -> tuple[int, int, str]:
+        """Return how many jobs have ended, of how many, and in words what else there is to say."""
         failed = [f"{len(self.failures)} failed"] if self.failures else []
-        each = [
-            f"job {place + 1}: {one.phase}" + (f" {one.share:.0%}" if one.total > 1 else "")
-            for place, one in running.items()
-        ]
-        details = (f"{done} of {total} jobs", *failed, *self.left(), *each)
-        return Progress("sweep", done, total, details)
+        total = len(self.jobs)
+        return total - len(self.todo), total, " · ".join([*failed, *self.left()])
 
 
 def run_all(account: Account, at_once: int) -> None:
-    """Run all jobs that are not done, so many at once.
+    """Run all jobs that are not done: those without Flower's runtime so many at once.
 
     Raises
     ------
     KeyboardInterrupt
         It was stopped; the jobs that were running are stopped too.
     """
-    if at_once > 1:
-        _side_by_side(account, at_once)
-    else:
-        _one_by_one(account)
-
-
-def _one_by_one(account: Account) -> None:
-    with contextlib.ExitStack() as stack:
-        links = _Links(stack)
-        for place, job in _prepared(account):
-            with progress_view(account.notes, account.name(place)) as view:
-                ended = perform(job, view, links.connect)
-            if ended.status.state == "interrupted":
-                raise KeyboardInterrupt
-            account.settle(place, ended)
-
-
-def _side_by_side(account: Account, at_once: int) -> None:
-    running: dict[int, Progress] = {}
-    threads = max(1, usable_cpus() // at_once)
-    with progress_view(account.notes) as view, Workers(at_once, threads) as workers:
-        view.stage(f"loading torch in {at_once} processes")
-        for place, told in workers.run(_prepared(account)):
+    inline = all(runs_inline(account.jobs[place].config) for place in account.todo)
+    with progress_view(account.notes, sparing=True) as view:
+        if not inline:
+            _one_by_one(account, view)
+            return
+        view.stage("loading torch")
+        threads = max(1, usable_cpus() // at_once)
+        for place, told in run_each(_prepared(account, view), at_once, threads):
             if isinstance(told, str):
                 view.note(f"{account.name(place)}: {told}")
                 continue
-            if isinstance(told, Progress):
-                running[place] = told
-            else:
-                running.pop(place, None)
-                account.settle(place, told)
-            view.update(account.progress(running))
+            view.leave(account.jobs[place].folder)
+            account.settle(place, told)
+            view.overall(*account.overall())
 
 
-def _prepared(account: Account) -> Iterator[tuple[int, Job]]:
+def _one_by_one(account: Account, view: ProgressView) -> None:
+    with contextlib.ExitStack() as stack:
+        links = _Links(stack)
+        for place, job in _prepared(account, view):
+            ended = perform(job, view, links.connect)
+            if ended.status.state == "interrupted":
+                raise KeyboardInterrupt
+            view.leave(account.jobs[place].folder)
+            account.settle(place, ended)
+            view.overall(*account.overall())
+
+
+def _prepared(account: Account, view: ProgressView) -> Iterator[tuple[int, Job]]:
     """Yield jobs that are ready to run, each when its turn comes."""
     for place in account.todo:
         account.announce(place)
@@ -177,6 +176,7 @@ def _prepared(account: Account) -> Iterator[tuple[int, Job]]:
         except FedpruneError as error:
             account.fail(place, str(error))
         else:
+            view.watch(planned.folder, account.name(place))
             yield place, planned
 
 
@@ -203,7 +203,7 @@ class _Links:
         self._open: dict[str, Connection] = {}
 
     @contextlib.contextmanager
-    def connect(self, job: Job, view: ProgressView) -> Iterator[Connection]:
+    def connect(self, job: Job, view: View) -> Iterator[Connection]:
         """Give the SuperLink that a job asks for."""
         if job.connection not in self._open:
             self._open[job.connection] = self._stack.enter_context(connect(job, view))
@@ -291,7 +291,7 @@ def run_sweep(arguments: Sequence[str], *, keep_models: bool, jobs: int | None =
     folder = _folder(sweep)
     planned = plan_sweep(_without_folder(sweep), folder)
     account = Account(planned, notes, keep_models)
-    _skip_what_is_done(account)
+    account.skip_what_is_done()
     at_once = parallel_jobs([planned[place].config for place in account.todo], jobs)
     try:
         run_all(account, at_once)
@@ -309,17 +309,6 @@ def run_sweep(arguments: Sequence[str], *, keep_models: bool, jobs: int | None =
     count = f"{len(account.failures)} of {len(planned)} jobs failed"
     account.say(f"{count}; the same command tries them again.", "red")
     return 1
-
-
-def _skip_what_is_done(account: Account) -> None:
-    for place, job in enumerate(account.jobs):
-        found = finished(job)
-        if found is not None:
-            account.results[place] = found
-    if account.results:
-        account.say(f"{len(account.results)} of {len(account.jobs)} jobs are done already")
-        if any(found["code_hash"] != source_digest() for found in account.results.values()):
-            account.say("Some were made by another version of fedprune.", "yellow")
 
 
 def _jobs(account: Account, keys: Sequence[str]) -> list[Finished]:

@@ -37,7 +37,7 @@ def test_the_results_are_those_of_one_after_another(
     assert main([*command, "output_dir=two", *TWO]) == 1
     shown = capsys.readouterr().err
     assert "2 of 4 jobs failed" in shown and shown.count("failed: data=./short.txt") == 2
-    assert "sweep 100%" in shown and "\x1b" not in shown
+    assert "\x1b" not in shown
     assert main([*command, "output_dir=one", "--jobs", "1"]) == 1
     for seed in (0, 1):
         one, two = (tmp_path / name / f"data=stdlib,seed={seed}" for name in ("one", "two"))
@@ -75,8 +75,10 @@ def pruning(folder: Path) -> bool:
 
 
 def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    children = psutil.Process(process.pid).children()
-    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+    """Return the processes of the jobs, all forked from one that has loaded torch."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    found = [child for child in children if "forkserver" in " ".join(child.cmdline())]
+    return [child for child in found if child.ppid() != process.pid]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])

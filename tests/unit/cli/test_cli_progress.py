@@ -1,46 +1,39 @@
-"""What a person sees of a run on terminals and in pipes."""
+"""What a person sees of runs on terminals and in pipes: all of it from their status files."""
 
 import io
 import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from rich.cells import cell_len
 from rich.console import Console
 
 import fedprune
-from fedprune.cli.progress import (
-    LiveView,
-    PlainView,
-    ProgressView,
-    flowed,
-    progress_view,
-)
-from fedprune.results.progress import LABELS, PHASES, Progress
+from fedprune.cli.progress import LiveView, PlainView, ProgressView, progress_view
+from fedprune.results.progress import LABELS, PHASES
+from fedprune.results.run_status import PROGRESS, Status
 from tests.support.screen import Screen, run_on_terminal
 
-DETAILS = ("round 1/2", "block 3/6", "clients 1/2", "12 s left", "1.2 MB up, 0.3 MB down")
-# Its argument says which width it waits for after each step.
+DETAILS = ["round 1/2", "block 3/6", "clients 1/2", "12 s left", "1.2 MB up, 0.3 MB down"]
+BEGUN = "2026-01-01T00:00:00Z"
 PROGRAM = """
-import json, os, sys, time
+import os, sys
+from pathlib import Path
 from rich.console import Console
 from fedprune.cli.progress import progress_view
-from fedprune.results.progress import Progress
+from tests.unit.cli.test_cli_progress import DETAILS, tell
 
-details = ("round 1/2", "block 3/6", "clients 1/2", "12 s left", "1.2 MB up, 0.3 MB down")
-widths = json.loads(sys.argv[1])
+folder = Path(sys.argv[1])
 print("before", file=sys.stderr)
 with progress_view(Console(file=sys.stderr)) as view:
     view.stage("loading torch")
+    view.watch(folder)
     for done in range(1, 7):
-        view.update(Progress("prune", done, 6, details))
-        while str(done) in widths and os.get_terminal_size(2).columns != widths[str(done)]:
-            time.sleep(0.01)
+        tell(folder, "prune", done, 6, DETAILS)
+        view._look()
         if done == 3:
             view.note("warning: half-way")
 print("after", file=sys.stderr)
@@ -52,7 +45,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def console(*, terminal: bool, width: int = 100, **environment: str) -> Console:
+def console(*, terminal: bool, width: int = 150, **environment: str) -> Console:
     return Console(
         file=Terminal() if terminal else io.StringIO(),
         force_terminal=terminal,
@@ -65,6 +58,15 @@ def console(*, terminal: bool, width: int = 100, **environment: str) -> Console:
 def printed(target: Console) -> str:
     assert isinstance(target.file, io.StringIO)
     return target.file.getvalue()
+
+
+def tell(folder: Path, phase: str, done: int, total: int, details: list[str]) -> None:
+    """Write a status file as a run does; its time differs each time."""
+    status = Status("x", phase=phase, phase_done=done, phase_total=total, details=details)
+    path = folder / PROGRESS
+    before = path.stat().st_mtime_ns if path.exists() else 0
+    path.write_text(replace(status, started=BEGUN, updated=BEGUN).to_json())
+    os.utime(path, ns=(before + 1_000, before + 1_000))
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +82,7 @@ class Clock:
 
 
 def test_every_phase_has_a_label() -> None:
-    assert set(LABELS) == {*PHASES, "load", "sweep"}
+    assert {*PHASES, "load"} <= set(LABELS)
 
 
 @pytest.mark.parametrize(
@@ -103,100 +105,71 @@ def test_a_ci_service_s_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatc
     assert isinstance(progress_view(console(terminal=True)), PlainView)
 
 
-def test_the_live_line_shows_where_the_run_is() -> None:
+def test_bars_show_where_runs_are(tmp_path: Path) -> None:
     target = console(terminal=True)
     with progress_view(target) as view:
         view.stage("submitting [the] run")
     assert "submitting [the] run" in printed(target) and "%" not in printed(target)
-    with progress_view(target, "job 2") as view:
-        view.update(Progress("prune", 3, 4, DETAILS))
+    with progress_view(target) as view:
+        view.watch(tmp_path, "job 2 of 3")
+        tell(tmp_path, "prune", 3, 4, ["[b]block[/b] 3/6", *DETAILS[2:]])
+        view._look()
+        view.overall(1, 3, "5 s left")
         view.note("warning: node [b]x[/b] is refused")
+        view.leave(tmp_path)
     shown = printed(target)
-    assert "job 2: pruning" in shown and " 75% " in shown and "block 3/6 · clients 1/2" in shown
+    assert "job 2 of 3: pruning" in shown and " 75% " in shown
+    assert "[b]block[/b] 3/6 · clients 1/2" in shown
+    assert "1 of 3 jobs" in shown and " 33% " in shown and "5 s left" in shown
     assert "warning: node [b]x[/b] is refused\n" in shown.replace("\r", "")
 
 
-def test_the_live_line_bears_a_phase_without_steps() -> None:
-    target = console(terminal=True)
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_an_earlier_process_has_left_is_not_shown(tmp_path: Path, terminal: bool) -> None:
+    tell(tmp_path, "evaluate", 1, 2, [])
+    target = console(terminal=terminal)
     with progress_view(target) as view:
-        view.update(Progress("export", 0, 0))
+        view.watch(tmp_path)
+        view._look()
+        assert "evaluating" not in printed(target)
+        tell(tmp_path, "export", 0, 0, [])
+        view._look()
+        (tmp_path / PROGRESS).write_text("damaged")
+        view._look()
     assert "writing the model" in printed(target)
 
 
-def test_a_wide_window_has_all_in_one_line_with_a_bar() -> None:
-    (line,) = flowed("pruning", 0.5, DETAILS, 120)
-    assert line == f"pruning {'━' * 10}{'╌' * 10} 50% · {' · '.join(DETAILS)}"
-
-
-def test_a_narrow_window_has_all_in_three_lines() -> None:
-    assert flowed("pruning", 0.5, DETAILS, 37) == [
-        "pruning 50% · round 1/2 · block 3/6",
-        "clients 1/2 · 12 s left",
-        "1.2 MB up, 0.3 MB down",
-    ]
-
-
-def test_a_terminal_without_other_characters_gets_ascii() -> None:
-    assert "".join(flowed("pruning", 0.5, DETAILS, 90, ascii_only=True)).isascii()
-
-
-@given(
-    st.text(alphabet="ab c%漢", min_size=1, max_size=20),
-    st.floats(-1, 1),
-    st.lists(st.text(alphabet="xyz 漢", max_size=30), max_size=6),
-    st.integers(8, 130),
-)
-def test_no_line_is_ever_wider_than_the_window(
-    head: str, share: float, details: list[str], width: int
-) -> None:
-    lines = flowed(head, share, details, width)
-    assert 1 <= len(lines) <= 3
-    assert all(cell_len(line) <= width for line in lines)
-    if share >= 0:
-        assert f" {share:.0%}" in lines[0]
-
-
 def environment(**more: str) -> dict[str, str]:
-    folder = str(Path(fedprune.__file__).parents[1])
-    return {"PYTHONPATH": folder, "PATH": os.environ["PATH"], "TERM": "xterm-256color", **more}
+    root = Path(fedprune.__file__).parents[1]
+    path = {"PYTHONPATH": str(root), "PATH": os.environ["PATH"]}
+    return {**path, "TERM": "xterm-256color", **more}
 
 
 @pytest.mark.parametrize("columns", [40, 120])
-def test_on_a_real_terminal_only_what_was_said_stays(columns: int) -> None:
-    code, written = run_on_terminal(["-c", PROGRAM, "{}"], [("", columns)], environment())
+def test_on_a_real_terminal_only_what_was_said_stays(tmp_path: Path, columns: int) -> None:
+    arguments = ["-c", PROGRAM, str(tmp_path)]
+    code, written = run_on_terminal(arguments, [("", columns)], environment())
     assert code == 0, written
     screen = Screen(columns)
     screen.feed(written)
     assert screen.text() == ["before", "warning: half-way", "after"]
-    assert screen.widest < columns
-    assert "50%" in written and "clients 1/2" in written and "12 s left" in written
-    assert ("━" in written) is (columns == 120)
+    assert screen.widest <= columns
+    assert "50%" in written and "pruning" in written
+    assert ("block 3/6 · clients 1/2 · 12 s left" in written) is (columns == 120)
     assert written.count("\x1b[?25l") == written.count("\x1b[?25h") == 1
 
 
-def test_a_window_may_change_its_width() -> None:
-    widths = [("", 120), ("33%", 40), ("67%", 100)]
-    arguments = ["-c", PROGRAM, '{"2": 40, "4": 100}']
-    code, written = run_on_terminal(arguments, widths, environment())
-    assert code == 0, written
-    wide, narrow = written.index("33%"), written.index("50%")
-    assert "\n" not in written[wide : written.index("\x1b[2K", wide)]
-    assert "\n" in written[narrow : written.index("\x1b[2K", narrow)]
-    screen = Screen(120)
-    screen.feed(written)
-    assert screen.text()[-2:] == ["warning: half-way", "after"]
-
-
-def test_no_colour_where_none_is_wanted() -> None:
-    _, coloured = run_on_terminal(["-c", PROGRAM, "{}"], [("", 80)], environment())
-    _, plain = run_on_terminal(["-c", PROGRAM, "{}"], [("", 80)], environment(NO_COLOR="1"))
+def test_no_colour_where_none_is_wanted(tmp_path: Path) -> None:
+    arguments = ["-c", PROGRAM, str(tmp_path)]
+    _, coloured = run_on_terminal(arguments, [("", 80)], environment())
+    _, plain = run_on_terminal(arguments, [("", 80)], environment(NO_COLOR="1"))
     colour = re.compile(r"\x1b\[[\d;]*3\d[\d;]*m")
     assert colour.search(coloured) and not colour.search(plain)
 
 
-def test_a_pipe_gets_lines_without_control_codes() -> None:
+def test_a_pipe_gets_lines_without_control_codes(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, "{}"],
+        [sys.executable, "-c", PROGRAM, str(tmp_path)],
         env=environment(FORCE_COLOR="1"),
         capture_output=True,
         text=True,
@@ -209,56 +182,59 @@ def test_a_pipe_gets_lines_without_control_codes() -> None:
     assert "\x1b" not in done.stderr.replace("\r", "\x1b")
 
 
-def plain(*steps: tuple[float, Progress | str]) -> list[str]:
-    """Return what is printed when each step happens at its second."""
+Step = tuple[float, str, int, int, str]
+
+
+def plain(folder: Path, *steps: Step, sparing: bool = False) -> list[str]:
+    """Return what is printed when a status file says each step at its second."""
     target, clock = console(terminal=False), Clock()
-    view: ProgressView = PlainView(target, clock)
+    view: ProgressView = PlainView(target, sparing, clock)
     start = clock.now
-    with view:
-        for second, step in steps:
-            clock.now = start + second
-            if isinstance(step, str):
-                view.stage(step)
-            else:
-                view.update(step)
+    view.watch(folder)
+    for second, phase, done, total, details in steps:
+        clock.now = start + second
+        tell(folder, phase, done, total, details.split(" · "))
+        view._look()
     return printed(target).splitlines()
 
 
-def test_plain_lines_carry_the_time() -> None:
-    assert plain((0, "submitting the run"), (61.25, Progress("prune", 1, 4, DETAILS[1:3]))) == [
-        "[   0.0 s] submitting the run",
+def test_plain_lines_carry_the_time(tmp_path: Path) -> None:
+    assert plain(tmp_path, (61.25, "prune", 1, 4, "block 3/6 · clients 1/2")) == [
         "[  61.2 s] pruning 25% · block 3/6 · clients 1/2",
     ]
 
 
-def test_plain_lines_are_few() -> None:
-    steps = [(0.0, Progress("prune", done, 1000, ("x",))) for done in range(1001)]
-    shown = plain(*steps)
+def test_plain_lines_are_few(tmp_path: Path) -> None:
+    steps: list[Step] = [(0.0, "prune", done, 1000, "x") for done in range(1001)]
+    shown = plain(tmp_path, *steps)
     assert len(shown) == 11
     assert shown[0].endswith("pruning 0% · x")
     assert shown[-1].endswith("pruning 100% · x")
 
 
-def test_a_phase_that_begins_again_is_told() -> None:
-    steps = [(0.0, Progress("evaluate", done, 2, ("x",))) for done in (0, 1, 2, 0, 1, 2)]
-    assert len(plain(*steps)) == 6
+def test_a_phase_that_begins_again_is_told(tmp_path: Path) -> None:
+    steps: list[Step] = [(0.0, "evaluate", done, 2, "x") for done in (0, 1, 2, 0, 1, 2)]
+    assert len(plain(tmp_path, *steps)) == 6
 
 
-def test_plain_lines_come_in_a_long_silence_and_with_every_phase() -> None:
+@pytest.mark.parametrize("sparing", [False, True])
+def test_plain_lines_come_in_a_long_silence_and_with_every_phase(
+    tmp_path: Path, sparing: bool
+) -> None:
     shown = plain(
-        (0, Progress("prune", 0, 1000)),
-        (29, Progress("prune", 10, 1000)),
-        (31, Progress("prune", 20, 1000)),
-        (32, Progress("export", 0, 1, ("a",))),
-        (32, Progress("export", 1, 1, ("b",))),
-        (32, Progress("export", 1, 1, ("c",))),
+        tmp_path,
+        (0, "prune", 0, 1000, "a"),
+        (29, "prune", 10, 1000, "a"),
+        (31, "prune", 20, 1000, "a"),
+        (32, "export", 0, 1, "a"),
+        (32, "export", 0, 1, "b"),
+        sparing=sparing,
     )
-    assert [line.partition("] ")[2] for line in shown] == [
-        "pruning 0%",
-        "pruning 2%",
-        "writing the model · a",
-        "writing the model · b",
-    ]
+    assert [line.partition("] ")[2] for line in shown] == (
+        ["pruning 2% · a"]
+        if sparing
+        else ["pruning 0% · a", "pruning 2% · a", "writing the model · a"]
+    )
 
 
 def test_a_plain_line_is_never_wrapped() -> None:

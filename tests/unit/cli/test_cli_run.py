@@ -74,7 +74,7 @@ def test_a_completed_run_ends_with_the_table_and_the_path(
     shown = capsys.readouterr()
     assert "55.50" in shown.out
     assert shown.out.splitlines()[-1] == str(folder)
-    assert "pruning 50% · block 1 of 2" in shown.err
+    assert "block 1 of 2" not in shown.err  # that is in the status file of a run
     assert "warning: a node is late" in shown.err
     first, rest = (folder / "run.log").read_text().split("\n", 1)
     assert first.startswith("INFO : ") and "simulated clients at a time" in first
@@ -205,36 +205,46 @@ class Recorder:
     """A view that remembers."""
 
     def __init__(self) -> None:
-        self.seen: list[object] = []
+        self.seen: list[str] = []
 
-    def update(self, progress: Progress) -> None:
-        self.seen.append(progress)
+    def stage(self, text: str) -> None:
+        self.seen.append(text)
 
     def note(self, text: str) -> None:
         self.seen.append(text)
 
 
 @pytest.mark.parametrize(
-    ("line", "expected"),
+    ("line", "remote", "local"),
     [
-        ("INFO :      starting", []),
-        ("  WARNING : inside a traceback", []),
-        ("WARNING :   a node is late", ["warning: a node is late"]),
-        ("ERROR :     a node failed: ERROR : x", ["error: a node failed: ERROR : x"]),
-        ("WARNING :   Since flwr 1.32, default simulated SuperNodes changed from 10 to 2.", []),
-        (f"INFO : {Progress('prune', 1, 2, ('x',)).line()}", [Progress("prune", 1, 2, ("x",))]),
+        ("INFO :      starting", [], None),
+        ("  WARNING : inside a traceback", [], None),
+        ("WARNING :   a node is late", ["warning: a node is late"], None),
+        (
+            "ERROR :     a node failed: ERROR : x",
+            ["error: a node failed: ERROR : x"],
+            ["error: a node failed: ERROR : x"],
+        ),
+        (
+            "WARNING :   Since flwr 1.32, default simulated SuperNodes changed from 10 to 2.",
+            [],
+            None,
+        ),
+        (f"INFO : {Progress('prune', 1, 2, ('x',)).line()}", ["prune 1/2 · x"], []),
+        (f"INFO : {Progress('done', 1, 1, ('/x',)).line()}", [], None),
     ],
 )
-def test_only_progress_and_trouble_are_shown(
-    tmp_path: Path, line: str, expected: list[object]
+def test_only_trouble_is_shown_and_the_course_of_a_run_elsewhere(
+    tmp_path: Path, line: str, remote: list[str], local: list[str] | None
 ) -> None:
-    view = Recorder()
-    with (tmp_path / "run.log").open("w") as file:
-        reader = LogReader(file, view)  # type: ignore[arg-type]
-        reader.take(line)
-    assert view.seen == expected
-    assert (tmp_path / "run.log").read_text() == f"{line}\n"
-    assert reader.tail() == line
+    for elsewhere, expected in ((True, remote), (False, remote if local is None else local)):
+        view = Recorder()
+        with (tmp_path / "run.log").open("w") as file:
+            reader = LogReader(file, view, remote=elsewhere)  # type: ignore[arg-type]
+            reader.take(line)
+        assert view.seen == expected
+        assert (tmp_path / "run.log").read_text() == f"{line}\n"
+        assert reader.tail() == line
 
 
 def test_the_table_is_the_run_s(capsys: pytest.CaptureFixture[str]) -> None:

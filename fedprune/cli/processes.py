@@ -1,0 +1,176 @@
+"""Inline jobs in processes of their own: what one leaves in memory or dies of is its own affair.
+
+Each process is forked from one that has loaded torch already, so that it begins at once. None
+outlives the command line or its interruption: Ctrl-C is the parent's to answer, who tells them to
+end, and one whose parent has died ends by itself.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from multiprocessing.connection import Connection as Pipe
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn, cast
+
+import fedprune
+from fedprune.cli.job import Ended, Job, View, perform
+from fedprune.flower.command import Connection, RunStatus
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["client_app.app", "server_app.job"])
+_THREADS = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
+_END_SECONDS = 10.0
+
+Started = tuple[ForkServerProcess, int, Job]
+
+
+def run_each(
+    jobs: Iterable[tuple[int, Job]], at_once: int, threads: int
+) -> Iterator[tuple[int, str | Ended]]:
+    """Run prepared inline jobs and yield their news as they come.
+
+    Parameters
+    ----------
+    jobs : iterable of (int, Job)
+        Place and job; each is taken when its turn has come.
+    at_once : int
+        How many run at a time.
+    threads : int
+        Processor threads of each; the user's own settings in the environment go before it.
+
+    Yields
+    ------
+    int, str or Ended
+        A job's place, and a warning for the screen, or at last how it ended.
+    """
+    todo, running = iter(jobs), dict[Pipe, Started]()
+    try:
+        while True:
+            while len(running) < at_once and (found := next(todo, None)) is not None:
+                place, job = found
+                process, pipe = _start(job, threads)
+                running[pipe] = (process, place, job)
+            if not running:
+                return
+            for ready in wait(list(running)):
+                pipe = cast(Pipe, ready)
+                process, place, job = running[pipe]
+                told = _heard(process, pipe, job)
+                if isinstance(told, Ended):
+                    _end([(process, pipe)])
+                    del running[pipe]
+                yield place, told
+    finally:
+        # Also in the middle of a job; what it has written until then stays.
+        _end([(process, pipe) for pipe, (process, _, _) in running.items()])
+
+
+def _start(job: Job, threads: int) -> tuple[ForkServerProcess, Pipe]:
+    mine, theirs = _CONTEXT.Pipe()
+    process = _CONTEXT.Process(target=_work, args=(theirs, job, dict(os.environ)), daemon=True)
+    with _first_environment(threads), _deaf_to_interrupts():
+        process.start()
+    theirs.close()
+    return process, mine
+
+
+def _heard(process: ForkServerProcess, pipe: Pipe, job: Job) -> str | Ended:
+    try:
+        return cast(str | Ended, pipe.recv())
+    except (EOFError, ConnectionResetError):
+        process.join()
+        return Ended(RunStatus("failed", _death(process.exitcode)), "", job.folder, "")
+
+
+def _end(workers: list[tuple[ForkServerProcess, Pipe]]) -> None:
+    for process, _ in workers:
+        process.terminate()
+    for process, pipe in workers:
+        process.join(_END_SECONDS)
+        process.kill()
+        process.join()
+        pipe.close()
+
+
+def _death(code: int | None) -> str:
+    if code == -signal.SIGKILL:
+        return "its process was killed. Usually there was too little memory: lower --jobs."
+    return f"its process ended with exit code {code}."
+
+
+@contextlib.contextmanager
+def _first_environment(threads: int) -> Iterator[None]:
+    """Give the process that all others are forked from, started once, what it reads when it starts.
+
+    Libraries read their number of threads when they are loaded. Our packages are found wherever
+    the user is, not others of their names in that folder.
+    """
+    root = str(Path(fedprune.__file__).resolve().parents[1])
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+    ours = {name: str(threads) for name in _THREADS if name not in os.environ}
+    before = dict(os.environ)
+    os.environ.update(ours | {"PYTHONSAFEPATH": "1", "PYTHONPATH": path})
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextlib.contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Let processes that are started meanwhile ignore Ctrl-C from their first instruction."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class _PipeView:
+    """Sends warnings to the parent, who reads the job's course in its folder."""
+
+    def __init__(self, pipe: Pipe) -> None:
+        self._pipe = pipe
+
+    def watch(self, folder: Path) -> None:
+        """Do nothing."""
+
+    def stage(self, text: str) -> None:
+        """Do nothing: a stage lasts no time here."""
+
+    def note(self, text: str) -> None:
+        """Send the line."""
+        self._pipe.send(text)
+
+
+def _work(pipe: Pipe, job: Job, environment: Mapping[str, str]) -> None:
+    """Run a job until it or the parent ends."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.environ.update(environment)
+    # An interrupted job takes its files away before the process ends.
+    with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
+        pipe.send(perform(job, _PipeView(pipe), _no_superlink))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _no_superlink(job: Job, view: View) -> AbstractContextManager[Connection]:
+    raise RuntimeError("only inline jobs run in a process of their own")
