@@ -9,18 +9,8 @@ from typing import TYPE_CHECKING
 
 from fedprune.report.drawing import COLOURS, MARKERS, save_figure, scale_logarithmically
 from fedprune.report.series import is_numeric, short_names, wide_range
-from fedprune.results.perplexity import GEOMETRIC_MEAN
-from fedprune.results.sweep import (
-    DENSE,
-    FEDERATED,
-    UP,
-    Axes,
-    Row,
-    by_seed,
-    combinations,
-    datasets,
-    perplexity_key,
-)
+from fedprune.results.perplexity import DENSE, FEDERATED, GEOMETRIC_MEAN
+from fedprune.results.sweep import UP, Axes, Row, by_seed, combinations, datasets, perplexity_key
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes as Panel

@@ -17,8 +17,8 @@ from fedprune.report.series import (
     within,
     x_axis,
 )
-from fedprune.results.perplexity import SUMMARIES
-from fedprune.results.sweep import DENSE, Axes, Row, datasets
+from fedprune.results.perplexity import DENSE, SUMMARIES
+from fedprune.results.sweep import Axes, Row, datasets
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes as Panel

@@ -5,10 +5,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
+from fedprune.results.perplexity import FEDERATED, MODELS
 from fedprune.results.sweep import (
     DOWN,
-    FEDERATED,
-    MODELS,
     PRUNE_SECONDS,
     SPARSITY,
     UP,

@@ -21,9 +21,8 @@ from fedprune.report.series import (
 from fedprune.report.tables import folded, table
 from fedprune.report.usage import code
 from fedprune.results import text
-from fedprune.results.perplexity import SUMMARIES
+from fedprune.results.perplexity import FEDERATED, SUMMARIES
 from fedprune.results.sweep import (
-    FEDERATED,
     PRUNE_SECONDS,
     SEED,
     UP,

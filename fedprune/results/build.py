@@ -5,14 +5,16 @@ the figures themselves.
 """
 
 import math
+import operator
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from statistics import fmean
 
 from fedprune.config import RunConfig
 from fedprune.models.fingerprint import Fingerprint
 from fedprune.results.environment import peak_rss_bytes, versions
 from fedprune.results.ledger import APART, Ledger
+from fedprune.results.words import OPTIONS, WORDS, Words
 
 FORMAT = 1
 
@@ -37,6 +39,8 @@ class Facts:
         What the strategy tells of itself: the allocation, the draw of layers, violations.
     dense_bytes : int
         The prunable weights as they are stored: what a client would send of a dense model.
+    words : Words, optional
+        What the method says of itself; those of `strategy.name` without it.
     """
 
     config: RunConfig
@@ -46,6 +50,7 @@ class Facts:
     seconds: Mapping[str, float]
     figures: Mapping[str, object] = field(default_factory=dict)
     dense_bytes: int = 0
+    words: Words | None = None
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,8 @@ class LinearFigures:
     voters : int
         Clients whose replies were counted.
     votes : list of int
-        Entries by prune votes, from none to all: 0..voters where all clients weigh the same.
-        Empty where clients send no masks.
+        Entries by prune votes, from none to the weight of all voters together, which is their
+        number where all weigh the same. Empty where clients send no masks.
     agreement : float or None
         Share of weights on which a pair of clients agrees, mean over pairs.
     unanimous : float or None
@@ -140,7 +145,7 @@ def build_results(
         "sparsity": _sparsity(config.sparsity, linears),
         "perplexity": {found.dataset: _perplexity(found) for found in perplexities},
         "agreement": _agreement(config, linears, agreement),
-        "strategy": dict(facts.figures),
+        "strategy": {**asdict(facts.words or WORDS[config.strategy.name]), **facts.figures},
         "clients": [dict(client) for client in clients],
         "seconds": dict(facts.seconds),
         "peak_server_rss_bytes": peak_rss_bytes(),
@@ -215,11 +220,12 @@ def _agreement(
     voted = [linear for linear in linears if linear.votes]
     if not voted:
         return None
+    # By the votes that there were, not by who voted: of as many clients, those of one block can
+    # weigh more than those of another, and only equal totals can be counted together.
     votes: dict[str, list[int]] = {}
     for linear in voted:
-        total = votes.setdefault(str(linear.voters), [0] * len(linear.votes))
-        for number, count in enumerate(linear.votes):
-            total[number] += count
+        found = votes.setdefault(str(len(linear.votes) - 1), [0] * len(linear.votes))
+        found[:] = map(operator.add, found, linear.votes)
     return {
         "pairwise": _mean([(linear.agreement, linear.weights) for linear in voted]),
         "unanimous": _mean([(linear.unanimous, linear.weights) for linear in voted]),
@@ -231,13 +237,11 @@ def _agreement(
 
 
 def _one_threshold(config: RunConfig) -> bool:
-    """Return whether votes alone decide, and over each whole matrix."""
+    """Return whether votes, where there are any, alone decide, and over each whole matrix."""
     strategy = config.strategy
-    if config.pruner.pattern.structured:
-        return False
-    if strategy.name == "fedprllm":
-        return strategy.group == "layer" and not strategy.decode and not strategy.majority_floor
-    return strategy.name == "fedspallm"
+    options = {key: getattr(strategy, key) for key in OPTIONS[strategy.name]}
+    whole = options.get("group", "layer") == "layer" and not config.pruner.pattern.structured
+    return whole and not options.get("decode") and not options.get("majority_floor")
 
 
 def _tied(linears: Sequence[LinearFigures]) -> dict[str, int]:
@@ -275,18 +279,8 @@ def _method(config: RunConfig) -> dict[str, object]:
         "allocation": config.allocation.name,
         "fraction": strategy.fraction,
     }
-    keys = {
-        "fedprllm": ("scaling", "ties", "majority_floor", "client_weights", "decode"),
-        "fedspallm": (
-            *("average", "expansion", "rounding", "rounds", "ramp", "ties", "client_weights"),
-            *("layer_fraction", "layer_resources", "layer_draw", "coverage", "layer_weights"),
-        ),
-        "fedstats": ("pooling", "downlink"),
-        "fedhessian": ("pooling", "moments", "bits_per_weight", "max_width"),
-    }
-    found |= {key: getattr(strategy, key) for key in keys[strategy.name]}
-    if strategy.name == "fedprllm":
-        found["strategy_group"] = strategy.group
+    for key in OPTIONS[strategy.name]:
+        found["strategy_group" if key == "group" else key] = getattr(strategy, key)
     if strategy.plugin is not None:
         found["plugin"] = strategy.plugin
     return found

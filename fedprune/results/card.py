@@ -9,15 +9,24 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from fedprune.config import RunConfig
 from fedprune.models.folder import is_local
+from fedprune.results.perplexity import DENSE, FEDERATED, MODELS, perplexity_at
+from fedprune.results.text import figure, markdown_table
 
 CARD = "README.md"
 
 _log = logging.getLogger("flwr")
-_COLUMNS = (
-    ("dense", ("dense",)),
-    ("this model", ("pruned",)),
-    ("one client alone, mean", ("local_only", "mean")),
-    ("all texts in one place", ("centralized",)),
+_COLUMNS = (DENSE, FEDERATED, "local_only.mean", "centralized")
+_WORDS = (
+    "From the norms of the first block's inputs, words of a small calibration set can be "
+    "recovered. The model itself is a function of all clients' texts."
+)
+_PUBLIC = (
+    "Masks by magnitude follow from the public weights alone: neither they nor the model tell "
+    "anything of the texts."
+)
+_END = (
+    "Nothing of this is hidden from the server by encryption, or blurred by noise: there is no "
+    "formal guarantee."
 )
 
 
@@ -53,10 +62,10 @@ def model_card(config: RunConfig, results: Mapping[str, Any]) -> ModelCard:
     parts = (
         f"# {_title(config)}",
         _origin(config, results),
-        "## How it was pruned\n\n" + _table(("", ""), _method(config, results)),
+        "## How it was pruned\n\n" + markdown_table(("", ""), _method(config, results)),
         "## Perplexity\n\n" + _perplexities(config, results),
         "## Data\n\n" + (config.card.data_description or "The clients' texts are not described."),
-        "## What left the sites\n\n" + privacy_statement(config),
+        "## What left the sites\n\n" + privacy_statement(config, results),
         "## Use\n\n" + _USE,
         "## Versions\n\n" + _versions(results),
     )
@@ -123,34 +132,20 @@ def _strategy(config: RunConfig) -> str:
 
 
 def _perplexities(config: RunConfig, results: Mapping[str, Any]) -> str:
-    rows = []
-    for dataset, values in results["perplexity"].items():
-        rows.append([dataset, *(_cell(_value(values, path)) for _, path in _COLUMNS)])
+    rows = [
+        [dataset, *(figure(perplexity_at(values, path)) for path in _COLUMNS)]
+        for dataset, values in results["perplexity"].items()
+    ]
     if not rows:
         return "It was not measured."
     most = config.evaluation.max_windows
     first = f", the first {most} of each text" if most is not None else ""
-    windows = (
-        f"Windows of {config.evaluation.seq_len} tokens that do not overlap{first}; "
-        "lower is better."
+    table = markdown_table(["held-out text", *(MODELS[path] for path in _COLUMNS)], rows)
+    windows = f"Windows of {config.evaluation.seq_len} tokens that do not overlap{first}"
+    return (
+        f"{table}\n{windows}; lower is better. This model is the {MODELS[FEDERATED]} one; "
+        f"{MODELS['centralized']} is what all texts in one place would give."
     )
-    return _table(["held-out text", *(label for label, _ in _COLUMNS)], rows) + "\n\n" + windows
-
-
-def _value(values: Mapping[str, Any], path: Sequence[str]) -> float | None:
-    found: Any = values
-    for key in path:
-        found = (found or {}).get(key)
-    return found if isinstance(found, int | float) else None
-
-
-def _cell(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _versions(results: Mapping[str, Any]) -> str:
@@ -171,56 +166,25 @@ def _eval_results(results: Mapping[str, Any]) -> list[EvalResult]:
     ]
 
 
-_SENT = {
-    "fedprllm": "which weights it would prune (masks, one bit a weight)",
-    "fedspallm": "which weights it would keep (masks), and the values of those",
-    "fedstats": "for each column of a matrix the sum of its squared inputs, and numbers of tokens",
-    "fedhessian": "second moments of the matrices' inputs or sketches of them, and numbers of "
-    "tokens",
-}
-_MASKS = (
-    "A mask is as telling as the statistics it was made from: the norms of the inputs can be "
-    "computed back from it to about three digits."
-)
-_TOLD = {
-    "fedprllm": _MASKS,
-    "fedspallm": f"{_MASKS} Values that pruning changed tell more of the inputs.",
-    "fedstats": "The sums are exact statistics of each client's texts.",
-    "fedhessian": "Second moments tell more than sums: they are to be treated like gradients.",
-}
-_WORDS = (
-    "From the norms of the first block's inputs, words of a small calibration set can be "
-    "recovered. The model itself is a function of all clients' texts."
-)
-_PUBLIC = (
-    "Masks by magnitude follow from the public weights alone: neither they nor the model tell "
-    "anything of the texts."
-)
-_END = (
-    "Nothing of this is hidden from the server by encryption, or blurred by noise: there is no "
-    "formal guarantee."
-)
-
-
-def privacy_statement(config: RunConfig) -> str:
-    """Return what left the sites in a run and what it can reveal, for the strategy that was run.
+def privacy_statement(config: RunConfig, results: Mapping[str, Any]) -> str:
+    """Return what left the sites in a run and what it can reveal, in the words of its method.
 
     Parameters
     ----------
     config : RunConfig
         The run's configuration.
+    results : Mapping
+        The content of `results.json`.
     """
-    surveyed = config.allocation.name == "owl"
-    sent = [_SENT[config.strategy.name]]
+    surveyed, words = config.allocation.name == "owl", results["strategy"]
+    sent = [words["sends"]]
     if surveyed:
         sent.append("before that, sums of squared inputs of the dense model")
     if config.evaluation.local_only or config.evaluation.federated:
         sent.append("perplexities that it measured")
     sent.append("its name, numbers of samples and tokens, times, memory, versions and hashes")
-    masks_only = config.strategy.name in ("fedprllm", "fedspallm") and not surveyed
-    if config.pruner.name == "magnitude" and masks_only:
-        told = _PUBLIC
-    else:
-        told = f"{_TOLD[config.strategy.name]} {_WORDS}"
+    # There is agreement where clients sent masks.
+    public = config.pruner.name == "magnitude" and results["agreement"] and not surveyed
+    told = _PUBLIC if public else f"{words['tells']} {_WORDS}"
     left = f"Each client sent the server: {'; '.join(sent)}."
     return f"{left} No text, token, hidden state or gradient left a client. {told} {_END}"

@@ -1,4 +1,4 @@
-"""One figure for several data sets: the mean over all of them, and the one that suffers most."""
+"""Whose perplexity is measured, what people call it, and one figure for many data sets."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -7,16 +7,50 @@ from typing import Any
 
 from fedprune.results.build import spread
 
+DENSE = "dense"
+FEDERATED = "pruned"
+MODELS: Mapping[str, str] = {
+    DENSE: "dense",
+    "local_only.best": "one client alone, best",
+    "local_only.mean": "one client alone, mean",
+    "local_only.worst": "one client alone, worst",
+    FEDERATED: "federated",
+    "centralized": "centralised",
+}
+"""Path in what `perplexity` of `results.json` has for a data set -> what people call that model."""
+
 GEOMETRIC_MEAN = "geometric mean"
 WORST = "worst data set"
 WORST_RISE = "worst data set, as a multiple of dense"
 SUMMARIES = (GEOMETRIC_MEAN, WORST, WORST_RISE)
 """Their names."""
 
-_DENSE = "dense"
-_MODELS = (_DENSE, "pruned", "centralized")
+_WHOLE = (DENSE, FEDERATED, "centralized")  # a client alone is summarised client by client
 
 _Summary = Callable[[Sequence[float], Sequence[float]], float]
+
+
+def perplexity_at(measured: Mapping[str, Any], path: str) -> float | None:
+    """Return a model's perplexity, None where it was not measured.
+
+    Parameters
+    ----------
+    measured : Mapping
+        What `perplexity` of `results.json` has for a data set.
+    path : str
+        One of :data:`MODELS`.
+    """
+    found: Any = measured
+    for key in path.split("."):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return float(found) if isinstance(found, int | float) else None
+
+
+def headline(perplexity: Mapping[str, Mapping[str, Any]]) -> tuple[str, Mapping[str, Any]]:
+    """Return name and figures to put first: of the only data set, or the mean over all."""
+    found = {**summaries(perplexity), **perplexity}
+    name = GEOMETRIC_MEAN if GEOMETRIC_MEAN in found else next(iter(found), "")
+    return name, found.get(name, {})
 
 
 def summaries(perplexity: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -37,10 +71,10 @@ def summaries(perplexity: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str
         highest share of perplexity to that of the dense model. Empty where there are not two data
         sets that the dense model was measured on.
     """
-    measured = [values for values in perplexity.values() if values.get(_DENSE) is not None]
+    measured = [values for values in perplexity.values() if values.get(DENSE) is not None]
     if len(measured) < 2:
         return {}
-    dense = [float(values[_DENSE]) for values in measured]
+    dense = [float(values[DENSE]) for values in measured]
     return {name: _summary(measured, dense, how) for name, how in _SUMMARIES.items()}
 
 
@@ -48,7 +82,7 @@ def _summary(
     measured: Sequence[Mapping[str, Any]], dense: Sequence[float], how: _Summary
 ) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for model in _MODELS:
+    for model in _WHOLE:
         values = [one.get(model) for one in measured]
         found[model] = _applied(how, values, dense)
     clients = [(one.get("local_only") or {}).get("clients", {}) for one in measured]

@@ -1,24 +1,28 @@
-"""One line of log that both a person and the command line's progress display can read."""
+"""The words for the phases of a run, and the lines of log that tell how far it is."""
 
 import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-PHASES = ("connect", "handshake", "model", "survey", "prune", "evaluate", "export", "done")
 LABELS = {
     "load": "loading the model",
     "connect": "connecting",
     "handshake": "asking nodes who they are",
     "model": "sending the model to nodes",
     "survey": "surveying",
+    "deliver": "delivering pruned blocks",
     "prune": "pruning",
+    "local": "clients measure their own models",
+    "federated": "clients measure their own texts",
     "evaluate": "evaluating",
     "export": "writing the model",
+    "zero_shot": "zero-shot tasks and sizes",
     "done": "done",
-    "sweep": "sweep",
 }
-"""What a person reads for each phase, and for what is about a run but none of its phases."""
+"""What a person reads for each phase: in terminal and log, in `fedprune status`, on pages."""
+PHASES = ("connect", "handshake", "model", "survey", "prune", "evaluate", "export", "done")
+"""Those that a run's status goes through once the model is loaded, in their order."""
 _LINE = re.compile(
     r"fedprune: (?P<phase>[a-z]+) (?P<done>\d+)/(?P<total>\d+)(?: · (?P<details>.*))?"
 )

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedprune.results.ledger import APART
-from fedprune.results.perplexity import summaries
-from fedprune.results.text import size_text
+from fedprune.results.perplexity import FEDERATED, MODELS, perplexity_at, summaries
+from fedprune.results.text import markdown_table, markdown_text, size_text
 
 Row = Mapping[str, str | float | None]
 
@@ -18,17 +18,6 @@ SEED = "seed"
 SPARSITY = "sparsity"
 UP, DOWN = "bytes_up_per_client", "bytes_down_per_client"
 PRUNE_SECONDS = "prune_seconds"
-FEDERATED = "pruned"
-DENSE = "dense"
-MODELS: Mapping[str, str] = {
-    DENSE: DENSE,
-    "local_only.best": "one client alone, best",
-    "local_only.mean": "one client alone, mean",
-    "local_only.worst": "one client alone, worst",
-    "centralized": "centralised",
-    FEDERATED: "federated",
-}
-"""Path below `perplexity.<data set>` in `results.json` -> how people call that model."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +68,9 @@ def make_row(outcome: Outcome) -> Row:
     for dataset, found in _with_summaries(results["perplexity"]).items():
         baseline = baselines.get(dataset, {})
         for path in MODELS:
-            measured = _dig(found, path)
+            measured = perplexity_at(found, path)
             row[perplexity_key(dataset, path)] = (
-                _dig(baseline, path) if measured is None else measured
+                perplexity_at(baseline, path) if measured is None else measured
             )
     clients = max(1, len(results["clients"]))
     # Without the clients' own evaluation, which only some of a sweep's runs are asked for, and
@@ -129,8 +118,8 @@ def all_pivots(rows: Sequence[Row], axes: Axes) -> list[Pivot]:
 def perplexity_pivot(rows: Sequence[Row], axes: Axes, dataset: str) -> Pivot:
     """Return mean and spread of the perplexities on one data set, the baselines first."""
     lines: list[tuple[str, ...]] = []
-    for path, label in MODELS.items():
-        figure = perplexity_key(dataset, path)
+    for path in (*(path for path in MODELS if path != FEDERATED), FEDERATED):
+        figure, label = perplexity_key(dataset, path), MODELS[path]
         kept = axes if path == FEDERATED else Axes(relevant(rows, axes, figure), axes.columns)
         if any(row.get(figure) is not None for row in rows):
             found = lines_of(rows, kept, figure, label, mean_text)
@@ -218,12 +207,7 @@ def number_text(value: float) -> str:
 
 def markdown(pivot: Pivot) -> str:
     """Return a pivot as a section of Markdown."""
-    lines = [_pipe(pivot.header), _pipe(["---"] * len(pivot.header)), *map(_pipe, pivot.lines)]
-    return "\n".join([f"## {pivot.title}", "", *lines, ""])
-
-
-def _pipe(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+    return f"## {markdown_text(pivot.title)}\n\n{markdown_table(pivot.header, pivot.lines)}"
 
 
 def _with_summaries(perplexity: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
@@ -253,9 +237,3 @@ def _values(row: Row, keys: Sequence[str]) -> tuple[str, ...]:
 
 def _bytes_cell(values: Sequence[float]) -> str:
     return size_text(round(statistics.fmean(values)))
-
-
-def _dig(found: Any, path: str) -> float | None:
-    for key in path.split("."):
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return float(found) if isinstance(found, int | float) else None

@@ -1,14 +1,24 @@
-"""The tables that a run ends with, for a terminal and for a log."""
+"""The tables that a run ends with, for a terminal and for a log.
+
+Whatever comes from outside, a site's name or a data set's, is put in as text: rich reads a string
+in a table as markup.
+"""
 
 import io
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, Group
 from rich.table import Table
+from rich.text import Text
 
-from fedprune.results.text import count, size_text
+from fedprune.results.perplexity import FEDERATED, GEOMETRIC_MEAN, MODELS, perplexity_at
+from fedprune.results.sweep import Pivot
+from fedprune.results.text import count, printable, size_text
+
+_WIDEST = 3  # data sets side by side
+_MOST_CLIENTS = 8
 
 
 def render(results: Mapping[str, Any]) -> Group:
@@ -21,9 +31,9 @@ def render(results: Mapping[str, Any]) -> Group:
     """
     tables = [_perplexities(results)]
     if "federated_evaluation" in results:
-        tables.append(own_texts_table(results["federated_evaluation"]))
+        tables.append(_own_texts(results["federated_evaluation"]))
     if "zero_shot" in results:
-        tables.append(zero_shot_table(results["zero_shot"]))
+        tables.append(_zero_shot(results["zero_shot"]))
     return Group(*tables)
 
 
@@ -34,162 +44,143 @@ def plain_table(results: Mapping[str, Any]) -> str:
     return buffer.getvalue().rstrip()
 
 
-def _perplexities(results: Mapping[str, Any]) -> Table:
-    sparsity, method = results["sparsity"], results["method"]
-    table = Table(
-        title=f"{method.get('plugin') or method['strategy']} · {method['pruner']} · "
-        f"{sparsity['overall']:.2%} of {sparsity['weights']:,} weights pruned",
-        title_justify="left",
-        caption=_caption(results),
-        caption_justify="left",
-    )
-    measured = results["perplexity"]
-    rows = [
-        (label, [_value(values, path) for values in measured.values()]) for label, path in _ROWS
-    ]
-    rows = [(label, values) for label, values in rows if any(v is not None for v in values)]
-    if len(measured) <= _WIDEST:
-        table.add_column("model")
-        for dataset in measured:
-            table.add_column(f"perplexity ({dataset})", justify="right")
-        for label, values in rows:
-            table.add_row(label, *map(_cell, values))
-        return table
-    # Many data sets would make it too wide: they become its lines.
-    table.add_column("perplexity")
-    for label, _ in rows:
-        table.add_column(label, justify="right")
-    for place, dataset in enumerate(measured):
-        table.add_row(dataset, *(_cell(values[place]) for _, values in rows))
-    table.add_section()
-    table.add_row("geometric mean", *(_cell(_geometric_mean(values)) for _, values in rows))
+def text_table(
+    title: str, header: Sequence[str], caption: str = "", labels: int = 1, fold: bool = False
+) -> Table:
+    """Return an empty rich table in whose title, header and caption nothing is markup.
+
+    Parameters
+    ----------
+    title, caption : str
+        Stand above and below.
+    header : sequence of str
+        Names of the columns.
+    labels : int
+        How many of the first columns are words; the others are figures, at the right.
+    fold : bool
+        Whether long texts are broken rather than cut.
+    """
+    table = Table(title=_text(title), title_justify="left", caption_justify="left")
+    table.caption = _text(caption) if caption else None
+    for place, name in enumerate(header):
+        table.add_column(
+            _text(name),
+            justify="left" if place < labels else "right",
+            overflow="fold" if fold else "ellipsis",
+        )
     return table
 
 
-_WIDEST = 3  # data sets side by side
-_ROWS = (
-    ("dense", ("dense",)),
-    ("one client alone, best", ("local_only", "best")),
-    ("one client alone, mean", ("local_only", "mean")),
-    ("one client alone, worst", ("local_only", "worst")),
-    ("federated", ("pruned",)),
-    ("centralised (all samples in one place)", ("centralized",)),
-)
+def add_rows(table: Table, rows: Iterable[Sequence[str]]) -> None:
+    """Add rows of texts, none of which is markup."""
+    for row in rows:
+        table.add_row(*map(_text, row))
 
 
-def _value(values: Mapping[str, Any], path: tuple[str, ...]) -> float | None:
-    found: Any = values
-    for key in path:
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return float(found) if isinstance(found, int | float) else None
+def pivot_table(pivot: Pivot) -> Table:
+    """Return a table of a sweep."""
+    table = text_table(pivot.title, pivot.header, labels=pivot.labels, fold=True)
+    add_rows(table, pivot.lines)
+    return table
 
 
-def _cell(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
+def _text(text: str) -> Text:
+    return Text(printable(text))
 
 
-def _geometric_mean(values: list[float | None]) -> float | None:
+def _perplexities(results: Mapping[str, Any]) -> Table:
+    sparsity, method = results["sparsity"], results["method"]
+    title = (
+        f"{method.get('plugin') or method['strategy']} · {method['pruner']} · "
+        f"{sparsity['overall']:.2%} of {sparsity['weights']:,} weights pruned"
+    )
+    measured = results["perplexity"]
+    rows = [
+        (label, [perplexity_at(values, path) for values in measured.values()])
+        for path, label in MODELS.items()
+    ]
+    rows = [(label, values) for label, values in rows if any(v is not None for v in values)]
+    if len(measured) <= _WIDEST:
+        header = ["model", *(f"perplexity ({dataset})" for dataset in measured)]
+        table = text_table(title, header, _caption(results))
+        add_rows(table, ([label, *map(_number, values)] for label, values in rows))
+        return table
+    # Many data sets would make it too wide: they become its lines.
+    table = text_table(title, ["perplexity", *(label for label, _ in rows)], _caption(results))
+    columns = zip(*(values for _, values in rows), strict=True)
+    for dataset, values in zip(measured, columns, strict=True):
+        add_rows(table, [[dataset, *map(_number, values)]])
+    table.add_section()
+    add_rows(table, [[GEOMETRIC_MEAN, *(_number(_geometric_mean(values)) for _, values in rows)]])
+    return table
+
+
+def _own_texts(found: Mapping[str, Any]) -> Table:
+    """Return what clients measured on texts of their own, the worst first."""
+    table = text_table(
+        "on each client's own held-out texts",
+        ["client", "tokens", MODELS["dense"], MODELS[FEDERATED], "ratio"],
+        "\n".join(f"{name} is left out: {why}" for name, why in found["left_out"].items()),
+    )
+    clients = sorted(found["clients"].items(), key=lambda one: -(one[1]["ratio"] or float("inf")))
+    for name, figures in clients[:_MOST_CLIENTS]:
+        label = f"{name} (worst)" if name == found["worst"] else name
+        add_rows(table, [[label, *_own_figures(figures)]])
+    if len(clients) > _MOST_CLIENTS:
+        add_rows(table, [[f"and {len(clients) - _MOST_CLIENTS} more"]])
+    if found["mean"] is not None:
+        table.add_section()
+        add_rows(table, [["mean over tokens", *_own_figures(found["mean"])]])
+    return table
+
+
+def _zero_shot(found: Mapping[str, Any]) -> Table:
+    """Return accuracies of tasks; of one that has none, its first metric."""
+    dense, pruned = found["dense"], found["pruned"]
+    table = text_table(
+        "zero-shot tasks",
+        ["task", "metric", MODELS["dense"], MODELS[FEDERATED]],
+        f"lm-evaluation-harness {dense['harness']}",
+    )
+    for name, metrics in dense["tasks"].items():
+        metric = "acc" if "acc" in metrics else next(iter(metrics), "")
+        scores = [one["tasks"][name].get(metric) for one in (dense, pruned)]
+        add_rows(table, [[name, metric, *(_number(score, 4) for score in scores)]])
+    if dense["mean"] is not None:
+        table.add_section()
+        add_rows(table, [["mean", "acc", _number(dense["mean"], 4), _number(pruned["mean"], 4)]])
+    return table
+
+
+def _own_figures(figures: Mapping[str, Any]) -> list[str]:
+    values = [_number(figures[key]) for key in ("dense", "pruned", "ratio")]
+    return [f"{figures['tokens']:,}", *values]
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _geometric_mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return statistics.geometric_mean(known) if len(known) == len(values) else None
 
 
 def _caption(results: Mapping[str, Any]) -> str:
-    ledger, clients = results["ledger"], results["clients"]
-    refused = sum(ledger["refused"].values())
+    ledger, clients, agreement = results["ledger"], results["clients"], results.get("agreement")
+    of_dense, refused = ledger.get("of_dense", {}), sum(ledger["refused"].values())
     parts = [
         count(len(clients), "client"),
         f"{size_text(ledger['bytes_up'])} up, {size_text(ledger['bytes_down'])} down",
-        *_brought(ledger.get("model_bytes", 0)),
-        *_of_dense(ledger.get("of_dense", {})),
-        *_agreement(results.get("agreement")),
-        f"{results['seconds']['total']:.1f} s",
     ]
+    if brought := ledger.get("model_bytes", 0):
+        parts.append(f"{size_text(brought)} to bring nodes the model")
+    if share := of_dense.get("share_of_dense"):
+        bits = of_dense["bits_per_weight"]
+        parts.append(f"a client sends {bits:.2f} bits a weight, {share:.1%} of dense")
+    if agreement:
+        parts.append(f"clients agree on {agreement['pairwise']:.1%} of the weights")
+    parts.append(f"{results['seconds']['total']:.1f} s")
     if refused:
         parts.append(f"{count(refused, 'reply', 'replies')} refused")
     return " · ".join(parts)
-
-
-def _agreement(found: Mapping[str, Any] | None) -> list[str]:
-    """Return how far clients agree, nothing where they sent no masks."""
-    return [f"clients agree on {found['pairwise']:.1%} of the weights"] if found else []
-
-
-def _brought(size: int) -> list[str]:
-    """Return what it took to bring nodes the model, nothing where all had it."""
-    return [f"{size_text(size)} to bring nodes the model"] if size else []
-
-
-def _of_dense(found: Mapping[str, Any]) -> list[str]:
-    """Return what a client sends beside its weights."""
-    if not found.get("share_of_dense"):
-        return []
-    share, bits = found["share_of_dense"], found["bits_per_weight"]
-    return [f"a client sends {bits:.2f} bits a weight, {share:.1%} of dense"]
-
-
-_MOST_CLIENTS = 8
-
-
-def own_texts_table(found: Mapping[str, Any]) -> Table:
-    """Return what clients measured on texts of their own, the worst first.
-
-    Parameters
-    ----------
-    found : Mapping
-        `federated_evaluation` of `results.json`.
-    """
-    table = Table(
-        title="on each client's own held-out texts",
-        title_justify="left",
-        caption="\n".join(f"{name} is left out: {why}" for name, why in found["left_out"].items()),
-        caption_justify="left",
-    )
-    table.add_column("client")
-    for label in ("tokens", "dense", "federated", "ratio"):
-        table.add_column(label, justify="right")
-    clients = sorted(found["clients"].items(), key=lambda one: -(one[1]["ratio"] or float("inf")))
-    for name, figures in clients[:_MOST_CLIENTS]:
-        table.add_row(f"{name} (worst)" if name == found["worst"] else name, *_cells(figures))
-    if len(clients) > _MOST_CLIENTS:
-        table.add_row(f"and {len(clients) - _MOST_CLIENTS} more")
-    if found["mean"] is not None:
-        table.add_section()
-        table.add_row("mean over tokens", *_cells(found["mean"]))
-    return table
-
-
-def zero_shot_table(found: Mapping[str, Any]) -> Table:
-    """Return accuracies of tasks; of one that has none, its first metric.
-
-    Parameters
-    ----------
-    found : Mapping
-        `zero_shot` of `results.json`.
-    """
-    dense, pruned = found["dense"], found["pruned"]
-    table = Table(
-        title="zero-shot tasks",
-        title_justify="left",
-        caption=f"lm-evaluation-harness {dense['harness']}",
-        caption_justify="left",
-    )
-    table.add_column("task")
-    for label in ("metric", "dense", "federated"):
-        table.add_column(label, justify="right")
-    for name, metrics in dense["tasks"].items():
-        metric = "acc" if "acc" in metrics else next(iter(metrics), "")
-        scores = [one["tasks"][name].get(metric) for one in (dense, pruned)]
-        table.add_row(name, metric, *(_number(score, 4) for score in scores))
-    if dense["mean"] is not None:
-        table.add_section()
-        table.add_row("mean", "acc", _number(dense["mean"], 4), _number(pruned["mean"], 4))
-    return table
-
-
-def _cells(figures: Mapping[str, Any]) -> list[str]:
-    values = [_number(figures[key], 2) for key in ("dense", "pruned", "ratio")]
-    return [f"{figures['tokens']:,}", *values]
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"

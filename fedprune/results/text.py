@@ -1,8 +1,9 @@
 """Figures as people read them, with their units, and text of others made harmless."""
 
 import math
+import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 _HARMLESS = "\n\t"
 
@@ -21,6 +22,17 @@ def printable(text: str) -> str:
         else character
         for character in text
     )
+
+
+def markdown_text(text: str) -> str:
+    """Return text that Markdown shows as it is, in one line and in one cell of a table."""
+    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(printable(text).split()))
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table of texts in Markdown, whatever stands in them."""
+    head, *body = ([*map(markdown_text, row)] for row in (header, *rows))
+    return "".join(f"| {' | '.join(row)} |\n" for row in (head, ["---"] * len(head), *body))
 
 
 def size_text(size: int) -> str:

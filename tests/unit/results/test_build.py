@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -16,6 +17,7 @@ from fedprune.results.build import (
 )
 from fedprune.results.ledger import Ledger
 from fedprune.results.tables import plain_table
+from fedprune.results.words import Words
 from tests.support.reports import made_up
 
 FACTS = Facts(config_from_overrides([]), 3, Fingerprint("c", "w", "5"), "s", {"total": 2.0})
@@ -38,6 +40,26 @@ def test_sparsity_and_agreement_are_weighted_by_size():
     assert found["sparsity"]["linears"]["h.1.a"] == 0.51
     assert found["agreement"]["pairwise"] == pytest.approx((80 + 300 + 100) / 500)
     assert found["agreement"]["votes_by_voters"] == {"2": [190, 20, 190], "1": [49, 51]}
+
+
+def test_votes_of_clients_that_weigh_unequally_are_counted_by_their_total():
+    # With layer sampling two clients vote on each block, not the same two, so the totals differ.
+    linears = [
+        LinearFigures("h.0.a", 100, 50, 2, [40, 10, 10, 40], 0.8, 0.8),  # they weigh 1 and 2
+        LinearFigures("h.1.a", 100, 50, 2, [30, 10, 10, 10, 40], 0.8, 0.8),  # 1 and 3
+        LinearFigures("h.1.b", 50, 25, 2, [25, 0, 0, 5, 20], 0.8, 0.8),
+        LinearFigures("h.2.a", 10, 5, 3, [5, 0, 1, 4], 0.8, 0.8),  # 1, 1 and 1: three votes, too
+    ]
+    found = build_results(FACTS, linears, [], [], Ledger())["agreement"]["votes_by_voters"]
+    assert found == {"3": [45, 10, 11, 44], "4": [55, 10, 10, 15, 60]}
+    assert sum(map(sum, found.values())) == sum(linear.weights for linear in linears)
+
+
+def test_what_a_method_says_of_itself_is_in_the_results():
+    assert results()["strategy"]["label"] == "FedPrLLM"
+    facts = dataclasses.replace(FACTS, words=Words("Lottery", "a number", "It tells nothing."))
+    found = build_results(facts, LINEARS, [], [], Ledger())["strategy"]
+    assert found == {"label": "Lottery", "sends": "a number", "tells": "It tells nothing."}
 
 
 def test_local_only_summary():

@@ -1,12 +1,17 @@
 """The card: what it says is what was run, and the Hub can read it."""
 
+from dataclasses import asdict
+
 import pytest
 from huggingface_hub import ModelCard
 
 from fedprune.config import config_from_overrides
 from fedprune.results.card import model_card, privacy_statement, write_card
+from fedprune.results.words import WORDS
 
 RESULTS = {
+    "strategy": asdict(WORDS["fedprllm"]),
+    "agreement": {"pairwise": 0.9},
     "model": {"weights_hash": "abc123"},
     "sparsity": {"overall": 0.5, "weights": 1_000},
     "clients": [{"name": "saint-mary-ward-7"}, {"name": "city-hospital"}],
@@ -28,7 +33,9 @@ def card(*overrides):
 
 
 def statement(*overrides):
-    return privacy_statement(config_from_overrides(overrides))
+    config = config_from_overrides(overrides)
+    words = {"strategy": asdict(WORDS[config.strategy.name])}
+    return privacy_statement(config, RESULTS | words)
 
 
 def test_the_metadata_is_what_the_hub_reads():
@@ -108,6 +115,21 @@ def test_magnitudes_tell_nothing_of_texts_unless_clients_were_surveyed():
     assert "follow from the public weights alone" in statement("pruner=magnitude")
     surveyed = statement("pruner=magnitude", "allocation=owl")
     assert "public weights alone" not in surveyed
+    sums = RESULTS | {"agreement": None}
+    config = config_from_overrides(["pruner=magnitude"])
+    assert "public weights alone" not in privacy_statement(config, sums)
+
+
+def test_a_method_of_somebody_else_brings_its_words():
+    own = {"label": "Lottery", "sends": "a number it drew", "tells": "It tells nothing."}
+    text = privacy_statement(config_from_overrides([]), RESULTS | {"strategy": own})
+    assert "Each client sent the server: a number it drew; " in text and "It tells nothing." in text
+
+
+def test_no_name_of_a_data_set_breaks_the_table():
+    perplexity = {"a|b\n<img src=x>": RESULTS["perplexity"]["news"]}
+    text = model_card(config_from_overrides([]), RESULTS | {"perplexity": perplexity}).text
+    assert "| a\\|b \\<img src=x\\> | 10.00 |" in text
 
 
 def test_perplexities_leave_a_client_only_where_they_are_asked_for():

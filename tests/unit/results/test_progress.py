@@ -1,25 +1,19 @@
 import pytest
 
-from fedprune.results.progress import Pace, Progress, parse_progress
+from fedprune.results.progress import LABELS, PHASES, Pace, Progress
+from fedprune.results.run_status import Status
 from fedprune.results.text import duration_text, size_text
 
 
-@pytest.mark.parametrize("details", [(), ("block 3/6", "clients 1/2", "1.2 MB up, 0 B down")])
-def test_round_trip_inside_a_log_line(details):
-    progress = Progress("prune", 3, 6, details)
-    assert parse_progress(f"INFO :      {progress.line()}\n") == progress
+def test_the_line_tells_phase_steps_and_details():
+    assert Progress("prune", 3, 6, ("block 3/6", "1.2 MB up")).line() == (
+        "fedprune: prune 3/6 · block 3/6 · 1.2 MB up"
+    )
+    assert Progress("done", 1, 1).line() == "fedprune: done 1/1"
 
 
-def test_a_path_with_the_separator_comes_whole():
-    line = Progress("done", 1, 1, ("/runs/a · b",)).line()
-    assert parse_progress(line).text == "/runs/a · b"
-
-
-@pytest.mark.parametrize(
-    "line", ["", "fedprune: dancing 1/2", "fedprune prune 1/2", "progress 1/2", "fedprune: prune x"]
-)
-def test_other_lines_are_not_progress(line):
-    assert parse_progress(line) is None
+def test_every_phase_of_a_status_has_words():
+    assert {*PHASES, Status("").phase} <= set(LABELS)
 
 
 def test_share():

@@ -1,8 +1,14 @@
 """The end table with clients' own texts and zero-shot tasks."""
 
+import io
+
+import pytest
+from rich.console import Console
+
 from fedprune.evaluation.own_texts import OwnTextResult, own_text_figures
 from fedprune.evaluation.zero_shot import ZeroShot
-from fedprune.results.tables import plain_table
+from fedprune.results.sweep import Pivot
+from fedprune.results.tables import pivot_table, plain_table
 from tests.unit.results.test_build import results
 
 
@@ -32,3 +38,34 @@ def test_tasks_with_and_without_accuracy():
     for words in (["boolq", "acc", "0.7500", "0.5000"], ["lm", "bits", "2.5000", "3.5000"]):
         assert any(line.replace("│", " ").split() == words for line in text.splitlines())
     assert "lm-evaluation-harness 0.4.13" in text and "│ mean" not in text
+
+
+@pytest.mark.parametrize(
+    "name", ["Klinik [/Nord]", "[red]a", "[a]", ":warning:", "[link=x]y[/link]"]
+)
+def test_no_name_is_markup(name):
+    own = own_text_figures({name: OwnTextResult(1.0, 1.1, 10)}, {f"{name}2": f"why {name}"})
+    scores = ZeroShot("0.4", {name: {"acc": 0.75}}).to_dict()
+    found = results(local={name: 6.0}) | {"federated_evaluation": own}
+    found |= {"zero_shot": {"dense": scores, "pruned": scores}}
+    found["method"]["plugin"] = name
+    for count in (1, 4):
+        found["perplexity"] = {f"{name}{n}": results()["perplexity"]["text"] for n in range(count)}
+        text = " ".join(plain_table(found).split())
+        shown = [
+            f"{name} · wanda",
+            f"{name} (worst)",
+            f"{name}2 is left out: why {name}",
+            f"{name}0",
+        ]
+        assert all(part in text for part in shown)
+    pivot = Pivot(f"Perplexity ({name})", 1, ("model", name), ((name, "1.00"),))
+    buffer = io.StringIO()
+    Console(file=buffer, width=100).print(pivot_table(pivot))
+    assert buffer.getvalue().count(name) == 3
+
+
+def test_nothing_steers_a_terminal():
+    found = results()
+    found["perplexity"] = {"a\x1b[31m\u202eb": found["perplexity"]["text"]}
+    assert "\x1b" not in plain_table(found) and "\u202e" not in plain_table(found)

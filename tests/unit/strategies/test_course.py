@@ -3,7 +3,7 @@
 import pytest
 
 from fedprune.results.ledger import Entry, Ledger
-from fedprune.results.progress import parse_progress
+from fedprune.results.progress import Progress
 from fedprune.results.run_status import RunStatus
 from strategies import progress
 from strategies.progress import Course, evaluating, greeting, show, surveying
@@ -19,7 +19,12 @@ class Clock:
 @pytest.fixture
 def lines(monkeypatch):
     found = []
-    monkeypatch.setattr(progress, "log", lambda level, line: found.append(parse_progress(line)))
+
+    def record(*parts):
+        found.append(Progress(*parts))
+        return found[-1]
+
+    monkeypatch.setattr(progress, "Progress", record)
     return lambda: found
 
 
