@@ -6,6 +6,8 @@ its place, so a document that is held out under one Python version is held out u
 """
 
 import ast
+import contextlib
+import gc
 import hashlib
 import inspect
 import os
@@ -68,13 +70,26 @@ def is_heldout(key: str) -> bool:
 
 @lru_cache(maxsize=1)
 def _splits() -> tuple[tuple[Document, ...], tuple[Document, ...]]:
-    documents = sorted(
-        [*_topics(), *_docstrings(Path(sysconfig.get_path("stdlib")))], key=lambda d: d.key
-    )
+    with _no_garbage_collection():
+        documents = sorted(
+            [*_topics(), *_docstrings(Path(sysconfig.get_path("stdlib")))], key=lambda d: d.key
+        )
     heldout = _distinct(d for d in documents if is_heldout(d.key))
     taken = {document.text for document in heldout}
     train = _distinct(d for d in documents if not is_heldout(d.key) and d.text not in taken)
     return train, heldout
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Syntax trees are many small objects: beside torch's, looking through all takes most time."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 def _distinct(documents: Iterator[Document]) -> tuple[Document, ...]:
