@@ -17,7 +17,7 @@ from fedprune.pruning.blocks import BlockWalk, prune_blocks
 from fedprune.pruning.groups import block_specs
 from fedprune.pruning.registry import make_pruner
 from fedprune.wire.changes import mask_of
-from fedprune.wire.masks import encode_block
+from fedprune.wire.masks import encode_masks
 from scripts.generate_model import draft_model, generate_model
 
 CASES = ((1, 128), (2, 128), (8, 128), (2, 512))
@@ -32,7 +32,7 @@ def seconds_a_block(loaded: LoadedModel, samples: int, tokens: int) -> float:
     started = time.perf_counter()
     blocks = prune_blocks(walk, make_pruner(config.pruner), block_specs(config, range(2), BLOCKS))
     _, changes = next(blocks)
-    encode_block({name: mask_of(change) for name, change in changes.items()})
+    encode_masks({name: mask_of(change) for name, change in changes.items()})
     return time.perf_counter() - started
 
 

@@ -34,7 +34,7 @@ from fedprune.pruning.registry import make_pruner
 from fedprune.records import NodeReport, PruneReply, prune_record, read_order, report_record
 from fedprune.results.environment import peak_rss_bytes, source_digest
 from fedprune.wire.changes import mask_of
-from fedprune.wire.masks import BitMask, encode_block
+from fedprune.wire.masks import BitMask, encode_masks
 from server_app.job import run_job
 
 SAMPLES, SEQ_LEN = 2, 128
@@ -65,7 +65,7 @@ def client(config: RunConfig, clients: int) -> None:
     count = walk.blocks_left
     specs = block_specs(config, range(count), count)
     for _, changes in prune_blocks(walk, make_pruner(config.pruner), specs):
-        encode_block({name: mask_of(change) for name, change in changes.items()})
+        encode_masks({name: mask_of(change) for name, change in changes.items()})
 
 
 def server(config: RunConfig, clients: int) -> None:
@@ -144,7 +144,7 @@ def _ready_node(config: RunConfig) -> Callable[[Message, Context], Message]:
         if message.metadata.message_type != "train.prune":
             return Message(RecordDict(), reply_to=message)
         blocks = {
-            block: encode_block(
+            block: encode_masks(
                 {name: _mask(shape, partition + block) for name, shape in shapes[block].items()}
             )
             for block in read_order(message).blocks

@@ -48,7 +48,7 @@ from fedprune.wire.changes import (
     encode_update,
     mask_of,
 )
-from fedprune.wire.masks import BitMask, encode_block
+from fedprune.wire.masks import BitMask, encode_masks
 from fedprune.wire.moments import Columns, InputMoments, Sketch, Triangle, encode_moments
 from fedprune.wire.sums import InputSums, PooledSums, decode_pooled, encode_sums, is_pooled
 
@@ -321,7 +321,7 @@ class Respondent:
 
     def _masks(self, changes: Mapping[str, Change]) -> Answer:
         masks = {name: mask_of(change) for name, change in changes.items()}
-        return Answer(encode_block(masks, self.config.pruner.pattern), changes)
+        return Answer(encode_masks(masks), changes)
 
     def _weights(self, walk: BlockWalk, changes: Mapping[str, Change]) -> Answer:
         weights = walk.weights()
@@ -331,7 +331,7 @@ class Respondent:
             else change
             for name, change in changes.items()
         }
-        return Answer(encode_update(sparse, self.config.pruner.pattern), changes)
+        return Answer(encode_update(sparse), changes)
 
     def _sums(self, walk: BlockWalk, pruner: Pruner, spec: MaskSpec) -> Answer:
         statistics = walk.collect("columns")

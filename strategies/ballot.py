@@ -23,7 +23,7 @@ from fedprune.pruning.wanda import WandaPruner
 from fedprune.records import PruneReply
 from fedprune.seeds import derive_seed
 from fedprune.wire.changes import Change, Counts, LinearUpdate, mask_of
-from fedprune.wire.masks import BitMask, decode_block
+from fedprune.wire.masks import BitMask, decode_masks
 from strategies.plan import Plan
 from strategies.state import BlockResult
 
@@ -95,7 +95,7 @@ class Ballot:
         decoded: dict[int, dict[str, BitMask]] = {}
         for block in self.blocks:
             try:
-                masks = decode_block(reply.blocks[block], self.plan.shapes[block])
+                masks = decode_masks(reply.blocks[block], self.plan.shapes[block])
                 for name, mask in masks.items():
                     check_mask(mask, self.specs[block], name)
             except WireError as error:

@@ -140,7 +140,7 @@ class Frame(Strategy):
 
     def encode(self, done: BlockResult) -> bytes:
         """Return what clients are told of an aggregated block, where the schedule is iterative."""
-        return encode_update(done.changes, self.config.pruner.pattern)
+        return encode_update(done.changes)
 
     def asked(self, blocks: range) -> dict[int, Order]:
         """Return node id -> what each client that has not answered yet is to do of these blocks."""

@@ -116,7 +116,7 @@ class OwnTexts:
             changes = self.recall(block)
             if not changes:
                 continue
-            data = encode_update(changes, self.config.pruner.pattern)
+            data = encode_update(changes)
             sizes[block] = len(data)
             waiting += data
             while len(waiting) > MESSAGE_BYTES:

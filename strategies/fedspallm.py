@@ -79,9 +79,7 @@ class FedSpaLLM(FederatedPruning):
         self._specs = block_specs(self.config, blocks, len(self.plan.shapes))
         recalled = {block: self.before(block) for block in blocks}
         self._starts = {
-            block: encode_update(changes, self.config.pruner.pattern)
-            for block, changes in recalled.items()
-            if changes
+            block: encode_update(changes) for block, changes in recalled.items() if changes
         }
         self._samplers = {b: self.plan.mask_sampler(b, self.config.seed) for b in blocks}
         self._sums = {

@@ -45,7 +45,7 @@ class FedStats(PooledPruning[InputSums, ColumnPools]):
 
     def encode(self, done: BlockResult) -> bytes:
         """Return the pooled sums or the masks, whichever are fewer bytes (`strategy.downlink`)."""
-        masks = encode_update(done.changes, self.config.pruner.pattern)
+        masks = encode_update(done.changes)
         if self.config.strategy.downlink == "masks":
             return masks
         groups = []

@@ -10,7 +10,7 @@ from fedprune.pruning.selection import prune_products
 from fedprune.pruning.statistics import Statistic
 from fedprune.records import PruneReply
 from fedprune.seeds import derive_seed
-from fedprune.wire.masks import BitMask, decode_block
+from fedprune.wire.masks import BitMask, decode_masks
 from strategies.cohort import Client
 from strategies.course import FederatedPruning
 from strategies.state import BlockResult
@@ -39,7 +39,7 @@ class Lottery(FederatedPruning):
 
     def fold(self, reply: PruneReply, client: Client) -> None:
         """Check a client's masks, and keep those of blocks where nobody drew a lower number."""
-        found = {b: decode_block(data, self.plan.shapes[b]) for b, data in reply.blocks.items()}
+        found = {b: decode_masks(data, self.plan.shapes[b]) for b, data in reply.blocks.items()}
         for block, masks in found.items():
             for name, mask in masks.items():
                 check_mask(mask, self._specs[block], name)

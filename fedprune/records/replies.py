@@ -10,10 +10,10 @@ from fedprune.evaluation.own_texts import OwnTextResult
 from fedprune.records.fields import array_bytes, byte_array, figure
 from fedprune.records.requests import read_bundle, request, requested
 
-MASKS = "fedprune.masks.v1"
-WEIGHTS = "fedprune.weights.v1"
-SUMS = "fedprune.sums.v1"
-MOMENTS = "fedprune.moments.v1"
+MASKS = "fedprune.masks.v2"
+WEIGHTS = "fedprune.weights.v2"
+SUMS = "fedprune.sums.v2"
+MOMENTS = "fedprune.moments.v2"
 FORMS: Mapping[str, str] = {
     "fedprllm": MASKS,
     "fedspallm": WEIGHTS,

@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from fedprune.errors import ReplyRefusedError
 from fedprune.records.fields import array_bytes, byte_array, kebab, typed
 
-BUNDLE_FORMAT = "fedprune.changes.v2"
+BUNDLE_FORMAT = "fedprune.changes.v3"
 _NAMES = re.compile(r"update|start-\d{5}|parcel")
 _DELIVERED = re.compile(r"update|start-\d{5}")
 _AHEAD = "ahead"

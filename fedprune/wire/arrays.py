@@ -1,274 +1,340 @@
-"""The frame that messages share: a head with a checksum, then fields that are read in order.
+"""Named arrays as bytes and back: the one form in which anything of ours travels.
 
-Little endian. Head: magic (4 bytes), version (2), CRC-32 of all that follows (4).
+The bytes are those of a safetensors file, which any tool reads. The same arrays are the same bytes.
+Two things are added. The file's metadata have one entry, ``crc32``, of all that follows the
+header's length, so that damage is noticed. And an array of ``uint8`` is packed where that is
+shorter: it then is called ``NAME.deflate`` and is the bytes of a raw deflate stream of Huffman
+codes (there are no repetitions to look for in masks and in sums).
+
+A reader says what it expects, by name, type and shape, from what it knows of the model. It gets
+exactly that or a ``WireError``: sizes are checked before anything is allocated, nothing is read
+past the end, nothing may be left over, and the header must be byte for byte the one that
+:func:`encode_arrays` writes for the arrays that it announces, so that offsets cannot overlap and no
+name can be there twice. That is why the library's own reader does not serve; it also copies each
+array.
 """
 
-import struct
+import json
+import math
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fedprune.errors import WireError
 
-HEAD = struct.Struct("<4sHI")
-_TEXT = struct.Struct("<H")  # bytes of a text
+# In the order of safetensors' own writer: the last ones come first, so that all are aligned.
+_CODES = {
+    "uint8": "U8",
+    "int8": "I8",
+    "int16": "I16",
+    "uint16": "U16",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int32": "I32",
+    "uint32": "U32",
+    "float32": "F32",
+    "float64": "F64",
+    "int64": "I64",
+    "uint64": "U64",
+}
+_DTYPES = {code: dtype for dtype, code in _CODES.items()}
+_BITS = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32, 8: torch.uint64}
+_PLACES = {dtype: -place for place, dtype in enumerate(_CODES)}
+
+_LENGTH = 8  # bytes of the header's length
+_CHECKSUM = slice(26, 34)  # where it stands in a header
+_BLANK = "0" * 8
+_METADATA = "__metadata__"
+_SAME_RELEASE = "Run the same release of fedprune everywhere."
+_ENTRY = 160  # most bytes of an array's entry in the header, its name apart
+_MOST_HEADER = 1 << 22  # of a message of which nothing is known
+_PACKED = ".deflate"
+_SAMPLE = 1 << 16  # bytes that tell whether packing is worth trying
+_NOISE = 7.5  # bits in a byte from which on it is not
+_FEW_ROWS = 32
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A kind of message.
+class ArraySpec:
+    """The type and shape of an array.
 
     Parameters
     ----------
-    label : str
-        What errors call it, for example "an update".
-    magic : bytes
-        Its first four bytes.
-    version : int
-        Of its layout.
+    dtype : str
+        uint8, int8, uint16, int16, float16, bfloat16, uint32, int32, float32, uint64, int64 or
+        float64. numpy has no bfloat16: such an array is written from a tensor and read as the
+        ``uint16`` of its bits.
+    shape : tuple of int
+        Empty for a single number.
     """
 
-    label: str
-    magic: bytes
-    version: int
+    dtype: str
+    shape: tuple[int, ...] = ()
+
+    @property
+    def stored(self) -> np.dtype[np.generic]:
+        """The numpy type that holds it, little endian."""
+        return np.dtype("uint16" if self.dtype == "bfloat16" else self.dtype).newbyteorder("<")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of such an array that is not packed."""
+        return math.prod(self.shape) * self.stored.itemsize
+
+    def __str__(self) -> str:
+        """Return type and shape, as ``float32[3, 4]``."""
+        return f"{self.dtype}{list(self.shape)}"
 
 
-def seal(kind: Kind, parts: Sequence[bytes | memoryview]) -> bytes:
-    """Return a message of contiguous parts, copied once."""
-    checksum = 0
-    for part in parts:
+def encode_arrays(arrays: Mapping[str, NDArray[Any] | Tensor]) -> bytes:
+    """Return named arrays as bytes.
+
+    Parameters
+    ----------
+    arrays : Mapping[str, NDArray or Tensor]
+        Of the types that :class:`ArraySpec` lists; tensors on the CPU.
+
+    Returns
+    -------
+    bytes
+        A safetensors file, which :func:`decode_arrays` reads. The order of names does not show.
+
+    Examples
+    --------
+    >>> data = encode_arrays({"mlp.up_proj.squares": np.ones(3, dtype=np.float32)})
+    >>> decode_arrays(data, {"mlp.up_proj.squares": ArraySpec("float32", (3,))})
+    {'mlp.up_proj.squares': array([1., 1., 1.], dtype=float32)}
+    """
+    specs: dict[str, ArraySpec] = {}
+    bodies: dict[str, memoryview | bytes] = {}
+    for name, array in arrays.items():
+        spec, body = _stored(name, array)
+        packed = _pack(body, spec.shape) if spec.dtype == "uint8" else None
+        if packed is None:
+            specs[name], bodies[name] = spec, body.data
+        else:
+            specs[name + _PACKED] = ArraySpec("uint8", (len(packed),))
+            bodies[name + _PACKED] = packed
+    ordered = [bodies[name] for name in _order(specs)]
+    checksum = zlib.crc32(_header(specs, _BLANK))
+    for part in ordered:
         checksum = zlib.crc32(part, checksum)
-    return b"".join((HEAD.pack(kind.magic, kind.version, checksum), *parts))
+    header = _header(specs, f"{checksum:08x}")
+    return b"".join((len(header).to_bytes(_LENGTH, "little"), header, *ordered))
 
 
-def text_parts(text: str) -> tuple[bytes, bytes]:
-    """Return the parts that :meth:`Reader.is_text` reads."""
-    label = text.encode()
-    return _TEXT.pack(len(label)), label
-
-
-class Reader:
-    """Reads a sealed message from front to back; it never reads past the end.
+def decode_arrays(
+    data: bytes | memoryview, expected: Mapping[str, ArraySpec]
+) -> dict[str, NDArray[Any]]:
+    """Read exactly the arrays that are expected.
 
     Parameters
     ----------
     data : bytes or memoryview
-        What :func:`seal` made; may come from anyone.
-    kind : Kind
-        What it must be.
+        What :func:`encode_arrays` made; may come from anyone.
+    expected : Mapping[str, ArraySpec]
+        Name -> type and shape. No more memory is taken than they stand for; see
+        :func:`most_bytes` for a limit on what is received.
+
+    Returns
+    -------
+    dict[str, NDArray]
+        The arrays, in the order of ``expected``. They are read-only, and may share memory with
+        ``data``. Values are not looked at: a number may be NaN.
 
     Raises
     ------
     WireError
-        If it is another message, or damaged.
+        If anything is damaged, missing, of another type or shape, or not expected. It names what
+        was expected; nothing that came is quoted.
     """
-
-    def __init__(self, data: bytes | memoryview, kind: Kind) -> None:
-        view = memoryview(data)
-        if not view.c_contiguous:
-            raise WireError(f"{kind.label} must be contiguous bytes.")
-        self._view = view.cast("B")
-        self._kind = kind
-        self._place = 0
-        magic, version, checksum = HEAD.unpack(self.take(HEAD.size, "its head"))
-        if magic != kind.magic or version != kind.version:
-            # What else it starts with is not quoted: it comes from the other side.
-            found = f"version {version}" if magic == kind.magic else "something else"
-            raise WireError(
-                f"{kind.label} starts with {kind.magic!r} version {kind.version}, got {found}. "
-                "Run the same release of fedprune everywhere."
-            )
-        summed = zlib.crc32(self._view[HEAD.size :])
-        if summed != checksum:
-            raise WireError(f"{kind.label}'s CRC-32 must be 0x{checksum:08x}, got 0x{summed:08x}.")
-
-    def take(self, size: int, what: str) -> memoryview:
-        """Return the next bytes; ``what`` they are is for the error."""
-        stop = self._place + size
-        if stop > len(self._view):
-            raise WireError(
-                f"{self._kind.label} ends too early: {what} would end at byte {stop}, there are "
-                f"{len(self._view)}."
-            )
-        part = self._view[self._place : stop]
-        self._place = stop
-        return part
-
-    def unpack(self, layout: struct.Struct, what: str) -> tuple[int, ...]:
-        """Return the next fields."""
-        return layout.unpack(self.take(layout.size, what))
-
-    def array(self, dtype: str, count: int, what: str) -> NDArray[np.generic]:
-        """Return a one-dimensional array: read-only, maybe unaligned, sharing memory."""
-        item = np.dtype(dtype)
-        return np.ndarray((count,), item, self.take(count * item.itemsize, what))
-
-    def text(self, what: str) -> bytes:
-        """Return the next text, not decoded: it comes from the other side."""
-        (size,) = self.unpack(_TEXT, what)
-        return bytes(self.take(size, what))
-
-    def finish(self) -> None:
-        """Refuse bytes that nobody asked for."""
-        left = len(self._view) - self._place
-        if left:
-            raise WireError(f"{left} bytes follow the end of {self._kind.label}, expected none.")
-
-
-_COUNT = struct.Struct("<B")  # planes that follow
-_SIZE = struct.Struct("<I")  # bytes of a plane
-
-
-def plane_parts(planes: Sequence[NDArray[np.uint8]]) -> list[bytes]:
-    """Return planes as parts of a message; those of zeros at the end are left out.
-
-    Parameters
-    ----------
-    planes : Sequence[NDArray[np.uint8]]
-        Up to 255 vectors of the same length.
-    """
-    count = max((number for number, plane in enumerate(planes, start=1) if plane.any()), default=0)
-    parts = [_COUNT.pack(count)]
-    for plane in planes[:count]:
-        body = _shortest(plane.tobytes())
-        parts += [_SIZE.pack(len(body)), body]
-    return parts
-
-
-def read_planes(reader: Reader, width: int, count: int) -> NDArray[np.uint8]:
-    """Return what :func:`plane_parts` wrote, shape (count, width).
-
-    Raises
-    ------
-    WireError
-        If there are more planes, or one is of another length.
-    """
-    planes = np.zeros((count, width), dtype=np.uint8)
-    (sent,) = reader.unpack(_COUNT, "the number of planes")
-    if sent > count:
-        raise WireError(f"there are {count} planes at most, got {sent}.")
-    for plane in planes[:sent]:
-        (size,) = reader.unpack(_SIZE, "the size of a plane")
-        plane[:] = np.frombuffer(_plain(reader.take(size, "a plane"), width), dtype=np.uint8)
-    return planes
-
-
-def _shortest(plane: bytes) -> bytes:
-    # Neighbouring columns have nothing in common: there are no repetitions to look for.
-    coder = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, strategy=zlib.Z_HUFFMAN_ONLY)
-    coded = coder.compress(plane) + coder.flush()
-    return min(plane, coded, key=len)
-
-
-def _plain(body: memoryview, width: int) -> bytes | memoryview:
-    if len(body) == width:
-        return body
-    if len(body) > width:
-        raise WireError(f"a plane has {width} bytes at most, got {len(body)}.")
-    decoder = zlib.decompressobj(-zlib.MAX_WBITS)
-    try:
-        plane = decoder.decompress(body, width + 1)  # one more than may come, and never a flood
-    except zlib.error:
-        raise WireError("a plane cannot be decompressed.") from None
-    if len(plane) != width or not decoder.eof or decoder.unused_data:
-        raise WireError(f"a plane must have {width} bytes when decompressed.")
-    return plane
-
-
-T = TypeVar("T")
-
-_GROUPS = struct.Struct("<H")  # groups
-_GROUP = struct.Struct("<HQ")  # linears, tokens
-_MOST_TOKENS = (1 << 63) - 1
-
-
-def check_group(linears: Sequence[str], tokens: int) -> None:
-    """Raise ``WireError`` unless there are linears, each once, and tokens."""
-    if not linears or len(set(linears)) < len(linears):
-        raise WireError(f"An input enters one linear or more, each once, got {tuple(linears)}.")
-    if not 1 <= tokens <= _MOST_TOKENS:
-        raise WireError(f"An input has from 1 to 2**63 - 1 tokens, got {tokens}.")
-
-
-def check_columns(sums: NDArray[np.float32], what: str = "Sums of squares") -> None:
-    """Raise ``WireError`` unless this is a float32 vector, finite and nowhere negative."""
-    if sums.dtype != np.float32 or sums.ndim != 1:
-        raise WireError(
-            f"{what} must be a vector of float32 numbers, got {sums.dtype} of shape {sums.shape}."
-        )
-    # A negative zero would become a negative score. NaN is not below infinity, so it fails.
-    if np.signbit(sums).any() or not sums.max(initial=0) < np.inf:
-        raise WireError(f"{what} must be finite and not negative.")
-
-
-def count_part(groups: int) -> bytes:
-    """Return the first part of a message of so many groups."""
-    return _GROUPS.pack(groups)
-
-
-def head_parts(linears: Sequence[str], tokens: int) -> list[bytes]:
-    """Return the parts that stand before what is sent of a group."""
-    parts = [_GROUP.pack(len(linears), tokens)]
-    for name in linears:
-        parts += text_parts(name)
-    return parts
-
-
-def read_groups(
-    reader: Reader,
-    shapes: Mapping[str, tuple[int, int]],
-    read: Callable[[tuple[str, ...], int, int], T],
-) -> list[T]:
-    """Read a whole message of groups that together have every linear exactly once.
-
-    Parameters
-    ----------
-    reader : Reader
-        Stands at the number of groups.
-    shapes : Mapping[str, tuple[int, int]]
-        Name of each expected linear -> (d_out, d_in).
-    read : Callable
-        (linears, tokens, d_in) -> what follows a group's head.
-
-    Raises
-    ------
-    WireError
-        If names, sizes or tokens are not possible, a linear is missing or there twice, inputs of
-        one group differ in size, or anything follows.
-    """
-    (count,) = reader.unpack(_GROUPS, "the number of inputs")
-    left = {name.encode(): (name, d_in) for name, (_, d_in) in shapes.items()}
-    found = []
-    for _ in range(count):
-        linears, tokens, d_in = _read_head(reader, left)
-        try:
-            found.append(read(linears, tokens, d_in))
-        except WireError as error:
-            raise WireError(f"the input of '{linears[0]}': {error}") from None
-    if left:
-        raise WireError(f"nothing came for {', '.join(name for name, _ in left.values())}.")
-    reader.finish()
+    arrays = Arrays(data, expected)
+    found = {name: arrays.take(name, spec) for name, spec in expected.items()}
+    arrays.finish()
     return found
 
 
-def _read_head(
-    reader: Reader, left: dict[bytes, tuple[str, int]]
-) -> tuple[tuple[str, ...], int, int]:
-    """Return linears, tokens and d_in of the next group; its linears are left no more."""
-    count, tokens = reader.unpack(_GROUP, "an input's head")
-    known = []
-    for _ in range(count):
-        # What is not known is not quoted: it comes from the other side.
-        name = reader.text("a linear's name")
-        if name not in left:
-            raise WireError("there is a linear that the block has not, or one is there twice.")
-        known.append(left.pop(name))
-    linears = tuple(name for name, _ in known)
-    check_group(linears, tokens)
-    if len({d_in for _, d_in in known}) > 1:
-        raise WireError(f"{', '.join(linears)} cannot share an input: their d_in differ.")
-    return linears, tokens, known[0][1]
+def most_bytes(expected: Mapping[str, ArraySpec]) -> int:
+    """Return the most bytes that a message of such arrays can have."""
+    return _LENGTH + _most_header(expected) + sum(spec.nbytes for spec in expected.values())
+
+
+def array_names(data: bytes | memoryview) -> frozenset[str]:
+    """Return the names of the arrays that a message announces; nothing else of it is checked."""
+    specs, _ = _read_header(_bytes_of(data), _MOST_HEADER)
+    return frozenset(name.removesuffix(_PACKED) for name in specs)
+
+
+class Arrays:
+    """A message whose arrays are taken one by one, where what is expected depends on others of it.
+
+    Parameters
+    ----------
+    data : bytes or memoryview
+        What :func:`encode_arrays` made; may come from anyone.
+    names : Iterable of str
+        All names that are possible, for a limit on the header.
+
+    Raises
+    ------
+    WireError
+        If it is no message of arrays, or a damaged one.
+
+    Attributes
+    ----------
+    names : frozenset of str
+        The names that are there.
+    """
+
+    def __init__(self, data: bytes | memoryview, names: Iterable[str]) -> None:
+        view = _bytes_of(data)
+        self._specs, header = _read_header(view, _most_header(names))
+        start = _LENGTH + len(header)
+        self._bodies: dict[str, memoryview] = {}
+        place = start
+        for name in _order(self._specs):
+            stop = place + self._specs[name].nbytes
+            self._bodies[name] = view[place:stop]
+            place = stop
+        if place != len(view):
+            raise WireError(f"these arrays must have {place} bytes, got {len(view)}.")
+        blank = header[: _CHECKSUM.start] + _BLANK.encode() + header[_CHECKSUM.stop :]
+        summed = f"{zlib.crc32(view[start:], zlib.crc32(blank)):08x}".encode()
+        if header[_CHECKSUM] != summed:
+            raise WireError("the CRC-32 of these arrays is not the one that they came with.")
+        self.names = frozenset(name.removesuffix(_PACKED) for name in self._specs)
+
+    def announced(self, name: str) -> ArraySpec:
+        """Return type and shape of an array that is there, and not packed; nobody checked them."""
+        if name not in self._specs:
+            raise WireError(f"'{name}' is missing.")
+        return self._specs[name]
+
+    def take(self, name: str, spec: ArraySpec) -> NDArray[Any]:
+        """Return an array, which must be of that type and shape; as :func:`decode_arrays`."""
+        packed = spec.dtype == "uint8" and name not in self._bodies
+        body: memoryview | bytes | None = self._bodies.pop(name + _PACKED if packed else name, None)
+        if body is None:
+            raise WireError(f"'{name}' is missing, expected {spec}.")
+        if packed:
+            body = _unpack(body, name, spec)
+        elif self._specs[name] != spec:
+            raise WireError(f"'{name}' must be {spec}, got {self._specs[name]}.")
+        array = np.frombuffer(body, spec.stored).reshape(spec.shape)
+        array.flags.writeable = False
+        return array
+
+    def finish(self) -> None:
+        """Refuse arrays that nobody took."""
+        if self._bodies:
+            raise WireError(f"{len(self._bodies)} arrays came that were not expected.")
+
+
+def _stored(name: str, array: NDArray[Any] | Tensor) -> tuple[ArraySpec, NDArray[np.uint8]]:
+    """Return what an array is, and the bytes of its values, little endian."""
+    dtype = array.dtype.name if isinstance(array, np.ndarray) else str(array.dtype)[6:]
+    spec = ArraySpec(dtype, tuple(array.shape))
+    if spec.dtype not in _CODES:
+        raise WireError(f"'{name}' must be one of {', '.join(_CODES)}, got {spec.dtype}.")
+    if name.endswith(_PACKED) or name == _METADATA:
+        raise WireError(f"an array cannot be called '{name}'.")
+    if isinstance(array, Tensor):
+        array = array.detach().view(_BITS[array.dtype.itemsize]).numpy().view(spec.stored)
+    values = np.ascontiguousarray(array, dtype=spec.stored)
+    return spec, values.reshape(-1).view(np.uint8)
+
+
+def _order(specs: Mapping[str, ArraySpec]) -> list[str]:
+    """Return names in the order of their bytes: the widest type first, then by name."""
+    return sorted(specs, key=lambda name: (_PLACES[specs[name].dtype], name))
+
+
+def _header(specs: Mapping[str, ArraySpec], checksum: str) -> bytes:
+    """Return the header of such arrays, the only one that there is."""
+    entries: dict[str, object] = {_METADATA: {"crc32": checksum}}
+    start = 0
+    for name in _order(specs):
+        spec = specs[name]
+        stop = start + spec.nbytes
+        code, shape = _CODES[spec.dtype], list(spec.shape)
+        entries[name] = {"dtype": code, "shape": shape, "data_offsets": [start, stop]}
+        start = stop
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    return text + b" " * (-len(text) % 8)
+
+
+def _most_header(names: Iterable[str]) -> int:
+    return 64 + sum(_ENTRY + len(json.dumps(name)) for name in names)
+
+
+def _bytes_of(data: bytes | memoryview) -> memoryview:
+    view = memoryview(data)
+    if not view.c_contiguous:
+        raise WireError("a message of arrays must be contiguous bytes.")
+    return view.cast("B")
+
+
+def _read_header(view: memoryview, most: int) -> tuple[dict[str, ArraySpec], bytes]:
+    """Return what a header announces, and its bytes."""
+    size = int.from_bytes(view[:_LENGTH], "little")
+    if size > most:
+        raise WireError(
+            f"a message of arrays starts with a header of {most} bytes at most, this one would "
+            f"have {size}. {_SAME_RELEASE}"
+        )
+    header = bytes(view[_LENGTH : _LENGTH + size])
+    try:
+        entries = json.loads(header)
+        del entries[_METADATA]
+        specs = {name: _spec(entry) for name, entry in entries.items()}
+        sound = _header(specs, header[_CHECKSUM].decode()) == header
+    # Whatever JSON can hold in place of what should be there.
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        sound = False
+    if not sound:
+        raise WireError(f"a message of arrays starts with their header. {_SAME_RELEASE}")
+    return specs, header
+
+
+def _spec(entry: dict[str, Any]) -> ArraySpec:
+    shape = tuple(entry["shape"])
+    if not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError
+    return ArraySpec(_DTYPES[entry["dtype"]], shape)
+
+
+def _pack(values: NDArray[np.uint8], shape: tuple[int, ...]) -> bytes | None:
+    """Return bytes as a deflate stream, None where that is not shorter."""
+    # Half of all weights, drawn from all, is noise: a sample tells, at no cost beside the rest.
+    sample = values[:: values.size // _SAMPLE | 1]
+    counts = np.bincount(sample)
+    shares = counts[counts > 0] / sample.size
+    if -(shares * np.log2(shares)).sum() > _NOISE:
+        return None
+    # A few long rows are the digits of numbers: each has a code of its own, and some are all zero.
+    few = len(shape) == 2 and 1 < shape[0] <= _FEW_ROWS
+    strategy = zlib.Z_RLE if few else zlib.Z_HUFFMAN_ONLY
+    coder = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, 9, strategy)
+    parts = []
+    for row in values.reshape(shape) if few else (values,):
+        parts += [coder.compress(row.data), coder.flush(zlib.Z_BLOCK)]
+    packed = b"".join((*parts, coder.flush()))
+    return packed if len(packed) < values.size else None
+
+
+def _unpack(body: memoryview | bytes, name: str, spec: ArraySpec) -> bytes:
+    decoder = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        # One more than may come, and never a flood.
+        plain = decoder.decompress(body, spec.nbytes + 1)
+    except zlib.error:
+        raise WireError(f"'{name}' cannot be unpacked.") from None
+    if len(plain) != spec.nbytes or not decoder.eof or decoder.unused_data:
+        raise WireError(f"'{name}' must have {spec.nbytes} bytes when unpacked.")
+    return plain

@@ -1,26 +1,38 @@
-"""A pruned weight with new values: which weights survive, and what they are.
+"""What can be done to a linear: pruned, its survivors scaled, or replaced by other values.
 
-Values are seen as integers of their size and are moved, never computed with, so that every bit of
-them arrives, the sign of a zero included.
+A block's changes are arrays that are called ``{linear}.{part}``:
+
+==========  ======================  ================================================================
+Part        Of                      Array
+==========  ======================  ================================================================
+``mask``,   every change            as :func:`fedprune.wire.masks.encode_masks` has them
+``shape``
+``total``   ``LinearUpdate``        uint32
+``keeps``   ``LinearUpdate`` that   the survivors' counts, uint8: of 1, 2 or 4 bits, as many in a
+            scales                  byte as fit, the first lowest; or of one, two or four bytes,
+                                    shape (bytes, survivors), the lowest first
+``values``  ``SparseWeight``        float32, bfloat16 or float16, shape (survivors,)
+==========  ======================  ================================================================
 """
 
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedprune.config.pattern import UNSTRUCTURED, Pattern
 from fedprune.errors import WireError
-from fedprune.wire.arrays import Kind, Reader, seal
-from fedprune.wire.masks import BitMask, decode_block, encode_block, packed_size
+from fedprune.wire.arrays import Arrays, ArraySpec, encode_arrays, most_bytes
+from fedprune.wire.masks import BitMask, mask_arrays, mask_specs, take_mask
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-"""The types that values can have; their order is part of the wire format."""
+"""The types that values can have."""
+
+_STEP = 1 << 16  # values looked at at a time: they stay in a core's cache
+_PARTS = ("mask", "shape", "total", "keeps", "values")
 
 Words = NDArray[np.uint16] | NDArray[np.uint32]
 
@@ -31,6 +43,9 @@ _EXPONENTS = {torch.float32: 0x7F800000, torch.bfloat16: 0x7F80, torch.float16: 
 @dataclass(frozen=True, eq=False)
 class SparseWeight:
     """The survivors of one linear and their values.
+
+    Values are seen as integers of their size and are moved, never computed with, so that every bit
+    of them arrives, the sign of a zero included.
 
     Parameters
     ----------
@@ -60,10 +75,7 @@ class SparseWeight:
             )
         if not values.is_contiguous():
             raise WireError("The values of a sparse weight must be contiguous.")
-        # Imported late, here and below: numba is slow to.
-        from fedprune.wire.loops import all_finite
-
-        if not all_finite(self.words(), _EXPONENTS[values.dtype]):
+        if not _all_finite(self.words(), _EXPONENTS[values.dtype]):
             raise WireError("The values of a sparse weight must be finite; there is NaN or inf.")
 
     @classmethod
@@ -82,6 +94,7 @@ class SparseWeight:
         WireError
             If shapes or type do not fit, or a survivor is not finite.
         """
+        # Imported late, here and below: numba is slow to.
         from fedprune.wire.loops import compress
 
         _check_float(weight)
@@ -135,6 +148,13 @@ def _check_float(values: Tensor) -> None:
     if values.dtype not in FLOATS:
         known = ", ".join(str(dtype) for dtype in FLOATS)
         raise WireError(f"A sparse weight is one of {known}, got {values.dtype}.")
+
+
+def _all_finite(words: Words, exponent: int) -> bool:
+    """Whether no word has all bits of the exponent set, as infinities and NaN have."""
+    magnitude = words.dtype.type((1 << 8 * words.itemsize - 1) - 1)
+    parts = (words[start : start + _STEP] for start in range(0, words.size, _STEP))
+    return all((part & magnitude).max() < exponent for part in parts)
 
 
 def _words(values: Tensor) -> Words:
@@ -230,35 +250,30 @@ def keeps_survivors(change: Change) -> bool:
     )
 
 
-_KIND = Kind("an update", b"FPUP", 2)
-_SIZE = struct.Struct("<I")  # bytes of the masks
-_LINEAR = struct.Struct("<BI")  # kind, number
-_MASK, _PLAIN, _SCALED, _VALUES = range(4)
-_FRAME_BYTES = 512  # around one linear's change, and around all of them
-_WIDEST = 4  # bytes of a value or a count
-
-
-def encode_update(updates: Mapping[str, Change], pattern: Pattern = UNSTRUCTURED) -> bytes:
-    """Return the bytes of a block's changes, in the order given.
+def encode_update(updates: Mapping[str, Change]) -> bytes:
+    """Return the bytes of a block's changes.
 
     Parameters
     ----------
     updates : Mapping[str, BitMask or LinearUpdate or SparseWeight]
         Name of the linear inside the block -> what becomes of it.
-    pattern : Pattern
-        What all masks are known to be, as in :func:`fedprune.wire.masks.encode_block`.
     """
-    masks = encode_block({name: mask_of(change) for name, change in updates.items()}, pattern)
-    parts: list[bytes | memoryview] = [_SIZE.pack(len(masks)), masks]
-    for change in updates.values():
-        parts += _linear_parts(change)
-    return seal(_KIND, parts)
+    arrays: dict[str, NDArray[Any] | Tensor] = {}
+    arrays |= mask_arrays({name: mask_of(change) for name, change in updates.items()})
+    for name, change in updates.items():
+        if isinstance(change, SparseWeight):
+            arrays[f"{name}.values"] = change.values
+        elif isinstance(change, LinearUpdate):
+            arrays[f"{name}.total"] = np.array(change.total, dtype=np.uint32)
+            if change.keeps is not None:
+                arrays[f"{name}.keeps"] = _keeps_array(change.keeps, change.total)
+    return encode_arrays(arrays)
 
 
 def decode_update(
     data: bytes | memoryview, shapes: Mapping[str, tuple[int, int]]
 ) -> dict[str, Change]:
-    """Read a block's changes, which must be for the linears of ``shapes`` in the same order.
+    """Read a block's changes, which must be for exactly the linears of ``shapes``.
 
     Parameters
     ----------
@@ -276,76 +291,78 @@ def decode_update(
     Raises
     ------
     WireError
-        If anything differs from what the model says: length, checksum, names, shapes, counts, or
-        a value is not finite.
+        If anything differs from what the model says: names, types, shapes, counts, or a value is
+        not finite.
     """
-    reader = Reader(data, _KIND)
-    (size,) = reader.unpack(_SIZE, "the size of the masks")
-    masks = decode_block(reader.take(size, "the masks"), shapes)
-    changes: dict[str, Change] = {}
-    for name, mask in masks.items():
-        try:
-            changes[name] = _read_linear(reader, mask)
-        except WireError as error:
-            raise WireError(f"linear '{name}': {error}") from None
-    reader.finish()
+    arrays = Arrays(data, (f"{name}.{part}" for name in shapes for part in _PARTS))
+    changes = {name: _take_change(arrays, name, shape) for name, shape in shapes.items()}
+    arrays.finish()
     return changes
 
 
 def most_update_bytes(shapes: Mapping[str, tuple[int, int]]) -> int:
     """Return the most bytes that a block's changes can take; shapes as :func:`decode_update`."""
-    return sum(
-        _FRAME_BYTES + len(name.encode()) + packed_size(rows * columns) + _WIDEST * rows * columns
-        for name, (rows, columns) in shapes.items()
-    )
+    expected = mask_specs(shapes) | {f"{name}.total": ArraySpec("uint32") for name in shapes}
+    # No count and no value is wider than this.
+    expected |= {f"{name}.values": ArraySpec("float32", shape) for name, shape in shapes.items()}
+    return most_bytes(expected)
 
 
-def _linear_parts(change: Change) -> list[bytes | memoryview]:
-    if isinstance(change, BitMask):
-        return [_LINEAR.pack(_MASK, 0)]
-    if isinstance(change, SparseWeight):
-        words = change.words()
-        code = FLOATS.index(change.values.dtype) + 1
-        little = words.astype(words.dtype.newbyteorder("<"), copy=False)
-        return [_LINEAR.pack(_VALUES, code), little.data]
-    if change.keeps is None:
-        return [_LINEAR.pack(_PLAIN, change.total)]
-    planes = [
-        np.packbits(change.keeps >> digit & 1, bitorder="little").tobytes()
-        for digit in range(change.total.bit_length())
-    ]
-    return [_LINEAR.pack(_SCALED, change.total), *planes]
-
-
-def _read_linear(reader: Reader, mask: BitMask) -> Change:
-    kind, number = reader.unpack(_LINEAR, "its kind")
-    if kind == _PLAIN:
-        return LinearUpdate(mask, None, number)
-    if kind == _SCALED:
-        return _read_scaled(reader, mask, number)
-    if kind == _VALUES:
-        return _read_values(reader, mask, number)
-    if (kind, number) != (_MASK, 0):
-        raise WireError(f"it must be of kind 0 to 3, and 0 of number 0, got {kind} of {number}.")
+def _take_change(arrays: Arrays, name: str, shape: tuple[int, int]) -> Change:
+    mask = take_mask(arrays, name, shape)
+    try:
+        if f"{name}.values" in arrays.names:
+            return _take_values(arrays, f"{name}.values", mask)
+        if f"{name}.total" in arrays.names:
+            total = int(arrays.take(f"{name}.total", ArraySpec("uint32")))
+            keeps = None
+            if f"{name}.keeps" in arrays.names:
+                keeps = _take_keeps(arrays, f"{name}.keeps", mask.survivors, total)
+            return LinearUpdate(mask, keeps, total)
+    except WireError as error:
+        raise WireError(f"linear '{name}': {error}") from None
     return mask
 
 
-def _read_scaled(reader: Reader, mask: BitMask, total: int) -> LinearUpdate:
-    survivors, plane_size = mask.survivors, packed_size(mask.survivors)
-    planes = reader.take(plane_size * total.bit_length(), "its counts")
-    keeps = np.zeros(survivors, dtype=np.min_scalar_type(total))
-    for digit in range(total.bit_length()):
-        packed = np.frombuffer(planes, np.uint8)[digit * plane_size : (digit + 1) * plane_size]
-        ones = np.unpackbits(packed, bitorder="little")
-        if ones[survivors:].any():
-            raise WireError("unused bits of its counts must be zero.")
-        keeps |= ones[:survivors].astype(keeps.dtype) << digit
-    return LinearUpdate(mask, keeps, total)
+def _take_values(arrays: Arrays, name: str, mask: BitMask) -> SparseWeight:
+    announced = arrays.announced(name).dtype
+    dtype = next((one for one in FLOATS if str(one) == f"torch.{announced}"), FLOATS[0])
+    words = arrays.take(name, ArraySpec(str(dtype).removeprefix("torch."), (mask.survivors,)))
+    return SparseWeight.from_words(words.view(f"<u{dtype.itemsize}"), dtype, mask)
 
 
-def _read_values(reader: Reader, mask: BitMask, code: int) -> SparseWeight:
-    if not 1 <= code <= len(FLOATS):
-        raise WireError(f"its values must be of type 1 to {len(FLOATS)}, got {code}.")
-    dtype = FLOATS[code - 1]
-    words = reader.array(f"<u{dtype.itemsize}", mask.survivors, "its values")
-    return SparseWeight.from_words(words, dtype, mask)
+def _keeps_spec(survivors: int, total: int) -> tuple[int, ArraySpec]:
+    """Return the bits that a count takes, and what counts are as an array."""
+    bits = next(bits for bits in (1, 2, 4, 8, 16, 32) if total < 1 << bits)
+    shape = (-(-survivors * bits // 8),) if bits < 8 else (bits // 8, survivors)
+    return bits, ArraySpec("uint8", shape)
+
+
+def _keeps_array(keeps: Counts, total: int) -> NDArray[np.uint8]:
+    """Return counts as an array: several in a byte, or the bytes of all, the lowest first."""
+    bits, spec = _keeps_spec(keeps.size, total)
+    if bits >= 8:
+        places = range(spec.shape[0])
+        return np.stack([(keeps >> 8 * place).astype(np.uint8) for place in places])
+    lanes = np.zeros((spec.shape[0], 8 // bits), dtype=np.uint8)
+    lanes.reshape(-1)[: keeps.size] = keeps
+    packed = np.zeros(spec.shape, dtype=np.uint8)
+    for lane in range(8 // bits):
+        packed |= lanes[:, lane] << bits * lane
+    return packed
+
+
+def _take_keeps(arrays: Arrays, name: str, survivors: int, total: int) -> Counts:
+    bits, spec = _keeps_spec(survivors, total)
+    packed = arrays.take(name, spec)
+    if bits >= 8:
+        keeps = np.zeros(survivors, dtype=f"u{bits // 8}")
+        for place, digits in enumerate(packed):
+            keeps |= digits.astype(keeps.dtype) << 8 * place
+        return keeps
+    lanes = np.empty((packed.size, 8 // bits), dtype=np.uint8)
+    for lane in range(8 // bits):
+        np.bitwise_and(packed >> bits * lane, (1 << bits) - 1, out=lanes[:, lane])
+    if lanes.reshape(-1)[survivors:].any():
+        raise WireError("unused bits of its counts must be zero.")
+    return lanes.reshape(-1)[:survivors]

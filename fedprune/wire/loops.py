@@ -54,12 +54,3 @@ def expand(kept: Words, bits: NDArray[np.uint8], words: Words) -> None:
         flag = bits[whole] >> lane & 1
         words[whole * 8 + lane] = kept[place] * flag
         place += flag
-
-
-@jit
-def all_finite(words: Words, exponent: int) -> bool:
-    """Whether no word has all bits of the exponent set, as infinities and NaN have."""
-    found = False
-    for word in words:
-        found |= (word & exponent) == exponent
-    return not found

@@ -5,17 +5,17 @@ Weight ``i`` of the row-major weight matrix is bit ``i % 8`` (least significant 
 equal masks are equal bytes and a population count needs no correction.
 """
 
-import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedprune.config.pattern import UNSTRUCTURED, Pattern
-from fedprune.errors import ConfigError, WireError
-from fedprune.wire.nm import Coding, coding, pack, unpack
+from fedprune.errors import WireError
+from fedprune.wire.arrays import Arrays, ArraySpec, encode_arrays
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,197 +120,71 @@ def popcount(bits: NDArray[np.uint8]) -> int:
     return int(ones + np.bitwise_count(bits[whole:]).sum(dtype=np.int64))
 
 
-MAGIC = b"fedprmsk"
-VERSION = 1
-HEADER = struct.Struct("<8sHBBIIIQ")
-
-
-def encode_mask(mask: BitMask, pattern: Pattern = UNSTRUCTURED) -> bytes:
-    """Return a mask as header and bits, or numbered groups where those are shorter.
-
-    Parameters
-    ----------
-    mask : BitMask
-        Shape (d_out, d_in).
-    pattern : Pattern
-        What the mask is known to be.
-
-    Raises
-    ------
-    WireError
-        If the mask does not have the pattern.
-    """
-    d_out, d_in = mask.shape
-    code = coding(pattern)
-    payload, n, m = mask.bits, 0, 0
-    if code is not None:
-        n, m = code.n, code.m
-        if d_in % m:
-            raise WireError(f"A mask of {d_out}x{d_in} cannot be {pattern}.")
-        payload = pack(mask.bits, mask.numel, code)
-    checksum = zlib.crc32(payload.data)
-    header = HEADER.pack(MAGIC, VERSION, n, m, d_out, d_in, checksum, mask.survivors)
-    return b"".join((header, payload.data))
-
-
-def decode_mask(data: bytes | memoryview, shape: tuple[int, int]) -> BitMask:
-    """Read a mask that must have the given shape; the header tells its coding.
-
-    The result is read-only and, where bits came as they are, shares memory with `data`.
-
-    Parameters
-    ----------
-    data : bytes or memoryview
-        Exactly one encoded mask.
-    shape : tuple of int
-        (d_out, d_in) of the linear that the mask is for.
-
-    Raises
-    ------
-    WireError
-        If length, magic, version, coding, shape, checksum, code words, padding or survivor count
-        are not what they must be; the text says what was expected and what was found.
-    """
-    view = memoryview(data)
-    if not view.c_contiguous:
-        raise WireError("A mask must be contiguous bytes.")
-    view = view.cast("B")
-    if view.nbytes < HEADER.size:
-        _check_length(view.nbytes, packed_size(shape[0] * shape[1]), shape)
-    magic, version, n, m, d_out, d_in, checksum, survivors = HEADER.unpack_from(view)
-    if magic != MAGIC:  # which is not quoted: it comes from the other side
-        raise WireError(f"Mask magic: expected {MAGIC!r}, found something else.")
-    _check("version", VERSION, version)
-    _check("shape", f"{shape[0]}x{shape[1]}", f"{d_out}x{d_in}")
-    code = _read_coding(n, m, shape)
-    size = packed_size(d_out * d_in) if code is None else code.payload(d_out * d_in)
-    _check_length(view.nbytes, size, shape)
-    payload = np.frombuffer(view, dtype=np.uint8, offset=HEADER.size)
-    _check("CRC-32", f"0x{checksum:08x}", f"0x{zlib.crc32(payload.data):08x}")
-    bits: NDArray[np.uint8] = payload if code is None else unpack(payload, d_out * d_in, code)
-    bits.flags.writeable = False
-    mask = BitMask(bits, shape)
-    _check("survivor count", survivors, mask.survivors)
-    return mask
-
-
-def _read_coding(n: int, m: int, shape: tuple[int, int]) -> Coding | None:
-    """Return the coding that a header names; only one that `encode_mask` would choose."""
-    if n == m == 0:
-        return None
-    try:
-        code = coding(Pattern(n, m))
-    except ConfigError:
-        code = None
-    if code is None or shape[1] % m:
-        raise WireError(f"Mask coding: {n}:{m} is none of a {shape[0]}x{shape[1]} mask.")
-    return code
-
-
-def _check_length(found: int, payload: int, shape: tuple[int, int]) -> None:
-    expected = HEADER.size + payload
-    if found != expected:
-        raise WireError(
-            f"Mask of {shape[0]}x{shape[1]}: expected {expected} bytes "
-            f"({HEADER.size} of header), found {found}."
-        )
-
-
-def _check(field: str, expected: object, found: object) -> None:
-    if found != expected:
-        raise WireError(f"Mask {field}: expected {expected}, found {found}.")
-
-
-_MAGIC = b"FPBK"
-_HEAD = struct.Struct("<4sHH")  # magic, version, number of linears
-_NAME = struct.Struct("<HI")  # bytes of the name, bytes of the mask
-_VERSION = 1
-
-
-def encode_block(masks: Mapping[str, BitMask], pattern: Pattern = UNSTRUCTURED) -> bytes:
-    """Return the bytes of a block's masks, in the order given.
+def encode_masks(masks: Mapping[str, BitMask]) -> bytes:
+    """Return the bytes of a block's masks: a bit a weight, fewer where they have a pattern.
 
     Parameters
     ----------
     masks : Mapping[str, BitMask]
-        Name of the linear inside the block -> mask of shape (d_out, d_in).
-    pattern : Pattern
-        What all masks are known to be; the bytes then are fewer, and tell it themselves.
-
-    Raises
-    ------
-    WireError
-        If a mask does not have the pattern.
+        Name of the linear inside the block -> mask of shape (d_out, d_in). Each is sent as
+        ``{linear}.mask``, its bits, and ``{linear}.shape``, which bits do not tell.
     """
-    parts = [_HEAD.pack(_MAGIC, _VERSION, len(masks))]
-    for name, mask in masks.items():
-        label, body = name.encode(), encode_mask(mask, pattern)
-        parts += [_NAME.pack(len(label), len(body)), label, body]
-    return b"".join(parts)
+    return encode_arrays(mask_arrays(masks))
 
 
-def decode_block(
+def decode_masks(
     data: bytes | memoryview, shapes: Mapping[str, tuple[int, int]]
 ) -> dict[str, BitMask]:
-    """Read a block's masks, which must be those of ``shapes`` in the same order.
+    """Read a block's masks, which must be for exactly the linears of ``shapes``.
 
     Parameters
     ----------
     data : bytes or memoryview
-        What :func:`encode_block` made; may come from anyone.
+        What :func:`encode_masks` made; may come from anyone.
     shapes : Mapping[str, tuple[int, int]]
         Name of each expected linear -> (d_out, d_in).
 
     Returns
     -------
     dict[str, BitMask]
-        The masks, in the order of ``shapes``.
+        The masks, in the order of ``shapes``; they may share memory with ``data``.
 
     Raises
     ------
     WireError
-        If anything differs from what the model says: length, names, order, shapes, bits.
+        If anything differs from what the model says: names, shapes, bits.
     """
-    view = memoryview(data)
-    _check_head(view, len(shapes))
-    offset = _HEAD.size
-    masks: dict[str, BitMask] = {}
-    for name, shape in shapes.items():
-        body, offset = _next_frame(view, offset, name)
-        try:
-            masks[name] = decode_mask(body, shape)
-        except WireError as error:
-            raise WireError(f"linear '{name}': {error}") from None
-    if offset != len(view):
-        raise WireError(f"{len(view) - offset} bytes follow the last mask, expected none.")
+    arrays = Arrays(data, mask_specs(shapes))
+    masks = {name: take_mask(arrays, name, shape) for name, shape in shapes.items()}
+    arrays.finish()
     return masks
 
 
-def _check_head(view: memoryview, linears: int) -> None:
-    if len(view) < _HEAD.size:
-        raise WireError(f"a block's header has {_HEAD.size} bytes, got {len(view)}.")
-    magic, version, count = _HEAD.unpack_from(view)
-    if magic != _MAGIC or version != _VERSION:
-        # What else it starts with is not quoted: it comes from the other side.
-        found = f"version {version}" if magic == _MAGIC else "something else"
+def mask_arrays(masks: Mapping[str, BitMask]) -> dict[str, NDArray[Any]]:
+    """Return the arrays that masks are sent as."""
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, mask in masks.items():
+        arrays[f"{name}.mask"] = mask.bits
+        arrays[f"{name}.shape"] = np.array(mask.shape, dtype=np.uint32)
+    return arrays
+
+
+def mask_specs(shapes: Mapping[str, tuple[int, int]]) -> dict[str, ArraySpec]:
+    """Return what the arrays of masks of these shapes are."""
+    bits = {f"{n}.mask": ArraySpec("uint8", (packed_size(prod(s)),)) for n, s in shapes.items()}
+    return bits | {f"{name}.shape": ArraySpec("uint32", (2,)) for name in shapes}
+
+
+def take_mask(arrays: Arrays, name: str, shape: tuple[int, int]) -> BitMask:
+    """Return the mask of a linear from what came of a block."""
+    specs = mask_specs({name: shape})
+    bits, found = (arrays.take(one, spec) for one, spec in specs.items())
+    if tuple(found.tolist()) != shape:
         raise WireError(
-            f"a block starts with {_MAGIC!r} version {_VERSION}, got {found}. "
-            "Run the same release of fedprune everywhere."
+            f"linear '{name}': its mask must be of {shape[0]}x{shape[1]}, got "
+            f"{found[0]}x{found[1]}."
         )
-    if count != linears:
-        raise WireError(f"the block has {linears} linears, got masks for {count}.")
-
-
-def _next_frame(view: memoryview, offset: int, name: str) -> tuple[memoryview, int]:
-    expected = name.encode()
-    start = offset + _NAME.size
-    if start > len(view):
-        raise WireError(f"the bytes end before the mask of '{name}'.")
-    label_size, body_size = _NAME.unpack_from(view, offset)
-    end = start + label_size + body_size
-    if end > len(view):
-        raise WireError(f"the mask of '{name}' needs {end} bytes, got {len(view)}.")
-    # The name itself is not quoted: it comes from the other side.
-    if bytes(view[start : start + label_size]) != expected:
-        raise WireError(f"expected the mask of '{name}' here, got another linear's.")
-    return view[start + label_size : end], end
+    try:
+        return BitMask(bits, shape)
+    except WireError as error:
+        raise WireError(f"linear '{name}': {error}") from None

@@ -1,10 +1,19 @@
-"""Half of a symmetric matrix of second moments, in float32 or as correlations in float16.
+"""Second moments of inputs: a triangle, a sketch, or the diagonal alone.
 
-A correlation, ``G_ij / sqrt(G_ii G_jj)``, is a number from -1 to 1, so that float16 serves inputs
-of every scale; the diagonal stays float32.
+Their arrays are called ``{input}.{part}`` (:mod:`fedprune.wire.inputs`):
+
+======================  ============================================================================
+Body                    Arrays
+======================  ============================================================================
+``Triangle``, float32   ``triangle``: upper triangle row by row, float32
+``Triangle``, float16   ``diagonal``, float32; ``correlations`` above it row by row, float16
+``Sketch``              ``diagonal``, float32; ``scales``: the largest magnitude of each vector,
+                        float32; ``eigen`` or ``nystrom``: the vectors divided by it, float16,
+                        shape (r, d)
+``Columns``             ``diagonal``, float32
+======================  ============================================================================
 """
 
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isqrt
@@ -14,19 +23,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedprune.errors import WireError
-from fedprune.wire.arrays import (
-    Kind,
-    Reader,
+from fedprune.wire.inputs import (
+    InputArrays,
     check_columns,
-    check_group,
-    count_part,
-    head_parts,
-    read_groups,
-    seal,
+    check_input,
+    decode_inputs,
+    encode_inputs,
 )
 
 Precision = Literal["float32", "float16"]
 
+_DIAGONAL, _TRIANGLE, _CORRELATIONS, _SCALES = "diagonal", "triangle", "correlations", "scales"
+_PARTS = (_DIAGONAL, _TRIANGLE, _CORRELATIONS, _SCALES, "eigen", "nystrom")
 _ONE = 0x3C00  # 1.0 in float16
 _STRIP = 256  # rows mirrored at a time: a strip's columns stay in a core's cache
 
@@ -35,7 +43,9 @@ _STRIP = 256  # rows mirrored at a time: a strip's columns stay in a core's cach
 class Triangle:
     """The upper triangle of ``G = sum over tokens of x x^T``.
 
-    Additive: the triangle of two sets of tokens is the sum of both.
+    Additive: the triangle of two sets of tokens is the sum of both. It travels in float32, or as
+    correlations, ``G_ij / sqrt(G_ii G_jj)``: numbers from -1 to 1, so that float16 serves inputs of
+    every scale; the diagonal stays float32.
 
     Parameters
     ----------
@@ -156,11 +166,6 @@ def _rows(width: int) -> Iterator[tuple[int, int]]:
         start += width - row
 
 
-_KIND = Kind("a message of moments", b"FPMO", 1)
-_FORM = struct.Struct("<BI")  # form, rank
-_FLOAT32, _FLOAT16, _EIGEN, _NYSTROM, _COLUMNS = range(5)
-
-
 @dataclass(frozen=True, eq=False)
 class Columns:
     """The diagonal of the second moments: sums of squares.
@@ -259,7 +264,7 @@ class InputMoments:
 
     def __post_init__(self) -> None:
         """Refuse what is no input."""
-        check_group(self.linears, self.tokens)
+        check_input(self.linears, self.tokens)
 
 
 def encode_moments(groups: Sequence[InputMoments]) -> bytes:
@@ -275,11 +280,7 @@ def encode_moments(groups: Sequence[InputMoments]) -> bytes:
     WireError
         If a triangle that travels in float16 cannot be one of second moments.
     """
-    parts: list[bytes | memoryview] = [count_part(len(groups))]
-    for group in groups:
-        parts += head_parts(group.linears, group.tokens)
-        parts += _body_parts(group.body)
-    return seal(_KIND, parts)
+    return encode_inputs((group.linears, group.tokens, _parts(group.body)) for group in groups)
 
 
 def decode_moments(
@@ -299,48 +300,48 @@ def decode_moments(
     WireError
         If anything is damaged, missing, there twice, not finite or more than there can be.
     """
-    reader = Reader(data, _KIND)
 
-    def read(linears: tuple[str, ...], tokens: int, d_in: int) -> InputMoments:
-        return InputMoments(linears, tokens, _read_body(reader, d_in))
+    def read(one: InputArrays) -> InputMoments:
+        return InputMoments(one.linears, one.tokens(), _body(one))
 
-    return read_groups(reader, shapes, read)
+    return decode_inputs(data, shapes, _PARTS, read)
 
 
-def _body_parts(body: Triangle | Sketch | Columns) -> list[bytes | memoryview]:
+def _parts(body: Triangle | Sketch | Columns) -> dict[str, NDArray[np.generic]]:
     if isinstance(body, Columns):
-        return [_FORM.pack(_COLUMNS, 0), _little(body.sums)]
+        return {_DIAGONAL: body.sums}
     if isinstance(body, Sketch):
-        form = _EIGEN if body.kind == "eigen" else _NYSTROM
-        scales, halves = _halved(body.vectors)
-        arrays = [_little(body.diagonal), _little(scales), _little(halves)]
-        return [_FORM.pack(form, body.rank), *arrays]
+        scales, vectors = _halved(body.vectors)
+        return {_DIAGONAL: body.diagonal, _SCALES: scales, body.kind: vectors}
     if body.precision == "float16":
-        arrays = [_little(body.diagonal), _little(body.correlations())]
-        return [_FORM.pack(_FLOAT16, 0), *arrays]
-    return [_FORM.pack(_FLOAT32, 0), _little(body.values)]
+        return {_DIAGONAL: body.diagonal, _CORRELATIONS: body.correlations()}
+    return {_TRIANGLE: body.values}
 
 
-def _read_body(reader: Reader, width: int) -> Triangle | Sketch | Columns:
-    form, rank = reader.unpack(_FORM, "the form of its moments")
-    sketched = form in (_EIGEN, _NYSTROM)
-    if form > _COLUMNS or rank > (width if sketched else 0):
-        raise WireError(f"there are no moments of form {form} and rank {rank}.")
-    if form == _FLOAT32:
-        return Triangle(_read(reader, "its triangle", triangle_size(width)))
-    diagonal = _read(reader, "its diagonal", width)
-    if form == _COLUMNS:
-        return Columns(diagonal)
-    if form == _FLOAT16:
-        halves = reader.array("<f2", triangle_size(width - 1), "its correlations")
+def _body(one: InputArrays) -> Triangle | Sketch | Columns:
+    width, there = one.width, one.statistics
+    if _TRIANGLE in there:
+        return Triangle(one.take(_TRIANGLE, "float32", triangle_size(width)).astype(np.float32))
+    diagonal = one.take(_DIAGONAL, "float32", width).astype(np.float32)
+    if _CORRELATIONS in there:
+        halves = one.take(_CORRELATIONS, "float16", triangle_size(width - 1))
         return Triangle.from_correlations(diagonal, halves.astype(np.float16))
-    scales = _read(reader, "its scales", rank)
+    kind: Literal["eigen", "nystrom"] = "eigen" if "eigen" in there else "nystrom"
+    return _sketch(one, diagonal, kind) if kind in there else Columns(diagonal)
+
+
+def _sketch(
+    one: InputArrays, diagonal: NDArray[np.float32], kind: Literal["eigen", "nystrom"]
+) -> Sketch:
+    rank = (*one.announced(kind).shape, 0)[0]
+    if rank > one.width:
+        raise WireError(f"a sketch of {one.width} inputs has as many vectors at most, got {rank}.")
+    vectors = one.take(kind, "float16", rank, one.width).astype(np.float32)
+    scales = one.take(_SCALES, "float32", rank).astype(np.float32)
     check_columns(scales, "Scales")
-    vectors = reader.array("<f2", rank * width, "its vectors").astype(np.float32)
     if not np.abs(vectors).max(initial=0) <= 1:
         raise WireError("a sketch's vectors must be from -1 to 1 before they are scaled.")
-    vectors = np.ascontiguousarray((vectors.reshape(rank, width) * scales[:, None]).T)
-    return Sketch(vectors, diagonal, "eigen" if form == _EIGEN else "nystrom")
+    return Sketch(np.ascontiguousarray((vectors * scales[:, None]).T), diagonal, kind)
 
 
 def _halved(vectors: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
@@ -348,12 +349,3 @@ def _halved(vectors: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[
     scales = np.abs(vectors).max(axis=0, initial=0)
     divided = np.divide(vectors, scales, out=np.zeros_like(vectors), where=scales > 0)
     return scales, divided.T.astype(np.float16)
-
-
-def _read(reader: Reader, what: str, count: int) -> NDArray[np.float32]:
-    return reader.array("<f4", count, what).astype(np.float32)
-
-
-def _little(array: NDArray[np.float32] | NDArray[np.float16]) -> memoryview:
-    ordered = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    return np.ascontiguousarray(ordered).data

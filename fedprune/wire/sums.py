@@ -14,7 +14,6 @@ A count has four digits to the base 2**32, each in an int64 limb, so that carrie
 never negative, the smaller of sum and limit is the same in any order, too.
 """
 
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -25,17 +24,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedprune.errors import WireError
-from fedprune.wire.arrays import (
-    Kind,
-    Reader,
+from fedprune.wire.arrays import array_names
+from fedprune.wire.inputs import (
+    InputArrays,
     check_columns,
-    check_group,
-    count_part,
-    head_parts,
-    plane_parts,
-    read_groups,
-    read_planes,
-    seal,
+    check_input,
+    decode_inputs,
+    encode_inputs,
 )
 
 LIMBS = 4
@@ -218,8 +213,8 @@ def _bit_lengths(words: NDArray[np.uint64]) -> NDArray[np.int64]:
     return lengths.astype(np.int64)
 
 
-_SUMS = Kind("a message of sums", b"FPSU", 1)
 _WIDTH = BITS // 8  # bytes of a count
+_SUMS, _POOLED, _CHECKSUMS = "exact_squares", "squares", "mask_checksums"
 
 
 @dataclass(frozen=True)
@@ -247,7 +242,7 @@ class InputSums:
 
     def __post_init__(self) -> None:
         """Refuse what is no input."""
-        check_group(self.linears, self.tokens)
+        check_input(self.linears, self.tokens)
 
 
 def encode_sums(groups: Sequence[InputSums]) -> bytes:
@@ -258,13 +253,9 @@ def encode_sums(groups: Sequence[InputSums]) -> bytes:
     groups : Sequence[InputSums]
         The distinct inputs of the block's linears.
     """
-    parts: list[bytes | memoryview] = [count_part(len(groups))]
-    for group in groups:
-        high, low, bits = group.sums.scaled_words()
-        words = np.stack((high, low), axis=1).astype(">u8").view(np.uint8)
-        parts += head_parts(group.linears, group.tokens)
-        parts += plane_parts([bits.astype(np.uint8), *words.T])
-    return seal(_SUMS, parts)
+    return encode_inputs(
+        (group.linears, group.tokens, {_SUMS: _digits(group.sums)}) for group in groups
+    )
 
 
 def decode_sums(data: bytes | memoryview, shapes: Mapping[str, tuple[int, int]]) -> list[InputSums]:
@@ -282,18 +273,25 @@ def decode_sums(data: bytes | memoryview, shapes: Mapping[str, tuple[int, int]])
     WireError
         If anything is damaged, missing, there twice or more than there can be.
     """
-    reader = Reader(data, _SUMS)
 
-    def read(linears: tuple[str, ...], tokens: int, d_in: int) -> InputSums:
-        return InputSums(linears, _read_sums(reader, d_in), tokens)
+    def read(one: InputArrays) -> InputSums:
+        sums = _sums(one.take(_SUMS, "uint8", 1 + _WIDTH, one.width))
+        return InputSums(one.linears, sums, one.tokens())
 
-    return read_groups(reader, shapes, read)
+    return decode_inputs(data, shapes, [_SUMS], read)
 
 
-def _read_sums(reader: Reader, d_in: int) -> ExactSums:
-    planes = read_planes(reader, d_in, 1 + _WIDTH)
-    words = np.ascontiguousarray(planes[1:].T).view(">u8").astype(np.uint64)
-    bits = planes[0].astype(np.int64)
+def _digits(sums: ExactSums) -> NDArray[np.uint8]:
+    """Return sums as numbers of bits, then the bits, highest first: uint8, shape (17, size)."""
+    high, low, bits = sums.scaled_words()
+    words = np.stack((high, low), axis=1).astype(">u8").view(np.uint8)
+    return np.vstack((bits.astype(np.uint8), words.T))
+
+
+def _sums(digits: NDArray[np.uint8]) -> ExactSums:
+    """Return the sums of which :func:`_digits` came."""
+    words = np.ascontiguousarray(digits[1:].T).view(">u8").astype(np.uint64)
+    bits = digits[0].astype(np.int64)
     if bits.max(initial=0) > BITS:
         raise WireError(f"a sum has {BITS} bits at most, got {bits.max()}.")
     by = np.minimum(BITS - bits, BITS - 1)
@@ -303,10 +301,6 @@ def _read_sums(reader: Reader, d_in: int) -> ExactSums:
         if not np.array_equal(sent, expected):
             raise WireError("a sum does not have as many bits as it says.")
     return sums
-
-
-_POOLED = Kind("a message of pooled sums", b"FPPS", 1)
-_CHECKSUM = struct.Struct("<I")
 
 
 @dataclass(frozen=True, eq=False)
@@ -337,7 +331,7 @@ class PooledSums:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be pooled sums."""
-        check_group(self.linears, self.tokens)
+        check_input(self.linears, self.tokens)
         check_columns(self.sums)
         if len(self.checksums) != len(self.linears):
             raise WireError(
@@ -351,7 +345,7 @@ class PooledSums:
 
 def is_pooled(data: bytes | memoryview) -> bool:
     """Whether a message says that it has pooled sums; :func:`decode_pooled` checks it."""
-    return bytes(data[: len(_POOLED.magic)]) == _POOLED.magic
+    return any(name.endswith(f".{_CHECKSUMS}") for name in array_names(data))
 
 
 def encode_pooled(groups: Sequence[PooledSums]) -> bytes:
@@ -362,12 +356,14 @@ def encode_pooled(groups: Sequence[PooledSums]) -> bytes:
     groups : Sequence[PooledSums]
         The distinct inputs of the block's linears.
     """
-    parts: list[bytes | memoryview] = [count_part(len(groups))]
-    for group in groups:
-        parts += head_parts(group.linears, group.tokens)
-        parts += [_CHECKSUM.pack(checksum) for checksum in group.checksums]
-        parts.append(group.sums.astype("<f4", copy=False).tobytes())
-    return seal(_POOLED, parts)
+    return encode_inputs(
+        (
+            group.linears,
+            group.tokens,
+            {_POOLED: group.sums, _CHECKSUMS: np.array(group.checksums, dtype=np.uint32)},
+        )
+        for group in groups
+    )
 
 
 def decode_pooled(
@@ -387,11 +383,10 @@ def decode_pooled(
     WireError
         If anything is damaged, missing, there twice or more than there can be.
     """
-    reader = Reader(data, _POOLED)
 
-    def read(linears: tuple[str, ...], tokens: int, d_in: int) -> PooledSums:
-        checksums = [reader.unpack(_CHECKSUM, "a checksum")[0] for _ in linears]
-        sums = reader.array("<f4", d_in, "the sums").astype(np.float32)
-        return PooledSums(linears, sums, tokens, tuple(checksums))
+    def read(one: InputArrays) -> PooledSums:
+        sums = one.take(_POOLED, "float32", one.width).astype(np.float32)
+        checksums = one.take(_CHECKSUMS, "uint32", len(one.linears))
+        return PooledSums(one.linears, sums, one.tokens(), tuple(checksums.tolist()))
 
-    return read_groups(reader, shapes, read)
+    return decode_inputs(data, shapes, [_POOLED, _CHECKSUMS], read)

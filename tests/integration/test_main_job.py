@@ -184,7 +184,7 @@ def test_masks_are_the_only_tensors_that_leave_a_client(tmp_path):
         return reply
 
     job(tmp_path / "run", nodes=1, grid=LocalGrid(app, 1, tamper=watch))
-    assert seen == {("uint8", "fedprune.masks.v1")}
+    assert seen == {("uint8", "fedprune.masks.v2")}
 
 
 def test_node_with_other_weights_is_refused_and_the_round_goes_on(tmp_path):

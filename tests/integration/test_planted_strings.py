@@ -119,8 +119,8 @@ class Watched:
             for site in range(clients)
         }
         patch.setenv("FEDPRUNE_LOG", log)
-        # Coded planes would hide what is in them.
-        patch.setattr(arrays, "_shortest", bytes)
+        # Packed arrays would hide what is in them.
+        patch.setattr(arrays, "_pack", lambda values, shape: None)
         patch.setattr(inline, "InlineGrid", lambda app, nodes, run_id: self._grid(app, configs))
         self._words = [
             *("run", "federation.backend=inline", f"federation.num_clients={clients}", *QUIET),

@@ -3,9 +3,7 @@
 Checksums are made right again, or a fuzzer would never get past them.
 """
 
-import struct
 import tracemalloc
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
@@ -88,46 +86,6 @@ def anything(valid: Sequence[bytes]) -> st.SearchStrategy[bytes]:
         st.binary(max_size=200),
     )
     return st.one_of(st.binary(max_size=300), heads, changed(valid), changed(valid))
-
-
-def sealed(data: bytes) -> bytes:
-    """Return a framed message with the checksum that its bytes have."""
-    if len(data) < 10:
-        return data
-    return data[:6] + struct.pack("<I", zlib.crc32(data[10:])) + data[10:]
-
-
-def sealed_mask(data: bytes) -> bytes:
-    """Return a mask with the checksum that its bytes have, and as many survivors."""
-    if len(data) < 32:
-        return data
-    ones = int.from_bytes(data[32:], "little").bit_count()
-    plain = data[10:12] == b"\0\0"
-    count = struct.pack("<Q", ones) if plain else data[24:32]
-    return data[:20] + struct.pack("<I", zlib.crc32(data[32:])) + count + data[32:]
-
-
-def sealed_block(data: bytes) -> bytes:
-    """Return a block's masks with right checksums, as far as they can be found."""
-    found, place = bytearray(data), 8
-    while place + 6 <= len(found):
-        label, body = struct.unpack_from("<HI", found, place)
-        start = place + 6 + label
-        stop = start + body
-        if stop > len(found):
-            break
-        found[start:stop] = sealed_mask(bytes(found[start:stop]))
-        place = stop
-    return bytes(found)
-
-
-def sealed_update(data: bytes) -> bytes:
-    """Return an update whose masks and whole have right checksums."""
-    if len(data) < 14:
-        return data
-    (size,) = struct.unpack_from("<I", data, 10)
-    masks = sealed_block(data[14 : 14 + size])
-    return sealed(data[:14] + masks + data[14 + size :])
 
 
 def survives(

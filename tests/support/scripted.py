@@ -17,7 +17,7 @@ from fedprune.records import (
     report_record,
 )
 from fedprune.results.ledger import Ledger
-from fedprune.wire.masks import BitMask, encode_block
+from fedprune.wire.masks import BitMask, encode_masks
 from strategies import FedPrLLM, Plan
 from tests.support.grid import LocalGrid, client_app
 from tests.support.store import MemoryStore
@@ -57,7 +57,7 @@ def scripted(message, context):
         return Message(local_record(LocalResult(1.0 + partition, 10)), reply_to=message)
     blocks = read_order(message).blocks
     data = {
-        block: encode_block(
+        block: encode_masks(
             {n: BitMask.from_bool(client_mask(partition, block, n)) for n in SHAPES[block]}
         )
         for block in blocks

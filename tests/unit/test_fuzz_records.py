@@ -112,7 +112,7 @@ ARRAY = st.builds(
     Array,
     st.sampled_from(["uint8", "float32", "O", "\x1b[2J"]),
     st.lists(st.integers(0, 2**40), max_size=3).map(tuple) | st.just((5,)),
-    st.sampled_from([MASKS, "fedprune.changes.v2", "numpy.ndarray", "\x1b[2J"]),
+    st.sampled_from([MASKS, "fedprune.changes.v3", "numpy.ndarray", "\x1b[2J"]),
     st.binary(max_size=50) | st.just(b"fghij"),
 )
 KEY = st.sampled_from(KEYS) | TEXT

@@ -95,9 +95,9 @@ def test_prune_reply_too_large_is_refused_before_it_is_read():
 @pytest.mark.parametrize(
     "array",
     [
-        Array("float32", (1,), "fedprune.masks.v1", b"four"),
+        Array("float32", (1,), "fedprune.masks.v2", b"four"),
         Array("uint8", (4,), "numpy.ndarray", b"four"),
-        Array("uint8", (5,), "fedprune.masks.v1", b"four"),
+        Array("uint8", (5,), "fedprune.masks.v2", b"four"),
     ],
 )
 def test_prune_reply_in_another_format_is_refused(array):

@@ -119,7 +119,7 @@ def test_what_the_configuration_asks_of_the_server_is_measured():
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (encoded(5)[:-1], "what became of block 1: an update's CRC-32"),
+        (encoded(5)[:-1], "what became of block 1: these arrays must have"),
         (encoded(6), "row 0 must have 5 survivors, got 6"),
         (encoded(5, COUNTS), "must not be scaled"),
     ],

@@ -13,7 +13,7 @@ from fedprune.records import (
     read_order,
 )
 from fedprune.results.ledger import Ledger
-from fedprune.wire.masks import BitMask, encode_block
+from fedprune.wire.masks import BitMask, encode_masks
 from strategies import FedPrLLM, Plan
 from strategies.messages import Post
 from tests.support.grid import LocalGrid, client_app
@@ -97,7 +97,7 @@ def bad_mask(shape_a=(4, 10), sparsity=0.5):
     def change(data):
         masks = {"a": np.ones(shape_a, dtype=bool), "b": client_mask(1, 0, "b")}
         masks["a"][:, : int(shape_a[1] * sparsity)] = False
-        return encode_block({name: BitMask.from_bool(mask) for name, mask in masks.items()})
+        return encode_masks({name: BitMask.from_bool(mask) for name, mask in masks.items()})
 
     return change
 
@@ -106,7 +106,7 @@ def bad_mask(shape_a=(4, 10), sparsity=0.5):
     ("change", "words"),
     [
         (lambda data: data[:-3], "bytes"),
-        (lambda data: data[:40] + bytes([data[40] ^ 1]) + data[41:], "linear 'a'"),
+        (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "CRC-32"),
         (lambda data: data + bytes(5000), "at most"),
         (bad_mask(shape_a=(5, 8)), "linear 'a'"),
         (bad_mask(sparsity=0.4), "row 0 must have 5 survivors, got 6"),
@@ -229,7 +229,7 @@ def test_nm_pattern_keeps_n_of_every_m():
                 keep = np.zeros((rows * columns // 2, 2), dtype=bool)
                 keep[np.arange(len(keep)), draw.integers(0, 2, len(keep))] = True
                 masks[name] = BitMask.from_bool(keep.reshape(rows, columns))
-            data[block] = encode_block(masks)
+            data[block] = encode_masks(masks)
         return Message(prune_record(PruneReply(data, 0.1, 1, 0, 1)), reply_to=message)
 
     config = config_from_overrides(

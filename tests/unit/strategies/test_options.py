@@ -17,7 +17,7 @@ from fedprune.records import (
 )
 from fedprune.results.ledger import Ledger
 from fedprune.wire.changes import decode_update
-from fedprune.wire.masks import BitMask, encode_block
+from fedprune.wire.masks import BitMask, encode_masks
 from strategies import FedPrLLM, Plan
 from tests.support.grid import LocalGrid, client_app
 from tests.support.scripted import (
@@ -166,7 +166,7 @@ def scripted_prune(message, partition, sparsities):
             draw = np.random.default_rng([partition, block])
             mask[draw.permutation(size)[: int(size * sparsity)]] = False
             masks[name] = BitMask.from_bool(mask.reshape(shape))
-        data[block] = encode_block(masks)
+        data[block] = encode_masks(masks)
     return Message(prune_record(PruneReply(data, 0.1, 1, 0, 1)), reply_to=message)
 
 

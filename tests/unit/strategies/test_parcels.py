@@ -73,7 +73,7 @@ def test_a_whole_reply_and_a_missing_one_pass_through():
     [
         (fetched_record(b"toolong", WEIGHTS), "at most 5 bytes, got 7"),
         (fetched_record(b"cut", WEIGHTS), "this parcel has 5 bytes, got 3"),
-        (fetched_record(DATA[5:10], "other"), "format 'fedprune.weights.v1'"),
+        (fetched_record(DATA[5:10], "other"), "format 'fedprune.weights.v2'"),
         (prune_record(PruneReply(BLOCKS, 1.0, 0, 0, 1), WEIGHTS), "one array, 'parcel'"),
     ],
 )
