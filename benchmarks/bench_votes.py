@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from benchmarks.floor import floor_of, read_pass
 from benchmarks.synthetic import SHAPES, layer
 from benchmarks.timing import alternate, report
-from fedprune.config.count import GROUPS
-from fedprune.config.pattern import Pattern
+from fedprune.config.pattern import GROUPS, Pattern
 from fedprune.methods.vote_selection import Rule, select
 from fedprune.methods.votes import VoteCounter
 from fedprune.pruning.groups import MaskSpec

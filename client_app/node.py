@@ -3,15 +3,15 @@
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import torch
 from flwr.app import Context, Message
 
-from client_app.settings import Settings
-from fedprune.config import RunConfig
+from client_app.node_config import NodeConfig
+from fedprune.config import RunConfig, replace
 from fedprune.disk import home
 from fedprune.errors import ConfigError, ReplyRefusedError
 from fedprune.logs import note
@@ -27,13 +27,13 @@ class Seat:
 
     Attributes
     ----------
-    settings : Settings
+    settings : NodeConfig
         What its operator says in ``--node-config``.
     scratch : Path
         Its folder for this job; removed when the server says that the job is over.
     """
 
-    settings: Settings
+    settings: NodeConfig
     scratch: Path
 
     @classmethod
@@ -52,7 +52,7 @@ class Seat:
         job = message.metadata.group_id
         if not _JOB.fullmatch(job):
             raise ReplyRefusedError("a request's group must be its job, 32 hexadecimal digits.")
-        settings = Settings.read(dict(context.node_config))
+        settings = NodeConfig.read(dict(context.node_config))
         site, partition = settings.site, settings.partition_id
         note(node=f"'{site}' (partition {partition})" if site else f"partition {partition}")
         folder = home() / "nodes" / f"job-{job}" / f"partition-{partition:05d}"
@@ -78,12 +78,12 @@ _NAMES = {MASKS: "masks", WEIGHTS: "weights", SUMS: "sums", MOMENTS: "moments"}
 _WHERE = "in the node's --node-config"
 
 
-def agreed(settings: Settings, config: RunConfig, survey: bool = False) -> RunConfig:
+def agreed(settings: NodeConfig, config: RunConfig, survey: bool = False) -> RunConfig:
     """Return a job's configuration as this node follows it.
 
     Parameters
     ----------
-    settings : Settings
+    settings : NodeConfig
         The operator's.
     config : RunConfig
         What the server asks for.
@@ -110,7 +110,7 @@ def payloads(config: RunConfig, survey: bool = False) -> set[str]:
     return found | {"sums"} if survey or config.allocation.name == "owl" else found
 
 
-def _objections(settings: Settings, config: RunConfig, survey: bool) -> Iterator[str]:
+def _objections(settings: NodeConfig, config: RunConfig, survey: bool) -> Iterator[str]:
     asked, seq_len = config.pruner.num_calibration_samples, config.pruner.seq_len
     samples = min(asked, settings.max_samples or asked)
     if samples < settings.min_samples:

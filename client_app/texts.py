@@ -1,13 +1,12 @@
 """A node's own texts: what it calibrates on and is evaluated on, each read once a process."""
 
-from dataclasses import replace
 from functools import lru_cache
 
 import torch
 
 from client_app.model import dense_model, model_at, model_path
 from client_app.node import Seat
-from fedprune.config import DataConfig, RunConfig
+from fedprune.config import DataConfig, RunConfig, replace
 from fedprune.data.clients import client_samples, heldout_shares
 from fedprune.data.documents import Document
 from fedprune.data.samples import Sample

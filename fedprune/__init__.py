@@ -6,6 +6,8 @@ imported when the first of them is asked for.
 
 import importlib
 
+import fedprune.methods as _methods  # noqa: F401
+
 __version__ = "0.1.0"
 
 _FUNCTIONS = ("aggregate", "evaluate", "prune_locally")

@@ -26,7 +26,7 @@ from fedprune.models.loading import LoadedModel, load_model
 from fedprune.pruning.blocks import BlockWalk, prune_blocks
 from fedprune.pruning.groups import block_specs
 from fedprune.pruning.pruner import Pruner
-from fedprune.pruning.registry import make_pruner
+from fedprune.pruning.registry import NAMES, make_pruner
 from fedprune.wire.changes import Change, SparseWeight, keeps_survivors, mask_of
 
 Model = str | Path | LoadedModel
@@ -42,7 +42,7 @@ def prune_locally(
     *,
     sparsity: float = 0.5,
     pruner: str | Pruner = "wanda",
-    overrides: Sequence[str] = (),
+    overrides: str | Sequence[str] = (),
 ) -> dict[int, dict[str, Change]]:
     """Prune a model block by block on one client's texts.
 
@@ -57,7 +57,7 @@ def prune_locally(
         Share of zeros, at least 0 and below 1.
     pruner : str or Pruner
         'wanda', 'ria', 'magnitude', 'sparsegpt', 'alps', 'sparseswaps', or one of your own.
-    overrides : sequence of str
+    overrides : str or sequence of str
         Any other key of the configuration about pruning, as on the command line:
         ``["pruner.pattern='2:4'", "pruner.group=layer"]``.
 
@@ -79,8 +79,11 @@ def prune_locally(
     >>> round(changes[0]["self_attn.q_proj"].sparsity, 2)
     0.5
     """
-    named = [f"pruner={pruner}"] if isinstance(pruner, str) else []
-    config = config_from_overrides([f"sparsity={sparsity}", *named, *overrides])
+    name = pruner if isinstance(pruner, str) else pruner.name
+    # One of somebody's own need not be installed: it is given, and has the defaults of Wanda.
+    named = [f"pruner={name}"] if isinstance(pruner, str) or name in NAMES else []
+    typed = [overrides] if isinstance(overrides, str) else overrides
+    config = config_from_overrides([f"sparsity={sparsity}", *named, *typed])
     loaded = _opened(model)
     # A string is a sequence of strings, too: of its letters.
     several = [texts] if isinstance(texts, str) else texts

@@ -8,6 +8,9 @@ from importlib.metadata import EntryPoint, entry_points
 
 from fedprune.errors import ConfigError
 
+METHODS = "fedprune.methods"
+"""Entry points that name a package with a module ``config``, see :mod:`fedprune.methods`."""
+
 PRUNERS = "fedprune.pruners"
 """Entry points that name a class with the interface of :class:`fedprune.pruning.pruner.Pruner`."""
 

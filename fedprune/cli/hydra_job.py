@@ -3,6 +3,7 @@
 The job's folder is Hydra's, and it returns the figure that a sweeper minimises.
 """
 
+import dataclasses
 import json
 import math
 import shlex
@@ -11,7 +12,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from fedprune.cli.run import connect, note_console
 from fedprune.cli.sweep import Account, run_all
 from fedprune.cli.sweep_plan import SweepJob
 from fedprune.cli.sweep_report import collect_runs
-from fedprune.config import RunConfig, config_from_mapping
+from fedprune.config import RunConfig, config_from_mapping, replace
 from fedprune.config.overrides import CONF
 from fedprune.errors import ConfigError
 from fedprune.flower.command import RuntimeFailure
@@ -80,7 +80,7 @@ def job(config: DictConfig) -> float:
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
     wanted = _wanted(config, folder)
-    planned = replace(plan_job(wanted, Path.cwd(), datetime.now()), folder=folder)
+    planned = dataclasses.replace(plan_job(wanted, Path.cwd(), datetime.now()), folder=folder)
     notes = note_console()
     # Another launcher may run many at once, which would draw over one another.
     multirun = settings.mode == RunMode.MULTIRUN

@@ -20,6 +20,7 @@ from fedprune.config import (
     Resumption,
     RunConfig,
     config_from_overrides,
+    replace,
     resumed_config,
     to_overrides,
 )
@@ -91,7 +92,7 @@ def plan_job(config: RunConfig, cwd: Path, now: datetime) -> Job:
         return Job(_run_config(config), {}, folder, config.federation.connection)
     if config.output_dir:
         folder = cwd / Path(config.output_dir).expanduser()
-    run_config = _run_config(dataclasses.replace(config, output_dir=str(folder)))
+    run_config = _run_config(replace(config, output_dir=str(folder)))
     if config.federation.backend == "inline":
         return Job(run_config, {}, folder, "", config.federation.num_clients)
     resources = choose_resources(config, Machine.here(gpus=_wants_gpus(config)))

@@ -1,6 +1,5 @@
 """The jobs of a sweep: the values of each key, folders, baselines, and what is done already."""
 
-import dataclasses
 import hashlib
 import itertools
 import json
@@ -14,10 +13,10 @@ import yaml  # type: ignore[import-untyped]
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from fedprune.config import RunConfig, config_from_overrides, from_yaml
+from fedprune.config import RunConfig, config_from_overrides, from_yaml, replace
 from fedprune.config.compose import sweep_of
 from fedprune.config.overrides import group_options
-from fedprune.config.schema import LEAVES, SECTIONS, flatten
+from fedprune.config.schema import SECTIONS, all_keys, flatten
 from fedprune.config.suggest import did_you_mean, show
 from fedprune.errors import ConfigError
 from fedprune.results.environment import source_digest
@@ -211,7 +210,7 @@ def _axes(
         chosen[name] = [str(key) for key in keys] if isinstance(keys, list) else []
         for key in chosen[name]:
             # A key that the command fixed to one value needs no row or column any more.
-            if key not in (*swept, *LEAVES, *SECTIONS):
+            if key not in (*swept, *all_keys(), *SECTIONS):
                 problems.append(f"`table.{name}`: {show(key)} is not swept.")
         chosen[name] = [key for key in chosen[name] if key in swept]
     rows, columns = chosen["rows"], chosen["columns"]
@@ -331,11 +330,11 @@ def plan_sweep(sweep: Sweep, folder: Path) -> list[SweepJob]:
         path = folder / _folder_name(settings)
         carrier = first[baseline_key(config)]
         if place != carrier:
-            evaluation = dataclasses.replace(config.evaluation, local_only=False, centralized=False)
-            config = dataclasses.replace(config, evaluation=evaluation)
+            evaluation = replace(config.evaluation, local_only=False, centralized=False)
+            config = replace(config, evaluation=evaluation)
         # The folder is this machine's, a connection's results are not.
         output_dir = "" if config.federation.connection else str(path)
-        config = dataclasses.replace(config, output_dir=output_dir)
+        config = replace(config, output_dir=output_dir)
         jobs.append(SweepJob(settings, config, path, carrier))
     return jobs
 
@@ -373,11 +372,11 @@ def finished(job: SweepJob) -> dict[str, Any] | None:
         ) from None
     there, wanted = _decisive(done), _decisive(job.config)
     baselines = [(there.pop(key), wanted.pop(key)) for key in _BASELINES]
-    different = [key for key in wanted if there[key] != wanted[key]]
+    different = [key for key in wanted if there.get(key) != wanted[key]]
     if different:
         raise ConfigError(
             f"'{job.folder}' holds a run with another `{different[0]}` "
-            f"({there[different[0]]}, not {wanted[different[0]]}). Delete it or choose another "
+            f"({there.get(different[0])}, not {wanted[different[0]]}). Delete it or choose another "
             "`output_dir`."
         )
     if any(asked and not had for had, asked in baselines):

@@ -182,7 +182,7 @@ def collect_runs(screen: Console, folder: Path, command: str, seconds: float = 0
     keys = _telling([run.values for run in runs])
     columns = tuple(key for key in keys if key == SPARSITY)
     rows = tuple(key for key in keys if key not in (*columns, SEED))
-    settings = [{_short(key): run.values[key] for key in keys} for run in runs]
+    settings = [{_short(key): run.values.get(key, "") for key in keys} for run in runs]
     carriers = _carriers(runs)
     jobs = [
         Finished(
@@ -238,13 +238,14 @@ def _telling(runs: Sequence[Mapping[str, str]]) -> list[str]:
 
     The choice of a group changes many keys at once; its name is enough.
     """
-    varying = [key for key in runs[0] if len({run[key] for run in runs}) > 1]
+    keys = dict.fromkeys(key for run in runs for key in run)
+    varying = [key for key in keys if len({run.get(key) for run in runs}) > 1]
     first = [SPARSITY, SEED, *(key for key in varying if key.endswith(_NAME))]
     order = dict.fromkeys([*(key for key in first if key in varying), *varying])
     kept: list[str] = []
     groups = 1
     for key in order:
-        told = len({tuple(run[name] for name in (*kept, key)) for run in runs})
+        told = len({tuple(run.get(name) for name in (*kept, key)) for run in runs})
         if told > groups:
             kept.append(key)
             groups = told

@@ -1,31 +1,43 @@
 """Typed configuration: composed by Hydra, checked before any model loads, frozen afterwards."""
 
-from fedprune.config.allocation import block_sparsity, resolved_allocation
 from fedprune.config.compose import (
     SHORTCUTS,
+    Resumption,
     compose_config,
     config_from_mapping,
     config_from_overrides,
     evaluation_data,
+    find_resumption,
+    resumed_config,
+    resumption,
     to_overrides,
 )
 from fedprune.config.pattern import Pattern
-from fedprune.config.resume import Resumption, find_resumption, resumed_config, resumption
-from fedprune.config.rounds import for_round, round_sparsity
 from fedprune.config.schema import (
     AllocationConfig,
     CardConfig,
     DataConfig,
     EvaluationConfig,
     FederationConfig,
+    HubDataConfig,
     ModelConfig,
     PrunerConfig,
     RunConfig,
     ScheduleConfig,
     StrategyConfig,
     TrackingConfig,
+    find_strategies,
+    flatten,
+    register_strategy,
+    replace,
 )
-from fedprune.config.text import from_yaml, to_yaml
+from fedprune.config.sparsity import (
+    block_sparsity,
+    for_round,
+    resolved_allocation,
+    round_sparsity,
+)
+from fedprune.config.validation import from_yaml, to_yaml
 
 __all__ = [
     "SHORTCUTS",
@@ -34,6 +46,7 @@ __all__ = [
     "DataConfig",
     "EvaluationConfig",
     "FederationConfig",
+    "HubDataConfig",
     "ModelConfig",
     "Pattern",
     "PrunerConfig",
@@ -48,8 +61,12 @@ __all__ = [
     "config_from_overrides",
     "evaluation_data",
     "find_resumption",
+    "find_strategies",
+    "flatten",
     "for_round",
     "from_yaml",
+    "register_strategy",
+    "replace",
     "resolved_allocation",
     "resumed_config",
     "resumption",

@@ -2,31 +2,33 @@
 
 Hydra keeps one global state per process, and Flower runs apps in threads: composition happens
 under a lock and puts back what it found, so that it also works inside another Hydra program.
+Hydra is imported when something is composed: a node only reads what the server has composed.
 """
 
 import shlex
 import threading
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import chain, count
 from pathlib import Path
 from typing import cast
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from fedprune.config.checks import checked, raise_problems
-from fedprune.config.datasets import dataset_names, is_task_file, path_label, presets
-from fedprune.config.overrides import CONF, GROUPS, for_hydra, literal
-from fedprune.config.relations import enough_simulated_clients
-from fedprune.config.schema import DataConfig, RunConfig, flatten
-from fedprune.config.strategy_relations import Relation
+from fedprune.config.overrides import (
+    CONF,
+    OPTION_GROUPS,
+    dataset_names,
+    for_hydra,
+    is_task_file,
+    literal,
+    path_label,
+    presets,
+)
+from fedprune.config.relations import Relation, enough_simulated_clients
+from fedprune.config.schema import DataConfig, RunConfig, flatten, replace
 from fedprune.config.suggest import did_you_mean, show
+from fedprune.config.validation import checked, from_yaml, raise_problems
+from fedprune.errors import ConfigError
 
 SHORTCUTS: Mapping[str, str] = {
     "model": "model",
@@ -45,6 +47,15 @@ SHORTCUTS: Mapping[str, str] = {
 _SWEEP = "sweep"  # of an experiment: what `fedprune sweep` makes of it, and no setting of a run
 
 _LOCK = threading.Lock()
+_RESUME = "resume"
+_FREE_ON_RESUME = (
+    "strategy.timeout",
+    "strategy.rejoin",
+    "strategy.wait",
+    "strategy.window",
+    "strategy.min_clients",
+    "model.source",
+)
 
 
 def compose_config(run_config: Mapping[str, str | int | float | bool]) -> RunConfig:
@@ -87,7 +98,7 @@ def typed_overrides(
     return overrides
 
 
-def config_from_overrides(overrides: Sequence[str]) -> RunConfig:
+def config_from_overrides(overrides: str | Sequence[str]) -> RunConfig:
     """Return the checked configuration of Hydra overrides typed in the current folder.
 
     Relative paths of a model or of texts that exist here become absolute, because Flower's
@@ -95,15 +106,16 @@ def config_from_overrides(overrides: Sequence[str]) -> RunConfig:
 
     Parameters
     ----------
-    overrides : sequence of str
-        For example ``["sparsity=0.6", "data=texts/mine.jsonl"]``.
+    overrides : str or sequence of str
+        For example ``["sparsity=0.6", "data=texts/mine.jsonl"]``; one text is one override.
 
     Raises
     ------
     ConfigError
         With every problem found.
     """
-    return _absolute(_composed(overrides, [], [enough_simulated_clients]))
+    listed = [overrides] if isinstance(overrides, str) else overrides
+    return _absolute(_composed(listed, [], [enough_simulated_clients]))
 
 
 def config_from_mapping(data: object) -> RunConfig:
@@ -169,9 +181,12 @@ def to_overrides(config: RunConfig) -> list[str]:
 def _composed(
     overrides: Sequence[str], problems: list[str], more: Sequence[Relation] = ()
 ) -> RunConfig:
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
     accepted = for_hydra(overrides, problems)
     try:
-        data = _compose(accepted)
+        data = _compose(accepted, problems)
     except (HydraException, OmegaConfBaseException) as error:
         detail = str(error).partition("\n")[0]
         problems.append(f"Hydra cannot compose {shlex.join(accepted)}: {detail}")
@@ -180,8 +195,11 @@ def _composed(
     return checked(data, problems, more)
 
 
-def _compose(overrides: list[str]) -> object:
-    groups = tuple(text for text in overrides if text.partition("=")[0] in GROUPS)
+def _compose(overrides: list[str], problems: list[str]) -> object:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
+
+    groups = tuple(text for text in overrides if text.partition("=")[0] in OPTION_GROUPS)
     config = OmegaConf.create(
         {key: value for key, value in _composed_groups(groups).items() if key != _SWEEP}
     )
@@ -190,7 +208,41 @@ def _compose(overrides: list[str]) -> object:
         if override not in groups:
             parsed = parser.parse_override(override)
             OmegaConf.update(config, parsed.key_or_group, parsed.value())
+    for key, value in _resolving(OmegaConf.to_container(config)):
+        problems.append(
+            f"`{key}` may take the value of another key, as in 'runs/s${{seed}}', and nothing "
+            f"from outside the configuration, got {show(value)}. Write the value itself."
+        )
+        OmegaConf.update(config, key, "")
     return OmegaConf.to_container(config, resolve=True)
+
+
+def _resolving(data: object, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the values that call one of OmegaConf's resolvers, such as ``${oc.env:HOME}``.
+
+    A server composes what others wrote; the environment it does that in is not theirs to read.
+    """
+    if isinstance(data, dict):
+        for name, value in data.items():
+            yield from _resolving(value, f"{key}.{name}".lstrip("."))
+    elif isinstance(data, str) and "${" in data and _calls_resolver(data):
+        yield key, data
+
+
+def _calls_resolver(text: str) -> bool:
+    from omegaconf.errors import GrammarParseError
+    from omegaconf.grammar_parser import parse
+
+    try:
+        left = [parse(text)]
+    except GrammarParseError:
+        return False  # composing it tells what is wrong
+    while left:
+        node = left.pop()
+        if type(node).__name__ == "InterpolationResolverContext":
+            return True
+        left += getattr(node, "children", None) or []
+    return False
 
 
 @cache
@@ -199,6 +251,10 @@ def _composed_groups(overrides: tuple[str, ...]) -> dict[str, object]:
 
     The jobs of a sweep often share it, and differ by single values.
     """
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
     with _LOCK:
         outer = GlobalHydra.instance().hydra
         GlobalHydra.instance().clear()
@@ -231,3 +287,77 @@ def _absolute(config: RunConfig) -> RunConfig:
 def _absolute_path(text: str) -> str:
     path = Path(text).expanduser()
     return str(path.absolute()) if path.exists() else text
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """The wish to go on with a run.
+
+    Attributes
+    ----------
+    folder : Path
+        The run's folder, absolute.
+    overrides : tuple of str
+        What shall be different from now on.
+    """
+
+    folder: Path
+    overrides: tuple[str, ...]
+
+
+def find_resumption(overrides: Sequence[str]) -> Resumption | None:
+    """Return what ``resume=FOLDER`` among overrides asks for, None if there is none.
+
+    Raises
+    ------
+    ConfigError
+        If it names no folder, or comes with a key that would change the result: these follow from
+        the run's own configuration.
+    """
+    found = [text for text in overrides if text.partition("=")[0].strip() == _RESUME]
+    if not found:
+        return None
+    others = tuple(text for text in overrides if text not in found)
+    path = found[-1].partition("=")[2].strip()
+    if not path:
+        raise ConfigError("`resume` must be the folder of a run, got ''.")
+    keys = [text.partition("=")[0].strip() for text in others]
+    fixed = [
+        key for key in keys if not key.startswith("federation.") and key not in _FREE_ON_RESUME
+    ]
+    if fixed:
+        listed = ", ".join(f"`{key}`" for key in _FREE_ON_RESUME)
+        raise ConfigError(
+            f"`resume` goes on with the configuration of the run: {', '.join(fixed)} cannot be "
+            f"changed now. Leave it out; {listed} and `federation.*` can be set."
+        )
+    return Resumption(Path(path).expanduser().absolute(), others)
+
+
+def resumption(run_config: Mapping[str, str | int | float | bool]) -> Resumption | None:
+    """Return what Flower's run-config asks for, as :func:`find_resumption`."""
+    problems: list[str] = []
+    overrides = typed_overrides(run_config, problems)
+    found = find_resumption(overrides)
+    if found is not None:
+        raise_problems(problems)
+    return found
+
+
+def resumed_config(text: str, resumed: Resumption) -> RunConfig:
+    """Return the configuration to go on with.
+
+    Parameters
+    ----------
+    text : str
+        The run's ``config.yaml``.
+    resumed : Resumption
+        What shall be different.
+
+    Raises
+    ------
+    ConfigError
+        If the text is no configuration, or a value is wrong.
+    """
+    stored = [*to_overrides(from_yaml(text)), f"output_dir={resumed.folder}"]
+    return compose_config({"overrides": shlex.join([*stored, *resumed.overrides])})

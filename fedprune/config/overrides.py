@@ -7,22 +7,30 @@ that holds text takes what it is given instead, so that any path can be typed as
 import re
 from collections.abc import Iterable, Iterator
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePath
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString
-from hydra.errors import HydraException
-
-from fedprune.config.pattern import Pattern
-from fedprune.config.schema import LEAVES, SECTIONS
+from fedprune.config.schema import (
+    DISCRIMINATORS,
+    SECTIONS,
+    all_keys,
+    strategy_names,
+    strategy_type,
+    value_type,
+)
 from fedprune.config.suggest import did_you_mean, show
+from fedprune.plugins import PRUNERS, plugin_names
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-"""The folder of groups, found beside this package and not by name: `conf` is a common name."""
+"""The folder of Hydra's groups, found beside this package and not by name: `conf` is a common
+name."""
 
-GROUPS = (*SECTIONS, "experiment")
+OPTION_GROUPS = (*SECTIONS, "experiment")
+"""Hydra's groups: the folders in ``conf``."""
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _TEXT_SUFFIXES = (".txt", ".md", ".jsonl", ".json")
+_INCOMPLETE = ("files", "hub", "node")  # options of `data` that need a path
+_BASE = "_base_"
 
 
 @cache
@@ -33,6 +41,8 @@ def group_options(group: str) -> tuple[str, ...]:
 
 def literal(key: str, text: str) -> str:
     """Return the Hydra override that sets ``key`` to exactly this text."""
+    from hydra.core.override_parser.types import Quote, QuotedString
+
     # Hydra's quotes keep the grammar away, a backslash keeps OmegaConf from interpolating.
     escaped = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
     return f"{key}={QuotedString(escaped, Quote.single).with_quotes()}"
@@ -58,20 +68,48 @@ def for_hydra(overrides: Iterable[str], problems: list[str]) -> list[str]:
             continue
         chosen.pop(key, None)
         chosen[key] = value.strip()
-    return [line for key, value in chosen.items() for line in _translate(key, value, problems)]
+    return [
+        line
+        for key, value in _with_groups(chosen).items()
+        for line in _translate(key, value, problems)
+    ]
+
+
+def _with_groups(chosen: dict[str, str]) -> dict[str, str]:
+    """Return overrides in which a choice by its key, `strategy.name=...`, brings its group along.
+
+    Groups come first: they decide which other keys there are.
+    """
+    found = {key: value for key, value in chosen.items() if key in OPTION_GROUPS}
+    for section, discriminator in DISCRIMINATORS.items():
+        name = _unquoted(chosen.get(f"{section}.{discriminator}", ""))
+        options = (*group_options(section), *_without_file(section))
+        if name in options and (section != "data" or section not in found):
+            found[section] = name
+    return found | {key: value for key, value in chosen.items() if key not in found}
+
+
+def _without_file(section: str) -> tuple[str, ...]:
+    """Return the choices that other packages bring, which have no file in ``conf``."""
+    names: tuple[str, ...] = ()
+    if section == "strategy":
+        names = strategy_names()
+    elif section == "pruner":
+        names = plugin_names(PRUNERS)
+    return tuple(name for name in names if name not in group_options(section))
 
 
 def _translate(key: str, value: str, problems: list[str]) -> Iterator[str]:
-    if key in GROUPS:
+    if key in OPTION_GROUPS:
         yield from _group(key, _unquoted(value), problems)
-    elif key in LEAVES:
+    elif key in (keys := all_keys()):
         yield from _leaf(key, value, problems)
-    elif key.lstrip("+~") in (*GROUPS, *LEAVES):
+    elif key.lstrip("+~") in (*OPTION_GROUPS, *keys):
         problems.append(
             f"`{key}`: keys can be set, neither added nor removed. Write {key.lstrip('+~')}=..."
         )
     else:
-        hint = did_you_mean(key, [*LEAVES, *GROUPS])
+        hint = did_you_mean(key, [*keys, *OPTION_GROUPS])
         problems.append(f"{show(key)} is not a configuration key.{hint}")
 
 
@@ -79,6 +117,11 @@ def _group(key: str, value: str, problems: list[str]) -> Iterator[str]:
     options = group_options(key)
     if value in options:
         yield f"{key}={value}"
+    elif value in _without_file(key):
+        if key == "strategy":
+            strategy_type(value)  # loads the package that brings it, so that its keys are known
+        yield f"{key}={_BASE}"
+        yield literal(f"{key}.{DISCRIMINATORS[key]}", value)
     elif key == "experiment" and value in ("", "null"):
         return
     elif key == "model" and (is_path(value) or _HUB_ID.fullmatch(value)):
@@ -91,7 +134,7 @@ def _group(key: str, value: str, problems: list[str]) -> Iterator[str]:
         yield "data=hub"
         yield literal("data.path", value)
     else:
-        names = ", ".join(repr(option) for option in options)
+        names = ", ".join(repr(option) for option in (*options, *_without_file(key)))
         takes_path = key in ("model", "data")
         more = ", a path (starting with '/', '.' or '~') or a hub id 'org/name'"
         problems.append(
@@ -114,26 +157,31 @@ def is_path(value: str) -> bool:
 
 def _leaf(key: str, value: str, problems: list[str]) -> Iterator[str]:
     parsed = _parse(key, value)
-    if LEAVES[key].kind in (str, Pattern):
+    if value_type(all_keys()[key])[0] is str:
         # A commit such as 12345678, or a path with a comma, is text although Hydra sees more in it.
-        plain = parsed is not None and not parsed.is_sweep_override()
-        if plain and parsed is not None and isinstance(parsed.value(), str | None):
+        if parsed and not parsed[0] and isinstance(parsed[1], str | None):
             yield f"{key}={value}"
         else:
             yield literal(key, value)
     elif parsed is None:
         problems.append(f"`{key}`: {show(value)} cannot be read as a value.")
-    elif parsed.is_sweep_override():
+    elif parsed[0]:
         problems.append(f"`{key}` takes one value in a run, got {show(value)}.")
     else:
         yield f"{key}={value}"
 
 
-def _parse(key: str, value: str) -> Override | None:
+def _parse(key: str, value: str) -> tuple[bool, object] | None:
+    """Return whether Hydra would sweep over a value, and what else it reads; None if nothing."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
     try:
-        return OverridesParser.create().parse_override(f"{key}={value}")
+        parsed = OverridesParser.create().parse_override(f"{key}={value}")
     except HydraException:
         return None
+    sweeps = parsed.is_sweep_override()
+    return sweeps, None if sweeps else parsed.value()
 
 
 def _unquoted(value: str) -> str:
@@ -141,5 +189,39 @@ def _unquoted(value: str) -> str:
     if len(value) < 2 or value[0] not in "'\"" or value[-1] != value[0]:
         return value
     parsed = _parse("key", value)
-    text = None if parsed is None or parsed.is_sweep_override() else parsed.value()
-    return text if isinstance(text, str) else value
+    return parsed[1] if parsed and isinstance(parsed[1], str) else value
+
+
+def dataset_names(text: str) -> list[str]:
+    """Return the names in `evaluation.datasets` or `.tasks`, without repetitions."""
+    return list(dict.fromkeys(name.strip() for name in text.split(","))) if text else []
+
+
+def is_task_file(name: str) -> bool:
+    """Return whether a name in `evaluation.tasks` is a file that describes a task."""
+    return name.endswith((".yaml", ".yml"))
+
+
+def presets() -> list[str]:
+    """Return the options of the group `data` that are data sets by themselves."""
+    return [name for name in group_options("data") if name not in _INCOMPLETE]
+
+
+def dataset_problems(text: str) -> Iterator[str]:
+    """Yield a problem for each name in `evaluation.datasets` that is neither preset nor path."""
+    known = presets()
+    for name in dataset_names(text):
+        if name not in known and not (name and is_path(name)):
+            yield (
+                f"`evaluation.datasets` must list {', '.join(repr(preset) for preset in known)} or "
+                "paths (starting with '/', '.' or '~'), separated by commas, got "
+                f"{show(name)}.{did_you_mean(name, known)}"
+            )
+
+
+def path_label(path: str) -> str:
+    """Return what the results call the texts at a path: its last names in a label's letters."""
+    pure = PurePath(path)
+    names = [pure.parent.name, pure.stem] if pure.suffix else [pure.name]
+    label = re.sub(r"[^A-Za-z0-9_-]+", "_", "-".join(name for name in names if name))
+    return label.strip("_-")[:60] or "texts"

@@ -1,7 +1,10 @@
-"""The sparsity pattern of a mask: free, or N survivors in every M consecutive inputs."""
+"""Where zeros may lie and how many: patterns, comparison groups, the count that all share."""
 
+import math
 import re
 from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
 
 from fedprune.errors import ConfigError
 
@@ -70,3 +73,27 @@ UNSTRUCTURED = Pattern()
 
 def _message(text: str) -> str:
     return f"`pruner.pattern` must be 'unstructured' or 'N:M' with 0 < N < M, got '{text}'."
+
+
+GROUPS = ("layer", "row", "column")
+"""Comparison groups: the whole matrix, one output, one input."""
+
+Rounding = Literal["floor", "ceil"]
+
+
+def pruned_count(size: int, sparsity: float, rounding: Rounding = "floor") -> int:
+    """Return size * sparsity rounded, taking the sparsity as the decimal number that it prints as.
+
+    ``int(100 * 0.29)`` is 28, because 0.29 is stored slightly too small; this returns 29.
+
+    Parameters
+    ----------
+    size : int
+        Weights of the comparison group.
+    sparsity : float
+        Share to prune.
+    rounding : {"floor", "ceil"}
+        To the whole number below, or to the one above.
+    """
+    exact = size * Fraction(str(float(sparsity)))
+    return math.floor(exact) if rounding == "floor" else math.ceil(exact)

@@ -1,18 +1,42 @@
-"""The rules about several values: which of them go together."""
+"""The rules about several values: which of them go together.
+
+Those between a method's keys, and with the others, stand in the method's own configuration type
+(:meth:`fedprune.config.schema.StrategyConfig.check`).
+"""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import PurePosixPath, PureWindowsPath
 
-from fedprune.config.datasets import dataset_problems
-from fedprune.config.pattern import Pattern
-from fedprune.config.rules import parse_blocks
-from fedprune.config.strategy_relations import STRATEGY_RELATIONS, Relation, Values
+from fedprune.config.overrides import dataset_problems
+from fedprune.config.schema import HubDataConfig, RunConfig, Section
 from fedprune.config.suggest import show
 
+Relation = Callable[[RunConfig], Iterator[str]]
+"""A function that yields the problems between values."""
 
-def _model_path(values: Values) -> Iterator[str]:
-    name, path = values.get("model.name"), values.get("model.path")
+
+def told(run: RunConfig, relations: Iterable[Relation]) -> Iterator[str]:
+    """Yield the problems that relations find.
+
+    Where a value is wrong by itself, the configuration lacks it, and a relation that asks for it
+    has nothing to say.
+    """
+    for relation in relations:
+        try:
+            yield from relation(run)
+        except AttributeError:
+            if not _lacks_values(run):
+                raise
+
+
+def _lacks_values(run: RunConfig) -> bool:
+    parts = [run, *(part for part in vars(run).values() if isinstance(part, Section))]
+    return any(type(part).model_fields.keys() - vars(part).keys() for part in parts)
+
+
+def _model_path(run: RunConfig) -> Iterator[str]:
+    name, path = run.model.name, run.model.path
     if name == "hf" and path == "":
         yield (
             "`model.path` must be a local folder or a hub id with model=hf, got ''. "
@@ -25,8 +49,8 @@ def _model_path(values: Values) -> Iterator[str]:
         )
 
 
-def _data_path(values: Values) -> Iterator[str]:
-    source, path = values.get("data.source"), values.get("data.path")
+def _data_path(run: RunConfig) -> Iterator[str]:
+    source, path = run.data.source, run.data.path
     if source in ("files", "hub") and path == "":
         wanted = "a file or folder" if source == "files" else "a data set id or a local folder"
         yield (
@@ -41,19 +65,17 @@ def _data_path(values: Values) -> Iterator[str]:
         )
 
 
-def _heldout_split(values: Values) -> Iterator[str]:
-    split = values.get("data.split")
-    if split is not None and values.get("data.heldout_split") == split:
+def _heldout_split(run: RunConfig) -> Iterator[str]:
+    if isinstance(run.data, HubDataConfig) and run.data.heldout_split == run.data.split:
         yield (
-            f"`data.heldout_split` must differ from `data.split`, got {show(split)} for both. "
+            "`data.heldout_split` must differ from `data.split`, got "
+            f"{show(run.data.split)} for both. "
             "Write data.heldout_split=null to keep `data.heldout_fraction` of the split apart."
         )
 
 
-def _glob(values: Values) -> Iterator[str]:
-    glob = values.get("data.glob")
-    if not isinstance(glob, str):
-        return
+def _glob(run: RunConfig) -> Iterator[str]:
+    glob = run.data.glob
     absolute = PurePosixPath(glob).is_absolute() or PureWindowsPath(glob).is_absolute()
     if absolute or ".." in PurePosixPath(glob).parts:
         yield (
@@ -62,12 +84,12 @@ def _glob(values: Values) -> Iterator[str]:
         )
 
 
-def _pattern(values: Values) -> Iterator[str]:
-    pattern, sparsity = values.get("pruner.pattern"), values.get("sparsity")
-    if not isinstance(pattern, Pattern) or pattern.density is None:
+def _pattern(run: RunConfig) -> Iterator[str]:
+    pattern, sparsity = run.pruner.pattern, run.sparsity
+    if pattern.density is None:
         return
     wanted = 1 - pattern.density
-    if isinstance(sparsity, float) and not math.isclose(sparsity, wanted, abs_tol=1e-6):
+    if not math.isclose(sparsity, wanted, abs_tol=1e-6):
         yield (
             f"`sparsity` must be {wanted:g} with `pruner.pattern` '{pattern}', which keeps "
             f"{pattern.n} of every {pattern.m} weights, got {sparsity:g}. Set sparsity={wanted:g}, "
@@ -75,56 +97,63 @@ def _pattern(values: Values) -> Iterator[str]:
         )
 
 
-def _allocation(values: Values) -> Iterator[str]:
-    name, blocks = values.get("allocation.name"), values.get("allocation.blocks")
-    pattern = values.get("pruner.pattern")
+def _allocation_blocks(run: RunConfig) -> Iterator[str]:
+    name, blocks = run.allocation.name, run.allocation.blocks
     if name in ("uniform", "owl") and blocks:
         yield (
             f"`allocation.blocks` must be empty with allocation={name}, got {show(blocks)}. "
             "Write allocation=per_block."
         )
-    if name in ("per_block", "owl") and isinstance(pattern, Pattern) and pattern.structured:
-        yield (
-            f"`allocation.name` must be 'uniform' with an N:M pattern, got {show(name)}. "
-            "Set pruner.pattern=unstructured."
-        )
-    if name != "per_block" or not isinstance(blocks, str):
-        return
-    if not blocks:
+    if name == "per_block" and not blocks:
         yield (
             "`allocation.blocks` must list a sparsity for each block with allocation=per_block, "
             "got ''. Write allocation.blocks=0.4,0.6 or allocation=uniform."
         )
-        return
-    sparsity = values.get("sparsity")
-    mean = math.fsum(listed := parse_blocks(blocks)) / len(listed)
-    if isinstance(sparsity, float) and abs(mean - sparsity) > 1e-3:
+
+
+def _allocation_pattern(run: RunConfig) -> Iterator[str]:
+    if run.allocation.name != "uniform" and run.pruner.pattern.structured:
         yield (
-            f"The mean of `allocation.blocks` must be `sparsity` {sparsity:g}, got {mean:g}. "
+            "`allocation.name` must be 'uniform' with an N:M pattern, got "
+            f"{show(run.allocation.name)}. Set pruner.pattern=unstructured."
+        )
+
+
+def _allocation_mean(run: RunConfig) -> Iterator[str]:
+    listed = run.allocation.listed
+    if run.allocation.name != "per_block" or not listed:
+        return
+    mean = math.fsum(listed) / len(listed)
+    if abs(mean - run.sparsity) > 1e-3:
+        yield (
+            f"The mean of `allocation.blocks` must be `sparsity` {run.sparsity:g}, got {mean:g}. "
             f"Set sparsity={mean:g}, or change the list."
         )
 
 
-def _spread(values: Values) -> Iterator[str]:
-    sparsity, spread = values.get("sparsity"), values.get("allocation.spread")
-    if values.get("allocation.name") != "owl":
+def _spread(run: RunConfig) -> Iterator[str]:
+    if run.allocation.name != "owl":
         return
-    if not isinstance(sparsity, float) or not isinstance(spread, float):
-        return
-    room = min(sparsity, 1 - sparsity)
-    if spread >= room:
+    sparsity, spread = run.sparsity, run.allocation.spread
+    most = min(sparsity, 1 - sparsity)
+    if most == 0:
         yield (
-            f"`allocation.spread` must be below {room:g} with `sparsity` {sparsity:g}, so that "
+            "`sparsity` must be above 0 with allocation=owl, which moves zeros from some blocks "
+            "to others, got 0. Raise it, or set allocation=uniform."
+        )
+    elif spread >= most:
+        yield (
+            f"`allocation.spread` must be below {most:g} with `sparsity` {sparsity:g}, so that "
             f"every block's sparsity is at least 0 and below 1, got {spread:g}. "
-            f"Set allocation.spread={room / 2:g} or allocation=uniform."
+            f"Set allocation.spread={most / 2:g} or allocation=uniform."
         )
 
 
-def _pruner_group(values: Values) -> Iterator[str]:
-    name, group = values.get("pruner.name"), values.get("pruner.group")
+def _pruner_group(run: RunConfig) -> Iterator[str]:
+    name, group = run.pruner.name, run.pruner.group
     allowed = {"sparsegpt": ("layer", "row"), "alps": ("layer", "row"), "sparseswaps": ("row",)}
-    names = allowed.get(str(name))
-    if names is None or group is None or group in names:
+    names = allowed.get(name)
+    if names is None or group in names:
         return
     why = (
         "which trades the weights of one output"
@@ -137,45 +166,52 @@ def _pruner_group(values: Values) -> Iterator[str]:
     )
 
 
-def _prefix(values: Values) -> Iterator[str]:
-    if values.get("schedule.name") == "iterative" and values.get("schedule.prefix") == "dense":
+def _pooling(run: RunConfig) -> Iterator[str]:
+    strategy, allocation = run.strategy, run.allocation.name
+    if strategy.pooling != "tokens" and not strategy.pools and allocation != "owl":
+        yield (
+            f"`strategy.pooling` must be 'tokens' with strategy={strategy.name} and allocation="
+            f"{allocation}, which pool no statistics, got {show(strategy.pooling)}. Leave it out, "
+            "or set allocation=owl."
+        )
+
+
+def _prefix(run: RunConfig) -> Iterator[str]:
+    if run.schedule.name == "iterative" and run.schedule.prefix == "dense":
         yield (
             "`schedule.prefix` must be 'local' with schedule=iterative, where earlier blocks are "
             "the pruned ones, got 'dense'. Set schedule=one_shot, or schedule.prefix=local."
         )
 
 
-def _schedule(values: Values) -> Iterator[str]:
-    blocks = values.get("schedule.blocks_per_message")
-    if values.get("schedule.name") == "iterative" and blocks not in (None, 1):
+def _schedule(run: RunConfig) -> Iterator[str]:
+    blocks = run.schedule.blocks_per_message
+    if run.schedule.name == "iterative" and blocks not in (None, 1):
         yield (
             "`schedule.blocks_per_message` must be null or 1 with schedule=iterative, which goes "
             f"block by block, got {show(blocks)}."
         )
 
 
-def _baselines(values: Values) -> Iterator[str]:
-    if values.get("data.source") == "node" and values.get("evaluation.centralized") is True:
+def _baselines(run: RunConfig) -> Iterator[str]:
+    if run.data.source == "node" and run.evaluation.centralized:
         yield (
             "`evaluation.centralized` must be false with data=node, got true: the baseline pools "
             "all clients' texts, and those never leave their nodes."
         )
 
 
-def _datasets(values: Values) -> Iterator[str]:
-    names = values.get("evaluation.datasets")
-    yield from dataset_problems(names if isinstance(names, str) else "")
+def _datasets(run: RunConfig) -> Iterator[str]:
+    yield from dataset_problems(run.evaluation.datasets)
 
 
-def enough_simulated_clients(values: Values) -> Iterator[str]:
+def enough_simulated_clients(run: RunConfig) -> Iterator[str]:
     """Yield a problem where a local simulation has fewer clients than the round needs.
 
     Only the command line knows how many clients there will be; the apps are told by Flower.
     """
-    clients, wanted = values.get("federation.num_clients"), values.get("strategy.min_clients")
-    if values.get("federation.connection") != "":
-        return
-    if isinstance(clients, int) and isinstance(wanted, int) and wanted > clients:
+    clients, wanted = run.federation.num_clients, run.strategy.min_clients
+    if run.federation.connection == "" and wanted > clients:
         yield (
             "`strategy.min_clients` must be at most `federation.num_clients` in a simulation, got "
             f"{wanted} with {clients}. Set federation.num_clients={wanted} or "
@@ -190,12 +226,14 @@ RELATIONS: tuple[Relation, ...] = (
     _glob,
     _pattern,
     _pruner_group,
-    _allocation,
+    _allocation_blocks,
+    _allocation_pattern,
+    _allocation_mean,
     _spread,
+    _pooling,
     _schedule,
     _prefix,
     _baselines,
     _datasets,
-    *STRATEGY_RELATIONS,
 )
-"""Functions that yield the problems between values."""
+"""What must hold between the values of every configuration."""

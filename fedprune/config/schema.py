@@ -1,67 +1,163 @@
-"""The typed configuration: frozen, flat sections that mirror `conf/`, and the list of its keys.
+"""The configuration's types: one frozen model a group, with what each key may hold.
 
-The dataclasses hold values only; `checks.py` says which values are right.
+Each key's default and meaning stand once, in ``conf/<group>/*.yaml``, where users read them; the
+types here have no defaults, so that the two cannot drift and a configuration that travels is
+whole. A group whose keys depend on a choice is a union: `StrategyConfig` and its subclasses, one a
+method, which register themselves (:func:`register_strategy`); `PrunerConfig`; `DataConfig`.
 """
 
+import math
+import re
 import types
 import typing
-from collections.abc import Mapping
-from dataclasses import dataclass, is_dataclass
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    SerializeAsAny,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
 from fedprune.config.pattern import Pattern
+from fedprune.errors import ConfigError
+from fedprune.plugins import PRUNERS, plugin_names
 
-Value = str | int | float | bool | Pattern | None
+Plain = str | int | float | bool | None
+"""A value as YAML and JSON have it."""
 
 
-@dataclass(frozen=True)
-class ModelConfig:
-    """Which model is pruned.
+def _not_empty(text: str) -> str:
+    if not text:
+        raise PydanticCustomError("empty", "must not be empty")
+    return text
 
-    `name` is 'demo' (ships with the project) or 'hf' (`path` is a local folder or a hub id, at
-    `revision`); `dtype` is 'auto' (as stored), 'float32', 'bfloat16' or 'float16'. `source` says
-    where nodes have it from: 'local' (each has it at `path` or at its own `model-path`) or 'server'
-    (those that lack it get it in verified parcels).
+
+def _matching(pattern: str, expected: str) -> AfterValidator:
+    """Return the rule that a text looks like ``pattern``, which is ``expected`` in words."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"must be {expected}")
+        return text
+
+    return AfterValidator(check)
+
+
+def _read_pattern(value: object) -> Pattern:
+    if isinstance(value, Pattern):
+        return value
+    if not isinstance(value, str):
+        raise PydanticCustomError("string_type", "must be text")
+    try:
+        return Pattern.parse(value)
+    except ConfigError as error:
+        raise PydanticCustomError("sentence", str(error).replace("{", "{{")) from None
+
+
+Text = Annotated[str, AfterValidator(_not_empty)]
+Label = Annotated[
+    str,
+    _matching(
+        r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", "a label of letters, digits, '_' and '-', 64 at most"
+    ),
+]
+Device = Annotated[
+    str, _matching(r"auto|cpu|cuda(:[0-9]{1,3})?", "'auto', 'cpu', 'cuda' or 'cuda:N'")
+]
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Group = Literal["layer", "row", "column"]
+"""The set within which weights or votes compete: whole matrix, one output, one input."""
+
+
+class Section(BaseModel):
+    """A group of keys: frozen, hashable, compared by value; a key that it has not is refused.
+
+    Numbers are not text and text is no number; a whole number stands for a float.
     """
 
-    name: str
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _harmless(cls, value: object) -> object:
+        """Refuse what no key may hold, whatever it is for."""
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError("must be a finite number")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError("must fit in 64 bits")
+        if isinstance(value, str) and any(unicodedata.category(c) in ("Cc", "Cs") for c in value):
+            raise ValueError("must be text without control characters")
+        return value
+
+
+class Choice(Section):
+    """A section whose keys depend on a choice: this type has those of all, a subclass adds its own.
+
+    Code that serves every choice may read a key of :attr:`neutral` from any of them: one that has
+    no such key does what the neutral value says.
+    """
+
+    neutral: ClassVar[Mapping[str, object]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a neutral value: only asked for what the type has no key for."""
+        if name in type(self).neutral:
+            return type(self).neutral[name]
+        raise AttributeError(f"'{type(self).__name__}' has no key '{name}'.")
+
+
+class ModelConfig(Section):
+    """Which model is pruned, and where nodes have it from."""
+
+    name: Literal["demo", "hf"]
     path: str
-    revision: str | None
-    dtype: str
-    source: str = "local"
+    revision: Text | None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    source: Literal["local", "server"]
 
 
-@dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Choice):
     """Which texts calibrate and evaluate, and how clients share them.
 
-    `name` labels the results. `source` is 'stdlib', 'files', 'hub' or 'node' (the folder that a
-    node's own settings name). Evaluation reads `heldout_path`, else `heldout_split` (hub), else
+    `name` labels the results. Evaluation reads `heldout_path`, else `heldout_split` (hub), else
     the share `heldout_fraction` of the documents, at most `heldout_documents` of them, joined by
-    `joiner` ('eos', 'space', 'blank_line'). `split_file` and `heldout_file` are the files of a hub
-    data set that hold the splits. `partition` is a name of `fedprune.data.partitions.HOWS`,
-    `alpha` the concentration of 'dirichlet'; `sampling` is 'packed' or 'published'.
+    `joiner`.
     """
 
-    name: str
-    source: str
+    name: Label
+    source: Literal["stdlib", "files", "hub", "node"]
     path: str
-    subset: str | None
-    split: str
-    revision: str | None
-    text_key: str
-    group_key: str | None
-    glob: str
-    heldout_path: str | None
-    heldout_fraction: float
-    partition: str
-    heldout_split: str | None = None
-    max_documents: int | None = None
-    split_file: str | None = None
-    heldout_file: str | None = None
-    heldout_documents: int | None = None
-    alpha: float = 1.0
-    sampling: str = "packed"
-    joiner: str = "eos"
+    max_documents: Count | None
+    text_key: Text
+    group_key: Text | None
+    glob: Text
+    heldout_path: Text | None
+    heldout_fraction: Annotated[float, Field(gt=0, lt=1)]
+    heldout_documents: Count | None
+    joiner: Literal["eos", "space", "blank_line"]
+    partition: Literal["by_group", "iid", "linear", "square", "exponential", "natural", "dirichlet"]
+    alpha: Annotated[float, Field(gt=0)]
+    sampling: Literal["packed", "published"]
+
+    neutral: ClassVar[Mapping[str, object]] = {
+        "subset": None,
+        "split": "train",
+        "split_file": None,
+        "heldout_split": None,
+        "heldout_file": None,
+        "revision": None,
+    }
 
     @property
     def whole_documents(self) -> bool:
@@ -69,204 +165,191 @@ class DataConfig:
         return self.sampling == "published" or self.joiner != "eos"
 
 
-@dataclass(frozen=True)
-class PrunerConfig:
-    """How a client prunes its blocks.
+class HubDataConfig(DataConfig):
+    """A data set of the hub, or a folder that `datasets` opens: which parts of it are read."""
 
-    `name` is 'wanda', 'ria', 'magnitude', 'sparsegpt', 'alps' or 'sparseswaps'; weights compete
-    within `group` ('layer', 'row', 'column'), or by N:M `pattern`; `seq_len` is in
-    tokens, `num_calibration_samples` per client; `device` is 'auto', 'cpu', 'cuda' or 'cuda:N'.
-    `batch_size` samples run through a block at a time; hidden states beyond `hidden_memory_mb`
-    megabytes go to the disk (None: a share of the free memory).
-    The last three solve with the second moments of the inputs: `damping` is added to their
-    diagonal, in units of its mean, and `block_size` is the number of columns that SparseGPT masks
-    at a time.
+    subset: Text | None
+    split: Text
+    split_file: Text | None
+    heldout_split: Text | None
+    heldout_file: Text | None
+    revision: Text | None
+
+
+def _known_pruner(name: str) -> str:
+    if name not in (known := (*PRUNER_TYPES, *plugin_names(PRUNERS))):
+        raise PydanticCustomError("choice", "unknown", {"choices": known})
+    return name
+
+
+class PrunerConfig(Choice):
+    """How a client prunes its blocks: the keys of every pruner, plugins included."""
+
+    name: Annotated[str, AfterValidator(_known_pruner)]
+    group: Group
+    pattern: Annotated[Pattern, PlainValidator(_read_pattern), PlainSerializer(str)]
+    seq_len: Annotated[int, Field(ge=2)]
+    num_calibration_samples: Count
+    device: Device
+    batch_size: Count
+    hidden_memory_mb: Annotated[int, Field(ge=0)] | None
+
+    neutral: ClassVar[Mapping[str, object]] = {"damping": 0.01, "block_size": 128}
+
+
+class MomentsPrunerConfig(PrunerConfig):
+    """A pruner that solves with the second moments of the inputs."""
+
+    damping: Share
+
+
+class SparseGptConfig(MomentsPrunerConfig):
+    """SparseGPT, which masks `block_size` columns at a time."""
+
+    block_size: Count
+
+
+PRUNER_TYPES: Mapping[str, type[PrunerConfig]] = {
+    "wanda": PrunerConfig,
+    "ria": PrunerConfig,
+    "magnitude": PrunerConfig,
+    "sparsegpt": SparseGptConfig,
+    "alps": MomentsPrunerConfig,
+    "sparseswaps": MomentsPrunerConfig,
+}
+"""Pruner -> the type of its keys; those of plugins have the keys that all share."""
+
+SECOND_MOMENTS = tuple(n for n, t in PRUNER_TYPES.items() if issubclass(t, MomentsPrunerConfig))
+"""Pruners that solve with the second moments of the inputs."""
+
+
+def _known_strategy(name: str) -> str:
+    if strategy_type(name) is None:
+        raise PydanticCustomError("choice", "unknown", {"choices": strategy_names()})
+    return name
+
+
+class StrategyConfig(Choice):
+    """How the server runs a round: the keys of every method.
+
+    A method's own keys stand in its subclass, in ``fedprune/methods/<name>/config.py``.
     """
 
-    name: str
-    group: str
-    pattern: Pattern
-    seq_len: int
-    num_calibration_samples: int
-    device: str
-    batch_size: int
-    hidden_memory_mb: int | None
-    damping: float
-    block_size: int
+    name: Annotated[str, AfterValidator(_known_strategy)]
+    plugin: Text | None
+    min_clients: Count
+    timeout: Annotated[float, Field(gt=0)]
+    rejoin: Annotated[float, Field(ge=0)]
+    wait: Annotated[float, Field(ge=0)]
+    window: Count | None
+    fraction: Share
+    pooling: Literal["tokens", "clients", "scaled"]
+
+    neutral: ClassVar[Mapping[str, object]] = {
+        "client_weights": "equal",
+        "rounding": "floor",
+        "rounds": 1,
+        "ramp": "none",
+        "expansion": True,
+        "layer_fraction": 1.0,
+        "layer_resources": "equal",
+        "scaling": False,
+        "decode": False,
+    }
+    pools: ClassVar[bool] = False
+    """Whether clients send statistics, which `pooling` adds up."""
+
+    def check(self, run: "RunConfig") -> Iterator[str]:
+        """Yield the problems between this method's keys, and with the rest of the run."""
+        yield from ()
 
 
-@dataclass(frozen=True)
-class StrategyConfig:
-    """How the server runs the round and makes one pruned model of the clients' replies.
+class ScheduleConfig(Section):
+    """How blocks are spread over messages, and what a client's earlier blocks are meanwhile."""
 
-    `name` is 'fedprllm' (votes), 'fedspallm' (averaged survivors), 'fedstats' (summed column
-    statistics) or 'fedhessian' (summed second moments). A strategy leaves the keys of another at
-    their defaults.
-
-    All: `plugin` is the entry point of an installed class that takes the place of ours on the
-    server, while clients do what `name` says; it needs `min_clients`; `timeout`, `rejoin` and
-    `wait` are in seconds, `window` in messages (None: a reply's size decides); `fraction` is the
-    share of accepted clients that take part.
-
-    Votes: they compete within `group` ('layer', 'row', 'column'); `ties` is 'magnitude', 'index'
-    or 'random'; a client counts by `client_weights` ('equal', 'samples', 'tokens'). fedprllm:
-    `majority_floor` lets only votes of more than half prune; `scaling` multiplies survivors by the
-    share of clients that kept them; `decode` fits column norms to the masks, brings them to one
-    scale and prunes with their sum.
-
-    fedspallm: `average` is 'l0' (over the clients that kept a weight) or 'fedavg' (over all);
-    `expansion` prunes on to the sparsity where clients disagree, a number of zeros rounded by
-    `rounding` ('ceil', 'floor'; the other strategies: 'floor'). It runs `rounds` rounds, whose
-    sparsity grows by `ramp` ('none', 'linear', 'cubic'). A client prunes the share
-    `layer_fraction` of the blocks on average, the same for all or by `layer_resources` ('equal',
-    'measured'), drawn by `layer_draw` ('stratified', 'independent') such that `coverage` clients
-    prune each block; `layer_weights` weighs replies equally or by inverse inclusion probability
-    ('equal', 'inverse').
-
-    fedstats, fedhessian and the statistics behind the allocation 'owl': `pooling` adds those of
-    clients by 'tokens' (as if their texts were in one place), by 'clients' (the same for each) or
-    'scaled' (each to the same total). fedstats: `downlink` is what clients of an iterative run get
-    back, 'sums', 'masks' or the shorter ('auto'). fedhessian: `moments` travel as 'float32',
-    'float16', or as sketches 'eigen' or 'nystrom' of at most `bits_per_weight` (None: their rank
-    is a sixteenth of the width); inputs wider than `max_width` (None: none) send column statistics
-    only.
-    """
-
-    name: str
-    plugin: str | None
-    min_clients: int
-    timeout: float
-    rejoin: float
-    wait: float
-    window: int | None
-    fraction: float
-    group: str
-    ties: str
-    client_weights: str
-    majority_floor: bool
-    scaling: bool
-    decode: bool
-    average: str
-    expansion: bool
-    rounding: str
-    rounds: int
-    ramp: str
-    layer_fraction: float
-    layer_resources: str
-    layer_draw: str
-    coverage: int
-    layer_weights: str
-    pooling: str
-    downlink: str
-    moments: str
-    bits_per_weight: float | None
-    max_width: int | None
+    name: Literal["one_shot", "iterative"]
+    blocks_per_message: Count | None
+    prefix: Literal["local", "dense"]
 
 
-@dataclass(frozen=True)
-class ScheduleConfig:
-    """How blocks are spread over messages.
+class AllocationConfig(Section):
+    """How the zeros are spread over blocks."""
 
-    `name` is 'one_shot' (`blocks_per_message` share one; None: the model's size decides) or
-    'iterative' (a block a message). `prefix` says what a client's earlier blocks are
-    while it measures a later one: 'local' (as it pruned them) or 'dense'.
-    """
+    name: Literal["uniform", "per_block", "owl"]
+    blocks: Annotated[
+        str,
+        _matching(
+            r"(0(\.[0-9]{1,6})?(,0(\.[0-9]{1,6})?){0,1023})?",
+            "sparsities at least 0 and below 1, one a block, separated by commas, such as "
+            "'0.4,0.6'",
+        ),
+    ]
+    threshold: Annotated[float, Field(gt=0)]
+    spread: Annotated[float, Field(ge=0, lt=1)]
 
-    name: str
-    blocks_per_message: int | None
-    prefix: str
-
-
-@dataclass(frozen=True)
-class AllocationConfig:
-    """How the zeros are spread over blocks.
-
-    `name` is 'uniform', 'per_block' (`blocks` lists a sparsity for each block, separated by
-    commas) or 'owl' (blocks with more outliers, weights whose Wanda score is above `threshold`
-    times the mean, become less sparse; the least and the most sparse block are twice `spread`
-    apart).
-    """
-
-    name: str
-    blocks: str
-    threshold: float
-    spread: float
+    @property
+    def listed(self) -> list[float]:
+        """The sparsities in `blocks`."""
+        return [float(part) for part in self.blocks.split(",")] if self.blocks else []
 
 
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """How perplexity is measured: windows of `seq_len` tokens, on which texts, which baselines.
+class EvaluationConfig(Section):
+    """How perplexity is measured, on which texts, and which baselines."""
 
-    `datasets` names presets of `data` or paths, separated by commas, that are evaluated in
-    addition to the held-out part of `data`. With `federated` each client measures the dense and
-    the pruned model on its own held-out text. `tasks` lists tasks of lm-evaluation-harness, YAML
-    files that describe one, or 'paper', separated by commas.
-    """
-
-    seq_len: int
-    max_windows: int | None
+    seq_len: Annotated[int, Field(ge=2)]
+    max_windows: Count | None
+    datasets: str
     local_only: bool
     centralized: bool
-    datasets: str
     federated: bool
-    tasks: str
+    tasks: Annotated[
+        str,
+        _matching(
+            r"([^,]+(,[^,]+)*)?",
+            "tasks of lm-evaluation-harness, YAML files or 'paper', separated by commas",
+        ),
+    ]
 
 
-@dataclass(frozen=True)
-class CardConfig:
-    """What the exported model's card says that nothing else tells; empty texts say nothing.
+class FederationConfig(Section):
+    """Where the command line starts the job; an empty `connection` is a local simulation."""
 
-    `base_model` is the model's id on the Hub, `data_description` a sentence on the clients' texts,
-    `license` an identifier of the Hub's list.
-    """
-
-    base_model: str
-    data_description: str
-    license: str
-
-
-@dataclass(frozen=True)
-class TrackingConfig:
-    """Where a run's course is shown besides its results.
-
-    `name` is 'none', 'tensorboard', 'wandb', 'mlflow' or 'trackio'; `project` is what runs are
-    gathered under there.
-    """
-
-    name: str
-    project: str
-
-
-@dataclass(frozen=True)
-class FederationConfig:
-    """Where the command line starts the job; an empty `connection` is a local simulation.
-
-    `client_cpus` and `client_gpus` of a simulated client are chosen where they are None. `backend`
-    of a simulation is 'ray' (a process a client) or 'inline' (all in this process).
-    """
-
-    num_clients: int
-    client_cpus: int | None
-    client_gpus: float | None
+    num_clients: Count
+    client_cpus: Count | None
+    client_gpus: Annotated[float, Field(ge=0)] | None
     connection: str
-    backend: str
+    backend: Literal["ray", "inline"]
 
 
-@dataclass(frozen=True)
-class RunConfig:
-    """Everything that decides a run's result and cost.
+class CardConfig(Section):
+    """What the exported model's card says that nothing else tells; empty texts say nothing."""
 
-    `sparsity` is the share of zeros among prunable weights; an empty `output_dir` lets the
-    program choose the folder.
-    """
+    base_model: Annotated[
+        str, _matching(r"([A-Za-z0-9][\w.-]*/[\w.-]+)?", "an id on the Hub, 'org/name'")
+    ]
+    data_description: str
+    license: Annotated[
+        str, _matching(r"[a-z0-9.-]{0,64}", "an identifier of the Hub's list, such as 'apache-2.0'")
+    ]
 
-    sparsity: float
-    seed: int
+
+class TrackingConfig(Section):
+    """Where a run's course is shown besides its results."""
+
+    name: Literal["none", "tensorboard", "wandb", "mlflow", "trackio"]
+    project: Label
+
+
+class RunConfig(Section):
+    """Everything that decides a run's result and cost."""
+
+    sparsity: Annotated[float, Field(ge=0, lt=1)]
+    seed: Annotated[int, Field(ge=0)]
     output_dir: str
     model: ModelConfig
-    data: DataConfig
-    pruner: PrunerConfig
-    strategy: StrategyConfig
+    data: SerializeAsAny[DataConfig]
+    pruner: SerializeAsAny[PrunerConfig]
+    strategy: SerializeAsAny[StrategyConfig]
     schedule: ScheduleConfig
     allocation: AllocationConfig
     evaluation: EvaluationConfig
@@ -274,57 +357,142 @@ class RunConfig:
     card: CardConfig
     tracking: TrackingConfig
 
+    @field_validator("data", "pruner", "strategy", mode="before")
+    @classmethod
+    def _of_its_choice(cls, value: object, info: ValidationInfo) -> object:
+        """Read a section as the type of what it chooses."""
+        if isinstance(value, dict) and info.field_name:
+            return section_type(info.field_name, value).model_validate(value)
+        return value
 
-@dataclass(frozen=True)
-class Leaf:
-    """The type of one key: `kind` is str, int, float, bool or Pattern."""
 
-    kind: type
-    optional: bool
+C = TypeVar("C", bound=Section)
 
 
-def _walk(section: type, prefix: str) -> dict[str, Leaf | type]:
-    found: dict[str, Leaf | type] = {}
-    for name, hint in typing.get_type_hints(section).items():
-        key = f"{prefix}{name}"
-        if isinstance(hint, types.UnionType):
-            kind = next(part for part in typing.get_args(hint) if part is not type(None))
-            found[key] = Leaf(kind, optional=True)
-        elif isinstance(hint, type) and is_dataclass(hint) and hint is not Pattern:
-            found[key] = hint
-            found |= _walk(hint, f"{key}.")
-        else:
-            found[key] = Leaf(hint, optional=False)
+def replace(config: C, **changes: object) -> C:
+    """Return a section with some values replaced, unchecked as by :func:`dataclasses.replace`."""
+    unknown = changes.keys() - type(config).model_fields.keys()
+    if unknown:
+        raise TypeError(f"{type(config).__name__} has no {', '.join(sorted(unknown))}.")
+    return config.model_copy(update=changes)
+
+
+_STRATEGIES: dict[str, type[StrategyConfig]] = {}
+_FINDERS: list[tuple[Callable[[], tuple[str, ...]], Callable[[str], type[StrategyConfig]]]] = []
+
+
+def register_strategy(name: str, kind: type[StrategyConfig]) -> None:
+    """Let `strategy.name` be ``name``, and its section have the keys of ``kind``."""
+    _STRATEGIES[name] = kind
+
+
+def find_strategies(
+    names: Callable[[], tuple[str, ...]], load: Callable[[str], type[StrategyConfig]]
+) -> None:
+    """Let names that nobody has registered be looked up; loaded when such a name is asked for."""
+    _FINDERS.append((names, load))
+
+
+def strategy_names() -> tuple[str, ...]:
+    """Return the names that `strategy.name` may have on this machine."""
+    found = [name for names, _ in _FINDERS for name in names()]
+    return tuple(dict.fromkeys([*_STRATEGIES, *found]))
+
+
+def strategy_type(name: str) -> type[StrategyConfig] | None:
+    """Return the type of a strategy's section, None if there is no such strategy here."""
+    if name not in _STRATEGIES:
+        for names, load in _FINDERS:
+            if name in names():
+                register_strategy(name, load(name))
+    return _STRATEGIES.get(name)
+
+
+SECTIONS: Mapping[str, type[Section]] = {
+    name: field.annotation
+    for name, field in RunConfig.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+}
+"""Name of a section and its type; of a union the type with the keys of all its members."""
+
+DISCRIMINATORS: Mapping[str, str] = {"strategy": "name", "pruner": "name", "data": "source"}
+"""Union -> the key that decides which keys it has."""
+
+
+def members(section: str) -> Mapping[str, type[Section]]:
+    """Return choice -> type of a union, as far as loaded; of another section just its type."""
+    unions: Mapping[str, Mapping[str, type[Section]]] = {
+        "strategy": _STRATEGIES,
+        "pruner": PRUNER_TYPES,
+        "data": {"hub": HubDataConfig},
+    }
+    return unions.get(section, {"": SECTIONS[section]})
+
+
+def section_type(section: str, values: Mapping[str, object]) -> type[Section]:
+    """Return the type of a section with these values, of which its discriminator decides."""
+    choice = values.get(DISCRIMINATORS.get(section, ""))
+    if section == "strategy" and isinstance(choice, str):
+        return strategy_type(choice) or StrategyConfig
+    return members(section).get(str(choice), SECTIONS[section])
+
+
+def all_keys() -> dict[str, FieldInfo]:
+    """Return dotted key -> field of every value that some choice has, in the order of the types."""
+    found: dict[str, FieldInfo] = {}
+    for name, field in RunConfig.model_fields.items():
+        if name not in SECTIONS:
+            found[name] = field
+            continue
+        for kind in (SECTIONS[name], *members(name).values()):
+            for key, inner in kind.model_fields.items():
+                found.setdefault(f"{name}.{key}", inner)
     return found
 
 
-_KEYS = _walk(RunConfig, "")
-SECTIONS: Mapping[str, type] = {k: v for k, v in _KEYS.items() if isinstance(v, type)}
-"""Key of a section, for example "model", and its dataclass."""
-LEAVES: Mapping[str, Leaf] = {k: v for k, v in _KEYS.items() if isinstance(v, Leaf)}
-"""Dotted key of a value, for example "model.path", and its type; in the order of the fields."""
+def owners(key: str) -> list[str]:
+    """Return the choices of a union that have a key which not all of them have."""
+    section, _, name = key.partition(".")
+    if section not in DISCRIMINATORS or name in SECTIONS[section].model_fields:
+        return []
+    return [choice for choice, kind in members(section).items() if name in kind.model_fields]
 
 
-def section_keys(section: str) -> list[str]:
-    """Return the dotted keys of the values in one section."""
-    return [key for key in LEAVES if key.startswith(f"{section}.")]
+def value_type(field: FieldInfo) -> tuple[type, bool, tuple[str, ...]]:
+    """Return the plain type of a key's values, whether null is one, and the names it may have."""
+    kind: Any = field.annotation
+    optional = False
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+        kind = next(part for part in typing.get_args(kind) if part is not type(None))
+        optional = True
+    if typing.get_origin(kind) is Annotated:
+        kind = typing.get_args(kind)[0]
+    if typing.get_origin(kind) is Literal:
+        return str, optional, typing.get_args(kind)
+    return (str if kind is Pattern else kind), optional, ()
 
 
-def build(values: Mapping[str, Value]) -> RunConfig:
-    """Return the configuration that has the value ``values[key]`` at every key of `LEAVES`."""
-    sections = {
-        section: kind(**{key.partition(".")[2]: values[key] for key in section_keys(section)})
-        for section, kind in SECTIONS.items()
-    }
-    top = {key: values[key] for key in LEAVES if "." not in key}
-    return RunConfig(**top, **sections)  # type: ignore[arg-type]
+def bounds(field: FieldInfo) -> str:
+    """Return the interval that a number must lie in, in words."""
+    kind: Any = field.annotation
+    rules = list(field.metadata)
+    for part in typing.get_args(kind):
+        for extra in getattr(part, "__metadata__", ()):
+            rules += getattr(extra, "metadata", [extra])
+    words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+    ends = [
+        f"{word} {getattr(rule, name):g}"
+        for name, word in words.items()
+        for rule in rules
+        if getattr(rule, name, None) is not None
+    ]
+    return " and ".join(ends)
 
 
-def flatten(config: RunConfig) -> dict[str, str | int | float | bool | None]:
-    """Return the plain value of every key of `LEAVES`; a pattern becomes its text."""
-    found: dict[str, str | int | float | bool | None] = {}
-    for key in LEAVES:
-        section, _, name = key.rpartition(".")
-        value = getattr(getattr(config, section) if section else config, name)
-        found[key] = str(value) if isinstance(value, Pattern) else value
+def flatten(config: RunConfig) -> dict[str, Plain]:
+    """Return dotted key -> plain value of every key that the configuration has."""
+    found: dict[str, Plain] = {}
+    for section, value in config.model_dump(mode="json").items():
+        inner = value if isinstance(value, dict) else {"": value}
+        found |= {f"{section}.{key}".rstrip("."): plain for key, plain in inner.items()}
     return found

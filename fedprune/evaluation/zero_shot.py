@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fedprune.config.datasets import dataset_names, is_task_file
+from fedprune.config.overrides import dataset_names, is_task_file
 from fedprune.config.suggest import did_you_mean
 from fedprune.errors import ConfigError, DataError, ModelError
 

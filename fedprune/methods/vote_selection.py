@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fedprune.config.count import GROUPS, Rounding, pruned_count
-from fedprune.config.pattern import Pattern
+from fedprune.config.pattern import GROUPS, Pattern, Rounding, pruned_count
 from fedprune.errors import ConfigError, ModelError
 from fedprune.methods.group_loops import compare_digit, narrow
 from fedprune.methods.keys import MatrixKeys, RandomKeys

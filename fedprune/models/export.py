@@ -154,6 +154,7 @@ def apply_masks(base: str | Path, masks: Path, output: Path) -> None:
         path="" if demo else str(base),
         revision=None,
         dtype=known.get("dtype", "auto"),
+        source="local",
     )
     loaded = load_model(config)
     mark = fingerprint(loaded)

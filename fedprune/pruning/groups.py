@@ -10,10 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fedprune.config.allocation import block_sparsity
-from fedprune.config.count import GROUPS, Rounding, pruned_count
-from fedprune.config.pattern import Pattern
+from fedprune.config.pattern import GROUPS, Pattern, Rounding, pruned_count
 from fedprune.config.schema import RunConfig
+from fedprune.config.sparsity import block_sparsity
 from fedprune.errors import ConfigError, ModelError, WireError
 from fedprune.wire.masks import BitMask
 

@@ -11,7 +11,7 @@ subnormal numbers are kept.
 import torch
 from torch import Tensor
 
-from fedprune.config.count import pruned_count
+from fedprune.config.pattern import pruned_count
 from fedprune.errors import ModelError
 from fedprune.pruning.groups import NOT_FINITE, MaskSpec, check_divides
 from fedprune.pruning.selection_kernels import wanda_mask

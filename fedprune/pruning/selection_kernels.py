@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedprune.config.count import pruned_count
+from fedprune.config.pattern import pruned_count
 from fedprune.errors import ModelError
 from fedprune.jit import jit
 from fedprune.pruning.groups import NOT_FINITE, MaskSpec, check_divides

@@ -74,7 +74,11 @@ def test_a_pruner_of_one_s_own_and_any_key_about_pruning(demo):
     assert mine == fedprune.prune_locally("demo", [], pruner="magnitude", sparsity=0.25)
     weight = demo.weight(0, "mlp.up_proj").abs()
     mask = mine[0]["mlp.up_proj"].to_bool()
-    for row, kept in zip(weight, mask, strict=True):
+    assert weight[mask].min() >= weight[~mask].max() and (~mask).sum() == weight.numel() // 4
+    rows = fedprune.prune_locally(
+        demo, [], pruner=MagnitudePruner(), sparsity=0.25, overrides="pruner.group=row"
+    )
+    for row, kept in zip(weight, rows[0]["mlp.up_proj"].to_bool(), strict=True):
         assert row[kept].min() >= row[~kept].max() and (~kept).sum() == len(row) // 4
     pairs = fedprune.prune_locally(demo, [TEXT], overrides=["pruner.pattern='2:4'"])
     assert np.all(pairs[2]["mlp.up_proj"].to_bool().reshape(-1, 4).sum(axis=1) == 2)

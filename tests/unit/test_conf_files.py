@@ -6,12 +6,12 @@ import pytest
 import yaml
 
 from fedprune.config import compose_config, config_from_overrides
-from fedprune.config.overrides import GROUPS, group_options
-from fedprune.config.schema import LEAVES
+from fedprune.config.overrides import OPTION_GROUPS, group_options
+from fedprune.config.schema import all_keys
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 FILES = sorted(CONF.rglob("*.yaml"))
-OPTIONS = [(group, option) for group in GROUPS for option in group_options(group)]
+OPTIONS = [(group, option) for group in OPTION_GROUPS for option in group_options(group)]
 NEEDS = {("model", "hf"): ["model.path=/x"]} | {
     ("data", name): ["data.path=/x"] for name in ("files", "hub")
 }
@@ -41,9 +41,9 @@ def test_the_demo_experiment_is_the_default_job():
 
 
 def test_all_groups_have_options_and_all_files_belong_to_one():
-    assert {group for group, _ in OPTIONS} == set(GROUPS)
+    assert {group for group, _ in OPTIONS} == set(OPTION_GROUPS)
     folders = {path.parent.relative_to(CONF).as_posix() for path in FILES} - {"."}
-    assert folders == set(GROUPS)
+    assert folders == set(OPTION_GROUPS)
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)
@@ -76,7 +76,7 @@ def test_every_key_is_explained_somewhere():
             key, colon, rest = line.partition(":")
             if colon and "#" in rest and key == key.strip():
                 explained.add(f"{section}.{key}" if section else key)
-    names = {key for key in LEAVES if not key.endswith(".name")}
+    names = {key for key in all_keys() if not key.endswith(".name")}
     assert names <= explained
 
 

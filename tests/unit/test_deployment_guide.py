@@ -6,7 +6,7 @@ import shlex
 import pytest
 from flwr.common.config import parse_config_args
 
-from client_app.settings import Settings
+from client_app.node_config import NodeConfig
 from fedprune.cli import _parsed
 from fedprune.config import config_from_overrides
 from tests.support.containers import DOCKER, documented, services
@@ -49,7 +49,7 @@ def test_settings_that_protect_a_site_are_settings():
     assert len(examples) > 5
     for example in examples:
         (key,) = values = parse_config_args([example.replace("…", "x")])
-        read = Settings.read({"partition-id": 0, **values})
+        read = NodeConfig.read({"partition-id": 0, **values})
         assert not read.problems and not read.warnings, (key, read)
 
 

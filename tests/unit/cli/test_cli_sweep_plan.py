@@ -1,13 +1,12 @@
 """The jobs of a sweep: who measures baselines, and what counts as done."""
 
-import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
 from fedprune.cli.sweep_plan import SweepJob, cut_off, finished, plan_sweep, read_sweep
-from fedprune.config import from_yaml, to_yaml
+from fedprune.config import from_yaml, replace, to_yaml
 from fedprune.errors import ConfigError
 from fedprune.results.environment import source_digest
 
@@ -77,7 +76,7 @@ def test_a_wrong_job_is_named_before_anything_starts(tmp_path: Path) -> None:
 
 def done(job: SweepJob, **changes: object) -> None:
     job.folder.mkdir(exist_ok=True)
-    config = dataclasses.replace(job.config, **changes)  # type: ignore[arg-type]
+    config = replace(job.config, **changes)  # type: ignore[arg-type]
     (job.folder / "config.yaml").write_text(to_yaml(config))
     (job.folder / "results.json").write_text(json.dumps({"seed": 1}))
 
@@ -85,7 +84,7 @@ def done(job: SweepJob, **changes: object) -> None:
 def test_done_is_what_has_results_of_the_same_settings(tmp_path: Path) -> None:
     job = plan(tmp_path, "sparsity=0.3,0.5")[0]
     assert finished(job) is None
-    federation = dataclasses.replace(job.config.federation, backend="ray", client_cpus=2)
+    federation = replace(job.config.federation, backend="ray", client_cpus=2)
     done(job, federation=federation, output_dir="/elsewhere")
     assert finished(job) == {"seed": 1}
     (job.folder / "results.json").unlink()
@@ -126,7 +125,7 @@ def test_a_job_that_was_cut_off_goes_on_only_as_it_was(tmp_path: Path) -> None:
     assert cut_off(job)
     begun(job.folder, to_yaml(job.config), "other sources")
     assert not cut_off(job)
-    begun(job.folder, to_yaml(dataclasses.replace(job.config, seed=7)), source_digest())
+    begun(job.folder, to_yaml(replace(job.config, seed=7)), source_digest())
     assert not cut_off(job)
     begun(job.folder, "damaged: true\n", source_digest())
     assert not cut_off(job)

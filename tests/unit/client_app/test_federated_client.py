@@ -1,13 +1,11 @@
 """Requests to measure the final model, the replies, and what a client refuses to measure."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from client_app.session import read_final
-from fedprune.config import config_from_overrides
+from fedprune.config import config_from_overrides, replace
 from fedprune.errors import ReplyRefusedError
 from fedprune.evaluation.own_texts import OwnTextResult
 from fedprune.records import (
@@ -130,5 +128,5 @@ def test_anything_else_is_refused(data, words):
 
 
 def test_after_several_rounds_a_block_may_be_less_sparse():
-    rounds = replace(CONFIG, strategy=replace(CONFIG.strategy, rounds=2))
+    rounds = config_from_overrides(["strategy=fedspallm", "strategy.rounds=2"])
     assert read_final(rounds, SHAPES, 0, encoded(6))["a"].mask.survivors == 24

@@ -1,14 +1,13 @@
 """What a client refuses before anything runs."""
 
 import zlib
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from client_app.session import Place, check_order, read_start, read_update
-from fedprune.config import config_from_overrides
+from fedprune.config import config_from_overrides, replace
 from fedprune.errors import ReplyRefusedError
 from fedprune.pruning.groups import block_specs
 from fedprune.pruning.statistics import ColumnStatistics

@@ -161,6 +161,11 @@ def test_data_node_switches_the_baselines_off():
         ({"overrides": "sparsity=0.5,0.6"}, ["`sparsity`", "one value"]),
         ({"overrides": "data.path='open"}, ["`overrides`", "quoted as in a shell"]),
         ({"overrides": "seed=${nothing}"}, ["seed=${nothing}", "nothing"]),
+        ({"overrides": "output_dir='${oc.env:HOME}'"}, ["`output_dir`", "'${oc.env:HOME}'"]),
+        ({"overrides": "\"output_dir='a${oc.decode:${seed}}'\""}, ["`output_dir`", "oc.decode"]),
+        ({"overrides": "\"card.license='${a.${oc.env:X}}'\""}, ["`card.license`", "oc.env"]),
+        ({"overrides": "seed=${oc.env:UID}"}, ["`seed`", "Write the value itself"]),
+        ({"output-dir": "${hydra:runtime.cwd}"}, ["`output_dir`", "hydra:runtime.cwd"]),
         ({"overrides": "model.path=/x"}, ["`model.path`", "model=/path/to/folder"]),
         ({"overrides": "model={name:hf}"}, ["`model`", "{name:hf}"]),
         ({"overrides": "pruner.pattern=1:4"}, ["`sparsity` must be 0.75", "Set sparsity=0.75"]),
@@ -188,7 +193,9 @@ def test_the_command_line_knows_how_many_clients_a_simulation_has():
 
 
 def test_texts_that_look_like_numbers_stay_texts():
-    config = compose_config({"model": "o/m", "overrides": "model.revision=12345678 data.split=1e5"})
+    config = compose_config(
+        {"model": "o/m", "data": "o/d", "overrides": "model.revision=12345678 data.split=1e5"}
+    )
     assert (config.model.revision, config.data.split) == ("12345678", "1e5")
     assert compose_config({"overrides": "model.revision=null"}).model.revision is None
 

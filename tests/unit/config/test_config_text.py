@@ -1,14 +1,13 @@
 """YAML round trips exactly, and hostile YAML is refused."""
 
 import shlex
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedprune.config import Pattern, compose_config, from_yaml, to_overrides, to_yaml
-from fedprune.config.text import MAX_CHARACTERS
+from fedprune.config import Pattern, compose_config, from_yaml, replace, to_overrides, to_yaml
+from fedprune.config.validation import MAX_CHARACTERS
 from fedprune.errors import ConfigError
 
 DEFAULT = compose_config({})

@@ -3,7 +3,7 @@
 import pytest
 
 from fedprune.config import config_from_overrides, from_yaml, to_yaml
-from fedprune.config.datasets import dataset_names, path_label, presets
+from fedprune.config.overrides import dataset_names, path_label, presets
 from fedprune.errors import ConfigError
 
 

@@ -12,7 +12,7 @@ from fedprune.config import (
     resumption,
     to_yaml,
 )
-from fedprune.config.resume import Resumption
+from fedprune.config.compose import Resumption
 from fedprune.errors import ConfigError
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from fedprune.config import compose_config
 from fedprune.config.overrides import group_options
+from fedprune.config.schema import all_keys, owners
 from fedprune.errors import ConfigError
 
 MOMENTS = ("sparsegpt", "alps", "sparseswaps")
@@ -53,24 +54,8 @@ def test_a_strategy_takes_the_pruners_that_use_its_statistics(strategy, pruner):
 
 
 REFUSED = [
-    ("strategy=fedstats strategy.scaling=true", "scaling", "strategy=fedprllm"),
-    ("strategy=fedspallm strategy.majority_floor=true", "majority_floor", "strategy=fedprllm"),
-    ("strategy=fedspallm strategy.decode=true", "decode", "false"),
-    ("strategy.average=fedavg", "average", "'l0' with strategy=fedprllm, got 'fedavg'"),
-    ("strategy.expansion=false", "expansion", "true"),
-    ("strategy.rounds=2", "rounds", "strategy=fedspallm"),
-    ("strategy.ramp=linear", "ramp", "'none'"),
-    ("strategy=fedstats strategy.layer_fraction=0.5", "layer_fraction", "0.5"),
-    ("strategy=fedstats strategy.layer_resources=measured", "layer_resources", "'equal'"),
-    ("strategy=fedstats strategy.layer_draw=independent", "layer_draw", "'stratified'"),
-    ("strategy=fedstats strategy.layer_weights=inverse", "layer_weights", "'equal'"),
-    ("strategy=fedstats strategy.coverage=2", "coverage", "strategy=fedspallm"),
-    ("strategy.rounding=ceil", "rounding", "'floor'"),
-    ("strategy=fedstats strategy.rounding=ceil", "rounding", "'floor'"),
     ("strategy.pooling=clients", "pooling", "'tokens' with strategy=fedprllm"),
     ("strategy=fedspallm strategy.pooling=scaled", "pooling", "allocation=owl"),
-    ("strategy=fedstats strategy.moments=eigen", "moments", "strategy=fedhessian"),
-    ("strategy=fedstats strategy.max_width=64", "max_width", "null"),
     ("strategy=fedspallm strategy.coverage=3", "coverage", "`strategy.min_clients` 2"),
     ("strategy=fedspallm strategy.rounds=2 schedule=iterative", "rounds", "schedule=one_shot"),
     (
@@ -111,16 +96,20 @@ def test_what_does_not_fit_names_the_key_and_the_way_out(overrides, key, words):
         ("pruner=sparsegpt pruner.group=column", ["`pruner.group`", "'layer' or 'row'"]),
         ("pruner=alps pruner.group=column", ["`pruner.group`", "Set pruner.group=layer"]),
         ("pruner=sparseswaps pruner.group=layer", ["`pruner.group`", "Set pruner.group=row"]),
-        ("pruner.damping=0", ["`pruner.damping`", "above 0 and at most 1"]),
+        ("pruner=alps pruner.damping=0", ["`pruner.damping`", "above 0 and at most 1"]),
         ("strategy=fedstats pruner.batch_size=2", ["`pruner.batch_size`", "1 with", "got 2"]),
-        ("pruner.block_size=0", ["`pruner.block_size`", "at least 1"]),
+        ("pruner=sparsegpt pruner.block_size=0", ["`pruner.block_size`", "at least 1"]),
         ("schedule=iterative schedule.prefix=dense", ["`schedule.prefix`", "schedule=one_shot"]),
         ("allocation=owl pruner.pattern=2:4", ["`allocation.name`", "'owl'", "unstructured"]),
         ("allocation=owl allocation.blocks=0.5", ["`allocation.blocks`", "allocation=owl"]),
         ("allocation=owl sparsity=0.95", ["`allocation.spread`", "0.05", "got 0.08", "0.025"]),
+        ("allocation=owl sparsity=0.0", ["`sparsity`", "above 0", "got 0", "allocation=uniform"]),
         ("allocation=owl sparsity=0.05", ["`allocation.spread`", "below 0.05"]),
         ("allocation=owl allocation.threshold=0", ["`allocation.threshold`", "above 0"]),
-        ("strategy.bits_per_weight=0", ["`strategy.bits_per_weight`", "above 0"]),
+        (
+            "strategy=fedhessian pruner=alps strategy.bits_per_weight=0",
+            ["`strategy.bits_per_weight`", "above 0"],
+        ),
         ("strategy=fedspallm strategy.layer_fraction=0", ["`strategy.layer_fraction`", "above 0"]),
         ("strategy=fedspallm strategy.rounding=round", ["`strategy.rounding`", "'ceil', 'floor'"]),
     ],
@@ -132,9 +121,64 @@ def test_each_refusal_names_key_value_and_way_out(overrides, words):
         assert word in str(caught.value)
 
 
-def test_keys_of_one_strategy_do_not_spill_into_the_next():
+KEYS = {
+    key.partition(".")[2]: owners(key)
+    for key in all_keys()
+    if key.startswith("strategy.") and owners(key)
+}
+
+
+def default(strategy: str):
+    pruner = "sparsegpt" if strategy == "fedhessian" else "wanda"
+    return composed(f"strategy={strategy} pruner={pruner}")
+
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("strategy", group_options("strategy"))
+def test_a_key_of_another_strategy_cannot_be_written(strategy, key):
+    config = default(strategy)
+    value = getattr(default(KEYS[key][0]).strategy, key)
+    word = "null" if value is None else str(value).lower()
+    overrides = f"strategy={strategy} pruner={config.pruner.name} strategy.{key}={word}"
+    if strategy in KEYS[key]:
+        assert getattr(composed(overrides).strategy, key) == getattr(config.strategy, key)
+        return
+    with pytest.raises(ConfigError) as caught:
+        composed(overrides)
+    message = str(caught.value)
+    assert message.startswith(f"`strategy.{key}` is a key of {KEYS[key][0]}")
+    assert f"; {strategy} has " in message and f"strategy={KEYS[key][0]}" in message
+
+
+def test_a_refused_key_tells_what_there_is():
+    with pytest.raises(ConfigError) as caught:
+        composed("strategy=fedstats strategy.ties=index")
+    assert str(caught.value) == (
+        "`strategy.ties` is a key of fedprllm and fedspallm; fedstats has `downlink` besides those "
+        "of all. Leave it out, or set strategy=fedprllm."
+    )
+    with pytest.raises(ConfigError, match="wanda has no key besides"):
+        composed("pruner.damping=0.1")
+
+
+def test_code_for_all_strategies_reads_what_a_strategy_without_the_key_does():
     for name in group_options("strategy"):
-        pruner = "sparsegpt" if name == "fedhessian" else "wanda"
-        strategy = composed(f"strategy={name} pruner={pruner}").strategy
+        strategy = default(name).strategy
         assert strategy.rounding == ("ceil" if name == "fedspallm" else "floor")
-        assert (strategy.average, strategy.rounds, strategy.pooling) == ("l0", 1, "tokens")
+        assert (strategy.rounds, strategy.pooling, strategy.expansion) == (1, "tokens", True)
+        assert not strategy.scaling and not strategy.decode and strategy.layer_fraction == 1.0
+        assert (strategy.client_weights, strategy.layer_resources) == ("equal", "equal")
+        with pytest.raises(AttributeError, match="has no key 'nothing'"):
+            strategy.nothing  # noqa: B018
+
+
+def test_a_choice_by_its_key_brings_its_group():
+    config = composed("strategy.name=fedspallm strategy.rounds=2 pruner.name=sparsegpt")
+    assert config == composed("strategy=fedspallm strategy.rounds=2 pruner=sparsegpt")
+    assert composed("data.source=hub data.path=a/b") == composed("data=hub data.path=a/b")
+
+
+def test_magnitude_compares_whole_matrices_unless_told_otherwise():
+    assert composed("pruner=magnitude").pruner.group == "layer"
+    assert composed("pruner=magnitude pruner.group=row").pruner.group == "row"
+    assert composed("pruner=wanda").pruner.group == "row"

@@ -1,11 +1,9 @@
 """A client's samples: published draws, slices of them, ids that name places and hold no text."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
-from fedprune.config import compose_config
+from fedprune.config import compose_config, replace
 from fedprune.data.clients import client_samples
 from fedprune.data.documents import Document
 from fedprune.data.partitions import partition_documents

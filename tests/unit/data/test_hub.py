@@ -2,12 +2,11 @@
 
 import gzip
 import json
-from dataclasses import replace
 
 import datasets
 import pytest
 
-from fedprune.config import compose_config
+from fedprune.config import compose_config, replace
 from fedprune.data.documents import PIECE_CHARACTERS
 from fedprune.data.texts import load_documents
 from fedprune.errors import DataError

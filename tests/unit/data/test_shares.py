@@ -1,10 +1,8 @@
 """Held-out texts go to who calibrates on the same owners', each to one client."""
 
-from dataclasses import replace
-
 import pytest
 
-from fedprune.config import config_from_overrides
+from fedprune.config import config_from_overrides, replace
 from fedprune.data.clients import heldout_shares
 from fedprune.data.documents import Document
 from fedprune.data.partitions import partition_documents

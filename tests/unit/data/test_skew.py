@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset
 from flwr_datasets.partitioner import DirichletPartitioner
 
-from fedprune.config.rules import CHOICES
+from fedprune.config.schema import DataConfig, value_type
 from fedprune.data.documents import Document
 from fedprune.data.partitions import HOWS, SKEWS, partition_documents
 from fedprune.errors import DataError
@@ -23,7 +23,7 @@ def parts(how, count=4, seed=0, alpha=1.0, documents=DOCUMENTS):
 
 
 def test_the_configuration_offers_what_the_code_has():
-    assert CHOICES["data.partition"] == HOWS
+    assert value_type(DataConfig.model_fields["partition"])[2] == HOWS
 
 
 @pytest.mark.parametrize("how", SKEWS)

@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedprune.config import compose_config
+from fedprune.config import compose_config, replace
 from fedprune.data.documents import Document, cut
 from fedprune.data.texts import OwnTexts, load_documents, split_documents
 from fedprune.errors import DataError

@@ -16,7 +16,9 @@ from tests.support.masks import equal_bits, expected_state, random_masks, state_
 
 
 def load(folder):
-    return load_model(ModelConfig(name="hf", path=str(folder), revision=None, dtype="auto"))
+    return load_model(
+        ModelConfig(name="hf", path=str(folder), revision=None, dtype="auto", source="local")
+    )
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "opt"])

@@ -17,7 +17,7 @@ from tests.support.masks import equal_bits, state_of
 
 
 def config(path, dtype="auto", name="hf"):
-    return ModelConfig(name=name, path=str(path), revision=None, dtype=dtype)
+    return ModelConfig(name=name, path=str(path), revision=None, dtype=dtype, source="local")
 
 
 def save(loaded, folder, **options):

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedprune.config.count import pruned_count
-from fedprune.config.pattern import Pattern
+from fedprune.config.pattern import Pattern, pruned_count
 from fedprune.errors import ConfigError, ModelError
 from fedprune.pruning.groups import MaskSpec, expected_survivors
 

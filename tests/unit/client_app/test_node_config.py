@@ -3,7 +3,7 @@
 import pytest
 
 from client_app.node import agreed
-from client_app.settings import PAYLOADS, Settings
+from client_app.node_config import PAYLOADS, NodeConfig
 from fedprune.config import config_from_overrides
 from fedprune.data.texts import OwnTexts
 from fedprune.errors import ConfigError
@@ -27,13 +27,13 @@ ALL = {
 }
 
 
-def read(**changes) -> Settings:
+def read(**changes) -> NodeConfig:
     names = {key.replace("_", "-"): value for key, value in changes.items()}
-    return Settings.read({"partition-id": 0, **names})
+    return NodeConfig.read({"partition-id": 0, **names})
 
 
 def test_every_key_is_read():
-    found = Settings.read(ALL)
+    found = NodeConfig.read(ALL)
     assert not found.problems and not found.warnings
     assert found.texts(config_from_overrides(["data=node"]).data) == OwnTexts(
         "/data", "note", "*.jsonl"
@@ -57,7 +57,7 @@ def test_a_node_that_says_nothing_limits_nothing_but_models():
 @pytest.mark.parametrize("value", [None, -1, "0", 1.0, True])
 def test_without_a_partition_a_node_has_no_name(value):
     with pytest.raises(ConfigError, match="`partition-id` in the node's --node-config must be"):
-        Settings.read({} if value is None else {"partition-id": value})
+        NodeConfig.read({} if value is None else {"partition-id": value})
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_without_a_partition_a_node_has_no_name(value):
     ],
 )
 def test_what_is_wrong_names_key_value_and_what_was_expected(key, value, expected):
-    (problem,) = Settings.read({"partition-id": 0, key: value}).problems
+    (problem,) = NodeConfig.read({"partition-id": 0, key: value}).problems
     assert problem.startswith(f"`{key}` in the node's --node-config must be ")
     assert expected in problem and ", got " in problem
 
@@ -118,7 +118,7 @@ def test_a_partition_beyond_the_last():
     [("data_path", "data-path"), ("min-sample", "min-samples"), ("max-model-gbs", "max-model-gb")],
 )
 def test_a_key_with_a_typo_is_told_with_the_right_one(key, right):
-    found = Settings.read({"partition-id": 0, key: 3})
+    found = NodeConfig.read({"partition-id": 0, key: 3})
     (warning,) = found.warnings
     assert not found.problems
     assert f"'{key}' in the node's --node-config is no key" in warning

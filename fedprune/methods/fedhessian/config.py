@@ -1,0 +1,48 @@
+"""FedHessian's keys; ``conf/strategy/fedhessian.yaml`` has their defaults and what they mean."""
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fedprune.config import RunConfig, StrategyConfig
+from fedprune.config.relations import told
+from fedprune.config.schema import SECOND_MOMENTS, Count
+from fedprune.config.suggest import show
+
+
+class FedHessianConfig(StrategyConfig):
+    """How second moments travel."""
+
+    moments: Literal["float32", "float16", "eigen", "nystrom"]
+    bits_per_weight: Annotated[float, Field(gt=0)] | None
+    max_width: Count | None
+
+    pools = True
+
+    def check(self, run: RunConfig) -> Iterator[str]:
+        """Yield which pruners use no second moments, and what only a sketch has."""
+        yield from told(run, (_pruner, self._bits))
+
+    def _bits(self, run: RunConfig) -> Iterator[str]:
+        if self.moments in ("float32", "float16") and self.bits_per_weight is not None:
+            yield (
+                f"`strategy.bits_per_weight` must be null with `strategy.moments` "
+                f"{show(self.moments)}, which sends every entry, got {show(self.bits_per_weight)}. "
+                "Set strategy.moments=eigen or strategy.moments=nystrom."
+            )
+
+
+def _pruner(run: RunConfig) -> Iterator[str]:
+    name = run.pruner.name
+    if name not in SECOND_MOMENTS:
+        names = ", ".join(map(repr, SECOND_MOMENTS))
+        other = "fedstats" if name in ("wanda", "ria") else "fedprllm"
+        yield (
+            f"`pruner.name` must be one of {names} with strategy=fedhessian, which sums the second "
+            f"moments of inputs, got {show(name)}. Set pruner={SECOND_MOMENTS[0]}, or "
+            f"strategy={other}."
+        )
+
+
+CONFIG = FedHessianConfig

@@ -1,0 +1,53 @@
+"""FedPrLLM's keys; ``conf/strategy/fedprllm.yaml`` has their defaults and what they mean."""
+
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+from fedprune.config import RunConfig, StrategyConfig
+from fedprune.config.relations import told
+from fedprune.config.schema import Group
+from fedprune.config.suggest import show
+
+
+class FedPrLLMConfig(StrategyConfig):
+    """How clients' votes decide."""
+
+    group: Group
+    ties: Literal["magnitude", "index", "random"]
+    client_weights: Literal["equal", "samples", "tokens"]
+    majority_floor: bool
+    scaling: bool
+    decode: bool
+
+    def check(self, run: RunConfig) -> Iterator[str]:
+        """Yield what decoded votes cannot go together with."""
+        if self.decode:
+            yield from told(run, (_decodable, _one_threshold))
+
+
+def _decodable(run: RunConfig) -> Iterator[str]:
+    values: Mapping[str, tuple[object, object]] = {
+        "pruner.name": (run.pruner.name, "wanda"),
+        "pruner.group": (run.pruner.group, "row"),
+        "strategy.scaling": (run.strategy.scaling, False),
+        "strategy.majority_floor": (run.strategy.majority_floor, False),
+    }
+    for key, (got, only) in values.items():
+        if got != only:
+            yield (
+                f"`{key}` must be {show(only)} with `strategy.decode` true, which reads column "
+                f"norms out of Wanda's masks row by row, got {show(got)}. Set "
+                f"{key.removesuffix('.name')}={str(only).lower()}, or strategy.decode=false."
+            )
+
+
+def _one_threshold(run: RunConfig) -> Iterator[str]:
+    if run.pruner.pattern.structured:
+        yield (
+            "`pruner.pattern` must be 'unstructured' with `strategy.decode` true, which needs one "
+            f"threshold for a whole row, got {show(run.pruner.pattern)}. Set "
+            "pruner.pattern=unstructured, or strategy.decode=false."
+        )
+
+
+CONFIG = FedPrLLMConfig

@@ -1,0 +1,43 @@
+"""FedStats' keys; ``conf/strategy/fedstats.yaml`` has their defaults and what they mean."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+from fedprune.config import RunConfig, StrategyConfig
+from fedprune.config.relations import told
+from fedprune.config.schema import SECOND_MOMENTS
+from fedprune.config.suggest import show
+
+
+class FedStatsConfig(StrategyConfig):
+    """What clients of an iterative run get back."""
+
+    downlink: Literal["auto", "sums", "masks"]
+
+    pools = True
+
+    def check(self, run: RunConfig) -> Iterator[str]:
+        """Yield which pruners and batches need more than the sums."""
+        yield from told(run, (_pruner, _exact_batches))
+
+
+def _pruner(run: RunConfig) -> Iterator[str]:
+    name = run.pruner.name
+    if name not in ("wanda", "ria"):
+        other = "fedhessian" if name in SECOND_MOMENTS else "fedprllm"
+        yield (
+            "`pruner.name` must be one of 'wanda', 'ria' with strategy=fedstats, which sums the "
+            f"norms of inputs, got {show(name)}. Set pruner=wanda, or strategy={other}."
+        )
+
+
+def _exact_batches(run: RunConfig) -> Iterator[str]:
+    size = run.pruner.batch_size
+    if size > 1:
+        yield (
+            f"`pruner.batch_size` must be 1 with strategy=fedstats, got {size}: its sums are exact "
+            "only where a sample runs alone. Leave it out, or set strategy=fedhessian."
+        )
+
+
+CONFIG = FedStatsConfig
