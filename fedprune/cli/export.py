@@ -14,7 +14,7 @@ from fedprune import __version__
 from fedprune.cli.evaluate import model_folder
 from fedprune.errors import ConfigError, FedpruneError
 from fedprune.models.export import SIDECAR
-from fedprune.models.folder import side_files
+from fedprune.models.folder import is_side_file
 
 
 def run_export(model: str, repository: str, *, public: bool, existing: bool) -> int:
@@ -103,7 +103,8 @@ def push_model(folder: Path, repository: str, *, public: bool, existing: bool) -
 def model_files(folder: Path) -> list[str]:
     """Return the names of the files in a folder that belong to its model."""
     weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("*.index.json")]
-    names = {path.name for path in (*weights, *side_files(folder))}
+    beside = [path for path in folder.iterdir() if path.is_file() and is_side_file(path.name)]
+    names = {path.name for path in (*weights, *beside)}
     if (folder / SIDECAR).is_file():
         names.add(SIDECAR.as_posix())
     return sorted(names)

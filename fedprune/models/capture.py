@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from transformers import PreTrainedConfig
 from transformers.utils import ModelOutput
 
 from fedprune.errors import ModelError
@@ -312,9 +313,28 @@ def _forward(model: LoadedModel, tokens: Tensor, tensors: Mapping[str, Tensor]) 
 
 
 def _call(model: LoadedModel, tokens: Tensor, tensors: Mapping[str, Tensor]) -> ModelOutput:
-    with torch.no_grad():
-        inputs = {"input_ids": tokens, "use_cache": False}
+    inputs = {"input_ids": tokens, "use_cache": False}
+    with torch.no_grad(), _plain_output(model.model.config):
         return functional_call(model.model, dict(tensors), (), inputs)
+
+
+@contextmanager
+def _plain_output(config: PreTrainedConfig) -> Iterator[None]:
+    """Undo for a while what a configuration says about the form of the output."""
+    wanted = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
+    odd = [
+        (part, name, getattr(part, name))
+        for part in {id(part): part for part in (config, config.get_text_config())}.values()
+        for name, value in wanted.items()
+        if getattr(part, name, value) != value
+    ]
+    try:
+        for part, name, _ in odd:
+            setattr(part, name, wanted[name])
+        yield
+    finally:
+        for part, name, value in odd:
+            setattr(part, name, value)
 
 
 @contextmanager

@@ -4,7 +4,10 @@ The folder is written beside its final place and renamed once it is complete on 
 reader never meets half a model.
 """
 
+import copy
 import json
+import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,17 +16,22 @@ from torch import Tensor
 from fedprune.config.schema import ModelConfig
 from fedprune.disk import new_folder
 from fedprune.errors import ModelError
+from fedprune.models.architecture import untie
 from fedprune.models.changes import Changes, changed_tensors
 from fedprune.models.fingerprint import Fingerprint, fingerprint
-from fedprune.models.folder import SAFETENSORS, SAFETENSORS_INDEX
+from fedprune.models.folder import GENERATION, SAFETENSORS, SAFETENSORS_INDEX
 from fedprune.models.loading import LoadedModel, load_model
 from fedprune.models.sidecar import SidecarWriter, read_sidecar, sidecar_metadata
-from fedprune.models.weights import save_tensors
+from fedprune.models.weights import save_tensors, tied_names
 from fedprune.wire.changes import keeps_survivors, mask_of
 
 #: Where an export keeps its masks. Not beside the weights: servers that load a folder's every
 #: ``*.safetensors`` would take them for a shard.
 SIDECAR = Path("fedprune", "masks.safetensors")
+
+_CARD = "README.md"
+_WEIGHTS = (".safetensors", ".bin", ".index.json", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
+_log = logging.getLogger("flwr")
 
 SHARD_BYTES = 256_000_000
 """How large a file of weights gets at least, unless it is the last: about a block of a 7B model."""
@@ -170,7 +178,7 @@ def _write_weights(
     model: LoadedModel, changes: Changes, folder: Path, masks: SidecarWriter
 ) -> bool:
     """Write every tensor once, block by block; return whether the survivors are as they were."""
-    state, tied = model.model.state_dict(), model.model.all_tied_weights_keys
+    state, tied = model.model.state_dict(), tied_names(model.model)
     shards, prefix, kept = ShardWriter(folder, SHARD_BYTES), f"{model.layout.prefix}.", True
     for name in state:
         if name not in tied and not name.startswith(prefix):
@@ -199,18 +207,43 @@ def _dtype_name(model: LoadedModel) -> str:
 
 
 def _write_configuration(model: LoadedModel, folder: Path) -> None:
-    config = model.model.config
-    config.architectures = [type(model.model).__name__]
+    decoder = model.model
+    config = copy.deepcopy(decoder.config)
+    config.architectures = [type(decoder).__name__]
+    head = decoder.get_output_embeddings()
+    if head is not None and head.weight is not decoder.get_input_embeddings().weight:
+        untie(config)
     config.save_pretrained(folder)
+    generation = decoder.generation_config
+    if generation is not None and GENERATION not in model.side_files:
+        # As it is, valid or not: a run does not fail for how a model wants to generate.
+        (folder / GENERATION).write_text(generation.to_json_string(), encoding="utf-8")
+    model.tokenizer.save_pretrained(folder)
+    _copy_side_files(model, folder)
+
+
+def _copy_side_files(model: LoadedModel, folder: Path) -> None:
+    """Carry what lay beside the dense weights; the card is not the new model's."""
+    for name, path in model.side_files.items():
+        if name == GENERATION or not ((folder / name).exists() or name == _CARD):
+            shutil.copyfile(path, folder / name)
     generation = model.model.generation_config
     if generation is not None:
         try:
             generation.validate(strict=True)
-        except ValueError:
-            # Old checkpoints: what a temperature or top_p without sampling was meant for.
-            generation.do_sample = True
-        generation.save_pretrained(folder)
-    model.tokenizer.save_pretrained(folder)
+        except ValueError as error:
+            detail = " ".join(str(error).split())[:200]
+            _log.warning("'%s' is exported as it is, though not valid: %s", GENERATION, detail)
+    there = Path(model.path)
+    if model.side_files and there.is_dir():
+        left = sorted(
+            entry.name
+            for entry in there.iterdir()
+            if not (entry.name in model.side_files or entry.name.startswith("."))
+            and not entry.name.endswith(_WEIGHTS)
+        )
+        if left:
+            _log.warning("not exported with the model: %s", ", ".join(left[:8]))
 
 
 def _check_blocks(model: LoadedModel, changes: Changes) -> None:

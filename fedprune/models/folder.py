@@ -12,12 +12,26 @@ from huggingface_hub.errors import EntryNotFoundError
 from fedprune.errors import ModelError
 
 CONFIG = "config.json"
+ADAPTER = "adapter_config.json"
 SAFETENSORS = "model.safetensors"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 _INDEXES = (SAFETENSORS_INDEX, "pytorch_model.bin.index.json")
 _SINGLE = (SAFETENSORS, "pytorch_model.bin")
-_SIDE_SUFFIXES = (".json", ".jinja", ".md", ".model", ".txt")
-_LICENSES = ("LICENSE", "NOTICE")
+GENERATION = "generation_config.json"
+_SIDE_SUFFIXES = (".json", ".jinja", ".md", ".model", ".txt", ".tiktoken", ".spm", ".vocab", ".bpe")
+_LICENSES = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
+_ON_THE_HUB = (
+    GENERATION,
+    "LICENSE",
+    "LICENSE.txt",
+    "LICENSE.md",
+    "NOTICE",
+    "USE_POLICY.md",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt")
 
 
@@ -39,6 +53,7 @@ def check_config(path: str) -> None:
             f"`model.path` '{path}' is not a folder. "
             "Give a Hugging Face model folder, or a Hub id such as 'owner/name'."
         )
+    refuse_adapter(path, None)
     _need(folder, (CONFIG,), "no configuration")
 
 
@@ -56,6 +71,18 @@ def check_folder(path: str) -> None:
         raise ModelError(
             f"`model.path` '{path}' misses {len(missing)} weight file(s) that '{index.name}' "
             f"lists: {', '.join(missing[:3])}. Copy the whole model folder again."
+        )
+
+
+def refuse_adapter(source: str, revision: str | None) -> None:
+    """Raise ``ModelError`` if an adapter lies beside the weights, or alone."""
+    if _file(source, revision, ADAPTER) is not None:
+        raise ModelError(
+            f"`model.path` '{source}' has an adapter ('{ADAPTER}'), which belongs to the weights "
+            "and is not merged into them. Merge it, with peft installed: "
+            "AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload()"
+            ".save_pretrained(NEW), and the tokenizer's save_pretrained(NEW); or give the model "
+            "without it."
         )
 
 
@@ -106,15 +133,22 @@ def weight_files(source: str, revision: str | None) -> list[Path]:
     return [path for path in files if path is not None]
 
 
-def side_files(folder: Path) -> list[Path]:
-    """Return what lies beside a model's weights: configuration, tokenizer, card, licence."""
-    return [
-        path
-        for path in sorted(folder.iterdir())
-        if path.is_file()
-        and (path.suffix in _SIDE_SUFFIXES or path.name in _LICENSES)
-        and not path.name.endswith(".index.json")
-    ]
+def is_side_file(name: str) -> bool:
+    """Whether a file of a model is configuration, tokenizer, card or licence, by its name."""
+    known = name.endswith(_SIDE_SUFFIXES) or name.upper().startswith(_LICENSES)
+    return known and not name.startswith(".") and not name.endswith(".index.json")
+
+
+def side_files(source: str, revision: str | None) -> dict[str, Path]:
+    """Return name -> place of what lies beside a model's weights.
+
+    On the Hub these are the files of a fixed list, since a repository cannot be listed offline.
+    """
+    if is_local(source):
+        entries = sorted(Path(source).iterdir())
+        return {path.name: path for path in entries if path.is_file() and is_side_file(path.name)}
+    found = {name: _file(source, revision, name) for name in _ON_THE_HUB}
+    return {name: path for name, path in found.items() if path is not None}
 
 
 def _file(source: str, revision: str | None, name: str) -> Path | None:

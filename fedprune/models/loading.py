@@ -7,20 +7,18 @@ refused instead of being completed with random numbers.
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import chain
+from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
-from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -30,7 +28,21 @@ from transformers.utils import logging as transformers_logging
 
 from fedprune.config.schema import ModelConfig
 from fedprune.errors import ModelError
-from fedprune.models.folder import check_config, check_folder, is_local, weight_files
+from fedprune.models.architecture import (
+    asked_blocks,
+    read_config,
+    read_generation,
+    readable_errors,
+    untie,
+)
+from fedprune.models.folder import (
+    check_config,
+    check_folder,
+    is_local,
+    refuse_adapter,
+    side_files,
+    weight_files,
+)
 from fedprune.models.layout import DecoderLayout, find_layout
 from fedprune.models.weights import (
     HeldWeights,
@@ -39,7 +51,9 @@ from fedprune.models.weights import (
     check_complete,
     index_files,
     map_weights,
+    stored_apart,
 )
+from fedprune.models.wrapped import plain_model
 
 
 @dataclass
@@ -59,6 +73,8 @@ class LoadedModel:
         Folder or Hub id that it came from.
     source : WeightSource
         Gives the weights one by one.
+    side_files : Mapping[str, Path]
+        Name -> place of what lies beside the weights in its folder, besides what is written anew.
     """
 
     model: PreTrainedModel
@@ -66,6 +82,7 @@ class LoadedModel:
     layout: DecoderLayout
     path: str
     source: WeightSource
+    side_files: Mapping[str, Path] = field(default_factory=dict)
 
     def names(self) -> list[str]:
         """Return the names in the model's state, in its order; tied ones under each name."""
@@ -119,14 +136,15 @@ class LoadedModel:
 
 
 def loaded_from(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str = ""
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, path: str = ""
 ) -> LoadedModel:
     """Return a model that was made in Python, weights in memory, ready to be pruned.
 
     Parameters
     ----------
-    model : PreTrainedModel
-        The model, on the CPU; it is put into evaluation mode.
+    model : nn.Module
+        The model, on the CPU; it is put into evaluation mode. One that is compiled or parallel is
+        taken out of its wrapper.
     tokenizer : PreTrainedTokenizerBase
         Its tokenizer.
     path : str
@@ -135,10 +153,13 @@ def loaded_from(
     Raises
     ------
     ModelError
-        If it cannot be pruned block by block.
+        If it cannot be pruned block by block, or holds adapters or masks that are not merged.
     """
-    model.eval()
-    return LoadedModel(model, tokenizer, find_layout(model), path, HeldWeights(model))
+    plain = plain_model(model)
+    plain.eval()
+    layout = find_layout(plain)
+    _check_tokens(plain, tokenizer)
+    return LoadedModel(plain, tokenizer, layout, path, HeldWeights(plain))
 
 
 _DTYPES: dict[str, torch.dtype | None] = {
@@ -148,7 +169,6 @@ _DTYPES: dict[str, torch.dtype | None] = {
     "float16": torch.float16,
 }
 _log = logging.getLogger("flwr")
-_LOADER_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
 
 
 def load_model(config: ModelConfig, path: str | None = None) -> LoadedModel:
@@ -168,32 +188,30 @@ def load_model(config: ModelConfig, path: str | None = None) -> LoadedModel:
         block; the message says what was looked for and what to do.
     """
     source = os.path.expanduser(path) if path else _source(config)
+    revision = config.revision
     if is_local(source):
         check_folder(source)
-    revision = config.revision
-    architecture = _config(source, revision)
-    _check_config(source, architecture)
-    with _readable_errors(source), progress_on_terminals_only():
+    architecture = read_config(source, revision)
+    with readable_errors(source), progress_on_terminals_only():
+        refuse_adapter(source, revision)
         tokenizer = AutoTokenizer.from_pretrained(
-            source, revision=revision, trust_remote_code=False
+            source, config=architecture, revision=revision, trust_remote_code=False
         )
         files = weight_files(source, revision)
-    if files:
-        stored = index_files(files)
-        model = _skeleton(source, architecture, _dtype(config, architecture, stored))
-        weights = map_weights(source, model, stored)
-        if weights is not None:
-            with suppress(OSError):  # not every model has one
-                model.generation_config = GenerationConfig.from_pretrained(
-                    source, revision=revision
-                )
-            return LoadedModel(model, tokenizer, find_layout(model), source, weights)
-    _log.warning(
-        "'%s' cannot be read block by block and is held in memory whole: only safetensors files "
-        "with the architecture's own names of weights can",
-        source,
-    )
-    return loaded_from(_whole(source, config), tokenizer, source)
+        beside = {} if config.name == "demo" else side_files(source, revision)
+    loaded = _mapped(source, config, architecture, tokenizer, files) if files else None
+    if loaded is None:
+        _log.warning(
+            "'%s' cannot be read block by block and is held in memory whole: only safetensors "
+            "files with the architecture's own names of weights can",
+            source,
+        )
+        loaded = loaded_from(_whole(source, config, architecture), tokenizer, source)
+    loaded.side_files = beside
+    generation = read_generation(source, revision)
+    if generation is not None:
+        loaded.model.generation_config = generation
+    return loaded
 
 
 def model_shapes(config: ModelConfig, path: str | None = None) -> list[dict[str, tuple[int, int]]]:
@@ -219,8 +237,7 @@ def model_shapes(config: ModelConfig, path: str | None = None) -> list[dict[str,
     source = os.path.expanduser(path) if path else _source(config)
     if is_local(source):
         check_config(source)
-    architecture = _config(source, config.revision)
-    _check_config(source, architecture)
+    architecture = read_config(source, config.revision)
     return find_layout(_skeleton(source, architecture, None)).shapes()
 
 
@@ -263,7 +280,7 @@ def _skeleton(
     source: str, architecture: PreTrainedConfig, dtype: torch.dtype | None
 ) -> PreTrainedModel:
     """Return a model without weights; the buffers that no checkpoint holds are real."""
-    with _readable_errors(source), init_empty_weights(), no_init_weights():
+    with readable_errors(source), init_empty_weights(), no_init_weights():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             architecture, dtype=dtype, trust_remote_code=False
         )
@@ -271,21 +288,58 @@ def _skeleton(
     return model.eval()
 
 
+def _mapped(
+    source: str,
+    config: ModelConfig,
+    architecture: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    files: Sequence[Path],
+) -> LoadedModel | None:
+    """Return a model whose weights stay in their files; None where they cannot."""
+    stored = index_files(files)
+    blocks = asked_blocks(architecture.to_dict())
+    if blocks > len(stored):
+        raise ModelError(
+            f"`model.path` '{source}' has a configuration of {blocks} blocks, but its files hold "
+            f"{len(stored)} tensors. Give a complete checkpoint with its own config.json."
+        )
+    dtype = _dtype(config, architecture, stored)
+    model = _skeleton(source, architecture, dtype)
+    if stored_apart(model, stored):
+        _log.warning(
+            "'%s' stores a head that differs from the embedding, though its configuration ties "
+            "them: both count, and the export says so",
+            source,
+        )
+        untie(architecture)
+        model = _skeleton(source, architecture, dtype)
+    weights = map_weights(source, model, stored)
+    if weights is None:
+        return None
+    layout = find_layout(model)
+    _check_tokens(model, tokenizer)
+    return LoadedModel(model, tokenizer, layout, source, weights)
+
+
 def _dtype(
     config: ModelConfig, architecture: PreTrainedConfig, stored: Mapping[str, Stored]
 ) -> torch.dtype:
-    """Return the type to compute in: as configured, as the model says, or as it is stored."""
+    """Return the type to compute in: as configured, as the model says, or as most is stored."""
     chosen = _DTYPES[config.dtype] or architecture.get_text_config().dtype
     if chosen is None:
-        floating = (place.dtype for place in stored.values() if place.dtype.is_floating_point)
-        chosen = next(floating, torch.float32)
+        sizes: dict[torch.dtype, int] = {}
+        for place in stored.values():
+            if place.dtype.is_floating_point:
+                sizes[place.dtype] = sizes.get(place.dtype, 0) + place.nbytes
+        chosen = max(sizes, key=lambda dtype: sizes[dtype], default=torch.float32)
     return chosen if isinstance(chosen, torch.dtype) else getattr(torch, str(chosen))
 
 
-def _whole(source: str, config: ModelConfig) -> PreTrainedModel:
-    with _readable_errors(source), progress_on_terminals_only():
+def _whole(source: str, config: ModelConfig, architecture: PreTrainedConfig) -> PreTrainedModel:
+    with readable_errors(source), progress_on_terminals_only():
         model, report = AutoModelForCausalLM.from_pretrained(
             source,
+            config=architecture,
             revision=config.revision,
             dtype=_DTYPES[config.dtype] or "auto",
             trust_remote_code=False,
@@ -295,6 +349,19 @@ def _whole(source: str, config: ModelConfig) -> PreTrainedModel:
     return model
 
 
+def _check_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that can give tokens that the embedding has no row for."""
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    beyond = sorted((i, token) for token, i in tokenizer.get_vocab().items() if i >= rows)
+    if beyond:
+        number, token = beyond[0]
+        raise ModelError(
+            f"The tokenizer has {len(beyond)} token(s) that the model has no embedding for, among "
+            f"them {token!r} as {number}: the embedding has {rows} rows. Give the model its own "
+            "tokenizer, or call model.resize_token_embeddings(len(tokenizer)) and save it."
+        )
+
+
 def _source(config: ModelConfig) -> str:
     if config.name == "demo":
         # Only the demo unpacks anything; other models must not pay for it.
@@ -302,36 +369,3 @@ def _source(config: ModelConfig) -> str:
 
         return str(demo_model_path())
     return os.path.expanduser(config.path)
-
-
-def _config(source: str, revision: str | None) -> PreTrainedConfig:
-    with _readable_errors(source):
-        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-
-
-def _check_config(source: str, config: PreTrainedConfig) -> None:
-    if config.is_encoder_decoder:
-        raise ModelError(
-            f"`model.path` '{source}' is an encoder-decoder; only decoders can be pruned. "
-            "Give a causal language model."
-        )
-    if getattr(config, "quantization_config", None) is not None:
-        raise ModelError(
-            f"`model.path` '{source}' is quantised; masks are made for full weights. "
-            "Give the unquantised checkpoint."
-        )
-
-
-@contextmanager
-def _readable_errors(source: str) -> Iterator[None]:
-    try:
-        yield
-    except _LOADER_ERRORS as error:
-        hint = (
-            "Give a complete Hugging Face model folder."
-            if is_local(source)
-            else "Check the id, `model.revision` and the connection, log in if access is "
-            "restricted, or give a local folder."
-        )
-        detail = str(error).partition("\n")[0]
-        raise ModelError(f"`model.path` '{source}' cannot be loaded: {detail} {hint}") from error

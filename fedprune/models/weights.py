@@ -5,7 +5,9 @@ share those pages, and they are given back when the tensor goes.
 """
 
 import ctypes
+import logging
 import mmap
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,6 +39,9 @@ DTYPES = {
 }
 """What safetensors calls the types that a checkpoint's tensors have here."""
 
+# What older releases stored of what follows from the configuration.
+_DERIVED = re.compile(r"rotary_emb\.|\.attn\.(masked_)?bias$|position_ids$")
+_log = logging.getLogger("flwr")
 _WILL_NEED = 3  # of the C library's madvise
 
 
@@ -260,6 +265,16 @@ class MappedWeights:
         return self.places[name].name
 
 
+def tied_names(model: PreTrainedModel) -> dict[str, str]:
+    """Return the name of every weight that is another one -> the name of that."""
+    held = dict(model.named_parameters(remove_duplicate=False))
+    return {
+        name: other
+        for name, other in model.all_tied_weights_keys.items()
+        if held.get(name) is held.get(other)
+    }
+
+
 def find_places(
     names: Iterable[str], stored: Mapping[str, Stored], prefix: str, tied: Mapping[str, str]
 ) -> dict[str, Stored]:
@@ -274,13 +289,12 @@ def find_places(
     prefix : str
         Name of the model's body: checkpoints are written with it, or without, for the body alone.
     tied : Mapping[str, str]
-        Name -> the name of the tensor that it shares, which may be the only one stored.
+        Name -> the name of the tensor that it shares; either may be the only one stored.
     """
     found = {}
     for name in names:
-        for wanted in (name, tied.get(name)):
-            if wanted is None:
-                continue
+        shared = tied.get(name, name)
+        for wanted in (name, shared, *(one for one, other in tied.items() if other == shared)):
             short = wanted.removeprefix(f"{prefix}.")
             options = (wanted, short, f"{prefix}.{wanted}")
             place = next((stored[option] for option in options if option in stored), None)
@@ -307,8 +321,7 @@ def map_weights(
     Returns
     -------
     MappedWeights or None
-        None if only the library's own loader knows how to make the weights of what is stored, or
-        to tell which of tied ones that differ count.
+        None if only the library's own loader knows how to make the weights of what is stored.
 
     Raises
     ------
@@ -318,13 +331,12 @@ def map_weights(
     if model._keep_in_fp32_modules or model._keep_in_fp32_modules_strict:
         return None
     state, stored = model.state_dict(), _renamed(model, files)
-    places = find_places(state, stored, model.base_model_prefix, model.all_tied_weights_keys)
+    places = find_places(state, stored, model.base_model_prefix, tied_names(model))
     absent = [name for name in state if name not in places]
     if absent and len(set(map(id, places.values()))) < len(stored):
         return None  # what is left over may be what is missing, under an older name
-    if _untied(places, model.all_tied_weights_keys):
-        return None
     check_complete(source, absent)
+    _say_left_out(source, model, stored, places)
     for name, place in places.items():
         if place.shape != tuple(state[name].shape):
             raise ModelError(
@@ -334,10 +346,48 @@ def map_weights(
     return MappedWeights(places, state)
 
 
-def _untied(places: Mapping[str, Stored], tied: Mapping[str, str]) -> bool:
-    """Whether weights that the configuration ties are stored apart and differ."""
-    pairs = [(places[name], places[other]) for name, other in tied.items() if name in places]
-    return any(one is not two and not torch.equal(one.map(), two.map()) for one, two in pairs)
+def stored_apart(model: PreTrainedModel, files: Mapping[str, Stored]) -> bool:
+    """Whether weights that the configuration ties are stored both and differ: they count, then."""
+    stored, tied = _renamed(model, files), tied_names(model)
+    names = {*tied, *tied.values()}
+    places = find_places(names, stored, model.base_model_prefix, {})
+    pairs = [
+        (places[name], places[other])
+        for name, other in tied.items()
+        if name in places and other in places
+    ]
+    return any(
+        one != two and (one.shape != two.shape or not torch.equal(one.map(), two.map()))
+        for one, two in pairs
+    )
+
+
+def _say_left_out(
+    source: str,
+    model: PreTrainedModel,
+    stored: Mapping[str, Stored],
+    places: Mapping[str, Stored],
+) -> None:
+    """Tell the log what a checkpoint holds that its decoder has no place for."""
+    used = {place.name for place in places.values()}
+    known = [re.compile(one) for one in model._keys_to_ignore_on_load_unexpected or ()]
+    twins = tied_names(model)
+    odd = sorted(
+        place.name
+        for name, place in stored.items()
+        if place.name not in used
+        and name not in twins
+        and not any(one.search(name) for one in (*known, _DERIVED))
+    )
+    if odd:
+        _log.warning(
+            "'%s' stores %d tensor(s) that %s has no place for: they are neither used nor "
+            "exported: %s",
+            source,
+            len(odd),
+            type(model).__name__,
+            ", ".join(odd[:5]) + (", ..." if len(odd) > 5 else ""),
+        )
 
 
 def check_complete(source: str, absent: Sequence[str]) -> None:

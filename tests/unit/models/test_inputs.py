@@ -1,14 +1,15 @@
 """Architectures that cannot be walked block by block must say so, not give wrong masks."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
 from fedprune.errors import ModelError
 from fedprune.models.capture import capture_inputs
-from fedprune.models.loading import loaded_from
+from fedprune.models.layout import find_layout
+from fedprune.models.loading import LoadedModel
+from fedprune.models.weights import HeldWeights
 from tests.support.architectures import token_samples
 
 
@@ -26,7 +27,7 @@ class Decoder(nn.Module):
 
     def __init__(self, run):
         super().__init__()
-        self.run, self.config = run, SimpleNamespace()
+        self.run, self.config = run, PreTrainedConfig()
         self.embed = nn.Embedding(100, 8)
         self.layers = nn.ModuleList([Block(), Block()])
 
@@ -35,7 +36,8 @@ class Decoder(nn.Module):
 
 
 def capture(run, count=1):
-    loaded = loaded_from(Decoder(run), None)
+    model = Decoder(run)
+    loaded = LoadedModel(model, None, find_layout(model), "", HeldWeights(model))
     return list(capture_inputs(loaded, [sample[None] for sample in token_samples(count, 6)]))
 
 
