@@ -31,7 +31,6 @@ def by_votes(masks: Sequence[BitMask]) -> VoteCounter:
     votes = VoteCounter(masks[0].numel)
     for mask in masks:
         votes.add(mask)
-    votes.keep_planes()
     return votes
 
 

@@ -40,7 +40,6 @@ def by_planes(masks: Sequence[BitMask]) -> VoteCounter:
     votes = VoteCounter(masks[0].numel)
     for mask in masks:
         votes.add(mask)
-    votes.keep_planes()
     return votes
 
 
@@ -80,7 +79,7 @@ def compare(shape: tuple[int, int]) -> list[dict[str, str | float]]:
         },
         ROUNDS,
     )
-    planes = size // 8 * len(votes.keep_planes())
+    planes = size // 8 * CLIENTS.bit_length()
     linear = f"{shape[0]}x{shape[1]}"
     rows: list[dict[str, str | float]] = [
         {

@@ -208,10 +208,7 @@ def expand(
     """
     votes = sums.votes
     if not expansion:
-        kept = np.zeros((votes.numel + 63) // 64, dtype=np.uint64)
-        for plane in votes.keep_planes():
-            kept |= plane
-        return BitMask(kept.view(np.uint8)[: packed_size(votes.numel)], sums.shape)
+        return BitMask.from_bool((votes.keeps(0, votes.numel) > 0).reshape(sums.shape))
     magnitude: NDArray[np.float32] = mean.abs().reshape(-1).numpy()
     if pattern.structured:
         return select_nm(votes, pattern, magnitude, sums.shape, rule)

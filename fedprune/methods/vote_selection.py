@@ -1,11 +1,10 @@
 """From votes to one mask: the most voted weights are pruned, exactly as many as asked.
 
 FedPrLLM's server step (arXiv 2505.13547, step 4 of its algorithm) for all of its comparison
-groups. The threshold of each group is found digit by digit on the counter's bit planes, from the
-highest down: no votes are unpacked, and only weights tied at a threshold are looked at one by one.
+groups. A histogram of a group's votes says at which count pruning ends; only the weights tied
+there are ranked, by |W|, by index or at random.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,20 +12,16 @@ from numpy.typing import NDArray
 
 from fedprune.config.pattern import GROUPS, Pattern, Rounding, pruned_count
 from fedprune.errors import ConfigError, ModelError
-from fedprune.methods.group_loops import compare_digit, narrow
-from fedprune.methods.keys import MatrixKeys, RandomKeys
-from fedprune.methods.rows import from_groups, full_groups, to_groups
-from fedprune.methods.ties import drop_tied
-from fedprune.methods.votes import VoteCounter, Words
+from fedprune.methods.votes import VoteCounter, Votes
 from fedprune.wire.masks import BitMask
-
-Counts = NDArray[np.int64]
 
 TIES = ("magnitude", "index", "random")
 ROUNDINGS = ("floor", "ceil")
 
-_WORDS = 1 << 13  # words of a step over rows or columns: its planes stay in a core's cache
-_WEIGHTS = 1 << 18  # weights of a step over N:M groups
+_WEIGHTS = 1 << 18  # weights of a step: what is made of them stays in a core's cache
+_BINS = 1 << 12  # votes up to which a histogram is the shortest way to a threshold
+
+Keys = NDArray[np.float32] | NDArray[np.uint32]
 
 
 @dataclass(frozen=True)
@@ -109,20 +104,31 @@ def select(
     _check_sizes(votes, magnitude, shape)
     if not 0.0 <= sparsity < 1.0:
         raise ConfigError(f"`sparsity` must be at least 0 and below 1, got {sparsity}.")
-    d_out, d_in = shape
-    groups, size = {"layer": (1, votes.numel), "row": (d_out, d_in), "column": (d_in, d_out)}[
-        rule.group
-    ]
-    keeps = votes.keep_planes()
-    planes = [to_groups(plane, shape, rule.group) for plane in keeps]
-    rest = None
-    if rule.majority_floor:
-        rest = to_groups(_not_majority(votes), shape, rule.group)
-    tied = full_groups(groups, size)
-    left = np.full(groups, pruned_count(size, sparsity, rule.rounding), dtype=np.int64)
-    survivors = _split(planes, rest, tied, left)
-    _resolve(tied, left, rest, MatrixKeys(magnitude, shape, rule.group), rule)
-    return BitMask(from_groups(survivors | tied, shape, rule.group), shape)
+    groups = {"layer": (1, votes.numel), "row": shape, "column": shape}[rule.group]
+    mask = np.empty(groups, dtype=np.bool_)
+    keeps, weights, survives = _keeps(votes, 0, votes.numel, rule), magnitude, mask
+    keeps, weights = keeps.reshape(groups), weights.reshape(groups)
+    if rule.group == "column":
+        keeps, weights, survives = np.ascontiguousarray(keeps.T), weights.T, mask.T
+    count = pruned_count(keeps.shape[1], sparsity, rule.rounding)
+    random, filled = _Random(rule.seed), _half(votes) if rule.majority_floor else -1
+    step = max(_WEIGHTS // keeps.shape[1], 1)
+    for start in range(0, len(keeps), step):
+        part, kept = keeps[start : start + step], survives[start : start + step]
+        limits = _limits(part, min(count, keeps.shape[1] - 1), votes.total)
+        np.greater_equal(part, limits, out=kept)
+        tied = part == limits
+        left = count - np.count_nonzero(part < limits, axis=1)
+        for group in left.nonzero()[0].tolist():
+            places = tied[group].nonzero()[0]
+            if rule.ties == "index" and limits[group, 0] != filled:
+                pruned = places[: left[group]]
+            elif rule.ties == "random" and limits[group, 0] != filled:
+                pruned = places[_lowest(random.draw(places.size), int(left[group]))]
+            else:
+                pruned = places[_lowest(weights[start + group][places], int(left[group]))]
+            kept[group][pruned] = False
+    return BitMask.from_bool(mask.reshape(shape))
 
 
 def select_nm(
@@ -152,97 +158,72 @@ def select_nm(
     if shape[1] % m:
         raise ModelError(f"Pattern '{pattern}' needs d_in divisible by {m}, got {shape[1]}.")
     mask = np.empty(votes.numel, dtype=np.bool_)
-    random = RandomKeys(rule.seed)
+    random = _Random(rule.seed)
     step = max(_WEIGHTS // m, 1) * m
     for start in range(0, votes.numel, step):
         stop = min(start + step, votes.numel)
-        keys = _order(votes.counts(start, stop), votes.total, magnitude[start:stop], rule, random)
+        keeps = _keeps(votes, start, stop, rule)
+        # Bit patterns of non-negative floats sort as the floats do: one key holds both.
+        codes = magnitude[start:stop].view(np.uint32)
+        ties = {"magnitude": codes, "index": np.zeros_like(codes)}.get(rule.ties)
+        if ties is None:
+            ties = random.draw(codes.size)
+        if rule.majority_floor:
+            ties = np.where(keeps == _half(votes), codes, ties)
+        keys = keeps.astype(np.uint64) << np.uint64(32) | ties
         mask[start:stop].reshape(-1, m)[:] = (_ranks(keys.reshape(-1, m).T) >= m - n).T
     return BitMask.from_bool(mask.reshape(shape))
 
 
-def _not_majority(votes: VoteCounter) -> Words:
-    """Return the bits of the weights that at most half of the votes prune; padding is any."""
-    half = (votes.total + 1) // 2  # kept by as many: found from the highest digit down
-    more = np.zeros((votes.numel + 63) // 64, dtype=np.uint64)
-    equal = ~more
-    planes = votes.keep_planes()
-    for digit in reversed(range(len(planes))):
-        compare_digit(planes[digit], bool(half >> digit & 1), more, equal)
-    return more | equal
+class _Random:
+    """Numbers that depend on the seed alone: NumPy keeps a generator's raw output the same."""
+
+    def __init__(self, seed: int) -> None:
+        self._stream = np.random.PCG64(seed)
+
+    def draw(self, count: int) -> NDArray[np.uint32]:
+        return (self._stream.random_raw(count) >> np.uint64(32)).astype(np.uint32)
 
 
-def _split(planes: Sequence[Words], rest: Words | None, tied: Words, left: Counts) -> Words:
-    """Return each group's sure survivors.
-
-    Parameters
-    ----------
-    planes : sequence of Words
-        Binary digits of the votes to keep, lowest first, shape (groups, words) each.
-    rest : Words or None
-        What no majority prunes: it counts as kept by more than all, so it is chosen last, all tied.
-    tied : Words
-        All weights; only those tied at the group's threshold are left, in place.
-    left : NDArray[np.int64]
-        Weights to prune in each group, shape (groups,); in the end, of the tied.
-    """
-    survivors = np.zeros_like(tied)
-    step = max(_WORDS // tied.shape[1], 1)
-    scratch = np.empty_like(tied[:step])
-    for start in range(0, tied.shape[0], step):
-        part = slice(start, start + step)
-        ties = tied[part]
-        size = np.bitwise_count(ties).sum(axis=1, dtype=np.int64)
-        for plane in reversed(planes):
-            digit = plane[part]
-            if rest is not None:
-                digit = np.bitwise_or(digit, rest[part], out=scratch[: len(ties)])
-            narrow(digit, ties, survivors[part], left[part], size)
-    return survivors
+def _half(votes: VoteCounter) -> int:
+    """Return the votes to keep from which on no majority prunes."""
+    return (votes.total + 1) // 2
 
 
-def _resolve(tied: Words, left: Counts, rest: Words | None, keys: MatrixKeys, rule: Rule) -> None:
-    """Clear the tied weights that are pruned; those without a majority go by magnitude."""
-    if rest is not None and rule.ties != "magnitude":
-        # All of a group's ties have a majority, or none has.
-        filled = (tied & rest).any(axis=1)
-        drop_tied(tied, np.where(filled, left, 0), keys)
-        left = np.where(filled, 0, left)
-    orders = {"magnitude": keys, "index": None, "random": RandomKeys(rule.seed)}
-    drop_tied(tied, left, orders[rule.ties])
+def _keeps(votes: VoteCounter, start: int, stop: int, rule: Rule) -> Votes:
+    """Return votes to keep; with a majority floor what no majority prunes has the same number."""
+    keeps = votes.keeps(start, stop)
+    return np.minimum(keeps, _half(votes), out=keeps) if rule.majority_floor else keeps
 
 
-def _order(
-    votes: NDArray[np.uint16 | np.uint32],
-    total: int,
-    magnitude: NDArray[np.float32],
-    rule: Rule,
-    random: RandomKeys,
-) -> NDArray[np.uint64]:
-    """Return keys that sort weights as they are pruned; equal ones go by index."""
-    keeps = (total - votes.astype(np.int64)).astype(np.uint64)
-    # Bit patterns of non-negative floats sort as the floats do: one key holds both.
-    codes = magnitude.view(np.uint32)
-    ties = codes
-    if rule.ties == "index":
-        ties = np.zeros_like(codes)
-    elif rule.ties == "random":
-        ties = random.draw(codes.size)
-    if rule.majority_floor:
-        rest = 2 * keeps >= total
-        keeps[rest] = total
-        ties = np.where(rest, codes, ties)
-    return keeps << np.uint64(32) | ties
+def _limits(keeps: Votes, count: int, most: int) -> Votes:
+    """Return each group's lowest number with more than `count` at or below, shape (groups, 1)."""
+    groups, size = keeps.shape
+    if most > _BINS:
+        limits: Votes = np.partition(keeps, count, axis=1)[:, count : count + 1]
+        return limits
+    bins, step = most + 1, max(_WEIGHTS // groups, 1)
+    found, offsets = np.zeros(groups * bins, np.int64), np.arange(groups)[:, np.newaxis] * bins
+    for start in range(0, size, step):
+        values = keeps[:, start : start + step] + offsets
+        found += np.bincount(values.ravel(), minlength=found.size)
+    below = found.reshape(groups, bins).cumsum(axis=1) <= count
+    limits = np.count_nonzero(below, axis=1)[:, np.newaxis].astype(keeps.dtype)
+    return limits
+
+
+def _lowest(keys: Keys, count: int) -> NDArray[np.bool_]:
+    """Flag the `count` lowest keys, at least one, of equals the first."""
+    limit = np.partition(keys, count - 1)[count - 1]
+    lowest: NDArray[np.bool_] = keys <= limit
+    beyond = np.count_nonzero(lowest) - count
+    if beyond:
+        lowest[np.flatnonzero(keys == limit)[-beyond:]] = False
+    return lowest
 
 
 def _ranks(keys: NDArray[np.uint64]) -> NDArray[np.int32]:
-    """Return each key's rank within its group, from 0; of equals the first has the lower rank.
-
-    Parameters
-    ----------
-    keys : NDArray[np.uint64]
-        Shape (m, groups).
-    """
+    """Return each key's rank in its group, shape (m, groups); of equals the first is lower."""
     keys = np.ascontiguousarray(keys)
     ranks = np.zeros(keys.shape, dtype=np.int32)
     for lane in range(keys.shape[0]):

@@ -17,6 +17,7 @@ from fedprune.methods.state import Arrays, numbers
 from fedprune.wire.masks import BitMask, packed_size
 
 Words = NDArray[np.uint64]
+Votes = NDArray[np.unsignedinteger[Any]]
 
 BINS = 1 << 12  # a histogram's entries beyond which votes are gathered in bins
 MAX_TOTAL = (1 << 32) - 1  # votes are at most uint32
@@ -93,32 +94,29 @@ class VoteCounter:
         else:
             self._add_weighted(mask, weight)
 
-    def keep_planes(self) -> tuple[Words, ...]:
-        """Return the binary digits of the votes to keep each weight.
-
-        Lowest digit first; each plane has a bit per weight, padded with zeros to whole words.
-        """
-        self._add_waiting()
-        self._waiting = None
-        return tuple(self._planes)
+    def keeps(self, start: int, stop: int) -> Votes:
+        """Return the votes to keep weights start..stop, in the narrowest type for the total."""
+        planes, dtype = self._counted(), np.min_scalar_type(self.total)
+        keeps: Votes = np.zeros(stop - start, dtype=dtype)
+        for first in range(start, stop, _WEIGHTS):
+            last = min(first + _WEIGHTS, stop)
+            part = keeps[first - start : last - start]
+            for lowest in range(0, len(planes), 8):  # a byte's worth of digits, highest first
+                digits = np.zeros(part.size, dtype=np.uint8)
+                for plane in reversed(planes[lowest : lowest + 8]):
+                    digits += digits
+                    digits |= _flags(plane, first, last)
+                np.bitwise_or(part, np.left_shift(digits, lowest, dtype=dtype), out=part)
+        return keeps
 
     def counts(self, start: int, stop: int) -> NDArray[np.uint16 | np.uint32]:
         """Return the votes to prune weights start..stop, flat indices.
 
         uint16 where the total is at most 65,535, uint32 above.
         """
-        wide = self.total > np.iinfo(np.uint16).max
-        dtype = np.dtype(np.uint32 if wide else np.uint16)
-        keeps: NDArray[np.uint16 | np.uint32] = np.zeros(stop - start, dtype=dtype)
-        planes = self.keep_planes()
-        for lowest in range(0, len(planes), 8):  # a byte's worth of digits, highest first
-            digits = np.zeros(keeps.size, dtype=np.uint8)
-            for plane in reversed(planes[lowest : lowest + 8]):
-                digits += digits
-                digits |= _flags(plane, start, stop)
-            np.bitwise_or(keeps, np.left_shift(digits, lowest, dtype=dtype), out=keeps)
-        np.subtract(self.total, keeps, out=keeps)
-        return keeps
+        dtype = np.promote_types(np.min_scalar_type(self.total), np.uint16)
+        votes: NDArray[np.uint16 | np.uint32] = self.keeps(start, stop).astype(dtype)
+        return np.subtract(self.total, votes, out=votes)
 
     def histogram(self) -> NDArray[np.int64]:
         """Return how many weights have each number of votes, shape (total + 1,).
@@ -136,7 +134,7 @@ class VoteCounter:
 
     def state(self) -> Arrays:
         """Return the counters as arrays."""
-        planes = {f"plane-{digit}": plane for digit, plane in enumerate(self.keep_planes())}
+        planes = {f"plane-{digit}": plane for digit, plane in enumerate(self._counted())}
         return {**planes, "counts": numbers(self._clients, self._total, self._squares)}
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -145,6 +143,12 @@ class VoteCounter:
         self._widen()
         for digit, plane in enumerate(self._planes):
             plane[:] = arrays[f"plane-{digit}"]
+
+    def _counted(self) -> list[Words]:
+        """Return the binary digits of the votes to keep, lowest first, with no mask waiting."""
+        self._add_waiting()
+        self._waiting = None
+        return self._planes
 
     def _queue(self, mask: BitMask) -> None:
         if self._waiting is None:

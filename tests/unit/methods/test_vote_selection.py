@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 
 from fedprune.config.pattern import Pattern
 from fedprune.errors import ConfigError, ModelError
-from fedprune.methods import ties as ties_module
 from fedprune.methods import vote_selection as module
-from fedprune.methods.rows import from_groups, to_groups
 from fedprune.methods.vote_selection import Rule, select, select_nm
 from fedprune.methods.votes import VoteCounter
 from fedprune.wire.masks import BitMask
@@ -212,15 +210,11 @@ def test_steps_do_not_show(monkeypatch, rule):
     sparsities = (0.1, 0.3, 0.45, 0.6, 0.9)
     before = [select(counted(masks), s, magnitude, shape, rule) for s in sparsities]
     nm = select_nm(counted(masks), Pattern(1, 4), magnitude, shape, rule)
-    monkeypatch.setattr(module, "_WORDS", 7)
-    monkeypatch.setattr(module, "_WEIGHTS", 10)
-    monkeypatch.setattr(ties_module, "_BYTES", 8)
-    monkeypatch.setattr(ties_module, "_CHUNK", 7)
-    assert nm == select_nm(counted(masks), Pattern(1, 4), magnitude, shape, rule)
-    for dense in (0.0, 1 / 16, 1.0):
-        monkeypatch.setattr(ties_module, "_DENSE", dense)
-        again = [select(counted(masks), s, magnitude, shape, rule) for s in sparsities]
-        assert before == again
+    for weights, bins in ((10, 4096), (500, 4096), (500, 0)):
+        monkeypatch.setattr(module, "_WEIGHTS", weights)
+        monkeypatch.setattr(module, "_BINS", bins)
+        assert nm == select_nm(counted(masks), Pattern(1, 4), magnitude, shape, rule)
+        assert before == [select(counted(masks), s, magnitude, shape, rule) for s in sparsities]
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -235,39 +229,6 @@ def test_many_ties(group, shape):
         expected = oracle(votes, np.abs(magnitude), rule, 2, groups, counts)
         found = select(counted(masks), 0.4, np.abs(magnitude), shape, rule)
         assert np.array_equal(found.to_bool().ravel(), expected)
-
-
-@pytest.mark.parametrize("bracket", [(0, 1), (0x7F000000, 0x7F000001)], ids=["low", "high"])
-def test_a_sample_that_misleads(monkeypatch, bracket):
-    masks, magnitude = case(7, 2, (8, 100), 50)
-    before = select(counted(masks), 0.4, magnitude, (8, 100), Rule())
-    monkeypatch.setattr(ties_module, "_likely", lambda *_: bracket)
-    assert select(counted(masks), 0.4, magnitude, (8, 100), Rule()) == before
-
-
-def test_a_sample_spares_most_of_the_work():
-    size = 200_000
-    magnitude = np.random.default_rng(1).random(size).astype(np.float32)
-    tied = np.full((1, size // 64), 0xFFFFFFFFFFFFFFFF, dtype=np.uint64)
-    low, high = ties_module._likely(tied, size // 3, magnitude.view(np.int32))
-    threshold = int(np.sort(magnitude.view(np.int32))[size // 3])
-    assert low < threshold < high
-    codes = magnitude.view(np.int32)
-    assert np.count_nonzero((codes >= low) & (codes <= high)) < 0.03 * size
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (3, 70), (64, 64), (65, 63), (130, 1100)], ids=str)
-def test_columns_are_transposed_bits(shape):
-    bits = np.random.default_rng(0).random(shape) < 0.5
-    plane = np.zeros((bits.size + 63) // 64, dtype=np.uint64)
-    packed = np.packbits(bits, bitorder="little")
-    plane.view(np.uint8)[: packed.size] = packed
-    for group, lines in (("row", bits), ("column", bits.T)):
-        words = to_groups(plane, shape, group)
-        flags = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")
-        assert np.array_equal(flags[:, : lines.shape[1]], lines)
-        assert not flags[:, lines.shape[1] :].any()
-        assert np.array_equal(from_groups(words, shape, group), packed)
 
 
 def test_all_equal_prunes_the_lower_index_first():

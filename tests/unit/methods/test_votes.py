@@ -53,7 +53,7 @@ def test_counters_never_overflow(clients):
     assert expected.min() == 0
     assert expected.max() == clients
     assert np.array_equal(counter.counts(0, 111), expected)
-    assert len(counter.keep_planes()) == clients.bit_length()
+    assert len(counter._counted()) == clients.bit_length()
 
 
 def test_more_clients_than_uint16_holds():
@@ -71,7 +71,7 @@ def test_more_clients_than_uint16_holds():
 def test_order_does_not_matter():
     masks = random_masks(21, (4, 33))
     forward, backward = counted(masks), counted(masks[::-1])
-    for one, other in zip(forward.keep_planes(), backward.keep_planes(), strict=True):
+    for one, other in zip(forward._counted(), backward._counted(), strict=True):
         assert np.array_equal(one, other)
 
 
@@ -140,7 +140,7 @@ def test_weighted_votes(weights, seed):
     assert counter.clients == len(weights)
     assert counter.total == sum(weights)
     assert np.array_equal(counter.counts(0, 111), expected)
-    assert len(counter.keep_planes()) == counter.total.bit_length()
+    assert len(counter._counted()) == counter.total.bit_length()
     if counter.total <= module.BINS:
         assert (
             counter.histogram().tolist()
@@ -156,7 +156,7 @@ def test_a_weight_is_as_many_masks():
         for _ in range(weight):
             other.add(BitMask.from_bool(mask))
     assert one.total == other.total == 32
-    for plane, same in zip(one.keep_planes(), other.keep_planes(), strict=True):
+    for plane, same in zip(one._counted(), other._counted(), strict=True):
         assert np.array_equal(plane, same)
 
 
