@@ -15,8 +15,9 @@ from hydra.errors import HydraException
 
 from fedprune.config import RunConfig, config_from_overrides, from_yaml, replace
 from fedprune.config.compose import sweep_of
+from fedprune.config.keys import all_keys, flatten
 from fedprune.config.overrides import group_options
-from fedprune.config.schema import SECTIONS, all_keys, flatten
+from fedprune.config.schema import SECTIONS
 from fedprune.config.suggest import did_you_mean, show
 from fedprune.errors import ConfigError
 from fedprune.results.environment import source_digest

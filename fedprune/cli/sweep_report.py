@@ -12,7 +12,7 @@ from rich.table import Table
 
 from fedprune import __version__
 from fedprune.cli.sweep_plan import baseline_key
-from fedprune.config.schema import flatten
+from fedprune.config.keys import flatten
 from fedprune.errors import ConfigError
 from fedprune.report.byte_plot import plot_bytes
 from fedprune.report.page import write_report

@@ -12,6 +12,7 @@ from fedprune.config.compose import (
     resumption,
     to_overrides,
 )
+from fedprune.config.keys import flatten
 from fedprune.config.pattern import Pattern
 from fedprune.config.schema import (
     AllocationConfig,
@@ -27,7 +28,6 @@ from fedprune.config.schema import (
     StrategyConfig,
     TrackingConfig,
     find_strategies,
-    flatten,
     register_strategy,
     replace,
 )

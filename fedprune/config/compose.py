@@ -14,6 +14,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import cast
 
+from fedprune.config.keys import flatten
 from fedprune.config.overrides import (
     CONF,
     OPTION_GROUPS,
@@ -25,7 +26,7 @@ from fedprune.config.overrides import (
     presets,
 )
 from fedprune.config.relations import Relation, enough_simulated_clients
-from fedprune.config.schema import DataConfig, RunConfig, flatten, replace
+from fedprune.config.schema import DataConfig, RunConfig, replace
 from fedprune.config.suggest import did_you_mean, show
 from fedprune.config.validation import checked, from_yaml, raise_problems
 from fedprune.errors import ConfigError

@@ -9,13 +9,12 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path, PurePath
 
+from fedprune.config.keys import all_keys, value_type
 from fedprune.config.schema import (
     DISCRIMINATORS,
     SECTIONS,
-    all_keys,
     strategy_names,
     strategy_type,
-    value_type,
 )
 from fedprune.config.suggest import did_you_mean, show
 from fedprune.plugins import PRUNERS, plugin_names
@@ -83,8 +82,8 @@ def _with_groups(chosen: dict[str, str]) -> dict[str, str]:
     found = {key: value for key, value in chosen.items() if key in OPTION_GROUPS}
     for section, discriminator in DISCRIMINATORS.items():
         name = _unquoted(chosen.get(f"{section}.{discriminator}", ""))
-        options = (*group_options(section), *_without_file(section))
-        if name in options and (section != "data" or section not in found):
+        known = name in group_options(section) or (name and name in _without_file(section))
+        if known and (section != "data" or section not in found):
             found[section] = name
     return found | {key: value for key, value in chosen.items() if key not in found}
 

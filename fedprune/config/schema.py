@@ -8,8 +8,6 @@ method, which register themselves (:func:`register_strategy`); `PrunerConfig`; `
 
 import math
 import re
-import types
-import typing
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -25,15 +23,11 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
-from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from fedprune.config.pattern import Pattern
 from fedprune.errors import ConfigError
 from fedprune.plugins import PRUNERS, plugin_names
-
-Plain = str | int | float | bool | None
-"""A value as YAML and JSON have it."""
 
 
 def _not_empty(text: str) -> str:
@@ -177,8 +171,8 @@ class HubDataConfig(DataConfig):
 
 
 def _known_pruner(name: str) -> str:
-    if name not in (known := (*PRUNER_TYPES, *plugin_names(PRUNERS))):
-        raise PydanticCustomError("choice", "unknown", {"choices": known})
+    if name not in PRUNER_TYPES and name not in (brought := plugin_names(PRUNERS)):
+        raise PydanticCustomError("choice", "unknown", {"choices": (*PRUNER_TYPES, *brought)})
     return name
 
 
@@ -408,6 +402,16 @@ def strategy_type(name: str) -> type[StrategyConfig] | None:
     return _STRATEGIES.get(name)
 
 
+DISCRIMINATORS: Mapping[str, str] = {"strategy": "name", "pruner": "name", "data": "source"}
+"""Union -> the key that decides which keys it has."""
+
+UNIONS: Mapping[str, Mapping[str, type[Section]]] = {
+    "strategy": _STRATEGIES,
+    "pruner": PRUNER_TYPES,
+    "data": {"hub": HubDataConfig},
+}
+"""Union -> choice -> the type of its keys; a choice that is not here has those of all."""
+
 SECTIONS: Mapping[str, type[Section]] = {
     name: field.annotation
     for name, field in RunConfig.model_fields.items()
@@ -415,84 +419,10 @@ SECTIONS: Mapping[str, type[Section]] = {
 }
 """Name of a section and its type; of a union the type with the keys of all its members."""
 
-DISCRIMINATORS: Mapping[str, str] = {"strategy": "name", "pruner": "name", "data": "source"}
-"""Union -> the key that decides which keys it has."""
-
-
-def members(section: str) -> Mapping[str, type[Section]]:
-    """Return choice -> type of a union, as far as loaded; of another section just its type."""
-    unions: Mapping[str, Mapping[str, type[Section]]] = {
-        "strategy": _STRATEGIES,
-        "pruner": PRUNER_TYPES,
-        "data": {"hub": HubDataConfig},
-    }
-    return unions.get(section, {"": SECTIONS[section]})
-
 
 def section_type(section: str, values: Mapping[str, object]) -> type[Section]:
     """Return the type of a section with these values, of which its discriminator decides."""
     choice = values.get(DISCRIMINATORS.get(section, ""))
     if section == "strategy" and isinstance(choice, str):
         return strategy_type(choice) or StrategyConfig
-    return members(section).get(str(choice), SECTIONS[section])
-
-
-def all_keys() -> dict[str, FieldInfo]:
-    """Return dotted key -> field of every value that some choice has, in the order of the types."""
-    found: dict[str, FieldInfo] = {}
-    for name, field in RunConfig.model_fields.items():
-        if name not in SECTIONS:
-            found[name] = field
-            continue
-        for kind in (SECTIONS[name], *members(name).values()):
-            for key, inner in kind.model_fields.items():
-                found.setdefault(f"{name}.{key}", inner)
-    return found
-
-
-def owners(key: str) -> list[str]:
-    """Return the choices of a union that have a key which not all of them have."""
-    section, _, name = key.partition(".")
-    if section not in DISCRIMINATORS or name in SECTIONS[section].model_fields:
-        return []
-    return [choice for choice, kind in members(section).items() if name in kind.model_fields]
-
-
-def value_type(field: FieldInfo) -> tuple[type, bool, tuple[str, ...]]:
-    """Return the plain type of a key's values, whether null is one, and the names it may have."""
-    kind: Any = field.annotation
-    optional = False
-    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
-        kind = next(part for part in typing.get_args(kind) if part is not type(None))
-        optional = True
-    if typing.get_origin(kind) is Annotated:
-        kind = typing.get_args(kind)[0]
-    if typing.get_origin(kind) is Literal:
-        return str, optional, typing.get_args(kind)
-    return (str if kind is Pattern else kind), optional, ()
-
-
-def bounds(field: FieldInfo) -> str:
-    """Return the interval that a number must lie in, in words."""
-    kind: Any = field.annotation
-    rules = list(field.metadata)
-    for part in typing.get_args(kind):
-        for extra in getattr(part, "__metadata__", ()):
-            rules += getattr(extra, "metadata", [extra])
-    words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
-    ends = [
-        f"{word} {getattr(rule, name):g}"
-        for name, word in words.items()
-        for rule in rules
-        if getattr(rule, name, None) is not None
-    ]
-    return " and ".join(ends)
-
-
-def flatten(config: RunConfig) -> dict[str, Plain]:
-    """Return dotted key -> plain value of every key that the configuration has."""
-    found: dict[str, Plain] = {}
-    for section, value in config.model_dump(mode="json").items():
-        inner = value if isinstance(value, dict) else {"": value}
-        found |= {f"{section}.{key}".rstrip("."): plain for key, plain in inner.items()}
-    return found
+    return UNIONS.get(section, {}).get(str(choice), SECTIONS[section])

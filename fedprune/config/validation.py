@@ -12,19 +12,10 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from fedprune.config.keys import all_keys, bounds, owners, value_type
 from fedprune.config.pattern import Pattern
 from fedprune.config.relations import RELATIONS, Relation, told
-from fedprune.config.schema import (
-    DISCRIMINATORS,
-    SECTIONS,
-    RunConfig,
-    all_keys,
-    bounds,
-    members,
-    owners,
-    section_type,
-    value_type,
-)
+from fedprune.config.schema import DISCRIMINATORS, SECTIONS, RunConfig, section_type
 from fedprune.config.suggest import did_you_mean, show
 from fedprune.errors import ConfigError
 
@@ -104,14 +95,15 @@ def checked(data: object, earlier: Sequence[str] = (), more: Sequence[Relation] 
         If there is any problem; it carries all of them.
     """
     problems = list(earlier)
-    wrong: list[ErrorDetails] = []
+    details: list[ErrorDetails] = []
     try:
         run = RunConfig.model_validate(data)
     except ValidationError as error:
-        wrong = error.errors(include_url=False)
-        run = _right_part(data, {_key(detail) for detail in wrong})
-    for detail in wrong:
-        problems.extend(_sentences(detail, data))
+        details = error.errors(include_url=False)
+        run = _right_part(data, {_key(detail) for detail in details})
+    wrong = {_key(detail) for detail in details}
+    for detail in details:
+        problems.extend(_sentences(detail, data, wrong))
     relations = (*RELATIONS, *more, lambda run: run.strategy.check(run))
     problems.extend(told(run, relations))
     raise_problems(problems)
@@ -162,17 +154,15 @@ def _read(field: FieldInfo, value: object) -> object:
     return float(value) if is_float and isinstance(value, int) else value
 
 
-def _sentences(detail: ErrorDetails, data: object) -> Iterator[str]:
+def _sentences(detail: ErrorDetails, data: object, wrong: set[str]) -> Iterator[str]:
     """Yield what a user reads of one of pydantic's findings."""
     key, kind, value = _key(detail), detail["type"], detail["input"]
-    field = all_keys().get(key)
+    field = _field(key, data)
     if kind in ("extra_forbidden", "invalid_key"):
-        yield from _no_key(key, data)
+        yield from _no_key(key, data, wrong)
     elif kind == "missing":
-        keys = (
-            [f"{key}.{name}" for name in SECTIONS[key].model_fields] if key in SECTIONS else [key]
-        )
-        yield from (f"`{name}` is missing. Add it." for name in keys)
+        inner = [f"{key}.{name}" for name in SECTIONS[key].model_fields] if key in SECTIONS else []
+        yield from (f"`{name}` is missing. Add it." for name in inner or [key])
     elif field is None:
         where = f"`{key}`" if key else "The configuration"
         yield f"{where} must be a mapping of keys to values, got {show(value)}."
@@ -180,20 +170,30 @@ def _sentences(detail: ErrorDetails, data: object) -> Iterator[str]:
         yield _wrong_value(key, field, detail)
 
 
-def _no_key(key: str, data: object) -> Iterator[str]:
+def _field(key: str, data: object) -> FieldInfo | None:
+    section, _, name = key.rpartition(".")
+    kind = section_type(section, _values(section, data)) if section in SECTIONS else RunConfig
+    return None if key in SECTIONS else kind.model_fields.get(name)
+
+
+def _values(section: str, data: object) -> dict[str, object]:
+    values = data.get(section) if isinstance(data, dict) else None
+    return values if isinstance(values, dict) else {}
+
+
+def _no_key(key: str, data: object, wrong: set[str]) -> Iterator[str]:
     """Yield why a key cannot be set: nobody has it, or another choice."""
     section, _, name = key.partition(".")
     having = owners(key)
-    if not having:
+    values = _values(section, data)
+    if not having or name not in values:
         hint = did_you_mean(key, [*all_keys(), *SECTIONS])
         yield f"{show(key)} is not a configuration key.{hint}"
         return
     discriminator = DISCRIMINATORS[section]
-    values = data[section] if isinstance(data, dict) else {}
-    chosen = values.get(discriminator)
-    common = SECTIONS[section].model_fields
-    own = [one for one in section_type(section, values).model_fields if one not in common]
-    if chosen in members(section) or section == "data":
+    if f"{section}.{discriminator}" not in wrong:  # else nobody knows which keys there are
+        chosen, common = values[discriminator], SECTIONS[section].model_fields
+        own = [one for one in section_type(section, values).model_fields if one not in common]
         has = _listed([f"`{one}`" for one in own]) or "no key"
         yield (
             f"`{key}` is a key of {_listed(having)}; {chosen} has {has} besides those of all. "
@@ -219,7 +219,7 @@ def _wrong_value(key: str, field: FieldInfo, detail: ErrorDetails) -> str:
         listed = ", ".join(repr(name) for name in names)
         hint = did_you_mean(str(value), names)
         return f"`{key}` must be one of {listed}, got {show(value)}.{hint}"
-    if kind == "value_error":
+    if kind == "value_error" and not (plain in (str, bool) and isinstance(value, int | float)):
         return f"`{key}` {context['error']}, got {show(value)}."
     if kind in _BOUNDS:
         return f"`{key}` must be {bounds(field)}, got {show(value)}."

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fedprune.config.schema import flatten
+from fedprune.config.keys import flatten
 from fedprune.models.sidecar import read_sidecar
 from fedprune.results.read import find_sidecar, read_config, read_results
 from fedprune.wire.masks import BitMask

@@ -18,7 +18,7 @@ from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
 from fedprune.config import RunConfig, TrackingConfig
-from fedprune.config.schema import flatten
+from fedprune.config.keys import flatten
 from fedprune.errors import ConfigError
 from fedprune.models.folder import is_local
 from fedprune.results.build import LinearFigures

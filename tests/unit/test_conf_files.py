@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from fedprune.config import compose_config, config_from_overrides
+from fedprune.config.keys import all_keys
 from fedprune.config.overrides import OPTION_GROUPS, group_options
-from fedprune.config.schema import all_keys
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 FILES = sorted(CONF.rglob("*.yaml"))

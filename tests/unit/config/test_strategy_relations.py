@@ -3,8 +3,8 @@
 import pytest
 
 from fedprune.config import compose_config
+from fedprune.config.keys import all_keys, owners
 from fedprune.config.overrides import group_options
-from fedprune.config.schema import all_keys, owners
 from fedprune.errors import ConfigError
 
 MOMENTS = ("sparsegpt", "alps", "sparseswaps")

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from fedprune.config import Pattern, compose_config, from_yaml, to_yaml
-from fedprune.config.schema import all_keys, bounds, value_type
+from fedprune.config.keys import all_keys, bounds, value_type
 from fedprune.config.validation import checked
 from fedprune.errors import ConfigError
 

@@ -7,7 +7,8 @@ import pytest
 from datasets import Dataset
 from flwr_datasets.partitioner import DirichletPartitioner
 
-from fedprune.config.schema import DataConfig, value_type
+from fedprune.config import DataConfig
+from fedprune.config.keys import value_type
 from fedprune.data.documents import Document
 from fedprune.data.partitions import HOWS, SKEWS, partition_documents
 from fedprune.errors import DataError
