@@ -69,8 +69,8 @@ browser: ## Install Chromium for the test of the report's page (Debian, as root)
 	  apt-get install -y -qq --no-install-recommends chromium >/dev/null; }
 
 nginx: ## Install nginx for the tests of the gateway (Debian, as root)
-	@PATH="$$PATH:/usr/sbin" command -v nginx >/dev/null || { apt-get update -qq && \
-	  apt-get install -y -qq --no-install-recommends nginx-light >/dev/null; }
+	@{ PATH="$$PATH:/usr/sbin" command -v nginx && command -v envsubst; } >/dev/null || { apt-get update -qq && \
+	  apt-get install -y -qq --no-install-recommends nginx-light gettext-base >/dev/null; }
 
 lint: $(VENV)/.developer ## Style, types and the direction of imports
 	$(BIN)/ruff check .

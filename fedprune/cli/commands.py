@@ -222,14 +222,13 @@ def _status_arguments(parser: ArgumentParser) -> None:
     form.add_argument(
         "--metrics", action="store_true", help="print metrics in the text format of Prometheus"
     )
-    parser.add_argument("--gateway", metavar="FILE", help="also what a gateway refused: its tally")
 
 
 def _status(arguments: Namespace) -> int:
     from fedprune.cli.status import Look, run_status, watch_status
 
     form = "json" if arguments.json else "metrics" if arguments.metrics else "table"
-    look = Look(arguments.run, arguments.gateway, form)
+    look = Look(arguments.run, form)
     return watch_status(look) if arguments.watch else run_status(look)
 
 

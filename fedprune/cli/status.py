@@ -14,7 +14,6 @@ from rich.text import Text
 
 from fedprune.disk import home
 from fedprune.errors import ConfigError
-from fedprune.results.gateway import GatewayTally, read_gateway
 from fedprune.results.progress import LABELS
 from fedprune.results.prometheus import prometheus_text
 from fedprune.results.run_status import PROGRESS, Status, moment, read_status
@@ -31,25 +30,17 @@ class Look:
     ----------
     run : str or None
         A run's folder; None takes the newest.
-    gateway : str or None
-        The file of a gateway's tally.
     form : str
         "table", "json" or "metrics".
     """
 
     run: str | None
-    gateway: str | None = None
     form: str = "table"
 
     @property
     def folder(self) -> Path:
         """The run's folder; ConfigError if there is none."""
         return newest_run() if self.run is None else Path(self.run).expanduser()
-
-    @property
-    def tally(self) -> GatewayTally | None:
-        """The gateway's tally, if one is asked for."""
-        return None if self.gateway is None else read_gateway(Path(self.gateway).expanduser())
 
 
 def run_status(look: Look) -> int:
@@ -61,13 +52,13 @@ def run_status(look: Look) -> int:
         If there is no run, or a file is damaged or of another version.
     """
     folder, now = look.folder, datetime.now(UTC)
-    status, tally = read_status(folder), look.tally
+    status = read_status(folder)
     if look.form == "metrics":
-        sys.stdout.write(prometheus_text(status, status.stale(now), tally))
+        sys.stdout.write(prometheus_text(status, status.stale(now)))
     elif look.form == "json":
-        sys.stdout.write(_as_json(status, now, tally))
+        sys.stdout.write(_as_json(status, now))
     else:
-        Console().print(status_table(status, now, str(folder), tally), crop=False)
+        Console().print(status_table(status, now, str(folder)), crop=False)
     return 0
 
 
@@ -89,9 +80,9 @@ def watch_status(look: Look) -> int:
     with Live(console=console, auto_refresh=False, transient=True) as live:
         told = ""
         while True:
-            now, status, tally = datetime.now(UTC), read_status(folder), look.tally
+            now, status = datetime.now(UTC), read_status(folder)
             verdict = verdict_of(status, now)
-            table = status_table(status, now, str(folder), tally)
+            table = status_table(status, now, str(folder))
             if drawn:
                 live.update(table, refresh=True)
             elif f"{verdict} {status.phase}" != told:
@@ -124,11 +115,9 @@ def newest_run() -> Path:
     return max(found, key=lambda path: path.stat().st_mtime).parent
 
 
-def _as_json(status: Status, now: datetime, tally: GatewayTally | None) -> str:
+def _as_json(status: Status, now: datetime) -> str:
     """Return the run's file as it is, with what follows from it now."""
     plain = json.loads(status.to_json()) | {"stale": status.stale(now)}
-    if tally is not None:
-        plain["gateway"] = {"since": tally.since, "refused": tally.refused}
     return json.dumps(plain, indent=1) + "\n"
 
 
@@ -137,9 +126,7 @@ _MOST_ROWS = 20
 _BAR = 24
 
 
-def status_table(
-    status: Status, now: datetime, place: str, gateway: GatewayTally | None = None
-) -> RenderableType:
+def status_table(status: Status, now: datetime, place: str) -> RenderableType:
     """Return a run's status for a terminal; names and reasons in it can do no harm there.
 
     Parameters
@@ -150,10 +137,8 @@ def status_table(
         With a time zone.
     place : str
         Its folder, as the way on names it.
-    gateway : GatewayTally, optional
-        What a gateway has refused.
     """
-    parts: list[RenderableType] = [_facts(status, now, gateway)]
+    parts: list[RenderableType] = [_facts(status, now)]
     if status.clients and status.status == "running":
         parts.append(_clients(status, now))
     return Group(*parts, *_verdict(status, now, place))
@@ -164,17 +149,17 @@ def verdict_of(status: Status, now: datetime) -> str:
     return "stale" if status.stale(now) else status.status
 
 
-def _facts(status: Status, now: datetime, gateway: GatewayTally | None) -> Table:
+def _facts(status: Status, now: datetime) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for label, text in _rows(status, now, gateway):
+    for label, text in _rows(status, now):
         if text:
             table.add_row(label, Text(printable(text)))
     return table
 
 
-def _rows(status: Status, now: datetime, gateway: GatewayTally | None) -> list[tuple[str, str]]:
+def _rows(status: Status, now: datetime) -> list[tuple[str, str]]:
     phase = LABELS.get(status.phase, status.phase)
     if status.phase_total > 1:
         phase += f" {_bar(status.phase_done / status.phase_total)}"
@@ -202,7 +187,6 @@ def _rows(status: Status, now: datetime, gateway: GatewayTally | None) -> list[t
         ("traffic", traffic),
         ("time", times),
         ("refused", _counts(status.refused)),
-        ("gateway", _refused(gateway)),
     ]
 
 
@@ -236,12 +220,6 @@ def _verdict(status: Status, now: datetime, place: str) -> list[Text]:
 def _counts(counts: object) -> str:
     found = dict(counts) if isinstance(counts, dict) else {}
     return ", ".join(f"{count} {kind}" for kind, count in found.items() if count)
-
-
-def _refused(gateway: GatewayTally | None) -> str:
-    if gateway is None:
-        return ""
-    return f"refused since {gateway.since}: {_counts(gateway.refused) or 'nothing'}"
 
 
 def _bar(share: float) -> str:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-from fedprune.results.gateway import GatewayTally
 from fedprune.results.ledger import KINDS
 from fedprune.results.run_status import Status, moment
 from fedprune.results.text import printable
@@ -11,7 +10,7 @@ _ENDS = ("running", "failed", "done")
 _Samples = Mapping[str, float | None] | float | None
 
 
-def prometheus_text(status: Status, stale: bool, gateway: GatewayTally | None = None) -> str:
+def prometheus_text(status: Status, stale: bool) -> str:
     """Return the metrics, each with its help and type, what is not known left out.
 
     Labels are the run's folder and fixed words; no client is named.
@@ -22,8 +21,6 @@ def prometheus_text(status: Status, stale: bool, gateway: GatewayTally | None = 
         Where the run is.
     stale : bool
         Whether its process seems to be dead.
-    gateway : GatewayTally, optional
-        What a gateway has refused.
     """
     up = float(status.status == "running" and not stale)
     refused = {kind: status.refused.get(kind, 0) for kind in KINDS}
@@ -47,9 +44,6 @@ def prometheus_text(status: Status, stale: bool, gateway: GatewayTally | None = 
         ("eta_seconds", "gauge", "Seconds that the pruning may take.", "", status.eta_seconds),
         ("updated_timestamp_seconds", "gauge", "Latest news.", "", _stamp(status.updated)),
     ]
-    if gateway is not None:
-        row = "Requests that the gateway refused.", "reason", gateway.refused
-        table.append(("gateway_refused_total", "counter", *row))
     return "".join(_family(status.run, *row) for row in table)
 
 

@@ -1,14 +1,12 @@
 """The gateway as a process before a federation's SuperLink, and questions of an outsider."""
 
 import contextlib
-import importlib
 import json
 import shutil
 import socket
 import ssl
-import sys
+from collections import Counter
 from pathlib import Path
-from types import ModuleType
 
 from tests.support.certificates import server_certificate
 from tests.support.federation import Federation
@@ -21,12 +19,14 @@ PATH = "/usr/sbin:/usr/local/sbin"
 
 def missing() -> str:
     """Return why there can be no gateway here; "" if there can."""
-    installed = shutil.which("nginx") or shutil.which("nginx", path=PATH)
-    return "" if installed else "nginx is not installed; `make nginx` installs it"
+    nginx = shutil.which("nginx") or shutil.which("nginx", path=PATH)
+    if nginx and shutil.which("envsubst"):
+        return ""
+    return "nginx or envsubst is not installed; `make nginx` installs them"
 
 
 class Gateway:
-    """nginx and what watches it, between nodes and a SuperLink.
+    """nginx between nodes and a SuperLink.
 
     Attributes
     ----------
@@ -44,9 +44,7 @@ class Gateway:
         self.port = port
         self._federation, self._name = federation, name
         folder = federation.folder / name
-        self._state = folder / "state"
         environment = federation.environment_in(folder)
-        self._state.mkdir()
         self.renew()
         environment |= {
             "GATEWAY_LISTEN": f"127.0.0.1:{port}",
@@ -54,11 +52,15 @@ class Gateway:
             "GATEWAY_CERTIFICATE": str(self.certificate),
             "GATEWAY_KEY": str(self.key),
             "GATEWAY_CA": str(federation.ca.path),
-            "GATEWAY_STATE": str(self._state),
             **settings,
         }
-        command = [sys.executable, str(FOLDER / "gateway.py")]
+        command = ["sh", str(FOLDER / "start.sh")]
         self.service: Service = federation.service(name, command, environment)
+
+    @property
+    def health(self) -> str:
+        """Where it answers whether the SuperLink does."""
+        return f"https://localhost:{self.port}/health"
 
     def start(self) -> None:
         """Start it and wait until it listens."""
@@ -70,15 +72,19 @@ class Gateway:
         folder, issuer = self._federation.certificates, self._federation.ca
         self.certificate, self.key = server_certificate(folder, issuer, self._name, expired=expired)
 
-    def refused(self) -> dict[str, int]:
-        """Return what its file counts; all zero while there is none."""
-        path = self._state / "refused.json"
-        return dict(json.loads(path.read_text())["refused"]) if path.exists() else {}
+    def refusals(self) -> list[dict[str, str]]:
+        """Return the lines of its log that tell of a refusal."""
+        lines = self.service.log.splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    def refused(self) -> Counter[str]:
+        """Return how many were refused, by reason."""
+        return Counter(line["reason"] for line in self.refusals())
 
     def counted(self, kind: str, count: int) -> None:
-        """Wait until it has counted so many of a kind."""
+        """Wait until it has told of so many of a kind."""
         until(
-            lambda: self.refused().get(kind, 0) >= count,
+            lambda: self.refused()[kind] >= count,
             10,
             f"{count} refused for '{kind}': {self.refused()}\n{self.service.log}",
         )
@@ -118,10 +124,3 @@ def request(method: str, target: str, *headers: str, body: bytes = b"") -> bytes
     if not any(line.startswith(("Content-Length", "Transfer-Encoding")) for line in headers):
         lines.append(f"Content-Length: {len(body)}")
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
-
-
-def module(name: str) -> ModuleType:
-    """Import one of the gateway's own modules, which are no package."""
-    if str(FOLDER) not in sys.path:
-        sys.path.append(str(FOLDER))
-    return importlib.import_module(name)

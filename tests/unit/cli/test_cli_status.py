@@ -77,13 +77,8 @@ def parsed(text: str) -> dict[str, float]:
     return found
 
 
-def test_metrics_name_no_client(going, tmp_path, capsys):
-    tally = tmp_path / "tally.json"
-    refused = {"control": 4, "too-large": 0}
-    tally.write_text(
-        json.dumps({"version": 1, "since": "2026-01-02T03:04:05+00:00", "refused": refused})
-    )
-    assert main(["status", str(going), "--metrics", "--gateway", str(tally)]) == 0
+def test_metrics_name_no_client(going, capsys):
+    assert main(["status", str(going), "--metrics"]) == 0
     out = capsys.readouterr().out
     found = parsed(out)
     expected = {
@@ -96,13 +91,10 @@ def test_metrics_name_no_client(going, tmp_path, capsys):
         ("fedprune_bytes_up_total",): 1500,
         ("fedprune_refused_total", "lost"): 1,
         ("fedprune_refused_total", "timeout"): 0,
-        ("fedprune_gateway_refused_total", "control"): 4,
     }
     assert expected.items() <= found.items()
     assert 0 < found[("fedprune_eta_seconds",)] <= 90
     assert "site" not in out
-    assert main(["status", str(going), "--gateway", str(tally)]) == 0
-    assert "refused since 2026-01-02T03:04:05+00:00: 4 control" in capsys.readouterr().out
 
 
 def dead(folder) -> None:
@@ -165,9 +157,6 @@ def test_the_newest_run_is_taken(going, tmp_path, capsys, monkeypatch):
     [
         (["{tmp}/none"], 2, "is not there"),
         (["{tmp}"], 2, "has no `progress.json`"),
-        (["{run}", "--gateway", "{tmp}/none"], 2, "--gateway takes the file"),
-        (["{run}", "--gateway", "{run}/progress.json"], 1, "is not a gateway's tally"),
-        (["{run}", "--gateway", "{tmp}"], 1, "cannot be read"),
     ],
 )
 def test_wrong_input(going, tmp_path, capsys, words, code, message):

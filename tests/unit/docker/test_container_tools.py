@@ -15,8 +15,7 @@ from tests.support.certificates import authority, server_certificate
 from tests.support.containers import tool
 from tests.support.flower import FakeFlwr, fake_flwr
 
-health, executor = tool("health"), tool("executor")
-supernode, registrar = tool("supernode"), tool("registrar")
+health, start, registrar = tool("health"), tool("start"), tool("registrar")
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -75,7 +74,7 @@ def test_health_exits_with_1_and_one_line(monkeypatch, capsys):
 
 
 def test_executor_uses_tls_where_its_peer_does():
-    secure = executor.command("https://superlink:8000")
+    secure = start.executor("https://superlink:8000")
     assert secure[:4] == [
         "flower-superexec",
         "--root-certificates",
@@ -83,7 +82,7 @@ def test_executor_uses_tls_where_its_peer_does():
         secure[3],
     ]
     assert secure[4] == "superlink:8000" and "--insecure" not in secure
-    inside = executor.command("http://runtime:9094")
+    inside = start.executor("http://runtime:9094")
     assert "--insecure" in inside and "runtime:9094" in inside
     for words in (secure, inside):
         assert words[-2:] == ["--superexec-auth-secret-file", "/run/secrets/superexec.secret"]
@@ -105,14 +104,14 @@ def test_executor_starts_no_more_threads_than_it_may_run(tmp_path, files, count)
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert executor.threads(tmp_path, 8) == count
+    assert start.threads(tmp_path, 8) == count
 
 
 NODE = {"SERVER": "fed.example.org:8443", "SITE": "site-a", "PARTITION_ID": "4"}
 
 
 def test_supernode_speaks_to_the_server_with_its_key_and_its_settings():
-    words = supernode.command(NODE | {"NUM_PARTITIONS": "9", "NODE_CONFIG": ' text-key="body" '})
+    words = start.supernode(NODE | {"NUM_PARTITIONS": "9", "NODE_CONFIG": ' text-key="body" '})
     assert words[:3] == ["fedprune", "supernode", "--"]
     options = dict(zip(words[3::2], words[4::2], strict=True))
     assert options["--superlink"] == "fed.example.org:8443"
@@ -125,26 +124,26 @@ def test_supernode_speaks_to_the_server_with_its_key_and_its_settings():
 
 
 def test_supernode_takes_what_is_said_twice_once_or_says_where_it_belongs():
-    config = supernode.settings(NODE | {"NODE_CONFIG": 'data-path="/data/notes"'})
+    config = start.node_config(NODE | {"NODE_CONFIG": 'data-path="/data/notes"'})
     assert config == 'site="site-a" partition-id=4 data-path="/data/notes"'
     # What stands in quotes is no key.
-    config = supernode.settings(NODE | {"NODE_CONFIG": 'glob="site= data-path=x"'})
+    config = start.node_config(NODE | {"NODE_CONFIG": 'glob="site= data-path=x"'})
     assert config.startswith('site="site-a" partition-id=4 data-path="/data" glob=')
     for key, name in (("site", "SITE"), ("partition-id", "PARTITION_ID")):
         with pytest.raises(SystemExit, match=f"`{key}` must not be in NODE_CONFIG: say {name}"):
-            supernode.settings(NODE | {"NODE_CONFIG": f"threads=2 {key}=1"})
+            start.node_config(NODE | {"NODE_CONFIG": f"threads=2 {key}=1"})
     with pytest.raises(SystemExit, match="say it once"):
-        supernode.settings(NODE | {"NUM_PARTITIONS": "3", "NODE_CONFIG": "num-partitions=3"})
+        start.node_config(NODE | {"NUM_PARTITIONS": "3", "NODE_CONFIG": "num-partitions=3"})
 
 
 def test_supernode_runs_other_apps_only_if_told():
-    assert supernode.command(NODE | {"ALLOWED_APPS": "aa bb"})[2:6] == [
+    assert start.supernode(NODE | {"ALLOWED_APPS": "aa bb"})[2:6] == [
         "--app",
         "aa",
         "--app",
         "bb",
     ]
-    assert "--app" not in supernode.command(NODE) and "--any-app" not in supernode.command(NODE)
+    assert "--app" not in start.supernode(NODE) and "--any-app" not in start.supernode(NODE)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +158,7 @@ def test_supernode_runs_other_apps_only_if_told():
 )
 def test_supernode_says_which_setting_is_wrong(name, value):
     with pytest.raises(SystemExit, match=f"`{name}` must be "):
-        supernode.command(NODE | {name: value})
+        start.supernode(NODE | {name: value})
 
 
 @pytest.fixture

@@ -1,6 +1,9 @@
 """The gateway's configuration, and that it fits the Flower that is installed."""
 
+import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import httpx
@@ -15,20 +18,36 @@ from flwr.superlink.routers.fleet.router import router
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from tests.support.gateway import FOLDER, module
+from tests.support.gateway import FOLDER
 
-rendering = module("rendering")
+TEMPLATE = (FOLDER / "nginx.conf.template").read_text()
+START = FOLDER / "start.sh"
 _LARGEST = 2**64 - 1
 
+needs_envsubst = pytest.mark.skipif(not shutil.which("envsubst"), reason="`make nginx` installs it")
 
-def rendered(**environment: str) -> str:
-    settings = rendering.Settings.of(environment)
-    template = (FOLDER / "nginx.conf").read_text()
-    return str(rendering.render(template, settings, "192.0.2.7:8000", Path("/run/here")))
+
+def shown(script: Path = START, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Let the gateway show its configuration."""
+    settings = {f"GATEWAY_{name}": text for name, text in environment.items()}
+    return subprocess.run(
+        ["sh", str(script), "--show"],
+        env={"PATH": os.environ["PATH"], **settings},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def limit(route: str) -> int:
+    """Return the largest body of a request, in bytes."""
+    block = TEMPLATE.partition(f"location = /v1/fleet/{route} {{")[2]
+    return int(re.search(r"client_max_body_size (\d+);", block)[1])
 
 
 def test_the_fleet_routes_are_flower_s() -> None:
-    known = {f"/v1/fleet/{name}" for name in (*rendering.FLEET_ROUTES, *rendering.REFUSED_ROUTES)}
+    listed = re.search(r'"~\^POST /v1/fleet/\(([a-z|-]+)\)\$" 1;', TEMPLATE)[1].split("|")
+    known = {f"/v1/fleet/{name}" for name in (*listed, "register-node", "unregister-node")}
     assert {route.path for route in router.routes} == known
     assert all(route.methods == {"POST"} for route in router.routes)
 
@@ -50,52 +69,66 @@ def test_the_headers_are_those_of_a_supernode() -> None:
     client._client = httpx.Client(transport=httpx.MockTransport(reply))
     client.PushObject(PushObjectRequest())
     transport = {"host", "accept-encoding", "connection", "user-agent", "content-length"}
-    assert set(seen[0].headers) - transport == {name.lower() for name in rendering.HEADERS}
+    passed = dict(re.findall(r"proxy_set_header (\S+) \$http_(\S+);", TEMPLATE))
+    assert set(seen[0].headers) - transport == {name.lower() for name in passed}
+    assert all(name.lower().replace("-", "_") == value for name, value in passed.items())
 
 
 def test_the_largest_part_of_an_array_fits() -> None:
-    assert rendering.CHUNK_BYTES == FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
-    name = f"ArrayChunk {rendering.CHUNK_BYTES}\0".encode()
+    size = FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
+    name = f"ArrayChunk {size}\0".encode()
     request = PushObjectRequest(
         node=Node(node_id=_LARGEST),
         run_id=_LARGEST,
         object_id="f" * 64,
         session_id="f" * 64,
-        object_content=name + bytes(rendering.CHUNK_BYTES),
+        object_content=name + bytes(size),
     )
-    limit = rendering.FLEET_ROUTES["push-object"]
-    assert request.ByteSize() < limit < rendering.CHUNK_BYTES * 1.02
+    assert request.ByteSize() < limit("push-object") < size * 1.02
 
 
 def test_a_message_of_30_000_objects_fits() -> None:
     array = ObjectTree(object_id="f" * 64, children=[ObjectTree(object_id="f" * 64)])
     record = ObjectTree(object_id="f" * 64, children=[array] * 15_000)
     request = PushMessagesRequest(message_object_trees=[ObjectTree(children=[record])])
-    assert request.ByteSize() + 4096 < rendering.FLEET_ROUTES["push-messages"]
+    assert request.ByteSize() + 4096 < limit("push-messages")
 
 
-def test_every_place_is_filled_in_and_what_is_allowed_is_written_out() -> None:
-    text = rendered(GATEWAY_RATE="7", GATEWAY_BURST="50", GATEWAY_LISTEN="[::]:443")
-    assert not re.search(r"@[A-Z_]+@", text)
+@needs_envsubst
+def test_every_place_is_filled_in_and_nginx_s_own_variables_stay() -> None:
+    text = shown(RATE="7", BURST="50", LISTEN="[::]:443", SUPERLINK="link.example:9000").stdout
+    assert "${" not in text and "$request_method $request_uri" in text
     assert "rate=7r/s" in text and "burst=50 delay=20;" in text
-    assert "server 192.0.2.7:8000;" in text and "proxy_ssl_name superlink;" in text
+    assert "server link.example:9000;" in text and "proxy_ssl_name link.example;" in text
     assert "listen [::]:443 ssl" in text
-    passed = re.findall(r"proxy_pass https://superlink(\S+);", text)
-    assert passed == ["/health", *(f"/v1/fleet/{name}" for name in rendering.FLEET_ROUTES)]
-    assert not re.search(r"proxy_pass\s+\S*\$", text)
+    # What is asked goes on as it was sent, and nowhere else.
+    assert set(re.findall(r"proxy_pass (\S+);", text)) == {
+        "https://superlink",
+        "https://superlink/health",
+    }
 
 
-@pytest.mark.parametrize(("memory", "uploads"), [(256 * 2**20, 33), (1, 8), (2**40, 512)])
+@needs_envsubst
+@pytest.mark.parametrize(
+    ("limit", "machine", "uploads"),
+    [
+        ("268435456", 2**22, 33),
+        ("max", 1, 8),
+        ("max", 2**30, 512),
+        ("9223372036854771712", 2**17, 16),
+    ],
+)
 def test_bodies_fit_the_container_s_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int, uploads: int
+    tmp_path: Path, limit: str, machine: int, uploads: int
 ) -> None:
-    names = ("memory.max", "memory.limit_in_bytes")
-    (tmp_path / names[0]).write_text("max\n")
-    (tmp_path / names[1]).write_text(f"{memory}\n")
-    monkeypatch.setattr(rendering, "_MEMORY", [tmp_path / name for name in names])
-    monkeypatch.setattr(rendering.os, "sysconf", lambda name: 2**20)
-    assert f"limit_conn all_uploads {uploads};" in rendered()
-    assert "limit_conn all_uploads 99;" in rendered(GATEWAY_ALL_UPLOADS="99")
+    (tmp_path / "limit").write_text(f"{limit}\n")
+    (tmp_path / "meminfo").write_text(f"MemTotal: {machine} kB\n")
+    text = START.read_text().replace("/proc/meminfo", f"{tmp_path}/meminfo")
+    script = tmp_path / "start.sh"
+    script.write_text(text.replace("/sys/fs/cgroup/memory.max", f"{tmp_path}/limit"))
+    (tmp_path / "nginx.conf.template").write_text(TEMPLATE)
+    assert f"limit_conn all_uploads {uploads};" in shown(script).stdout
+    assert "limit_conn all_uploads 99;" in shown(script, ALL_UPLOADS="99").stdout
 
 
 @pytest.mark.parametrize(
@@ -103,15 +136,58 @@ def test_bodies_fit_the_container_s_memory(
     [
         ("RATE", "0"),
         ("RATE", "many"),
+        ("RATE", "1000001"),
         ("UPLOADS", "-1"),
         ("BURST", "1; include /etc/passwd"),
         ("LISTEN", "8443"),
         ("SUPERLINK", "superlink"),
         ("KEY", "/run/key; }"),
         ("CA", "/a file"),
+        ("CA", "$HOME/ca"),
     ],
 )
 def test_a_wrong_setting_is_named(name: str, text: str) -> None:
-    with pytest.raises(rendering.SettingError) as raised:
-        rendering.Settings.of({f"GATEWAY_{name}": text})
-    assert f"GATEWAY_{name}" in str(raised.value) and repr(text) in str(raised.value)
+    done = shown(**{name: text})
+    assert done.returncode == 2 and done.stdout == ""
+    assert f"GATEWAY_{name}" in done.stderr and repr(text) in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (
+            "[crit] 7#7: *1 SSL_do_handshake() failed (SSL: error:0A:x) while SSL handshaking, "
+            "client: 192.0.2.9, server: 0.0.0.0:8443",
+            '{"time":"2026-01-02T03:04:05+00:00","address":"192.0.2.9","status":"","reason":"tls"}',
+        ),
+        (
+            "[info] 7#7: *1 client timed out (110: Connection timed out) while waiting for "
+            "request, client: 2001:db8::1, server: 0.0.0.0:8443",
+            '{"time":"2026-01-02T03:04:05+00:00","address":"2001:db8::1","status":"",'
+            '"reason":"slow"}',
+        ),
+        (
+            "[error] 7#7: *1 connect() failed (111: Connection refused) while connecting to "
+            'upstream, client: 192.0.2.9, request: "POST /secret", host: "SSL_do_handshake() '
+            'failed while SSL handshaking, client: 192.0.2.1, x"',
+            "2026-01-02T03:04:05+00:00 error: connect() failed (111: Connection refused) while "
+            "connecting to upstream",
+        ),
+        (
+            "[emerg] 7#7: host not found in upstream",
+            "2026-01-02T03:04:05+00:00 emerg: host not found in upstream",
+        ),
+        ('[info] 7#7: *1 client sent invalid request, client: 192.0.2.9, request: "x"', ""),
+        ("[error] 7#7: *1 client intended to send too large body: 9 bytes, client: x", ""),
+        ("[notice] 7#7: signal process started", ""),
+    ],
+)
+def test_of_nginx_s_error_log_no_content_is_told(line: str, told: str) -> None:
+    done = subprocess.run(
+        ["sed", "-uEnf", str(FOLDER / "errors.sed")],
+        input=f"2026/01/02 03:04:05 {line}\n",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == told
