@@ -66,15 +66,19 @@ class Findings:
         }
 
 
-def _plain(found: Perplexity) -> dict[str, float | None]:
-    """Return a perplexity as JSON has it, which knows no infinity."""
-    return {key: value if math.isfinite(value) else None for key, value in asdict(found).items()}
+def _plain(found: Perplexity) -> dict[str, float | str | None]:
+    """Return a perplexity as JSON has it, which knows no infinity; a reason where there is one."""
+    figures = {key: value for key, value in asdict(found).items() if value != ""}
+    return {
+        key: value if isinstance(value, str) or math.isfinite(value) else None
+        for key, value in figures.items()
+    }
 
 
 def run_evaluation(
     model: str, overrides: Sequence[str], *, as_json: bool = False, speed: bool = False
 ) -> int:
-    """Print what a model folder is worth and return the exit code, 1 if a data set is missing.
+    """Print what a model folder is worth and return the exit code, 1 if a figure is missing.
 
     Parameters
     ----------
@@ -100,7 +104,10 @@ def run_evaluation(
     Console().print(text, soft_wrap=True, markup=False, highlight=False)
     for label, problem in found.missing.items():
         sys.stderr.write(f"fedprune evaluate: not measured on '{label}': {problem}\n")
-    return 1 if found.missing else 0
+    odd = {label: one.reason for label, one in found.perplexities.items() if one.reason}
+    for label, reason in odd.items():
+        sys.stderr.write(f"fedprune evaluate: no number on '{label}': {reason}\n")
+    return 1 if found.missing or odd else 0
 
 
 def model_folder(model: str) -> Path:

@@ -5,8 +5,9 @@ taken over predicted tokens: the first token of a window is context only.
 """
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from types import MappingProxyType
 
@@ -47,12 +48,15 @@ class Perplexity:
         Windows scored.
     tokens : int
         Tokens predicted, ``seq_len - 1`` a window.
+    reason : str
+        Why the figures are no numbers, where they are not.
     """
 
     perplexity: float
     nll: float
     windows: int
     tokens: int
+    reason: str = ""
 
 
 def token_windows(
@@ -163,7 +167,33 @@ def perplexities(
         walk.advance(changes.get(walk.position, {}))
     with explain_out_of_memory("evaluating", *limits.keys):
         losses = _losses(model, rows, walk.hidden, torch.device(device))
-        return {label: _scored(text, losses) for label, text in windows.items()}
+        found = {label: _scored(text, losses) for label, text in windows.items()}
+    odd = [label for label, one in found.items() if not math.isfinite(one.nll)]
+    if odd:
+        reason = _why_not_finite(model, rows, device, changes, limits)
+        for label in odd:
+            found[label] = replace(found[label], reason=reason)
+            _log.warning("perplexity on '%s' is %s: %s", label, found[label].nll, reason)
+    return found
+
+
+def _why_not_finite(
+    model: LoadedModel,
+    rows: Sequence[Tensor],
+    device: str | torch.device,
+    changes: Changes,
+    limits: Limits,
+) -> str:
+    """Walk once more and return where the first number appears that is none."""
+    walk = ModelWalk(model, rows, device, limits=limits)
+    while walk.blocks_left:
+        found, changed = walk.not_finite(), changes.get(walk.position, {})
+        if found:
+            return found
+        walk.advance(changed)
+    if not all(bool(torch.isfinite(states).all()) for states in walk.hidden):
+        return "the last block's output holds NaN or infinite values"
+    return "the final norm or the head makes NaN or infinite values"
 
 
 def perplexity_of(nll: float) -> float:

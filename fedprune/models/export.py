@@ -30,6 +30,7 @@ from fedprune.wire.changes import keeps_survivors, mask_of
 SIDECAR = Path("fedprune", "masks.safetensors")
 
 _CARD = "README.md"
+_DTYPES = ("float32", "bfloat16", "float16")
 _WEIGHTS = (".safetensors", ".bin", ".index.json", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
 _log = logging.getLogger("flwr")
 
@@ -156,13 +157,15 @@ def apply_masks(base: str | Path, masks: Path, output: Path) -> None:
             f"'{masks}' is of a model whose survivors have new values, which masks do not hold. "
             "Keep the model's own folder."
         )
-    demo = str(base) == "demo"
-    config = ModelConfig(
-        name="demo" if demo else "hf",
-        path="" if demo else str(base),
-        revision=None,
-        dtype=known.get("dtype", "auto"),
-        source="local",
+    said_dtype, demo = known.get("dtype"), str(base) == "demo"
+    config = ModelConfig.model_validate(
+        {
+            "name": "demo" if demo else "hf",
+            "path": "" if demo else str(base),
+            "revision": None,
+            "dtype": said_dtype if said_dtype in _DTYPES else "auto",
+            "source": "local",
+        }
     )
     loaded = load_model(config)
     mark = fingerprint(loaded)

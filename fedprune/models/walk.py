@@ -253,6 +253,19 @@ class ModelWalk:
         self._hidden = ()
         self._leave_block()
 
+    def not_finite(self) -> str:
+        """Say which weights, or inputs, of the current block are NaN or infinite; "" if none.
+
+        Looks through all of them: to be asked where something has gone wrong.
+        """
+        prefix = f"{self.model.layout.prefix}.{self._position}"
+        odd = [name for name, tensor in self._tensors().items() if not _all_finite(tensor)]
+        if odd:
+            return f"`{prefix}.{odd[0]}` holds NaN or infinite values"
+        if not all(map(_all_finite, self._hidden)):
+            return f"the inputs of `{prefix}` hold NaN or infinite values"
+        return ""
+
     def _changed(self, changes: Mapping[str, Change]) -> dict[str, Tensor]:
         return changed_tensors(self.model.layout, self._position, self._tensors(), changes)
 
@@ -361,3 +374,7 @@ class ModelWalk:
                 f"samples need {expected[:3]}. Start the run again from block 0."
             )
         return states
+
+
+def _all_finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from fedprune.errors import ModelError
+from fedprune.errors import FedpruneError, ModelError, WireError
 from fedprune.models.changes import Changes, Recalled
 from fedprune.models.device import explain_out_of_memory
 from fedprune.models.loading import LoadedModel
@@ -37,6 +37,16 @@ class BlockWalk(ModelWalk):
             name: linear.orient(tensors[linear.key])
             for name, linear in self.model.layout.linears(self.position).items()
         }
+
+    def _said_why(self, error: FedpruneError) -> ModelError:
+        """Return an error with what is not finite in the block, if that is the reason."""
+        found = self.not_finite()
+        if not found:
+            found = f"something inside `{self.model.layout.prefix}.{self.position}` overflows"
+        return ModelError(
+            f"{error} {found}. Give a sound checkpoint; where float16 overflows, `model.dtype` "
+            "float32 or bfloat16 does not."
+        )
 
     def collect(self, kind: str = "columns", max_width: int | None = None) -> dict[str, Statistic]:
         """Run the current block dense on every sample and return what entered its linear maps.
@@ -76,8 +86,11 @@ class BlockWalk(ModelWalk):
                     pass  # the outputs of the dense block are of no use
                 return recorder.statistics()
 
-        with self._explained("collecting statistics of"):
-            return self._retried(run)
+        try:
+            with self._explained("collecting statistics of"):
+                return self._retried(run)
+        except WireError as error:  # sums are exact, and refuse what is no number
+            raise self._said_why(error) from error
 
 
 def prune_block(walk: BlockWalk, pruner: Pruner, spec: MaskSpec) -> dict[str, Change]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import TensorWeakRef
 
-from fedprune.errors import ModelError
+from fedprune.errors import ModelError, WireError
 from fedprune.models.layout import LinearRef
 from fedprune.pruning.statistics import Recording, Statistic, StatisticKind, get_kind
 
@@ -105,7 +105,10 @@ class StatisticsRecorder:
         def add(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
             record = self._records.get(name) or self._adopted(name, args[0])
             if record.leader == name:
-                record.add(args[0])
+                try:
+                    record.add(args[0])
+                except WireError:
+                    raise WireError(f"The inputs of `{name}` are not finite.") from None
             elif not record.holds(args[0]):
                 raise ModelError(
                     f"'{name}' shared the input of '{record.leader}' for one sample and not for "

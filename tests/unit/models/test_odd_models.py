@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.utils import prune
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
+from fedprune.api import prune_locally
 from fedprune.config.schema import ModelConfig
 from fedprune.errors import ModelError
 from fedprune.evaluation.perplexity import perplexity
@@ -22,7 +23,7 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def source(folder):
-    return ModelConfig(name="hf", path=str(folder), revision=None, dtype="auto")
+    return ModelConfig(name="hf", path=str(folder), revision=None, dtype="auto", source="local")
 
 
 def load(folder):
@@ -297,3 +298,45 @@ def test_what_is_left_out_is_said_and_side_files_are_carried(folder, tmp_path, c
 def test_nothing_is_said_of_a_plain_model(folder, tmp_path, caplog):
     export(load(folder), tmp_path / "out")
     assert caplog.text == ""
+
+
+def broken(kind):
+    """Return a model that makes no numbers in its second block, and what is to blame."""
+    loaded = tiny_model("llama")
+    first, second = loaded.model.model.layers[:2]
+    with torch.no_grad():
+        if kind == "weight":
+            second.mlp.up_proj.weight[0, 0] = torch.nan
+            return loaded, "model.layers.1.mlp.up_proj"
+        first.mlp.down_proj.weight[0, 0] = torch.inf if kind == "input" else 0
+        if kind == "inside":
+            second.mlp.up_proj.weight.fill_(1e38)
+            return loaded, "model.layers.1"
+    return loaded, "model.layers.0.mlp.down_proj"
+
+
+@pytest.mark.parametrize("kind", ["weight", "input", "inside"])
+@pytest.mark.parametrize(
+    "pruner", ["magnitude", "wanda", "ria", "sparsegpt", "alps", "sparseswaps"]
+)
+def test_what_is_no_number_is_named_by_every_solver(kind, pruner):
+    loaded, name = broken(kind)
+    if pruner == "magnitude" and kind == "inside":
+        pytest.skip("it looks at no inputs")
+    with pytest.raises(ModelError, match="NaN|finite|infinite") as error:
+        prune_locally(loaded, token_samples(4, 16), pruner=pruner)
+    assert name in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["weight", "input", "inside"])
+def test_a_perplexity_that_is_no_number_says_why(kind, caplog):
+    loaded, _ = broken(kind)
+    found = perplexity(loaded, torch.stack(list(token_samples(2, 8))))
+    assert found.perplexity != found.perplexity
+    assert "NaN or infinite" in found.reason and found.reason in caplog.text
+    where = {"weight": "layers.1.mlp.up_proj", "input": "layers.0.mlp.down_proj"}
+    assert where.get(kind, "the inputs of `model.layers.2`") in found.reason
+
+
+def test_a_perplexity_that_is_a_number_has_no_reason():
+    assert perplexity(tiny_model("llama"), torch.stack(list(token_samples(2, 8)))).reason == ""
