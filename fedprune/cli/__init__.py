@@ -1,9 +1,12 @@
 """The `fedprune` command; :mod:`fedprune.cli.commands` lists what it can do."""
 
 import argparse
+import importlib.util
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+import fedprune
 from fedprune import __version__
 from fedprune.cli.commands import COMMANDS
 from fedprune.errors import ConfigError, FedpruneError
@@ -34,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv : sequence of str, optional
         Arguments without the program's name; those of the process if left out.
     """
+    find_our_own()
     arguments = _parsed(argv)
     try:
         return COMMANDS[arguments.command].run(arguments)
@@ -45,6 +49,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         sys.stderr.write(f"fedprune {arguments.command}: {error}\n")
         return 2 if isinstance(error, ConfigError) else 1
+
+
+def find_our_own() -> None:
+    """Let Python find our packages, not others of their names in the user's folder or PYTHONPATH.
+
+    `python -m` looks into the folder in which it is started, where many have a `client_app`.
+    """
+    root = Path(fedprune.__file__).resolve().parents[1]
+    for name in ("client_app", "server_app", "strategies", "conf"):
+        spec = importlib.util.find_spec(name)
+        found = spec.origin if spec is not None else None
+        if found is None or Path(found).resolve().parents[1] != root:
+            sys.path.insert(0, str(root))
+            return
 
 
 def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:

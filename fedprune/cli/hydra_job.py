@@ -25,6 +25,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
+from fedprune.cli import find_our_own
 from fedprune.cli.job import check_inputs, perform, plan_job
 from fedprune.cli.machine import parallel_jobs
 from fedprune.cli.progress import PlainView, progress_view
@@ -51,6 +52,7 @@ _PRIMARY = {
 
 def main() -> None:
     """Run what the command line asks of Hydra."""
+    find_our_own()
     ConfigStore.instance().store(name=_NAME, node=_PRIMARY)
     hydra.main(version_base="1.3", config_path=str(CONF), config_name=_NAME)(job)()
 

@@ -19,10 +19,13 @@ from fedprune.errors import FedpruneError
 
 _PROJECT = "pyproject.toml"
 _IGNORE = ".gitignore"
+_SHIPPED = Path(
+    "fedprune", "flower", "bundle"
+)  # in a wheel: what lies beside the packages elsewhere
 
 
 def app_folder() -> Path:
-    """Return the checkout that holds the Flower app.
+    """Return the folder of the Flower app's packages: a checkout, or where a wheel has put them.
 
     Raises
     ------
@@ -35,19 +38,25 @@ def app_folder() -> Path:
             return folder
     raise FedpruneError(
         f"`fedprune run` sends the Flower app to the SuperLink and found no `pyproject.toml` with "
-        f"[tool.flwr.app] in '{folder}'. Install fedprune from its checkout (`make install`)."
+        f"[tool.flwr.app] in '{folder}'. Install fedprune anew, from its wheel or its checkout."
     )
 
 
 def project_table(folder: Path) -> dict[str, Any]:
-    """Return the content of a folder's ``pyproject.toml``.
+    """Return the content of the ``pyproject.toml`` of an app's folder.
 
     Raises
     ------
     OSError
         If it cannot be read.
     """
-    return tomllib.loads((folder / _PROJECT).read_text(encoding="utf-8"))
+    return tomllib.loads((_beside(folder) / _PROJECT).read_text(encoding="utf-8"))
+
+
+def _beside(folder: Path) -> Path:
+    """Return where the files that belong to an app beside its packages lie."""
+    shipped = folder / _SHIPPED
+    return shipped if shipped.is_dir() else folder
 
 
 @contextlib.contextmanager
@@ -73,9 +82,10 @@ def staged(app: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="fedprune-app-") as folder:
         copy = Path(folder, project["project"]["name"])
         for pattern in (_PROJECT, _IGNORE, *patterns):
-            for source in app.glob(pattern):
+            place = app if "/" in pattern else _beside(app)
+            for source in place.glob(pattern):
                 if source.is_file() and not source.is_symlink():
-                    target = copy / source.relative_to(app)
+                    target = copy / source.relative_to(place)
                     target.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(source, target)
         yield copy
