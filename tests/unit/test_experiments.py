@@ -10,7 +10,8 @@ from fedprune.config import config_from_overrides
 from fedprune.config.overrides import group_options
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-SWEEPS = {name: read_sweep([f"experiment={name}"]) for name in sweep_names()}
+SWEEPS = sorted({*group_options("experiment")} - {"demo"})
+sweep_of = functools.cache(lambda name: read_sweep([f"experiment={name}"]))
 PAPER_SEQ_LEN = {
     "llama_7b": 2048,
     "llama_13b": 2048,
@@ -24,7 +25,7 @@ PAPER_SEQ_LEN = {
 @functools.cache
 def composed(name):
     """Return the configurations of all runs of a table, seeds aside."""
-    sweep = SWEEPS[name]
+    sweep = sweep_of(name)
     points = [point for point in sweep.points() if point["seed"] == sweep.grid["seed"][0]]
     return [
         config_from_overrides([*sweep.fixed, *(f"{key}={value}" for key, value in point.items())])
@@ -33,7 +34,7 @@ def composed(name):
 
 
 def test_every_experiment_but_the_demo_is_a_table():
-    assert set(SWEEPS) == set(group_options("experiment")) - {"demo"}
+    assert sweep_names() == SWEEPS
 
 
 @pytest.mark.parametrize("name", SWEEPS)
@@ -45,7 +46,7 @@ def test_every_point_composes_and_passes_the_checks(name):
 
 @pytest.mark.parametrize("name", SWEEPS)
 def test_a_table_shows_every_swept_key_and_its_file_names_the_command(name):
-    sweep = SWEEPS[name]
+    sweep = sweep_of(name)
     assert sweep == read_sweep([name]) and sweep.name == name
     assert sweep.fixed == (f"experiment={name}",)
     assert len(set(sweep.grid["seed"])) >= 3
@@ -97,7 +98,7 @@ def test_small_tables_of_unlike_clients_give_each_two_samples(name):
 
 
 def test_the_fedspallm_table_compares_averages_and_votes_of_one_pruner():
-    found = [(p["strategy"], p.get("strategy.average")) for p in SWEEPS["fedspallm_main"].linked]
+    found = [(p["strategy"], p.get("strategy.average")) for p in sweep_of("fedspallm_main").linked]
     assert found == [("fedspallm", "l0"), ("fedspallm", "fedavg"), ("fedprllm", None)]
     assert {c.pruner.name for c in composed("fedspallm_main")} == {"sparsegpt"}
     fractions = {c.strategy.layer_fraction for c in composed("fedspallm_ablations")}
@@ -118,7 +119,7 @@ def test_fedspallm_s_models_have_a_whole_setting(model):
 def test_the_table_beyond_the_papers_has_every_method_and_every_setting():
     configs = composed("beyond_main")
     assert len(configs) == 10 * 2 * 4 * 2
-    methods = SWEEPS["beyond_main"].linked
+    methods = sweep_of("beyond_main").linked
     assert len({tuple(method.items()) for method in methods}) == 10
     stats = {(c.schedule.name, c.schedule.prefix) for c in configs if c.strategy.name == "fedstats"}
     assert stats == {("iterative", "local"), ("one_shot", "dense"), ("one_shot", "local")}
