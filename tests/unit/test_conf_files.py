@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fedprune.config import compose_config, config_from_overrides
+from fedprune.config import StrategyConfig, compose_config, config_from_overrides
 from fedprune.config.keys import all_keys
 from fedprune.config.overrides import OPTION_GROUPS, group_options
+from fedprune.config.schema import UNIONS
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 FILES = sorted(CONF.rglob("*.yaml"))
@@ -83,3 +84,10 @@ def test_every_key_is_explained_somewhere():
 def test_yaml_values_have_the_types_of_the_schema():
     for path in FILES:
         assert isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict), path
+
+
+@pytest.mark.parametrize("strategy", group_options("strategy"))
+def test_a_strategy_s_file_holds_its_own_keys_and_no_others(strategy):
+    found = yaml.safe_load((CONF / "strategy" / f"{strategy}.yaml").read_text(encoding="utf-8"))
+    own = UNIONS["strategy"][strategy].model_fields.keys() - StrategyConfig.model_fields.keys()
+    assert found.keys() - {"defaults", "name"} == own

@@ -72,3 +72,14 @@ def test_a_configuration_that_is_none_is_refused():
     with pytest.raises(ConfigError):
         resumed_config("sparsity: [", Resumption(Path("/x"), ()))
     assert compose_config({}) == config_from_overrides([])
+
+
+def test_where_nodes_have_the_model_from_survives_and_may_change():
+    config = config_from_overrides(["model=org/name", "model.source=server"])
+    assert compose_config({"model": "org/name"}).model.source == "local"
+    resumed = find_resumption(["resume=/runs/a"])
+    assert resumed_config(to_yaml(config), resumed).model.source == "server"
+    other = find_resumption(["resume=/runs/a", "model.source=local"])
+    assert resumed_config(to_yaml(config), other).model.source == "local"
+    with pytest.raises(ConfigError, match=r"`model.source` must be one of 'local', 'server'"):
+        config_from_overrides(["model.source=sever"])
