@@ -25,7 +25,7 @@ def test_there_is_something_to_look_at():
 
 @pytest.mark.parametrize("line", [line for line in LINES if line.startswith("docker compose")])
 def test_compose_files_and_services_are_there(line):
-    words = shlex.split(line)
+    words = shlex.split(line.partition(" | ")[0])
     file = words[words.index("--file") + 1] if "--file" in words else "compose.yaml"
     known = services(file)
     at = next(place for place, word in enumerate(words) if word in _VERBS)
