@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console, Group, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -44,9 +44,7 @@ def plain_table(results: Mapping[str, Any]) -> str:
     return buffer.getvalue().rstrip()
 
 
-def text_table(
-    title: str, header: Sequence[str], caption: str = "", labels: int = 1, fold: bool = False
-) -> Table:
+def text_table(title: str, header: Sequence[str], caption: str = "", labels: int = 1) -> Table:
     """Return an empty rich table in whose title, header and caption nothing is markup.
 
     Parameters
@@ -57,17 +55,12 @@ def text_table(
         Names of the columns.
     labels : int
         How many of the first columns are words; the others are figures, at the right.
-    fold : bool
-        Whether long texts are broken rather than cut.
     """
     table = Table(title=_text(title), title_justify="left", caption_justify="left")
     table.caption = _text(caption) if caption else None
     for place, name in enumerate(header):
-        table.add_column(
-            _text(name),
-            justify="left" if place < labels else "right",
-            overflow="fold" if fold else "ellipsis",
-        )
+        justify: JustifyMethod = "left" if place < labels else "right"
+        table.add_column(_text(name), justify=justify, overflow="fold")
     return table
 
 
@@ -79,7 +72,7 @@ def add_rows(table: Table, rows: Iterable[Sequence[str]]) -> None:
 
 def pivot_table(pivot: Pivot) -> Table:
     """Return a table of a sweep."""
-    table = text_table(pivot.title, pivot.header, labels=pivot.labels, fold=True)
+    table = text_table(pivot.title, pivot.header, labels=pivot.labels)
     add_rows(table, pivot.lines)
     return table
 
