@@ -14,10 +14,9 @@ from fedprune import __version__
 from fedprune.cli.sweep_plan import baseline_key
 from fedprune.config.keys import flatten
 from fedprune.errors import ConfigError
-from fedprune.report.byte_plot import plot_bytes
-from fedprune.report.page import write_report
-from fedprune.report.plots import plot_sweep, plot_time
-from fedprune.report.sweep_page import Run, SweepFacts, render_sweep
+from fedprune.report.figures import plot_bytes, plot_sweep, plot_time
+from fedprune.report.page import render_sweep, write_report
+from fedprune.report.sweep import Run, SweepFacts
 from fedprune.results.read import read_config
 from fedprune.results.sweep import (
     SEED,

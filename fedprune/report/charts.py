@@ -1,11 +1,13 @@
-"""Charts as inline SVG: columns and heat maps. Text is never scaled, so phones can read it."""
+"""Column charts and heat maps of a run's page: where everything stands, for a template to write.
+
+They are drawn by hand: a run's page then waits for no plotting library, which takes longer than
+the rest of the report, and text is never scaled, so that phones can read it.
+"""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fedprune.report.markup import Content, Html, join, tag
-from fedprune.report.tables import scrolling
 from fedprune.results.text import short
 
 STEPS = 7  # colours of a heat map
@@ -29,19 +31,23 @@ class Column:
     kind: str = ""
 
 
-def chart(title: str, aid: str, drawing: Html, *more: Content) -> Html:
-    """Return a chart below its title and one line that says how to read it."""
-    caption = tag("figcaption", tag("h3", title), tag("p", aid, class_="aid"))
-    return tag("figure", caption, drawing, *more)
+@dataclass(frozen=True)
+class Bar:
+    """A drawn column: its box, x in per cent and y in pixels, and its texts, "" for none."""
+
+    column: Column
+    x: float
+    width: float
+    middle: float
+    y: float
+    height: float
+    under: str
+    over: str
 
 
-def column_chart(
-    label: str,
-    columns: Sequence[Column],
-    tick: Callable[[float], str],
-    line: float | None = None,
-) -> Html:
-    """Return columns on a common scale from zero, as wide as the page lets them be.
+@dataclass(frozen=True)
+class ColumnChart:
+    """Columns on a common scale from zero, as wide as the page lets them be.
 
     Parameters
     ----------
@@ -49,52 +55,82 @@ def column_chart(
         What is seen, for those who do not see it.
     columns : sequence of Column
         From left to right.
-    tick : Callable[[float], str]
+    write : Callable[[float], str]
         Writes a value of the scale.
     line : float, optional
         A value to compare with.
     """
-    top = max([column.value for column in columns] + ([line] if line else []))
-    ticks = _ticks(top)
-    scale = (_FLOOR - _TOP) / ticks[-1]
-    axis = [tag("text", tick(value), x="52", y=_FLOOR - value * scale + 4) for value in ticks]
-    area = [
-        tag("line", x1="0", x2="100%", y1=y, y2=y, class_="grid")
-        for y in (_FLOOR - value * scale for value in ticks)
-    ]
-    slot = 100 / len(columns)
-    every = math.ceil(len(columns) / _MOST_LABELS)
-    texts: list[Html] = []
-    for place, column in enumerate(columns):
-        height, middle = column.value * scale, f"{(place + 0.5) * slot:.2f}%"
-        x, width = f"{(place + 0.14) * slot:.2f}%", f"{0.72 * slot:.2f}%"
-        box = tag("title", f"{column.label}: {column.text}")
-        y = _FLOOR - height
-        area.append(
-            tag("rect", box, x=x, y=y, width=width, height=height, class_=column.kind or None)
-        )
-        if place % every == 0:
-            texts.append(tag("text", column.label, x=middle, y=_HEIGHT - 6.0, class_="under"))
-        if len(columns) <= _MOST_TEXTS:
-            texts.append(tag("text", column.text, x=middle, y=y - 5, class_="over"))
-    if line:
-        y = _FLOOR - line * scale
-        area.append(tag("line", x1="0", x2="100%", y1=y, y2=y, class_="goal"))
-    drawn = join(
-        [
-            tag("svg", *axis, class_="axis", aria_hidden="true"),
-            tag("svg", *area, *texts, class_="area", aria_hidden="true"),
+
+    label: str
+    columns: Sequence[Column]
+    write: Callable[[float], str]
+    line: float | None = None
+
+    @property
+    def scale(self) -> float:
+        """Pixels of a unit."""
+        return (_FLOOR - _TOP) / self._values[-1]
+
+    @property
+    def ticks(self) -> list[tuple[str, float]]:
+        """The values of the scale and where they stand, pixels from the top."""
+        return [(self.write(tick), _FLOOR - tick * self.scale) for tick in self._values]
+
+    @property
+    def goal(self) -> float | None:
+        """Where the line stands, pixels from the top."""
+        return _FLOOR - self.line * self.scale if self.line else None
+
+    @property
+    def under(self) -> float:
+        """Where the columns' names stand, pixels from the top."""
+        return _HEIGHT - 6.0
+
+    @property
+    def _values(self) -> list[float]:
+        return _ticks(max([column.value for column in self.columns] + [self.line or 0.0]))
+
+    @property
+    def crowded(self) -> bool:
+        """Whether a phone has no room for the figures above the columns."""
+        return len(self.columns) > _PHONE_TEXTS
+
+    @property
+    def bars(self) -> list[Bar]:
+        """The columns as they are drawn."""
+        count, scale = len(self.columns), self.scale
+        slot, every = 100 / count, math.ceil(count / _MOST_LABELS)
+        return [
+            Bar(
+                column=column,
+                x=(place + 0.14) * slot,
+                width=0.72 * slot,
+                middle=(place + 0.5) * slot,
+                y=_FLOOR - column.value * scale,
+                height=column.value * scale,
+                under=column.label if place % every == 0 else "",
+                over=column.text if count <= _MOST_TEXTS else "",
+            )
+            for place, column in enumerate(self.columns)
         ]
-    )
-    kind = "columns crowded" if len(columns) > _PHONE_TEXTS else "columns"
-    return tag("div", drawn, class_=kind, role="img", aria_label=label)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A drawn cell of a heat map: its corner, its colour's number, and its texts."""
+
+    x: float
+    y: float
+    shade: int
+    title: str
+    number: str
 
 
 @dataclass(frozen=True)
 class HeatMap:
     """Shares by row and column; None is an empty cell.
 
-    Attributes
+    Parameters
     ----------
     label : str
         What is seen, for those who do not see it.
@@ -102,67 +138,84 @@ class HeatMap:
         Their names.
     cells : sequence of sequences
         Row by row.
-    text : Callable[[float], str]
+    write : Callable[[float], str]
         Writes a value.
-    across : str
-        What the columns are.
     """
 
     label: str
     rows: Sequence[str]
     columns: Sequence[str]
     cells: Sequence[Sequence[float | None]]
-    text: Callable[[float], str]
-    across: str = ""
+    write: Callable[[float], str]
 
-    def draw(self) -> Html:
-        """Return the map and its legend."""
-        low, high = self._range()
-        left = 12 + _CHARACTER * max(len(short(name, _LONGEST_NAME)) for name in self.rows)
-        wide = min(max(600 / len(self.columns), 10.0), 80.0)
-        numbered = wide >= _NUMBERED
-        tall = _ROW if numbered else min(float(_ROW), max(wide, 16.0))
-        every = max(1, math.ceil(24 / wide))
-        parts: list[Html] = []
-        for place, name in enumerate(self.columns):
-            if place % every == 0:
-                x = left + (place + 0.5) * wide
-                parts.append(tag("text", name, x=x, y="12", class_="under"))
-        for row, (name, cells) in enumerate(zip(self.rows, self.cells, strict=True)):
-            y = 20 + row * tall
-            parts.append(tag("text", short(name, _LONGEST_NAME), x=left - 8, y=y + tall / 2 + 4))
-            for column, value in enumerate(cells):
-                if value is None:
-                    continue
-                shade, x = _shade(value, low, high), left + column * wide
-                title = tag("title", f"{name}, {self.columns[column]}: {self.text(value)}")
-                sizes = {"width": wide - 1, "height": tall - 1}
-                parts.append(tag("rect", title, x=x, y=y, class_=f"s{shade}", **sizes))
-                if numbered:
-                    middle = {"x": x + wide / 2, "y": y + tall / 2 + 4}
-                    parts.append(
-                        tag("text", self.text(value).rstrip("%"), class_=f"on t{shade}", **middle)
-                    )
-        width, height = left + wide * len(self.columns), 22 + tall * len(self.rows)
-        drawing = tag("svg", *parts, width=width, height=height, aria_hidden="true")
-        image = tag("div", drawing, class_="heat", role="img", aria_label=self.label)
-        return join([scrolling(self.label, image), self._legend(low, high)])
+    @property
+    def steps(self) -> int:
+        """Colours of the legend."""
+        return STEPS
 
-    def _range(self) -> tuple[float, float]:
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The values of the weakest and the strongest colour; equal where all cells are."""
         found = [value for row in self.cells for value in row if value is not None]
         low, high = min(found, default=0.0), max(found, default=0.0)
         # Colours of all but equal figures should be all but equal.
         return (low, high) if low == high else (min(low, high - _LEAST_RANGE), high)
 
-    def _legend(self, low: float, high: float) -> Html:
-        if low == high:
-            return tag("p", f"All {self.text(low)}", class_="legend")
-        strip = [
-            tag("rect", x=18 * step, width=17, height=12, class_=f"s{step}")
-            for step in range(STEPS)
+    @property
+    def left(self) -> float:
+        """Where the first column begins, pixels."""
+        return 12 + _CHARACTER * max(len(short(name, _LONGEST_NAME)) for name in self.rows)
+
+    @property
+    def wide(self) -> float:
+        """Width of a column, pixels."""
+        return min(max(600 / len(self.columns), 10.0), 80.0)
+
+    @property
+    def tall(self) -> float:
+        """Height of a row, pixels."""
+        return float(_ROW) if self.wide >= _NUMBERED else min(float(_ROW), max(self.wide, 16.0))
+
+    @property
+    def width(self) -> float:
+        """Of the whole, pixels."""
+        return self.left + self.wide * len(self.columns)
+
+    @property
+    def height(self) -> float:
+        """Of the whole, pixels."""
+        return 22 + self.tall * len(self.rows)
+
+    @property
+    def names(self) -> list[tuple[str, float]]:
+        """The names of the columns that have room, and where they stand."""
+        every = max(1, math.ceil(24 / self.wide))
+        return [
+            (name, self.left + (place + 0.5) * self.wide)
+            for place, name in enumerate(self.columns)
+            if place % every == 0
         ]
-        drawn = tag("svg", *strip, width=18 * STEPS, height="12", aria_hidden="true")
-        return tag("p", self.text(low), " ", drawn, " ", self.text(high), class_="legend")
+
+    @property
+    def drawn(self) -> list[tuple[str, float, list[Cell]]]:
+        """The rows: name, where it stands, and cells."""
+        low, high = self.ends
+        found = []
+        for row, (name, cells) in enumerate(zip(self.rows, self.cells, strict=True)):
+            y = 20 + row * self.tall
+            drawn = [
+                Cell(
+                    x=self.left + column * self.wide,
+                    y=y,
+                    shade=_shade(value, low, high),
+                    title=f"{name}, {self.columns[column]}: {self.write(value)}",
+                    number=self.write(value).rstrip("%") if self.wide >= _NUMBERED else "",
+                )
+                for column, value in enumerate(cells)
+                if value is not None
+            ]
+            found.append((short(name, _LONGEST_NAME), y + self.tall / 2 + 4, drawn))
+        return found
 
 
 def _shade(value: float, low: float, high: float) -> int:

@@ -1,92 +1,97 @@
-"""What each client gave, and what it would have had alone; the worst first."""
+"""What each client gave and what it would have had alone, gathered from all over the results."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from fedprune.report.markup import Content, Html, join, tag
-from fedprune.report.people import Person, measured, people, split_name
-from fedprune.report.tables import folded, table, with_dot
-from fedprune.results import text
+from fedprune.results.ledger import APART
+from fedprune.results.perplexity import headline
 
-_MOST = 24  # clients that are shown at once
-_WORST, _BEST = 12, 4
+_NAME = re.compile(r"'(?P<site>.*)' \((?P<partition>partition \d+)\)", re.DOTALL)
 
 
-def clients(results: Mapping[str, Any]) -> Html:
-    """Return a line for each client; of many those at both ends, and all on demand."""
-    found = people(results)
-    if not found:
-        return tag("p", "No client took part.")
-    name, values = measured(results)
-    ranked = sorted(found, key=_rank)
-    aid = [f"Ordered from the client that does worst alone ({name})"]
-    if any(person.perplexity is not None for person in found):
-        aid.append("the line through the dots is the federated model, further left is better")
-    else:
-        aid = ["What clients reach alone was not measured"]
-        if any(person.agreement is not None for person in found):
-            aid.append("ordered by agreement with the result")
-    few = ranked if len(ranked) <= _MOST else ranked[:_WORST] + ranked[-_BEST:]
-    if len(few) < len(ranked):
-        aid.append(f"the first {_WORST} and the last {_BEST} of {len(ranked):,}")
-    parts: list[Content] = [
-        tag("p", "; ".join(aid) + ".", class_="aid"),
-        _table("Clients", few, values.get("pruned"), dots=True),
-    ]
-    if len(few) < len(ranked):
-        every = _table("All clients", found, None, dots=False)
-        parts.append(folded(f"All {len(found):,} clients", every))
-    return join(parts)
+@dataclass(frozen=True)
+class Client:
+    """One client.
+
+    Attributes
+    ----------
+    name : str
+        Its site and partition.
+    samples, tokens : int
+        Calibration texts it used.
+    blocks : int or None
+        Blocks it pruned, over all rounds; None where each pruned all.
+    bytes_up : int
+        What it sent, its own evaluation and the model's delivery apart.
+    seconds : float
+        What it says it worked.
+    agreement : float or None
+        Share of weights on which its mask is as the global one.
+    perplexity : float or None
+        Of its own pruned model.
+    left : int or None
+        The round in which it was left out, if it was.
+    """
+
+    name: str
+    samples: int
+    tokens: int
+    blocks: int | None
+    bytes_up: int
+    seconds: float
+    agreement: float | None
+    perplexity: float | None
+    left: int | None
 
 
-def _rank(person: Person) -> tuple[float, float]:
-    worst = person.perplexity if person.perplexity is not None else float("inf")
-    return -worst, person.agreement if person.agreement is not None else 1.0
-
-
-def _name(person: Person) -> Html:
-    site, partition = split_name(person.name)
-    left = "" if person.left is None else f"left out in round {person.left}"
-    small = ", ".join(filter(None, (partition, left)))
-    return join([site, tag("small", small) if small else None])
-
-
-def _table(caption: str, shown: Sequence[Person], pruned: float | None, *, dots: bool) -> Html:
-    known = [person.perplexity for person in shown if person.perplexity is not None]
-    header = ["Client", "Samples", "Tokens"]
-    columns = {
-        "Blocks pruned": any(person.blocks is not None for person in shown),
-        "Agrees with result": any(person.agreement is not None for person in shown),
-        "Perplexity alone": bool(known),
-    }
-    header += [name for name, there in columns.items() if there] + ["Sent", "Worked"]
-    ends = [*known, *([pruned] if pruned is not None else [])]
-    low, high = min(ends, default=0.0), max(ends, default=1.0)
-
-    def at(value: float) -> float:
-        return (value - low) / (high - low) if high > low else 0.5
-
-    def perplexity(person: Person) -> Content:
-        if person.perplexity is None or not dots:
-            return text.figure(person.perplexity)
-        goal = at(pruned) if pruned is not None else None
-        return with_dot(text.figure(person.perplexity), at(person.perplexity), goal)
-
-    rows: list[list[Content]] = []
-    for person in shown:
-        optional: dict[str, Content] = {
-            "Blocks pruned": text.NONE if person.blocks is None else f"{person.blocks:,}",
-            "Agrees with result": text.percent(person.agreement, 2),
-            "Perplexity alone": perplexity(person),
-        }
-        rows.append(
-            [
-                _name(person),
-                f"{person.samples:,}",
-                f"{person.tokens:,}",
-                *(cell for name, cell in optional.items() if columns[name]),
-                text.size(person.bytes_up),
-                text.seconds(person.seconds),
-            ]
+def clients(results: Mapping[str, Any]) -> list[Client]:
+    """Return the clients that took part, in the order of their partitions."""
+    sent: dict[str, int] = {}
+    worked: dict[str, float] = {}
+    entries = results["ledger"]["entries"]
+    for entry in entries:
+        name = entry["client"]
+        worked[name] = worked.get(name, 0.0) + entry["client_seconds"]
+        if entry["phase"] not in APART:
+            sent[name] = sent.get(name, 0) + entry["bytes_up"]
+    left = {entry["client"]: entry["round"] for entry in entries if entry["refused"]}
+    agreement = client_agreement(results)
+    alone = (headline(results["perplexity"])[1].get("local_only") or {}).get("clients", {})
+    blocks = _blocks(results)
+    return [
+        Client(
+            name=client["name"],
+            samples=client["samples"],
+            tokens=client["tokens"],
+            blocks=blocks.get(client["name"]),
+            bytes_up=sent.get(client["name"], 0),
+            seconds=worked.get(client["name"], 0.0),
+            agreement=agreement.get(client["name"]),
+            perplexity=alone.get(client["name"]),
+            left=left.get(client["name"]),
         )
-    return table(caption, header, rows)
+        for client in results["clients"]
+    ]
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Return a client's site and partition; its partition alone where it has no site."""
+    parts = _NAME.fullmatch(name)
+    return (parts["site"], parts["partition"]) if parts else (name, "")
+
+
+def client_agreement(results: Mapping[str, Any]) -> Mapping[str, float]:
+    """Return client -> agreement with the result; empty where it was not measured."""
+    clients = (results["agreement"] or {}).get("clients") or {}
+    found: Mapping[str, float] = clients.get("result", {})
+    return found
+
+
+def _blocks(results: Mapping[str, Any]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for drawn in results["strategy"].get("layer_sampling", []):
+        for name, blocks in drawn["clients"].items():
+            counts[name] = counts.get(name, 0) + len(blocks)
+    return counts

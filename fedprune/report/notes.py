@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
 
+from fedprune.report.clients import client_agreement
 from fedprune.report.linears import reporters
-from fedprune.report.people import client_agreement, measured
 from fedprune.results import text
+from fedprune.results.perplexity import headline
 
 Level = Literal["problem", "warning", "hint"]
 
@@ -64,7 +65,7 @@ def _uncovered(results: Mapping[str, Any]) -> Iterator[Note]:
 
 
 def _quality(results: Mapping[str, Any]) -> Iterator[Note]:
-    name, values = measured(results)
+    name, values = headline(results["perplexity"])
     if values and values.get("dense") is not None and values.get("pruned") is None:
         yield Note(
             "problem",

@@ -1,25 +1,23 @@
-"""The page: sections in reading order, one style sheet, nothing from elsewhere."""
+"""The pages of a run and of a sweep: one file each that loads nothing and runs nothing."""
 
 import base64
 import hashlib
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
 from fedprune.disk import replace_file
-from fedprune.report import summary
-from fedprune.report.agreement import agreement
-from fedprune.report.clients import clients
-from fedprune.report.cost import cost
-from fedprune.report.further import further, sizes
-from fedprune.report.markup import Html, join, tag
-from fedprune.report.quality import perplexity
-from fedprune.report.structure import sparsity
-from fedprune.report.style import STYLE
-from fedprune.report.usage import configuration, load
+from fedprune.report.run import run_view
+from fedprune.report.sweep import SweepFacts, sweep_view
+from fedprune.results import text
 from fedprune.results.read import read_results
 
 REPORT = "report.html"
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_report(folder: Path) -> Path:
@@ -39,9 +37,9 @@ def write_report(folder: Path) -> Path:
     """
     results = read_results(folder)
     config = folder / "config.yaml"
-    text = config.read_text(encoding="utf-8") if config.is_file() else ""
+    content = config.read_text(encoding="utf-8") if config.is_file() else ""
     page = folder / REPORT
-    replace_file(page, render_page(results, text, folder.absolute()).encode())
+    replace_file(page, render_page(results, content, folder.absolute()).encode())
     return page
 
 
@@ -53,61 +51,55 @@ def render_page(results: Mapping[str, Any], config: str, folder: Path) -> str:
     results : Mapping
         The content of `results.json`.
     config : str
-        The content of `config.yaml`; "" leaves the section out.
+        The content of `config.yaml`; "" leaves it out.
     folder : Path
         The run's folder, for the code that loads the model.
     """
-    parts = {
-        "Points to note": summary.careful(results),
-        "Perplexity": join([perplexity(results), further(results)]),
-        "Sparsity": sparsity(results),
-        "Agreement": agreement(results),
-        "Clients": clients(results),
-        "Cost": cost(results),
-        "Use the model": join([load(folder), sizes(results)]),
-        "What was run": join(
-            [summary.what_was_run(results), configuration(config) if config else None]
-        ),
+    return _render("run.html.jinja", run_view(results, config, folder))
+
+
+def render_sweep(facts: SweepFacts) -> str:
+    """Return the page of a sweep."""
+    return _render("sweep.html.jinja", sweep_view(facts))
+
+
+@cache
+def environment() -> Environment:
+    """Return the templates: all that is put into them is escaped, and nothing may be missing."""
+    found = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters |= {
+        "percent": text.percent,
+        "figure": text.figure,
+        "size": text.size,
+        "seconds": text.seconds,
+        "rise": text.rise,
+        "beside": text.beside,
+        "count": text.count,
+        "sentence": lambda label: label[:1].upper() + label[1:],
+        "anchor": lambda title: title.lower().replace(" ", "-"),
+        "px": lambda value: f"{value:.2f}".rstrip("0").rstrip("."),
+        "prose": prose,
     }
-    navigation, contents = sections(parts)
-    body = [
-        tag("a", "Skip to the report", href="#report", class_="skip"),
-        summary.header(results),
-        navigation,
-        tag("main", summary.headlines(results), *contents, id="report"),
-        tag("footer", f"Written by fedprune {results['versions'].get('fedprune', '')}."),
-    ]
-    title = f"{summary.model_name(results)} · {summary.strategy_name(results)} · fedprune"
-    return document(title, *body)
+    return found
 
 
-def document(title: str, *body: Html, style: str = "") -> str:
-    """Return a whole HTML document that may load nothing and run nothing; ``style`` adds rules."""
-    rules = STYLE + style
-    digest = base64.b64encode(hashlib.sha256(rules.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    head = [
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=policy),
-        tag("meta", name_="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name_="color-scheme", content="light dark"),
-        tag("meta", name_="referrer", content="no-referrer"),
-        tag("title", title),
-        tag("style", Html(rules)),
-    ]
-    page = tag("html", tag("head", *head), tag("body", *body), lang="en")
-    return f"<!doctype html>\n{page}\n"
+def prose(sentence: str) -> Markup:
+    """Return a sentence as HTML; what stands between backticks is code."""
+    parts = sentence.split("`")
+    code = Markup("<code>{}</code>")
+    return Markup("").join(
+        code.format(part) if place % 2 else escape(part) for place, part in enumerate(parts)
+    )
 
 
-def sections(parts: Mapping[str, Html]) -> tuple[Html, list[Html]]:
-    """Return the links to all parts of a page, and the parts with their titles."""
-    links = [tag("a", title, href=f"#{_anchor(title)}") for title in parts]
-    contents = [
-        tag("section", tag("h2", title, id=_anchor(title)), content, aria_labelledby=_anchor(title))
-        for title, content in parts.items()
-    ]
-    return tag("nav", *links, aria_label="Sections"), contents
-
-
-def _anchor(title: str) -> str:
-    return title.lower().replace(" ", "-")
+def _render(template: str, view: Mapping[str, Any]) -> str:
+    style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    # Of the style sheet alone is it known that it is no text of somebody's.
+    return environment().get_template(template).render(style=Markup(style), digest=digest, **view)

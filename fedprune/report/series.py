@@ -187,3 +187,62 @@ def _others(rows: Sequence[Row], axes: Axes) -> list[str]:
 
 def _varies(rows: Sequence[Row], key: str) -> bool:
     return len(combinations(rows, [key])) > 1
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one setting costs and gives.
+
+    Attributes
+    ----------
+    label : str
+        Its row in the table, told by the keys that vary.
+    values : tuple of str
+        Its value of each of these keys.
+    megabytes : float
+        What a client sends, mean over the seeds.
+    mean, low, high : float
+        Perplexity: mean, least and largest over the seeds.
+    """
+
+    label: str
+    values: tuple[str, ...]
+    megabytes: float
+    mean: float
+    low: float
+    high: float
+
+
+def costs(rows: Sequence[Row], keys: Sequence[str], dataset: str) -> list[Cost]:
+    """Return cost and perplexity for each combination of keys that has both.
+
+    Parameters
+    ----------
+    rows : sequence of Row
+        One a run.
+    keys : sequence of str
+        What tells settings apart; those that never vary are not in the labels.
+    dataset : str
+        A data set or a summary over several.
+    """
+    varying = [key for key in keys if len(combinations(rows, [key])) > 1]
+    found = []
+    for values in combinations(rows, varying):
+        here = [row for row in rows if tuple(str(row.get(key, "")) for key in varying) == values]
+        sent = by_seed(here, UP)
+        figures = by_seed(here, perplexity_key(dataset, FEDERATED))
+        figures = [figure for figure in figures if math.isfinite(figure)]
+        if sent and figures:
+            megabytes = fmean(sent) / _BYTES_PER_MEGABYTE
+            spread = (fmean(figures), min(figures), max(figures))
+            found.append(Cost(_cost_label(varying, values), values, megabytes, *spread))
+    return found
+
+
+def _cost_label(keys: Sequence[str], values: Sequence[str]) -> str:
+    """Return values in words; numbers, truths and nothings only say something with their key."""
+    parts = []
+    for name, value in zip(short_names(keys), values, strict=True):
+        bare = is_numeric([value]) or value in ("true", "false", "null", "")
+        parts.append(f"{name}={value}" if bare else value)
+    return " ".join(parts) or "all"

@@ -83,12 +83,25 @@ def test_every_text_can_be_told_from_what_it_stands_on(page: Page, scheme: str) 
 
 
 def test_curves_are_drawn_in_the_colours_of_the_scheme(page: Page) -> None:
-    stroke = "getComputedStyle(document.querySelector('.plane line.k0')).stroke"
+    curve = """document.querySelector('.wide path[stroke="var(--k0)"]')"""
+    stroke = f"getComputedStyle({curve}).stroke"
     light = page.run(stroke)
     page.emulate("dark")
     assert "rgb" in light and page.run(stroke) != light
-    width = "document.querySelector('.plane line.k0').getBoundingClientRect().width"
-    assert page.run(width) > 300
+    assert page.run(f"{curve}.getBoundingClientRect().width") > 300
+
+
+def test_a_phone_gets_the_narrow_drawing_and_no_text_is_small(page: Page) -> None:
+    shown = "[...document.querySelectorAll('.drawn svg')].filter(e => e.checkVisibility())"
+    for width, shape in ((390, "narrow"), (1100, "wide"), (760, "wide")):
+        page.resize(width)
+        assert set(page.run(f"{shown}.map(e => e.parentElement.className)")) == {shape}
+        heights = f"{shown}.flatMap(e => [...e.querySelectorAll('text')])"
+        heights += ".map(e => e.getBoundingClientRect().height)"
+        assert min(page.run(heights)) > 10
+    page.resize(390)
+    page.emulate("light", "print")
+    assert set(page.run(f"{shown}.map(e => e.parentElement.className)")) == {"wide"}
 
 
 def test_drawings_and_tables_say_what_they_are(page: Page) -> None:

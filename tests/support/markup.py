@@ -2,7 +2,7 @@
 
 from html.parser import HTMLParser
 
-_SHAPES = {"rect", "line", "circle"}
+_SHAPES = {"rect", "line", "circle", "path", "use"}
 
 
 class Markup(HTMLParser):

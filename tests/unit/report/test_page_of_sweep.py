@@ -1,15 +1,11 @@
-"""The page of a sweep, and the curves on it."""
+"""The page of a sweep."""
 
 import re
 
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
-from fedprune.report.curves import CURVES_STYLE, Curve, Dot, Plane, Scale, _styles
-from fedprune.report.series import places, time_series
-from fedprune.report.sweep_page import Run, SweepFacts, render_sweep
+from fedprune.report.page import render_sweep
+from fedprune.report.sweep import Run, SweepFacts
 from fedprune.results.sweep import DOWN, PRUNE_SECONDS, UP, Axes, Row, all_pivots
+from tests.support.markup import Markup
 
 AXES = Axes(("strategy",), ("sparsity",))
 
@@ -72,7 +68,7 @@ def test_the_page_asks_for_nothing_and_has_no_inline_styles() -> None:
 
 def test_every_chart_has_a_text_for_those_who_do_not_see_it() -> None:
     text = page()
-    labels = re.findall(r'<div class="curves" role="img" aria-label="([^"]+)"', text)
+    labels = re.findall(r'<div class="drawn" role="img" aria-label="([^"]+)"', text)
     assert labels == [
         "Perplexity (x) by sparsity",
         "Perplexity (x) against bytes",
@@ -80,77 +76,20 @@ def test_every_chart_has_a_text_for_those_who_do_not_see_it() -> None:
     ]
 
 
-def test_time_is_a_curve_for_each_method() -> None:
-    curves = time_series(ROWS, AXES)
-    assert [curve.label for curve in curves] == ["strategy=one", "strategy=<two>"]
-    assert [(p.x, p.mean, p.low, p.high) for p in curves[0].points] == [
-        ("0.5", 4.0, 3.0, 5.0),
-        ("0.7", 4.0, 3.0, 5.0),
+def test_every_page_is_whole_and_its_ids_are_its_own() -> None:
+    found = Markup(page(Run("three", "", None, "no")))
+    identifiers = [a["id"] for _, a in found.elements if "id" in a]
+    assert len(identifiers) == len(set(identifiers)) > 10
+    targets = [a["href"] for a in found.all("a") if a["href"][0] == "#"]
+    assert targets and all(href[1:] in identifiers for href in targets)
+
+
+def test_no_name_of_a_data_set_or_setting_is_markup() -> None:
+    hostile = "<img src=x onerror=alert(1)>$x^$"
+    rows = [
+        {key.replace(".x.", f".{hostile}."): value for key, value in one.items()} for one in ROWS
     ]
-
-
-def test_places_on_an_axis() -> None:
-    assert places(["0.3", "0.5"]) == {"0.3": 0.3, "0.5": 0.5}
-    assert places(["1", "64"]) == {"1": 0.0, "64": 6.0}
-    assert places(["row", "layer"]) == {"row": 0.0, "layer": 1.0}
-
-
-@given(st.lists(st.floats(1e-3, 1e9), min_size=1, max_size=9))
-def test_a_scale_holds_its_values_between_few_round_ticks(values: list[float]) -> None:
-    scale = Scale.over(values)
-    assert 2 <= len(scale.ticks) <= 16
-    assert list(scale.ticks) == sorted(set(scale.ticks))
-    slack = 1e-6 * max(values)
-    assert scale.ticks[0] <= min(values) + slack and max(values) - slack <= scale.ticks[-1]
-    heights = [scale.height(value) for value in sorted(values)]
-    assert heights == sorted(heights, reverse=True)
-    assert all(13.9 <= height <= 226.1 for height in heights)
-
-
-@pytest.mark.parametrize(
-    ("values", "ticks"),
-    [
-        ([14.6, 40.1], (10.0, 20.0, 30.0, 40.0, 50.0)),
-        ([5.0], (5.0, 6.0)),
-        ([12.0, 300.0], (10.0, 20.0, 50.0, 100.0, 200.0, 500.0)),
-        ([12.0, 1e7], (10.0, 100.0, 1e3, 1e4, 1e5, 1e6, 1e7)),
-    ],
-)
-def test_ticks(values: list[float], ticks: tuple[float, ...]) -> None:
-    assert Scale.over(values).ticks == pytest.approx(ticks)
-
-
-def test_values_that_span_a_wide_range_stand_by_their_logarithm() -> None:
-    scale = Scale.over([10.0, 1000.0])
-    middle = (scale.height(10.0) + scale.height(1000.0)) / 2
-    assert scale.logarithmic and scale.height(100.0) == pytest.approx(middle)
-
-
-def test_labels_that_would_overlap_on_a_phone_are_left_out() -> None:
-    ticks = {f"{n}00.0 kB": float(n) for n in range(1, 9)}
-    drawn = Plane("label", "across", ticks, str).draw([curve("a")])
-    shown = re.findall(r">(\d)00\.0 kB<", drawn)
-    assert shown[0] == "1" and 2 <= len(shown) < 5
-
-
-def curve(label: str, baseline: bool = False) -> Curve:
-    return Curve(
-        label, (Dot(1.0, 2.0, 1.5, 2.5, "two"), Dot(8.0, 3.0, 3.0, 3.0, "three")), baseline
-    )
-
-
-def test_every_curve_can_be_told_from_the_others() -> None:
-    curves = [curve(str(n), n % 3 == 0) for n in range(18)]
-    assert len(set(_styles(curves)) - {("kb", None)}) >= 15
-    assert all(f".{colour} " in CURVES_STYLE for colour, _ in _styles(curves))
-
-
-def test_points_spreads_and_lines_stand_where_they_belong() -> None:
-    drawn = Plane("label", "across", {"1": 1.0, "8": 8.0}, str).draw([curve("a")])
-    scale = Scale.over([1.5, 2.5, 3.0])
-    circles = re.findall(r'<circle class="k0" cx="([\d.]+)%" cy="([\d.]+)"', drawn)
-    assert [(float(x), float(y)) for x, y in circles] == [
-        (6.0, pytest.approx(scale.height(2.0), abs=0.01)),
-        (94.0, pytest.approx(scale.height(3.0), abs=0.01)),
-    ]
-    assert drawn.count('class="k0 spread"') == 1
+    runs = [Run(hostile, f"{hostile}/report.html", one) for one in rows]
+    pivots = all_pivots(rows, AXES)
+    text = render_sweep(SweepFacts(hostile, hostile, AXES, runs, pivots, 1.0, "1"))
+    assert "<img" not in text and Markup(text).text().count(hostile) > 10

@@ -1,18 +1,17 @@
-"""What the page is made of: figures as text, the ledger by round, linears by block, clients."""
+"""What a run's page is made of: the ledger by round, linears by block, clients, charts by hand."""
 
 import re
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
 from fedprune.report.agreement import vote_columns
-from fedprune.report.charts import Column, HeatMap, column_chart
-from fedprune.report.clients import clients
-from fedprune.report.cost import cost
+from fedprune.report.charts import STEPS, Column, ColumnChart, HeatMap
+from fedprune.report.clients import clients, split_name
+from fedprune.report.cost import rounds
 from fedprune.report.linears import by_block, reporters
-from fedprune.report.markup import Html, join, prose, tag
-from fedprune.report.people import people, split_name
-from fedprune.report.rounds import rounds
+from fedprune.report.page import environment, prose, render_page
 from fedprune.results import text
 from fedprune.results.ledger import Entry
 from tests.support.markup import Markup
@@ -21,53 +20,7 @@ from tests.support.reports import made_up
 NAMES = ["'a' (partition 0)", "'b' (partition 1)", "'c' (partition 2)"]
 
 
-@pytest.mark.parametrize(
-    ("share", "digits", "expected"),
-    [
-        (0.5, 1, "50.0%"),
-        (0.0, 1, "0.0%"),
-        (1.0, 1, "100.0%"),
-        (0.00001, 1, "<0.1%"),
-        (0.99999, 1, ">99.9%"),
-        (0.99999, 2, ">99.99%"),
-        (None, 1, "–"),
-    ],
-)
-def test_percent_never_rounds_to_all_or_nothing(share, digits, expected):
-    assert text.percent(share, digits) == expected
-
-
-def test_figures_as_text():
-    assert [text.figure(v) for v in (5.127, 12345.0, None, float("inf"))] == [
-        "5.13",
-        "1.23e+04",
-        "–",
-        "–",
-    ]
-    assert [text.seconds(v) for v in (0, 0.04, 1.26, 119.9, 120, 7199, 7200, None)] == [
-        *("0 s", "40 ms", "1.3 s", "119.9 s", "2 min 0 s", "119 min 59 s", "2 h 0 min", "–"),
-    ]
-    assert [text.rise(v) for v in (1.0, 1.255, 0.9, 50.0)] == [
-        "+0.0%",
-        "+25.5%",
-        "−10.0%",
-        "50 times",
-    ]
-    assert [text.beside(v) for v in (1.0001, 1.255, 0.9, 50.0)] == [
-        *("level with", "25.5% above", "10.0% below", "50 times"),
-    ]
-    assert text.count(1, "client") == "1 client" and text.count(1200, "client") == "1,200 clients"
-    assert text.listing(list("abcdefg"), 3) == "a, b, c and 4 more"
-    assert text.spans([0, 1, 2, 5, 7, 8]) == "0–2, 5, 7–8"
-    assert text.short("abcdefghij", 7) == "abc…hij" and text.short("abc", 7) == "abc"
-
-
-def test_only_markup_is_not_escaped():
-    assert tag("p", "<&", Html("<b>"), None, 3) == "<p>&lt;&amp;<b>3</p>"
-    assert (
-        tag("a", "x", class_='"&', aria_label=None, x=1.5) == '<a class="&quot;&amp;" x="1.5">x</a>'
-    )
-    assert join(["a<", tag("i")]) == "a&lt;<i></i>"
+def test_only_code_between_backticks_is_markup():
     assert prose("say `<x>` & go") == "say <code>&lt;x&gt;</code> &amp; go"
 
 
@@ -79,7 +32,9 @@ def test_rounds_are_sums_over_clients_and_the_slowest_of_them():
         Entry(1, "prune", "b", 11, 21, 4.0, client_seconds=1.0, refused="no"),
     ]
     found = rounds([asdict(entry) for entry in entries])
-    assert [one.name for one in found] == ["0 handshake", "1 delivery", "1 pruning"]
+    assert [one.name for one in found] == [
+        *("0 asking nodes who they are", "1 delivering pruned blocks", "1 pruning"),
+    ]
     last = found[-1]
     assert (last.asked, last.refused, last.bytes_up, last.bytes_down) == (2, 1, 41, 21)
     assert (last.seconds, last.worked) == (4.0, 2.0)
@@ -102,16 +57,22 @@ def test_linears_become_a_grid_and_experts_one_kind():
     assert reporters({}) == {}
 
 
+def page(results):
+    return Markup(render_page(results, "", Path("/runs/one")))
+
+
 def test_one_round_of_pruning_needs_no_charts():
-    assert "Time, by round" in cost(made_up(NAMES, 2))
-    once = cost(made_up(NAMES, 1))
+    assert "Time, by round" in page(made_up(NAMES, 2)).text()
+    once = page(made_up(NAMES, 1)).text()
     assert "Time, by round" not in once and "Data of all rounds" in once
 
 
 def test_clients_are_ordered_by_what_was_measured():
     results = made_up(NAMES, 2, alone=False)
-    assert "ordered by agreement with the result" in clients(results)
-    assert "What clients reach alone was not measured." in clients(results | {"agreement": None})
+    assert "ordered by agreement with the result" in page(results).text()
+    alone = page(results | {"agreement": None}).text()
+    assert "What clients reach alone was not measured." in alone
+    assert "No client took part." in page(results | {"clients": []}).text()
 
 
 def test_clients_are_gathered_from_all_over_the_results():
@@ -120,7 +81,7 @@ def test_clients_are_gathered_from_all_over_the_results():
         {"clients": {NAMES[0]: [0, 1], NAMES[1]: [0]}},
         {"clients": {NAMES[0]: [1], NAMES[1]: [1]}},
     ]
-    first, second, third = people(results)
+    first, second, third = clients(results)
     up = [e["bytes_up"] for e in results["ledger"]["entries"] if e["client"] == NAMES[0]]
     assert first.bytes_up == sum(up)
     assert (first.blocks, second.blocks, third.blocks) == (3, 2, None)
@@ -152,32 +113,41 @@ def test_few_votes_have_a_column_each_and_many_are_drawn_together():
     assert sum(column.value for column in many) == pytest.approx(1)
 
 
+def drawn(macro, chart):
+    macros = environment().get_template("macros.html.jinja").module
+    return Markup(f"<div>{getattr(macros, macro)(chart)}</div>")
+
+
 def test_columns_are_as_high_as_their_values():
     columns = [Column("a", 1.0, "one"), Column("b", 4.0, "four"), Column("c", 0.0, "none")]
-    page = Markup(column_chart("three columns", columns, str))
-    heights = [float(rect["height"]) for rect in page.all("rect")]
+    rects = drawn("columns", ColumnChart("three columns", columns, str)).all("rect")
+    heights = [float(rect["height"]) for rect in rects]
     assert heights[1] == pytest.approx(4 * heights[0], rel=0.01) and heights[2] == 0
-    floor = {float(r["y"]) + float(r["height"]) for r in page.all("rect")}
+    floor = {float(rect["y"]) + float(rect["height"]) for rect in rects}
     assert max(floor) - min(floor) < 0.02
 
 
-def test_a_heat_map_s_colours_follow_its_figures():
-    heat = HeatMap("a map", ["r"], list("abc"), [[0.0, 0.5, 1.0]], text.percent)
-    cells = [r["class"] for r in Markup(join(["", tag("p", heat.draw())])).all("rect")][:3]
-    assert cells == ["s0", "s3", "s6"]
-    close = HeatMap("a map", ["r"], list("ab"), [[0.5, 0.501]], text.percent)
-    assert [r["class"] for r in Markup(tag("p", close.draw())).all("rect")][:2] == ["s6", "s6"]
-    same = HeatMap("a map", ["r"], list("abc"), [[0.5, None, 0.5]], text.percent)
-    page = Markup(tag("p", same.draw()))
-    assert [r["class"] for r in page.all("rect")] == ["s3", "s3"]
-    assert "All 50.0%" in page.text("p")
+@pytest.mark.parametrize(
+    ("cells", "colours"),
+    [
+        ([0.0, 0.5, 1.0], ["s0", "s3", "s6"]),
+        ([0.5, 0.501], ["s6", "s6"]),
+        ([0.5, None, 0.5], ["s3", "s3"]),
+    ],
+)
+def test_a_heat_map_s_colours_follow_its_figures(cells, colours):
+    found = drawn("heat", HeatMap("a map", ["r"], list("abc")[: len(cells)], [cells], text.percent))
+    assert [rect["class"] for rect in found.all("rect")][: len(colours)] == colours
+    alike = len(set(filter(None, cells))) == 1
+    assert ("All 50.0%" in found.text("p")) == alike
+    assert len(found.all("rect")) == len(colours) + (0 if alike else STEPS)
 
 
 def test_many_rounds_share_columns():
     results = made_up(NAMES, 2)
     one = asdict(Entry(1, "prune", NAMES[0], 10, 1000, 1.0))
     results["ledger"]["entries"] = [{**one, "round": step} for step in range(1, 151)]
-    found = Markup(tag("div", cost(results))).text("figure")
-    assert "3 rounds share a column." in found
-    assert re.search(r"148–150: 1\.0 kB", found)
-    assert "150 pruning" in found
+    found = page(results)
+    assert "3 rounds share a column." in found.text("figure")
+    assert re.search(r"148–150: 1\.0 kB", found.text("figure"))
+    assert "150 pruning" in found.text("details")

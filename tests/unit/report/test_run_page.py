@@ -43,7 +43,7 @@ def test_every_page_is_whole_and_its_links_lead_somewhere(name):
         label = attributes.get("aria-labelledby")
         assert label is None or label in identifiers
     assert len(page.all("h1")) == len(page.all("main")) == 1
-    assert page.text("head").startswith("demo · ")
+    assert page.text("head").strip().startswith("demo · ")
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -1,0 +1,129 @@
+"""What the page of a sweep shows: its curves and tables, and the way to the report of every run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from markupsafe import Markup
+
+from fedprune.report.figures import (
+    bytes_drawing,
+    perplexity_drawing,
+    shown_datasets,
+    time_drawing,
+)
+from fedprune.report.series import method_series, time_series, x_axis
+from fedprune.results.perplexity import FEDERATED, SUMMARIES
+from fedprune.results.sweep import (
+    PRUNE_SECONDS,
+    SEED,
+    UP,
+    Axes,
+    Pivot,
+    Row,
+    datasets,
+    perplexity_key,
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One job of the sweep.
+
+    Attributes
+    ----------
+    label : str
+        Its settings.
+    link : str
+        Its report, relative to the page; "" where there is none.
+    row : Row or None
+        Its figures, once it is done.
+    failure : str
+        Why it failed; "" if it did not.
+    """
+
+    label: str
+    link: str
+    row: Row | None
+    failure: str = ""
+
+
+@dataclass(frozen=True)
+class SweepFacts:
+    """What the page tells.
+
+    Attributes
+    ----------
+    title : str
+        What was swept.
+    command : str
+        How to do it again.
+    axes : Axes
+        Which keys were swept.
+    runs : sequence of Run
+        All jobs; at least one is done.
+    pivots : sequence of Pivot
+        The tables.
+    seconds : float
+        How long the command took; 0 where nothing was run.
+    version : str
+        Of fedprune.
+    """
+
+    title: str
+    command: str
+    axes: Axes
+    runs: Sequence[Run]
+    pivots: Sequence[Pivot]
+    seconds: float
+    version: str
+
+    @property
+    def rows(self) -> list[Row]:
+        """The figures of all runs that are done."""
+        return [run.row for run in self.runs if run.row is not None]
+
+
+def sweep_view(facts: SweepFacts) -> dict[str, Any]:
+    """Return what the template needs."""
+    rows, axes = facts.rows, facts.axes
+    measured = datasets(rows)
+    drawn = [name for name in shown_datasets(measured) if method_series(rows, axes, name)]
+    return {
+        "facts": facts,
+        "seeds": len({row[SEED] for row in rows}),
+        "failed": [run for run in facts.runs if run.failure],
+        "x": x_axis(rows, axes),
+        "quality": [
+            (name, pivot, _drawing(facts, name, place) if name in drawn else None)
+            for place, (name, pivot) in enumerate(zip(measured, facts.pivots, strict=False))
+        ],
+        "bytes": bytes_drawing(rows, axes, drawn[0], "bytes") if drawn else None,
+        "bytes_of": drawn[0] if drawn else "",
+        "time": time_drawing(rows, axes, "time") if time_series(rows, axes) else None,
+        "traffic": facts.pivots[len(measured) :],
+        "plain": [name for name in measured if name not in SUMMARIES],
+        "titles": [f"Perplexity ({name})" for name in measured if name not in SUMMARIES],
+        "run_figures": _run_figures,
+        "quote": quote,
+    }
+
+
+def _drawing(facts: SweepFacts, dataset: str, place: int) -> Markup:
+    return perplexity_drawing(facts.rows, facts.axes, dataset, f"perplexity{place}")
+
+
+def _run_figures(row: Row, measured: Sequence[str]) -> dict[str, Any]:
+    """Return the figures of a run that its line shows."""
+    return {
+        "perplexities": [_number(row, perplexity_key(name, FEDERATED)) for name in measured],
+        "sparsity": _number(row, "sparsity.overall"),
+        "bytes": _number(row, UP),
+        "seconds": _number(row, PRUNE_SECONDS),
+    }
+
+
+def _number(row: Row, key: str) -> float | None:
+    value = row.get(key)
+    return float(value) if isinstance(value, int | float) else None
