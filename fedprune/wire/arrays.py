@@ -2,9 +2,10 @@
 
 The bytes are those of a safetensors file, which any tool reads. The same arrays are the same bytes.
 Two things are added. The file's metadata have one entry, ``crc32``, of all that follows the
-header's length, so that damage is noticed. And an array of ``uint8`` is packed where that is
-shorter: it then is called ``NAME.deflate`` and is the bytes of a raw deflate stream of Huffman
-codes (there are no repetitions to look for in masks and in sums).
+header's length, so that damage is noticed. And an array of integers is packed where that is
+shorter: it then is called, for example, ``NAME.deflate.uint8.3x4`` and is a raw deflate stream of
+its bytes, the lowest byte of all numbers first. Huffman codes do it, there are no repetitions to
+look for in masks and sums; what looks like noise is not tried.
 
 A reader says what it expects, by name, type and shape, from what it knows of the model. It gets
 exactly that or a ``WireError``: sizes are checked before anything is allocated, nothing is read
@@ -52,12 +53,13 @@ _CHECKSUM = slice(26, 34)  # where it stands in a header
 _BLANK = "0" * 8
 _METADATA = "__metadata__"
 _SAME_RELEASE = "Run the same release of fedprune everywhere."
-_ENTRY = 160  # most bytes of an array's entry in the header, its name apart
+_ENTRY = 240  # bytes of an array's entry in the header, its name apart
 _MOST_HEADER = 1 << 22  # of a message of which nothing is known
-_PACKED = ".deflate"
+_PACKED = ".deflate."
 _SAMPLE = 1 << 16  # bytes that tell whether packing is worth trying
 _NOISE = 7.5  # bits in a byte from which on it is not
 _FEW_ROWS = 32
+_MOST_AXES = 8
 
 
 @dataclass(frozen=True)
@@ -114,13 +116,13 @@ def encode_arrays(arrays: Mapping[str, NDArray[Any] | Tensor]) -> bytes:
     specs: dict[str, ArraySpec] = {}
     bodies: dict[str, memoryview | bytes] = {}
     for name, array in arrays.items():
-        spec, body = _stored(name, array)
-        packed = _pack(body, spec.shape) if spec.dtype == "uint8" else None
+        spec, values = _stored(name, array)
+        packed = _pack(values) if "int" in spec.dtype else None
         if packed is None:
-            specs[name], bodies[name] = spec, body.data
+            specs[name], bodies[name] = spec, values.reshape(-1).view(np.uint8).data
         else:
-            specs[name + _PACKED] = ArraySpec("uint8", (len(packed),))
-            bodies[name + _PACKED] = packed
+            specs[_packed_name(name, spec)] = ArraySpec("uint8", (len(packed),))
+            bodies[_packed_name(name, spec)] = packed
     ordered = [bodies[name] for name in _order(specs)]
     checksum = zlib.crc32(_header(specs, _BLANK))
     for part in ordered:
@@ -167,8 +169,8 @@ def most_bytes(expected: Mapping[str, ArraySpec]) -> int:
 
 def array_names(data: bytes | memoryview) -> frozenset[str]:
     """Return the names of the arrays that a message announces; nothing else of it is checked."""
-    specs, _ = _read_header(_bytes_of(data), _MOST_HEADER)
-    return frozenset(name.removesuffix(_PACKED) for name in specs)
+    stored, _ = _read_header(_bytes_of(data), _MOST_HEADER)
+    return frozenset(_plain(name, spec)[0] for name, spec in stored.items())
 
 
 class Arrays:
@@ -194,13 +196,19 @@ class Arrays:
 
     def __init__(self, data: bytes | memoryview, names: Iterable[str]) -> None:
         view = _bytes_of(data)
-        self._specs, header = _read_header(view, _most_header(names))
-        start = _LENGTH + len(header)
+        stored, header = _read_header(view, _most_header(names))
+        self._specs: dict[str, ArraySpec] = {}
         self._bodies: dict[str, memoryview] = {}
-        place = start
-        for name in _order(self._specs):
-            stop = place + self._specs[name].nbytes
-            self._bodies[name] = view[place:stop]
+        self._packed: set[str] = set()
+        place = start = _LENGTH + len(header)
+        for stored_name in _order(stored):
+            stop = place + stored[stored_name].nbytes
+            name, spec = _plain(stored_name, stored[stored_name])
+            if name in self._specs:
+                raise WireError("an array is there twice, packed and not.")
+            self._specs[name], self._bodies[name] = spec, view[place:stop]
+            if name != stored_name:
+                self._packed.add(name)
             place = stop
         if place != len(view):
             raise WireError(f"these arrays must have {place} bytes, got {len(view)}.")
@@ -208,25 +216,25 @@ class Arrays:
         summed = f"{zlib.crc32(view[start:], zlib.crc32(blank)):08x}".encode()
         if header[_CHECKSUM] != summed:
             raise WireError("the CRC-32 of these arrays is not the one that they came with.")
-        self.names = frozenset(name.removesuffix(_PACKED) for name in self._specs)
+        self.names = frozenset(self._specs)
 
     def announced(self, name: str) -> ArraySpec:
-        """Return type and shape of an array that is there, and not packed; nobody checked them."""
+        """Return the type and shape that an array says it has, which nobody checked."""
         if name not in self._specs:
             raise WireError(f"'{name}' is missing.")
         return self._specs[name]
 
     def take(self, name: str, spec: ArraySpec) -> NDArray[Any]:
         """Return an array, which must be of that type and shape; as :func:`decode_arrays`."""
-        packed = spec.dtype == "uint8" and name not in self._bodies
-        body: memoryview | bytes | None = self._bodies.pop(name + _PACKED if packed else name, None)
+        body = self._bodies.pop(name, None)
         if body is None:
             raise WireError(f"'{name}' is missing, expected {spec}.")
-        if packed:
-            body = _unpack(body, name, spec)
-        elif self._specs[name] != spec:
+        if self._specs[name] != spec:
             raise WireError(f"'{name}' must be {spec}, got {self._specs[name]}.")
-        array = np.frombuffer(body, spec.stored).reshape(spec.shape)
+        if name in self._packed:
+            array = _unpack(body, name, spec)
+        else:
+            array = np.frombuffer(body, spec.stored).reshape(spec.shape)
         array.flags.writeable = False
         return array
 
@@ -236,18 +244,17 @@ class Arrays:
             raise WireError(f"{len(self._bodies)} arrays came that were not expected.")
 
 
-def _stored(name: str, array: NDArray[Any] | Tensor) -> tuple[ArraySpec, NDArray[np.uint8]]:
-    """Return what an array is, and the bytes of its values, little endian."""
+def _stored(name: str, array: NDArray[Any] | Tensor) -> tuple[ArraySpec, NDArray[Any]]:
+    """Return what an array is, and its values, contiguous and little endian."""
     dtype = array.dtype.name if isinstance(array, np.ndarray) else str(array.dtype)[6:]
     spec = ArraySpec(dtype, tuple(array.shape))
     if spec.dtype not in _CODES:
         raise WireError(f"'{name}' must be one of {', '.join(_CODES)}, got {spec.dtype}.")
-    if name.endswith(_PACKED) or name == _METADATA:
+    if _PACKED in name or name == _METADATA:
         raise WireError(f"an array cannot be called '{name}'.")
     if isinstance(array, Tensor):
         array = array.detach().view(_BITS[array.dtype.itemsize]).numpy().view(spec.stored)
-    values = np.ascontiguousarray(array, dtype=spec.stored)
-    return spec, values.reshape(-1).view(np.uint8)
+    return spec, np.ascontiguousarray(array, dtype=spec.stored)
 
 
 def _order(specs: Mapping[str, ArraySpec]) -> list[str]:
@@ -292,8 +299,13 @@ def _read_header(view: memoryview, most: int) -> tuple[dict[str, ArraySpec], byt
     try:
         entries = json.loads(header)
         del entries[_METADATA]
-        specs = {name: _spec(entry) for name, entry in entries.items()}
+        specs = {
+            name: _checked_spec(_DTYPES[entry["dtype"]], entry["shape"])
+            for name, entry in entries.items()
+        }
         sound = _header(specs, header[_CHECKSUM].decode()) == header
+        for name, spec in specs.items():
+            _plain(name, spec)
     # Whatever JSON can hold in place of what should be there.
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         sound = False
@@ -302,33 +314,55 @@ def _read_header(view: memoryview, most: int) -> tuple[dict[str, ArraySpec], byt
     return specs, header
 
 
-def _spec(entry: dict[str, Any]) -> ArraySpec:
-    shape = tuple(entry["shape"])
-    if not all(type(size) is int and size >= 0 for size in shape):
+def _checked_spec(dtype: str, shape: list[int]) -> ArraySpec:
+    """Return what an array is, ValueError if there is none of that type and shape."""
+    whole = all(type(size) is int and 0 <= size < 1 << 63 for size in shape)
+    if dtype not in _CODES or not whole or len(shape) > _MOST_AXES:
         raise ValueError
-    return ArraySpec(_DTYPES[entry["dtype"]], shape)
+    return ArraySpec(dtype, tuple(shape))
 
 
-def _pack(values: NDArray[np.uint8], shape: tuple[int, ...]) -> bytes | None:
-    """Return bytes as a deflate stream, None where that is not shorter."""
+def _packed_name(name: str, spec: ArraySpec) -> str:
+    return f"{name}{_PACKED}{spec.dtype}.{'x'.join(map(str, spec.shape))}"
+
+
+def _plain(name: str, spec: ArraySpec) -> tuple[str, ArraySpec]:
+    """Return what an array is called, and is, when unpacked; ValueError if it cannot be that."""
+    plain, packed, label = name.partition(_PACKED)
+    if not packed:
+        return name, spec
+    dtype, _, shape = label.partition(".")
+    found = _checked_spec(dtype, [int(size) for size in shape.split("x") if size])
+    right = "int" in dtype and _packed_name(plain, found) == name
+    if not right or spec.dtype != "uint8" or spec.nbytes >= found.nbytes:
+        raise ValueError
+    return plain, found
+
+
+def _pack(values: NDArray[Any]) -> bytes | None:
+    """Return integers as a deflate stream, None where that is not shorter."""
+    if values.size == 0:
+        return None
+    planes = values.reshape(-1, 1).view(np.uint8).T
     # Half of all weights, drawn from all, is noise: a sample tells, at no cost beside the rest.
-    sample = values[:: values.size // _SAMPLE | 1]
-    counts = np.bincount(sample)
+    sample = planes[:, :: planes.size // _SAMPLE | 1]
+    counts = np.bincount(sample.reshape(-1))
     shares = counts[counts > 0] / sample.size
     if -(shares * np.log2(shares)).sum() > _NOISE:
         return None
-    # A few long rows are the digits of numbers: each has a code of its own, and some are all zero.
-    few = len(shape) == 2 and 1 < shape[0] <= _FEW_ROWS
+    rows = planes.reshape(-1, values.shape[-1]) if 1 < values.ndim <= 2 else planes
+    # A few long rows are digits of numbers: each has a code of its own, and some are all zero.
+    few = 1 < len(rows) <= _FEW_ROWS
     strategy = zlib.Z_RLE if few else zlib.Z_HUFFMAN_ONLY
     coder = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, 9, strategy)
     parts = []
-    for row in values.reshape(shape) if few else (values,):
-        parts += [coder.compress(row.data), coder.flush(zlib.Z_BLOCK)]
+    for row in rows if few else planes:
+        parts += [coder.compress(np.ascontiguousarray(row).data), coder.flush(zlib.Z_BLOCK)]
     packed = b"".join((*parts, coder.flush()))
-    return packed if len(packed) < values.size else None
+    return packed if len(packed) < values.nbytes else None
 
 
-def _unpack(body: memoryview | bytes, name: str, spec: ArraySpec) -> bytes:
+def _unpack(body: memoryview, name: str, spec: ArraySpec) -> NDArray[Any]:
     decoder = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         # One more than may come, and never a flood.
@@ -337,4 +371,5 @@ def _unpack(body: memoryview | bytes, name: str, spec: ArraySpec) -> bytes:
         raise WireError(f"'{name}' cannot be unpacked.") from None
     if len(plain) != spec.nbytes or not decoder.eof or decoder.unused_data:
         raise WireError(f"'{name}' must have {spec.nbytes} bytes when unpacked.")
-    return plain
+    planes = np.frombuffer(plain, np.uint8).reshape(spec.stored.itemsize, -1)
+    return np.ascontiguousarray(planes.T).view(spec.stored).reshape(spec.shape)

@@ -129,10 +129,10 @@ def decode_inputs(
     WireError
         If anything is damaged, missing, there twice or not expected, or ``read`` refuses it.
     """
-    possible = (f"{linear}.{one}" for linear in shapes for one in (TOKENS, *statistics))
-    arrays = Arrays(data, possible)
+    known = (TOKENS, *statistics)
+    arrays = Arrays(data, (f"{linear}.{one}" for linear in shapes for one in known))
     found = []
-    for one in _inputs(arrays, shapes):
+    for one in _inputs(arrays, shapes, known):
         try:
             found.append(read(one))
         except WireError as error:
@@ -141,16 +141,20 @@ def decode_inputs(
     return found
 
 
-def _inputs(arrays: Arrays, shapes: Mapping[str, tuple[int, int]]) -> list[InputArrays]:
+def _inputs(
+    arrays: Arrays, shapes: Mapping[str, tuple[int, int]], statistics: Collection[str]
+) -> list[InputArrays]:
     """Return the inputs of which there is anything; together they enter every linear once."""
-    statistics: dict[str, set[str]] = {}
+    there: dict[str, set[str]] = {}
     for name in sorted(arrays.names):
-        label, _, statistic = name.rpartition(".")
-        statistics.setdefault(label, set()).add(statistic)
+        statistic = next((one for one in statistics if name.endswith(f".{one}")), None)
+        if statistic is None:
+            raise WireError(f"there are statistics besides {', '.join(statistics)}.")
+        there.setdefault(name.removesuffix(f".{statistic}"), set()).add(statistic)
     places = {linear: place for place, linear in enumerate(shapes)}
     left = set(shapes)
     found = []
-    for label, names in statistics.items():
+    for label, names in there.items():
         linears = tuple(label.split(","))
         # What is not known is not quoted: it comes from the other side.
         if not left.issuperset(linears) or len(set(linears)) < len(linears):

@@ -163,7 +163,7 @@ def rearranged(draw, valid) -> bytes:
         if change == "drop":
             continue
         if change == "rename":
-            name = draw(st.sampled_from([*names, name.removesuffix(".deflate"), name + ".deflate"]))
+            name = draw(st.sampled_from([*names, name.partition(".deflate")[0]]))
         elif change == "dtype":
             spec = ArraySpec(draw(st.sampled_from(sorted(_PLACES))), spec.shape)
         elif change == "shape":
