@@ -295,7 +295,13 @@ def _read_header(view: memoryview, most: int) -> tuple[dict[str, ArraySpec], byt
             f"a message of arrays starts with a header of {most} bytes at most, this one would "
             f"have {size}. {_SAME_RELEASE}"
         )
-    header = bytes(view[_LENGTH : _LENGTH + size])
+    stop = _LENGTH + size
+    if stop > len(view):
+        raise WireError(
+            f"a message of arrays ends too early: its header would end at byte {stop}, there are "
+            f"{len(view)}."
+        )
+    header = bytes(view[_LENGTH:stop])
     try:
         entries = json.loads(header)
         del entries[_METADATA]

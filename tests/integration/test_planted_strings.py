@@ -120,7 +120,7 @@ class Watched:
         }
         patch.setenv("FEDPRUNE_LOG", log)
         # Packed arrays would hide what is in them.
-        patch.setattr(arrays, "_pack", lambda values, shape: None)
+        patch.setattr(arrays, "_pack", lambda values: None)
         patch.setattr(inline, "InlineGrid", lambda app, nodes, run_id: self._grid(app, configs))
         self._words = [
             *("run", "federation.backend=inline", f"federation.num_clients={clients}", *QUIET),
