@@ -25,6 +25,7 @@ from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.task_pb2 import Task
 from flwr.supercore.fab import Fab
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.object_store import ObjectStore
 from flwr.supernode import start_client_internal
 from flwr.supernode.nodestate import NodeState
@@ -262,12 +263,15 @@ def _is_whole(reply: Message, store: ObjectStore) -> bool:
 
 
 def _watched(call: Callable[P, R], failures: list[Exception]) -> Callable[P, R]:
-    """Return a call whose failures on the network are noted besides."""
+    """Return a call whose failures are noted besides: on the network, or of a part not taken.
+
+    A SuperLink that has died meanwhile does not take what it no longer waits for.
+    """
 
     def called(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return call(*args, **kwargs)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, ObjectPushError) as error:
             failures.append(error)
             raise
 

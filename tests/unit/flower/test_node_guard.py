@@ -12,6 +12,7 @@ from flwr.common.constant import ErrorCode, SubStatus
 from flwr.supercore.constant import TaskType
 from flwr.supercore.fab import Fab
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.run import Run, RunNotRunningException
 from flwr.supernode import start_client_internal
@@ -66,6 +67,7 @@ class Site:
         self.guard = guard
         self.sent: list[Message] = []
         self.failure: BaseException | None = None
+        self.refused_part = False
         self.ask()
 
     def ask(self, seconds: float = 3600.0) -> None:
@@ -100,7 +102,7 @@ class Site:
             state=self.state,
             object_store=self.store,
             send=self._send,
-            push_object=lambda *arguments: None,
+            push_object=self._push_object,
         )
         return self.sent[-1]
 
@@ -130,7 +132,11 @@ class Site:
         if self.failure:
             raise self.failure
         self.sent.append(message)
-        return set(), "session"
+        return {message.metadata.message_id}, "session"
+
+    def _push_object(self, run_id: int, session_id: str, object_id: str, content: bytes) -> None:
+        if self.refused_part:
+            raise ObjectPushError(object_id, run_id, session_id)
 
 
 def server_error() -> httpx.HTTPStatusError:
@@ -242,6 +248,17 @@ def test_a_reply_that_cannot_be_sent_ends_the_main_loop() -> None:
     site.finish()
     site.failure = server_error()
     with pytest.raises(LostMessageError, match=r"lost.*500"):
+        site.push()
+
+
+def test_a_reply_of_which_a_part_is_not_taken_ends_the_main_loop() -> None:
+    """As by a SuperLink that has died meanwhile; Flower only logs it, and its server waits."""
+    site = Site(OURS, NodeGuard(None))
+    site.pull()
+    site.answer()
+    site.finish()
+    site.refused_part = True
+    with pytest.raises(LostMessageError, match="lost"):
         site.push()
 
 
