@@ -36,11 +36,11 @@ app = ClientApp()
 _read = lru_cache(maxsize=4)(from_yaml)
 
 
-def _asked(message: Message, context: Context, survey: bool = False) -> tuple[RunConfig, Seat]:
+def _asked(message: Message, context: Context) -> tuple[RunConfig, Seat]:
     """Return the configuration that a request brings, and this node in the request's job."""
     seat = Seat.of(message, context)
     use_threads(seat.settings.threads)
-    return agreed(seat.settings, _configuration(message), survey), seat
+    return agreed(seat.settings, _configuration(message)), seat
 
 
 def _configuration(message: Message) -> RunConfig:
@@ -76,8 +76,7 @@ def prune_blocks(message: Message, context: Context) -> Message:
 
     def work() -> RecordDict:
         order, bundle = read_order(message), read_bundle(message)
-        asked = _asked(message, context, order.survey)
-        return prune(*asked, order, bundle, read_ahead(message))
+        return prune(*_asked(message, context), order, bundle, read_ahead(message))
 
     return answer(message, work)
 
@@ -88,7 +87,7 @@ def fetch_parcel(message: Message, context: Context) -> Message:
 
     def work() -> RecordDict:
         number, order = int(requested(message, "parcel", int)), read_order(message)
-        return fetch(*_asked(message, context, order.survey), order, number)
+        return fetch(*_asked(message, context), order, number)
 
     return answer(message, work)
 

@@ -7,11 +7,12 @@ from pathlib import Path
 from client_app import model, texts
 from client_app.node import Seat
 from client_app.scratch import Room, Scratch
-from client_app.session import keeps_own, read_final
+from client_app.session import keeps_own_model
 from fedprune.config import RunConfig
-from fedprune.errors import DataError, ReplyRefusedError
+from fedprune.errors import DataError, ReplyRefusedError, WireError
 from fedprune.evaluation.own_texts import OwnTextResult
 from fedprune.evaluation.perplexity import perplexities, perplexity
+from fedprune.methods.registry import get_method
 from fedprune.models.changes import Changes, Recalled
 from fedprune.models.device import Limits, pick_device
 from fedprune.models.loading import LoadedModel
@@ -44,7 +45,7 @@ def _own_changes(config: RunConfig, seat: Seat) -> Changes:
     loaded = model.dense_model(config, seat)
     shapes = loaded.layout.shapes()
     blocks = range(len(shapes))
-    if keeps_own(config):
+    if keeps_own_model(config, get_method(config.strategy.name).exchange(config)):
         scratch = Scratch(seat.scratch)
         return Recalled(blocks, lambda block: scratch.load_changes(block, shapes[block]))
     # What it did in the rounds belongs to the common model: it prunes once more, alone.
@@ -103,10 +104,15 @@ def _final_changes(
             f"{found} bytes arrived for blocks {list(sizes)[:8]}."
         )
     places = dict(zip(sizes, starts, strict=True))
+    exchange = get_method(config.strategy.name).exchange(config)
 
     def recall(block: int) -> dict[str, Change]:
         with path.open("rb") as file:
             file.seek(places[block])
-            return read_final(config, shapes, block, file.read(sizes[block]))
+            data = file.read(sizes[block])
+        try:
+            return exchange.read_result(shapes[block], block, len(shapes), data)
+        except WireError as error:
+            raise ReplyRefusedError(f"what became of block {block}: {error}") from None
 
     return Recalled(tuple(sizes), recall)

@@ -16,7 +16,7 @@ from fedprune.disk import home
 from fedprune.errors import ConfigError, ReplyRefusedError
 from fedprune.logs import note
 from fedprune.memory import free_memory
-from fedprune.records import FORMS, MASKS, MOMENTS, SUMS, WEIGHTS
+from fedprune.methods.registry import exchanges
 
 _JOB = re.compile(r"[0-9a-f]{32}")
 
@@ -74,11 +74,10 @@ class Seat:
         return self.settings.num_partitions
 
 
-_NAMES = {MASKS: "masks", WEIGHTS: "weights", SUMS: "sums", MOMENTS: "moments"}
 _WHERE = "in the node's --node-config"
 
 
-def agreed(settings: NodeConfig, config: RunConfig, survey: bool = False) -> RunConfig:
+def agreed(settings: NodeConfig, config: RunConfig) -> RunConfig:
     """Return a job's configuration as this node follows it.
 
     Parameters
@@ -87,8 +86,6 @@ def agreed(settings: NodeConfig, config: RunConfig, survey: bool = False) -> Run
         The operator's.
     config : RunConfig
         What the server asks for.
-    survey : bool
-        Whether the request is for a survey, which a job without one could ask for as well.
 
     Raises
     ------
@@ -96,7 +93,7 @@ def agreed(settings: NodeConfig, config: RunConfig, survey: bool = False) -> Run
         If the settings are wrong, or the operator does not agree to the job; it carries every
         reason.
     """
-    problems = [*settings.problems, *_objections(settings, config, survey)]
+    problems = [*settings.problems, *_objections(settings, config)]
     if problems:
         raise ConfigError(" ".join(problems))
     if settings.device is None:
@@ -104,13 +101,12 @@ def agreed(settings: NodeConfig, config: RunConfig, survey: bool = False) -> Run
     return replace(config, pruner=replace(config.pruner, device=settings.device))
 
 
-def payloads(config: RunConfig, survey: bool = False) -> set[str]:
-    """Return what a job asks its nodes to send; parameters as :func:`agreed`."""
-    found = {_NAMES[FORMS[config.strategy.name]]}
-    return found | {"sums"} if survey or config.allocation.name == "owl" else found
+def payloads(config: RunConfig) -> set[str]:
+    """Return what a job asks its nodes to send."""
+    return {exchange.payload for exchange in exchanges(config).values()}
 
 
-def _objections(settings: NodeConfig, config: RunConfig, survey: bool) -> Iterator[str]:
+def _objections(settings: NodeConfig, config: RunConfig) -> Iterator[str]:
     asked, seq_len = config.pruner.num_calibration_samples, config.pruner.seq_len
     samples = min(asked, settings.max_samples or asked)
     if samples < settings.min_samples:
@@ -125,7 +121,7 @@ def _objections(settings: NodeConfig, config: RunConfig, survey: bool) -> Iterat
             f"{samples} samples of {seq_len} tokens, {samples * seq_len}. Raise "
             "`pruner.num_calibration_samples` or `pruner.seq_len`."
         )
-    forbidden = sorted(payloads(config, survey) - set(settings.may_send))
+    forbidden = sorted(payloads(config) - set(settings.may_send))
     if forbidden:
         yield (
             f"`may-send` {_WHERE} is '{','.join(settings.may_send)}', this job asks for "

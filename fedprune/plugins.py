@@ -1,4 +1,4 @@
-"""Pruners, statistics and strategies of other packages, found by their entry points.
+"""Pruners, statistics and methods of other packages, found by their entry points.
 
 Only what somebody has installed here can be named: a server cannot make a node import anything
 else.
@@ -16,9 +16,6 @@ PRUNERS = "fedprune.pruners"
 
 STATISTICS = "fedprune.statistics"
 """Entry points that name a :class:`fedprune.pruning.statistics.StatisticKind`."""
-
-STRATEGIES = "fedprune.strategies"
-"""Entry points that name a subclass of a strategy in the package ``strategies``."""
 
 
 def plugin_names(group: str) -> tuple[str, ...]:

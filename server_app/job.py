@@ -1,4 +1,4 @@
-"""One job: configuration, plan, strategy, evaluation, export, results."""
+"""One job: configuration, model, strategy, evaluation, export, results."""
 
 import hashlib
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ from fedprune.config import RunConfig, compose_config, resumed_config, resumptio
 from fedprune.disk import home, is_refusal
 from fedprune.errors import ConfigError, FedpruneError
 from fedprune.logs import bound, job_mark, note
+from fedprune.methods.registry import exchanges, get_method
 from fedprune.models.device import return_freed_memory
 from fedprune.models.export import export_model
 from fedprune.models.fingerprint import Fingerprint, fingerprint
@@ -25,12 +26,11 @@ from fedprune.results.environment import source_digest
 from fedprune.results.run_status import RunStatus, WatchedLedger
 from fedprune.results.tables import plain_table
 from fedprune.results.tracking import Tracking, check_tracker
-from server_app.choice import strategy_class
 from server_app.measure import further_results, measure, wanted_tasks
 from server_app.page import leave_report
 from server_app.run_folder import RunFolder, StateFiles, TrackedTally
-from strategies import FederatedPruning, Plan
-from strategies.plan import MESSAGE_BYTES
+from strategies import FederatedPruning, PublicModel, strategy_class
+from strategies.messages import MESSAGE_BYTES
 from strategies.progress import show
 from strategies.state import RunState
 
@@ -64,7 +64,7 @@ def _run_job(grid: Grid, run_config: Mapping[str, str | int | float | bool], run
     if resumed is None:
         config = compose_config(run_config)
         check_tracker(config.tracking)
-        strategy_class(config.strategy)  # before anything is written
+        get_method(config.strategy.name)  # before anything is written
         folder = RunFolder(_output_dir(config, run_id))
         folder.start(config)
     else:
@@ -138,11 +138,11 @@ def _run(  # noqa: PLR0913 - what a job is made of
         tasks = wanted_tasks(config)
         loaded = load_model(config.model)
         marks = fingerprint(loaded)
-        plan = _plan(config, loaded, marks, _offer(config, loaded))
-    files.identify(_identity(folder, plan))
-    plan.check_pattern(config.pruner.pattern)
+        model = _public_model(config, loaded, marks, _offer(config, loaded))
+    files.identify(_identity(folder, model))
+    model.check_pattern(config.pruner.pattern)
     tally = TrackedTally(folder, files, loaded, config.strategy.rounds, tracking)
-    strategy = strategy_class(config.strategy)(config, plan, tally, files.ledger, state)
+    strategy = strategy_class(config.strategy.name)(config, model, tally, files.ledger, state)
     strategy.status = status
     strategy.start(grid)
     changes = tally.changes()
@@ -155,7 +155,16 @@ def _run(  # noqa: PLR0913 - what a job is made of
     with timings.measure("zero_shot"):
         further = further_results(strategy, loaded, folder.model, tasks)
     seconds = state.timings.seconds
-    facts = Facts(config, run_id, marks, plan.code_hash, seconds, state.figures, plan.dense_bytes)
+    facts = Facts(
+        config,
+        strategy.method.words,
+        run_id,
+        marks,
+        model.code_hash,
+        seconds,
+        state.figures,
+        model.dense_bytes,
+    )
     agreement = tally.agreement([client.name for client in strategy.cohort.clients])
     results = build_results(
         facts, tally.linears(), perplexities, _clients(strategy), files.ledger, agreement
@@ -163,12 +172,12 @@ def _run(  # noqa: PLR0913 - what a job is made of
     return results | further
 
 
-def _identity(folder: RunFolder, plan: Plan) -> dict[str, str]:
+def _identity(folder: RunFolder, model: PublicModel) -> dict[str, str]:
     """Return what must stay the same if the run is interrupted and goes on."""
     return {
-        "code": plan.code_hash,
+        "code": model.code_hash,
         "configuration": hashlib.sha256(folder.config_text().encode()).hexdigest(),
-        "model": f"{plan.weights_hash} {plan.config_hash}",
+        "model": f"{model.weights_hash} {model.config_hash}",
     }
 
 
@@ -186,11 +195,12 @@ def _offer(config: RunConfig, loaded: LoadedModel) -> Offer | None:
     return Offer.of(loaded.path, config.model.revision, MESSAGE_BYTES)
 
 
-def _plan(config: RunConfig, loaded: LoadedModel, marks: Fingerprint, offer: Offer | None) -> Plan:
+def _public_model(
+    config: RunConfig, loaded: LoadedModel, marks: Fingerprint, offer: Offer | None
+) -> PublicModel:
     layout = loaded.layout
-    counted = config.strategy.name in ("fedstats", "fedhessian") or config.strategy.decode
-    traced = counted or config.allocation.name == "owl"
-    return Plan(
+    traced = any(exchange.shares_inputs for exchange in exchanges(config).values())
+    return PublicModel(
         shapes=tuple(
             {name: ref.shape for name, ref in layout.linears(block).items()}
             for block in range(len(layout.blocks))

@@ -54,7 +54,7 @@ def measure(
         show(strategy.status, "evaluate", number, steps, what)
 
     step(0, "dense model")
-    dense = _dense_scores(config, loaded, strategy.plan.weights_hash, windows)
+    dense = _dense_scores(config, loaded, strategy.model.weights_hash, windows)
     step(1, "pruned model")
     pruned = _scores(config, loaded, windows, changes)
     central: dict[str, float] = {}

@@ -1,6 +1,7 @@
 """A run's folder: every file in it is whole or absent, also after a kill."""
 
 import fcntl
+import functools
 import json
 import os
 import shutil
@@ -8,7 +9,6 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from fedprune.methods.agreement import (
     tied_weights,
     unanimous_share,
 )
+from fedprune.methods.exchange import BlockResult
 from fedprune.models.changes import Changes, Recalled
 from fedprune.models.loading import LoadedModel
 from fedprune.models.sidecar import read_sidecar, write_sidecar
@@ -34,7 +35,7 @@ from fedprune.results.build import ClientAgreement, LinearFigures
 from fedprune.results.ledger import Entry, Ledger
 from fedprune.results.tracking import Tracking
 from fedprune.wire.changes import Change, decode_update, encode_update, keeps_survivors, mask_of
-from strategies.state import BlockResult, RunState, damaged_state
+from strategies.state import RunState, damaged_state
 
 
 @dataclass(frozen=True)
@@ -259,7 +260,7 @@ class StateFiles:
     ledger: Ledger
     identity: Mapping[str, str] = field(init=False, default_factory=dict)
     _update: str | None = field(init=False, default=None)  # names of files that `run.json` names
-    _votes: str | None = field(init=False, default=None)
+    _partial: str | None = field(init=False, default=None)
     _entries: int = field(init=False, default=0)  # of the ledger that are on the disk,
     _size: int = field(init=False, default=0)  # and the bytes that they take
 
@@ -293,29 +294,32 @@ class StateFiles:
                 raise ConfigError(f"`resume`: this run {_OTHERS[key]}")
         self.identity = identity
 
-    def save(self, state: RunState, votes: Mapping[str, NDArray[Any]]) -> None:
-        """Put the state on the disk; ``votes`` are the sums of the open chunk."""
+    def save(self, state: RunState, partial: Mapping[str, NDArray[Any]]) -> None:
+        """Put the state on the disk; ``partial`` are the sums of the open chunk."""
         self.folder.mkdir(exist_ok=True)
         update = f"update-{state.round}-{state.chunk}.bin" if state.update is not None else None
         if state.update is not None and update is not None and update != self._update:
             replace_file(self.folder / update, state.update)
-        self._update, self._votes = update, self._save_votes(state, votes) if votes else None
+        self._update, self._partial = (
+            update,
+            self._save_partial(state, partial) if partial else None,
+        )
         self._append_entries()
         plain = {
             "format": _FORMAT,
             "identity": dict(self.identity),
             "update": self._update,
-            "votes": self._votes,
+            "partial": self._partial,
             "ledger": self._size,
             "state": state.to_dict(),
         }
         replace_file(self.folder / _RUN, json.dumps(plain).encode())
-        kept = {_RUN, _LEDGER, self._update, self._votes}
+        kept = {_RUN, _LEDGER, self._update, self._partial}
         for path in self.folder.iterdir():
             if path.name not in kept:
                 path.unlink()
 
-    def votes(self) -> Mapping[str, NDArray[Any]]:
+    def partial_state(self) -> Mapping[str, NDArray[Any]]:
         """Return the sums that were saved last, each read when it is looked up.
 
         Raises
@@ -325,7 +329,7 @@ class StateFiles:
         """
         try:
             found: Mapping[str, NDArray[Any]] = np.load(
-                self.folder / str(self._votes), allow_pickle=False
+                self.folder / str(self._partial), allow_pickle=False
             )
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise damaged_state(f"{type(error).__name__}: {error}") from error
@@ -335,7 +339,7 @@ class StateFiles:
         if plain["format"] != _FORMAT:
             raise ValueError(f"`format` must be {_FORMAT}, got {plain['format']!r}")
         self.identity = plain["identity"]
-        self._update, self._votes, self._size = plain["update"], plain["votes"], plain["ledger"]
+        self._update, self._partial, self._size = plain["update"], plain["partial"], plain["ledger"]
         update = (self.folder / self._update).read_bytes() if self._update else None
         with (self.folder / _LEDGER).open("rb") as file:
             lines = file.read(self._size)
@@ -345,13 +349,13 @@ class StateFiles:
         self._entries = len(self.ledger.entries)
         return RunState.from_dict(plain["state"], update)
 
-    def _save_votes(self, state: RunState, votes: Mapping[str, NDArray[Any]]) -> str:
-        name, arrays = f"votes-{state.step}-{len(state.folded)}.npz", dict[str, Any](votes)
-        partial = self.folder / f"{name}.partial"
-        with partial.open("wb") as file:  # array by array: no second copy in memory
+    def _save_partial(self, state: RunState, partial: Mapping[str, NDArray[Any]]) -> str:
+        name, arrays = f"partial-{state.step}-{len(state.folded)}.npz", dict[str, Any](partial)
+        growing = self.folder / f"{name}.partial"
+        with growing.open("wb") as file:  # array by array: no second copy in memory
             np.savez(file, **arrays)
-        sync(partial)
-        commit_file(partial, self.folder / name)
+        sync(growing)
+        commit_file(growing, self.folder / name)
         return name
 
     def _append_entries(self) -> None:
@@ -420,19 +424,19 @@ class Tally:
         except (OSError, ValueError, KeyError, TypeError, ModelError, WireError) as error:
             raise damaged_state(f"block {block}: {error}") from error
 
-    def save(self, state: RunState, votes: Mapping[str, NDArray[Any]]) -> None:
+    def save(self, state: RunState, partial: Mapping[str, NDArray[Any]]) -> None:
         """Save where the run stands; the blocks that it counts on are on the disk before."""
         self.folder.settle_blocks(state.round)
-        self.files.save(state, votes)
+        self.files.save(state, partial)
         self.folder.forget_rounds(state.round - 1)
 
-    def votes(self) -> Mapping[str, NDArray[Any]]:
+    def partial_state(self) -> Mapping[str, NDArray[Any]]:
         """Return the sums that were saved last."""
-        return self.files.votes()
+        return self.files.partial_state()
 
     def changes(self) -> Changes:
         """Return what becomes of the aggregated blocks, read from disk when it is asked for."""
-        return Recalled(self._blocks, partial(self.recall, self.rounds))
+        return Recalled(self._blocks, functools.partial(self.recall, self.rounds))
 
     def linears(self) -> list[LinearFigures]:
         """Return the figures of all linears, in the model's order."""

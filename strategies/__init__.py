@@ -1,10 +1,48 @@
-"""Flower strategies, one algorithm a file: who is asked for what, and what is done with replies."""
+"""Server-side strategies: who is asked for what and when, and what becomes of the replies.
 
+One course serves all methods (:class:`FederatedPruning`). The classes below are its Flower-facing
+names: each holds the exchanges of one method and refuses the configuration of another.
+"""
+
+from fedprune.methods.public_model import PublicModel
 from strategies.course import FederatedPruning
-from strategies.fedhessian import FedHessian
-from strategies.fedprllm import FedPrLLM
-from strategies.fedspallm import FedSpaLLM
-from strategies.fedstats import FedStats
-from strategies.plan import Plan
 
-__all__ = ["FedHessian", "FedPrLLM", "FedSpaLLM", "FedStats", "FederatedPruning", "Plan"]
+
+class FedPrLLM(FederatedPruning):
+    """Voting on masks, one-shot or block by block, with or without scaling (arXiv 2505.13547)."""
+
+    method_name = "fedprllm"
+
+
+class FedSpaLLM(FederatedPruning):
+    """l0-norm aggregation, mask expansion and layer sampling (arXiv 2410.14852)."""
+
+    method_name = "fedspallm"
+
+
+class FedStats(FederatedPruning):
+    """Pruning on summed column statistics, iterative (exact) or one-shot."""
+
+    method_name = "fedstats"
+
+
+class FedHessian(FederatedPruning):
+    """Reconstruction on summed second moments, iterative or one-shot."""
+
+    method_name = "fedhessian"
+
+
+__all__ = [
+    "FedHessian",
+    "FedPrLLM",
+    "FedSpaLLM",
+    "FedStats",
+    "FederatedPruning",
+    "PublicModel",
+]
+
+
+def strategy_class(method: str) -> type[FederatedPruning]:
+    """Return the class that runs a method: its Flower-facing one, or the course that all share."""
+    named = {kind.method_name: kind for kind in (FedPrLLM, FedSpaLLM, FedStats, FedHessian)}
+    return named.get(method, FederatedPruning)

@@ -1,42 +1,77 @@
-"""What a strategy is: its chunks, its orders, and what subclasses say of how replies are folded."""
+"""The course of every run: handshake, survey, rounds over chunks of blocks, clients' evaluations.
 
-from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+Flower's own `start` holds all replies of a round in memory and knows one kind of round. This one
+streams: each reply is folded in and dropped. Where the run stands is put on the disk after each
+exchange, and now and then within one, so that another process can go on. What is asked of clients
+and what becomes of it is the method's (:mod:`fedprune.methods`).
+"""
+
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
+from logging import INFO
+from typing import Any, ClassVar
 from zipfile import BadZipFile
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
-from numpy.typing import NDArray
 
 from fedprune.config import RunConfig, for_round, resolved_allocation, to_yaml
+from fedprune.errors import ConfigError, ReplyRefusedError, WireError
 from fedprune.logs import bound, note
-from fedprune.methods.state import Arrays
+from fedprune.methods.exchange import (
+    Aggregator,
+    BlockAggregator,
+    BlockExchange,
+    BlockResult,
+    BlockTask,
+    Contributor,
+)
+from fedprune.methods.public_model import PublicModel
+from fedprune.methods.registry import Assignment, exchanges, get_method
+from fedprune.methods.state import gathered, scattered
 from fedprune.pruning.groups import block_specs
-from fedprune.records import FORMS, Order, PruneReply, request
+from fedprune.pruning.owl import owl_sparsities
+from fedprune.records import Order, PruneReply, request
 from fedprune.results.ledger import Ledger
 from fedprune.results.run_status import RunStatus
 from fedprune.wire.changes import Change, encode_update
 from strategies.cohort import Client, Cohort, gather, known_cohort
 from strategies.evaluation import EVALUATE_LOCAL, OwnTexts, collect_local
 from strategies.handshake import Handshake
-from strategies.messages import OrderBook, Post, Reading, forget
-from strategies.plan import Plan
-from strategies.progress import Course, announce, evaluating, greeting, sending, show
-from strategies.state import BlockResult, RunState, SavePace, Store, damaged_state
-from strategies.survey import survey
+from strategies.messages import (
+    MESSAGE_BYTES,
+    ExchangeClient,
+    Reading,
+    block_chunks,
+    forget,
+    next_orders,
+    window_for,
+)
+from strategies.progress import (
+    Course,
+    announce,
+    evaluating,
+    greeting,
+    sending,
+    show,
+    surveying,
+)
+from strategies.state import RunState, SavePace, Store, damaged_state
+
+Open = Mapping[int, Aggregator[Any, Any]]
+"""Block -> its running sums."""
 
 
-class Frame(Strategy):
-    """What all strategies have in common, and what each says of itself.
+class FederatedPruning(Strategy):
+    """A strategy that prunes block by block with the method that the configuration names.
 
     Parameters
     ----------
     config : RunConfig
         The checked configuration, sent to every node.
-    plan : Plan
+    model : PublicModel
         The public model's shapes, hashes and weights.
     store : Store
         Takes each aggregated block, and where the run stands.
@@ -47,8 +82,6 @@ class Frame(Strategy):
 
     Attributes
     ----------
-    form : str
-        The format of the replies.
     config : RunConfig
         The configuration now: `allocation` is resolved after the survey, `sparsity` is the
         round's.
@@ -60,128 +93,55 @@ class Frame(Strategy):
         What an operator can see; one that writes nothing unless it is replaced.
     """
 
+    method_name: ClassVar[str] = ""
+
+    _course: Course
+    _pace: SavePace
+    _assignment: Assignment
+    _open: dict[int, BlockAggregator[Any]]
+
     def __init__(
         self,
         config: RunConfig,
-        plan: Plan,
+        model: PublicModel,
         store: Store,
         ledger: Ledger,
         state: RunState | None = None,
     ) -> None:
+        if self.method_name not in ("", config.strategy.name):
+            raise ConfigError(
+                f"`strategy.name` must be '{self.method_name}' for {type(self).__name__}, got "
+                f"'{config.strategy.name}'."
+            )
         self.config = config
-        self.form = FORMS[config.strategy.name]
         self.store = store
         self.state = state or RunState()
         self.status = RunStatus()
         if "allocation" in self.state.figures:  # of a survey that is over
             known = self.state.figures["allocation"]["sparsities"]
             self.config = resolved_allocation(config, known)
-        self.plan = plan
+        self.model = model
         self.ledger = ledger
         self.cohort = Cohort([], self.ledger)
         if config.allocation.name != "owl":  # which follows from a survey of the clients
-            block_specs(config, range(len(plan.shapes)), len(plan.shapes))
+            block_specs(config, range(model.num_blocks), model.num_blocks)
+        self.method = get_method(config.strategy.name)
         self.iterative = config.schedule.name == "iterative"
         per_message = 1 if self.iterative else config.schedule.blocks_per_message
-        self.chunks = plan.chunks(per_message, self.block_bytes)
+        most = partial(self.exchange.most_bytes, model)
+        self.chunks = block_chunks(model.num_blocks, per_message, most)
 
-    def block_bytes(self, block: int) -> int:
-        """Return the most bytes that a client's reply about a block can take."""
-        return self.plan.mask_bytes(block)
-
-    @abstractmethod
-    def open_chunk(self, blocks: range) -> None:
-        """Prepare to fold the replies for ``blocks``."""
-
-    @abstractmethod
-    def fold(self, reply: PruneReply, client: Client) -> None:
-        """Fold one reply in.
-
-        Raises
-        ------
-        ReplyRefusedError or WireError
-            If the reply is wrong in any way; then nothing of it has been folded.
-        """
-
-    @abstractmethod
-    def close_chunk(self) -> Iterator[BlockResult]:
-        """Yield the aggregated blocks of the chunk, one at a time."""
-
-    def votes(self) -> Arrays | None:
-        """Return the sums of the open chunk, as :meth:`restore` takes them.
-
-        None, the default, saves nothing: a run that goes on asks for the whole chunk again.
-        """
-        return None
-
-    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Go on with the sums of a chunk that has just been opened; KeyError or ValueError."""
-        raise ValueError("this strategy saves no sums.")
-
-    def open_round(self, number: int, clients: Sequence[Client]) -> None:
-        """Prepare for a round over all blocks, 1 to `strategy.rounds`, with these clients.
-
-        A run that goes on in the middle of a round opens it again, with the same clients.
-        """
-
-    def assigned(self, client: Client) -> Iterable[int]:
-        """Return the blocks that a client works on in this round."""
-        return range(len(self.plan.shapes))
-
-    def bundle(self, order: Order) -> dict[str, bytes]:
-        """Return the encoded changes that go with an order."""
-        update = self.state.update
-        return {"update": update} if update is not None and order.blocks[0] else {}
-
-    def before(self, block: int) -> Mapping[str, Change]:
-        """Return what the round before made of a block; empty in the first."""
-        number = self.state.round - 1
-        return self.store.recall(number, block) if number else {}
-
-    def encode(self, done: BlockResult) -> bytes:
-        """Return what clients are told of an aggregated block, where the schedule is iterative."""
-        return encode_update(done.changes)
-
-    def asked(self, blocks: range) -> dict[int, Order]:
-        """Return node id -> what each client that has not answered yet is to do of these blocks."""
-        final = self.state.round == self.config.strategy.rounds
-        waiting = [c for c in self.cohort.active if c.partition not in self.state.folded]
-        return self.book.orders(waiting, self.assigned, blocks, final)
-
-    def post(self, grid: Grid) -> Post:
-        """Return how messages are sent now."""
-        return Post(
-            grid=grid,
-            cohort=self.cohort,
-            strategy=self.config.strategy,
-            config_yaml=to_yaml(self.config),
-            step=self.state.step,
-            window=self.window(),
-            job=self.state.job,
-            status=self.status,
-        )
+    @property
+    def exchange(self) -> BlockExchange:
+        """The exchange that is held about every block, by the configuration of now."""
+        return self.method.exchange(self.config)
 
     def summary(self) -> None:
         """Log what will happen."""
-        announce(type(self).__name__, self.config, len(self.plan.shapes), len(self.chunks))
-
-    @property
-    def book(self) -> OrderBook:
-        """Who goes on where."""
-        return OrderBook(self.iterative, self.state.positions)
-
-    def window(self) -> int:
-        """Return how many requests may be under way at once."""
-        largest = max(sum(map(self.block_bytes, chunk)) for chunk in self.chunks)
-        largest = max(largest, len(self.state.update or b""))
-        return self.plan.window(self.config.strategy.window, largest)
-
-
-class FederatedPruning(Frame):
-    """A strategy that prunes block by block and streams replies; parameters as :class:`Frame`."""
-
-    _course: Course
-    _pace: SavePace
+        announce(self.method.words.label, self.config, self.model.num_blocks, len(self.chunks))
+        costs = self.exchange.announcement(self.model)
+        if costs:
+            log(INFO, "%s", costs)
 
     def start(  # noqa: PLR0913 - Flower's signature
         self,
@@ -216,7 +176,7 @@ class FederatedPruning(Frame):
         self.summary()
         result = Result()
         self._course = Course(
-            len(self.plan.shapes), self.config.strategy.rounds, self.ledger, self.status
+            self.model.num_blocks, self.config.strategy.rounds, self.ledger, self.status
         )
         self._pace = SavePace()
         if self.state.over:
@@ -242,21 +202,25 @@ class FederatedPruning(Frame):
 
         What is too long to go with them is delivered first.
         """
-        orders, post = self.asked(self.chunks[server_round - 1]), self.post(grid)
-        return post.requests(orders, self.bundle, post.deliver(orders, self.bundle))
+        orders, client = self.asked(self.chunks[server_round - 1]), self.exchange_client(grid)
+        return client.requests(orders, self.bundle, client.deliver(orders, self.bundle))
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[None, MetricRecord | None]:
         """Fold the replies for a chunk in as they arrive, then aggregate its blocks."""
         blocks, state = self.chunks[server_round - 1], self.state
-        reading = Reading(self.cohort, state.step, "prune", self.form, self.block_bytes)
-        reading.fold_all(replies, self.asked(blocks), self.fold, self._folded)
+        exchange, opened = self.exchange, dict(self._open)
+        reading = Reading(self.cohort, state.step, exchange, self.model)
+        reading.fold_all(replies, self.asked(blocks), partial(self.fold, opened), self._folded)
         self.cohort.check_quorum(len(self.cohort.active), self.config.strategy.min_clients)
-        for done in self.close_chunk():
+        self._open = {}
+        for block in blocks:
+            aggregator = opened.pop(block)
+            done: BlockResult = aggregator.close()
             self.store.add(state.round, done)
             if self.iterative:
-                state.update = self.encode(done)
+                state.update = aggregator.update(done)
         metrics = MetricRecord({"clients": len(state.folded)})
         state.end_chunk(client.partition for client in self.cohort.active)
         self._save()
@@ -266,9 +230,9 @@ class FederatedPruning(Frame):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Ask every active client for the perplexity of its own pruned model."""
-        post = self.post(grid)
-        content = request(post.config_yaml)
-        return (post.message(client, EVALUATE_LOCAL, content) for client in self.cohort.active)
+        to = self.exchange_client(grid)
+        content = request(to.config_yaml)
+        return (to.message(client, EVALUATE_LOCAL, content) for client in self.cohort.active)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -277,26 +241,124 @@ class FederatedPruning(Frame):
         self.state.local |= collect_local(replies, self.cohort, self.state.step)
         return MetricRecord({"clients": len(self.state.local)})
 
+    def fold(self, opened: Open, reply: PruneReply, client: Client) -> None:
+        """Add one client's answers about some blocks: all of them, or none if one is wrong.
+
+        Raises
+        ------
+        ReplyRefusedError
+            Naming the block and what is wrong; then nothing has been added.
+        """
+        told = Contributor(client.name, self._weight(client), client.report.tokens)
+        checked = {}
+        for block, payload in reply.blocks.items():
+            try:
+                checked[block] = opened[block].check(payload, told)
+            except WireError as error:
+                raise ReplyRefusedError(f"block {block}: {error}") from None
+        for block, answer in checked.items():
+            opened[block].add(answer, told)
+
+    def before(self, block: int) -> Mapping[str, Change]:
+        """Return what the round before made of a block; empty in the first."""
+        number = self.state.round - 1
+        return self.store.recall(number, block) if number else {}
+
+    def bundle(self, order: Order) -> dict[str, bytes]:
+        """Return the encoded changes that go with an order.
+
+        The update of the block before, where the schedule is iterative; else what the round before
+        made of the blocks to prune.
+        """
+        if self.iterative:
+            update = self.state.update
+            return {"update": update} if update is not None and order.blocks[0] else {}
+        starts = {block: self._starts.get(block) for block in order.blocks}
+        return {f"start-{block:05d}": data for block, data in starts.items() if data is not None}
+
+    def asked(self, blocks: range) -> dict[int, Order]:
+        """Return node id -> what each client that has not answered yet is to do of these blocks."""
+        final = self.state.round == self.config.strategy.rounds
+        waiting = [c for c in self.cohort.active if c.partition not in self.state.folded]
+        assigned = self._assignment.blocks
+        return next_orders(waiting, assigned, blocks, self.state.positions, final)
+
+    def exchange_client(self, grid: Grid) -> ExchangeClient:
+        """Return how messages are sent now."""
+        return ExchangeClient(
+            grid=grid,
+            cohort=self.cohort,
+            strategy=self.config.strategy,
+            config_yaml=to_yaml(self.config),
+            step=self.state.step,
+            window=self.window(),
+            job=self.state.job,
+            status=self.status,
+        )
+
+    def window(self) -> int:
+        """Return how many requests may be under way at once."""
+        most = partial(self.exchange.most_bytes, self.model)
+        largest = max(sum(map(most, chunk)) for chunk in self.chunks)
+        return window_for(self.config.strategy.window, max(largest, len(self.state.update or b"")))
+
     def _gather(self, grid: Grid) -> None:
         state, new = self.state, not self.state.clients
         with state.timings.measure("handshake"):
             show(self.status, "connect", 0, 1, "waiting for nodes")
             expected = len(state.active)
             handshake = Handshake.of(
-                self.config, self.plan, self.ledger, self.window(), state.job, expected
+                self.config, self.model, self.ledger, self.window(), state.job, expected
             )
             met = handshake.run(grid, greeting(self.status), sending(self.status))
             self.cohort = gather(met, state, self.config, self.ledger)
         opened = [client for client in self.cohort.clients if client.partition in state.opened]
-        self.open_round(state.round, opened)
+        self._open_round(state.round, opened)
         if new:
             self._save()
 
+    def _open_round(self, number: int, clients: list[Client]) -> None:
+        """Assign the blocks of a round; one that goes on in its middle is opened again."""
+        reports = [client.report for client in clients]
+        self._assignment = self.method.assign(self.config, self.model, reports, number)
+        self._total = sum(map(self._weight, clients))
+        if self._assignment.summary:
+            log(INFO, "%s", self._assignment.summary)
+        for name, figure in self._assignment.figures.items():
+            self.state.figures.setdefault(name, [])[number - 1 :] = [figure]
+
+    def _weight(self, client: Client) -> int:
+        return self.cohort.weights[client.node_id] * self._assignment.weights.get(
+            client.partition, 1
+        )
+
     def _survey(self, grid: Grid) -> None:
-        with self.state.timings.measure("survey"):
-            self.state.step += 1
-            self.config = survey(self.post(grid), self.config, self.plan, self.state.figures)
-        self.state.active = [client.partition for client in self.cohort.active]
+        """Ask every client for the sums of the dense model and allocate the zeros by them."""
+        state, config = self.state, self.config
+        with state.timings.measure("survey"):
+            state.step += 1
+            exchange = exchanges(config)["survey"]
+            blocks = tuple(range(self.model.num_blocks))
+            sums = {block: exchange.aggregator(BlockTask(self.model, block)) for block in blocks}
+            order = Order(blocks, 0, False, MESSAGE_BYTES, exchange.name)
+            orders = {client.node_id: order for client in self.cohort.active}
+            client = self.exchange_client(grid)
+            most = sum(exchange.most_bytes(self.model, block) for block in blocks)
+            replies = client.replies(
+                client.requests(orders, lambda order: {}),
+                exchange.name,
+                report=surveying(self.status),
+                joiner=client.joiner(orders, exchange.form, most),
+            )
+            reading = Reading(self.cohort, state.step, exchange, self.model)
+            used = reading.fold_all(replies, orders, partial(self.fold, sums))
+            self.cohort.check_quorum(len(used), config.strategy.min_clients)
+            shares = [sums[block].close() for block in blocks]
+            sparsities = owl_sparsities(shares, config.sparsity, config.allocation.spread)
+            state.figures["allocation"] = {"outlier_shares": shares, "sparsities": sparsities}
+            log(INFO, "allocation: %s", " ".join(f"{one:.3f}" for one in sparsities))
+            self.config = resolved_allocation(config, sparsities)
+        state.active = [client.partition for client in self.cohort.active]
         self._save()
 
     def _rounds(self, grid: Grid, result: Result) -> None:
@@ -305,44 +367,63 @@ class FederatedPruning(Frame):
             self.config = for_round(target, number)
             if number > state.round:
                 state.begin_round(number, [client.partition for client in self.cohort.active])
-                self.open_round(number, self.cohort.active)
+                self._open_round(number, self.cohort.active)
             while state.chunk < len(self.chunks):
                 self._prune(grid, result)
 
     def _prune(self, grid: Grid, result: Result) -> None:
         number, blocks = self.state.chunk + 1, self.chunks[self.state.chunk]
         note(block=f"{blocks.start}-{blocks.stop - 1}" if len(blocks) > 1 else blocks.start)
-        self.open_chunk(blocks)
+        exchange = self.exchange
+        self._open_chunk(exchange, blocks)
         if self.state.folded:
             self._restore()
         else:
             self.state.step += 1
         self._pace.reset()
-        most = sum(map(self.block_bytes, blocks))
-        post, asked = self.post(grid), self.asked(blocks)
-        replies = post.replies(
+        most = sum(exchange.most_bytes(self.model, block) for block in blocks)
+        client, asked = self.exchange_client(grid), self.asked(blocks)
+        replies = client.replies(
             self.configure_train(number, ArrayRecord(), ConfigRecord(), grid),
-            "prune",
+            exchange.name,
             report=self._course.pruning(blocks, self.state.round),
-            joiner=post.joiner(asked, self.form, most),
-            again=post.again(asked, self.bundle),
+            joiner=client.joiner(asked, exchange.form, most),
+            again=client.again(asked, self.bundle),
         )
         _, metrics = self.aggregate_train(number, replies)
         if metrics is not None:
             result.train_metrics_clientapp[self.state.step] = metrics
 
+    def _open_chunk(self, exchange: BlockExchange, blocks: range) -> None:
+        """Start the sums of some blocks, and encode once for all what clients start from."""
+        state = self.state
+        before = {block: self.before(block) for block in blocks}
+        self._starts = {
+            block: encode_update(changes) for block, changes in before.items() if changes
+        }
+        self._open = {}
+        for block in blocks:
+            task = BlockTask(
+                self.model, block, state.round, before[block], self._total, state.figures
+            )
+            opened = exchange.aggregator(task)
+            if not isinstance(opened, BlockAggregator):
+                raise TypeError(f"an exchange that prunes needs a BlockAggregator, got {opened}.")
+            self._open[block] = opened
+
     def _folded(self, client: Client, order: Order) -> None:
         self.state.folded.append(client.partition)
-        self.book.note(client, order)
+        # A client stays at its block until it hears what became of it.
+        self.state.positions[client.partition] = order.blocks[-1] + (0 if self.iterative else 1)
         if self._pace.due:
             with self._pace.saving():
-                votes = self.votes()
-                if votes is not None:
-                    self.store.save(self.state, votes)
+                parts = {str(block): sums for block, sums in self._open.items()}
+                self.store.save(self.state, gathered(parts))
 
     def _restore(self) -> None:
         try:
-            self.restore(self.store.votes())
+            parts = {str(block): sums for block, sums in self._open.items()}
+            scattered(self.store.partial_state(), parts)
         except (KeyError, ValueError, OSError, EOFError, BadZipFile) as error:
             raise damaged_state(f"{type(error).__name__}: {error}") from error
 
@@ -357,14 +438,15 @@ class FederatedPruning(Frame):
             with state.timings.measure("federated"):
                 state.step += 1
                 recall = partial(self.store.recall, state.round)
-                own = OwnTexts(self.post(grid), self.plan, self.config, recall)
+                own = OwnTexts(self.exchange_client(grid), self.model, self.config, recall)
                 state.own_texts = own.measure()
 
     def _evaluate(self, grid: Grid, result: Result) -> None:
         self.state.step += 1
         step = self.state.step
         messages = self.configure_evaluate(step, ArrayRecord(), ConfigRecord(), grid)
-        replies = self.post(grid).replies(messages, "evaluate", report=evaluating(self.status))
+        client = self.exchange_client(grid)
+        replies = client.replies(messages, "evaluate", report=evaluating(self.status))
         metrics = self.aggregate_evaluate(step, replies)
         if metrics is not None:
             result.evaluate_metrics_clientapp[step] = metrics

@@ -8,6 +8,7 @@ from flwr.app import Message, RecordDict
 from fedprune.config import RunConfig
 from fedprune.errors import ReplyRefusedError
 from fedprune.evaluation.own_texts import OwnTextResult, own_text_figures
+from fedprune.methods.public_model import PublicModel
 from fedprune.records import (
     FINAL,
     FinalOrder,
@@ -19,8 +20,7 @@ from fedprune.records import (
 )
 from fedprune.wire.changes import Change, encode_update
 from strategies.cohort import Client, Cohort
-from strategies.messages import DELIVER, Post
-from strategies.plan import MESSAGE_BYTES, Plan
+from strategies.messages import DELIVER, MESSAGE_BYTES, ExchangeClient, window_for
 from strategies.progress import comparing
 
 EVALUATE_LOCAL = "evaluate.local"
@@ -62,9 +62,9 @@ class OwnTexts:
 
     Parameters
     ----------
-    post : Post
+    exchange_client : ExchangeClient
         How messages are sent.
-    plan : Plan
+    model : PublicModel
         The model's blocks.
     config : RunConfig
         `evaluation.seq_len` and `pruner.pattern`.
@@ -72,8 +72,8 @@ class OwnTexts:
         Block -> what became of it; empty where it stays dense.
     """
 
-    post: Post
-    plan: Plan
+    exchange_client: ExchangeClient
+    model: PublicModel
     config: RunConfig
     recall: Callable[[int], Mapping[str, Change]]
 
@@ -82,14 +82,14 @@ class OwnTexts:
 
         A client that drops out, sends nonsense or has too little text is left out by name.
         """
-        content = final_record(self.post.config_yaml, self._send_parcels())
+        content = final_record(self.exchange_client.config_yaml, self._send_parcels())
         found: dict[str, OwnTextResult] = {}
         left_out: dict[str, str] = {}
         for client, reply in self._exchange(EVALUATE_FEDERATED, content):
             try:
                 result = read_own_text(reply)
             except ReplyRefusedError as error:
-                self._cohort.refuse(client, self.post.step, _PHASE, str(error))
+                self._cohort.refuse(client, self.exchange_client.step, _PHASE, str(error))
                 continue
             self._note(client)
             if result.tokens:
@@ -106,13 +106,13 @@ class OwnTexts:
 
     @property
     def _cohort(self) -> Cohort:
-        return self.post.cohort
+        return self.exchange_client.cohort
 
     def _send_parcels(self) -> FinalOrder:
         """Send the changes of all blocks but for the last parcel, which is returned."""
         sizes: dict[int, int] = {}
         waiting, sent = bytearray(), 0
-        for block in range(len(self.plan.shapes)):
+        for block in range(self.model.num_blocks):
             changes = self.recall(block)
             if not changes:
                 continue
@@ -126,21 +126,25 @@ class OwnTexts:
         return FinalOrder(sizes, sent, bytes(waiting))
 
     def _deliver(self, start: int, parcel: bytes) -> None:
-        content = request(self.post.config_yaml, {"parcel": parcel}, name=FINAL, start=start)
+        content = request(
+            self.exchange_client.config_yaml, {"parcel": parcel}, name=FINAL, start=start
+        )
         for client, _ in self._exchange(DELIVER, content):
             self._note(client)
 
     def _exchange(self, kind: str, content: RecordDict) -> Iterator[tuple[Client, Message]]:
         """Send the same to all active clients; yield each reply and whom it is from."""
         clients = {client.node_id: client for client in self._cohort.active}
-        window = self.plan.window(self.post.strategy.window, MESSAGE_BYTES)
-        post = replace(self.post, window=window)
-        messages = (post.message(client, kind, content) for client in clients.values())
+        window = window_for(self.exchange_client.strategy.window, MESSAGE_BYTES)
+        sender = replace(self.exchange_client, window=window)
+        messages = (sender.message(node, kind, content) for node in clients.values())
         report = (
-            comparing(self.post.status) if kind == EVALUATE_FEDERATED else lambda done, total: None
+            comparing(self.exchange_client.status)
+            if kind == EVALUATE_FEDERATED
+            else lambda done, total: None
         )
-        for reply in post.replies(messages, _PHASE, report):
+        for reply in sender.replies(messages, _PHASE, report):
             yield clients[reply.metadata.src_node_id], reply
 
     def _note(self, client: Client) -> None:
-        self._cohort.ledger.add(self._cohort.entry(client, self.post.step, _PHASE))
+        self._cohort.ledger.add(self._cohort.entry(client, self.exchange_client.step, _PHASE))

@@ -12,13 +12,14 @@ from flwr.serverapp import Grid
 from fedprune.config import RunConfig, to_yaml
 from fedprune.errors import QuorumError, ReplyRefusedError
 from fedprune.flower.replies import SHORT_REPLY_BYTES, ReplyLimits
+from fedprune.methods.public_model import PublicModel
 from fedprune.records import NodeReport, read_report, request
 from fedprune.results.ledger import Entry, Ledger
 from fedprune.results.text import size_text
 from strategies.cohort import Client, Partitions
 from strategies.delivery import PHASE, Delivery, Sent
 from strategies.exchange import Again, Outcome, exchange
-from strategies.plan import MESSAGE_BYTES, Plan
+from strategies.messages import MESSAGE_BYTES, window_for
 
 HANDSHAKE = "query.handshake"
 _POLL_SECONDS = 0.1
@@ -31,7 +32,7 @@ class Handshake:
 
     Parameters
     ----------
-    plan : Plan
+    model : PublicModel
         What every node must match.
     config_yaml : str
         The run's configuration, sent with the request.
@@ -55,7 +56,7 @@ class Handshake:
         Samples that a node names at most.
     """
 
-    plan: Plan
+    model: PublicModel
     config_yaml: str
     ledger: Ledger
     min_clients: int
@@ -69,12 +70,18 @@ class Handshake:
 
     @classmethod
     def of(  # noqa: PLR0913 - the class among them
-        cls, config: RunConfig, plan: Plan, ledger: Ledger, window: int, job: str, expected: int
+        cls,
+        config: RunConfig,
+        model: PublicModel,
+        ledger: Ledger,
+        window: int,
+        job: str,
+        expected: int,
     ) -> "Handshake":
         """Return the handshake that a configuration asks for."""
         strategy = config.strategy
         return cls(
-            plan=plan,
+            model=model,
             config_yaml=to_yaml(config),
             ledger=ledger,
             min_clients=strategy.min_clients,
@@ -137,7 +144,7 @@ class Handshake:
         return [clients[partition] for partition in sorted(clients)]
 
     def _ask(self, grid: Grid, node_ids: Iterable[int]) -> Iterable[Outcome]:
-        offer = self.plan.offer
+        offer = self.model.offer
         values = {"model": offer.manifest.digest} if offer else {}
         content = request(self.config_yaml, None, **values)
         messages = (
@@ -161,7 +168,7 @@ class Handshake:
         sent: Sent,
     ) -> None:
         """Send the model to nodes that lack it, and ask those that have it then once more."""
-        offer = self.plan.offer
+        offer = self.model.offer
         if offer is None or not lacking:
             return
         log(
@@ -172,7 +179,7 @@ class Handshake:
             len(offer.manifest.files),
             len(offer.manifest.parcels),
         )
-        window = self.plan.window(None, MESSAGE_BYTES)
+        window = window_for(None, MESSAGE_BYTES)
         delivery = Delivery(offer, self.timeout, window, self.job, self.rejoin, self.ledger, sent)
         whole = []
         for outcome in delivery.run(grid, lacking):
@@ -227,17 +234,17 @@ class Handshake:
                 f"{clients[report.partition_id].name} already holds this partition. Give every "
                 "node its own `partition-id` in --node-config."
             )
-        if report.code_hash != self.plan.code_hash:
+        if report.code_hash != self.model.code_hash:
             return (
                 f"it runs other sources of fedprune: {report.code_hash[:16]} there, "
-                f"{self.plan.code_hash[:16]} here. Start Flower from a folder without a "
+                f"{self.model.code_hash[:16]} here. Start Flower from a folder without a "
                 "'client_app' package and use the same release everywhere."
             )
         if report.lacks_model:
-            return "" if self.plan.offer else "it lacks the model, which is not sent from here."
+            return "" if self.model.offer else "it lacks the model, which is not sent from here."
         for what, theirs, ours in (
-            ("weights", report.weights_hash, self.plan.weights_hash),
-            ("configuration", report.config_hash, self.plan.config_hash),
+            ("weights", report.weights_hash, self.model.weights_hash),
+            ("configuration", report.config_hash, self.model.config_hash),
         ):
             if theirs != ours:
                 return (

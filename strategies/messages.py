@@ -1,4 +1,4 @@
-"""Who works on which blocks next, and where each client goes on from."""
+"""Requests with what goes with them, replies in parcels, refusals noted: an exchange on Flower."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,6 +11,9 @@ from flwr.serverapp import Grid
 from fedprune.config import StrategyConfig
 from fedprune.errors import ReplyRefusedError, WireError
 from fedprune.flower.replies import SHORT_REPLY_BYTES, ReplyLimits
+from fedprune.methods.exchange import BlockExchange
+from fedprune.methods.public_model import PublicModel
+from fedprune.models.transfer import MOST_PARCEL_BYTES
 from fedprune.records import (
     Order,
     PruneReply,
@@ -24,57 +27,76 @@ from fedprune.records import (
 from fedprune.results.run_status import RunStatus
 from strategies.cohort import Client, Cohort
 from strategies.exchange import Again, Joiner, Outcome, WorkerDiedError, exchange
-from strategies.plan import MESSAGE_BYTES
 
 
-@dataclass
-class OrderBook:
-    """The orders of one round over all blocks.
+def next_orders(
+    clients: Sequence[Client],
+    assigned: Mapping[int, Sequence[int]],
+    blocks: range,
+    positions: Mapping[int, int],
+    final: bool,
+) -> dict[int, Order]:
+    """Return node id -> what each client that works on these blocks is to do.
 
     Parameters
     ----------
-    iterative : bool
-        Whether a client stays at its block until it hears what became of it.
-    positions : dict[int, int]
-        Partition -> the block where its client goes on; changed by :meth:`note`.
+    clients : Sequence[Client]
+        Who still takes part.
+    assigned : Mapping[int, Sequence[int]]
+        Partition -> the blocks that its client works on in this round, ascending.
+    blocks : range
+        The blocks whose turn it is.
+    positions : Mapping[int, int]
+        Partition -> the block where its client goes on.
+    final : bool
+        Whether this is the last round.
     """
+    found = {}
+    for client in clients:
+        own = assigned[client.partition]
+        mine = tuple(block for block in own if block in blocks)
+        if mine:
+            last = final and mine[-1] == own[-1]
+            start = positions.get(client.partition, 0)
+            found[client.node_id] = Order(mine, start, last, MESSAGE_BYTES)
+    return found
 
-    iterative: bool
-    positions: dict[int, int]
 
-    def orders(
-        self,
-        clients: Sequence[Client],
-        assigned: Callable[[Client], Iterable[int]],
-        blocks: range,
-        final: bool,
-    ) -> dict[int, Order]:
-        """Return node id -> what each client that works on these blocks is to do.
+def block_chunks(
+    num_blocks: int, blocks_per_message: int | None, most_bytes: Callable[[int], int]
+) -> list[range]:
+    """Return the blocks of each message, in order.
 
-        Parameters
-        ----------
-        clients : Sequence[Client]
-            Who still takes part.
-        assigned : Callable[[Client], Iterable[int]]
-            Client -> the blocks that it works on in this round.
-        blocks : range
-            The blocks whose turn it is.
-        final : bool
-            Whether this is the last round.
-        """
-        found = {}
-        for client in clients:
-            own = sorted(assigned(client))
-            mine = tuple(block for block in own if block in blocks)
-            if mine:
-                resume = self.positions.get(client.partition, 0)
-                last = final and mine[-1] == own[-1]
-                found[client.node_id] = Order(mine, resume, last, MESSAGE_BYTES)
-        return found
+    Parameters
+    ----------
+    num_blocks : int
+        Blocks of the model.
+    blocks_per_message : int or None
+        How many blocks a message covers; None takes as many as fit into 64 MB.
+    most_bytes : Callable[[int], int]
+        Block -> the most bytes of a client's reply about it.
+    """
+    if blocks_per_message is None:
+        blocks_per_message = max(1, MESSAGE_BYTES // max(map(most_bytes, range(num_blocks))))
+    return [
+        range(start, min(start + blocks_per_message, num_blocks))
+        for start in range(0, num_blocks, blocks_per_message)
+    ]
 
-    def note(self, client: Client, order: Order) -> None:
-        """Remember where a client stands that followed its order."""
-        self.positions[client.partition] = order.blocks[-1] + (0 if self.iterative else 1)
+
+def window_for(configured: int | None, message_bytes: int) -> int:
+    """Return how many requests may be under way at once.
+
+    Parameters
+    ----------
+    configured : int or None
+        `strategy.window`; None takes as many as keep waiting replies within 512 MB.
+    message_bytes : int
+        The most bytes a reply can have.
+    """
+    if configured is not None:
+        return configured
+    return max(2, min(_WAITING_REPLIES, _WAITING_BYTES // max(1, message_bytes)))
 
 
 @dataclass
@@ -150,6 +172,13 @@ class ParcelJoiner:
         return replace(total, reply=started.first)
 
 
+# Flower's runtime holds a message several times in each process on its way; this keeps the
+# largest one far below the 100-200 MB at which deployments were seen to fail. A part of a model
+# is a message too, and nodes refuse longer ones.
+MESSAGE_BYTES = MOST_PARCEL_BYTES
+# Replies that may wait in Flower's memory, in bytes and in number.
+_WAITING_BYTES = 512_000_000
+_WAITING_REPLIES = 256
 PRUNE = "train.prune"
 FETCH = "query.fetch"
 DELIVER = "query.deliver"
@@ -175,7 +204,7 @@ class Collector(Joiner, Protocol):
 
 
 @dataclass(frozen=True)
-class Post:
+class ExchangeClient:
     """How one exchange sends and receives.
 
     Parameters
@@ -400,7 +429,7 @@ Fold = Callable[[PruneReply, Client], None]
 
 @dataclass(frozen=True)
 class Reading:
-    """What replies must be, and where they are noted.
+    """What the replies to one exchange must be, and where they are noted.
 
     Parameters
     ----------
@@ -408,19 +437,16 @@ class Reading:
         Who takes part, and the ledger.
     step : int
         The ledger's round.
-    phase : str
-        The ledger's name for the exchange.
-    form : str
-        The format of the replies.
-    block_bytes : Callable[[int], int]
-        Block -> the most bytes that a reply about it can take.
+    exchange : BlockExchange
+        What was asked.
+    model : PublicModel
+        The model's blocks.
     """
 
     cohort: Cohort
     step: int
-    phase: str
-    form: str
-    block_bytes: Callable[[int], int]
+    exchange: BlockExchange
+    model: PublicModel
 
     def fold_all(
         self,
@@ -455,14 +481,16 @@ class Reading:
             order = orders.get(client.node_id)
             if order is None or client.node_id in used:
                 problem = "it has already answered this round." if order else "it was not asked."
-                self.cohort.refuse(client, self.step, self.phase, problem)
+                self.cohort.refuse(client, self.step, self.exchange.name, problem)
                 continue
             try:
-                most = {block: self.block_bytes(block) for block in order.blocks}
-                reply = read_prune(message, order.blocks, most, self.form)
+                most = {
+                    block: self.exchange.most_bytes(self.model, block) for block in order.blocks
+                }
+                reply = read_prune(message, order.blocks, most, self.exchange.form)
                 fold(reply, client)
             except (ReplyRefusedError, WireError) as error:
-                self.cohort.refuse(client, self.step, self.phase, str(error))
+                self.cohort.refuse(client, self.step, self.exchange.name, str(error))
                 self.cohort.leave_out(client)
             else:
                 used.add(client.node_id)
@@ -471,6 +499,6 @@ class Reading:
         return used
 
     def _note(self, client: Client, reply: PruneReply) -> None:
-        entry = self.cohort.entry(client, self.step, self.phase)
+        entry = self.cohort.entry(client, self.step, self.exchange.name)
         memory = reply.peak_rss_bytes, reply.peak_device_bytes
         self.cohort.ledger.add(entry.worked(reply.seconds, *memory))

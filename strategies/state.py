@@ -7,49 +7,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from fedprune.errors import ConfigError
-from fedprune.methods.agreement import BlockSample
+from fedprune.methods.exchange import BlockResult
 from fedprune.records import LocalResult, NodeReport
 from fedprune.results.timings import Timings
-from fedprune.wire.changes import Change, mask_of
-from fedprune.wire.masks import BitMask
-
-
-@dataclass(frozen=True)
-class BlockResult:
-    """One aggregated block.
-
-    Attributes
-    ----------
-    block : int
-        Its index.
-    changes : Mapping[str, BitMask, LinearUpdate or SparseWeight]
-        Name of the linear -> what becomes of it; empty where nobody reported the block.
-    voters : int
-        Clients whose replies were counted.
-    effective_voters : float
-        How many clients of equal weight they stand for; ``voters`` where all weigh the same.
-    histograms : Mapping[str, NDArray]
-        Name of the linear -> weights by prune votes, from none to all
-        (:meth:`fedprune.methods.votes.VoteCounter.histogram`); empty without votes.
-    sample : BlockSample or None
-        A few bits of every client's mask and of the result; None without votes.
-    """
-
-    block: int
-    changes: Mapping[str, Change]
-    voters: int
-    effective_voters: float
-    histograms: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
-    sample: BlockSample | None = None
-
-    @property
-    def masks(self) -> dict[str, BitMask]:
-        """Name of the linear -> global mask."""
-        return {name: mask_of(change) for name, change in self.changes.items()}
+from fedprune.wire.changes import Change
 
 
 @dataclass
@@ -160,11 +124,11 @@ class Store(Protocol):
         """Return what became of a block in a round; empty if no client reported it."""
         ...
 
-    def save(self, state: RunState, votes: Mapping[str, NDArray[Any]]) -> None:
+    def save(self, state: RunState, partial: Mapping[str, NDArray[Any]]) -> None:
         """Put the state on the disk, and the sums of the chunk that is being folded."""
         ...
 
-    def votes(self) -> Mapping[str, NDArray[Any]]:
+    def partial_state(self) -> Mapping[str, NDArray[Any]]:
         """Return the sums that were saved last."""
         ...
 

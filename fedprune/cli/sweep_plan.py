@@ -438,7 +438,7 @@ def _unfit(config: RunConfig) -> tuple[bool, ...]:
     """Return why a run's clients know less of what each would do alone, the worst reason first."""
     strategy, schedule = config.strategy, config.schedule
     return (
-        strategy.name not in ("fedprllm", "fedspallm"),  # the others' clients send statistics
+        strategy.pools,  # its clients send statistics and prune nothing themselves
         schedule.name != "one_shot",
         schedule.prefix != "local",
         strategy.rounds > 1,

@@ -230,7 +230,6 @@ class StrategyConfig(Choice):
     """
 
     name: Annotated[str, AfterValidator(_known_strategy)]
-    plugin: Text | None
     min_clients: Count
     timeout: Annotated[float, Field(gt=0)]
     rejoin: Annotated[float, Field(ge=0)]
@@ -250,6 +249,14 @@ class StrategyConfig(Choice):
         "scaling": False,
         "decode": False,
     }
+
+    def own_options(self) -> dict[str, object]:
+        """Return the method's own keys with their values, and `pooling` where it counts."""
+        own = [key for key in type(self).model_fields if key not in StrategyConfig.model_fields]
+        if self.pools:
+            own.insert(0, "pooling")
+        return {key: getattr(self, key) for key in own}
+
     pools: ClassVar[bool] = False
     """Whether clients send statistics, which `pooling` adds up."""
 

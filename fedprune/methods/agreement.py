@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedprune.methods.public_model import PublicModel
 from fedprune.methods.state import Arrays
+from fedprune.seeds import derive_seed
 from fedprune.wire.masks import BitMask, popcount
 
 
@@ -126,6 +128,12 @@ class MaskSampler:
             name: part - start for name, part, start in zip(shapes, parts, starts, strict=True)
         }
         self._clients: dict[str, NDArray[np.uint8]] = {}
+
+    @classmethod
+    def of_block(cls, model: PublicModel, block: int, seed: int) -> "MaskSampler":
+        """Return what keeps a few bits of a block's masks; the run's seed decides which."""
+        most = max(1, SAMPLED_WEIGHTS // model.num_blocks)
+        return cls(model.shapes[block], most, derive_seed(seed, "agreement", block))
 
     def add(self, client: str, masks: Mapping[str, BitMask]) -> None:
         """Keep the sampled bits of a client's masks of all linears."""

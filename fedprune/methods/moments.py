@@ -13,7 +13,6 @@ from fedprune.config import RunConfig
 from fedprune.errors import QuorumError, WireError
 from fedprune.methods.sketches import InputShape, ranks_for_budget, rebuild, sketch_bits
 from fedprune.methods.state import Arrays, numbers
-from fedprune.methods.sums import Pooling
 from fedprune.seeds import derive_seed
 from fedprune.wire.moments import Columns, InputMoments, Sketch
 
@@ -153,7 +152,7 @@ class MomentPool:
         Seed of the public matrix of Nystrom sketches.
     """
 
-    def __init__(self, mode: Pooling, seed: int = 0) -> None:
+    def __init__(self, mode: str, seed: int = 0) -> None:
         self._mode = mode
         self._seed = seed
         self._total: Tensor | None = None

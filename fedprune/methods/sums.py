@@ -93,7 +93,7 @@ class SumsPool:
         If the mode is another.
     """
 
-    def __init__(self, mode: Pooling) -> None:
+    def __init__(self, mode: str) -> None:
         if mode not in get_args(Pooling):
             raise ConfigError(
                 f"`strategy.pooling` must be one of 'tokens', 'clients', 'scaled', got '{mode}'."

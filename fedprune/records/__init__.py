@@ -16,11 +16,6 @@ from fedprune.records.models import (
 )
 from fedprune.records.replies import (
     FINAL,
-    FORMS,
-    MASKS,
-    MOMENTS,
-    SUMS,
-    WEIGHTS,
     FinalOrder,
     LocalResult,
     PruneReply,
@@ -53,11 +48,6 @@ from fedprune.records.requests import (
 __all__ = [
     "BUNDLE_FORMAT",
     "FINAL",
-    "FORMS",
-    "MASKS",
-    "MOMENTS",
-    "SUMS",
-    "WEIGHTS",
     "FinalOrder",
     "LocalResult",
     "ModelParcel",

@@ -10,18 +10,6 @@ from fedprune.evaluation.own_texts import OwnTextResult
 from fedprune.records.fields import array_bytes, byte_array, figure
 from fedprune.records.requests import read_bundle, request, requested
 
-MASKS = "fedprune.masks.v2"
-WEIGHTS = "fedprune.weights.v2"
-SUMS = "fedprune.sums.v2"
-MOMENTS = "fedprune.moments.v2"
-FORMS: Mapping[str, str] = {
-    "fedprllm": MASKS,
-    "fedspallm": WEIGHTS,
-    "fedstats": SUMS,
-    "fedhessian": MOMENTS,
-}
-"""Strategy -> the format of what its clients send."""
-
 
 @dataclass(frozen=True)
 class PruneReply:
@@ -46,7 +34,7 @@ class PruneReply:
     num_examples: int
 
 
-def prune_record(reply: PruneReply, form: str = MASKS) -> RecordDict:
+def prune_record(reply: PruneReply, form: str) -> RecordDict:
     """Return a prune reply's content: the blocks as the only tensors, and a few figures.
 
     Parameters
@@ -54,7 +42,7 @@ def prune_record(reply: PruneReply, form: str = MASKS) -> RecordDict:
     reply : PruneReply
         What the node made.
     form : str
-        What its bytes are: :data:`MASKS`, :data:`WEIGHTS`, :data:`SUMS` or :data:`MOMENTS`.
+        The format of its bytes (:attr:`fedprune.methods.exchange.BlockExchange.form`).
     """
     arrays = ArrayRecord(
         {block_key(index): byte_array(data, form) for index, data in reply.blocks.items()}
@@ -71,7 +59,7 @@ def prune_record(reply: PruneReply, form: str = MASKS) -> RecordDict:
 
 
 def read_prune(
-    message: Message, blocks: Sequence[int], most_bytes: Mapping[int, int], form: str = MASKS
+    message: Message, blocks: Sequence[int], most_bytes: Mapping[int, int], form: str
 ) -> PruneReply:
     """Read a prune reply.
 

@@ -30,15 +30,15 @@ class Order:
         Whether nothing follows in this run, so that the node need keep nothing.
     parcel_bytes : int
         Longer replies come in parcels of this many bytes.
-    survey : bool
-        Whether the dense model is surveyed and nothing is pruned.
+    exchange : str
+        What is asked about the blocks: the name of an exchange that the configuration asks for.
     """
 
     blocks: tuple[int, ...]
     resume: int
     last: bool
     parcel_bytes: int
-    survey: bool = False
+    exchange: str = "prune"
 
     def __post_init__(self) -> None:
         """Refuse orders that nobody can follow."""
@@ -110,7 +110,7 @@ def read_order(message: Message) -> Order:
         resume=int(str(typed(record, "resume", int))),
         last=bool(typed(record, "last", bool)),
         parcel_bytes=int(str(typed(record, "parcel-bytes", int))),
-        survey=bool(typed(record, "survey", bool)),
+        exchange=str(typed(record, "exchange", str)),
     )
 
 

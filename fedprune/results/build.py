@@ -14,7 +14,7 @@ from fedprune.config import RunConfig
 from fedprune.models.fingerprint import Fingerprint
 from fedprune.results.environment import peak_rss_bytes, versions
 from fedprune.results.ledger import APART, Ledger
-from fedprune.results.words import OPTIONS, WORDS, Words
+from fedprune.results.words import Words
 
 FORMAT = 1
 
@@ -27,6 +27,8 @@ class Facts:
     ----------
     config : RunConfig
         The resolved configuration.
+    words : Words
+        What the method says of itself.
     run_id : int
         Flower's number of the run.
     fingerprint : Fingerprint
@@ -39,18 +41,16 @@ class Facts:
         What the strategy tells of itself: the allocation, the draw of layers, violations.
     dense_bytes : int
         The prunable weights as they are stored: what a client would send of a dense model.
-    words : Words, optional
-        What the method says of itself; those of `strategy.name` without it.
     """
 
     config: RunConfig
+    words: Words
     run_id: int
     fingerprint: Fingerprint
     code_hash: str
     seconds: Mapping[str, float]
     figures: Mapping[str, object] = field(default_factory=dict)
     dense_bytes: int = 0
-    words: Words | None = None
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def build_results(
         "sparsity": _sparsity(config.sparsity, linears),
         "perplexity": {found.dataset: _perplexity(found) for found in perplexities},
         "agreement": _agreement(config, linears, agreement),
-        "strategy": {**asdict(facts.words or WORDS[config.strategy.name]), **facts.figures},
+        "strategy": {**asdict(facts.words), **facts.figures},
         "clients": [dict(client) for client in clients],
         "seconds": dict(facts.seconds),
         "peak_server_rss_bytes": peak_rss_bytes(),
@@ -239,7 +239,7 @@ def _agreement(
 def _one_threshold(config: RunConfig) -> bool:
     """Return whether votes, where there are any, alone decide, and over each whole matrix."""
     strategy = config.strategy
-    options = {key: getattr(strategy, key) for key in OPTIONS[strategy.name]}
+    options = strategy.own_options()
     whole = options.get("group", "layer") == "layer" and not config.pruner.pattern.structured
     return whole and not options.get("decode") and not options.get("majority_floor")
 
@@ -279,8 +279,6 @@ def _method(config: RunConfig) -> dict[str, object]:
         "allocation": config.allocation.name,
         "fraction": strategy.fraction,
     }
-    for key in OPTIONS[strategy.name]:
-        found["strategy_group" if key == "group" else key] = getattr(strategy, key)
-    if strategy.plugin is not None:
-        found["plugin"] = strategy.plugin
+    for key, value in strategy.own_options().items():
+        found["strategy_group" if key == "group" else key] = value
     return found

@@ -112,7 +112,7 @@ def _origin(config: RunConfig, results: Mapping[str, Any]) -> str:
 def _method(config: RunConfig, results: Mapping[str, Any]) -> list[Sequence[str]]:
     sparsity = results["sparsity"]
     rows = {
-        "strategy": _strategy(config),
+        "strategy": config.strategy.name,
         "pruner": config.pruner.name,
         "zeros among prunable weights": f"{sparsity['overall']:.2%} of {sparsity['weights']:,}",
         "pattern": str(config.pruner.pattern),
@@ -124,11 +124,6 @@ def _method(config: RunConfig, results: Mapping[str, Any]) -> list[Sequence[str]
         "seed": str(config.seed),
     }
     return list(rows.items())
-
-
-def _strategy(config: RunConfig) -> str:
-    name, plugin = config.strategy.name, config.strategy.plugin
-    return f"the plugin '{plugin}', with the clients of {name}" if plugin else name
 
 
 def _perplexities(config: RunConfig, results: Mapping[str, Any]) -> str:

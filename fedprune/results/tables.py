@@ -84,7 +84,7 @@ def _text(text: str) -> Text:
 def _perplexities(results: Mapping[str, Any]) -> Table:
     sparsity, method = results["sparsity"], results["method"]
     title = (
-        f"{method.get('plugin') or method['strategy']} · {method['pruner']} · "
+        f"{method['strategy']} · {method['pruner']} · "
         f"{sparsity['overall']:.2%} of {sparsity['weights']:,} weights pruned"
     )
     measured = results["perplexity"]

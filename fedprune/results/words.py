@@ -1,6 +1,5 @@
 """What a method says of itself in reports."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -12,6 +11,8 @@ class Words:
     ----------
     label : str
         What people call it.
+    does : str
+        What clients send and the server makes of it, in a clause.
     sends : str
         What a client sends of its texts; completes "each client sends ...".
     tells : str
@@ -19,42 +20,6 @@ class Words:
     """
 
     label: str
+    does: str
     sends: str
     tells: str
-
-
-_MASKS = (
-    "A mask is as telling as the statistics it was made from: the norms of the inputs can be "
-    "computed back from it to about three digits."
-)
-WORDS: Mapping[str, Words] = {
-    "fedprllm": Words(
-        "FedPrLLM",
-        "which weights it would prune (masks, one bit a weight)",
-        _MASKS,
-    ),
-    "fedspallm": Words(
-        "FedSpaLLM",
-        "which weights it would keep (masks), and the values of those",
-        f"{_MASKS} Values that pruning changed tell more of the inputs.",
-    ),
-    "fedstats": Words(
-        "FedStats",
-        "for each column of a matrix the sum of its squared inputs, and numbers of tokens",
-        "The sums are exact statistics of each client's texts.",
-    ),
-    "fedhessian": Words(
-        "FedHessian",
-        "second moments of the matrices' inputs or sketches of them, and numbers of tokens",
-        "Second moments tell more than sums: they are to be treated like gradients.",
-    ),
-}
-OPTIONS: Mapping[str, tuple[str, ...]] = {
-    "fedprllm": ("group", "scaling", "ties", "majority_floor", "client_weights", "decode"),
-    "fedspallm": (
-        *("average", "expansion", "rounding", "rounds", "ramp", "ties", "client_weights"),
-        *("layer_fraction", "layer_resources", "layer_draw", "coverage", "layer_weights"),
-    ),
-    "fedstats": ("pooling", "downlink"),
-    "fedhessian": ("pooling", "moments", "bits_per_weight", "max_width"),
-}

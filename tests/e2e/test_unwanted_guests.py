@@ -14,7 +14,7 @@ from flwr.app import ConfigRecord, Message
 from flwr.proto.message_pb2 import ObjectTree
 
 from client_app.app import app
-from fedprune.records import MASKS, PruneReply, prune_record
+from fedprune.records import PruneReply, prune_record
 from server_app.job import run_job
 from tests.e2e.test_flower_runs import SMALL, sidecar
 from tests.support.certificates import authority, node_key, server_certificate
@@ -23,6 +23,8 @@ from tests.support.grid import LocalGrid
 from tests.support.guests import Guest
 from tests.support.services import Service, free_port, until
 from tests.support.superlink import named
+
+MASKS = "fedprune.masks.v2"
 
 pytestmark = pytest.mark.e2e
 
@@ -154,7 +156,7 @@ def misbehave(kind: str, victim: int):
 
 def nonsense(sizes: dict[int, int]):
     blocks = {block: (PLANTED * (size // len(PLANTED) + 1))[:size] for block, size in sizes.items()}
-    return prune_record(PruneReply(blocks, 1.0, 1, 0, 1), MASKS)
+    return prune_record(PruneReply(blocks, 1.0, 1, 0, 1), "fedprune.masks.v2")
 
 
 @contextlib.contextmanager

@@ -145,15 +145,15 @@ def test_a_server_cannot_ask_for_less_after_the_handshake(tmp_path, key):
         job(tmp_path / "run", grid=grid)
 
 
-def test_a_server_cannot_survey_a_node_that_sends_masks_only(tmp_path):
+def test_a_server_cannot_survey_a_node_in_a_job_about_masks(tmp_path):
     class Sly(LocalGrid):
         def deliver(self, message):
             if message.metadata.message_type == "train.prune":
-                message.content.config_records["order"]["survey"] = True
+                message.content.config_records["order"]["exchange"] = "survey"
             return super().deliver(message)
 
     grid = Sly(app, 1, node_configs={0: {"partition-id": 0, "may-send": "masks"}})
-    with pytest.raises(QuorumError, match="`may-send`.* is 'masks', this job asks for sums"):
+    with pytest.raises(QuorumError, match="asks for prune, the order is about another exchange"):
         job(tmp_path / "run", grid=grid)
 
 

@@ -4,6 +4,7 @@ import random
 from collections.abc import Sequence
 
 from fedprune.config import config_from_overrides
+from fedprune.methods.registry import get_method
 from fedprune.models.fingerprint import Fingerprint
 from fedprune.results.build import (
     ClientAgreement,
@@ -48,8 +49,16 @@ def made_up(
     linears = [_linear(draw, block, kind, len(names)) for block in range(blocks) for kind in KINDS]
     ledger = _ledger(draw, names, min(blocks, 10), lost)
     seconds = {"load": 1.5, "handshake": 3.0, "prune": 200.0, "evaluate": 0.04, "total": 4000.0}
+    method = get_method(config.strategy.name)
     facts = Facts(
-        config, 7, Fingerprint("c", "w" * 64, "5"), "s", seconds, {}, 4 * _SIZE * 7 * blocks
+        config,
+        method.words,
+        7,
+        Fingerprint("c", "w" * 64, "5"),
+        "s",
+        seconds,
+        {},
+        4 * _SIZE * 7 * blocks,
     )
     measured = [
         Perplexities(name, 10.0, 12.5, 12.0, {n: 13 + draw.random() for n in names if alone})

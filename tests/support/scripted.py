@@ -18,9 +18,11 @@ from fedprune.records import (
 )
 from fedprune.results.ledger import Ledger
 from fedprune.wire.masks import BitMask, encode_masks
-from strategies import FedPrLLM, Plan
+from strategies import FedPrLLM, PublicModel
 from tests.support.grid import LocalGrid, client_app
 from tests.support.store import MemoryStore
+
+MASKS = "fedprune.masks.v2"
 
 SHAPES = ({"a": (4, 10), "b": (3, 8)}, {"a": (4, 10), "b": (3, 8)}, {"a": (4, 10), "b": (3, 8)})
 DRAW = np.random.default_rng(7)
@@ -62,7 +64,7 @@ def scripted(message, context):
         )
         for block in blocks
     }
-    return Message(prune_record(PruneReply(data, 0.25, 1000, 0, 1)), reply_to=message)
+    return Message(prune_record(PruneReply(data, 0.25, 1000, 0, 1), MASKS), reply_to=message)
 
 
 def run(nodes=3, overrides=(), tamper=None, strategy_type=FedPrLLM):
@@ -70,7 +72,7 @@ def run(nodes=3, overrides=(), tamper=None, strategy_type=FedPrLLM):
         ["strategy.wait=0.2", "strategy.timeout=0.3", "strategy.min_clients=1"]
         + ["evaluation.local_only=false", "pruner.group=row", *overrides]
     )
-    plan = Plan(SHAPES, "c", "w", "s", weight)
+    plan = PublicModel(SHAPES, "c", "w", "s", weight)
     store = MemoryStore()
     strategy = strategy_type(config, plan, store, Ledger())
     grid = LocalGrid(client_app(scripted), nodes, tamper=tamper)

@@ -19,9 +19,9 @@ class MemoryStore:
     def recall(self, number, block):
         return self.blocks.get((number, block), {})
 
-    def save(self, state, votes):
+    def save(self, state, partial):
         self.states.append(copy.deepcopy(state))
-        self.arrays = {name: array.copy() for name, array in votes.items()}
+        self.arrays = {name: array.copy() for name, array in partial.items()}
 
-    def votes(self):
+    def partial_state(self):
         return self.arrays

@@ -19,7 +19,6 @@ from fedprune.flower.grid import object_grid
 from fedprune.flower.replies import ExpectedReply, ReplyLimits
 from fedprune.models.transfer import Manifest, ModelFile
 from fedprune.records import (
-    MASKS,
     FinalOrder,
     LocalResult,
     NodeReport,
@@ -58,18 +57,20 @@ from tests.support.fuzzing import anything, changed, fuzzed, survives
 from tests.support.grid import become_server
 from tests.support.superlink import Link, LinkGrid, named
 
+MASKS = "fedprune.masks.v2"
+
 REPORT = NodeReport(3, 8, "north", "c" * 64, "w" * 64, "s" * 64, 2, 256, "cpu", 1 << 34, "v", "")
 YAML = to_yaml(config_from_overrides([]))
 ORDER = Order((1, 2), 1, False, 1 << 20)
 MANIFEST = Manifest(1 << 12, (ModelFile("model.safetensors", 5, "a" * 64, ("b" * 64,)),))
-SPLIT = prune_record(PruneReply({}, 1.0, 1, 0, 1))
-split_record(SPLIT, b"abcde", {0: 5, 1: 7}, MASKS)
+SPLIT = prune_record(PruneReply({}, 1.0, 1, 0, 1), MASKS)
+split_record(SPLIT, b"abcde", {0: 5, 1: 7}, "fedprune.masks.v2")
 
 VALID = {
     "report": report_record(REPORT),
-    "prune": prune_record(PruneReply({1: b"one", 2: b"two"}, 1.0, 1, 0, 1)),
+    "prune": prune_record(PruneReply({1: b"one", 2: b"two"}, 1.0, 1, 0, 1), MASKS),
     "split": SPLIT,
-    "parcel": fetched_record(b"fghij", MASKS),
+    "parcel": fetched_record(b"fghij", "fedprune.masks.v2"),
     "local": local_record(LocalResult(2.0, 10, {"wikitext": 3.0})),
     "own text": own_text_record(OwnTextResult(2.0, 2.5, 10)),
     "order": order_record(YAML, ORDER, {"update": b"xyz"}, {"start-00001": 5}),
@@ -81,9 +82,9 @@ VALID = {
 }
 READERS = {
     "report": read_report,
-    "prune": lambda message: read_prune(message, (1, 2), {1: 10, 2: 10}, MASKS),
+    "prune": lambda message: read_prune(message, (1, 2), {1: 10, 2: 10}, "fedprune.masks.v2"),
     "sizes": read_sizes,
-    "parcel": lambda message: read_parcel(message, MASKS, 5),
+    "parcel": lambda message: read_parcel(message, "fedprune.masks.v2", 5),
     "local": read_local,
     "own text": read_own_text,
     "order": read_order,
@@ -112,7 +113,7 @@ ARRAY = st.builds(
     Array,
     st.sampled_from(["uint8", "float32", "O", "\x1b[2J"]),
     st.lists(st.integers(0, 2**40), max_size=3).map(tuple) | st.just((5,)),
-    st.sampled_from([MASKS, "fedprune.changes.v3", "numpy.ndarray", "\x1b[2J"]),
+    st.sampled_from(["fedprune.masks.v2", "fedprune.changes.v2", "numpy.ndarray", "\x1b[2J"]),
     st.binary(max_size=50) | st.just(b"fghij"),
 )
 KEY = st.sampled_from(KEYS) | TEXT
@@ -176,7 +177,7 @@ def test_no_records_do_harm(name, content):
 @given(st.lists(contents(), min_size=1, max_size=4))
 @fuzzed
 def test_no_parcels_do_harm(replies):
-    joiner = ParcelJoiner(MASKS, 5, 100, lambda node, number: message(VALID["order"]))
+    joiner = ParcelJoiner("fedprune.masks.v2", 5, 100, lambda node, number: message(VALID["order"]))
     for content in replies:
         outcome = Outcome(7, message(content), "", 1, 1, 0.1)
         found = survives(lambda one=outcome: joiner.take(one), (), 100_000)

@@ -26,6 +26,8 @@ from fedprune.records import (
 )
 from tests.support.grid import become_server
 
+MASKS = "fedprune.masks.v2"
+
 REPORT = NodeReport(3, 8, "north", "c" * 64, "w" * 64, "s" * 64, 2, 256, "cpu", 1 << 34, "v", "")
 REPLY = PruneReply({4: b"four", 5: b"fives"}, 1.5, 1000, 0, 2)
 LIMITS = {4: 10, 5: 10}
@@ -75,8 +77,8 @@ def test_request_carries_configuration_and_settings():
 
 
 def test_prune_reply_round_trip_holds_masks_only():
-    content = prune_record(REPLY)
-    assert read_prune(message(content), range(4, 6), LIMITS) == REPLY
+    content = prune_record(REPLY, MASKS)
+    assert read_prune(message(content), range(4, 6), LIMITS, MASKS) == REPLY
     assert set(content) == {"arrays", "metrics"}
     assert {array.dtype for array in content.array_records["arrays"].values()} == {"uint8"}
 
@@ -84,12 +86,14 @@ def test_prune_reply_round_trip_holds_masks_only():
 def test_prune_reply_with_other_blocks_is_refused():
     for blocks in (range(4, 5), range(4, 7), range(3, 5)):
         with pytest.raises(ReplyRefusedError, match="asked for blocks"):
-            read_prune(message(prune_record(REPLY)), blocks, dict.fromkeys(range(9), 10))
+            read_prune(
+                message(prune_record(REPLY, MASKS)), blocks, dict.fromkeys(range(9), 10), MASKS
+            )
 
 
 def test_prune_reply_too_large_is_refused_before_it_is_read():
     with pytest.raises(ReplyRefusedError, match="at most 4 bytes, got 5"):
-        read_prune(message(prune_record(REPLY)), range(4, 6), {4: 4, 5: 4})
+        read_prune(message(prune_record(REPLY, MASKS)), range(4, 6), {4: 4, 5: 4}, MASKS)
 
 
 @pytest.mark.parametrize(
@@ -101,28 +105,28 @@ def test_prune_reply_too_large_is_refused_before_it_is_read():
     ],
 )
 def test_prune_reply_in_another_format_is_refused(array):
-    content = prune_record(REPLY)
+    content = prune_record(REPLY, MASKS)
     content["arrays"] = ArrayRecord({"block-00004": array})
     with pytest.raises(ReplyRefusedError, match="uint8 arrays of format"):
-        read_prune(message(content), range(4, 5), LIMITS)
+        read_prune(message(content), range(4, 5), LIMITS, MASKS)
 
 
 @pytest.mark.parametrize("value", [float("nan"), -1.0, float("inf"), [1.0]])
 def test_prune_reply_with_impossible_figures_is_refused(value):
-    content = prune_record(REPLY)
+    content = prune_record(REPLY, MASKS)
     content.metric_records["metrics"]["seconds"] = value
     with pytest.raises(ReplyRefusedError, match="'seconds' must be a finite number"):
-        read_prune(message(content), range(4, 6), LIMITS)
+        read_prune(message(content), range(4, 6), LIMITS, MASKS)
 
 
 def test_extra_or_swapped_records_are_refused():
-    content = prune_record(REPLY)
+    content = prune_record(REPLY, MASKS)
     content["text"] = ConfigRecord({"a": "b"})
     with pytest.raises(ReplyRefusedError, match="'arrays' and 'metrics' only"):
-        read_prune(message(content), range(4, 6), LIMITS)
+        read_prune(message(content), range(4, 6), LIMITS, MASKS)
     swapped = RecordDict({"arrays": MetricRecord({"a": 1}), "metrics": MetricRecord({"a": 1})})
     with pytest.raises(ReplyRefusedError, match="must be an ArrayRecord"):
-        read_prune(message(swapped), range(4, 6), LIMITS)
+        read_prune(message(swapped), range(4, 6), LIMITS, MASKS)
 
 
 def test_local_result_round_trip_and_refusal():
@@ -135,18 +139,20 @@ def test_local_result_round_trip_and_refusal():
 
 
 def test_message_bytes_counts_payload_and_headers():
-    small = message_bytes(message(prune_record(PruneReply({0: b"x"}, 1.0, 0, 0, 1))))
-    large = message_bytes(message(prune_record(PruneReply({0: bytes(12_000_000)}, 1.0, 0, 0, 1))))
+    small = message_bytes(message(prune_record(PruneReply({0: b"x"}, 1.0, 0, 0, 1), MASKS)))
+    large = message_bytes(
+        message(prune_record(PruneReply({0: bytes(12_000_000)}, 1.0, 0, 0, 1), MASKS))
+    )
     # Equal chunks are sent once: 12 MB of zeros are two full chunks of 5 MiB, one of them shared.
     assert 300 < small < 2_000
     assert 5 * 2**20 < large < 12_000_000
     distinct = bytes(range(256)) * 40_000 + b"tail"
-    assert message_bytes(message(prune_record(PruneReply({0: distinct}, 1.0, 0, 0, 1)))) > len(
-        distinct
-    )
+    assert message_bytes(
+        message(prune_record(PruneReply({0: distinct}, 1.0, 0, 0, 1), MASKS))
+    ) > len(distinct)
 
 
-ORDER = Order((2, 3, 7), 1, True, 1 << 20, survey=False)
+ORDER = Order((2, 3, 7), 1, True, 1 << 20, exchange="prune")
 
 
 def test_an_order_travels_with_its_bundle_beside_the_configuration():
@@ -168,7 +174,7 @@ def test_an_order_travels_with_its_bundle_beside_the_configuration():
         ("resume", 3, "increasing blocks at or after block 3"),
         ("last", 1, "'last' must be bool"),
         ("parcel-bytes", 1, "'parcel-bytes' must be at least"),
-        ("survey", "", "'survey' must be bool"),
+        ("exchange", True, "'exchange' must be str"),
     ],
 )
 def test_orders_are_checked(key, value, words):

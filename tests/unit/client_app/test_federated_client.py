@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from client_app.session import read_final
 from fedprune.config import config_from_overrides, replace
-from fedprune.errors import ReplyRefusedError
+from fedprune.errors import ReplyRefusedError, WireError
 from fedprune.evaluation.own_texts import OwnTextResult
+from fedprune.methods.registry import get_method
 from fedprune.records import (
     FinalOrder,
     final_record,
@@ -99,6 +99,11 @@ def test_nothing_but_figures_is_taken():
             read_own_text(message(strange))
 
 
+def read_result(config, block: int, data: bytes):
+    exchange = get_method(config.strategy.name).exchange(config)
+    return exchange.read_result(SHAPES[block], block, len(SHAPES), data)
+
+
 def encoded(keep_columns: int, keeps=None) -> bytes:
     mask = np.zeros((4, 10), dtype=bool)
     mask[:, :keep_columns] = True
@@ -109,24 +114,24 @@ COUNTS = np.full(20, 2, dtype=np.uint8)
 
 
 def test_what_the_configuration_asks_of_the_server_is_measured():
-    assert read_final(CONFIG, SHAPES, 1, encoded(5))["a"].mask.survivors == 20
+    assert read_result(CONFIG, 1, encoded(5))["a"].mask.survivors == 20
     scaling = replace(CONFIG, strategy=replace(CONFIG.strategy, scaling=True))
-    assert read_final(scaling, SHAPES, 1, encoded(5, COUNTS))["a"].keeps.tolist() == [2] * 20
+    assert read_result(scaling, 1, encoded(5, COUNTS))["a"].keeps.tolist() == [2] * 20
 
 
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (encoded(5)[:-1], "what became of block 1: these arrays must have"),
+        (encoded(5)[:-1], "these arrays must have 241 bytes, got 240"),
         (encoded(6), "row 0 must have 5 survivors, got 6"),
         (encoded(5, COUNTS), "must not be scaled"),
     ],
 )
 def test_anything_else_is_refused(data, words):
-    with pytest.raises(ReplyRefusedError, match=words):
-        read_final(CONFIG, SHAPES, 1, data)
+    with pytest.raises(WireError, match=words):
+        read_result(CONFIG, 1, data)
 
 
 def test_after_several_rounds_a_block_may_be_less_sparse():
     rounds = config_from_overrides(["strategy=fedspallm", "strategy.rounds=2"])
-    assert read_final(rounds, SHAPES, 0, encoded(6))["a"].mask.survivors == 24
+    assert read_result(rounds, 0, encoded(6))["a"].mask.survivors == 24

@@ -161,12 +161,11 @@ def test_a_job_that_the_operator_agrees_to():
     assert agreed(read(device="cpu"), job("pruner.device=cuda")).pruner.device == "cpu"
 
 
-def test_a_survey_that_the_job_does_not_speak_of():
-    """A server could ask for sums in a job that is about masks."""
+def test_a_survey_sends_sums_beside_masks():
     limits = read(may_send="masks")
     agreed(limits, job())
     with pytest.raises(ConfigError, match="`may-send`.*asks for sums"):
-        agreed(limits, job(), survey=True)
+        agreed(limits, job("allocation=owl"))
 
 
 def test_docs_list_every_key():

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from client_app.session import Place, check_order, read_start, read_update
+from client_app.session import asked_exchange, check_order, read_start, read_update
 from fedprune.config import config_from_overrides, replace
 from fedprune.errors import ReplyRefusedError
+from fedprune.methods.exchange import BlockPlace
+from fedprune.methods.registry import get_method
 from fedprune.pruning.groups import block_specs
 from fedprune.pruning.statistics import ColumnStatistics
 from fedprune.pruning.wanda import WandaPruner
@@ -21,15 +23,20 @@ ONE_SHOT = config_from_overrides([])
 ITERATIVE = config_from_overrides(["schedule=iterative", "strategy.group=row"])
 STATS = config_from_overrides(["schedule=iterative", "strategy=fedstats"])
 WEIGHT = torch.randn(4, 10, generator=torch.Generator().manual_seed(0))
+SURVEYED = config_from_overrides(["schedule=iterative", "allocation=owl", "sparsity=0.6"])
 UPDATE = {"update": b"x"}
 
 
-def place(block: int = 0, num_blocks: int = 2) -> Place:
-    return Place(block, num_blocks, {"a": WEIGHT})
+def place(block: int = 0, num_blocks: int = 2) -> BlockPlace:
+    return BlockPlace(block, num_blocks, {"a": WEIGHT})
 
 
-def order(*blocks: int, resume: int = 0, survey: bool = False) -> Order:
-    return Order(blocks, resume, False, 1 << 16, survey)
+def order(*blocks: int, resume: int = 0, exchange: str = "prune") -> Order:
+    return Order(blocks, resume, False, 1 << 16, exchange)
+
+
+def held(config):
+    return get_method(config.strategy.name).exchange(config)
 
 
 @pytest.mark.parametrize(
@@ -40,11 +47,11 @@ def order(*blocks: int, resume: int = 0, survey: bool = False) -> Order:
         (ONE_SHOT, order(1, 3), {"start-00001": b"x"}),
         (ITERATIVE, order(0), {}),
         (ITERATIVE, order(3, resume=2), UPDATE),
-        (ITERATIVE, order(0, 1, 2, 3, survey=True), {}),
+        (SURVEYED, order(0, 1, 2, 3, exchange="survey"), {}),
     ],
 )
 def test_orders_of_the_schedule_pass(config, asked, bundle):
-    check_order(config, asked, 4, bundle)
+    check_order(asked_exchange(config, asked), asked, 4, bundle)
 
 
 @pytest.mark.parametrize(
@@ -60,13 +67,18 @@ def test_orders_of_the_schedule_pass(config, asked, bundle):
 )
 def test_orders_that_no_schedule_makes_are_refused(config, asked, bundle, words):
     with pytest.raises(ReplyRefusedError, match=words):
-        check_order(config, asked, 4, bundle)
+        check_order(asked_exchange(config, asked), asked, 4, bundle)
 
 
 @pytest.mark.parametrize("blocks", [(), (2, 1), (1, 1), (0,)])
 def test_an_order_is_for_increasing_blocks_after_the_last(blocks):
     with pytest.raises(ReplyRefusedError, match="increasing blocks at or after block 1"):
         order(*blocks, resume=1)
+
+
+def test_only_exchanges_that_the_configuration_asks_for_are_held():
+    with pytest.raises(ReplyRefusedError, match="asks for prune, the order is about another"):
+        asked_exchange(ONE_SHOT, order(0, exchange="survey"))
 
 
 def test_parcels_have_a_least_size():
@@ -84,18 +96,18 @@ COUNTS = np.full(20, 2, dtype=np.uint8)
 
 
 def test_what_the_configuration_asks_of_the_server_is_read():
-    update = read_update(ITERATIVE, place(), encoded(5))["a"]
+    update = read_update(held(ITERATIVE), place(), encoded(5))["a"]
     assert update.mask.survivors == 20 and update.keeps is None
     scaling = replace(ITERATIVE, strategy=replace(ITERATIVE.strategy, scaling=True))
-    assert read_update(scaling, place(), encoded(5, COUNTS))["a"].keeps.tolist() == [2] * 20
+    assert read_update(held(scaling), place(), encoded(5, COUNTS))["a"].keeps.tolist() == [2] * 20
     with pytest.raises(ReplyRefusedError, match="survivors must be scaled"):
-        read_update(scaling, place(), encoded(5))
+        read_update(held(scaling), place(), encoded(5))
 
 
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (encoded(5)[:-1], "update of block 0: these arrays must have"),
+        (encoded(5)[:-1], "update of block 0: these arrays must have 241 bytes, got 240"),
         (encoded(6), "row 0 must have 5 survivors, got 6"),
         (encoded(5, COUNTS), "must not be scaled"),
         (b"FPUP", "update of block 0"),
@@ -103,15 +115,15 @@ def test_what_the_configuration_asks_of_the_server_is_read():
 )
 def test_anything_else_is_refused(data, words):
     with pytest.raises(ReplyRefusedError, match=words):
-        read_update(ITERATIVE, place(), data)
+        read_update(held(ITERATIVE), place(), data)
 
 
 def test_each_block_has_its_own_sparsity():
     options = ["schedule=iterative", "allocation=per_block", "allocation.blocks=0.4,0.6"]
     config = config_from_overrides(options)
-    assert read_update(config, place(0), encoded(6))["a"].mask.survivors == 24
+    assert read_update(held(config), place(0), encoded(6))["a"].mask.survivors == 24
     with pytest.raises(ReplyRefusedError, match="must have 16 survivors, got 24"):
-        read_update(config, place(1), encoded(6))
+        read_update(held(config), place(1), encoded(6))
 
 
 def pooled(checksum_of: np.ndarray, sums: np.ndarray) -> bytes:
@@ -123,9 +135,9 @@ def test_masks_follow_from_pooled_sums_and_must_be_the_server_s():
     sums = np.arange(1, 11, dtype=np.float32)
     spec = block_specs(STATS, range(1), 1)[0]
     mask = WandaPruner().prune(WEIGHT, ColumnStatistics(torch.from_numpy(sums), 7), spec)
-    assert read_update(STATS, place(), pooled(mask.to_bool(), sums)) == {"a": mask}
+    assert read_update(held(STATS), place(), pooled(mask.to_bool(), sums)) == {"a": mask}
     with pytest.raises(ReplyRefusedError, match="another mask on this node.*downlink=masks"):
-        read_update(STATS, place(), pooled(~mask.to_bool(), sums))
+        read_update(held(STATS), place(), pooled(~mask.to_bool(), sums))
 
 
 def test_a_start_of_another_block_is_refused():

@@ -6,7 +6,7 @@ from flwr.proto.message_pb2 import PushObjectResponse
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from fedprune.flower.grid import object_grid
-from fedprune.records import MASKS, PruneReply, prune_record
+from fedprune.records import PruneReply, prune_record
 from tests.support.grid import become_server
 from tests.support.linkstate import BreakingLink
 from tests.support.superlink import LinkedGrid
@@ -15,7 +15,7 @@ from tests.support.superlink import LinkedGrid
 def request(link: BreakingLink) -> Message:
     become_server()
     content = prune_record(
-        PruneReply({n: bytes([n]) * 5000 for n in range(4)}, 1.0, 1, 0, 1), MASKS
+        PruneReply({n: bytes([n]) * 5000 for n in range(4)}, 1.0, 1, 0, 1), "fedprune.masks.v2"
     )
     message = Message(content, link.node_id, "train.prune", group_id="0" * 32, ttl=60)
     message.metadata.__dict__["_run_id"] = link.run_id

@@ -11,7 +11,7 @@ from flwr.proto.message_pb2 import ObjectTree
 
 from fedprune.flower.grid import ObjectGrid, object_grid
 from fedprune.flower.replies import ExpectedReply, ReplyLimits
-from fedprune.records import MASKS, PruneReply, prune_record
+from fedprune.records import PruneReply, prune_record
 from strategies.exchange import exchange
 from tests.support.grid import LocalGrid, become_server, client_app
 from tests.support.superlink import Link, LinkGrid, WireLink, named
@@ -30,7 +30,7 @@ def request() -> Message:
 
 
 def content(size: int = 50) -> RecordDict:
-    return prune_record(PruneReply({0: b"x" * size}, 1.0, 1, 0, 1), MASKS)
+    return prune_record(PruneReply({0: b"x" * size}, 1.0, 1, 0, 1), "fedprune.masks.v2")
 
 
 def answer(asked: Message, body: RecordDict | Error | None = None, **forged) -> Message:
@@ -114,7 +114,7 @@ def test_a_tree_of_too_many_names_is_refused_before_anything_is_taken(link):
 def test_taking_stops_where_a_reply_becomes_too_long(link):
     asked = request()
     blocks = {n: bytes([n]) * 1000 for n in range(200)}
-    link.send(answer(asked, prune_record(PruneReply(blocks, 1.0, 1, 0, 1), MASKS)))
+    link.send(answer(asked, prune_record(PruneReply(blocks, 1.0, 1, 0, 1), "fedprune.masks.v2")))
     found = pulled(link, asked)
     assert "more bytes" in found.problem and found.size <= MOST + 2000
     assert len(link.pulled) < 250 < len(link.objects)
@@ -140,7 +140,7 @@ def test_one_piece_named_a_million_times_does_not_fill_the_memory(link):
     asked = request()
     chunk_id, chunk = named(b"ArrayChunk  5000\0" + b"x" * 5000)
     places = ",".join(["0"] * 30_000)
-    body = json.dumps({"dtype": "uint8", "shape": [1], "stype": MASKS}).encode()[:-1]
+    body = json.dumps({"dtype": "uint8", "shape": [1], "stype": "fedprune.masks.v2"}).encode()[:-1]
     body += b', "arraychunk_ids": [' + places.encode() + b"]}"
     array_id, array = named(b"Array %s %d\0" % (chunk_id.encode(), len(body)) + body)
     refs = json.dumps({"block-00000": array_id}).encode()

@@ -20,7 +20,8 @@ from fedprune.results.tables import plain_table
 from fedprune.results.words import Words
 from tests.support.reports import made_up
 
-FACTS = Facts(config_from_overrides([]), 3, Fingerprint("c", "w", "5"), "s", {"total": 2.0})
+WORDS = Words("FedPrLLM", "clients vote", "masks", "Something.")
+FACTS = Facts(config_from_overrides([]), WORDS, 3, Fingerprint("c", "w", "5"), "s", {"total": 2.0})
 LINEARS = [
     LinearFigures("h.0.a", 100, 50, 2, [40, 20, 40], 0.8, 0.8),
     LinearFigures("h.0.b", 300, 150, 2, [150, 0, 150], 1.0, 1.0),
@@ -57,9 +58,9 @@ def test_votes_of_clients_that_weigh_unequally_are_counted_by_their_total():
 
 def test_what_a_method_says_of_itself_is_in_the_results():
     assert results()["strategy"]["label"] == "FedPrLLM"
-    facts = dataclasses.replace(FACTS, words=Words("Lottery", "a number", "It tells nothing."))
+    facts = dataclasses.replace(FACTS, words=Words("Lottery", "draw", "a number", "Nothing."))
     found = build_results(facts, LINEARS, [], [], Ledger())["strategy"]
-    assert found == {"label": "Lottery", "sends": "a number", "tells": "It tells nothing."}
+    assert found == {"label": "Lottery", "does": "draw", "sends": "a number", "tells": "Nothing."}
 
 
 def test_local_only_summary():
@@ -88,13 +89,13 @@ def test_table_shows_every_measured_row():
     assert "centralised" not in plain_table(results(centralized=None))
 
 
-def test_a_plugin_is_named_as_what_ran():
-    found = made_up(["a", "b"], 2, "strategy.plugin=lottery")
-    assert (found["method"]["strategy"], found["method"]["plugin"]) == ("fedprllm", "lottery")
-    assert plain_table(found).startswith("lottery · wanda")
+def test_a_method_speaks_for_itself():
+    found = made_up(["a", "b"], 2)
+    own = Words("FedOwn [x]", "clients do <this>", "nothing", "Nothing.")
+    found["strategy"] |= dataclasses.asdict(own)
     page = render_page(found, "", Path("/runs/one"))
-    assert "lottery: a plugin, with the clients of FedPrLLM" in page and "counts votes" not in page
-    assert "plugin" not in made_up(["a", "b"])["method"]
+    assert "FedOwn [x]" in page and "clients do &lt;this&gt;" in page
+    assert "counts votes" not in page
 
 
 def test_one_client_is_no_crowd():
@@ -103,7 +104,7 @@ def test_one_client_is_no_crowd():
 
 def tied(*overrides):
     config = config_from_overrides(list(overrides))
-    facts = Facts(config, 3, Fingerprint("c", "w", "5"), "s", {"total": 2.0})
+    facts = Facts(config, WORDS, 3, Fingerprint("c", "w", "5"), "s", {"total": 2.0})
     linears = [
         LinearFigures("h.0.a", 100, 50, 2, [40, 20, 40], 0.8, 0.8, (20, 10)),
         LinearFigures("h.0.b", 100, 50, 2, [45, 10, 45], 0.9, 0.9, (10, 2)),

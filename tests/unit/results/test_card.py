@@ -6,11 +6,11 @@ import pytest
 from huggingface_hub import ModelCard
 
 from fedprune.config import config_from_overrides
+from fedprune.methods.registry import get_method
 from fedprune.results.card import model_card, privacy_statement, write_card
-from fedprune.results.words import WORDS
 
 RESULTS = {
-    "strategy": asdict(WORDS["fedprllm"]),
+    "strategy": asdict(get_method("fedprllm").words),
     "agreement": {"pairwise": 0.9},
     "model": {"weights_hash": "abc123"},
     "sparsity": {"overall": 0.5, "weights": 1_000},
@@ -34,7 +34,7 @@ def card(*overrides):
 
 def statement(*overrides):
     config = config_from_overrides(overrides)
-    words = {"strategy": asdict(WORDS[config.strategy.name])}
+    words = {"strategy": asdict(get_method(config.strategy.name).words)}
     return privacy_statement(config, RESULTS | words)
 
 
@@ -51,11 +51,6 @@ def test_the_metadata_is_what_the_hub_reads():
 def test_a_perplexity_of_a_part_says_so():
     assert "that do not overlap; lower" in card().text
     assert "overlap, the first 8 of each text; lower" in card("evaluation.max_windows=8").text
-
-
-def test_a_plugin_is_named_as_what_ran():
-    text = card("strategy=fedstats", "schedule=iterative", "strategy.plugin=lottery").text
-    assert "| strategy | the plugin 'lottery', with the clients of fedstats |" in text
 
 
 def test_nothing_measured_is_no_error():

@@ -74,9 +74,9 @@ def test_masks_are_found_where_an_export_keeps_them(tmp_path: Path) -> None:
 def test_a_configuration_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     first, second = run(tmp_path / "a"), run(tmp_path / "b")
     config = second / "config.yaml"
-    config.write_text(config.read_text().replace("  plugin: null\n", ""))
+    config.write_text(config.read_text().replace("  window: null\n", ""))
     with pytest.raises(
-        FedpruneError, match=r"b/config\.yaml' was written by another version.*plugin"
+        FedpruneError, match=r"b/config\.yaml' was written by another version.*window"
     ):
         compare_runs([first, second])
     config.unlink()

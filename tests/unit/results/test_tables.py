@@ -48,7 +48,7 @@ def test_no_name_is_markup(name):
     scores = ZeroShot("0.4", {name: {"acc": 0.75}}).to_dict()
     found = results(local={name: 6.0}) | {"federated_evaluation": own}
     found |= {"zero_shot": {"dense": scores, "pruned": scores}}
-    found["method"]["plugin"] = name
+    found["method"]["strategy"] = name
     for count in (1, 4):
         found["perplexity"] = {f"{name}{n}": results()["perplexity"]["text"] for n in range(count)}
         text = " ".join(plain_table(found).split())

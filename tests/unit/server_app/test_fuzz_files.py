@@ -132,7 +132,7 @@ def test_no_state_of_a_run_does_harm(data):
         state = survives(files.load, (ConfigError,), len(content) + 10_000)
         if state is not None:
             assert isinstance(state, RunState)
-            survives(lambda: dict(files.votes()), UNREADABLE, len(content) + 10_000)
+            survives(lambda: dict(files.partial_state()), UNREADABLE, len(content) + 10_000)
 
 
 def test_the_damage_that_a_zip_file_can_have_is_known():

@@ -54,7 +54,7 @@ def test_a_state_comes_back(tmp_path):
     assert replace(after, timings=before.timings) == before
     assert again.ledger.entries == [entry(1), entry(2)]
     again.identify(IDENTITY)
-    found = again.votes()
+    found = again.partial_state()
     assert set(found) == set(VOTES)
     assert all(np.array_equal(found[name], VOTES[name]) for name in VOTES)
 
@@ -70,7 +70,7 @@ def test_only_the_latest_files_stay(tmp_path):
     now.folded.append(0)
     kept.save(now, VOTES)
     names = {path.name for path in kept.folder.iterdir()}
-    assert names == {"run.json", "ledger.jsonl", "update-2-1.bin", "votes-7-2.npz"}
+    assert names == {"run.json", "ledger.jsonl", "update-2-1.bin", "partial-7-2.npz"}
     now.end_chunk([3])
     now.update = b"next"
     kept.save(now, {})
@@ -145,7 +145,7 @@ def test_a_damaged_state_is_refused_with_a_way_out(tmp_path, damage):
 def test_damaged_votes_are_refused(tmp_path, length):
     kept = files(tmp_path)
     kept.save(state(), VOTES)
-    path = tmp_path / "state" / "votes-7-1.npz"
+    path = tmp_path / "state" / "partial-7-1.npz"
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(ConfigError, match="is damaged"):
-        kept.votes()
+        kept.partial_state()

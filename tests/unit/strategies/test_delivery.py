@@ -6,7 +6,7 @@ from fedprune.models.transfer import Offer
 from fedprune.records import held_record
 from fedprune.results.ledger import Ledger
 from strategies.delivery import Delivery
-from strategies.plan import MESSAGE_BYTES
+from strategies.messages import MESSAGE_BYTES
 from tests.support.grid import TwiceGrid, client_app
 
 

@@ -14,11 +14,13 @@ from fedprune.records import (
 )
 from fedprune.results.ledger import Ledger
 from fedprune.wire.masks import BitMask, encode_masks
-from strategies import FedPrLLM, Plan
-from strategies.messages import Post
+from strategies import FedPrLLM, PublicModel
+from strategies.messages import ExchangeClient
 from tests.support.grid import LocalGrid, client_app
 from tests.support.scripted import SHAPES, WEIGHTS, client_mask, run, scripted, weight
 from tests.support.store import MemoryStore
+
+MASKS = "fedprune.masks.v2"
 
 
 def voted(clients, block, name, sparsity=0.5):
@@ -106,7 +108,7 @@ def bad_mask(shape_a=(4, 10), sparsity=0.5):
     ("change", "words"),
     [
         (lambda data: data[:-3], "bytes"),
-        (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "CRC-32"),
+        (lambda data: data[:40] + bytes([data[40] ^ 1]) + data[41:], "block 0: "),
         (lambda data: data + bytes(5000), "at most"),
         (bad_mask(shape_a=(5, 8)), "linear 'a'"),
         (bad_mask(sparsity=0.4), "row 0 must have 5 survivors, got 6"),
@@ -167,13 +169,13 @@ def test_too_few_replies_stop_the_run_and_keep_finished_blocks():
 def disturbed(change):
     """FedPrLLM whose replies pass through ``change``."""
 
-    class DisturbedPost(Post):
+    class DisturbedClient(ExchangeClient):
         def replies(self, messages, phase, report, **options):
             return change(super().replies(messages, phase, report, **options))
 
     class Disturbed(FedPrLLM):
-        def post(self, grid):
-            return DisturbedPost(**vars(super().post(grid)))
+        def exchange_client(self, grid):
+            return DisturbedClient(**vars(super().exchange_client(grid)))
 
     return Disturbed
 
@@ -230,14 +232,14 @@ def test_nm_pattern_keeps_n_of_every_m():
                 keep[np.arange(len(keep)), draw.integers(0, 2, len(keep))] = True
                 masks[name] = BitMask.from_bool(keep.reshape(rows, columns))
             data[block] = encode_masks(masks)
-        return Message(prune_record(PruneReply(data, 0.1, 1, 0, 1)), reply_to=message)
+        return Message(prune_record(PruneReply(data, 0.1, 1, 0, 1), MASKS), reply_to=message)
 
     config = config_from_overrides(
         ["strategy.wait=0.2", "strategy.min_clients=1", "evaluation.local_only=false"]
         + ["pruner.pattern='1:2'", "sparsity=0.5"]
     )
     store = MemoryStore()
-    plan = Plan(SHAPES[:1], "c", "w", "s", weight)
+    plan = PublicModel(SHAPES[:1], "c", "w", "s", weight)
     grid = LocalGrid(client_app(handler), 5)
     FedPrLLM(config, plan, store, Ledger()).start(grid)
     for mask in store.results[0].masks.values():

@@ -5,13 +5,13 @@ import pytest
 from flwr.app import Message, RecordDict
 
 from fedprune.errors import QuorumError
+from fedprune.methods.public_model import PublicModel
 from fedprune.records import NodeReport, report_record
 from fedprune.results.ledger import Ledger
 from strategies.handshake import Handshake
-from strategies.plan import Plan
 from tests.support.grid import LocalGrid, client_app
 
-PLAN = Plan(({},), "c" * 64, "w" * 64, "s" * 64, lambda block, name: None)
+PLAN = PublicModel(({},), "c" * 64, "w" * 64, "s" * 64, lambda block, name: None)
 
 
 def good(partition: int, total: int) -> NodeReport:

@@ -18,7 +18,7 @@ from fedprune.records import (
 from fedprune.results.ledger import Ledger
 from fedprune.wire.changes import decode_update
 from fedprune.wire.masks import BitMask, encode_masks
-from strategies import FedPrLLM, Plan
+from strategies import FedPrLLM, PublicModel
 from tests.support.grid import LocalGrid, client_app
 from tests.support.scripted import (
     REPORT,
@@ -29,6 +29,8 @@ from tests.support.scripted import (
     scripted,
     weight,
 )
+
+MASKS = "fedprune.masks.v2"
 
 
 def kept(weights: dict[int, int], block: int, name: str) -> np.ndarray:
@@ -167,12 +169,12 @@ def scripted_prune(message, partition, sparsities):
             mask[draw.permutation(size)[: int(size * sparsity)]] = False
             masks[name] = BitMask.from_bool(mask.reshape(shape))
         data[block] = encode_masks(masks)
-    return Message(prune_record(PruneReply(data, 0.1, 1, 0, 1)), reply_to=message)
+    return Message(prune_record(PruneReply(data, 0.1, 1, 0, 1), MASKS), reply_to=message)
 
 
 def test_an_allocation_for_another_model_stops_before_anybody_is_asked():
     options = ["evaluation.local_only=false", "allocation=per_block", "allocation.blocks=0.4,0.6"]
     config = config_from_overrides(options)
-    plan = Plan(SHAPES, "c", "w", "s", weight)
+    plan = PublicModel(SHAPES, "c", "w", "s", weight)
     with pytest.raises(ConfigError, match="must list 3 sparsities"):
         FedPrLLM(config, plan, print, Ledger())

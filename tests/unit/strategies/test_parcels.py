@@ -5,7 +5,6 @@ from flwr.app import Message
 
 from fedprune.errors import ReplyRefusedError
 from fedprune.records import (
-    WEIGHTS,
     PruneReply,
     fetched_record,
     prune_record,
@@ -16,6 +15,8 @@ from fedprune.records import (
 from strategies.exchange import Outcome
 from strategies.messages import ParcelJoiner
 from tests.support.grid import become_server
+
+WEIGHTS = "fedprune.weights.v2"
 
 BLOCKS = {3: b"abcde", 4: b"fghijkl"}
 DATA = b"".join(BLOCKS.values())

@@ -9,25 +9,16 @@ from torch import Tensor
 
 from fedprune.config import Pattern
 from fedprune.errors import ModelError
-from fedprune.methods.agreement import SAMPLED_WEIGHTS, MaskSampler
-from fedprune.models.transfer import MOST_PARCEL_BYTES, Offer
+from fedprune.models.transfer import Offer
 from fedprune.pruning.groups import check_divides
-from fedprune.seeds import derive_seed
 
-# Flower's runtime holds a message several times in each process on its way; this keeps the
-# largest one far below the 100-200 MB at which deployments were seen to fail. A parcel of a model
-# is a message too, and nodes refuse longer ones.
-MESSAGE_BYTES = MOST_PARCEL_BYTES
-# Replies that may wait in Flower's memory, in bytes and in number.
-_WAITING_BYTES = 512_000_000
-_WAITING_REPLIES = 256
 # Room for the headers of one linear's frame: name, shapes, counts, checksum.
 FRAME_BYTES = 512
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The public model, as far as a strategy needs it.
+class PublicModel:
+    """The public model, as far as a method needs it.
 
     Attributes
     ----------
@@ -52,15 +43,15 @@ class Plan:
     inputs: tuple[tuple[tuple[str, ...], ...], ...] = ()
     offer: Offer | None = None
 
+    @property
+    def num_blocks(self) -> int:
+        """How many decoder blocks the model has."""
+        return len(self.shapes)
+
     def magnitude(self, block: int, name: str) -> NDArray[np.float32]:
         """Return |W| of a linear as float32, flat, shape (d_out * d_in,); it decides ties."""
         found: NDArray[np.float32] = self.weight(block, name).abs().float().reshape(-1).numpy()
         return found
-
-    def mask_sampler(self, block: int, seed: int) -> MaskSampler:
-        """Return what keeps a few bits of a block's masks; the run's seed decides which."""
-        most = max(1, SAMPLED_WEIGHTS // len(self.shapes))
-        return MaskSampler(self.shapes[block], most, derive_seed(seed, "agreement", block))
 
     def mask_bytes(self, block: int) -> int:
         """Return the most bytes that the masks of a block can take on the wire."""
@@ -89,27 +80,6 @@ class Plan:
         """Return the most bytes that exact sums of a block's inputs can take."""
         return sum(FRAME_BYTES + 40 * columns for _, columns in self.shapes[block].values())
 
-    def chunks(
-        self, blocks_per_message: int | None, block_bytes: Callable[[int], int]
-    ) -> list[range]:
-        """Return the blocks of each message, in order.
-
-        Parameters
-        ----------
-        blocks_per_message : int or None
-            How many blocks a message covers; None takes as many as fit into 64 MB.
-        block_bytes : Callable[[int], int]
-            Block -> the most bytes of a client's reply about it.
-        """
-        total = len(self.shapes)
-        if blocks_per_message is None:
-            largest = max(block_bytes(block) for block in range(total))
-            blocks_per_message = max(1, MESSAGE_BYTES // largest)
-        return [
-            range(start, min(start + blocks_per_message, total))
-            for start in range(0, total, blocks_per_message)
-        ]
-
     def check_pattern(self, pattern: Pattern) -> None:
         """Refuse an N:M pattern that does not divide every linear's inputs.
 
@@ -124,17 +94,3 @@ class Plan:
                     check_divides(pattern, columns)
                 except ModelError as error:
                     raise ModelError(f"block {block}, linear '{name}': {error}") from None
-
-    def window(self, configured: int | None, message_bytes: int) -> int:
-        """Return how many requests may be under way at once.
-
-        Parameters
-        ----------
-        configured : int or None
-            `strategy.window`; None takes as many as keep waiting replies within 512 MB.
-        message_bytes : int
-            The most bytes a reply can have.
-        """
-        if configured is not None:
-            return configured
-        return max(2, min(_WAITING_REPLIES, _WAITING_BYTES // max(1, message_bytes)))

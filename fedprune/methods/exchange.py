@@ -1,0 +1,318 @@
+"""What is asked of clients about a block, and how their answers become one: the contract.
+
+An exchange is one question to every client. Its client half stands with a walk at a block and says
+what is known there (:meth:`BlockExchange.answer`); its server half is an :class:`Aggregator`, which
+checks each answer, adds it to running sums and closes them to what becomes of the block. Neither
+half knows of Flower. A method is made of exchanges, and so is a survey of the dense model.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedprune.config import RunConfig, block_sparsity
+from fedprune.errors import WireError
+from fedprune.methods.agreement import BlockSample
+from fedprune.methods.public_model import PublicModel
+from fedprune.methods.state import Arrays
+from fedprune.pruning.blocks import BlockWalk
+from fedprune.pruning.groups import MaskSpec, check_mask
+from fedprune.wire.changes import Change, LinearUpdate, decode_update, encode_update, mask_of
+from fedprune.wire.masks import BitMask
+
+A = TypeVar("A")
+R = TypeVar("R")
+
+PAYLOADS = ("masks", "weights", "sums", "moments")
+"""What can leave a node, by how much of its texts that can tell: masks least."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a client says of a block, and what became of the block on this client by itself."""
+
+    payload: bytes
+    changes: Mapping[str, Change] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BlockPlace:
+    """A block of a client's model, as far as what the server says of it must fit.
+
+    Attributes
+    ----------
+    block, num_blocks : int
+        Its index, and how many the model has.
+    weights : Mapping[str, Tensor]
+        Name of the linear -> dense weight, shape (d_out, d_in).
+    """
+
+    block: int
+    num_blocks: int
+    weights: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, walk: BlockWalk) -> "BlockPlace":
+        """Return the block where a walk stands."""
+        return cls(walk.position, walk.position + walk.blocks_left, walk.weights())
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """Name of the linear -> (d_out, d_in)."""
+        return {name: (len(weight), weight.shape[1]) for name, weight in self.weights.items()}
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """One aggregated block.
+
+    Attributes
+    ----------
+    block : int
+        Its index.
+    changes : Mapping[str, BitMask, LinearUpdate or SparseWeight]
+        Name of the linear -> what becomes of it; empty where nobody reported the block.
+    voters : int
+        Clients whose answers were counted.
+    effective_voters : float
+        How many clients of equal weight they stand for; ``voters`` where all weigh the same.
+    histograms : Mapping[str, NDArray]
+        Name of the linear -> weights by prune votes, from none to all
+        (:meth:`fedprune.methods.votes.VoteCounter.histogram`); empty without votes.
+    sample : BlockSample or None
+        A few bits of every client's mask and of the result; None without votes.
+    """
+
+    block: int
+    changes: Mapping[str, Change]
+    voters: int
+    effective_voters: float
+    histograms: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    sample: BlockSample | None = None
+
+    @property
+    def masks(self) -> dict[str, BitMask]:
+        """Name of the linear -> global mask."""
+        return {name: mask_of(change) for name, change in self.changes.items()}
+
+
+@dataclass(frozen=True)
+class Contributor:
+    """Whose answer it is.
+
+    Attributes
+    ----------
+    name : str
+        What results call the client by.
+    weight : int
+        How often it counts.
+    tokens : int
+        The calibration tokens that it promised in the handshake; 0 if nobody knows.
+    """
+
+    name: str
+    weight: int = 1
+    tokens: int = 0
+
+
+@dataclass(frozen=True)
+class BlockTask:
+    """What the server aggregates.
+
+    Attributes
+    ----------
+    model : PublicModel
+        Shapes and public weights.
+    block : int
+        The block that was asked about.
+    round : int
+        The round over all blocks, from 1.
+    before : Mapping[str, Change]
+        What the round before made of the block; empty in the first.
+    total_weight : int
+        The sum of the weights of all clients of the round.
+    figures : dict[str, Any]
+        What the results tell of the method; an aggregator may put plain JSON values into it.
+    """
+
+    model: PublicModel
+    block: int
+    round: int = 1
+    before: Mapping[str, Change] = field(default_factory=dict)
+    total_weight: int = 1
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+class Aggregator(ABC, Generic[A, R]):
+    """The running sums of one question; memory does not grow with the clients.
+
+    Attributes
+    ----------
+    sums_integers : bool
+        Whether the sums are elementwise sums of integers, whatever the order, so that they could be
+        taken under secure aggregation.
+    """
+
+    sums_integers: ClassVar[bool] = False
+
+    @abstractmethod
+    def check(self, payload: bytes, client: Contributor) -> A:
+        """Decode and check one client's answer; nothing is added.
+
+        Raises
+        ------
+        WireError
+            If it is malformed, or not what the configuration asks for.
+        """
+
+    @abstractmethod
+    def add(self, answer: A, client: Contributor) -> None:
+        """Add a checked answer."""
+
+    @abstractmethod
+    def close(self) -> R:
+        """Return what the answers come to."""
+
+    @abstractmethod
+    def state(self) -> Arrays:
+        """Return all that was added so far, as :meth:`restore` takes it."""
+
+    @abstractmethod
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from :meth:`state`; KeyError or ValueError if that is another one's."""
+
+
+class BlockAggregator(Aggregator[A, BlockResult]):
+    """Makes one block of the answers about it."""
+
+    def __init__(self, exchange: "BlockExchange", task: BlockTask) -> None:
+        self.exchange = exchange
+        self.task = task
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, int]]:
+        """Name of the block's linears -> (d_out, d_in)."""
+        return self.task.model.shapes[self.task.block]
+
+    def weight(self, name: str) -> Tensor:
+        """Return the public weight of one of the block's linears, (d_out, d_in)."""
+        return self.task.model.weight(self.task.block, name)
+
+    def update(self, result: BlockResult) -> bytes:
+        """Encode what clients are told of the block, where the schedule is iterative."""
+        return encode_update(result.changes)
+
+
+class BlockExchange(ABC):
+    """One question to every client about some blocks.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The configuration of both halves.
+
+    Attributes
+    ----------
+    name : str
+        What requests and the ledger call it.
+    payload : str
+        What leaves a node, of :data:`PAYLOADS`; a node's operator allows it or not.
+    prunes : bool
+        Whether blocks are pruned; else the dense model is walked through.
+    shares_inputs : bool
+        Whether the server must know which linears share an input.
+    """
+
+    name: ClassVar[str] = "prune"
+    payload: ClassVar[str]
+    prunes: ClassVar[bool] = True
+    shares_inputs: bool = False
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+
+    @property
+    def form(self) -> str:
+        """The format of the payloads, with its version."""
+        return f"fedprune.{self.payload}.v2"
+
+    # ------------------------------------------------------------------------ beside the texts
+
+    @abstractmethod
+    def answer(self, walk: BlockWalk, spec: MaskSpec, local_prefix: bool) -> Answer:
+        """Return what this client says of the block where a walk stands; the walk stays there.
+
+        Parameters
+        ----------
+        walk : BlockWalk
+            Carries this client's samples.
+        spec : MaskSpec
+            What a client's masks of the block must look like.
+        local_prefix : bool
+            Whether the walk goes on with this client's own pruned block, which the answer then
+            brings.
+        """
+
+    @property
+    def keeps_local_model(self) -> bool:
+        """Whether a client's own changes of all blocks make its own pruned model as it goes."""
+        return True
+
+    def read_update(self, place: BlockPlace, data: bytes) -> dict[str, Change]:
+        """Decode what clients are told of a block and check it.
+
+        Raises
+        ------
+        WireError
+            If it is damaged or not what the configuration asks of the server.
+        """
+        return self.read_result(place.shapes, place.block, place.num_blocks, data)
+
+    def read_result(
+        self, shapes: Mapping[str, tuple[int, int]], block: int, num_blocks: int, data: bytes
+    ) -> dict[str, Change]:
+        """Decode what became of a block and check it; errors as :meth:`read_update`."""
+        changes = decode_update(data, shapes)
+        self.check_result(changes, block, num_blocks)
+        return changes
+
+    def check_result(self, changes: Mapping[str, Change], block: int, num_blocks: int) -> None:
+        """Raise ``WireError`` unless changes are what the server was to make of a block."""
+        spec = self.result_spec(block, num_blocks)
+        for name, change in changes.items():
+            check_mask(mask_of(change), spec, name)
+            check_scaling(change, name, expected=False)
+
+    # --------------------------------------------------------------------------- on the server
+
+    @abstractmethod
+    def most_bytes(self, model: PublicModel, block: int) -> int:
+        """Return the most bytes that a client's answer about a block can take."""
+
+    @abstractmethod
+    def aggregator(self, task: BlockTask) -> Aggregator[Any, Any]:
+        """Return empty sums for a block: a `BlockAggregator` where blocks are pruned."""
+
+    def result_spec(self, block: int, num_blocks: int) -> MaskSpec:
+        """Return what the server's masks of a block must look like."""
+        sparsity = block_sparsity(self.config, block, num_blocks)
+        return MaskSpec(sparsity, self.config.pruner.pattern, self.config.pruner.group)
+
+    def announcement(self, model: PublicModel) -> str:
+        """Return a sentence for the log before anybody is asked; "" for none."""
+        return ""
+
+
+def check_scaling(change: Change, name: str, expected: bool) -> None:
+    """Raise ``WireError`` unless survivors are scaled, or are not (`strategy.scaling`)."""
+    scaled = isinstance(change, LinearUpdate) and change.keeps is not None
+    if scaled != expected:
+        raise WireError(
+            f"linear '{name}': survivors must "
+            f"{'' if expected else 'not '}be scaled (`strategy.scaling`)."
+        )

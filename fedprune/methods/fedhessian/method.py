@@ -1,0 +1,120 @@
+"""FedHessian: clients send second moments, the server reconstructs as if it held all texts.
+
+The Hessian of a linear's output error is the sum over tokens of x x^T, and so over clients: one
+SparseGPT, ALPS or SparseSwaps at the server takes the place of many at the clients and a mean of
+what they made. Moments travel whole, or as sketches of a few columns each.
+"""
+
+from collections.abc import Mapping
+
+from fedprune.config import RunConfig
+from fedprune.methods.exchange import Answer, BlockExchange, BlockPlace, BlockTask
+from fedprune.methods.fedhessian.moments import MomentAggregator
+from fedprune.methods.moments import InputPlan, plan_inputs
+from fedprune.methods.public_model import PublicModel
+from fedprune.methods.registry import Method, Words
+from fedprune.methods.sketches import eigen_sketch, nystrom_sketch
+from fedprune.pruning.blocks import BlockWalk, prune_on
+from fedprune.pruning.groups import MaskSpec
+from fedprune.pruning.registry import make_pruner
+from fedprune.pruning.statistics import ColumnStatistics, MomentStatistics, Statistic, shared_inputs
+from fedprune.pruning.wanda import WithWandaFallback
+from fedprune.results.text import size_text
+from fedprune.wire.moments import Columns, InputMoments, Sketch, Triangle, encode_moments
+
+
+class MomentExchange(BlockExchange):
+    """Ask every client for the second moments of what enters a block's linears."""
+
+    payload = "moments"
+    shares_inputs = True
+
+    def answer(self, walk: BlockWalk, spec: MaskSpec, local_prefix: bool) -> Answer:
+        """Return this client's moments of the block where a walk stands."""
+        statistics = walk.collect("moments", self.config.strategy.max_width)
+        place = BlockPlace.of(walk)
+        own = {}
+        if local_prefix:
+            pruner = WithWandaFallback(make_pruner(self.config.pruner))
+            own = prune_on(walk, statistics, pruner, spec)
+        groups = self.input_moments(place.block, statistics, place.shapes)
+        return Answer(encode_moments(groups), own)
+
+    def input_moments(
+        self,
+        block: int,
+        statistics: Mapping[str, Statistic],
+        shapes: Mapping[str, tuple[int, int]],
+    ) -> list[InputMoments]:
+        """Return what a client tells of each distinct input of a block.
+
+        Parameters
+        ----------
+        block : int
+            Index of the block.
+        statistics : Mapping[str, MomentStatistics]
+            Name of the linear -> what was recorded; shared inputs share the object.
+        shapes : Mapping[str, tuple[int, int]]
+            Name of the linear -> (d_out, d_in).
+        """
+        shared = dict(shared_inputs(statistics))
+        return [
+            InputMoments(
+                plan.linears, shared[plan.linears].tokens, _body(plan, shared[plan.linears])
+            )
+            for plan in plan_inputs(self.config, block, list(shared), shapes)
+        ]
+
+    def most_bytes(self, model: PublicModel, block: int) -> int:
+        """Return the most bytes that a client's moments of a block can take."""
+        return sum(plan.most_bytes for plan in self.plans(model, block))
+
+    def plans(self, model: PublicModel, block: int) -> list[InputPlan]:
+        """Return how the moments of each of a block's inputs travel."""
+        return plan_inputs(self.config, block, model.inputs[block], model.shapes[block])
+
+    def aggregator(self, task: BlockTask) -> MomentAggregator:
+        """Return empty sums for a block."""
+        return MomentAggregator(self, task, self.plans(task.model, task.block))
+
+    def announcement(self, model: PublicModel) -> str:
+        """Say what it costs."""
+        blocks = range(model.num_blocks)
+        total = sum(self.most_bytes(model, block) for block in blocks)
+        masks = sum(map(model.mask_bytes, blocks))
+        return (
+            f"every client will send about {size_text(total)} of second moments "
+            f"({self.config.strategy.moments}; its masks would be {size_text(masks)})"
+        )
+
+
+def _body(plan: InputPlan, known: Statistic) -> Triangle | Sketch | Columns:
+    if isinstance(known, ColumnStatistics):
+        return Columns(known.sum_squares.cpu().numpy())
+    if not isinstance(known, MomentStatistics):
+        raise RuntimeError("moments are sent as they were recorded.")
+    moments = known.moments.cpu()
+    if plan.form == "eigen":
+        return eigen_sketch(moments, plan.rank)
+    if plan.form == "nystrom":
+        return nystrom_sketch(moments, plan.rank, plan.seed)
+    return Triangle.from_matrix(moments.numpy(), "float16" if plan.form == "float16" else "float32")
+
+
+class FedHessian(Method):
+    """Reconstruction on summed second moments, iterative or one-shot."""
+
+    name = "fedhessian"
+    words = Words(
+        label="FedHessian",
+        does="clients send second moments, the server prunes with the sum",
+        sends="second moments of the matrices' inputs or sketches of them, and numbers of tokens",
+        tells="Second moments tell more than sums: they are to be treated like gradients.",
+    )
+
+    def exchange(self, config: RunConfig) -> MomentExchange:
+        """Return the exchange that is held about every block."""
+        return MomentExchange(config)
+
+
+METHOD = FedHessian()

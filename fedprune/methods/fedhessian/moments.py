@@ -1,0 +1,155 @@
+"""The running second moments of one block's inputs, and its reconstruction on their sum."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from fedprune.errors import ModelError, WireError
+from fedprune.methods.exchange import (
+    BlockAggregator,
+    BlockExchange,
+    BlockResult,
+    BlockTask,
+    Contributor,
+)
+from fedprune.methods.inputs import check_inputs, check_tokens
+from fedprune.methods.moments import InputPlan, MomentPool, diagonal_of
+from fedprune.methods.state import Arrays, Keepable, gathered, numbers, scattered
+from fedprune.methods.sums import SumsPool
+from fedprune.pruning.registry import make_pruner
+from fedprune.pruning.statistics import ColumnStatistics, MomentStatistics
+from fedprune.pruning.wanda import WithWandaFallback
+from fedprune.wire.changes import Change
+from fedprune.wire.moments import Columns, InputMoments, Sketch, Triangle, decode_moments
+from fedprune.wire.sums import ExactSums, InputSums
+
+_SHIFT = 1e-3  # of the mean diagonal: rounding of float16 correlations stays far below it
+
+
+class MomentAggregator(BlockAggregator[list[InputMoments]]):
+    """Adds up what clients know of each input's products and reconstructs the block on the sums.
+
+    Parameters
+    ----------
+    exchange : BlockExchange
+        Its configuration is followed.
+    task : BlockTask
+        The block.
+    plans : Sequence[InputPlan]
+        How the moments of each input travel.
+    """
+
+    def __init__(
+        self, exchange: BlockExchange, task: BlockTask, plans: Sequence[InputPlan]
+    ) -> None:
+        super().__init__(exchange, task)
+        self.clients = 0
+        self._plans = {plan.linears: plan for plan in plans}
+        pooling = exchange.config.strategy.pooling
+        self._sums = {p.linears: SumsPool(pooling) for p in plans if p.form == "columns"}
+        self._moments = {
+            plan.linears: MomentPool(pooling, plan.seed) for plan in plans if plan.form != "columns"
+        }
+
+    def check(self, payload: bytes, client: Contributor) -> list[InputMoments]:
+        """Decode moments, which must be of the form asked for, and could be of some texts."""
+        found = decode_moments(payload, self.shapes)
+        check_inputs([group.linears for group in found], list(self._plans))
+        check_tokens([group.tokens for group in found], client)
+        for group in found:
+            plan = self._plans[group.linears]
+            if _form(group) != (plan.form, plan.rank):
+                raise WireError(
+                    f"the moments of {' '.join(group.linears)} must be of form '{plan.form}' and "
+                    f"rank {plan.rank}, got another."
+                )
+            if isinstance(group.body, Triangle):
+                check_moments(group.body, " ".join(group.linears))
+        return found
+
+    def add(self, answer: list[InputMoments], client: Contributor) -> None:
+        """Add one client's checked moments."""
+        for group in answer:
+            if group.linears in self._sums:
+                exact = ExactSums(len(diagonal_of(group)))
+                exact.add(diagonal_of(group))
+                self._sums[group.linears].add(InputSums(group.linears, exact, group.tokens))
+            else:
+                self._moments[group.linears].add(group)
+        self.clients += 1
+
+    def close(self) -> BlockResult:
+        """Reconstruct the block on the pooled moments."""
+        config, block = self.exchange.config, self.task.block
+        # An input of which only sums are known is pruned on these.
+        pruner = WithWandaFallback(make_pruner(config.pruner))
+        spec = self.exchange.result_spec(block, self.task.model.num_blocks)
+        changes: dict[str, Change] = {}
+        for linears, known in self._results():
+            for name in linears:
+                try:
+                    changes[name] = pruner.prune(self.weight(name), known, spec)
+                except ModelError as error:
+                    raise ModelError(f"block {block}, linear '{name}': {error}") from error
+        ordered = {name: changes[name] for name in self.shapes}
+        return BlockResult(block, ordered, self.clients, self.clients)
+
+    def state(self) -> Arrays:
+        """Return the sums as arrays."""
+        return {"counts": numbers(self.clients), **gathered(self._parts())}
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from :meth:`state`."""
+        (self.clients,) = (int(n) for n in arrays["counts"])
+        scattered(arrays, self._parts())
+
+    def _parts(self) -> dict[str, Keepable]:
+        pools: dict[tuple[str, ...], Keepable] = {**self._sums, **self._moments}
+        return {linears[0]: pool for linears, pool in pools.items()}
+
+    def _results(self) -> Iterator[tuple[tuple[str, ...], ColumnStatistics | MomentStatistics]]:
+        """Yield each input's linears and pooled statistics, and forget its sums."""
+        for linears in self._plans:
+            if linears in self._sums:
+                sums, tokens = self._sums[linears].result()
+                yield linears, ColumnStatistics(torch.from_numpy(sums), tokens)
+            else:
+                yield linears, MomentStatistics(*self._moments.pop(linears).result())
+
+
+def check_moments(triangle: Triangle, name: str) -> None:
+    """Refuse a matrix that no inputs can have as their second moments: not positive semi-definite.
+
+    Raises
+    ------
+    WireError
+        If an entry is larger than its diagonal allows, or the matrix has a negative eigenvalue
+        beyond rounding.
+    """
+    matrix = torch.from_numpy(triangle.matrix())
+    diagonal = matrix.diagonal()
+    mean = float(diagonal.mean(dtype=torch.float64))
+    if mean == 0.0:
+        if bool(matrix.any()):
+            raise WireError(f"the moments of {name} have a diagonal of zeros and are not zero.")
+        return
+    # Relative to the inputs' own sizes, so that one large input hides nothing of the others.
+    roots = (diagonal.double() + _SHIFT * _SHIFT * mean).sqrt().float()
+    scaled = matrix / roots / roots[:, None]
+    scaled.diagonal().add_(_SHIFT)
+    if float(scaled.abs().max()) > 1 + 2 * _SHIFT or int(torch.linalg.cholesky_ex(scaled)[1]):
+        raise WireError(
+            f"the moments of {name} are not those of any inputs: they are not positive "
+            "semi-definite."
+        )
+
+
+def _form(group: InputMoments) -> tuple[str, int]:
+    body = group.body
+    if isinstance(body, Columns):
+        return "columns", 0
+    if isinstance(body, Sketch):
+        return body.kind, body.vectors.shape[1]
+    return body.precision, 0

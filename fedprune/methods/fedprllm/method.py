@@ -1,0 +1,84 @@
+"""FedPrLLM: clients vote with their masks, the most voted weights are pruned.
+
+Guo et al., "FedPrLLM" (arXiv 2505.13547): every client prunes its own copy and sends masks only;
+the server prunes, in each comparison group, the weights that most clients prune. Of equally voted
+weights the smaller goes first, then the lower index; the published choices, the lower index or a
+random one, are options. So is decoding: a mask tells its client's input norms up to a scale, and
+the pooled norms prune better than votes.
+"""
+
+from collections.abc import Mapping
+
+from fedprune.config import RunConfig
+from fedprune.methods.exchange import (
+    Answer,
+    BlockExchange,
+    BlockTask,
+    check_scaling,
+)
+from fedprune.methods.fedprllm.votes import VoteAggregator
+from fedprune.methods.public_model import PublicModel
+from fedprune.methods.registry import Method, Words
+from fedprune.pruning.blocks import BlockWalk, prune_block
+from fedprune.pruning.groups import MaskSpec, check_mask
+from fedprune.pruning.registry import make_pruner
+from fedprune.wire.changes import Change, mask_of
+from fedprune.wire.masks import encode_masks
+
+
+class MaskExchange(BlockExchange):
+    """Ask every client which weights it would prune."""
+
+    payload = "masks"
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__(config)
+        self.shares_inputs = config.strategy.decode
+
+    def answer(self, walk: BlockWalk, spec: MaskSpec, local_prefix: bool) -> Answer:
+        """Return this client's masks of the block where a walk stands."""
+        changes = prune_block(walk, make_pruner(self.config.pruner), spec)
+        masks = {name: mask_of(change) for name, change in changes.items()}
+        return Answer(encode_masks(masks), changes)
+
+    def check_result(self, changes: Mapping[str, Change], block: int, num_blocks: int) -> None:
+        """Refuse masks that do not have the zeros asked for, or survivors scaled unasked."""
+        spec = self.result_spec(block, num_blocks)
+        for name, change in changes.items():
+            check_mask(mask_of(change), spec, name)
+            check_scaling(change, name, self.config.strategy.scaling)
+
+    def most_bytes(self, model: PublicModel, block: int) -> int:
+        """Return the most bytes that a client's masks of a block can take."""
+        return model.mask_bytes(block)
+
+    def aggregator(self, task: BlockTask) -> VoteAggregator:
+        """Return empty votes for a block."""
+        return VoteAggregator(self, task)
+
+    def result_spec(self, block: int, num_blocks: int) -> MaskSpec:
+        """Votes compete within `strategy.group`; decoded norms prune as the clients did."""
+        spec = super().result_spec(block, num_blocks)
+        strategy = self.config.strategy
+        group = spec.group if strategy.decode else strategy.group
+        return MaskSpec(spec.sparsity, spec.pattern, group)
+
+
+class FedPrLLM(Method):
+    """Voting on masks, one-shot or block by block, with or without scaling."""
+
+    name = "fedprllm"
+    words = Words(
+        label="FedPrLLM",
+        does="clients send masks, the server counts votes",
+        sends="which weights it would prune (masks, one bit a weight)",
+        tells="A mask is as telling as the statistics it was made from: the norms of inputs can "
+        "be computed back from it to about three digits.",
+    )
+
+    def exchange(self, config: RunConfig) -> MaskExchange:
+        """Return the exchange that is held about every block."""
+        return MaskExchange(config)
+
+
+METHOD = FedPrLLM()

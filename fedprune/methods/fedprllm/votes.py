@@ -1,0 +1,152 @@
+"""The running votes on one block: checked masks in, global masks out."""
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedprune.methods.agreement import MaskSampler
+from fedprune.methods.decoding import Decoder
+from fedprune.methods.exchange import (
+    BlockAggregator,
+    BlockExchange,
+    BlockResult,
+    BlockTask,
+    Contributor,
+)
+from fedprune.methods.state import Arrays, Keepable, gathered, scattered
+from fedprune.methods.vote_selection import Rule, select, select_nm
+from fedprune.methods.votes import VoteCounter
+from fedprune.pruning.groups import block_specs, check_mask
+from fedprune.pruning.statistics import ColumnStatistics
+from fedprune.pruning.wanda import WandaPruner
+from fedprune.seeds import derive_seed
+from fedprune.wire.changes import Change, Counts, LinearUpdate, mask_of
+from fedprune.wire.masks import BitMask, decode_masks
+
+_WEIGHTS = 1 << 22  # weights whose counts are unpacked at a time
+_VIOLATIONS = "violations"
+
+
+class VoteAggregator(BlockAggregator[dict[str, BitMask]]):
+    """Vote counters of one block; memory does not grow with the clients.
+
+    With `strategy.decode` the figures get "violations": for each client the largest share of a
+    linear's weights on which its mask is not one that Wanda could have made; an honest one has
+    almost none.
+    """
+
+    sums_integers = True
+
+    def __init__(self, exchange: BlockExchange, task: BlockTask) -> None:
+        super().__init__(exchange, task)
+        config, block, model = exchange.config, task.block, task.model
+        self._spec = block_specs(config, range(block, block + 1), model.num_blocks)[block]
+        self._counters = {name: VoteCounter(r * c) for name, (r, c) in self.shapes.items()}
+        self._sampler = MaskSampler.of_block(model, block, config.seed)
+        self._decoders: dict[tuple[str, ...], Decoder] = {}
+        if config.strategy.decode:
+            self._decoders = {
+                linears: Decoder([self._magnitudes(name) for name in linears])
+                for linears in model.inputs[block]
+            }
+
+    def check(self, payload: bytes, client: Contributor) -> dict[str, BitMask]:
+        """Decode a client's masks, which must have the zeros that the configuration asks for."""
+        masks = decode_masks(payload, self.shapes)
+        for name, mask in masks.items():
+            check_mask(mask, self._spec, name)
+        return masks
+
+    def add(self, answer: dict[str, BitMask], client: Contributor) -> None:
+        """Count one client's masks."""
+        for name, mask in answer.items():
+            self._counters[name].add(mask, client.weight)
+        self._sampler.add(client.name, answer)
+        if self._decoders:
+            shares = self.task.figures.setdefault(_VIOLATIONS, {})
+            share = self._decode(answer, client.weight)
+            shares[client.name] = max(share, shares.get(client.name, 0.0))
+
+    def close(self) -> BlockResult:
+        """Return the global masks, which have exactly the zeros that are asked for."""
+        changes: dict[str, Change] = {}
+        histograms: dict[str, NDArray[np.int64]] = {}
+        decoded = self._decoded()
+        votes = next(iter(self._counters.values()))
+        voters, effective = votes.clients, votes.effective_clients
+        for name in self.shapes:
+            votes = self._counters.pop(name)
+            mask = decoded.get(name) or self._select(votes, name)
+            keeps = _keeps(votes, mask) if self.exchange.config.strategy.scaling else None
+            changes[name] = LinearUpdate(mask, keeps, votes.total)
+            histograms[name] = votes.histogram()
+        sample = self._sampler.close({name: mask_of(change) for name, change in changes.items()})
+        return BlockResult(self.task.block, changes, voters, effective, histograms, sample)
+
+    def state(self) -> Arrays:
+        """Return all that was counted as arrays."""
+        return gathered(self._parts())
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from :meth:`state`."""
+        scattered(arrays, self._parts())
+
+    def _parts(self) -> dict[str, Keepable]:
+        return {
+            **{f"votes/{name}": counter for name, counter in self._counters.items()},
+            **{f"norms/{linears[0]}": decoder for linears, decoder in self._decoders.items()},
+            "sample": self._sampler,
+        }
+
+    def _decode(self, masks: Mapping[str, BitMask], weight: int) -> float:
+        """Fit a client's input norms to its masks and add them; return the worst violation."""
+
+        def fit(linears: tuple[str, ...]) -> float:
+            return max(self._decoders[linears].add([masks[name] for name in linears], weight))
+
+        # The loops leave the interpreter's lock, so inputs are fitted side by side.
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            return max(threads.map(fit, self._decoders), default=0.0)
+
+    def _magnitudes(self, name: str) -> NDArray[np.float32]:
+        return self.task.model.magnitude(self.task.block, name).reshape(self.shapes[name])
+
+    def _decoded(self) -> dict[str, BitMask]:
+        """Prune the block on the norms that its masks told; empty without `strategy.decode`."""
+        masks: dict[str, BitMask] = {}
+        for linears, decoder in self._decoders.items():
+            statistics = ColumnStatistics(torch.from_numpy(decoder.pooled()), 1)
+            for name in linears:
+                masks[name] = WandaPruner().prune(self.weight(name), statistics, self._spec)
+        self._decoders = {}
+        return masks
+
+    def _select(self, votes: VoteCounter, name: str) -> BitMask:
+        config, block, spec = self.exchange.config, self.task.block, self._spec
+        strategy = config.strategy
+        rule = Rule(
+            group=strategy.group,
+            ties=strategy.ties,
+            majority_floor=strategy.majority_floor,
+            seed=derive_seed(config.seed, "ties", block, name),
+        )
+        magnitude, shape = self.task.model.magnitude(block, name), self.shapes[name]
+        if spec.pattern.structured:
+            return select_nm(votes, spec.pattern, magnitude, shape, rule)
+        return select(votes, spec.sparsity, magnitude, shape, rule)
+
+
+def _keeps(votes: VoteCounter, mask: BitMask) -> Counts:
+    """Return for each survivor the weight of the clients that kept it."""
+    survives = mask.to_bool().reshape(-1)
+    parts = []
+    for start in range(0, survives.size, _WEIGHTS):
+        stop = min(start + _WEIGHTS, survives.size)
+        parts.append(votes.total - votes.counts(start, stop)[survives[start:stop]])
+    keeps: Counts = np.concatenate(parts).astype(np.min_scalar_type(votes.total))
+    return keeps

@@ -1,0 +1,95 @@
+"""FedSpaLLM: clients send the weights that survive, the server averages what was kept.
+
+Bai et al., "FedSpaLLM" (arXiv 2410.14852): the mean over the clients that kept a weight (Eq. 5),
+then the most pruned weights go until the global sparsity is reached (Eqs. 6 and 7); clients prune
+as many blocks as their resources allow. The paper leaves open how blocks are drawn; here every
+block is sure to be pruned by `strategy.coverage` clients.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from fedprune.config import RunConfig
+from fedprune.methods.exchange import Answer, BlockExchange, BlockTask, check_scaling
+from fedprune.methods.fedspallm.average import SurvivorAggregator
+from fedprune.methods.fedspallm.sampling import sample_blocks
+from fedprune.methods.public_model import PublicModel
+from fedprune.methods.registry import Assignment, Method, Participant, Words
+from fedprune.pruning.blocks import BlockWalk, prune_block
+from fedprune.pruning.groups import MaskSpec
+from fedprune.pruning.registry import make_pruner
+from fedprune.wire.changes import Change, SparseWeight, encode_update
+from fedprune.wire.masks import BitMask
+
+
+class SurvivorExchange(BlockExchange):
+    """Ask every client for the weights that survive its own pruning."""
+
+    payload = "weights"
+
+    def answer(self, walk: BlockWalk, spec: MaskSpec, local_prefix: bool) -> Answer:
+        """Return this client's survivors of the block where a walk stands."""
+        changes = prune_block(walk, make_pruner(self.config.pruner), spec)
+        weights = walk.weights()
+        sparse: dict[str, Change] = {
+            name: SparseWeight.from_dense(weights[name], change)
+            if isinstance(change, BitMask)
+            else change
+            for name, change in changes.items()
+        }
+        return Answer(encode_update(sparse), changes)
+
+    @property
+    def keeps_local_model(self) -> bool:
+        """Not where a client prunes some of the blocks, or starts from the others' averages."""
+        strategy = self.config.strategy
+        return bool(strategy.rounds == 1 and strategy.layer_fraction == 1)
+
+    def check_result(self, changes: Mapping[str, Change], block: int, num_blocks: int) -> None:
+        """Refuse other zeros than those asked for, where they are the same in every round."""
+        strategy = self.config.strategy
+        # After several rounds a block may be as an earlier, less sparse one left it.
+        if strategy.expansion and strategy.rounds == 1:
+            super().check_result(changes, block, num_blocks)
+        for name, change in changes.items():
+            check_scaling(change, name, expected=False)
+
+    def most_bytes(self, model: PublicModel, block: int) -> int:
+        """Return the most bytes that a block's masks and surviving values can take."""
+        return model.weight_bytes(block)
+
+    def aggregator(self, task: BlockTask) -> SurvivorAggregator:
+        """Return empty sums for a block."""
+        return SurvivorAggregator(self, task)
+
+    def result_spec(self, block: int, num_blocks: int) -> MaskSpec:
+        """Return the global sparsity of the whole matrix (Eq. 6)."""
+        spec = super().result_spec(block, num_blocks)
+        up = self.config.strategy.rounding == "ceil"
+        return MaskSpec(spec.sparsity, spec.pattern, "layer", "ceil" if up else "floor")
+
+
+class FedSpaLLM(Method):
+    """l0-norm aggregation, mask expansion and layer sampling."""
+
+    name = "fedspallm"
+    words = Words(
+        label="FedSpaLLM",
+        does="clients send surviving weights, the server averages them",
+        sends="which weights it would keep (masks), and the values of those",
+        tells="A mask is as telling as the statistics it was made from: the norms of inputs can "
+        "be computed back from it to about three digits. Values that pruning changed "
+        "tell more of the inputs.",
+    )
+
+    def exchange(self, config: RunConfig) -> SurvivorExchange:
+        """Return the exchange that is held about every block."""
+        return SurvivorExchange(config)
+
+    def assign(
+        self, config: RunConfig, model: PublicModel, clients: Sequence[Participant], number: int
+    ) -> Assignment:
+        """Draw the blocks of every client (layer sampling)."""
+        return sample_blocks(clients, config, model, number)
+
+
+METHOD = FedSpaLLM()

@@ -1,0 +1,116 @@
+"""FedStats: clients send sums of squared inputs, the server prunes as if it held all texts.
+
+What Wanda and RIA know of a client's texts is one number a column, and those numbers add up over
+clients. They are added without rounding, so with the iterative schedule the masks are those of
+pruning all texts in one place, bit for bit, however the texts are spread and whoever answers first.
+"""
+
+from fedprune.config import RunConfig
+from fedprune.errors import WireError
+from fedprune.methods.exchange import (
+    Answer,
+    BlockAggregator,
+    BlockExchange,
+    BlockPlace,
+    BlockResult,
+    BlockTask,
+)
+from fedprune.methods.inputs import ColumnAggregator, column_bytes, encode_statistics
+from fedprune.methods.public_model import PublicModel
+from fedprune.methods.registry import Method, Words
+from fedprune.pruning.blocks import BlockWalk, prune_on
+from fedprune.pruning.groups import MaskSpec
+from fedprune.pruning.registry import make_pruner
+from fedprune.pruning.statistics import ColumnStatistics
+from fedprune.wire.changes import Change, mask_of
+from fedprune.wire.sums import InputSums, PooledSums, decode_pooled, encode_pooled, is_pooled
+
+
+class SumsExchange(BlockExchange):
+    """Ask every client for the sums of squares of what enters a block's linears."""
+
+    payload = "sums"
+    shares_inputs = True
+
+    def answer(self, walk: BlockWalk, spec: MaskSpec, local_prefix: bool) -> Answer:
+        """Return this client's sums of the block where a walk stands."""
+        statistics = walk.collect("columns")
+        own = {}
+        if local_prefix:
+            own = prune_on(walk, statistics, make_pruner(self.config.pruner), spec)
+        return Answer(encode_statistics(statistics), own)
+
+    def read_update(self, place: BlockPlace, data: bytes) -> dict[str, Change]:
+        """Decode masks, or pooled sums, from which the server's masks are made again."""
+        if not is_pooled(data):
+            return super().read_update(place, data)
+        pruner = make_pruner(self.config.pruner)
+        spec = self.result_spec(place.block, place.num_blocks)
+        changes: dict[str, Change] = {}
+        for group in decode_pooled(data, place.shapes):
+            statistics = ColumnStatistics(group.tensor(), group.tokens)
+            for name, checksum in zip(group.linears, group.checksums, strict=True):
+                mask = mask_of(pruner.prune(place.weights[name], statistics, spec))
+                if mask.checksum != checksum:
+                    raise WireError(
+                        f"linear '{name}': the server's statistics give another mask on this node "
+                        "than on the server's device. Set `strategy.downlink=masks`."
+                    )
+                changes[name] = mask
+        return changes
+
+    def most_bytes(self, model: PublicModel, block: int) -> int:
+        """Return the most bytes that a client's sums of a block can take."""
+        return column_bytes(model.shapes[block])
+
+    def aggregator(self, task: BlockTask) -> "SumsAggregator":
+        """Return empty sums for a block."""
+        return SumsAggregator(self, task)
+
+
+class SumsAggregator(ColumnAggregator[BlockResult], BlockAggregator[list[InputSums]]):
+    """Adds up what clients know of each input and prunes the block on the sums."""
+
+    def __init__(self, exchange: BlockExchange, task: BlockTask) -> None:
+        BlockAggregator.__init__(self, exchange, task)
+        ColumnAggregator.__init__(self, task, exchange.config.strategy.pooling)
+
+    def close(self) -> BlockResult:
+        """Prune the block on the pooled sums."""
+        config, block = self.exchange.config, self.task.block
+        pruner, known = make_pruner(config.pruner), self.statistics()
+        spec = self.exchange.result_spec(block, self.task.model.num_blocks)
+        changes = {name: pruner.prune(self.weight(name), known[name], spec) for name in self.shapes}
+        return BlockResult(block, changes, self.clients, self.clients)
+
+    def update(self, result: BlockResult) -> bytes:
+        """Encode the pooled sums or the masks, whichever are fewer bytes (`strategy.downlink`)."""
+        masks, downlink = super().update(result), self.exchange.config.strategy.downlink
+        if downlink == "masks":
+            return masks
+        known, groups = self.statistics(), []
+        for linears in self.task.model.inputs[result.block]:
+            found = known[linears[0]]
+            checksums = tuple(result.masks[name].checksum for name in linears)
+            groups.append(PooledSums(linears, found.sum_squares.numpy(), found.tokens, checksums))
+        sums = encode_pooled(groups)
+        return min(sums, masks, key=len) if downlink == "auto" else sums
+
+
+class FedStats(Method):
+    """Pruning on summed column statistics, iterative (exact) or one-shot."""
+
+    name = "fedstats"
+    words = Words(
+        label="FedStats",
+        does="clients send column statistics, the server prunes with the sum",
+        sends="for each column of a matrix the sum of its squared inputs, and numbers of tokens",
+        tells="The sums are exact statistics of each client's texts.",
+    )
+
+    def exchange(self, config: RunConfig) -> SumsExchange:
+        """Return the exchange that is held about every block."""
+        return SumsExchange(config)
+
+
+METHOD = FedStats()

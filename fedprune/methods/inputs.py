@@ -1,0 +1,113 @@
+"""Sums over clients of what enters a block's linears, checked against the model."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Generic, TypeVar
+
+import torch
+from numpy.typing import NDArray
+
+from fedprune.errors import WireError
+from fedprune.methods.exchange import Aggregator, BlockTask, Contributor
+from fedprune.methods.state import Arrays, Keepable, gathered, numbers, scattered
+from fedprune.methods.sums import SumsPool
+from fedprune.pruning.statistics import ColumnStatistics, Statistic, shared_inputs
+from fedprune.wire.sums import InputSums, decode_sums, encode_sums
+
+R = TypeVar("R")
+
+
+def encode_statistics(statistics: Mapping[str, Statistic]) -> bytes:
+    """Encode a client's exact column sums of a block.
+
+    Parameters
+    ----------
+    statistics : Mapping[str, ColumnStatistics]
+        Name of the linear -> what was recorded; linears that share an input share the object.
+    """
+    return encode_sums([_sums(names, found) for names, found in shared_inputs(statistics)])
+
+
+def _sums(linears: tuple[str, ...], statistics: Statistic) -> InputSums:
+    if not isinstance(statistics, ColumnStatistics) or statistics.exact is None:
+        raise RuntimeError("sums are sent as they were recorded.")
+    return InputSums(linears, statistics.exact, statistics.tokens)
+
+
+def column_bytes(shapes: Mapping[str, tuple[int, int]]) -> int:
+    """Return the most bytes that exact sums of a block's inputs can take."""
+    return sum(_HEAD_BYTES + _COLUMN_BYTES * columns for _, columns in shapes.values())
+
+
+_HEAD_BYTES = 2048  # names, counts, checksum and forms of an input's arrays
+_COLUMN_BYTES = 40
+
+
+class ColumnAggregator(Aggregator[list[InputSums], R], Generic[R]):
+    """Exact sums of a block's inputs; what they come to is for subclasses to say.
+
+    Parameters
+    ----------
+    task : BlockTask
+        The block.
+    pooling : {"tokens", "clients", "scaled"}
+        `strategy.pooling`.
+    """
+
+    sums_integers = True
+
+    def __init__(self, task: BlockTask, pooling: str) -> None:
+        self.task = task
+        self.clients = 0
+        self._inputs = task.model.inputs[task.block]
+        self._pools = {linears: SumsPool(pooling) for linears in self._inputs}
+
+    def check(self, payload: bytes, client: Contributor) -> list[InputSums]:
+        """Decode sums, which must be those of the block's inputs."""
+        found = decode_sums(payload, self.task.model.shapes[self.task.block])
+        check_inputs([one.linears for one in found], self._inputs)
+        check_tokens([one.tokens for one in found], client)
+        return found
+
+    def add(self, answer: list[InputSums], client: Contributor) -> None:
+        """Add one client's checked sums."""
+        for group in answer:
+            self._pools[group.linears].add(group)
+        self.clients += 1
+
+    def statistics(self) -> dict[str, ColumnStatistics]:
+        """Return linear -> pooled statistics; linears that share an input share the object."""
+        found: dict[str, ColumnStatistics] = {}
+        for linears, pool in self._pools.items():
+            sums, tokens = pool.result()
+            found |= dict.fromkeys(linears, ColumnStatistics(torch.from_numpy(sums), tokens))
+        return found
+
+    def state(self) -> Arrays:
+        """Return the sums as arrays."""
+        return {"counts": numbers(self.clients), **gathered(self._parts())}
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from :meth:`state`."""
+        (self.clients,) = (int(n) for n in arrays["counts"])
+        scattered(arrays, self._parts())
+
+    def _parts(self) -> dict[str, Keepable]:
+        return {linears[0]: pool for linears, pool in self._pools.items()}
+
+
+def check_inputs(sent: Sequence[tuple[str, ...]], expected: Sequence[tuple[str, ...]]) -> None:
+    """Raise ``WireError`` unless the inputs that a client sent are those of the model."""
+    if sorted(sent) != sorted(expected):
+        shown = "; ".join(" ".join(linears) for linears in expected)
+        raise WireError(f"the block's linears share inputs as {shown}; the client's do not.")
+
+
+def check_tokens(found: Sequence[int], client: Contributor) -> None:
+    """Raise ``WireError`` unless the widest input saw all tokens that a client promised.
+
+    Others may have seen fewer, where inputs are routed; none can have seen more.
+    """
+    if client.tokens and found and max(found) != client.tokens:
+        raise WireError(
+            f"its sums are of {max(found)} tokens, in the handshake it promised {client.tokens}."
+        )

@@ -1,0 +1,153 @@
+"""The federated methods by name: ours, one package each, and those of installed packages."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any, Protocol
+
+from fedprune import methods
+from fedprune.config import RunConfig
+from fedprune.errors import ConfigError
+from fedprune.methods.exchange import BlockExchange
+from fedprune.methods.public_model import PublicModel
+from fedprune.methods.survey import Survey
+from fedprune.plugins import METHODS, load_plugin, plugin_names
+from fedprune.results.words import Words
+
+
+class Participant(Protocol):
+    """A client as it introduced itself, as far as blocks are assigned by it."""
+
+    @property
+    def partition_id(self) -> int:
+        """Which share of the data it holds."""
+
+    @property
+    def name(self) -> str:
+        """How results call it."""
+
+    @property
+    def megaflops(self) -> int:
+        """Its measured speed, million operations a second; 0 if it was not asked for."""
+
+    @property
+    def free_bytes(self) -> int:
+        """Free memory; 0 if nobody knows."""
+
+    @property
+    def layer_permille(self) -> int:
+        """The share of blocks that its operator lets it prune, in thousandths; 0: all."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Who works on which blocks in a round.
+
+    Attributes
+    ----------
+    blocks : Mapping[int, tuple of int]
+        Partition -> the blocks that its client works on, ascending.
+    weights : Mapping[int, int]
+        Partition -> how often it counts, beside `strategy.client_weights`.
+    summary : str
+        A line for the log.
+    figures : Mapping[str, Any]
+        What the results tell of it: name -> plain JSON value, one a round.
+    """
+
+    blocks: Mapping[int, tuple[int, ...]]
+    weights: Mapping[int, int]
+    summary: str = ""
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+__all__ = [
+    "Assignment",
+    "Method",
+    "Participant",
+    "Words",
+    "exchanges",
+    "get_method",
+    "method_names",
+]
+
+
+class Method(ABC):
+    """A federated algorithm: which exchange it holds about a block, and its words.
+
+    Attributes
+    ----------
+    name : str
+        `strategy.name`.
+    words : Words
+        For reports.
+    """
+
+    name: str
+    words: Words
+
+    @abstractmethod
+    def exchange(self, config: RunConfig) -> BlockExchange:
+        """Return the exchange that is held about every block."""
+
+    def assign(
+        self, config: RunConfig, model: PublicModel, clients: Sequence[Participant], number: int
+    ) -> Assignment:
+        """Return who works on which blocks in round ``number``, from 1; by default all on all.
+
+        Clients are in the order of their partitions. A run that goes on in the middle of a round
+        asks again, with the same clients.
+
+        Raises
+        ------
+        ConfigError
+            If the clients cannot do what is asked.
+        """
+        every = tuple(range(model.num_blocks))
+        partitions = [client.partition_id for client in clients]
+        return Assignment(dict.fromkeys(partitions, every), dict.fromkeys(partitions, 1))
+
+
+def method_names() -> tuple[str, ...]:
+    """Return the names of all methods that can be asked for here."""
+    return tuple(dict.fromkeys((*_OURS, *plugin_names(METHODS))))
+
+
+def get_method(name: str) -> Method:
+    """Return a method by name.
+
+    Raises
+    ------
+    ConfigError
+        If no installed package has it, or what it has is no method.
+    """
+    package = _OURS.get(name)
+    if package is None:
+        package = getattr(load_plugin(METHODS, name), "__name__", "")
+    try:
+        found = import_module(f"{package}.method").METHOD
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"The plugin '{name}' has no `method.METHOD`: {error}.") from error
+    if not isinstance(found, Method) or found.name != name:
+        raise ConfigError(
+            f"`method.METHOD` of '{package}' must be a fedprune.methods.registry.Method of the "
+            f"name '{name}', got {found!r}."
+        )
+    return found
+
+
+def exchanges(config: RunConfig) -> dict[str, BlockExchange]:
+    """Return the exchanges about blocks that a configuration asks for, by their names."""
+    found = [get_method(config.strategy.name).exchange(config)]
+    if config.allocation.name == "owl":
+        found.append(Survey(config))
+    return {exchange.name: exchange for exchange in found}
+
+
+_OURS = {
+    module.name: f"{methods.__name__}.{module.name}"
+    for module in iter_modules(methods.__path__)
+    if module.ispkg
+}

@@ -1,0 +1,151 @@
+"""An exchange about any additive statistic: clients send what a pruner needs, the server adds up.
+
+A method of another package is this exchange and its words, where the statistic and the pruner on it
+come from that package too (see ``examples/plugin``).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedprune.config import RunConfig
+from fedprune.errors import WireError
+from fedprune.methods.exchange import (
+    Answer,
+    BlockAggregator,
+    BlockExchange,
+    BlockResult,
+    BlockTask,
+    Contributor,
+)
+from fedprune.methods.inputs import check_tokens
+from fedprune.methods.public_model import PublicModel
+from fedprune.methods.state import Arrays, gathered, numbers, scattered
+from fedprune.methods.sums import StatisticPool
+from fedprune.pruning.blocks import BlockWalk, prune_on
+from fedprune.pruning.groups import MaskSpec
+from fedprune.pruning.registry import make_pruner
+from fedprune.pruning.statistics import Statistic, StatisticKind, get_kind, shared_inputs
+from fedprune.wire.arrays import ArraySpec, decode_arrays, encode_arrays, most_bytes
+
+_TOKENS = "tokens"
+_MOST_TOKENS = (1 << 63) - 1
+
+Inputs = Sequence[tuple[str, ...]]
+
+
+class StatisticExchange(BlockExchange):
+    """Ask every client for the statistic that `pruner.name` needs, and prune on the sum.
+
+    A payload has, for each distinct input, the arrays of the kind and the number of tokens, named
+    by the first linear that reads it: ``self_attn.q_proj.digits``, ``self_attn.q_proj.tokens``.
+    """
+
+    payload = "sums"
+    shares_inputs = True
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__(config)
+        self.kind: StatisticKind[Any] = get_kind(make_pruner(config.pruner).needs)
+
+    @property
+    def form(self) -> str:
+        """The format of the payloads, which the kind decides."""
+        return f"fedprune.{self.kind.name}.v1"
+
+    def answer(self, walk: BlockWalk, spec: MaskSpec, local_prefix: bool) -> Answer:
+        """Return this client's statistics of the block where a walk stands."""
+        statistics = walk.collect(self.kind.name)
+        arrays: dict[str, NDArray[Any]] = {}
+        for linears, found in shared_inputs(statistics):
+            parts = {**self.kind.arrays(found), _TOKENS: np.array([found.tokens])}
+            arrays |= {f"{linears[0]}.{name}": part for name, part in parts.items()}
+        own = {}
+        if local_prefix:
+            own = prune_on(walk, statistics, make_pruner(self.config.pruner), spec)
+        return Answer(encode_arrays(arrays), own)
+
+    def specs(self, width: int) -> dict[str, ArraySpec]:
+        """Return the arrays of an input of so many columns: name -> type and shape."""
+        empty = self.kind.start(width)
+        empty.add(torch.zeros(1, width))
+        arrays = self.kind.arrays(empty.close())
+        return {
+            **{name: ArraySpec(str(part.dtype), part.shape) for name, part in arrays.items()},
+            _TOKENS: ArraySpec("int64", (1,)),
+        }
+
+    def expected(
+        self, inputs: Inputs, shapes: Mapping[str, tuple[int, int]]
+    ) -> dict[str, ArraySpec]:
+        """Return the arrays of a block's payload: name -> type and shape."""
+        return {
+            f"{linears[0]}.{name}": spec
+            for linears in inputs
+            for name, spec in self.specs(shapes[linears[0]][1]).items()
+        }
+
+    def most_bytes(self, model: PublicModel, block: int) -> int:
+        """Return the most bytes that a client's statistics of a block can take."""
+        return most_bytes(self.expected(model.inputs[block], model.shapes[block]))
+
+    def aggregator(self, task: BlockTask) -> "StatisticAggregator":
+        """Return empty sums for a block."""
+        return StatisticAggregator(self, task)
+
+
+class StatisticAggregator(BlockAggregator[dict[str, Statistic]]):
+    """Adds up what clients know of each input and prunes the block on the sums."""
+
+    def __init__(self, exchange: StatisticExchange, task: BlockTask) -> None:
+        super().__init__(exchange, task)
+        self.clients = 0
+        self._inputs = task.model.inputs[task.block]
+        self._expected = exchange.expected(self._inputs, self.shapes)
+        self._pools = {
+            linears[0]: StatisticPool(exchange.kind, self.shapes[linears[0]][1])
+            for linears in self._inputs
+        }
+
+    def check(self, payload: bytes, client: Contributor) -> dict[str, Statistic]:
+        """Decode statistics, which must be those of the block's inputs."""
+        arrays = decode_arrays(payload, self._expected)
+        found: dict[str, Statistic] = {}
+        for name, pool in self._pools.items():
+            prefix = f"{name}."
+            own = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
+            tokens = int(own.pop(_TOKENS)[0])
+            if not 1 <= tokens <= _MOST_TOKENS:
+                raise WireError(f"the input of '{name}' has from 1 to 2**63 - 1 tokens.")
+            found[name] = pool.read(own, tokens)
+        check_tokens([one.tokens for one in found.values()], client)
+        return found
+
+    def add(self, answer: dict[str, Statistic], client: Contributor) -> None:
+        """Add one client's checked statistics."""
+        for name, found in answer.items():
+            self._pools[name].add(found)
+        self.clients += 1
+
+    def close(self) -> BlockResult:
+        """Prune the block on the pooled statistics."""
+        config, block = self.exchange.config, self.task.block
+        pruner = make_pruner(config.pruner)
+        spec = self.exchange.result_spec(block, self.task.model.num_blocks)
+        known = {
+            name: self._pools[linears[0]].result() for linears in self._inputs for name in linears
+        }
+        changes = {name: pruner.prune(self.weight(name), known[name], spec) for name in self.shapes}
+        return BlockResult(block, changes, self.clients, self.clients)
+
+    def state(self) -> Arrays:
+        """Return the sums as arrays."""
+        return {"counts": numbers(self.clients), **gathered(self._pools)}
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from :meth:`state`."""
+        (self.clients,) = (int(n) for n in arrays["counts"])
+        scattered(arrays, self._pools)
