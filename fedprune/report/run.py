@@ -24,7 +24,7 @@ from fedprune.results.perplexity import (
 )
 
 _SCHEDULES = {"one_shot": "one shot", "iterative": "iterative"}
-_TOLD = ("strategy", "schedule", "pruner", "pattern", "group", "prefix", "allocation", "plugin")
+_TOLD = ("strategy", "schedule", "pruner", "pattern", "group", "prefix", "allocation")
 _MOST = 24  # clients that are shown at once
 _WORST, _BEST = 12, 4
 _MOST_OWN = 12  # clients whose own texts are shown at once
@@ -39,7 +39,7 @@ def run_view(results: Mapping[str, Any], config: str, folder: Path) -> dict[str,
         "results": results,
         "config": config,
         "model": _model_name(results),
-        "method": _method_name(results),
+        "method": _label(results),
         "schedule": _SCHEDULES.get(results["method"]["schedule"], results["method"]["schedule"]),
         "headline": {"name": name}
         | {path: first.get(path) for path in (DENSE, FEDERATED, "centralized")},
@@ -60,7 +60,7 @@ def run_view(results: Mapping[str, Any], config: str, folder: Path) -> dict[str,
         "phases": phases(results["seconds"]),
         "code": _code(folder),
         "sizes": _sizes(results.get("sizes")),
-        "does": _what_clients_send(results),
+        "does": _does(results),
         "options": _options(results["method"]),
     }
 
@@ -76,15 +76,9 @@ def _label(results: Mapping[str, Any]) -> str:
     return str(results["strategy"].get("label") or results["method"]["strategy"])
 
 
-def _method_name(results: Mapping[str, Any]) -> str:
-    """Return what people call what ran on the server: a plugin by its own name."""
-    return str(results["method"].get("plugin") or _label(results))
-
-
-def _what_clients_send(results: Mapping[str, Any]) -> str:
-    if results["method"].get("plugin"):
-        return f"a plugin, with the clients of {_label(results)}"
-    return str(results["strategy"].get("sends", ""))
+def _does(results: Mapping[str, Any]) -> str:
+    """Return what clients send and the server makes of it."""
+    return str(results["strategy"].get("does") or results["strategy"].get("sends", ""))
 
 
 def _options(method: Mapping[str, Any]) -> str:
