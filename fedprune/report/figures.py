@@ -389,7 +389,6 @@ def _along_bytes(panel: "Panel", one: _Drawn) -> _Marks:
                 xytext=(8, 0),
                 textcoords="offset points",
                 va="center",
-                fontsize="small",
             )
     if wide_range(sizes):
         _scale_logarithmically(panel, "x")
