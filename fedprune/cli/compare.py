@@ -14,7 +14,7 @@ from rich.table import Table
 from fedprune.errors import ConfigError
 from fedprune.results.comparison import compare_runs
 from fedprune.results.sweep import number_text
-from fedprune.results.text import seconds, size_text
+from fedprune.results.text import seconds, setting_text, size_text
 
 _NONE = "–"
 
@@ -53,14 +53,8 @@ def run_comparison(runs: Sequence[str], *, as_json: bool) -> int:
 
 
 def _tables(found: Mapping[str, Any], names: Sequence[str]) -> Iterable[Table | str]:
-    changed = found["configuration"]
-    yield (
-        _table(
-            "Configuration", names, {key: map(_value, values) for key, values in changed.items()}
-        )
-        if changed
-        else "The configurations are the same."
-    )
+    changed = {key: map(setting_text, values) for key, values in found["configuration"].items()}
+    yield _table("Configuration", names, changed) if changed else "The configurations are the same."
     lines: dict[str, Iterable[str]] = {}
     for dataset, values in found["perplexity"].items():
         for model in ("dense", "pruned"):
@@ -106,9 +100,3 @@ def _letters() -> Iterator[str]:
 
 def _texts(write: Callable[[Any], str], values: Iterable[Any]) -> list[str]:
     return [_NONE if value is None else write(value) for value in values]
-
-
-def _value(value: object) -> str:
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    return str(value) or '""'

@@ -98,7 +98,16 @@ def _different(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """Return key -> a value for each run, of the keys whose values are not all the same."""
     keys = dict.fromkeys(key for run in runs for key in run)
     found = {key: [run.get(key) for run in runs] for key in keys}
-    return {key: values for key, values in found.items() if any(v != values[0] for v in values)}
+    return {
+        key: values
+        for key, values in found.items()
+        if not all(map(_same, values, values[:1] * len(values)))
+    }
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Return whether two values are the same: 1 is not true, and 1.0 is 1."""
+    return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Figures as people read them, with their units, and text of others made harmless."""
 
+import json
 import math
 import re
 import unicodedata
@@ -22,6 +23,23 @@ def printable(text: str) -> str:
         else character
         for character in text
     )
+
+
+def setting_text(value: object) -> str:
+    """Return a setting in one line such that two that differ look different.
+
+    Text stands as it is unless it could be taken for something else: for no text, a number or
+    nothing, or for another text whose difference nobody sees. Then it is quoted, in ASCII.
+    """
+    if not isinstance(value, str):
+        return json.dumps(value)
+    clear = value.isprintable() and value == unicodedata.normalize("NFC", value).strip()
+    if clear and value and value[0] != '"':
+        try:
+            json.loads(value)
+        except ValueError:
+            return value
+    return json.dumps(value)
 
 
 def markdown_text(text: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from fedprune.errors import FedpruneError
 from fedprune.models.export import SIDECAR
-from fedprune.results.comparison import compare_runs, mask_agreement
+from fedprune.results.comparison import _different, compare_runs, mask_agreement
 from tests.support.runs import SHAPES, drawn, packed, run
 
 
@@ -50,6 +50,13 @@ def test_only_what_differs_is_told(tmp_path: Path) -> None:
     assert found["bytes_up"][0] == found["bytes_up"][1] > 0
     assert found["masks"][0]["equal"] == 1.0 > found["masks"][1]["equal"]
     json.dumps(found)
+
+
+def test_true_is_not_one() -> None:
+    assert _different([{"a": 1, "b": 1.0, "c": None}, {"a": True, "b": 1, "c": "None"}]) == {
+        "a": [1, True],
+        "c": [None, "None"],
+    }
 
 
 def test_runs_without_masks_or_figures_are_compared_as_far_as_they_go(tmp_path: Path) -> None:

@@ -50,3 +50,12 @@ def test_markdown_shows_text_as_it_is():
     assert text.markdown_text("a|b <i> [x](y) *z*") == r"a\|b \<i\> \[x\](y) \*z\*"
     assert text.markdown_text("two\nlines\x1b[1m \u202e") == "two lines\ufffd\\[1m \ufffd"
     assert text.markdown_table(["a"], [["b|"]]) == "| a |\n| --- |\n| b\\| |\n"
+
+
+def test_settings_that_differ_look_different():
+    values = [None, "null", True, "true", 1, "1", 1.5, "1.5", "", " ", "a", "a ", "a\n", '"a"']
+    values += ["[a]", "[b]", "\u00e9", "e\u0301", "a\u200b", "a\u200c", "a\u00a0b", "a b", "NaN"]
+    shown = [text.setting_text(value) for value in values]
+    assert len(set(shown)) == len(values) and all(one.isprintable() for one in shown)
+    for plain in ("[a]*.txt", "wanda", "2:4", "\u00e9t\u00e9", "/srv/a b"):
+        assert text.setting_text(plain) == plain
