@@ -9,8 +9,8 @@ from client_app.evaluation import evaluate_local, evaluate_own_texts
 from client_app.guard import answer
 from client_app.handshake import report
 from client_app.model import block_shapes, take_model
-from client_app.node import Seat, agreed, use_threads
-from client_app.scratch import Room, Scratch
+from client_app.node import NodeContext, agreed, use_threads
+from client_app.scratch import InboxQuota, Scratch
 from client_app.session import fetch, prune
 from fedprune.config import RunConfig, from_yaml
 from fedprune.errors import ReplyRefusedError
@@ -22,7 +22,7 @@ from fedprune.records import (
     read_ahead,
     read_bundle,
     read_final,
-    read_model_parcel,
+    read_model_segment,
     read_order,
     report_record,
     requested,
@@ -36,11 +36,11 @@ app = ClientApp()
 _read = lru_cache(maxsize=4)(from_yaml)
 
 
-def _asked(message: Message, context: Context) -> tuple[RunConfig, Seat]:
+def _asked(message: Message, context: Context) -> tuple[RunConfig, NodeContext]:
     """Return the configuration that a request brings, and this node in the request's job."""
-    seat = Seat.of(message, context)
-    use_threads(seat.settings.threads)
-    return agreed(seat.settings, _configuration(message)), seat
+    node = NodeContext.of(message, context)
+    use_threads(node.settings.threads)
+    return agreed(node.settings, _configuration(message)), node
 
 
 def _configuration(message: Message) -> RunConfig:
@@ -55,17 +55,19 @@ def handshake(message: Message, context: Context) -> Message:
         config, model = _configuration(message), ""
         if config.model.source == "server":
             model = str(requested(message, "model", str))
-        return report_record(report(config, Seat.of(message, context), model))
+        return report_record(report(config, NodeContext.of(message, context), model))
 
     return answer(message, work)
 
 
 @app.query("model")
-def take_model_parcel(message: Message, context: Context) -> Message:
+def take_model_segment(message: Message, context: Context) -> Message:
     """Keep a part of the model that the server sends, and say how many parts are here."""
 
     def work() -> RecordDict:
-        return held_record(take_model(Seat.of(message, context), read_model_parcel(message)))
+        return held_record(
+            take_model(NodeContext.of(message, context), read_model_segment(message))
+        )
 
     return answer(message, work)
 
@@ -82,29 +84,29 @@ def prune_blocks(message: Message, context: Context) -> Message:
 
 
 @app.query("fetch")
-def fetch_parcel(message: Message, context: Context) -> Message:
-    """Send a later parcel of a long reply."""
+def fetch_segment(message: Message, context: Context) -> Message:
+    """Send a later segment of a long reply."""
 
     def work() -> RecordDict:
-        number, order = int(requested(message, "parcel", int)), read_order(message)
+        number, order = int(requested(message, "segment", int)), read_order(message)
         return fetch(*_asked(message, context), order, number)
 
     return answer(message, work)
 
 
 @app.query("deliver")
-def take_parcel(message: Message, context: Context) -> Message:
-    """Keep a parcel of what the next order will need."""
+def take_segment(message: Message, context: Context) -> Message:
+    """Keep a segment of what the next order will need."""
 
     def work() -> RecordDict:
         bundle = read_bundle(message)
-        if set(bundle) != {"parcel"}:
-            raise ReplyRefusedError("a delivery holds one array, 'parcel'.")
+        if set(bundle) != {"segment"}:
+            raise ReplyRefusedError("a delivery holds one array, 'segment'.")
         name, start = str(requested(message, "name", str)), int(requested(message, "start", int))
-        config, seat = _asked(message, context)
-        scratch, parcel = Scratch(seat.scratch), bundle["parcel"]
-        Room.of(block_shapes(config, seat)).check(scratch, name, start + len(parcel))
-        scratch.receive(name, start, parcel)
+        config, node = _asked(message, context)
+        scratch, segment = Scratch(node.scratch), bundle["segment"]
+        InboxQuota.of(block_shapes(config, node)).check(scratch, name, start + len(segment))
+        scratch.receive(name, start, segment)
         return RecordDict({"received": ConfigRecord({"start": start})})
 
     return answer(message, work)
@@ -115,7 +117,7 @@ def forget(message: Message, context: Context) -> Message:
     """Delete what this node keeps of a job that is over."""
 
     def work() -> RecordDict:
-        Scratch(Seat.of(message, context).scratch).forget()
+        Scratch(NodeContext.of(message, context).scratch).forget()
         return RecordDict()
 
     return answer(message, work)

@@ -5,9 +5,9 @@ from itertools import accumulate
 from pathlib import Path
 
 from client_app import model, texts
-from client_app.node import Seat
-from client_app.scratch import Room, Scratch
-from client_app.session import keeps_own_model
+from client_app.node import NodeContext
+from client_app.scratch import InboxQuota, Scratch
+from client_app.session import keeps_local_model
 from fedprune.config import RunConfig
 from fedprune.errors import DataError, ReplyRefusedError, WireError
 from fedprune.evaluation.own_texts import OwnTextResult
@@ -23,49 +23,49 @@ from fedprune.records import FINAL, FinalOrder, LocalResult
 from fedprune.wire.changes import Change
 
 
-def evaluate_local(config: RunConfig, seat: Seat) -> LocalResult:
+def evaluate_local(config: RunConfig, node: NodeContext) -> LocalResult:
     """Measure the perplexity of this node's own pruned model on the held-out texts."""
-    loaded = model.dense_model(config, seat)
-    windows = texts.windows(config, seat)
+    loaded = model.dense_model(config, node)
+    windows = texts.windows(config, node)
     if config.data.name not in windows:
         raise DataError(f"there is no text to evaluate on in '{config.data.name}'.")
     limits = Limits.of(config.pruner, "evaluation.seq_len")
     try:
-        changes, device = _own_changes(config, seat), pick_device(config.pruner.device)
+        changes, device = _own_changes(config, node), pick_device(config.pruner.device)
         found = perplexities(loaded, windows, device, changes, limits)
     except Exception:
-        Scratch(seat.scratch).remove()
+        Scratch(node.scratch).remove()
         raise
     own = found.pop(config.data.name)
     return LocalResult(own.nll, own.tokens, {label: one.nll for label, one in found.items()})
 
 
-def _own_changes(config: RunConfig, seat: Seat) -> Changes:
+def _own_changes(config: RunConfig, node: NodeContext) -> Changes:
     """Return what this node makes of every block without the others, block by block."""
-    loaded = model.dense_model(config, seat)
+    loaded = model.dense_model(config, node)
     shapes = loaded.layout.shapes()
     blocks = range(len(shapes))
-    if keeps_own_model(config, get_method(config.strategy.name).exchange(config)):
-        scratch = Scratch(seat.scratch)
+    if keeps_local_model(config, get_method(config.strategy.name).exchange(config)):
+        scratch = Scratch(node.scratch)
         return Recalled(blocks, lambda block: scratch.load_changes(block, shapes[block]))
     # What it did in the rounds belongs to the common model: it prunes once more, alone.
     device, limits = pick_device(config.pruner.device), Limits.of(config.pruner)
-    walk = BlockWalk(loaded, texts.tokens(config, seat), device, limits=limits)
+    walk = BlockWalk(loaded, texts.tokens(config, node), device, limits=limits)
     specs = block_specs(config, blocks, len(shapes))
     return pruned_in_passing(walk, make_pruner(config.pruner), specs)
 
 
-def evaluate_own_texts(config: RunConfig, seat: Seat, order: FinalOrder) -> OwnTextResult:
+def evaluate_own_texts(config: RunConfig, node: NodeContext, order: FinalOrder) -> OwnTextResult:
     """Measure the dense and the final model on this node's own held-out texts.
 
     Parameters
     ----------
     config : RunConfig
         The run's configuration as the server sent it.
-    seat : Seat
-        This node; its scratch folder holds the parcels that came before.
+    node : NodeContext
+        This node; its scratch folder holds the segments that came before.
     order : FinalOrder
-        The last parcel of the final model's changes, and the blocks that they are of.
+        The last segment of the final model's changes, and the blocks that they are of.
 
     Returns
     -------
@@ -77,14 +77,14 @@ def evaluate_own_texts(config: RunConfig, seat: Seat, order: FinalOrder) -> OwnT
     ReplyRefusedError
         If the changes are damaged or incomplete, or are not what the configuration asks for.
     """
-    loaded = model.dense_model(config, seat)
-    scratch, device = Scratch(seat.scratch), pick_device(config.pruner.device)
+    loaded = model.dense_model(config, node)
+    scratch, device = Scratch(node.scratch), pick_device(config.pruner.device)
     limits = Limits.of(config.pruner, "evaluation.seq_len")
-    room = Room.of(loaded.layout.shapes())
-    room.check(scratch, FINAL, order.start + len(order.parcel))
-    scratch.receive(FINAL, order.start, order.parcel)
+    quota = InboxQuota.of(loaded.layout.shapes())
+    quota.check(scratch, FINAL, order.start + len(order.segment))
+    scratch.receive(FINAL, order.start, order.segment)
     changes = _final_changes(config, loaded, scratch.inbox(FINAL), order.sizes)
-    windows = texts.own_windows(config, seat)
+    windows = texts.own_windows(config, node)
     if windows is None:
         return OwnTextResult(0.0, 0.0, 0)
     pruned = perplexity(loaded, windows, device, changes, limits)

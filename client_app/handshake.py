@@ -4,7 +4,7 @@ import logging
 
 from client_app import model, texts
 from client_app.model import lacks_model
-from client_app.node import Seat, agreed, free_bytes, megaflops, memory_bytes, use_threads
+from client_app.node import NodeContext, agreed, free_bytes, megaflops, memory_bytes, use_threads
 from client_app.scratch import Scratch
 from fedprune.config import RunConfig
 from fedprune.data.samples import Sample
@@ -17,40 +17,40 @@ from fedprune.results.environment import source_digest, versions
 _log = logging.getLogger("flwr")
 
 
-def report(config: RunConfig, seat: Seat, digest: str) -> NodeReport:
+def report(config: RunConfig, node: NodeContext, digest: str) -> NodeReport:
     """Say what this node has; a problem is part of the report, so that it is told by name.
 
     Parameters
     ----------
     config : RunConfig
         The run's configuration as the server sent it.
-    seat : Seat
+    node : NodeContext
         This node.
     digest : str
         The hash of the manifest of the server's model; "" where the server sends none.
     """
     hashes, problem, lacking = Fingerprint("", "", ""), "", False
     found: list[Sample] = []
-    device, settings = "", seat.settings
-    Scratch(seat.scratch).sweep()
+    device, settings = "", node.settings
+    Scratch(node.scratch).sweep()
     for warning in settings.warnings:
         _log.warning("%s", warning)
     try:
         config = agreed(settings, config)
         use_threads(settings.threads)
         device = str(pick_device(config.pruner.device))
-        texts.own_documents(config, seat)  # before a model comes that may take hours
-        lacking = lacks_model(config.model, seat, digest)
+        texts.own_documents(config, node)  # before a model comes that may take hours
+        lacking = lacks_model(config.model, node, digest)
         if not lacking:
-            hashes = model.model_fingerprint(config, seat)
-            found = texts.samples(config, seat)
+            hashes = model.model_fingerprint(config, node)
+            found = texts.samples(config, node)
     except FedpruneError as error:
         problem = error.outside
         _log.info("this node cannot take part: %s", error)
     return NodeReport(
-        partition_id=seat.partition_id,
-        num_partitions=seat.num_partitions,
-        site=seat.site,
+        partition_id=node.partition_id,
+        num_partitions=node.num_partitions,
+        site=node.site,
         config_hash=hashes.config,
         weights_hash=hashes.weights,
         code_hash=source_digest(),

@@ -5,17 +5,17 @@ from functools import lru_cache
 from pathlib import Path
 
 from client_app.model_store import ModelStore
-from client_app.node import Seat
+from client_app.node import NodeContext
 from client_app.scratch import Scratch
 from fedprune.config import ModelConfig, RunConfig
 from fedprune.errors import ModelError, ReplyRefusedError, WireError
 from fedprune.models.fingerprint import Fingerprint, fingerprint
 from fedprune.models.loading import LoadedModel, load_model, model_shapes
 from fedprune.models.transfer import Manifest
-from fedprune.records import ModelParcel
+from fedprune.records import ModelSegment
 
 
-def model_path(config: ModelConfig, seat: Seat) -> str | None:
+def model_path(config: ModelConfig, node: NodeContext) -> str | None:
     """Return the folder of this node's model; None: where the job's configuration says.
 
     Raises
@@ -23,12 +23,12 @@ def model_path(config: ModelConfig, seat: Seat) -> str | None:
     ReplyRefusedError
         If the model that the server sent is not here any more.
     """
-    if seat.settings.model_path is not None:
-        return seat.settings.model_path
+    if node.settings.model_path is not None:
+        return node.settings.model_path
     if not _from_server(config):
         return None
-    digest = Scratch(seat.scratch).model()
-    folder = _store(seat).find(digest) if digest is not None else None
+    digest = Scratch(node.scratch).model()
+    folder = _store(node).find(digest) if digest is not None else None
     if folder is None:
         raise ReplyRefusedError(
             "the server's model is not on this node any more: its FEDPRUNE_HOME was emptied. It "
@@ -37,14 +37,14 @@ def model_path(config: ModelConfig, seat: Seat) -> str | None:
     return str(folder)
 
 
-def lacks_model(config: ModelConfig, seat: Seat, digest: str) -> bool:
+def lacks_model(config: ModelConfig, node: NodeContext, digest: str) -> bool:
     """Return whether the server has to send the model before this node can load it.
 
     Parameters
     ----------
     config : ModelConfig
         `source` says whether the server would.
-    seat : Seat
+    node : NodeContext
         This node; its scratch folder notes which model the job is about.
     digest : str
         The hash of the manifest of the server's model.
@@ -54,31 +54,31 @@ def lacks_model(config: ModelConfig, seat: Seat, digest: str) -> bool:
     ModelError
         If it would have to, and the operator takes none.
     """
-    if seat.settings.model_path is not None or not _from_server(config):
+    if node.settings.model_path is not None or not _from_server(config):
         return False
-    store = _store(seat)
+    store = _store(node)
     store.heal(digest)
     if store.find(digest) is None:
-        if not seat.settings.most_model_bytes:
+        if not node.settings.most_model_bytes:
             raise ModelError(
                 "`max-model-gb` in the node's --node-config is 0: it takes no model from a server. "
                 "Give it its own copy, `model-path`, or raise the limit."
             )
         return True
     store.sweep(digest)
-    Scratch(seat.scratch).save_model(digest)
+    Scratch(node.scratch).save_model(digest)
     return False
 
 
-def take_model(seat: Seat, part: ModelParcel) -> int:
-    """Keep a part of a model and return how many of its parcels are here.
+def take_model(node: NodeContext, part: ModelSegment) -> int:
+    """Keep a part of a model and return how many of its segments are here.
 
     Raises
     ------
     FedpruneError
         If the part is refused, or there is no room for the model.
     """
-    store = _store(seat)
+    store = _store(node)
     if part.number >= 0:
         return store.add(part.digest, part.number, part.data)
     try:
@@ -95,13 +95,13 @@ def _from_server(config: ModelConfig) -> bool:
     return config.source == "server" and not there
 
 
-def _store(seat: Seat) -> ModelStore:
-    return ModelStore(seat.settings.most_model_bytes)
+def _store(node: NodeContext) -> ModelStore:
+    return ModelStore(node.settings.most_model_bytes)
 
 
-def dense_model(config: RunConfig, seat: Seat) -> LoadedModel:
+def dense_model(config: RunConfig, node: NodeContext) -> LoadedModel:
     """Return the dense model, which the nodes of a process share where it is the same."""
-    return model_at(config.model, model_path(config.model, seat))
+    return model_at(config.model, model_path(config.model, node))
 
 
 @lru_cache(maxsize=1)
@@ -124,9 +124,9 @@ def _without_path(text: str, path: str) -> str:
     return text
 
 
-def block_shapes(config: RunConfig, seat: Seat) -> list[dict[str, tuple[int, int]]]:
+def block_shapes(config: RunConfig, node: NodeContext) -> list[dict[str, tuple[int, int]]]:
     """Return for each block of this node's model linear -> (d_out, d_in); no weight is read."""
-    return _model_shapes(config.model, model_path(config.model, seat))
+    return _model_shapes(config.model, model_path(config.model, node))
 
 
 @lru_cache(maxsize=1)
@@ -134,9 +134,9 @@ def _model_shapes(config: ModelConfig, path: str | None) -> list[dict[str, tuple
     return model_shapes(config, path)
 
 
-def model_fingerprint(config: RunConfig, seat: Seat) -> Fingerprint:
+def model_fingerprint(config: RunConfig, node: NodeContext) -> Fingerprint:
     """Return the fingerprint of this node's model."""
-    return _fingerprint(config.model, model_path(config.model, seat))
+    return _fingerprint(config.model, model_path(config.model, node))
 
 
 @lru_cache(maxsize=1)

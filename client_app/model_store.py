@@ -1,4 +1,4 @@
-"""Room for models that servers send: by the operator's limit and on the disk."""
+"""Models that servers send: by the operator's limit and on the disk."""
 
 import contextlib
 import fcntl
@@ -153,7 +153,7 @@ class ModelStore:
             )
 
     def begin(self, manifest: Manifest) -> int:
-        """Make room for a model and return how many of its parcels are there already.
+        """Make room for a model and return how many of its segments are there already.
 
         Raises
         ------
@@ -163,7 +163,7 @@ class ModelStore:
         with self._locked(), _readable(manifest):
             folder = self._folder(manifest.digest)
             if self._is_whole(folder):
-                return len(manifest.parcels)
+                return len(manifest.segments)
             shutil.rmtree(folder, ignore_errors=True)
             partial = self._partial(manifest.digest)
             make_room(self.root, manifest, partial, self.most_bytes)
@@ -172,19 +172,19 @@ class ModelStore:
             return self._settle(manifest)
 
     def add(self, digest: str, number: int, data: bytes) -> int:
-        """Write a parcel, if it is the next, and return how many are there now.
+        """Write a segment, if it is the next, and return how many are there now.
 
         Raises
         ------
         ReplyRefusedError
-            If the manifest did not come before, or the parcel is not what it says.
+            If the manifest did not come before, or the segment is not what it says.
         ModelError
             If the disk is full, or did not keep what was written.
         """
         with self._locked():
             manifest = self._manifest(digest)
             if self._is_whole(self._folder(digest)):
-                return len(manifest.parcels)
+                return len(manifest.segments)
             with _readable(manifest):
                 held = self._settle(manifest)
                 if number == held:
@@ -202,12 +202,12 @@ class ModelStore:
                     shutil.rmtree(folder, ignore_errors=True)
 
     def _append(self, manifest: Manifest, number: int, data: bytes) -> None:
-        parcel = manifest.parcels[number]
+        segment = manifest.segments[number]
         try:
-            parcel.check(data)
+            segment.check(data)
         except WireError as error:
             raise ReplyRefusedError(str(error)) from None
-        path = self._partial(manifest.digest) / f"{parcel.file.name}{GROWING}"
+        path = self._partial(manifest.digest) / f"{segment.file.name}{GROWING}"
         with path.open("ab") as file:
             try:
                 file.write(data)
@@ -215,25 +215,25 @@ class ModelStore:
                 os.fsync(file.fileno())
             except OSError:
                 with contextlib.suppress(OSError):
-                    file.truncate(parcel.start)
+                    file.truncate(segment.start)
                 raise
 
     def _settle(self, manifest: Manifest) -> int:
-        """Close what is complete, cut off what is half, and return how many parcels are there."""
+        """Close what is complete, cut off what is half, and return how many segments are there."""
         partial, held = self._partial(manifest.digest), 0
         for file in manifest.files:
             if (partial / file.name).exists():
-                held += len(file.parcels)
+                held += len(file.segments)
                 continue
             growing = partial / f"{file.name}{GROWING}"
             size = growing.stat().st_size if growing.exists() else 0
             if size == file.size:
                 _close(growing, file)
-                held += len(file.parcels)
+                held += len(file.segments)
                 continue
-            whole = min(size, file.size) // manifest.parcel_bytes
-            if size != whole * manifest.parcel_bytes:
-                os.truncate(growing, whole * manifest.parcel_bytes)
+            whole = min(size, file.size) // manifest.segment_bytes
+            if size != whole * manifest.segment_bytes:
+                os.truncate(growing, whole * manifest.segment_bytes)
             return held + whole
         sync(partial)
         commit_file(partial, self._folder(manifest.digest))
@@ -306,7 +306,7 @@ def _close(growing: Path, file: ModelFile) -> None:
     if found != file.sha256:
         growing.unlink()
         raise ModelError(
-            f"'{file.name}' of the server's model came in right parcels and is another file on "
+            f"'{file.name}' of the server's model came in right segments and is another file on "
             f"this node's disk: SHA-256 {found[:16]}, {file.sha256[:16]} expected. Check the disk; "
             "the next run sends the file again."
         )

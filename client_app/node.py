@@ -22,7 +22,7 @@ _JOB = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
-class Seat:
+class NodeContext:
     """A node's identity in one job.
 
     Attributes
@@ -37,7 +37,7 @@ class Seat:
     scratch: Path
 
     @classmethod
-    def of(cls, message: Message, context: Context) -> "Seat":
+    def of(cls, message: Message, context: Context) -> "NodeContext":
         """Read the node's configuration, and the job that a message is of: its group.
 
         Flower's number of the run does not tell: a run that goes on after a kill has another.

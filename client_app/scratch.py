@@ -118,47 +118,47 @@ class Scratch:
             return None
 
     def save_outbox(self, data: bytes) -> None:
-        """Keep a reply that is fetched in parcels."""
+        """Keep a reply that is fetched in segments."""
         self._write(_OUTBOX, data)
 
-    def parcel(self, number: int, size: int) -> bytes:
-        """Return a parcel of the reply that was kept last.
+    def segment(self, number: int, size: int) -> bytes:
+        """Return a segment of the reply that was kept last.
 
         Raises
         ------
         ReplyRefusedError
-            If there is no such parcel.
+            If there is no such segment.
         """
         path = self.folder / _OUTBOX
         total = path.stat().st_size if path.exists() else 0
         if not 0 < number * size < total:
-            raise ReplyRefusedError(f"this node keeps no parcel {number} for this run.")
+            raise ReplyRefusedError(f"this node keeps no segment {number} for this run.")
         with path.open("rb") as file:
             file.seek(number * size)
             return file.read(size)
 
     def receive(self, name: str, start: int, data: bytes) -> None:
-        """Keep a parcel of what the next order will need, in its place: it may come twice.
+        """Keep a segment of what the next order will need, in its place: it may come twice.
 
         Raises
         ------
         ReplyRefusedError
-            If the name is none that an order needs, or if the parcels before it are not here.
+            If the name is none that an order needs, or if the segments before it are not here.
         """
         path = self.inbox(name)
         with self.alone():
             found = path.stat().st_size if path.exists() else 0
             if not 0 <= start <= found:
                 raise ReplyRefusedError(
-                    f"a parcel that starts at byte {start} follows {found} bytes of '{name}': this "
-                    "node's cache folder was emptied. It can take part in the next run."
+                    f"a segment that starts at byte {start} follows {found} bytes of '{name}': "
+                    "this node's cache folder was emptied. It can take part in the next run."
                 )
             self._make()
             path.touch(mode=_PRIVATE)
             write_at(path, start, data)
 
     def read_inbox(self, names: Mapping[str, int]) -> dict[str, bytes]:
-        """Return what came in parcels for this order, and forget what came for others.
+        """Return what came in segments for this order, and forget what came for others.
 
         Parameters
         ----------
@@ -184,7 +184,7 @@ class Scratch:
         return {name: self.inbox(name).read_bytes() for name in names}
 
     def inbox(self, name: str) -> Path:
-        """Return the file that gathers the parcels of a name.
+        """Return the file that gathers the segments of a name.
 
         Raises
         ------
@@ -192,7 +192,7 @@ class Scratch:
             If the name is none that an order needs: it becomes part of the file's.
         """
         if not _INBOX.fullmatch(name):
-            raise ReplyRefusedError("a parcel is of 'update', 'start-NNNNN' or 'final'.")
+            raise ReplyRefusedError("a segment is of 'update', 'start-NNNNN' or 'final'.")
         return self.folder / f"inbox-{name}.bin"
 
     def remove(self) -> None:
@@ -254,7 +254,7 @@ _JOBS = 4  # whose deliveries may lie here at once: of runs under way, or that w
 
 
 @dataclass(frozen=True)
-class Room:
+class InboxQuota:
     """The most that can come of one model.
 
     Attributes
@@ -273,14 +273,14 @@ class Room:
         return cls(max(sizes), sum(sizes))
 
     def check(self, scratch: Scratch, name: str, stop: int) -> None:
-        """Make sure that a parcel may be kept.
+        """Make sure that a segment may be kept.
 
         Parameters
         ----------
         scratch : Scratch
             This node's folder for the job.
         name : str
-            What the parcel is of.
+            What the segment is of.
         stop : int
             How many bytes there will be of it.
 

@@ -8,7 +8,7 @@ from flwr.app import RecordDict
 from torch import Tensor
 
 from client_app import model, texts
-from client_app.node import Seat
+from client_app.node import NodeContext
 from client_app.scratch import Scratch
 from fedprune.config import RunConfig
 from fedprune.disk import is_refusal
@@ -27,7 +27,7 @@ from fedprune.wire.changes import Change, decode_update
 
 def prune(
     config: RunConfig,
-    seat: Seat,
+    node: NodeContext,
     order: Order,
     bundle: Mapping[str, bytes],
     ahead: Mapping[str, int],
@@ -38,7 +38,7 @@ def prune(
     ----------
     config : RunConfig
         The run's configuration as the server sent it.
-    seat : Seat
+    node : NodeContext
         This node.
     order : Order
         Which exchange about which blocks, and where to go on from.
@@ -59,10 +59,10 @@ def prune(
         If the request is wrong or the work fails. The node then forgets this run, since the
         server asks it no more; not where its disk is full: with room again it can go on.
     """
-    scratch = Scratch(seat.scratch)
+    scratch = Scratch(node.scratch)
     with scratch.alone():
         try:
-            session = Session(config, seat, order, asked_exchange(config, order))
+            session = Session(config, node, order, asked_exchange(config, order))
             return session.reply({**scratch.read_inbox(ahead), **bundle})
         except Exception as error:
             if not is_refusal(error):
@@ -70,9 +70,9 @@ def prune(
             raise
 
 
-def fetch(config: RunConfig, seat: Seat, order: Order, number: int) -> RecordDict:
+def fetch(config: RunConfig, node: NodeContext, order: Order, number: int) -> RecordDict:
     """Return a later part of the reply to an order."""
-    part = Scratch(seat.scratch).parcel(number, order.parcel_bytes)
+    part = Scratch(node.scratch).segment(number, order.segment_bytes)
     return fetched_record(part, asked_exchange(config, order).form)
 
 
@@ -153,7 +153,7 @@ def read_update(exchange: BlockExchange, place: BlockPlace, data: bytes) -> dict
         raise ReplyRefusedError(f"the update of block {place.block}: {error}") from None
 
 
-def keeps_own_model(config: RunConfig, exchange: BlockExchange) -> bool:
+def keeps_local_model(config: RunConfig, exchange: BlockExchange) -> bool:
     """Whether a node's own changes of all blocks make its own pruned model as it goes."""
     return (
         config.evaluation.local_only
@@ -172,7 +172,7 @@ class Session:
     ----------
     config : RunConfig
         The run's configuration as the server sent it.
-    seat : Seat
+    node : NodeContext
         This node.
     order : Order
         What is asked for.
@@ -181,7 +181,7 @@ class Session:
     """
 
     config: RunConfig
-    seat: Seat
+    node: NodeContext
     order: Order
     exchange: BlockExchange
 
@@ -190,7 +190,7 @@ class Session:
         started, order = time.monotonic(), self.order
         self._scratch.go_on_from(order.resume)
         payloads, samples = self._work(bundle)
-        whole = sum(map(len, payloads.values())) <= order.parcel_bytes
+        whole = sum(map(len, payloads.values())) <= order.segment_bytes
         reply = PruneReply(
             blocks=payloads if whole else {},
             seconds=time.monotonic() - started,
@@ -203,12 +203,12 @@ class Session:
             data = b"".join(payloads.values())
             sizes = {block: len(part) for block, part in payloads.items()}
             self._scratch.save_outbox(data)
-            split_record(content, data[: order.parcel_bytes], sizes, self.exchange.form)
+            split_record(content, data[: order.segment_bytes], sizes, self.exchange.form)
         return content
 
     @property
     def _scratch(self) -> Scratch:
-        return Scratch(self.seat.scratch)
+        return Scratch(self.node.scratch)
 
     @property
     def _iterative(self) -> bool:
@@ -222,13 +222,13 @@ class Session:
 
     def _work(self, bundle: Mapping[str, bytes]) -> tuple[dict[int, bytes], int]:
         """Return the payloads by block, and how many samples made them."""
-        loaded = model.dense_model(self.config, self.seat)
+        loaded = model.dense_model(self.config, self.node)
         check_order(self.exchange, self.order, len(loaded.layout.blocks), bundle)
         walk = self._walk(bundle)
         payloads: dict[int, bytes] = {}
         for block, answer in self._answers(walk, bundle):
             payloads[block] = answer.payload
-            if keeps_own_model(self.config, self.exchange):
+            if keeps_local_model(self.config, self.exchange):
                 self._scratch.save_changes(block, answer.changes)
         unfinished = not self.order.last and self.exchange.prunes
         if unfinished and (self._iterative or walk.position not in payloads):
@@ -237,7 +237,7 @@ class Session:
 
     def _walk(self, bundle: Mapping[str, bytes]) -> BlockWalk:
         """Return a walk that stands where the order goes on, told of the block before."""
-        loaded = model.dense_model(self.config, self.seat)
+        loaded = model.dense_model(self.config, self.node)
         device, limits = pick_device(self.config.pruner.device), Limits.of(self.config.pruner)
         start, scratch = self.order.resume, self._scratch
         if start:
@@ -255,7 +255,7 @@ class Session:
         """Return the calibration samples, drawn once a run."""
         if self._scratch.has_samples:
             return self._scratch.load_samples()
-        samples = texts.tokens(self.config, self.seat)
+        samples = texts.tokens(self.config, self.node)
         if not self.order.last:
             self._scratch.save_samples(samples)
         return samples

@@ -5,7 +5,7 @@ from functools import lru_cache
 import torch
 
 from client_app.model import dense_model, model_at, model_path
-from client_app.node import Seat
+from client_app.node import NodeContext
 from fedprune.config import DataConfig, RunConfig, replace
 from fedprune.data.clients import client_samples, heldout_shares
 from fedprune.data.documents import Document
@@ -15,7 +15,7 @@ from fedprune.errors import DataError
 from fedprune.evaluation.perplexity import evaluation_windows, token_windows
 
 
-def own_documents(config: RunConfig, seat: Seat) -> list[Document]:
+def own_documents(config: RunConfig, node: NodeContext) -> list[Document]:
     """Return this node's own texts to calibrate on; none where nodes share a corpus.
 
     Raises
@@ -23,7 +23,7 @@ def own_documents(config: RunConfig, seat: Seat) -> list[Document]:
     DataError
         If they cannot be read.
     """
-    texts = seat.settings.texts(config.data)
+    texts = node.settings.texts(config.data)
     return [] if texts is None else _documents(config.data, texts)
 
 
@@ -32,10 +32,10 @@ def _documents(config: DataConfig, texts: OwnTexts | None) -> list[Document]:
     return load_documents(config, "train", texts)
 
 
-def windows(config: RunConfig, seat: Seat) -> dict[str, torch.Tensor]:
+def windows(config: RunConfig, node: NodeContext) -> dict[str, torch.Tensor]:
     """Return label -> windows of the held-out texts that this node is evaluated on."""
-    texts = seat.settings.texts(config.data)
-    return _windows(_neutral(config), model_path(config.model, seat), texts)
+    texts = node.settings.texts(config.data)
+    return _windows(_neutral(config), model_path(config.model, node), texts)
 
 
 def _neutral(config: RunConfig) -> RunConfig:
@@ -51,10 +51,10 @@ def _windows(
     return evaluation_windows(config, model_at(config.model, path).tokenizer, texts)
 
 
-def own_windows(config: RunConfig, seat: Seat) -> torch.Tensor | None:
+def own_windows(config: RunConfig, node: NodeContext) -> torch.Tensor | None:
     """Return windows of the held-out texts that are this node's own; None if they fill none."""
-    documents = _own_heldout(config, seat)
-    tokenizer, chosen = dense_model(config, seat).tokenizer, config.evaluation
+    documents = _own_heldout(config, node)
+    tokenizer, chosen = dense_model(config, node).tokenizer, config.evaluation
     try:
         return token_windows(
             documents, tokenizer, chosen.seq_len, chosen.max_windows, config.data.joiner
@@ -63,10 +63,10 @@ def own_windows(config: RunConfig, seat: Seat) -> torch.Tensor | None:
         return None
 
 
-def _own_heldout(config: RunConfig, seat: Seat) -> list[Document]:
+def _own_heldout(config: RunConfig, node: NodeContext) -> list[Document]:
     if config.data.source == "node":
-        return load_documents(config.data, "heldout", seat.settings.texts(config.data))
-    return _shares(_neutral(config), max(1, seat.num_partitions))[seat.partition_id]
+        return load_documents(config.data, "heldout", node.settings.texts(config.data))
+    return _shares(_neutral(config), max(1, node.num_partitions))[node.partition_id]
 
 
 @lru_cache(maxsize=1)
@@ -75,11 +75,11 @@ def _shares(config: RunConfig, num_partitions: int) -> list[list[Document]]:
     return heldout_shares(config, _documents(config.data, None), heldout, num_partitions)
 
 
-def samples(config: RunConfig, seat: Seat) -> list[Sample]:
+def samples(config: RunConfig, node: NodeContext) -> list[Sample]:
     """Return this node's calibration samples, as many as its operator lets it use."""
-    texts = seat.settings.texts(config.data)
-    place = (seat.partition_id, seat.num_partitions, seat.settings.max_samples)
-    return _drawn(_neutral(config), model_path(config.model, seat), place, texts)
+    texts = node.settings.texts(config.data)
+    place = (node.partition_id, node.num_partitions, node.settings.max_samples)
+    return _drawn(_neutral(config), model_path(config.model, node), place, texts)
 
 
 @lru_cache(maxsize=64)
@@ -94,6 +94,6 @@ def _drawn(
     return client_samples(config, documents, model_at(config.model, path).tokenizer, *place)
 
 
-def tokens(config: RunConfig, seat: Seat) -> list[torch.Tensor]:
+def tokens(config: RunConfig, node: NodeContext) -> list[torch.Tensor]:
     """Return this node's calibration samples, each int64 of shape (seq_len,)."""
-    return [sample.tokens for sample in samples(config, seat)]
+    return [sample.tokens for sample in samples(config, node)]

@@ -1,8 +1,8 @@
-"""Send the model to nodes that lack it: to several at once, to each parcel after parcel.
+"""Send the model to nodes that lack it: to several at once, to each segment after segment.
 
-A node answers each part with how many parcels it has, so a transfer that was cut off goes on where
-it was. The parts are the same for all nodes: Flower stores and the server reads a parcel once for
-all that are at the same place, and no more parcels are in memory than nodes are sent to at once.
+A node answers each part with how many segments it has, so a transfer that was cut off goes on where
+it was. The parts are the same for all nodes: Flower stores and the server reads a segment once for
+all that are at the same place, and no more segments are in memory than nodes are sent to at once.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 from fedprune.errors import ReplyRefusedError
 from fedprune.flower.replies import SHORT_REPLY_BYTES, ReplyLimits
 from fedprune.models.transfer import Offer
-from fedprune.records import manifest_record, parcel_record, read_held
+from fedprune.records import manifest_record, read_held, segment_record
 from fedprune.results.ledger import Ledger
 from strategies.exchange import Again, Outcome, exchange
 
@@ -23,7 +23,7 @@ PHASE = "model"
 _MANIFEST = -1
 
 Sent = Callable[[int, int], None]
-"""Told after each answer: how many parcels the nodes have together, and of how many."""
+"""Told after each answer: how many segments the nodes have together, and of how many."""
 
 
 @dataclass
@@ -35,9 +35,9 @@ class Delivery:
     offer : Offer
         The model.
     timeout : float
-        Seconds a node has to take a parcel (`strategy.timeout`).
+        Seconds a node has to take a segment (`strategy.timeout`).
     window : int
-        Nodes that are sent parcels at once.
+        Nodes that are sent segments at once.
     job : str
         The run's key, the group of every message.
     rejoin : float
@@ -45,7 +45,7 @@ class Delivery:
     ledger : Ledger
         Is told of messages that nobody asked for.
     sent : Callable[[int, int], None]
-        Told after each answer how many parcels the nodes have together, and of how many.
+        Told after each answer how many segments the nodes have together, and of how many.
     """
 
     offer: Offer
@@ -83,7 +83,7 @@ class Delivery:
         self._latest = None
 
     def take(self, outcome: Outcome) -> Outcome | Message:
-        """Return the outcome of a node's whole delivery, or the next parcel for it."""
+        """Return the outcome of a node's whole delivery, or the next segment for it."""
         node_id = outcome.node_id
         before = self._so_far.pop(node_id, None)
         total = outcome.after(before)
@@ -93,18 +93,18 @@ class Delivery:
             held = self._noted(node_id, outcome.reply)
         except ReplyRefusedError as error:
             return replace(total, reply=None, problem=str(error))
-        if held == len(self.offer.manifest.parcels):
+        if held == len(self.offer.manifest.segments):
             return total
         self._so_far[node_id] = replace(total, reply=None)
         return self._message(node_id, held)
 
     def _noted(self, node_id: int, reply: Message) -> int:
-        total = len(self.offer.manifest.parcels)
+        total = len(self.offer.manifest.segments)
         held = read_held(reply, total)
         answers = self._answers[node_id] = self._answers.get(node_id, 0) + 1
-        # The manifest and every parcel are answered once; a file that spoils on a disk, anew.
+        # The manifest and every segment are answered once; a file that spoils on a disk, anew.
         if answers > 2 * total + 2:
-            raise ReplyRefusedError(f"it took {answers} parts of a model of {total} parcels.")
+            raise ReplyRefusedError(f"it took {answers} parts of a model of {total} segments.")
         self._held[node_id] = held
         self.sent(sum(self._held.values()), total * len(self._held))
         return held
@@ -116,11 +116,11 @@ class Delivery:
     def _content(self, number: int) -> RecordDict:
         if self._latest is None or self._latest[0] != number:
             manifest = self.offer.manifest
-            self._latest = None  # so that two parcels are never held
+            self._latest = None  # so that two segments are never held
             content = (
                 manifest_record(manifest)
                 if number == _MANIFEST
-                else parcel_record(manifest.digest, number, self.offer.parcel(number))
+                else segment_record(manifest.digest, number, self.offer.segment(number))
             )
             self._latest = (number, content)
         return self._latest[1]

@@ -82,7 +82,7 @@ class OwnTexts:
 
         A client that drops out, sends nonsense or has too little text is left out by name.
         """
-        content = final_record(self.exchange_client.config_yaml, self._send_parcels())
+        content = final_record(self.exchange_client.config_yaml, self._send_segments())
         found: dict[str, OwnTextResult] = {}
         left_out: dict[str, str] = {}
         for client, reply in self._exchange(EVALUATE_FEDERATED, content):
@@ -108,8 +108,8 @@ class OwnTexts:
     def _cohort(self) -> Cohort:
         return self.exchange_client.cohort
 
-    def _send_parcels(self) -> FinalOrder:
-        """Send the changes of all blocks but for the last parcel, which is returned."""
+    def _send_segments(self) -> FinalOrder:
+        """Send the changes of all blocks but for the last segment, which is returned."""
         sizes: dict[int, int] = {}
         waiting, sent = bytearray(), 0
         for block in range(self.model.num_blocks):
@@ -125,9 +125,9 @@ class OwnTexts:
                 sent += MESSAGE_BYTES
         return FinalOrder(sizes, sent, bytes(waiting))
 
-    def _deliver(self, start: int, parcel: bytes) -> None:
+    def _deliver(self, start: int, segment: bytes) -> None:
         content = request(
-            self.exchange_client.config_yaml, {"parcel": parcel}, name=FINAL, start=start
+            self.exchange_client.config_yaml, {"segment": segment}, name=FINAL, start=start
         )
         for client, _ in self._exchange(DELIVER, content):
             self._note(client)

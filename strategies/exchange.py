@@ -176,7 +176,7 @@ class Repeats:
 
     A process that died at its work is asked again at once, one time: the kernel may have killed it
     for memory that another program needed. A node that is lost may come back under its id, and is
-    asked then. Orders can be followed twice, and parcels taken twice.
+    asked then. Orders can be followed twice, and segments taken twice.
 
     Parameters
     ----------

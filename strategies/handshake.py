@@ -109,7 +109,7 @@ class Handshake:
         answered : Callable[[int, int], None]
             Told after each answer: how many have answered, and of how many.
         sent : Callable[[int, int], None], optional
-            Told of parcels of the model, where nodes get it from here.
+            Told of segments of the model, where nodes get it from here.
 
         Raises
         ------
@@ -173,11 +173,11 @@ class Handshake:
             return
         log(
             INFO,
-            "sending the model to %d nodes: %s in %d files, %d parcels each",
+            "sending the model to %d nodes: %s in %d files, %d segments each",
             len(lacking),
             size_text(offer.manifest.size),
             len(offer.manifest.files),
-            len(offer.manifest.parcels),
+            len(offer.manifest.segments),
         )
         window = window_for(None, MESSAGE_BYTES)
         delivery = Delivery(offer, self.timeout, window, self.job, self.rejoin, self.ledger, sent)

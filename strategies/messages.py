@@ -1,4 +1,4 @@
-"""Requests with what goes with them, replies in parcels, refusals noted: an exchange on Flower."""
+"""Requests with what goes with them, replies in segments, refusals noted: an exchange on Flower."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,14 +13,14 @@ from fedprune.errors import ReplyRefusedError, WireError
 from fedprune.flower.replies import SHORT_REPLY_BYTES, ReplyLimits
 from fedprune.methods.exchange import BlockExchange
 from fedprune.methods.public_model import PublicModel
-from fedprune.models.transfer import MOST_PARCEL_BYTES
+from fedprune.models.transfer import MOST_SEGMENT_BYTES
 from fedprune.records import (
     Order,
     PruneReply,
     joined,
     order_record,
-    read_parcel,
     read_prune,
+    read_segment,
     read_sizes,
     request,
 )
@@ -112,34 +112,34 @@ class _Collected:
 
 
 @dataclass
-class ParcelJoiner:
-    """Asks for parcel after parcel and hands out one whole reply.
+class SegmentJoiner:
+    """Asks for segment after segment and hands out one whole reply.
 
     Parameters
     ----------
     form : str
         The format of the replies.
-    parcel_bytes : int
-        Bytes of a parcel, the last one excepted.
+    segment_bytes : int
+        Bytes of a segment, the last one excepted.
     most_bytes : int
         The most bytes that a whole reply can have, known from the model.
     fetch : Callable[[int, int], Message]
-        (node id, number of the parcel) -> the request for it.
+        (node id, number of the segment) -> the request for it.
     """
 
     form: str
-    parcel_bytes: int
+    segment_bytes: int
     most_bytes: int
     fetch: Callable[[int, int], Message]
     _collected: dict[int, _Collected] = field(default_factory=dict)
 
     @property
     def reply_bytes(self) -> int:
-        """The most bytes of a message: of a parcel, or of a reply that fits into one."""
-        return min(self.most_bytes, self.parcel_bytes) + SHORT_REPLY_BYTES
+        """The most bytes of a message: of a segment, or of a reply that fits into one."""
+        return min(self.most_bytes, self.segment_bytes) + SHORT_REPLY_BYTES
 
     def take(self, outcome: Outcome) -> Outcome | Message:
-        """Return the outcome of the whole reply, or the request for its next parcel."""
+        """Return the outcome of the whole reply, or the request for its next segment."""
         started = self._collected.pop(outcome.node_id, None)
         total = outcome.after(started.so_far if started else None)
         if outcome.reply is None:
@@ -162,8 +162,8 @@ class ParcelJoiner:
                     f"{sum(sizes.values())}."
                 )
             started = _Collected(reply, sizes, [], total)
-        expected = min(self.parcel_bytes, started.missing)
-        started.parts.append(read_parcel(reply, self.form, expected))
+        expected = min(self.segment_bytes, started.missing)
+        started.parts.append(read_segment(reply, self.form, expected))
         started.so_far = total
         if started.missing:
             self._collected[total.node_id] = started
@@ -175,7 +175,7 @@ class ParcelJoiner:
 # Flower's runtime holds a message several times in each process on its way; this keeps the
 # largest one far below the 100-200 MB at which deployments were seen to fail. A part of a model
 # is a message too, and nodes refuse longer ones.
-MESSAGE_BYTES = MOST_PARCEL_BYTES
+MESSAGE_BYTES = MOST_SEGMENT_BYTES
 # Replies that may wait in Flower's memory, in bytes and in number.
 _WAITING_BYTES = 512_000_000
 _WAITING_REPLIES = 256
@@ -275,16 +275,16 @@ class ExchangeClient:
 
         return message
 
-    def joiner(self, orders: Mapping[int, Order], form: str, most_bytes: int) -> ParcelJoiner:
-        """Return what asks for the other parcels of replies that are too long for a message."""
+    def joiner(self, orders: Mapping[int, Order], form: str, most_bytes: int) -> SegmentJoiner:
+        """Return what asks for the other segments of replies that are too long for a message."""
         clients = {client.node_id: client for client in self.cohort.active}
 
         def fetch(node_id: int, number: int) -> Message:
             content = order_record(self.config_yaml, orders[node_id])
-            content.config_records["config"]["parcel"] = number
+            content.config_records["config"]["segment"] = number
             return self.message(clients[node_id], FETCH, content)
 
-        return ParcelJoiner(form, MESSAGE_BYTES, most_bytes, fetch)
+        return SegmentJoiner(form, MESSAGE_BYTES, most_bytes, fetch)
 
     def replies(
         self,
@@ -305,7 +305,7 @@ class ExchangeClient:
         report : Callable[[int, int], None]
             Told after each answer: how many, and of how many.
         joiner : Collector, optional
-            Puts together what comes in parcels.
+            Puts together what comes in segments.
         again : Callable[[int], Message], optional
             Node id -> its request once more, for one whose process dies at its work or that is
             lost and comes back; without it requests are kept until they are answered.
@@ -337,7 +337,7 @@ class ExchangeClient:
             report(answered, max(answered, total))
 
     def deliver(self, orders: Mapping[int, Order], bundle: Bundle) -> Ahead:
-        """Send bundles that are too long for a request ahead of it, in parcels.
+        """Send bundles that are too long for a request ahead of it, in segments.
 
         Returns
         -------
@@ -354,7 +354,7 @@ class ExchangeClient:
         def message(node_id: int) -> Message:
             name, start = places[node_id].pop(0)
             data = long[node_id][name][start : start + MESSAGE_BYTES]
-            content = request(self.config_yaml, {"parcel": data}, name=name, start=start)
+            content = request(self.config_yaml, {"segment": data}, name=name, start=start)
             return self.message(clients[node_id], DELIVER, content)
 
         joiner = _Deliveries(places, message)
@@ -386,7 +386,7 @@ def forget(grid: Grid, nodes: Iterable[int], job: str) -> None:
 
 @dataclass(frozen=True)
 class _Deliveries:
-    """Sends the next parcel when the one before has arrived."""
+    """Sends the next segment when the one before has arrived."""
 
     places: Mapping[int, list[tuple[str, int]]]
     message: Callable[[int], Message]
@@ -415,7 +415,7 @@ def _sizes(bundle: Mapping[str, bytes]) -> dict[str, int]:
 
 
 def _places(bundle: Mapping[str, bytes]) -> list[tuple[str, int]]:
-    """Return where parcels start: names, and bytes from their beginning."""
+    """Return where segments start: names, and bytes from their beginning."""
     return [
         (name, start)
         for name, data in bundle.items()

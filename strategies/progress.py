@@ -110,12 +110,12 @@ def greeting(status: RunStatus) -> Report:
 
 
 def sending(status: RunStatus) -> Report:
-    """Return what to tell after each parcel of the model that a node has taken."""
+    """Return what to tell after each segment of the model that a node has taken."""
     pace = Pace()
 
     def report(held: int, total: int) -> None:
         if pace.due(held / max(1, total)):
-            show(status, "model", held, total, "parcels of the model are on the nodes")
+            show(status, "model", held, total, "segments of the model are on the nodes")
 
     return report
 

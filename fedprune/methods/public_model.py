@@ -12,7 +12,7 @@ from fedprune.errors import ModelError
 from fedprune.models.transfer import Offer
 from fedprune.pruning.groups import check_divides
 
-# Room for the headers of one linear's frame: name, shapes, counts, checksum.
+# InboxQuota for the headers of one linear's frame: name, shapes, counts, checksum.
 FRAME_BYTES = 512
 
 

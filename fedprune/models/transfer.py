@@ -20,9 +20,9 @@ from fedprune.errors import ModelError, WireError
 from fedprune.models.folder import CONFIG, SAFETENSORS, SAFETENSORS_INDEX, weight_files
 
 FORMAT = "fedprune-model-1"
-MOST_PARCEL_BYTES = 64_000_000
+MOST_SEGMENT_BYTES = 64_000_000
 MOST_MANIFEST_BYTES = 32_000_000
-_LEAST_PARCEL_BYTES = 1 << 12
+_LEAST_SEGMENT_BYTES = 1 << 12
 _MOST_FILES = 2_000
 _MOST_BYTES = 1 << 42
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -60,19 +60,19 @@ class ModelFile:
         Its bytes, at least one.
     sha256 : str
         Of all of them, in hex.
-    parcels : tuple of str
-        SHA-256 of each parcel.
+    segments : tuple of str
+        SHA-256 of each segment.
     """
 
     name: str
     size: int
     sha256: str
-    parcels: tuple[str, ...]
+    segments: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Parcel:
-    """One parcel: the bytes of ``file`` from ``start`` on, and their SHA-256."""
+class Segment:
+    """One segment: the bytes of ``file`` from ``start`` on, and their SHA-256."""
 
     file: ModelFile
     start: int
@@ -80,10 +80,10 @@ class Parcel:
     sha256: str
 
     def check(self, data: bytes) -> None:
-        """Raise ``WireError`` unless these are the parcel's bytes."""
+        """Raise ``WireError`` unless these are the segment's bytes."""
         if len(data) != self.size or hashlib.sha256(data).hexdigest() != self.sha256:
             raise WireError(
-                f"a parcel of '{self.file.name}' is not what the model's manifest says: "
+                f"a segment of '{self.file.name}' is not what the model's manifest says: "
                 f"{self.size} bytes expected, {len(data)} came. "
                 "Leave the server's model alone while a run uses it."
             )
@@ -95,13 +95,13 @@ class Manifest:
 
     Attributes
     ----------
-    parcel_bytes : int
-        The bytes of a parcel; the last of a file may be shorter.
+    segment_bytes : int
+        The bytes of a segment; the last of a file may be shorter.
     files : tuple of ModelFile
         All files.
     """
 
-    parcel_bytes: int
+    segment_bytes: int
     files: tuple[ModelFile, ...]
 
     @cached_property
@@ -121,14 +121,14 @@ class Manifest:
         return sum(file.size for file in self.files)
 
     @cached_property
-    def parcels(self) -> tuple[Parcel, ...]:
-        """All parcels in the order in which they travel; none spans two files."""
-        return tuple(parcel for file in self.files for parcel in self._cut(file))
+    def segments(self) -> tuple[Segment, ...]:
+        """All segments in the order in which they travel; none spans two files."""
+        return tuple(segment for file in self.files for segment in self._cut(file))
 
-    def _cut(self, file: ModelFile) -> Iterator[Parcel]:
-        for number, sha256 in enumerate(file.parcels):
-            start = number * self.parcel_bytes
-            yield Parcel(file, start, min(self.parcel_bytes, file.size - start), sha256)
+    def _cut(self, file: ModelFile) -> Iterator[Segment]:
+        for number, sha256 in enumerate(file.segments):
+            start = number * self.segment_bytes
+            yield Segment(file, start, min(self.segment_bytes, file.size - start), sha256)
 
     @classmethod
     def read(cls, data: bytes) -> Self:
@@ -145,16 +145,16 @@ class Manifest:
             content = json.loads(data)
             if not isinstance(content, dict) or content.get("format") != FORMAT:
                 raise ValueError(f"its format is not '{FORMAT}'")
-            if set(content) != {"format", "parcel_bytes", "files"}:
+            if set(content) != {"format", "segment_bytes", "files"}:
                 raise ValueError("it has other keys")
-            parcel_bytes, listed = content["parcel_bytes"], content["files"]
-            if type(parcel_bytes) is not int or not (
-                _LEAST_PARCEL_BYTES <= parcel_bytes <= MOST_PARCEL_BYTES
+            segment_bytes, listed = content["segment_bytes"], content["files"]
+            if type(segment_bytes) is not int or not (
+                _LEAST_SEGMENT_BYTES <= segment_bytes <= MOST_SEGMENT_BYTES
             ):
-                raise ValueError(f"its parcels must have at most {MOST_PARCEL_BYTES} bytes")
+                raise ValueError(f"its segments must have at most {MOST_SEGMENT_BYTES} bytes")
             if not isinstance(listed, list) or not 0 < len(listed) <= _MOST_FILES:
                 raise ValueError(f"it must list 1 to {_MOST_FILES} files")
-            found = cls(parcel_bytes, tuple(_file(entry, parcel_bytes) for entry in listed))
+            found = cls(segment_bytes, tuple(_file(entry, segment_bytes) for entry in listed))
             _check_files(found)
         except (ValueError, RecursionError) as error:
             raise WireError(f"the manifest of the model is refused: {error}.") from error
@@ -171,21 +171,21 @@ def may_travel(name: str) -> bool:
     return name in SMALL_FILES or _WEIGHTS.fullmatch(name) is not None
 
 
-def _file(entry: object, parcel_bytes: int) -> ModelFile:
-    if not isinstance(entry, dict) or set(entry) != {"name", "size", "sha256", "parcels"}:
+def _file(entry: object, segment_bytes: int) -> ModelFile:
+    if not isinstance(entry, dict) or set(entry) != {"name", "size", "sha256", "segments"}:
         raise ValueError("a file must have a name, a size and hashes")
-    name, size, sha256, parcels = (entry[key] for key in ("name", "size", "sha256", "parcels"))
+    name, size, sha256, segments = (entry[key] for key in ("name", "size", "sha256", "segments"))
     if not isinstance(name, str) or not may_travel(name):
         raise ValueError(
             f"{ascii(name)[:80]} may not travel: only configuration, tokenizer and safetensors do"
         )
     if type(size) is not int or not 0 < size <= _MOST_BYTES:
         raise ValueError(f"'{name}' must have between 1 and {_MOST_BYTES} bytes")
-    if not isinstance(parcels, list) or len(parcels) != -(-size // parcel_bytes):
-        raise ValueError(f"'{name}' must list a hash for each parcel")
-    if not all(isinstance(digest, str) and is_digest(digest) for digest in (sha256, *parcels)):
+    if not isinstance(segments, list) or len(segments) != -(-size // segment_bytes):
+        raise ValueError(f"'{name}' must list a hash for each segment")
+    if not all(isinstance(digest, str) and is_digest(digest) for digest in (sha256, *segments)):
         raise ValueError(f"'{name}' must have SHA-256 hashes in hex")
-    return ModelFile(name, size, sha256, tuple(parcels))
+    return ModelFile(name, size, sha256, tuple(segments))
 
 
 def _check_files(manifest: Manifest) -> None:
@@ -218,7 +218,7 @@ class Offer:
     paths: Mapping[str, Path]
 
     @classmethod
-    def of(cls, source: str, revision: str | None, parcel_bytes: int) -> Self:
+    def of(cls, source: str, revision: str | None, segment_bytes: int) -> Self:
         """Hash a model that has been loaded; no more than a piece of each file is in memory.
 
         Parameters
@@ -227,8 +227,8 @@ class Offer:
             Its folder, or its id on the Hub.
         revision : str or None
             Of a Hub id.
-        parcel_bytes : int
-            Most bytes of a parcel.
+        segment_bytes : int
+            Most bytes of a segment.
 
         Raises
         ------
@@ -238,12 +238,12 @@ class Offer:
         paths = _files(source, revision)
         names = sorted(paths, key=lambda name: (name not in SMALL_FILES, name))
         with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as threads:
-            files = threads.map(lambda name: _hashed(name, paths[name], parcel_bytes), names)
-            return cls(Manifest(parcel_bytes, tuple(files)), paths)
+            files = threads.map(lambda name: _hashed(name, paths[name], segment_bytes), names)
+            return cls(Manifest(segment_bytes, tuple(files)), paths)
 
-    def parcel(self, number: int) -> bytes:
-        """Return the bytes of a parcel."""
-        place = self.manifest.parcels[number]
+    def segment(self, number: int) -> bytes:
+        """Return the bytes of a segment."""
+        place = self.manifest.segments[number]
         with self.paths[place.file.name].open("rb") as file:
             file.seek(place.start)
             return file.read(place.size)
@@ -268,17 +268,17 @@ def _files(source: str, revision: str | None) -> dict[str, Path]:
     return found | {path.name: path for path in weights}
 
 
-def _hashed(name: str, path: Path, parcel_bytes: int) -> ModelFile:
+def _hashed(name: str, path: Path, segment_bytes: int) -> ModelFile:
     whole, size = hashlib.sha256(), 0
-    parcels: list[str] = []
+    segments: list[str] = []
     with path.open("rb") as file:
         while True:
-            part, left = hashlib.sha256(), parcel_bytes
+            part, left = hashlib.sha256(), segment_bytes
             while left and (data := file.read(min(left, _PIECE))):
                 whole.update(data)
                 part.update(data)
                 left -= len(data)
-            if left == parcel_bytes:
-                return ModelFile(name, size, whole.hexdigest(), tuple(parcels))
-            parcels.append(part.hexdigest())
-            size += parcel_bytes - left
+            if left == segment_bytes:
+                return ModelFile(name, size, whole.hexdigest(), tuple(segments))
+            segments.append(part.hexdigest())
+            size += segment_bytes - left

@@ -1,6 +1,6 @@
-"""A model on its way to a node: the manifest first, then parcel after parcel.
+"""A model on its way to a node: the manifest first, then segment after segment.
 
-Requests are the same for every node, so that Flower holds the bytes of a parcel once for all.
+Requests are the same for every node, so that Flower holds the bytes of a segment once for all.
 """
 
 from dataclasses import dataclass
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fedprune.errors import ReplyRefusedError
-from fedprune.models.transfer import MOST_MANIFEST_BYTES, MOST_PARCEL_BYTES, Manifest, is_digest
+from fedprune.models.transfer import MOST_MANIFEST_BYTES, MOST_SEGMENT_BYTES, Manifest, is_digest
 from fedprune.records.fields import array_bytes, byte_array, typed
 from fedprune.records.requests import requested
 
 MODEL_FORMAT = "fedprune.model.v1"
-_MANIFEST, _PARCEL = "manifest", "parcel"
+_MANIFEST, _SEGMENT = "manifest", "segment"
 
 
 @dataclass(frozen=True)
-class ModelParcel:
+class ModelSegment:
     """A part of a model that arrives.
 
     Attributes
@@ -25,7 +25,7 @@ class ModelParcel:
     digest : str
         SHA-256 of the model's manifest.
     number : int
-        Which parcel, from 0; -1 is the manifest itself.
+        Which segment, from 0; -1 is the manifest itself.
     data : bytes
         Its bytes.
     """
@@ -40,12 +40,12 @@ def manifest_record(manifest: Manifest) -> RecordDict:
     return _record(manifest.digest, -1, _MANIFEST, manifest.text)
 
 
-def parcel_record(digest: str, number: int, data: bytes) -> RecordDict:
-    """Return the content of a request that brings a parcel."""
-    return _record(digest, number, _PARCEL, data)
+def segment_record(digest: str, number: int, data: bytes) -> RecordDict:
+    """Return the content of a request that brings a segment."""
+    return _record(digest, number, _SEGMENT, data)
 
 
-def read_model_parcel(message: Message) -> ModelParcel:
+def read_model_segment(message: Message) -> ModelSegment:
     """Read a request that brings a model.
 
     Raises
@@ -54,22 +54,22 @@ def read_model_parcel(message: Message) -> ModelParcel:
         If it is malformed or too large.
     """
     digest = str(requested(message, "manifest", str))
-    number = int(requested(message, "parcel", int))
-    name = _PARCEL if number >= 0 else _MANIFEST
+    number = int(requested(message, "segment", int))
+    name = _SEGMENT if number >= 0 else _MANIFEST
     arrays = message.content.array_records.get("arrays")
     if arrays is None or set(arrays) != {name} or number < -1 or not is_digest(digest):
-        raise ReplyRefusedError("a model comes as its manifest, then as numbered parcels of it.")
-    most = MOST_PARCEL_BYTES if number >= 0 else MOST_MANIFEST_BYTES
-    return ModelParcel(digest, number, array_bytes(arrays[name], MODEL_FORMAT, most))
+        raise ReplyRefusedError("a model comes as its manifest, then as numbered segments of it.")
+    most = MOST_SEGMENT_BYTES if number >= 0 else MOST_MANIFEST_BYTES
+    return ModelSegment(digest, number, array_bytes(arrays[name], MODEL_FORMAT, most))
 
 
 def held_record(held: int) -> RecordDict:
-    """Return the content of a node's answer: how many parcels it has, the first ones."""
+    """Return the content of a node's answer: how many segments it has, the first ones."""
     return RecordDict({"model": ConfigRecord({"held": held})})
 
 
-def read_held(message: Message, parcels: int) -> int:
-    """Return how many of a model's ``parcels`` a node has.
+def read_held(message: Message, segments: int) -> int:
+    """Return how many of a model's ``segments`` a node has.
 
     Raises
     ------
@@ -78,17 +78,17 @@ def read_held(message: Message, parcels: int) -> int:
     """
     record = message.content.config_records.get("model")
     if record is None or set(message.content) != {"model"}:
-        raise ReplyRefusedError("an answer to a model's parcel holds the record 'model' only.")
+        raise ReplyRefusedError("an answer to a model's segment holds the record 'model' only.")
     held = int(str(typed(record, "held", int)))
-    if not 0 <= held <= parcels:
-        raise ReplyRefusedError(f"a node can have 0 to {parcels} parcels, got {held}.")
+    if not 0 <= held <= segments:
+        raise ReplyRefusedError(f"a node can have 0 to {segments} segments, got {held}.")
     return held
 
 
 def _record(digest: str, number: int, name: str, data: bytes) -> RecordDict:
     return RecordDict(
         {
-            "config": ConfigRecord({"manifest": digest, "parcel": number}),
+            "config": ConfigRecord({"manifest": digest, "segment": number}),
             "arrays": ArrayRecord({name: byte_array(data, MODEL_FORMAT)}),
         }
     )

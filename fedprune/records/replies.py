@@ -111,8 +111,8 @@ def block_key(index: int) -> str:
     return f"block-{index:05d}"
 
 
-_KEY = "parcel"
-_LIST = "parcels"
+_KEY = "segment"
+_LIST = "segments"
 
 
 def split_record(content: RecordDict, first: bytes, sizes: Mapping[int, int], form: str) -> None:
@@ -123,7 +123,7 @@ def split_record(content: RecordDict, first: bytes, sizes: Mapping[int, int], fo
     content : RecordDict
         From :func:`fedprune.records.replies.prune_record`, without blocks; changed in place.
     first : bytes
-        The first parcel of all blocks' bytes, one after the other.
+        The first segment of all blocks' bytes, one after the other.
     sizes : Mapping[int, int]
         Block -> its bytes, in that order.
     form : str
@@ -133,13 +133,13 @@ def split_record(content: RecordDict, first: bytes, sizes: Mapping[int, int], fo
     content[_LIST] = ConfigRecord({"blocks": list(sizes), "sizes": list(sizes.values())})
 
 
-def fetched_record(parcel: bytes, form: str) -> RecordDict:
-    """Return the content of a reply that brings a later parcel."""
-    return RecordDict({"arrays": ArrayRecord({_KEY: byte_array(parcel, form)})})
+def fetched_record(segment: bytes, form: str) -> RecordDict:
+    """Return the content of a reply that brings a later segment."""
+    return RecordDict({"arrays": ArrayRecord({_KEY: byte_array(segment, form)})})
 
 
 def read_sizes(message: Message) -> dict[int, int] | None:
-    """Return block -> bytes if more parcels follow this reply, None if it is whole.
+    """Return block -> bytes if more segments follow this reply, None if it is whole.
 
     Raises
     ------
@@ -151,17 +151,17 @@ def read_sizes(message: Message) -> dict[int, int] | None:
         return None
     blocks, sizes = record.get("blocks"), record.get("sizes")
     if not isinstance(blocks, list) or not isinstance(sizes, list) or len(blocks) != len(sizes):
-        raise ReplyRefusedError("'parcels' must list as many blocks as sizes.")
+        raise ReplyRefusedError("'segments' must list as many blocks as sizes.")
     found = {}
     for block, size in zip(blocks, sizes, strict=True):
         if type(block) is not int or type(size) is not int or block < 0 or not 0 < size < 2**40:
-            raise ReplyRefusedError("'parcels' must list whole numbers: blocks and their bytes.")
+            raise ReplyRefusedError("'segments' must list whole numbers: blocks and their bytes.")
         found[block] = size
     return found
 
 
-def read_parcel(message: Message, form: str, size: int) -> bytes:
-    """Return the parcel of a reply, which must have exactly ``size`` bytes.
+def read_segment(message: Message, form: str, size: int) -> bytes:
+    """Return the segment of a reply, which must have exactly ``size`` bytes.
 
     Raises
     ------
@@ -170,10 +170,10 @@ def read_parcel(message: Message, form: str, size: int) -> bytes:
     """
     arrays = message.content.array_records.get("arrays")
     if arrays is None or set(arrays) != {_KEY}:
-        raise ReplyRefusedError("a reply in parcels holds one array, 'parcel'.")
+        raise ReplyRefusedError("a reply in segments holds one array, 'segment'.")
     data = array_bytes(arrays[_KEY], form, size)
     if len(data) != size:
-        raise ReplyRefusedError(f"this parcel has {size} bytes, got {len(data)}.")
+        raise ReplyRefusedError(f"this segment has {size} bytes, got {len(data)}.")
     return data
 
 
@@ -243,23 +243,23 @@ class FinalOrder:
     Attributes
     ----------
     sizes : Mapping[int, int]
-        Block -> bytes of what became of it, in the order of the parcels; others stay dense.
+        Block -> bytes of what became of it, in the order of the segments; others stay dense.
     start : int
-        How many bytes came in parcels before.
-    parcel : bytes
+        How many bytes came in segments before.
+    segment : bytes
         The last one, which comes with the request; empty if every block stays dense.
     """
 
     sizes: Mapping[int, int]
     start: int
-    parcel: bytes
+    segment: bytes
 
 
 def final_record(config_yaml: str, order: FinalOrder) -> RecordDict:
     """Return the content of a request to measure the final model."""
-    records = request(config_yaml, {"parcel": order.parcel}, start=order.start)
+    records = request(config_yaml, {"segment": order.segment}, start=order.start)
     listed = {"blocks": list(order.sizes), "sizes": list(order.sizes.values())}
-    records["parcels"] = ConfigRecord(listed)  # type: ignore[arg-type]
+    records["segments"] = ConfigRecord(listed)  # type: ignore[arg-type]
     return records
 
 
@@ -273,12 +273,12 @@ def read_final(message: Message) -> FinalOrder:
     """
     sizes, bundle = read_sizes(message), read_bundle(message)
     start = int(requested(message, "start", int))
-    if sizes is None or set(bundle) != {"parcel"} or start < 0:
+    if sizes is None or set(bundle) != {"segment"} or start < 0:
         raise ReplyRefusedError(
-            "a request to measure the final model brings the array 'parcel', its start and the "
-            "record 'parcels'."
+            "a request to measure the final model brings the array 'segment', its start and the "
+            "record 'segments'."
         )
-    return FinalOrder(sizes, start, bundle["parcel"])
+    return FinalOrder(sizes, start, bundle["segment"])
 
 
 def own_text_record(result: OwnTextResult) -> RecordDict:

@@ -10,10 +10,10 @@ from fedprune.errors import ReplyRefusedError
 from fedprune.records.fields import array_bytes, byte_array, kebab, typed
 
 BUNDLE_FORMAT = "fedprune.changes.v3"
-_NAMES = re.compile(r"update|start-\d{5}|parcel")
+_NAMES = re.compile(r"update|start-\d{5}|segment")
 _DELIVERED = re.compile(r"update|start-\d{5}")
 _AHEAD = "ahead"
-_LEAST_PARCEL = 1 << 16
+_LEAST_SEGMENT = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Order:
         The block whose inputs the node kept after its last order; 0 starts anew.
     last : bool
         Whether nothing follows in this run, so that the node need keep nothing.
-    parcel_bytes : int
-        Longer replies come in parcels of this many bytes.
+    segment_bytes : int
+        Longer replies come in segments of this many bytes.
     exchange : str
         What is asked about the blocks: the name of an exchange that the configuration asks for.
     """
@@ -37,7 +37,7 @@ class Order:
     blocks: tuple[int, ...]
     resume: int
     last: bool
-    parcel_bytes: int
+    segment_bytes: int
     exchange: str = "prune"
 
     def __post_init__(self) -> None:
@@ -48,9 +48,9 @@ class Order:
                 f"an order must name increasing blocks at or after block {self.resume}, "
                 f"got {list(self.blocks)[:8]}."
             )
-        if self.parcel_bytes < _LEAST_PARCEL:
+        if self.segment_bytes < _LEAST_SEGMENT:
             raise ReplyRefusedError(
-                f"'parcel-bytes' must be at least {_LEAST_PARCEL}, got {self.parcel_bytes}."
+                f"'segment-bytes' must be at least {_LEAST_SEGMENT}, got {self.segment_bytes}."
             )
 
 
@@ -60,7 +60,7 @@ def request(
     """Return the content of a request: the run's configuration and a few settings.
 
     Keyword names become kebab-case keys of the record ``config``; ``bundle`` (names -> bytes of
-    :func:`fedprune.wire.changes.encode_update`, or a parcel of such) travels as arrays beside it.
+    :func:`fedprune.wire.changes.encode_update`, or a segment of such) travels as arrays beside it.
     """
     content: dict[str, int | str] = {"config-yaml": config_yaml}
     content.update({kebab(key): value for key, value in values.items()})
@@ -109,7 +109,7 @@ def read_order(message: Message) -> Order:
         blocks=tuple(block for block in blocks if isinstance(block, int)),
         resume=int(str(typed(record, "resume", int))),
         last=bool(typed(record, "last", bool)),
-        parcel_bytes=int(str(typed(record, "parcel-bytes", int))),
+        segment_bytes=int(str(typed(record, "segment-bytes", int))),
         exchange=str(typed(record, "exchange", str)),
     )
 
@@ -144,7 +144,7 @@ def read_bundle(message: Message) -> dict[str, bytes]:
     arrays = message.content.array_records.get("arrays")
     if arrays is None or not all(_NAMES.fullmatch(name) for name in arrays):
         raise ReplyRefusedError(
-            "the request's record 'arrays' may hold 'update', 'start-NNNNN' and 'parcel' only."
+            "the request's record 'arrays' may hold 'update', 'start-NNNNN' and 'segment' only."
         )
     return {name: array_bytes(array, BUNDLE_FORMAT) for name, array in arrays.items()}
 

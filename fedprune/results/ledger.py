@@ -77,7 +77,7 @@ class Ledger:
 
     @property
     def bytes_up(self) -> int:
-        """Bytes received from all clients, but for answers to parcels of the model."""
+        """Bytes received from all clients, but for answers to segments of the model."""
         return sum(entry.bytes_up for entry in self.entries if entry.phase != "model")
 
     @property

@@ -54,7 +54,7 @@ def test_it_is_asked_again_and_gives_the_same(tmp_path, model, options):
     check(tmp_path, *options, f"model={model}")
 
 
-def test_what_was_delivered_in_parcels_is_still_there(tmp_path, monkeypatch):
+def test_what_was_delivered_in_segments_is_still_there(tmp_path, monkeypatch):
     for module in ("post", "orders"):
         monkeypatch.setattr(f"strategies.{module}.MESSAGE_BYTES", 1 << 16)
     check(tmp_path, *JOBS["rounds"])

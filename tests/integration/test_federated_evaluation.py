@@ -1,4 +1,4 @@
-"""Clients measure the final model on their own texts: every strategy, parcels, what goes wrong."""
+"""Clients measure the final model on their own texts: every strategy, segments, what goes wrong."""
 
 import json
 import math
@@ -73,14 +73,14 @@ def test_each_client_s_figures_are_those_of_the_exported_model(tmp_path, overrid
         assert f".{key}" in described, key
 
 
-def test_long_models_come_in_parcels_and_their_bytes_are_counted(tmp_path, monkeypatch):
+def test_long_models_come_in_segments_and_their_bytes_are_counted(tmp_path, monkeypatch):
     whole = job(tmp_path / "whole", *FEDERATED, clients=CLIENTS)
     monkeypatch.setattr(strategies.evaluation, "MESSAGE_BYTES", 20_000)
     grid = LocalGrid(app, CLIENTS)
     cut = job(tmp_path / "cut", *FEDERATED, clients=CLIENTS, grid=grid)
     assert own(cut) == own(whole)
     sent = [message for message in grid.sent if message.metadata.message_type == "query.deliver"]
-    sizes = [len(message.content["arrays"]["parcel"].data) for message in sent]
+    sizes = [len(message.content["arrays"]["segment"].data) for message in sent]
     assert len(sent) > 2 * CLIENTS and set(sizes) == {20_000}
     down = [
         sum(e["bytes_down"] for e in run["ledger"]["entries"] if e["phase"] == "evaluate")
@@ -99,11 +99,11 @@ class Hostile(LocalGrid):
     def deliver(self, message):
         metadata = message.metadata
         if metadata.dst_node_id == 102 and metadata.message_type == "evaluate.federated":
-            arrays, listed = message.content["arrays"], message.content["parcels"]
-            array = arrays["parcel"]
+            arrays, listed = message.content["arrays"], message.content["segments"]
+            array = arrays["segment"]
             data = self._change(array.data, listed)
             broken = Array("uint8", (len(data),), array.stype, data)
-            message.content["arrays"] = ArrayRecord({"parcel": broken})
+            message.content["arrays"] = ArrayRecord({"segment": broken})
         return super().deliver(message)
 
 

@@ -1,4 +1,4 @@
-"""FedSpaLLM's rounds on the demo model: averages, expansion, layer sampling, parcels, options."""
+"""FedSpaLLM's rounds on the demo model: averages, expansion, layer sampling, segments, options."""
 
 import math
 
@@ -205,7 +205,7 @@ def test_other_ways_to_cut_the_work(tmp_path, extra):
     assert results["sparsity"]["overall"] == pytest.approx(0.5, abs=1e-4)
 
 
-def test_long_messages_travel_in_parcels_and_change_nothing(tmp_path, monkeypatch):
+def test_long_messages_travel_in_segments_and_change_nothing(tmp_path, monkeypatch):
     options = (*GPT, "schedule=iterative", "evaluation.local_only=true")
     whole = job(tmp_path / "whole", *options, clients=2)
     for module in ("orders", "post"):
@@ -218,17 +218,17 @@ def test_long_messages_travel_in_parcels_and_change_nothing(tmp_path, monkeypatc
     assert {"query.fetch", "query.deliver"} <= kinds
     phases = {e["phase"] for e in cut["ledger"]["entries"]}
     assert "deliver" in phases and not cut["ledger"]["refused"]
-    # The same payload, and a header for every parcel.
+    # The same payload, and a header for every segment.
     assert 1 < cut["ledger"]["bytes_up"] / whole["ledger"]["bytes_up"] < 1.1
 
 
-def test_a_lost_parcel_leaves_its_client_out(tmp_path, monkeypatch):
+def test_a_lost_segment_leaves_its_client_out(tmp_path, monkeypatch):
     for module in ("orders", "post"):
         monkeypatch.setattr(f"strategies.{module}.MESSAGE_BYTES", 1 << 16)
 
     def lossy(partition, reply):
         arrays = reply.content.array_records.get("arrays", {})
-        late = "parcel" in arrays and "metrics" not in reply.content
+        late = "segment" in arrays and "metrics" not in reply.content
         return None if partition == 1 and late else reply
 
     grid = LocalGrid(app, 2, tamper=lossy)

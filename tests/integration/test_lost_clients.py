@@ -72,7 +72,7 @@ def model(tmp_path_factory):
 @pytest.mark.parametrize(("name", "times"), [("iterative", 1), ("chunks", 2), ("rounds", 1)])
 def test_it_comes_back_and_the_masks_are_the_same(tmp_path, model, name, times):
     options = (*ALL, *JOBS[name])
-    if name != "rounds":  # the demo is large enough for parcels
+    if name != "rounds":  # the demo is large enough for segments
         options = (*options, f"model={model}")
     undisturbed = job(tmp_path / "undisturbed", *options)
     grid = Losing(times)

@@ -209,10 +209,10 @@ def test_client_that_raises_is_left_out_without_its_text(tmp_path, monkeypatch):
 
     real = handlers.prune
 
-    def fails(config, seat, *request):
-        if seat.partition_id == 1:
+    def fails(config, node, *request):
+        if node.partition_id == 1:
             raise ValueError("the patient's name")
-        return real(config, seat, *request)
+        return real(config, node, *request)
 
     monkeypatch.setattr("client_app.app.prune", fails)
     folder = job(tmp_path / "run")

@@ -22,8 +22,8 @@ NODES = 2
 
 
 @pytest.fixture(autouse=True)
-def small_parcels(monkeypatch):
-    """Parcels so small that a small model has several."""
+def small_segments(monkeypatch):
+    """Segments so small that a small model has several."""
     monkeypatch.setattr(server_app.job, "MESSAGE_BYTES", 1_000_000)
 
 
@@ -61,7 +61,7 @@ def away(model, tmp_path, monkeypatch):
     return f"model={tmp_path / 'only-on-the-server'}"
 
 
-def test_the_demo_comes_in_parcels_and_the_masks_are_the_same(tmp_path, local):
+def test_the_demo_comes_in_segments_and_the_masks_are_the_same(tmp_path, local):
     grid = Homes(app, NODES, tmp_path)
     results = job(tmp_path / "run", SERVER, grid=grid)
     assert masks(tmp_path / "run") == masks(local)
@@ -75,7 +75,7 @@ def test_the_demo_comes_in_parcels_and_the_masks_are_the_same(tmp_path, local):
         assert found[:3] == [("handshake", ""), ("model", ""), ("handshake", "")]
     # Every part was sent once to each node, and it is not counted as the method's cost.
     size = offer.manifest.size * NODES
-    assert grid.kinds().count("query.model") == NODES * (len(offer.manifest.parcels) + 1)
+    assert grid.kinds().count("query.model") == NODES * (len(offer.manifest.segments) + 1)
     ledger = results["ledger"]
     before = json.loads((local / "results.json").read_text())["ledger"]
     assert size < ledger["model_bytes"] < 1.02 * size and before["model_bytes"] == 0
@@ -155,9 +155,9 @@ def test_a_server_killed_in_the_middle_goes_on_where_it_was(tmp_path, local):
     assert not stored(first, 0) and not stored(first, 1)
     grid = Homes(app, 2, tmp_path)
     job(tmp_path / "run", SERVER, grid=grid)
-    parcels = len(Offer.of(str(demo_model_path()), None, 1_000_000).manifest.parcels)
-    # Two manifests and two parcels came before the kill, the manifests come again.
-    assert grid.kinds().count("query.model") == 2 * (parcels + 1) - 2
+    segments = len(Offer.of(str(demo_model_path()), None, 1_000_000).manifest.segments)
+    # Two manifests and two segments came before the kill, the manifests come again.
+    assert grid.kinds().count("query.model") == 2 * (segments + 1) - 2
     assert len(stored(grid, 0)) == len(stored(grid, 1)) == 1
     assert masks(tmp_path / "run") == masks(local)
 
@@ -177,8 +177,8 @@ def test_a_node_that_dies_in_the_middle_is_left_out_and_goes_on_in_the_next_run(
     again = Homes(app, 2, tmp_path)
     results = job(tmp_path / "again", SERVER, grid=again)
     assert len(results["clients"]) == 2
-    parcels = len(Offer.of(str(demo_model_path()), None, 1_000_000).manifest.parcels)
-    assert again.kinds().count("query.model") == parcels - 3 + 1
+    segments = len(Offer.of(str(demo_model_path()), None, 1_000_000).manifest.segments)
+    assert again.kinds().count("query.model") == segments - 3 + 1
 
 
 def test_two_nodes_of_one_machine_share_the_model(tmp_path):
@@ -204,7 +204,7 @@ def test_a_file_that_changes_under_the_server_is_noticed(tmp_path, monkeypatch):
         return offer
 
     monkeypatch.setattr(Offer, "of", classmethod(changing))
-    words = "parcel of 'model.safetensors' is not what the model's manifest says"
+    words = "segment of 'model.safetensors' is not what the model's manifest says"
     with pytest.raises(QuorumError, match=words):
         job(tmp_path / "run", name, "model.source=server", grid=Homes(app, 1, tmp_path))
 
@@ -216,7 +216,7 @@ def test_a_node_that_never_has_enough_is_given_up(tmp_path):
         return reply
 
     grid = Homes(app, 1, tmp_path, tamper=greedy)
-    with pytest.raises(QuorumError, match="parts of a model of 8 parcels"):
+    with pytest.raises(QuorumError, match="parts of a model of 8 segments"):
         job(tmp_path / "run", SERVER, grid=grid)
 
 

@@ -191,7 +191,7 @@ def test_no_strategy_lets_private_data_out(watched, name):
 def test_no_failure_lets_private_data_out(watched, monkeypatch, log):
     for module in ("post", "orders", "federated"):
         monkeypatch.setattr(f"strategies.{module}.MESSAGE_BYTES", 1 << 14)
-    monkeypatch.setattr("fedprune.records.requests._LEAST_PARCEL", 1)
+    monkeypatch.setattr("fedprune.records.requests._LEAST_SEGMENT", 1)
     run = watched(11, log)
     assert (
         run.run("strategy=fedspallm", "strategy.rounds=2", "strategy.ramp=linear", *MEASURED) == 0
@@ -213,7 +213,7 @@ def test_no_failure_lets_private_data_out(watched, monkeypatch, log):
 
 def test_every_handler_fails_in_these_tests():
     registered = set(handlers.app._registered_funcs)
-    # Parcels of a model hold nothing private, and the node reads no text for them.
+    # Segments of a model hold nothing private, and the node reads no text for them.
     assert registered - {kind for kind, _ in FAILING.values()} == {"query.model"}
 
 
@@ -227,17 +227,17 @@ def test_a_run_that_fails_lets_no_private_data_out(watched):
 def test_leaks_would_be_found(watched, monkeypatch):
     genuine_report, genuine_prune = handlers.report, handlers.prune
 
-    def report(config, seat, *more):
-        if seat.partition_id == 1:
+    def report(config, node, *more):
+        if node.partition_id == 1:
             log(40, "%s of %s", WORDS[0], planted.FILE_WORD, extra={"role": "server"})
             raise client_app.node.DataError(f"{planted.FILE_WORD}: {WORDS[1]}")
-        return genuine_report(config, seat, *more)
+        return genuine_report(config, node, *more)
 
-    def prune(config, seat, *more):
-        reply = genuine_prune(config, seat, *more)
-        (samples,) = seat.scratch.glob("samples.*")
+    def prune(config, node, *more):
+        reply = genuine_prune(config, node, *more)
+        (samples,) = node.scratch.glob("samples.*")
         tokens = planted.kept_tensors(samples)[0]
-        hidden = [t for p in seat.scratch.glob("hidden-0*") for t in planted.kept_tensors(p)]
+        hidden = [t for p in node.scratch.glob("hidden-0*") for t in planted.kept_tensors(p)]
         array = Array("uint8", (1,), "x", b"".join(state.numpy().tobytes() for state in hidden))
         reply["more"] = ArrayRecord({"x": array})
         reply["ids"] = ConfigRecord({"ids": str(tokens.tolist())})

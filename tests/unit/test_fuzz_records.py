@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from client_app.app import app
-from client_app.node import Seat
+from client_app.node import NodeContext
 from fedprune.config import RunConfig, config_from_overrides, from_yaml, to_yaml
 from fedprune.errors import ConfigError, FedpruneError, ReplyRefusedError, WireError
 from fedprune.evaluation.own_texts import OwnTextResult
@@ -31,28 +31,28 @@ from fedprune.records import (
     manifest_record,
     order_record,
     own_text_record,
-    parcel_record,
     prune_record,
     read_ahead,
     read_bundle,
     read_final,
     read_held,
     read_local,
-    read_model_parcel,
+    read_model_segment,
     read_order,
     read_own_text,
-    read_parcel,
     read_prune,
     read_report,
+    read_segment,
     read_sizes,
     report_record,
     request,
     requested,
+    segment_record,
     shown,
     split_record,
 )
 from strategies.exchange import Outcome
-from strategies.messages import ParcelJoiner
+from strategies.messages import SegmentJoiner
 from tests.support.fuzzing import anything, changed, fuzzed, survives
 from tests.support.grid import become_server
 from tests.support.superlink import Link, LinkGrid, named
@@ -70,21 +70,21 @@ VALID = {
     "report": report_record(REPORT),
     "prune": prune_record(PruneReply({1: b"one", 2: b"two"}, 1.0, 1, 0, 1), MASKS),
     "split": SPLIT,
-    "parcel": fetched_record(b"fghij", "fedprune.masks.v2"),
+    "segment": fetched_record(b"fghij", "fedprune.masks.v2"),
     "local": local_record(LocalResult(2.0, 10, {"wikitext": 3.0})),
     "own text": own_text_record(OwnTextResult(2.0, 2.5, 10)),
     "order": order_record(YAML, ORDER, {"update": b"xyz"}, {"start-00001": 5}),
     "final": final_record(YAML, FinalOrder({0: 5, 1: 7}, 8, b"abcd")),
-    "deliver": request(YAML, {"parcel": b"abc"}, name="update", start=3),
+    "deliver": request(YAML, {"segment": b"abc"}, name="update", start=3),
     "manifest": manifest_record(MANIFEST),
-    "model": parcel_record(MANIFEST.digest, 0, b"abcde"),
+    "model": segment_record(MANIFEST.digest, 0, b"abcde"),
     "held": held_record(1),
 }
 READERS = {
     "report": read_report,
     "prune": lambda message: read_prune(message, (1, 2), {1: 10, 2: 10}, "fedprune.masks.v2"),
     "sizes": read_sizes,
-    "parcel": lambda message: read_parcel(message, "fedprune.masks.v2", 5),
+    "segment": lambda message: read_segment(message, "fedprune.masks.v2", 5),
     "local": read_local,
     "own text": read_own_text,
     "order": read_order,
@@ -92,7 +92,7 @@ READERS = {
     "final": read_final,
     "bundle": read_bundle,
     "number": lambda message: requested(message, "start", int),
-    "model": read_model_parcel,
+    "model": read_model_segment,
     "held": lambda message: read_held(message, 3),
     "text": lambda message: requested(message, "config_yaml", str),
 }
@@ -176,8 +176,10 @@ def test_no_records_do_harm(name, content):
 
 @given(st.lists(contents(), min_size=1, max_size=4))
 @fuzzed
-def test_no_parcels_do_harm(replies):
-    joiner = ParcelJoiner("fedprune.masks.v2", 5, 100, lambda node, number: message(VALID["order"]))
+def test_no_segments_do_harm(replies):
+    joiner = SegmentJoiner(
+        "fedprune.masks.v2", 5, 100, lambda node, number: message(VALID["order"])
+    )
     for content in replies:
         outcome = Outcome(7, message(content), "", 1, 1, 0.1)
         found = survives(lambda one=outcome: joiner.take(one), (), 100_000)
@@ -227,11 +229,13 @@ def test_no_job_and_no_setting_leads_out_of_a_nodes_folder(job, settings):
     asked = make_message(
         replace_head(message(RecordDict()), _group_id=job).metadata, content=RecordDict()
     )
-    seat = survives(
-        lambda: Seat.of(asked, Context(1, 7, settings, RecordDict(), {})), (FedpruneError,), 10_000
+    node = survives(
+        lambda: NodeContext.of(asked, Context(1, 7, settings, RecordDict(), {})),
+        (FedpruneError,),
+        10_000,
     )
-    if seat is not None:
-        assert seat.scratch.parent.name == f"job-{job}" and len(job) == 32
+    if node is not None:
+        assert node.scratch.parent.name == f"job-{job}" and len(job) == 32
 
 
 def replace_head(one: Message, **values) -> Message:

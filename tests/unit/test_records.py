@@ -173,7 +173,7 @@ def test_an_order_travels_with_its_bundle_beside_the_configuration():
         ("resume", "1", "'resume' must be int"),
         ("resume", 3, "increasing blocks at or after block 3"),
         ("last", 1, "'last' must be bool"),
-        ("parcel-bytes", 1, "'parcel-bytes' must be at least"),
+        ("segment-bytes", 1, "'segment-bytes' must be at least"),
         ("exchange", True, "'exchange' must be str"),
     ],
 )

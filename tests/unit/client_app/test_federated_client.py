@@ -45,7 +45,7 @@ def without_array(content):
 
 
 def without_sizes(content):
-    del content["parcels"]
+    del content["segments"]
 
 
 def negative(content):
@@ -57,14 +57,14 @@ def no_start(content):
 
 
 def false_sizes(content):
-    content["parcels"] = ConfigRecord({"blocks": [0], "sizes": [0]})
+    content["segments"] = ConfigRecord({"blocks": [0], "sizes": [0]})
 
 
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (without_array, "the array 'parcel'"),
-        (without_sizes, "record 'parcels'"),
+        (without_array, "the array 'segment'"),
+        (without_sizes, "record 'segments'"),
         (negative, "its start"),
         (no_start, "'start' must be int"),
         (false_sizes, "blocks and their bytes"),

@@ -14,7 +14,7 @@ from client_app.model_store import ModelStore
 from fedprune.errors import ModelError, ReplyRefusedError
 from fedprune.models.transfer import Manifest, ModelFile, Offer
 
-PARCEL = 4096
+SEGMENT = 4096
 MOST = 10**9
 
 
@@ -28,7 +28,7 @@ def model(folder, seed: int = 0, size: int = 10_000) -> Offer:
     folder.mkdir()
     (folder / "config.json").write_text("{}" + " " * seed)
     (folder / "model.safetensors").write_bytes(os.urandom(size))
-    return Offer.of(str(folder), None, PARCEL)
+    return Offer.of(str(folder), None, SEGMENT)
 
 
 @pytest.fixture
@@ -37,12 +37,12 @@ def offer(tmp_path) -> Offer:
 
 
 def deliver(store: ModelStore, offer: Offer, most: int = 10**6) -> int:
-    """Send as a server does, at most so many parcels; return how many the node has then."""
+    """Send as a server does, at most so many segments; return how many the node has then."""
     held = store.begin(offer.manifest)
     for _ in range(most):
-        if held == len(offer.manifest.parcels):
+        if held == len(offer.manifest.segments):
             break
-        held = store.add(offer.manifest.digest, held, offer.parcel(held))
+        held = store.add(offer.manifest.digest, held, offer.segment(held))
     return held
 
 
@@ -85,10 +85,10 @@ def test_a_transfer_goes_on_where_it_was_cut_off(offer, cut):
     """The process died while it wrote: a file has any number of bytes."""
     store, digest = ModelStore(MOST), offer.manifest.digest
     store.begin(offer.manifest)
-    assert store.add(digest, 0, offer.parcel(0)) == 1
+    assert store.add(digest, 0, offer.segment(0)) == 1
     growing = store.root / f".{digest}.partial" / "model.safetensors.part"
     growing.write_bytes(offer.paths["model.safetensors"].read_bytes()[:cut])
-    assert store.begin(offer.manifest) == 1 + cut // PARCEL
+    assert store.begin(offer.manifest) == 1 + cut // SEGMENT
     assert deliver(store, offer) == 4
     assert is_whole(offer, store.find(digest))
 
@@ -104,17 +104,17 @@ def test_one_that_died_before_the_last_rename(offer):
     assert is_whole(offer, store.find(digest))
 
 
-def test_parcels_out_of_order_and_again_change_nothing(offer):
+def test_segments_out_of_order_and_again_change_nothing(offer):
     store, digest = ModelStore(MOST), offer.manifest.digest
     store.begin(offer.manifest)
-    assert store.add(digest, 2, offer.parcel(2)) == 0
+    assert store.add(digest, 2, offer.segment(2)) == 0
     for _ in range(2):
-        assert store.add(digest, 0, offer.parcel(0)) == 1
+        assert store.add(digest, 0, offer.segment(0)) == 1
     assert deliver(store, offer) == 4
 
 
 @pytest.mark.parametrize("wrong", [b"", b"{} "])
-def test_a_parcel_of_the_wrong_hash_is_not_written(offer, wrong):
+def test_a_segment_of_the_wrong_hash_is_not_written(offer, wrong):
     store, digest = ModelStore(MOST), offer.manifest.digest
     store.begin(offer.manifest)
     with pytest.raises(ReplyRefusedError, match="'config.json' is not what the model's manifest"):
@@ -128,19 +128,19 @@ def test_a_file_that_the_disk_spoilt_is_sent_again(offer):
     growing = store.root / f".{digest}.partial" / "model.safetensors.part"
     rot(growing)
     with pytest.raises(ModelError, match=r"'model.safetensors'.*another file.*Check the disk"):
-        store.add(digest, 3, offer.parcel(3))
+        store.add(digest, 3, offer.segment(3))
     assert store.find(digest) is None and store.begin(offer.manifest) == 1
     assert deliver(store, offer) == 4
 
 
-def test_hashes_of_parcels_that_contradict_the_file_s(tmp_path):
+def test_hashes_of_segments_that_contradict_the_file_s(tmp_path):
     data = b"x" * 10
     own = hashlib.sha256(data).hexdigest()
     files = (
         ModelFile("config.json", 10, "0" * 64, (own,)),
         ModelFile("model.safetensors", 10, own, (own,)),
     )
-    manifest = Manifest(PARCEL, files)
+    manifest = Manifest(SEGMENT, files)
     store = ModelStore(MOST)
     store.begin(manifest)
     with pytest.raises(ModelError, match="another file on this node's disk"):
@@ -157,14 +157,14 @@ def test_a_folder_that_lost_a_file_counts_as_absent(offer):
     assert deliver(store, offer) == 4
 
 
-def test_a_parcel_without_its_manifest(offer):
+def test_a_segment_without_its_manifest(offer):
     store, digest = ModelStore(MOST), offer.manifest.digest
     with pytest.raises(ReplyRefusedError, match="no manifest of this model"):
-        store.add(digest, 0, offer.parcel(0))
+        store.add(digest, 0, offer.segment(0))
     store.begin(offer.manifest)
     shutil.rmtree(store.root)
     with pytest.raises(ReplyRefusedError, match="were deleted on the way"):
-        store.add(digest, 0, offer.parcel(0))
+        store.add(digest, 0, offer.segment(0))
 
 
 @pytest.mark.parametrize("digest", ["..", "../" + "a" * 61, "A" * 64, ""])
@@ -223,7 +223,7 @@ def test_a_disk_that_fills_on_the_way(offer, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(models_store.os, "fsync", full)
         with pytest.raises(ModelError, match=r"No space left on device.*goes on where this one"):
-            store.add(digest, 2, offer.parcel(2))
+            store.add(digest, 2, offer.segment(2))
     assert store.begin(offer.manifest) == 2
     assert deliver(store, offer) == 4
 
@@ -254,8 +254,8 @@ def test_two_nodes_of_one_machine_share_the_work(tmp_path):
     def node() -> None:
         try:
             held, parts = store.begin(offer.manifest), 0
-            while held < len(offer.manifest.parcels):
-                held, parts = store.add(digest, held, offer.parcel(held)), parts + 1
+            while held < len(offer.manifest.segments):
+                held, parts = store.add(digest, held, offer.segment(held)), parts + 1
             taken.append(parts)
         except Exception as error:
             failures.append(error)

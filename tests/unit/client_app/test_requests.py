@@ -81,8 +81,8 @@ def test_only_exchanges_that_the_configuration_asks_for_are_held():
         asked_exchange(ONE_SHOT, order(0, exchange="survey"))
 
 
-def test_parcels_have_a_least_size():
-    with pytest.raises(ReplyRefusedError, match="'parcel-bytes' must be at least 65536, got 5"):
+def test_segments_have_a_least_size():
+    with pytest.raises(ReplyRefusedError, match="'segment-bytes' must be at least 65536, got 5"):
         Order((0,), 0, False, 5)
 
 

@@ -91,17 +91,17 @@ def test_sweep_deletes_what_nobody_has_worked_on_for_a_week(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["job-2", "job-3", "job-4"]
 
 
-def test_an_outbox_is_fetched_parcel_by_parcel_and_again(tmp_path):
+def test_an_outbox_is_fetched_segment_by_segment_and_again(tmp_path):
     scratch = Scratch(tmp_path / "job-1" / "p")
     scratch.save_outbox(b"abcdefgh")
     for _ in range(2):
-        assert scratch.parcel(1, 3) == b"def" and scratch.parcel(2, 3) == b"gh"
+        assert scratch.segment(1, 3) == b"def" and scratch.segment(2, 3) == b"gh"
     for number in (0, 3, -1):
-        with pytest.raises(ReplyRefusedError, match=f"no parcel {number}"):
-            scratch.parcel(number, 3)
+        with pytest.raises(ReplyRefusedError, match=f"no segment {number}"):
+            scratch.segment(number, 3)
 
 
-def test_an_inbox_collects_parcels_each_in_its_place(tmp_path):
+def test_an_inbox_collects_segments_each_in_its_place(tmp_path):
     scratch = Scratch(tmp_path / "job-1" / "p")
     scratch.receive("update", 0, b"an older and longer one")
     for start, part in ((0, b"ab"), (2, b"cd"), (2, b"cd"), (4, b"e")):
@@ -143,12 +143,12 @@ def test_a_second_process_waits_for_the_first(tmp_path, caplog):
 
 @pytest.mark.parametrize("name", ["../update", "start-1", "", "masks"])
 def test_an_inbox_takes_known_names_only(tmp_path, name):
-    with pytest.raises(ReplyRefusedError, match="a parcel is of"):
+    with pytest.raises(ReplyRefusedError, match="a segment is of"):
         Scratch(tmp_path / "job-1" / "p").receive(name, 0, b"x")
     assert not (tmp_path / "job-1").exists()
 
 
-def test_a_parcel_waits_for_an_earlier_process_that_is_still_at_work(tmp_path):
+def test_a_segment_waits_for_an_earlier_process_that_is_still_at_work(tmp_path):
     scratch = Scratch(tmp_path / "job-1" / "p")
     receiving = threading.Thread(target=scratch.receive, args=("update", 0, b"new"))
     with scratch.alone():

@@ -14,7 +14,7 @@ def test_messages_that_nobody_asked_for_are_in_the_ledger(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"x" * 10_000)
     offer, ledger = Offer.of(str(tmp_path), None, MESSAGE_BYTES), Ledger()
-    total = len(offer.manifest.parcels)
+    total = len(offer.manifest.segments)
     app = client_app(lambda message, context: None)
     app.query("model")(lambda message, context: Message(held_record(total), reply_to=message))
     delivery = Delivery(offer, 5.0, 2, "0" * 32, 0.0, ledger, lambda held, total: None)

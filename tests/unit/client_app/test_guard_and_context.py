@@ -2,7 +2,7 @@ import pytest
 from flwr.app import Context, Message, RecordDict
 
 from client_app.guard import answer
-from client_app.node import Seat
+from client_app.node import NodeContext
 from fedprune.errors import ConfigError, DataError, ReplyRefusedError
 from tests.support.grid import become_server
 
@@ -63,20 +63,20 @@ def test_content_is_passed_on():
     assert answer(request(), lambda: content).content is content
 
 
-def seat(**settings) -> Seat:
+def node(**settings) -> NodeContext:
     names = {key.replace("_", "-"): value for key, value in settings.items()}
-    return Seat.of(request(), Context(5, 9, names, RecordDict(), {}))
+    return NodeContext.of(request(), Context(5, 9, names, RecordDict(), {}))
 
 
 def test_seat_reads_the_node_configuration():
-    found = seat(partition_id=3, num_partitions=8, site="north", data_path="/data")
+    found = node(partition_id=3, num_partitions=8, site="north", data_path="/data")
     assert (found.partition_id, found.num_partitions, found.site) == (3, 8, "north")
     assert found.settings.data_path == "/data"
     assert found.scratch.parts[-2:] == (f"job-{JOB}", "partition-00003")
 
 
 def test_seat_without_optional_settings():
-    found = seat(partition_id=0)
+    found = node(partition_id=0)
     assert (found.num_partitions, found.site) == (0, "")
 
 
@@ -84,11 +84,11 @@ def test_seat_without_optional_settings():
 def test_seat_needs_a_partition_id(partition):
     settings = {} if partition is None else {"partition_id": partition}
     with pytest.raises(ConfigError, match="`partition-id`.*--node-config"):
-        seat(**settings)
+        node(**settings)
 
 
 @pytest.mark.parametrize("job", ["", "../" + "a" * 29, JOB.upper(), JOB[1:], JOB + "\n"])
 def test_a_job_that_could_be_a_path_is_refused(job):
     context = Context(5, 9, {"partition-id": 0}, RecordDict(), {})
     with pytest.raises(ReplyRefusedError, match="32 hexadecimal digits"):
-        Seat.of(request(job), context)
+        NodeContext.of(request(job), context)

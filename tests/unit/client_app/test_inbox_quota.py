@@ -8,7 +8,7 @@ import pytest
 from flwr.app import Context, Message, RecordDict
 
 from client_app.app import app
-from client_app.scratch import Room, Scratch
+from client_app.scratch import InboxQuota, Scratch
 from fedprune.config import config_from_overrides, to_yaml
 from fedprune.disk import home
 from fedprune.errors import ReplyRefusedError
@@ -17,7 +17,7 @@ from fedprune.wire.changes import most_update_bytes
 from tests.support.grid import become_server
 
 SHAPES = [{"a": (4, 10)}, {"a": (8, 10), "b": (3, 8)}]
-ROOM = Room.of(SHAPES)
+ROOM = InboxQuota.of(SHAPES)
 
 
 def scratch(tmp_path: Path, job: int = 1, node: str = "partition-00000") -> Scratch:
@@ -26,7 +26,7 @@ def scratch(tmp_path: Path, job: int = 1, node: str = "partition-00000") -> Scra
 
 def test_the_largest_block_and_the_whole_model_decide():
     assert 5 + 160 < most_update_bytes(SHAPES[0]) < 5 + 160 + 1000
-    assert ROOM == Room(most_update_bytes(SHAPES[1]), sum(map(most_update_bytes, SHAPES)))
+    assert ROOM == InboxQuota(most_update_bytes(SHAPES[1]), sum(map(most_update_bytes, SHAPES)))
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_all_deliveries_of_a_job_and_of_all_jobs_are_bounded(tmp_path):
     ROOM.check(scratch(tmp_path, 30, "partition-00001"), "update", ROOM.block)  # another node's
 
 
-def test_a_parcel_that_comes_again_counts_once(tmp_path):
+def test_a_segment_that_comes_again_counts_once(tmp_path):
     one = scratch(tmp_path)
     one.receive("update", 0, b"x" * ROOM.block)
     ROOM.check(one, "update", ROOM.block)
@@ -79,7 +79,7 @@ def test_a_name_leads_nowhere(tmp_path, name):
     assert not list(tmp_path.rglob("*.bin"))
 
 
-def test_a_full_disk_leaves_no_half_parcel(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_half_segment(tmp_path, monkeypatch):
     one = scratch(tmp_path)
     one.receive("update", 0, b"whole")
     path = one.inbox("update")
@@ -113,7 +113,7 @@ def test_a_full_disk_leaves_no_half_parcel(tmp_path, monkeypatch):
 def test_the_handler_refuses_before_anything_is_written():
     become_server()
     config = config_from_overrides([])
-    content = request(to_yaml(config), {"parcel": b"x"}, name="update", start=1 << 40)
+    content = request(to_yaml(config), {"segment": b"x"}, name="update", start=1 << 40)
     message = Message(content, 7, "query.deliver", group_id="ab" * 16)
     reply = app(message, Context(1, 7, {"partition-id": 0}, RecordDict(), {}))
     assert "deliveries of 'update' may take" in reply.error.reason

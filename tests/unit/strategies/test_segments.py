@@ -1,4 +1,4 @@
-"""Replies in parcels: put together again, or refused with what is wrong."""
+"""Replies in segments: put together again, or refused with what is wrong."""
 
 import pytest
 from flwr.app import Message
@@ -13,7 +13,7 @@ from fedprune.records import (
     split_record,
 )
 from strategies.exchange import Outcome
-from strategies.messages import ParcelJoiner
+from strategies.messages import SegmentJoiner
 from tests.support.grid import become_server
 
 WEIGHTS = "fedprune.weights.v2"
@@ -46,10 +46,10 @@ def joiner(most=100):
         asked.append((node_id, number))
         return message(fetched_record(b"", WEIGHTS))
 
-    return ParcelJoiner(WEIGHTS, SIZE, most, fetch), asked
+    return SegmentJoiner(WEIGHTS, SIZE, most, fetch), asked
 
 
-def test_parcels_become_one_ordinary_reply_with_all_its_bytes():
+def test_segments_become_one_ordinary_reply_with_all_its_bytes():
     join, asked = joiner()
     assert isinstance(join.take(outcome(first())), Message)
     assert isinstance(join.take(outcome(fetched_record(DATA[5:10], WEIGHTS))), Message)
@@ -73,12 +73,12 @@ def test_a_whole_reply_and_a_missing_one_pass_through():
     ("second", "words"),
     [
         (fetched_record(b"toolong", WEIGHTS), "at most 5 bytes, got 7"),
-        (fetched_record(b"cut", WEIGHTS), "this parcel has 5 bytes, got 3"),
+        (fetched_record(b"cut", WEIGHTS), "this segment has 5 bytes, got 3"),
         (fetched_record(DATA[5:10], "other"), "format 'fedprune.weights.v2'"),
-        (prune_record(PruneReply(BLOCKS, 1.0, 0, 0, 1), WEIGHTS), "one array, 'parcel'"),
+        (prune_record(PruneReply(BLOCKS, 1.0, 0, 0, 1), WEIGHTS), "one array, 'segment'"),
     ],
 )
-def test_a_wrong_parcel_refuses_the_reply(second, words):
+def test_a_wrong_segment_refuses_the_reply(second, words):
     join, _ = joiner()
     join.take(outcome(first()))
     refused = join.take(outcome(second))
@@ -102,9 +102,9 @@ def test_more_than_the_model_can_have_is_refused_before_it_is_fetched():
         {"blocks": 1, "sizes": 1},
     ],
 )
-def test_malformed_lists_of_parcels_are_refused(lists):
+def test_malformed_lists_of_segments_are_refused(lists):
     content = first()
     for key, value in lists.items():
-        content.config_records["parcels"][key] = value
-    with pytest.raises(ReplyRefusedError, match="'parcels' must list"):
+        content.config_records["segments"][key] = value
+    with pytest.raises(ReplyRefusedError, match="'segments' must list"):
         read_sizes(message(content))
