@@ -18,9 +18,9 @@ from torch import Tensor
 from fedprune.config.pattern import pruned_count
 from fedprune.errors import ModelError
 from fedprune.jit import jit
+from fedprune.pruning.codes import pack
+from fedprune.pruning.codes import threshold as find_threshold
 from fedprune.pruning.groups import NOT_FINITE, MaskSpec, check_divides
-from fedprune.wire.codes import pack
-from fedprune.wire.codes import threshold as find_threshold
 from fedprune.wire.masks import BitMask, packed_size
 
 T = TypeVar("T")

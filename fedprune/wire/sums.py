@@ -12,6 +12,12 @@ the same integer, and each rounded result is a function of that integer alone.
 A count has four digits to the base 2**32, each in an int64 limb, so that carries can wait for about
 2**31 additions. A sum saturates at 2**64 - 2**-64. That keeps the argument: of numbers that are
 never negative, the smaller of sum and limit is the same in any order, too.
+
+A client's sums travel as ``{input}.exact_squares`` (:mod:`fedprune.wire.inputs`), uint8 of shape
+(17, d_in): how many bits each count has, then the bits, the highest first. All but the first rows
+and the last that has anything are noise or zeros, so that packed they take 3.5 to 4.6 bytes a
+column. All clients' sums go back as ``{input}.squares``, float32, with ``mask_checksums``, from
+which a node makes the global masks itself.
 """
 
 from collections.abc import Mapping, Sequence

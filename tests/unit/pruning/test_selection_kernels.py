@@ -13,11 +13,10 @@ from fedprune.config.pattern import Pattern
 from fedprune.errors import ModelError
 from fedprune.jit import jit
 from fedprune.jit_cache import HomeCacheLocator
-from fedprune.pruning import selection_kernels
+from fedprune.pruning import codes, selection_kernels
 from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.selection import prune_lowest
 from fedprune.pruning.selection_kernels import mask_from_scores, wanda_mask
-from fedprune.wire import codes
 from fedprune.wire.masks import BitMask
 from tests.support.pruning_oracle import oracle_mask
 
