@@ -6,20 +6,20 @@ function changes a model: what becomes of its weights is a value, block -> linea
 :func:`~fedprune.models.export.export_model` writes as an ordinary model folder.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
 
 from torch import Tensor
 
-from fedprune.config import Pattern, config_from_overrides
+from fedprune.config import config_from_overrides
 from fedprune.data.documents import Document
 from fedprune.errors import ConfigError, DataError, ModelError
 from fedprune.evaluation.perplexity import Perplexity, perplexity, token_windows
-from fedprune.methods.l0 import WeightSums, expand
-from fedprune.methods.vote_selection import Rule, select, select_nm
-from fedprune.methods.votes import VoteCounter
+from fedprune.methods.exchange import BlockExchange, BlockResult, BlockTask, Contributor
+from fedprune.methods.public_model import PublicModel
+from fedprune.methods.registry import get_method, method_names
 from fedprune.models.changes import Changes
 from fedprune.models.device import Limits, pick_device
 from fedprune.models.loading import LoadedModel, load_model
@@ -27,13 +27,10 @@ from fedprune.pruning.blocks import BlockWalk, prune_blocks
 from fedprune.pruning.groups import block_specs
 from fedprune.pruning.pruner import Pruner
 from fedprune.pruning.registry import NAMES, make_pruner
-from fedprune.wire.changes import Change, SparseWeight, keeps_survivors, mask_of
+from fedprune.wire.changes import Change, keeps_survivors, mask_of
 
 Model = str | Path | LoadedModel
 """'demo', a folder, a hub id, or a model that is loaded."""
-How = Literal["votes", "l0", "fedavg"]
-
-_RULE = Rule()
 
 
 def prune_locally(
@@ -99,29 +96,31 @@ def aggregate(
     results: Sequence[Changes],
     *,
     model: Model,
-    how: How = "votes",
+    how: str = "votes",
     sparsity: float = 0.5,
     pattern: str = "unstructured",
-    rule: Rule = _RULE,
+    overrides: str | Sequence[str] = (),
 ) -> dict[int, dict[str, Change]]:
-    """Put what several clients made of the same model together.
+    """Put what several clients made of the same model together, as a method's server does.
 
     Parameters
     ----------
     results : sequence of Mapping[int, Mapping[str, Change]]
-        One a client, as :func:`prune_locally` returns them.
+        One a client, as :func:`prune_locally` returns them; blocks may be left out, whole ones.
     model : str, Path or LoadedModel
         The dense model that all of them pruned.
-    how : {'votes', 'l0', 'fedavg'}
+    how : str
         'votes' prunes the weights that most clients pruned (FedPrLLM, arXiv 2505.13547). 'l0'
         takes the mean of each weight over the clients that kept it, then prunes by votes
-        (FedSpaLLM, arXiv 2410.14852); 'fedavg' takes the mean over all clients.
+        (FedSpaLLM, arXiv 2410.14852); 'fedavg' takes the mean over all clients. Methods of
+        installed packages may bring more.
     sparsity : float
         Share of zeros to end with; an N:M pattern fixes it.
     pattern : str
         'unstructured' or 'N:M', N survivors of every M inputs.
-    rule : Rule
-        Where votes compete, and what decides between equal ones.
+    overrides : str or sequence of str
+        Any other key of the method, as on the command line: where votes compete, and what decides
+        between equal ones: ``["strategy.group=row", "strategy.ties=index"]``.
 
     Returns
     -------
@@ -147,21 +146,51 @@ def aggregate(
     """
     if not results:
         raise ConfigError("`results` must hold what at least one client made, got none.")
-    if how not in get_args(How):
-        raise ConfigError(f"`how` must be 'votes', 'l0' or 'fedavg', got '{how}'.")
-    if not 0 <= sparsity < 1:
-        raise ConfigError(f"`sparsity` must be at least 0 and below 1, got {sparsity}.")
-    loaded = _opened(model)
-    recipe = _Recipe(how, sparsity, Pattern.parse(pattern), rule)
+    ways = {way: get_method(name) for name in method_names() for way in get_method(name).ways}
+    if how not in ways:
+        known = ", ".join(f"'{way}'" for way in ways)
+        raise ConfigError(f"`how` must be one of {known}, got '{how}'.")
+    method, typed = ways[how], [overrides] if isinstance(overrides, str) else overrides
+    # Whose pruner changes survivors: values are averaged even where all came unchanged.
+    asked = [f"strategy={method.name}", "pruner=sparsegpt", f"pruner.pattern='{pattern}'"]
+    config = config_from_overrides([*asked, f"sparsity={sparsity}", *method.ways[how], *typed])
+    loaded, exchange = _opened(model), method.exchange(config)
+    public = PublicModel(tuple(loaded.layout.shapes()), "", "", "", loaded.weight)
     made: dict[int, dict[str, Change]] = {}
-    for block, shapes in enumerate(loaded.layout.shapes()):
-        made[block] = {}
-        for name in shapes:
-            told = [result.get(block, {}).get(name) for result in results]
-            found = [change for change in told if change is not None]
-            if found:  # what nobody pruned stays dense
-                made[block][name] = recipe.combined(loaded.weight(block, name), found)
+    for block in range(public.num_blocks):
+        told = [result[block] for result in results if result.get(block)]
+        made[block] = _aggregated(exchange, public, block, told)
     return made
+
+
+def _aggregated(
+    exchange: BlockExchange, model: PublicModel, block: int, told: Sequence[Mapping[str, Change]]
+) -> dict[str, Change]:
+    """Return what becomes of a block of which some clients told; what nobody pruned stays dense."""
+    if not told:
+        return {}
+    shapes = {name: model.shapes[block][name] for name in model.shapes[block] if name in told[0]}
+    for changes in told:
+        found = {name: change.shape for name, change in changes.items()}
+        if found != shapes:
+            raise ModelError(
+                f"A result of block {block} has {_shown(found)}, expected {_shown(shapes)}. Give "
+                "results of this model, of the same linears."
+            )
+    part = replace(model, shapes=(*model.shapes[:block], shapes, *model.shapes[block + 1 :]))
+    sums = exchange.aggregator(BlockTask(part, block, total_weight=len(told)))
+    for number, changes in enumerate(told):
+        answer = exchange.answer_of(changes, partial(model.weight, block))
+        sums.add(answer, Contributor(f"client {number}"))
+    result: BlockResult = sums.close()
+    return {
+        name: mask_of(change) if keeps_survivors(change) else change
+        for name, change in result.changes.items()
+    }
+
+
+def _shown(shapes: Mapping[str, tuple[int, int]]) -> str:
+    return ", ".join(f"'{name}' of shape {shape}" for name, shape in shapes.items())
 
 
 def evaluate(
@@ -235,47 +264,3 @@ def _samples(
             f"The texts do not fill one sample of {seq_len} tokens (`pruner.seq_len`). Give more "
             "text, or overrides=['pruner.seq_len=...']."
         ) from None
-
-
-@dataclass(frozen=True)
-class _Recipe:
-    """How the changes of one linear become one."""
-
-    how: How
-    sparsity: float
-    pattern: Pattern
-    rule: Rule
-
-    def combined(self, weight: Tensor, changes: Sequence[Change]) -> Change:
-        """Return what becomes of a dense (d_out, d_in) weight; ModelError for another's."""
-        for change in changes:
-            if change.shape != tuple(weight.shape):
-                raise ModelError(
-                    f"A result has a mask of shape {change.shape} for a weight of shape "
-                    f"{tuple(weight.shape)}. Give results of this model."
-                )
-        return self._voted(weight, changes) if self.how == "votes" else self._mean(weight, changes)
-
-    def _voted(self, weight: Tensor, changes: Sequence[Change]) -> Change:
-        votes = VoteCounter(weight.numel())
-        for change in changes:
-            votes.add(mask_of(change))
-        magnitude = weight.abs().float().reshape(-1).numpy()
-        shape = (len(weight), weight.shape[1])
-        if self.pattern.structured:
-            return select_nm(votes, self.pattern, magnitude, shape, self.rule)
-        return select(votes, self.sparsity, magnitude, shape, self.rule)
-
-    def _mean(self, weight: Tensor, changes: Sequence[Change]) -> Change:
-        sums = WeightSums(weight, len(changes))
-        for change in changes:
-            sums.add(mask_of(change) if keeps_survivors(change) else _kept(change))
-        mean = sums.mean("l0" if self.how == "l0" else "fedavg")
-        mask = expand(sums, mean, self.sparsity, self.pattern, self.rule, expansion=True)
-        return SparseWeight.from_dense(mean.to(weight.dtype), mask)
-
-
-def _kept(change: Change) -> SparseWeight:
-    if isinstance(change, SparseWeight):
-        return change
-    raise ConfigError("`how='l0'` and 'fedavg' take what clients made, got scaled survivors.")

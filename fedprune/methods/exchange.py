@@ -7,7 +7,7 @@ half knows of Flower. A method is made of exchanges, and so is a survey of the d
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedprune.config import RunConfig, block_sparsity
-from fedprune.errors import WireError
+from fedprune.errors import ConfigError, WireError
 from fedprune.methods.agreement import BlockSample
 from fedprune.methods.public_model import PublicModel
 from fedprune.methods.state import Arrays
@@ -302,6 +302,25 @@ class BlockExchange(ABC):
         """Return what the server's masks of a block must look like."""
         sparsity = block_sparsity(self.config, block, num_blocks)
         return MaskSpec(sparsity, self.config.pruner.pattern, self.config.pruner.group)
+
+    def answer_of(
+        self, changes: Mapping[str, Change], weight: Callable[[str], Tensor]
+    ) -> Mapping[str, Any]:
+        """Return as an aggregator's answer what a client made of a block.
+
+        Parameters
+        ----------
+        changes : Mapping[str, Change]
+            Name of the linear -> what became of it.
+        weight : Callable[[str], Tensor]
+            Name of the linear -> public weight.
+
+        Raises
+        ------
+        ConfigError
+            If the method's clients do not send such changes.
+        """
+        raise ConfigError(f"Clients of {self.config.strategy.name} send no changes of blocks.")
 
     def announcement(self, model: PublicModel) -> str:
         """Return a sentence for the log before anybody is asked; "" for none."""

@@ -83,10 +83,14 @@ class Method(ABC):
         `strategy.name`.
     words : Words
         For reports.
+    ways : Mapping[str, Sequence[str]]
+        What :func:`fedprune.aggregate` calls it, which has changes instead of a federation: each
+        way with the overrides that it stands for. Empty where clients send no changes.
     """
 
     name: str
     words: Words
+    ways: Mapping[str, Sequence[str]] = {}
 
     @abstractmethod
     def exchange(self, config: RunConfig) -> BlockExchange:

@@ -14,7 +14,6 @@ import fedprune.api
 from fedprune.config import config_from_overrides
 from fedprune.errors import ConfigError, DataError, ModelError
 from fedprune.evaluation.perplexity import perplexity
-from fedprune.methods.vote_selection import Rule
 from fedprune.models.loading import load_model
 from fedprune.pruning.wanda import MagnitudePruner
 from fedprune.wire.changes import LinearUpdate, SparseWeight
@@ -102,7 +101,7 @@ def test_means_over_those_that_kept_a_weight_or_over_all(demo, how):
     made = [
         fedprune.prune_locally(demo, [text], pruner="sparsegpt") for text in (TEXT, OTHER, TEXT[9:])
     ]
-    mean = fedprune.aggregate(made, model=demo, how=how, rule=Rule(group="layer"))
+    mean = fedprune.aggregate(made, model=demo, how=how)
     found = mean[1]["self_attn.k_proj"]
     values = np.stack([client[1]["self_attn.k_proj"].dense().numpy() for client in made])
     keepers = np.stack([client[1]["self_attn.k_proj"].mask.to_bool() for client in made]).sum(0)

@@ -7,7 +7,9 @@ random one, are options. So is decoding: a mask tells its client's input norms u
 the pooled norms prune better than votes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
 
 from fedprune.config import RunConfig
 from fedprune.methods.exchange import (
@@ -23,7 +25,7 @@ from fedprune.pruning.blocks import BlockWalk, prune_block
 from fedprune.pruning.groups import MaskSpec, check_mask
 from fedprune.pruning.registry import make_pruner
 from fedprune.wire.changes import Change, mask_of
-from fedprune.wire.masks import encode_masks
+from fedprune.wire.masks import BitMask, encode_masks
 
 
 class MaskExchange(BlockExchange):
@@ -56,6 +58,12 @@ class MaskExchange(BlockExchange):
         """Return empty votes for a block."""
         return VoteAggregator(self, task)
 
+    def answer_of(
+        self, changes: Mapping[str, Change], weight: Callable[[str], Tensor]
+    ) -> dict[str, BitMask]:
+        """Return a client's masks."""
+        return {name: mask_of(change) for name, change in changes.items()}
+
     def result_spec(self, block: int, num_blocks: int) -> MaskSpec:
         """Votes compete within `strategy.group`; decoded norms prune as the clients did."""
         spec = super().result_spec(block, num_blocks)
@@ -75,6 +83,8 @@ class FedPrLLM(Method):
         tells="A mask is as telling as the statistics it was made from: the norms of inputs can "
         "be computed back from it to about three digits.",
     )
+
+    ways = {"votes": ()}
 
     def exchange(self, config: RunConfig) -> MaskExchange:
         """Return the exchange that is held about every block."""

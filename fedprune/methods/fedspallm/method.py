@@ -6,9 +6,12 @@ as many blocks as their resources allow. The paper leaves open how blocks are dr
 block is sure to be pruned by `strategy.coverage` clients.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import Tensor
 
 from fedprune.config import RunConfig
+from fedprune.errors import ConfigError
 from fedprune.methods.exchange import Answer, BlockExchange, BlockTask, check_scaling
 from fedprune.methods.fedspallm.average import SurvivorAggregator
 from fedprune.methods.fedspallm.sampling import sample_blocks
@@ -17,7 +20,13 @@ from fedprune.methods.registry import Assignment, Method, Participant, Words
 from fedprune.pruning.blocks import BlockWalk, prune_block
 from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.registry import make_pruner
-from fedprune.wire.changes import Change, SparseWeight, encode_update
+from fedprune.wire.changes import (
+    Change,
+    SparseWeight,
+    encode_update,
+    keeps_survivors,
+    mask_of,
+)
 from fedprune.wire.masks import BitMask
 
 
@@ -61,6 +70,21 @@ class SurvivorExchange(BlockExchange):
         """Return empty sums for a block."""
         return SurvivorAggregator(self, task)
 
+    def answer_of(
+        self, changes: Mapping[str, Change], weight: Callable[[str], Tensor]
+    ) -> dict[str, SparseWeight]:
+        """Return a client's survivors; a mask alone says that they are the public ones."""
+        found = {}
+        for name, change in changes.items():
+            if not isinstance(change, SparseWeight):
+                if not keeps_survivors(change):
+                    raise ConfigError(
+                        f"Means are taken of what clients made, got scaled survivors of '{name}'."
+                    )
+                change = SparseWeight.from_dense(weight(name), mask_of(change))
+            found[name] = change
+        return found
+
     def result_spec(self, block: int, num_blocks: int) -> MaskSpec:
         """Return the global sparsity of the whole matrix (Eq. 6)."""
         spec = super().result_spec(block, num_blocks)
@@ -80,6 +104,11 @@ class FedSpaLLM(Method):
         "be computed back from it to about three digits. Values that pruning changed "
         "tell more of the inputs.",
     )
+
+    ways = {
+        "l0": ("strategy.average=l0", "strategy.rounding=floor"),
+        "fedavg": ("strategy.average=fedavg", "strategy.rounding=floor"),
+    }
 
     def exchange(self, config: RunConfig) -> SurvivorExchange:
         """Return the exchange that is held about every block."""
