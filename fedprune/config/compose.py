@@ -157,7 +157,9 @@ def evaluation_data(config: RunConfig) -> dict[str, DataConfig]:
         else:
             paths = ["data=files", f"data.path={name}", f"data.heldout_path={name}"]
             label = _unused(path_label(name), found)
-            found[label] = replace(_composed(paths, []).data, name=label)
+            data = _composed(paths, []).data
+            own = {"joiner": config.data.joiner, "text_key": config.data.text_key}
+            found[label] = replace(data, name=label, **own)
     return found
 
 

@@ -3,8 +3,11 @@
 Long texts come in pieces: contiguous, in order, cut where a paragraph, a line or a word ends.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+from fedprune.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -19,11 +22,33 @@ class Document:
         Natural owner: a package, a file, or the value of a column.
     key : str
         Stable id, unique within its source.
+    messages : str
+        Of a chat the messages as JSON, whose plain reading ``text`` is; else "".
     """
 
     text: str
     group: str
     key: str
+    messages: str = ""
+
+    def rendered(self, tokenizer: object) -> str:
+        """Return the text as a model reads it: a chat by its tokenizer's template.
+
+        Raises
+        ------
+        DataError
+            If the tokenizer has no template that takes the messages.
+        """
+        if not self.messages:
+            return self.text
+        try:
+            render = tokenizer.apply_chat_template  # type: ignore[attr-defined]
+            return str(render(json.loads(self.messages), tokenize=False))
+        except Exception:  # a template raises what it likes, and may quote the messages
+            raise DataError(
+                "`data.text_key` names chat messages, and the model's tokenizer has no chat "
+                "template that takes them. Name a field of plain text, or give a chat model."
+            ) from None
 
 
 PIECE_CHARACTERS = 16_000

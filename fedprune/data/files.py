@@ -1,22 +1,43 @@
-"""Documents from local files: plain text, Markdown, JSON lines, or a folder of them.
+"""Documents from local files: texts, JSON lines, tables, a saved data set, or a folder of them.
 
 The texts may be private: no error message quotes them, only file names, lines and field names, and
 what another machine may be told of an error not even these: names of files can be names of people.
 """
 
+import bz2
+import gzip
 import json
-from collections.abc import Iterator
+import logging
+import lzma
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedprune.data.documents import Document, cut
+from fedprune.data.find import find_files
+from fedprune.data.rows import Skipped, field, pieces_of, text_or_chat
+from fedprune.data.tables import SAVED_FILES, TABLE_SUFFIXES, is_saved, saved_rows, table_rows
 from fedprune.errors import DataError
 
 DEFAULT_GLOB = "**/*"
 SEPARATOR = "<|endoftext|>"
 _TEXT_SUFFIXES = (".txt", ".md")
-_JSON_SUFFIXES = (".jsonl", ".json")
+_JSON_SUFFIXES = (".jsonl", ".json", ".ndjson", ".jsonlines", ".jl", ".ldjson")
+_UNPACK: Mapping[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.decompress,
+    ".bz2": bz2.decompress,
+    ".xz": lzma.decompress,
+}
+_PACKED = (*_UNPACK, ".zst")
+#: Known formats that are neither text nor rows; read as plain text they would be noise.
+_REFUSED = frozenset(
+    ".html .htm .xhtml .xml .svg .pdf .doc .docx .odt .rtf .epub .mobi .ppt .pptx .xls .xlsx .ods "
+    ".zip .tar .tgz .7z .rar .pkl .pickle .npy .npz .pt .pth .bin .safetensors .gguf .sqlite .db "
+    ".feather .orc .avro .h5 .hdf5 .mat .rds .png .jpg .jpeg .gif .mp3 .mp4 .wav".split()
+)
 _LOG = "The node's own log says which."
+_log = logging.getLogger("flwr")
 
 
 @dataclass(frozen=True)
@@ -30,7 +51,8 @@ class FileQuery:
     origin : str
         The key that named the path, for messages.
     text_key, group_key : str, str or None
-        Fields of JSON lines; without a group the file or its folder is the group.
+        Fields of rows, ``doc.body`` a field in a field; without a group the file or its folder is
+        the group.
     glob : str
         Pattern below a folder. The default takes the known suffixes only, any other all it matches.
     excluded : str or None
@@ -51,12 +73,14 @@ class FileQuery:
 def file_documents(query: FileQuery) -> list[Document]:
     """Return the documents of a file or folder, in the order of names and lines.
 
-    A text is split at ``<|endoftext|>`` if that occurs; long texts are cut into pieces.
+    A text is split at ``<|endoftext|>`` if that occurs; long texts are cut into pieces. Rows
+    without a text are passed over, if they are few.
 
     Raises
     ------
     DataError
-        If there is nothing to read, or a file is not UTF-8 text or not JSON lines with the field.
+        If there is nothing to read, a file is not UTF-8 text, has no rows with the field, or is
+        of a known kind that is neither text nor rows.
     """
     root = Path(query.path).expanduser()
     if not _exists(root, query):
@@ -64,16 +88,21 @@ def file_documents(query: FileQuery) -> list[Document]:
             f"{query.origin} '{query.path}' does not exist. Give an existing file or folder.",
             outside=f"{query.origin} does not exist there. Give an existing file or folder.",
         )
+    skipped = Skipped(str(root))
     documents: list[Document] = []
-    for file in _files(root, query):
-        if file.suffix.lower() in _JSON_SUFFIXES:
-            documents.extend(_json_documents(file, root, query))
-        else:
-            documents.extend(_text_documents(file, root, query.whole))
+    if is_saved(root):
+        name = root.name
+        for number, row in enumerate(saved_rows(root, "train"), start=1):
+            place = _Place(f"'{root}' row {number}", f"{name}#{number}", name)
+            documents.extend(_row_documents(row, place, query, skipped))
+    else:
+        for file in _files(root, query):
+            documents.extend(_documents(file, root, query, skipped))
+    skipped.close()
     if not documents:
         matching = f" that match `data.glob` '{query.glob}'" if root.is_dir() else ""
         apart = " and are not under `data.heldout_path`" if query.excluded else ""
-        way_out = "Give .txt, .md, .jsonl or .json (lines) files that are not empty"
+        way_out = "Give .txt, .md, .jsonl, .json (lines), .csv or .parquet files that are not empty"
         raise DataError(
             f"{query.origin} '{query.path}' holds no text. {way_out}{matching}{apart}.",
             outside=f"{query.origin} holds no text. {way_out} and match the `glob`.",
@@ -93,7 +122,7 @@ def _exists(root: Path, query: FileQuery) -> bool:
 
 def _files(root: Path, query: FileQuery) -> list[Path]:
     excluded = Path(query.excluded).expanduser().resolve() if query.excluded else None
-    candidates = [root] if root.is_file() else sorted(_matching(root, query.glob))
+    candidates = [root] if root.is_file() else _matching(root, query.glob)
     return [
         path
         for path in candidates
@@ -101,12 +130,53 @@ def _files(root: Path, query: FileQuery) -> list[Path]:
     ]
 
 
-def _matching(root: Path, glob: str) -> Iterator[Path]:
-    for path in root.glob(glob):
-        hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-        known = path.suffix.lower() in _TEXT_SUFFIXES + _JSON_SUFFIXES
-        if path.is_file() and not hidden and (known or glob != DEFAULT_GLOB):
-            yield path
+def _matching(root: Path, glob: str) -> list[Path]:
+    found = sorted(path for path in find_files(root, glob) if path.is_file())
+    found = [path for path in found if not (path.name in SAVED_FILES and is_saved(path.parent))]
+    if glob != DEFAULT_GLOB:
+        return found
+    kinds = (*_TEXT_SUFFIXES, *_JSON_SUFFIXES, *TABLE_SUFFIXES)
+    known = [path for path in found if _kind(path) in kinds]
+    left = Counter(_kind(path) or "without a suffix" for path in found if _kind(path) not in kinds)
+    if left:
+        listed = ", ".join(
+            f"{count} {kind}"
+            for kind, count in sorted(left.items(), key=lambda kind: (-kind[1], kind[0]))[:8]
+        )
+        _log.warning(
+            "of '%s' these files are not read: %s. `data.glob` names what else is text",
+            root,
+            listed,
+        )
+    return known
+
+
+def _kind(file: Path) -> str:
+    """Return the suffix that says what is in a file, below that of a packer."""
+    packed = file.suffix.lower() in _PACKED
+    return Path(file.stem).suffix.lower() if packed else file.suffix.lower()
+
+
+def _documents(file: Path, root: Path, query: FileQuery, skipped: Skipped) -> Iterator[Document]:
+    kind = _kind(file)
+    if kind in _REFUSED or (kind in TABLE_SUFFIXES and file.suffix.lower() in _PACKED):
+        way_out = (
+            "Convert it to .txt, .jsonl, .csv or .parquet, or leave it out by `data.glob` (a "
+            "node's own: `glob`). To calibrate on markup itself, name the file .txt."
+        )
+        raise DataError(
+            f"'{file}' is no text, no JSON lines and no table. {way_out}",
+            outside=f"A file of its texts is no text, no JSON lines and no table. {way_out} {_LOG}",
+        )
+    if kind in TABLE_SUFFIXES:
+        name, group = _name_and_group(file, root)
+        for number, row in enumerate(table_rows(file), start=1):
+            place = _Place(f"'{file}' row {number}", f"{name}#{number}", group)
+            yield from _row_documents(row, place, query, skipped)
+    elif kind in _JSON_SUFFIXES:
+        yield from _json_documents(file, root, query, skipped)
+    else:
+        yield from _text_documents(file, root, query.whole)
 
 
 def _name_and_group(file: Path, root: Path) -> tuple[str, str]:
@@ -119,12 +189,18 @@ def _name_and_group(file: Path, root: Path) -> tuple[str, str]:
 
 def _read(file: Path) -> str:
     try:
-        data = file.read_bytes()
+        data = _unpacked(file)
     except OSError as error:
+        why = error.strerror or "it is no file of its packer's"
         raise DataError(
-            f"'{file}' cannot be read: {error.strerror}.",
-            outside=f"A file of its texts cannot be read: {error.strerror}. {_LOG}",
+            f"'{file}' cannot be read: {why}.",
+            outside=f"A file of its texts cannot be read: {why}. {_LOG}",
         ) from error
+    except (EOFError, lzma.LZMAError, ValueError) as error:
+        raise DataError(
+            f"'{file}' cannot be unpacked ({type(error).__name__}). Pack it again.",
+            outside=f"A file of its texts cannot be unpacked. {_LOG}",
+        ) from None
     try:
         return data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
@@ -137,6 +213,23 @@ def _read(file: Path) -> str:
         ) from None
 
 
+def _unpacked(file: Path) -> bytes:
+    packer = file.suffix.lower()
+    if packer == ".zst":
+        try:
+            import zstandard  # type: ignore[import-not-found]
+        except ImportError:
+            way_out = "Install zstandard, or unpack it: zstd -d FILE."
+            raise DataError(
+                f"'{file}' is packed by zstd, which nothing here reads. {way_out}",
+                outside=f"A file of its texts is packed by zstd. {way_out} {_LOG}",
+            ) from None
+        with file.open("rb") as packed, zstandard.ZstdDecompressor().stream_reader(packed) as plain:
+            return bytes(plain.read())
+    data = file.read_bytes()
+    return _UNPACK[packer](data) if packer in _UNPACK else data
+
+
 def _text_documents(file: Path, root: Path, whole: bool) -> Iterator[Document]:
     name, group = _name_and_group(file, root)
     parts = _read(file).split(SEPARATOR)
@@ -146,30 +239,68 @@ def _text_documents(file: Path, root: Path, whole: bool) -> Iterator[Document]:
         yield Document(text, group, f"{name}#{index}")
 
 
-def _json_documents(file: Path, root: Path, query: FileQuery) -> Iterator[Document]:
+@dataclass(frozen=True)
+class _Place:
+    """Where a row is, for messages; the key of its document, and the group if it names none."""
+
+    where: str
+    key: str
+    group: str
+
+
+def _json_documents(
+    file: Path, root: Path, query: FileQuery, skipped: Skipped
+) -> Iterator[Document]:
     name, group = _name_and_group(file, root)
+    for unit, number, row in _json_rows(file):
+        place = _Place(f"'{file}' {unit} {number}", f"{name}#{number}", group)
+        yield from _row_documents(row, place, query, skipped)
+
+
+def _json_rows(file: Path) -> Iterator[tuple[str, int, Mapping[str, object]]]:
+    """Yield what a row's number counts, the number, and the row: of lines, or of one array."""
+    text = _read(file)
+    if _kind(file) == ".json" and text.lstrip().startswith("["):
+        try:
+            rows = json.loads(text)
+        except (ValueError, RecursionError):
+            rows = []
+        if rows and all(isinstance(row, dict) for row in rows):
+            for number, row in enumerate(rows, start=1):
+                yield "row", number, row
+            return
     # Only "\n" ends a line of JSON lines; str.splitlines would also split inside strings.
-    for number, line in enumerate(_read(file).split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"'{file}' line {number}"
-        row = _json_object(line, where)
-        text = row.get(query.text_key)
-        owner = group if query.group_key is None else row.get(query.group_key)
-        if not isinstance(text, str):
-            key = "`data.text_key` (a node's own: `text-key`)"
-            raise DataError(
-                f"{where} has no text in field '{query.text_key}'. Set {key}.",
-                outside=f"A line of its texts has no text in its field. Set {key}. {_LOG}",
-            )
-        if not isinstance(owner, str | int):
-            raise DataError(
-                f"{where} has no text or number in field '{query.group_key}'. "
-                "Set `data.group_key`.",
-                outside="A line of its texts has no text or number in the field that "
-                f"`data.group_key` names. {_LOG}",
-            )
-        yield from pieces_of(text, str(owner), f"{name}#{number}", query.whole)
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield "line", number, _json_object(line, f"'{file}' line {number}")
+
+
+def _row_documents(
+    row: Mapping[str, object], place: _Place, query: FileQuery, skipped: Skipped
+) -> Iterator[Document]:
+    skipped.rows += 1
+    value = field(row, query.text_key)
+    owner = place.group if query.group_key is None else field(row, query.group_key)
+    found = text_or_chat(value)
+    if found is None:
+        key = "`data.text_key` (a node's own: `text-key`)"
+        error = DataError(
+            f"{place.where} has no text in field '{query.text_key}'. Set {key}.",
+            outside=f"A line of its texts has no text in its field. Set {key}. {_LOG}",
+        )
+        if value is not None:
+            raise error
+        skipped.skip(error)
+        return
+    if not isinstance(owner, str | int):
+        raise DataError(
+            f"{place.where} has no text or number in field '{query.group_key}'. "
+            "Set `data.group_key`.",
+            outside="A line of its texts has no text or number in the field that "
+            f"`data.group_key` names. {_LOG}",
+        )
+    text, messages = found
+    yield from pieces_of(text, str(owner), place.key, query.whole, messages)
 
 
 def _json_object(line: str, where: str) -> dict[str, object]:
@@ -178,18 +309,9 @@ def _json_object(line: str, where: str) -> dict[str, object]:
     except (ValueError, RecursionError):
         row = None
     if not isinstance(row, dict):
-        rule = "JSON files must hold one object a line."
+        rule = "JSON files must hold one object a line, or an array of objects."
         raise DataError(
             f"{where} is not a JSON object. {rule}",
             outside=f"A line of its texts is not a JSON object. {rule} {_LOG}",
         )
     return row
-
-
-def pieces_of(text: str, group: str, key: str, whole: bool = False) -> Iterator[Document]:
-    """Yield a text as documents: none if it is blank, numbered pieces if long and not `whole`."""
-    # Half a surrogate pair is valid in JSON, yet no tokenizer takes it.
-    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    pieces = [piece for piece in ([text] if whole else cut(text)) if piece.strip()]
-    for index, piece in enumerate(pieces):
-        yield Document(piece, group, f"{key}/{index}" if len(pieces) > 1 else key)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from fedprune.config import DataConfig
 from fedprune.data.documents import PIECE_CHARACTERS, Document
-from fedprune.data.files import pieces_of
+from fedprune.data.rows import Skipped, field, pieces_of, text_or_chat
+from fedprune.data.tables import is_saved, saved_rows
 from fedprune.errors import DataError
 
 
@@ -54,18 +55,28 @@ def hub_documents(config: DataConfig, split: HubSplit) -> list[Document]:
         If the data set cannot be had, or lacks the fields.
     """
     texts: list[str] = []
+    chats: list[str] = []
     groups: list[str] = []
+    skipped = Skipped(config.path)
     for number, row in enumerate(_rows(config, split)):
-        texts.append(_text(row, number, config))
-        group = None if config.group_key is None else row.get(config.group_key)
+        skipped.rows += 1
+        found = _text(row, number, config, skipped)
+        # A row without text keeps its place: what comes after keeps its key.
+        text, messages = ("", "") if found is None else found
+        texts.append(text)
+        chats.append(messages)
+        group = None if config.group_key is None else field(row, config.group_key)
         groups.append(config.path if group is None else str(group))
+    skipped.close()
     if config.group_key is None and _is_running_text(texts):
         texts = list(_joined(texts))
+        chats = [""] * len(texts)
         groups = [config.path] * len(texts)
+    whole = config.whole_documents
     documents = [
         document
-        for number, (text, group) in enumerate(zip(texts, groups, strict=True))
-        for document in pieces_of(text, group, f"{split.name}#{number}", config.whole_documents)
+        for number, (text, group, chat) in enumerate(zip(texts, groups, chats, strict=True))
+        for document in pieces_of(text, group, f"{split.name}#{number}", whole, chat)
     ]
     if not documents:
         raise DataError(f"`data.split` '{split.name}' of data set '{config.path}' holds no text.")
@@ -78,6 +89,9 @@ def _rows(config: DataConfig, split: HubSplit) -> Iterator[Mapping[str, object]]
     from datasets import load_dataset
 
     path = str(Path(config.path).expanduser()) if config.path.startswith("~") else config.path
+    if is_saved(Path(path)):
+        yield from itertools.islice(saved_rows(Path(path), split.name), split.limit)
+        return
     try:
         rows = load_dataset(
             path,
@@ -104,21 +118,28 @@ def _rows(config: DataConfig, split: HubSplit) -> Iterator[Mapping[str, object]]
         ) from None
 
 
-def _text(row: Mapping[str, object], number: int, config: DataConfig) -> str:
-    text = row.get(config.text_key)
-    for key, field in (("data.text_key", config.text_key), ("data.group_key", config.group_key)):
-        if field is not None and field not in row:
+def _text(
+    row: Mapping[str, object], number: int, config: DataConfig, skipped: Skipped
+) -> tuple[str, str] | None:
+    """Return a row's text and messages; None if it holds none."""
+    for key, name in (("data.text_key", config.text_key), ("data.group_key", config.group_key)):
+        if name is not None and name not in row and name.partition(".")[0] not in row:
             names = ", ".join(repr(name) for name in row)
             raise DataError(
-                f"`{key}` must be a column of data set '{config.path}', got '{field}'. "
+                f"`{key}` must be a column of data set '{config.path}', got '{name}'. "
                 f"It has {names}."
             )
-    if not isinstance(text, str):
-        raise DataError(
-            f"Row {number} of data set '{config.path}' holds a {type(text).__name__} in column "
+    value = field(row, config.text_key)
+    found = text_or_chat(value)
+    if found is None:
+        error = DataError(
+            f"Row {number} of data set '{config.path}' holds a {type(value).__name__} in column "
             f"'{config.text_key}', text was expected. Set `data.text_key`."
         )
-    return text
+        if value is not None:
+            raise error
+        skipped.skip(error)
+    return found
 
 
 def _is_running_text(texts: Sequence[str]) -> bool:

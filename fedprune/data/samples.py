@@ -130,7 +130,7 @@ class _Draw:
         windows: list[Sample] = []
         margins: list[_Piece] = []
         for document in order:
-            whole = _Piece(self._tokens(document.text), document.key, 0)
+            whole = _Piece(self._tokens(document.rendered(self._tokenizer)), document.key, 0)
             if len(whole.tokens) < self._seq_len:
                 yield from self._packed(whole)
                 continue
@@ -217,7 +217,10 @@ def _sample(
         if place in short:
             continue
         document = documents[place]
-        tokens = tokenizer.encode(document.text, add_special_tokens=True, verbose=False)
+        # A chat's template has written the special tokens itself.
+        special = not document.messages
+        text = document.rendered(tokenizer)
+        tokens = tokenizer.encode(text, add_special_tokens=special, verbose=False)
         if len(tokens) <= seq_len:
             short.add(place)
             continue

@@ -98,24 +98,28 @@ def split_documents(
 ) -> tuple[list[Document], list[Document]]:
     """Return (train, heldout), both non-empty, disjoint, in the given order.
 
-    About ``fraction`` of the documents are held out, chosen by the SHA-256 of their keys. If that
-    leaves a part empty, the document that came closest changes sides; a single document is cut.
+    About ``fraction`` of the documents are held out, chosen by the SHA-256 of their keys; equal
+    texts are all held out or none, as the first of their keys says. If that leaves a part empty,
+    the text that came closest changes sides; a single text is cut.
 
     Raises
     ------
     DataError
         If there is no text to split.
     """
-    if len(documents) == 1:
-        return _cut_in_two(documents[0], fraction)
-    ranks = [_rank(document.key) for document in documents]
-    held = [rank < fraction for rank in ranks]
-    if documents and not any(held):
-        held[ranks.index(min(ranks))] = True
-    if documents and all(held):
-        held[ranks.index(max(ranks))] = False
     if not documents:
         raise DataError("There are no documents to calibrate or evaluate on. Check `data.path`.")
+    first: dict[str, str] = {}
+    for document in documents:
+        first[document.text] = min(document.key, first.get(document.text, document.key))
+    if len(first) == 1:
+        return _cut_in_two(documents[0], fraction)
+    ranks = [_rank(first[document.text]) for document in documents]
+    held = [rank < fraction for rank in ranks]
+    if not any(held):
+        held = [rank == min(ranks) for rank in ranks]
+    if all(held):
+        held = [rank != max(ranks) for rank in ranks]
     train = [document for document, out in zip(documents, held, strict=True) if not out]
     heldout = [document for document, out in zip(documents, held, strict=True) if out]
     return train, heldout

@@ -102,7 +102,7 @@ def token_windows(
     if joiner == "eos":
         tokens = _joined_by_eos(documents, tokenizer, wanted)
     else:
-        text = _JOINERS[joiner].join(document.text for document in documents)
+        text = _JOINERS[joiner].join(document.rendered(tokenizer) for document in documents)
         tokens = _encode(tokenizer, text, special=True)
     windows = len(tokens) // seq_len if wanted is None else min(len(tokens), wanted) // seq_len
     if not windows:
@@ -238,7 +238,7 @@ def _joined_by_eos(
         if wanted is not None and len(tokens) >= wanted:
             break
         tokens += separator if number else []
-        tokens += _encode(tokenizer, document.text)
+        tokens += _encode(tokenizer, document.rendered(tokenizer))
     return tokens
 
 

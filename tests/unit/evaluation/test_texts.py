@@ -7,6 +7,7 @@ import datasets
 import pytest
 
 from fedprune.config import config_from_overrides, evaluation_data
+from fedprune.data.documents import Document
 from fedprune.evaluation.perplexity import evaluation_windows, token_windows
 from tests.support.architectures import tiny_tokenizer
 
@@ -16,7 +17,9 @@ def texts(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     for name in ("own", "news", "mail"):
         (tmp_path / name).mkdir()
-        rows = [{"text": " ".join(f"w{3 + n % 90}" for n in range(40))} for _ in range(20)]
+        rows = [
+            {"text": " ".join(f"w{3 + (n + row) % 90}" for n in range(40))} for row in range(20)
+        ]
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (tmp_path / name / "test.jsonl").write_text(lines)
     return tmp_path
@@ -50,11 +53,18 @@ def test_each_data_set_is_joined_its_own_way(texts, monkeypatch):
     monkeypatch.setattr("fedprune.evaluation.perplexity.token_windows", watch)
     monkeypatch.setattr(
         "fedprune.evaluation.perplexity.load_documents",
-        lambda data, *_: [type("D", (), {"text": f"w3 {data.name} " * 20})] * 9,
+        lambda data, *_: [Document(f"w3 {data.name} " * 20, "g", "k")] * 9,
     )
     evaluation_windows(config(texts, "wikitext2,c4,ptb"), tiny_tokenizer())
     assert [text.split()[1] for text in seen] == ["files", "wikitext2", "c4", "ptb"]
     assert list(seen.values()) == ["eos", "blank_line", "space", "space"]
+
+
+def test_files_are_joined_and_read_as_the_run_s_own_are(texts):
+    more = ("data.joiner=blank_line", "data.text_key=body")
+    found = evaluation_data(config(texts, f"{texts / 'news'},c4", *more))
+    assert (found["news"].joiner, found["news"].text_key) == ("blank_line", "body")
+    assert (found["c4"].joiner, found["c4"].text_key) == ("space", "text")
 
 
 def test_what_cannot_be_had_is_told_and_left_out(texts, caplog):
