@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from fedprune.disk import replace_file
@@ -63,11 +63,16 @@ def render_sweep(facts: SweepFacts) -> str:
     return _render("sweep.html.jinja", sweep_view(facts))
 
 
+def _template(name: str) -> str:
+    """Return a file's text. Flower bundles files of some endings only, `.md` among them."""
+    return (TEMPLATES / f"{name}.md").read_text(encoding="utf-8")
+
+
 @cache
 def environment() -> Environment:
     """Return the templates: all that is put into them is escaped, and nothing may be missing."""
     found = Environment(
-        loader=FileSystemLoader(TEMPLATES),
+        loader=FunctionLoader(_template),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -99,7 +104,7 @@ def prose(sentence: str) -> Markup:
 
 
 def _render(template: str, view: Mapping[str, Any]) -> str:
-    style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
+    style = _template("style.css")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     # Of the style sheet alone is it known that it is no text of somebody's.
     return environment().get_template(template).render(style=Markup(style), digest=digest, **view)

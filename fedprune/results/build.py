@@ -9,12 +9,15 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 from fedprune.config import RunConfig
-from fedprune.models.fingerprint import Fingerprint
 from fedprune.results.environment import peak_rss_bytes, versions
 from fedprune.results.ledger import APART, Ledger
 from fedprune.results.words import Words
+
+if TYPE_CHECKING:  # it loads torch, which the command line does not need to show a table
+    from fedprune.models.fingerprint import Fingerprint
 
 FORMAT = 1
 
@@ -46,7 +49,7 @@ class Facts:
     config: RunConfig
     words: Words
     run_id: int
-    fingerprint: Fingerprint
+    fingerprint: "Fingerprint"
     code_hash: str
     seconds: Mapping[str, float]
     figures: Mapping[str, object] = field(default_factory=dict)

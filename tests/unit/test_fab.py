@@ -24,7 +24,7 @@ def test_holds_exactly_the_sources_configuration_and_demo_model(bundle):
     expected = set(OWN)
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*"):
-            if path.suffix in {".py", ".yaml", ".json"} and "__pycache__" not in path.parts:
+            if path.suffix in {".py", ".yaml", ".json", ".md"} and "__pycache__" not in path.parts:
                 expected.add(path.relative_to(ROOT).as_posix())
     found = {name for name in bundle.namelist() if not name.startswith(".info/")}
     assert found == expected
