@@ -1,14 +1,12 @@
 """All benchmarks: `python -m benchmarks` or `make bench`, from the checkout."""
 
 from benchmarks import (
-    bench_decode,
     bench_federation,
     bench_floor,
     bench_masks,
     bench_memory,
     bench_sparsegpt,
     bench_votes,
-    bench_wire,
 )
 
 
@@ -17,8 +15,6 @@ def main() -> None:
     for benchmark in (
         bench_masks,
         bench_votes,
-        bench_wire,
-        bench_decode,
         bench_sparsegpt,
         bench_floor,
         bench_memory,

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.floor import Rates, block_floor
-from benchmarks.timing import report
+from benchmarks.measure import Rates, block_floor, report
 from fedprune.cli.inline import run_inline
 from fedprune.config import config_from_overrides
 from fedprune.models.device import pick_device
@@ -41,7 +40,7 @@ def settings(model: Path, options: argparse.Namespace) -> list[str]:
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, str | float]:
     """Generate the model, run the job, return the row of the table."""
     model, run = folder / "model", folder / "run"
-    generate_model(draft_model("llama-2-7b", "bfloat16", options.blocks, 0), model)
+    generate_model(draft_model(options.shape, "bfloat16", options.blocks, 0), model)
     overrides = settings(model, options)
     config = config_from_overrides(overrides)
     loaded, device = load_model(config.model), pick_device(config.pruner.device)
@@ -71,6 +70,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, str | float]
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="One-shot FedPrLLM in the shape of Llama 2 7B.")
+    parser.add_argument("--shape", default="llama-2-7b", help="another preset, or a folder")
     parser.add_argument("--blocks", type=int, help="only the first N of 32 blocks")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--samples", type=int, default=2)

@@ -9,12 +9,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.timing import report
+from benchmarks.measure import report
 from fedprune.config import RunConfig, config_from_overrides
 from fedprune.data.clients import client_samples
 from fedprune.data.texts import load_documents
@@ -28,15 +29,15 @@ from fedprune.pruning.groups import block_specs
 from fedprune.pruning.registry import make_pruner
 from fedprune.wire.masks import BitMask
 
-CLIENTS = 64
+Run = Callable[[Sequence[str], int, Path], object]
 Masks = dict[tuple[int, str], BitMask]
 
 
-def overrides(samples: int) -> list[str]:
+def overrides(samples: int, clients: int) -> list[str]:
     """Return the job's overrides: no baselines, as a real federation runs."""
     return [
-        f"federation.num_clients={CLIENTS}",
-        f"strategy.min_clients={CLIENTS}",
+        f"federation.num_clients={clients}",
+        f"strategy.min_clients={clients}",
         f"pruner.num_calibration_samples={samples}",
         "evaluation.local_only=false",
         "evaluation.centralized=false",
@@ -47,7 +48,9 @@ def overrides(samples: int) -> list[str]:
 def samples_of(config: RunConfig, loaded: LoadedModel, partition: int) -> list[torch.Tensor]:
     """Return the samples that a client draws."""
     documents = load_documents(config.data, "train")
-    found = client_samples(config, documents, loaded.tokenizer, partition, CLIENTS)
+    found = client_samples(
+        config, documents, loaded.tokenizer, partition, config.federation.num_clients
+    )
     return [sample.tokens for sample in found]
 
 
@@ -56,7 +59,7 @@ def plain_loop(config: RunConfig, loaded: LoadedModel) -> Masks:
     count = len(loaded.layout.blocks)
     specs = block_specs(config, range(count), count)
     votes: dict[tuple[int, str], VoteCounter] = {}
-    for partition in range(CLIENTS):
+    for partition in range(config.federation.num_clients):
         walk = BlockWalk(loaded, samples_of(config, loaded, partition))
         for block, masks in prune_blocks(walk, make_pruner(config.pruner), specs):
             for name, mask in masks.items():
@@ -69,11 +72,18 @@ def plain_loop(config: RunConfig, loaded: LoadedModel) -> Masks:
     return chosen
 
 
-def simulate(samples: int, folder: Path) -> tuple[float, dict[str, float], Masks]:
-    """Run the job through Flower; return wall seconds, the server's laps and the masks."""
+def by_command(overrides: Sequence[str], clients: int, folder: Path) -> None:
+    """Run the job through Flower."""
+    command = [sys.executable, "-m", "fedprune", "run", *overrides, f"output_dir={folder}"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def simulate(
+    run: Run, overrides: Sequence[str], clients: int, folder: Path
+) -> tuple[float, dict[str, float], Masks]:
+    """Run the job; return wall seconds, the server's own and the masks."""
     started = time.monotonic()
-    command = [sys.executable, "-m", "fedprune", "run", *overrides(samples)]
-    subprocess.run([*command, f"output_dir={folder}"], check=True, stdout=subprocess.DEVNULL)
+    run(overrides, clients, folder)
     wall = time.monotonic() - started
     results = json.loads((folder / "results.json").read_text())
     found = read_sidecar(folder / "model" / SIDECAR)
@@ -81,16 +91,17 @@ def simulate(samples: int, folder: Path) -> tuple[float, dict[str, float], Masks
     return wall, results["seconds"], masks
 
 
-def compare(samples: int) -> dict[str, str | float]:
+def compare(samples: int, clients: int, run: Run) -> dict[str, str | float]:
     """Return one row of the table."""
-    config = config_from_overrides(overrides(samples))
+    job = overrides(samples, clients)
+    config = config_from_overrides(job)
     loaded = load_model(config.model)
-    plain_loop(config_from_overrides([*overrides(1), "pruner.seq_len=16"]), loaded)  # compile
+    plain_loop(config_from_overrides([*overrides(1, clients), "pruner.seq_len=16"]), loaded)
     started = time.monotonic()
-    expected = plain_loop(config, loaded)
+    expected = plain_loop(config, loaded)  # what it compiles was compiled before
     loop = time.monotonic() - started
     with tempfile.TemporaryDirectory() as folder:
-        wall, laps, masks = simulate(samples, Path(folder) / "run")
+        wall, laps, masks = simulate(run, job, clients, Path(folder) / "run")
     same = all(np.array_equal(masks[key].bits, mask.bits) for key, mask in expected.items())
     if not same:
         raise RuntimeError("The simulation's masks differ from the loop's.")
@@ -107,10 +118,10 @@ def compare(samples: int) -> dict[str, str | float]:
     }
 
 
-def main() -> None:
+def main(clients: int = 64, samples: Sequence[int] = (2, 32), run: Run = by_command) -> None:
     torch.set_num_threads(1)
-    title = f"{CLIENTS} clients, embedded model, one-shot: Flower against one plain loop"
-    report("federation", title, [compare(samples) for samples in (2, 32)])
+    title = f"{clients} clients, embedded model, one-shot: Flower against one plain loop"
+    report("federation", title, [compare(number, clients, run) for number in samples])
 
 
 if __name__ == "__main__":

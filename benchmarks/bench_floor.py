@@ -5,12 +5,12 @@ Two generated blocks of 248 MB (bfloat16, the shape of a 3B Llama), Wanda at 50 
 
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from benchmarks.floor import Rates, block_floor
-from benchmarks.timing import report
+from benchmarks.measure import Rates, block_floor, report
 from fedprune.config import config_from_overrides
 from fedprune.models.loading import LoadedModel, load_model
 from fedprune.pruning.blocks import BlockWalk, prune_blocks
@@ -51,14 +51,14 @@ def compare(loaded: LoadedModel, samples: int, tokens: int) -> dict[str, str | f
     }
 
 
-def main() -> None:
+def main(shape: str = "open-llama-3b", cases: Sequence[tuple[int, int]] = CASES) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="fedprune-bench-") as folder:
         model = Path(folder) / "model"
-        generate_model(draft_model("open-llama-3b", "bfloat16", BLOCKS, 0), model)
+        generate_model(draft_model(shape, "bfloat16", BLOCKS, 0), model)
         loaded = load_model(config_from_overrides([f"model={model}"]).model)
         seconds_a_block(loaded, 1, 16)  # compile
-        rows = [compare(loaded, *case) for case in CASES]
+        rows = [compare(loaded, *case) for case in cases]
     report("floor", "A client's block, one core, bfloat16", rows)
 
 

@@ -9,31 +9,32 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from transformers import LlamaConfig
+from transformers import AutoConfig, PreTrainedConfig
 
-from benchmarks.timing import report
+from benchmarks.measure import report
 from scripts.generate_model import PRESETS, draft_model, generate_model
 
 BLOCKS = (2, 4, 8)
 PLAIN_BLOCKS = 4  # the plain way sorts for minutes
 CLIENTS = (4, 16, 64, 256)
+Run = Callable[[str, Path, int], dict[str, float]]
 ROOT = Path(__file__).parents[1]
 
 
-def make_models(folder: Path) -> dict[int, Path]:
+def make_models(shape: PreTrainedConfig, folder: Path, sizes: Sequence[int]) -> dict[int, Path]:
     """Generate a model of each size; returns number of blocks -> folder."""
-    kind, values = PRESETS["open-llama-3b"]
-    LlamaConfig(**{**values, "vocab_size": 4096}).save_pretrained(folder / kind)
+    shape.save_pretrained(folder / "shape")
     models = {}
-    for blocks in BLOCKS:
+    for blocks in sizes:
         models[blocks] = folder / f"blocks-{blocks}"
-        generate_model(draft_model(str(folder / kind), "bfloat16", blocks, 0), models[blocks])
+        generate_model(draft_model(str(folder / "shape"), "bfloat16", blocks, 0), models[blocks])
     return models
 
 
-def run(role: str, model: Path, clients: int) -> dict[str, float]:
+def in_its_own_process(role: str, model: Path, clients: int) -> dict[str, float]:
     """Return seconds and bytes of one role in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.roles", role, str(model), str(clients)]
     done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
@@ -43,7 +44,7 @@ def run(role: str, model: Path, clients: int) -> dict[str, float]:
     return found
 
 
-def row(role: str, model: Path, blocks: int, clients: int) -> dict[str, str | float]:
+def row(run: Run, role: str, model: Path, blocks: int, clients: int) -> dict[str, str | float]:
     """Return one row of the table."""
     found = run(role, model, clients)
     return {
@@ -57,18 +58,25 @@ def row(role: str, model: Path, blocks: int, clients: int) -> dict[str, str | fl
     }
 
 
-def main() -> None:
+def main(
+    shape: PreTrainedConfig | None = None,
+    sizes: Sequence[int] = BLOCKS,
+    clients: Sequence[int] = CLIENTS,
+    run: Run = in_its_own_process,
+) -> None:
     rows = []
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="fedprune-bench-") as folder:
-        models = make_models(Path(folder))
+        kind, values = PRESETS["open-llama-3b"]
+        config = shape or AutoConfig.for_model(kind, **{**values, "vocab_size": 4096})
+        models = make_models(config, Path(folder), sizes)
         for role in ("client", "server"):
-            rows += [row(role, models[blocks], blocks, CLIENTS[0]) for blocks in BLOCKS]
-            plain = [blocks for blocks in BLOCKS if blocks <= PLAIN_BLOCKS]
-            rows += [row(f"plain-{role}", models[blocks], blocks, CLIENTS[0]) for blocks in plain]
-        least = BLOCKS[0]
-        rows += [row("server", models[least], least, clients) for clients in CLIENTS[1:]]
-        rows += [row("plain-server", models[least], least, CLIENTS[1])]
+            rows += [row(run, role, models[size], size, clients[0]) for size in sizes]
+            plain = [size for size in sizes if size <= PLAIN_BLOCKS]
+            rows += [row(run, f"plain-{role}", models[size], size, clients[0]) for size in plain]
+        least = sizes[0]
+        rows += [row(run, "server", models[least], least, number) for number in clients[1:]]
+        rows += [row(run, "plain-server", models[least], least, clients[1])]
     report("memory", f"Peak memory, {time.monotonic() - started:.0f} s in all", rows)
 
 

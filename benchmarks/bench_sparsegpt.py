@@ -6,13 +6,12 @@ corrections of later columns take at the rate of a matrix product, d_out * d_in*
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from benchmarks.synthetic import layer
-from benchmarks.timing import alternate, report
+from benchmarks.measure import SHAPES, alternate, layer, report
 from fedprune.config.pattern import Pattern
 from fedprune.pruning.alps import alps
 from fedprune.pruning.groups import MaskSpec
@@ -20,10 +19,8 @@ from fedprune.pruning.hessian import inverse_factor, reconstruction_error
 from fedprune.pruning.selection import prune_lowest
 from fedprune.pruning.sparsegpt import sparsegpt
 
-SHAPE = (4096, 4096)
 DAMPING = 0.01
 BLOCK = 128
-ROUNDS = 2
 SPECS = {
     "layer": MaskSpec(0.5, Pattern(), "layer"),
     "2:4": MaskSpec(0.5, Pattern(2, 4), "layer"),
@@ -76,7 +73,7 @@ def plain_loop(weight: Tensor, upper: Tensor, spec: MaskSpec) -> Tensor:
     return weight
 
 
-def factors(moments: Tensor) -> dict[str, str | float]:
+def factors(moments: Tensor, rounds: int) -> dict[str, str | float]:
     """Return the row of the factor, after checking that both are the same."""
     found, plain = inverse_factor(moments, DAMPING).upper, plain_factor(moments)
     if float((found - plain).abs().max()) > 1e-4 * float(plain.max()):
@@ -86,12 +83,12 @@ def factors(moments: Tensor) -> dict[str, str | float]:
             "ours": lambda: inverse_factor(moments, DAMPING),
             "plain": lambda: plain_factor(moments),
         },
-        ROUNDS,
+        rounds,
     )
-    return row("factor of the inverse Hessian", seconds)
+    return row(moments.shape, "factor of the inverse Hessian", seconds)
 
 
-def compare(weight: Tensor, moments: Tensor, name: str) -> dict[str, str | float]:
+def compare(weight: Tensor, moments: Tensor, name: str, rounds: int) -> dict[str, str | float]:
     """Return the row of SparseGPT, after checking that both reconstruct equally well."""
     spec, factor = SPECS[name], inverse_factor(moments, DAMPING)
     found = reconstruction_error(weight, sparsegpt(weight, factor, spec, BLOCK)[0], moments)
@@ -104,10 +101,10 @@ def compare(weight: Tensor, moments: Tensor, name: str) -> dict[str, str | float
             "plain": lambda: plain_loop(weight, factor.upper, spec),
             "product": lambda: weight @ factor.upper[:, :BLOCK],
         },
-        ROUNDS,
+        rounds,
     )
-    floor = seconds["product"] * SHAPE[1] / (2 * BLOCK)
-    return row(f"SparseGPT, {name}", seconds, found, floor)
+    floor = seconds["product"] * weight.shape[1] / (2 * BLOCK)
+    return row(weight.shape, f"SparseGPT, {name}", seconds, found, floor)
 
 
 def by_alps(weight: Tensor, moments: Tensor, name: str) -> dict[str, str | float]:
@@ -116,10 +113,11 @@ def by_alps(weight: Tensor, moments: Tensor, name: str) -> dict[str, str | float
     start = time.thread_time()
     found, _ = alps(weight, moments, SPECS[name], DAMPING)
     seconds = {"ours": time.thread_time() - start}
-    return row(f"ALPS, {name}", seconds, reconstruction_error(weight, found, moments))
+    return row(weight.shape, f"ALPS, {name}", seconds, reconstruction_error(weight, found, moments))
 
 
 def row(
+    shape: Sequence[int],
     step: str,
     seconds: Mapping[str, float],
     error: float | None = None,
@@ -128,7 +126,7 @@ def row(
     """Return one row of the table."""
     plain = seconds.get("plain")
     return {
-        "linear": f"{SHAPE[0]}x{SHAPE[1]}",
+        "linear": f"{shape[0]}x{shape[1]}",
         "step": step,
         "column loop, s": plain or "",
         "ours, s": seconds["ours"],
@@ -139,12 +137,12 @@ def row(
     }
 
 
-def main() -> None:
+def main(shape: tuple[int, int] = SHAPES[0], rounds: int = 2) -> None:
     torch.set_num_threads(1)
-    weight, norms = layer(SHAPE)
+    weight, norms = layer(shape)
     moments = moments_of(norms)
-    rows = [factors(moments)]
-    rows += [compare(weight, moments, name) for name in SPECS]
+    rows = [factors(moments, rounds)]
+    rows += [compare(weight, moments, name, rounds) for name in SPECS]
     rows += [by_alps(weight, moments, "layer")]
     report("sparsegpt", "Reconstruction at 50 %, float32, one core", rows)
 

@@ -106,18 +106,19 @@ ROLES: dict[str, Callable[[RunConfig, int], None]] = {
 }
 
 
+def measured(role: str, model: Path, clients: int) -> dict[str, float]:
+    """Play a role in this process; return its seconds and bytes."""
+    config = config_from_overrides(settings(str(model)))
+    before, started = int(psutil.Process().memory_info().rss), time.monotonic()
+    ROLES[role](config, clients)
+    seconds = time.monotonic() - started
+    return {"seconds": seconds, "imports_bytes": before, "peak_bytes": _peak()}
+
+
 def main(arguments: list[str]) -> None:
     role, model, clients = arguments
     torch.set_num_threads(1)
-    config = config_from_overrides(settings(model))
-    before, started = int(psutil.Process().memory_info().rss), time.monotonic()
-    ROLES[role](config, int(clients))
-    found = {
-        "seconds": time.monotonic() - started,
-        "imports_bytes": before,
-        "peak_bytes": _peak(),
-    }
-    sys.stdout.write(json.dumps(found) + "\n")
+    sys.stdout.write(json.dumps(measured(role, Path(model), int(clients))) + "\n")
 
 
 def _tokens(config: RunConfig, clients: int) -> list[torch.Tensor]:

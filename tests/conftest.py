@@ -5,11 +5,26 @@ import os
 import shutil
 import signal
 import tempfile
+from importlib.metadata import version
+from pathlib import Path
 
 from hypothesis import settings
 
+
+def _keep_compiled(home: str) -> None:
+    """Let compiled loops outlast the home folder of a test process: they are kept by content."""
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    kept = Path(caches) / "fedprune-tests" / f"numba-{version('numba')}"
+    try:
+        kept.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return  # then they are compiled anew
+    Path(home, "numba").symlink_to(kept)
+
+
 if "FEDPRUNE_HOME" not in os.environ or "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["FEDPRUNE_HOME"] = tempfile.mkdtemp(prefix="fedprune-tests-")
+    _keep_compiled(os.environ["FEDPRUNE_HOME"])
     atexit.register(shutil.rmtree, os.environ["FEDPRUNE_HOME"], ignore_errors=True)
 # Small tensors and busy machines: a second thread costs more than it brings.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.synthetic import layer
+from benchmarks.measure import layer
 from fedprune.config.pattern import Pattern
 from fedprune.pruning.groups import MaskSpec, expected_survivors
 from fedprune.pruning.hessian import inverse_factor
