@@ -20,6 +20,7 @@ from fedprune.models.fingerprint import Fingerprint, fingerprint
 from fedprune.models.loading import LoadedModel, load_model
 from fedprune.models.transfer import Offer
 from fedprune.pruning.blocks import input_groups
+from fedprune.report.page import leave_report
 from fedprune.results.build import Facts, build_results
 from fedprune.results.card import write_card
 from fedprune.results.environment import source_digest
@@ -27,7 +28,6 @@ from fedprune.results.run_status import RunStatus, WatchedLedger
 from fedprune.results.tables import plain_table
 from fedprune.results.tracking import Tracking, check_tracker
 from server_app.measure import further_results, measure, wanted_tasks
-from server_app.page import leave_report
 from server_app.run_folder import RunFolder, StateFiles, TrackedTally
 from strategies import FederatedPruning, PublicModel, strategy_class
 from strategies.messages import MESSAGE_BYTES

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import logging
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,8 @@ from fedprune.report.run import run_view
 from fedprune.report.sweep import SweepFacts, sweep_view
 from fedprune.results import text
 from fedprune.results.read import read_results
+
+_log = logging.getLogger("flwr")
 
 REPORT = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -41,6 +44,14 @@ def write_report(folder: Path) -> Path:
     page = folder / REPORT
     replace_file(page, render_page(results, content, folder.absolute()).encode())
     return page
+
+
+def leave_report(folder: Path) -> None:
+    """Write ``report.html`` into a finished run's folder, or log why that was not possible."""
+    try:
+        write_report(folder)
+    except Exception as error:  # whatever happens here, the run is done and must not fail
+        _log.warning("no report was written: %s: %s", type(error).__name__, error)
 
 
 def render_page(results: Mapping[str, Any], config: str, folder: Path) -> str:

@@ -1,6 +1,5 @@
 """The words for the phases of a run, and the lines of log that tell how far it is."""
 
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,9 +22,6 @@ LABELS = {
 """What a person reads for each phase: in terminal and log, in `fedprune status`, on pages."""
 PHASES = ("connect", "handshake", "model", "survey", "prune", "evaluate", "export", "done")
 """Those that a run's status goes through once the model is loaded, in their order."""
-_LINE = re.compile(
-    r"fedprune: (?P<phase>[a-z]+) (?P<done>\d+)/(?P<total>\d+)(?: · (?P<details>.*))?"
-)
 _BETWEEN = " · "
 _QUIET_SECONDS = 15.0
 
@@ -62,16 +58,6 @@ class Progress:
     def line(self) -> str:
         """Return the line to log."""
         return _BETWEEN.join([f"fedprune: {self.phase} {self.done}/{self.total}", *self.details])
-
-
-def parse_progress(line: str) -> Progress | None:
-    """Return the progress that a log line reports, or None if it is another line."""
-    found = _LINE.search(line)
-    if found is None or found["phase"] not in PHASES:
-        return None
-    details = (found["details"] or "").strip()
-    parts = tuple(details.split(_BETWEEN)) if details else ()
-    return Progress(found["phase"], int(found["done"]), int(found["total"]), parts)
 
 
 class Pace:

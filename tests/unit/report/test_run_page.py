@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedprune.errors import FedpruneError
-from fedprune.report.page import render_page, write_report
+from fedprune.report.page import leave_report, render_page, write_report
 from tests.support.markup import Markup
 from tests.support.reports import made_up
 
@@ -202,3 +202,14 @@ def test_what_else_was_measured_is_shown_where_it_was():
     assert own.count("+25.0%") == 2
     for part in ("1,234", "too little text", "0.6100", "0.5875", "harness 0.4.9", "2.1 MB"):
         assert part in text
+
+
+def test_a_run_leaves_its_page_and_never_fails_because_of_it(tmp_path, caplog):
+    (tmp_path / "results.json").write_text(json.dumps(made_up(["a", "b"])))
+    leave_report(tmp_path)
+    assert "<h1>demo" in (tmp_path / "report.html").read_text()
+    (tmp_path / "report.html").unlink()
+    (tmp_path / "results.json").write_text('{"format": 1}')
+    leave_report(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+    assert "no report was written: KeyError" in caplog.text
