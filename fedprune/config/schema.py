@@ -243,12 +243,13 @@ class StrategyConfig(Choice):
         "rounding": "floor",
         "rounds": 1,
         "ramp": "none",
-        "expansion": True,
         "layer_fraction": 1.0,
         "layer_resources": "equal",
-        "scaling": False,
         "decode": False,
     }
+
+    pools: ClassVar[bool] = False
+    """Whether clients send statistics, which `pooling` adds up."""
 
     def own_options(self) -> dict[str, object]:
         """Return the method's own keys with their values, and `pooling` where it counts."""
@@ -256,9 +257,6 @@ class StrategyConfig(Choice):
         if self.pools:
             own.insert(0, "pooling")
         return {key: getattr(self, key) for key in own}
-
-    pools: ClassVar[bool] = False
-    """Whether clients send statistics, which `pooling` adds up."""
 
     def check(self, run: "RunConfig") -> Iterator[str]:
         """Yield the problems between this method's keys, and with the rest of the run."""

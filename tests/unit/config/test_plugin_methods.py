@@ -60,7 +60,7 @@ def test_an_installed_method_has_its_keys(install):
     config = config_from_overrides(["strategy=mine", "strategy.threshold=3"])
     assert (config.strategy.name, config.strategy.threshold) == ("mine", 3.0)
     assert (config.strategy.ties, config.strategy.min_clients) == ("first", 2)
-    assert (config.strategy.rounds, config.strategy.scaling) == (1, False)
+    assert (config.strategy.rounds, config.strategy.ramp) == (1, "none")
     assert from_yaml(to_yaml(config)) == config
     assert compose_config({"overrides": shlex.join(to_overrides(config))}) == config
     assert compose_config({"overrides": "strategy.name=mine"}).strategy.threshold == 2.0

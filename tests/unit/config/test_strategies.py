@@ -165,8 +165,8 @@ def test_code_for_all_strategies_reads_what_a_strategy_without_the_key_does():
     for name in group_options("strategy"):
         strategy = default(name).strategy
         assert strategy.rounding == ("ceil" if name == "fedspallm" else "floor")
-        assert (strategy.rounds, strategy.pooling, strategy.expansion) == (1, "tokens", True)
-        assert not strategy.scaling and not strategy.decode and strategy.layer_fraction == 1.0
+        assert (strategy.rounds, strategy.ramp, strategy.pooling) == (1, "none", "tokens")
+        assert not strategy.decode and strategy.layer_fraction == 1.0
         assert (strategy.client_weights, strategy.layer_resources) == ("equal", "equal")
         with pytest.raises(AttributeError, match="has no key 'nothing'"):
             strategy.nothing  # noqa: B018
