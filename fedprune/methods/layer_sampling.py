@@ -72,7 +72,7 @@ def draw_layers(
             for blocks, size in zip(allowed, sizes, strict=True)
         ]
     else:
-        drawn = take_turns([set(blocks) for blocks in allowed], sizes, num_blocks, generator)
+        drawn = assign_blocks([set(blocks) for blocks in allowed], sizes, num_blocks, generator)
         repair(drawn, [set(blocks) for blocks in allowed], num_blocks, coverage)
     return [tuple(sorted(blocks)) for blocks in drawn]
 
@@ -217,7 +217,7 @@ _WAYS_OUT = (
 )
 
 
-def take_turns(
+def assign_blocks(
     allowed: Sequence[Collection[int]],
     sizes: Sequence[int],
     num_blocks: int,
