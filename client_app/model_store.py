@@ -1,7 +1,6 @@
 """Models that servers send: by the operator's limit and on the disk."""
 
 import contextlib
-import fcntl
 import hashlib
 import logging
 import os
@@ -12,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+
+from filelock import FileLock
 
 from fedprune.disk import commit_file, home, is_refusal, replace_file, sync
 from fedprune.errors import ModelError, ReplyRefusedError, WireError
@@ -264,15 +265,10 @@ class ModelStore:
     def _partial(self, digest: str) -> Path:
         return self.root / f".{digest}{PARTIAL}"
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(self) -> FileLock:
+        """Return a lock for the ``with`` statement: one node of this machine at a time."""
         self.root.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
+        return FileLock(self.root / ".lock")
 
 
 def _is_sound(folder: Path) -> bool:

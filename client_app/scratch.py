@@ -1,7 +1,6 @@
 """What a node keeps between two messages of a run: hidden states and its own masks, on its disk."""
 
 import contextlib
-import fcntl
 import logging
 import os
 import re
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Self
 
 import torch
+from filelock import FileLock, Timeout
 
 from fedprune.disk import replace_file, write_at
 from fedprune.errors import ModelError, ReplyRefusedError
@@ -50,16 +50,16 @@ class Scratch:
         A process can outlive its SuperNode, whose successor is asked for the same again. The lock
         is the operating system's and goes with the process, however that ends.
         """
-        descriptor = os.open(self._make(), os.O_RDONLY)
+        lock = FileLock(self._make() / ".lock")
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                _log.warning("an earlier process of this node is still at work; waiting for it")
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            lock.acquire(blocking=False)
+        except Timeout:
+            _log.warning("an earlier process of this node is still at work; waiting for it")
+            lock.acquire()
+        try:
             yield
         finally:
-            os.close(descriptor)
+            lock.release()
 
     def save_hidden(self, block: int, hidden: Sequence[torch.Tensor]) -> None:
         """Keep the inputs of ``block``, one tensor of shape (1, seq_len, d) a sample."""

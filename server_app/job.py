@@ -105,11 +105,13 @@ def _results(
             return results
     except FedpruneError as error:
         raise _noted(error, folder, files, state) from error
-    except OSError as error:
-        if not is_refusal(error):
-            raise
-        text = f"A disk is full or cannot be written: {error}. The run writes to '{folder.path}'."
-        raise _noted(FedpruneError(text), folder, files, state) from error
+    except Exception as error:
+        if is_refusal(error):
+            text = f"A disk is full or cannot be written: {error}. It writes to '{folder.path}'."
+            raise _noted(FedpruneError(text), folder, files, state) from error
+        # Nobody foresaw it: what it says is kept beside the run, and its traceback in the log.
+        _noted(FedpruneError(f"{type(error).__name__}: {error}."), folder, files, state)
+        raise
 
 
 def _noted(

@@ -1,6 +1,5 @@
 """A run's folder: every file in it is whole or absent, also after a kill."""
 
-import fcntl
 import functools
 import json
 import os
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from fedprune.config import RunConfig, to_yaml
@@ -114,17 +114,18 @@ class RunFolder:
         ConfigError
             If another process works in the folder.
         """
-        descriptor = os.open(self.path, os.O_RDONLY)
+        lock = FileLock(self.path / ".lock")
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
-        except BlockingIOError:
+            lock.acquire(blocking=False)
+        except Timeout:
             raise ConfigError(
                 f"`resume`: another process is at work on the run in '{self.path}'. Wait for it, "
                 "or end it first."
             ) from None
+        try:
+            yield
         finally:
-            os.close(descriptor)
+            lock.release()
 
     def reopen(self) -> None:
         """Prepare to go on: the failure of the process before is no news any more."""

@@ -258,6 +258,9 @@ class StrategyConfig(Choice):
             own.insert(0, "pooling")
         return {key: getattr(self, key) for key in own}
 
+    pruners: ClassVar[tuple[str, ...] | None] = None
+    """The pruners that go with it; None: all."""
+
     def check(self, run: "RunConfig") -> Iterator[str]:
         """Yield the problems between this method's keys, and with the rest of the run."""
         yield from ()
@@ -416,6 +419,13 @@ UNIONS: Mapping[str, Mapping[str, type[Section]]] = {
     "data": {"hub": HubDataConfig},
 }
 """Union -> choice -> the type of its keys; a choice that is not here has those of all."""
+
+def strategy_for(pruner: str) -> str:
+    """Return a strategy that a pruner goes with, one that is made for it if there is one."""
+    every = list(_STRATEGIES.items())
+    made_for = [name for name, kind in every if kind.pruners is not None and pruner in kind.pruners]
+    return (made_for or [name for name, kind in every if kind.pruners is None])[0]
+
 
 SECTIONS: Mapping[str, type[Section]] = {
     name: field.annotation

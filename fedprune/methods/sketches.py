@@ -159,7 +159,7 @@ def ranks_for_budget(inputs: Sequence[InputShape], bits_per_weight: float) -> li
         least = ceil(1e4 * sum(sketch_bits(each.width, 0) for each in inputs) / weights) / 1e4
         raise ConfigError(
             f"`strategy.bits_per_weight` must be at least {least} to pay for the diagonals alone, "
-            f"got {bits_per_weight:g}. Raise it, or use `strategy=fedstats`."
+            f"got {bits_per_weight:g}. Raise it, or choose a strategy that sends column sums alone."
         )
     ranks = [0] * len(inputs)
     queue = [_bid(each, 0, place) for place, each in enumerate(inputs)]

@@ -118,26 +118,6 @@ def block_specs(config: RunConfig, blocks: range, num_blocks: int) -> dict[int, 
     }
 
 
-def result_spec(config: RunConfig, block: int, num_blocks: int) -> MaskSpec:
-    """Return what the server's mask of a block must look like.
-
-    Votes compete within `strategy.group`; a pruner that the server runs itself, on statistics,
-    keeps to `pruner.group`.
-
-    Raises
-    ------
-    ConfigError
-        If the allocation is for another number of blocks.
-    """
-    votes = config.strategy.name == "fedprllm" and not config.strategy.decode
-    group = config.strategy.group if votes else config.pruner.group
-    if config.strategy.name == "fedspallm":
-        group = "layer"
-    rounding: Rounding = "ceil" if config.strategy.rounding == "ceil" else "floor"
-    sparsity = block_sparsity(config, block, num_blocks)
-    return MaskSpec(sparsity, config.pruner.pattern, group, rounding)
-
-
 def check_mask(mask: BitMask, spec: MaskSpec, name: str) -> None:
     """Refuse a mask whose groups do not have exactly the right number of survivors.
 

@@ -10,9 +10,9 @@ from flwr.common.logger import log
 from flwr.common.serde import message_to_proto
 
 import client_app.app as handlers
-import client_app.node
 from fedprune.cli import inline, main
 from fedprune.disk import home
+from fedprune.errors import DataError
 from fedprune.wire import arrays
 from tests.support import planted
 from tests.support.grid import LocalGrid
@@ -230,7 +230,7 @@ def test_leaks_would_be_found(watched, monkeypatch):
     def report(config, node, *more):
         if node.partition_id == 1:
             log(40, "%s of %s", WORDS[0], planted.FILE_WORD, extra={"role": "server"})
-            raise client_app.node.DataError(f"{planted.FILE_WORD}: {WORDS[1]}")
+            raise DataError(f"{planted.FILE_WORD}: {WORDS[1]}")
         return genuine_report(config, node, *more)
 
     def prune(config, node, *more):

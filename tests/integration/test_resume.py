@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from client_app import node
+from client_app import texts
 from client_app.app import app
 from client_app.scratch import Scratch
 from fedprune.errors import ConfigError, FedpruneError, ModelError, QuorumError
@@ -105,8 +105,8 @@ def test_other_samples_are_another_client(tmp_path, inputs):
     mine = [inputs[0], f"data={moved}", inputs[2]]
     folder = stopped(tmp_path / "run", mine)
     moved.write_text(data.read_text().replace("return", "give back"))
-    node._documents.cache_clear()  # a process of its own would read it anew
-    node._drawn.cache_clear()
+    texts._documents.cache_clear()  # a process of its own would read it anew
+    texts._drawn.cache_clear()
     with pytest.raises(QuorumError, match="with the same samples"):
         go_on(folder)
 
@@ -198,7 +198,7 @@ def test_a_configuration_that_was_edited(tmp_path, inputs):
 
 def test_other_sources(tmp_path, inputs, monkeypatch):
     folder = stopped(tmp_path / "run", inputs)
-    for where in ("server_app.job", "client_app.node"):
+    for where in ("server_app.job", "client_app.handshake"):
         monkeypatch.setattr(f"{where}.source_digest", lambda: "another release")
     with pytest.raises(ConfigError, match="other sources of fedprune") as caught:
         go_on(folder)
@@ -292,7 +292,7 @@ def test_a_client_that_erred_leaves_nothing_private(tmp_path, inputs, monkeypatc
     def fails(*request):
         raise FedpruneError("out of memory")
 
-    monkeypatch.setattr("client_app.session._answers", fails)
+    monkeypatch.setattr("client_app.session.Session._answers", fails)
     with pytest.raises(QuorumError):
         go_on(tmp_path / "run", grid=grid)
     assert not grid.kept()

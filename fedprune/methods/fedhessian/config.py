@@ -7,7 +7,7 @@ from pydantic import Field
 
 from fedprune.config import RunConfig, StrategyConfig
 from fedprune.config.relations import told
-from fedprune.config.schema import SECOND_MOMENTS, Count
+from fedprune.config.schema import SECOND_MOMENTS, Count, strategy_for
 from fedprune.config.suggest import show
 
 
@@ -19,6 +19,7 @@ class FedHessianConfig(StrategyConfig):
     max_width: Count | None
 
     pools = True
+    pruners = SECOND_MOMENTS
 
     def check(self, run: RunConfig) -> Iterator[str]:
         """Yield which pruners use no second moments, and what only a sketch has."""
@@ -37,11 +38,10 @@ def _pruner(run: RunConfig) -> Iterator[str]:
     name = run.pruner.name
     if name not in SECOND_MOMENTS:
         names = ", ".join(map(repr, SECOND_MOMENTS))
-        other = "fedstats" if name in ("wanda", "ria") else "fedprllm"
         yield (
             f"`pruner.name` must be one of {names} with strategy=fedhessian, which sums the second "
             f"moments of inputs, got {show(name)}. Set pruner={SECOND_MOMENTS[0]}, or "
-            f"strategy={other}."
+            f"strategy={strategy_for(name)}."
         )
 
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 from fedprune.config import RunConfig, StrategyConfig
 from fedprune.config.relations import told
-from fedprune.config.schema import SECOND_MOMENTS
+from fedprune.config.schema import strategy_for
 from fedprune.config.suggest import show
 
 
@@ -15,6 +15,7 @@ class FedStatsConfig(StrategyConfig):
     downlink: Literal["auto", "sums", "masks"]
 
     pools = True
+    pruners = ("wanda", "ria")
 
     def check(self, run: RunConfig) -> Iterator[str]:
         """Yield which pruners and batches need more than the sums."""
@@ -23,11 +24,11 @@ class FedStatsConfig(StrategyConfig):
 
 def _pruner(run: RunConfig) -> Iterator[str]:
     name = run.pruner.name
-    if name not in ("wanda", "ria"):
-        other = "fedhessian" if name in SECOND_MOMENTS else "fedprllm"
+    if name not in FedStatsConfig.pruners:
         yield (
             "`pruner.name` must be one of 'wanda', 'ria' with strategy=fedstats, which sums the "
-            f"norms of inputs, got {show(name)}. Set pruner=wanda, or strategy={other}."
+            f"norms of inputs, got {show(name)}. Set pruner=wanda, or "
+            f"strategy={strategy_for(name)}."
         )
 
 
@@ -36,7 +37,7 @@ def _exact_batches(run: RunConfig) -> Iterator[str]:
     if size > 1:
         yield (
             f"`pruner.batch_size` must be 1 with strategy=fedstats, got {size}: its sums are exact "
-            "only where a sample runs alone. Leave it out, or set strategy=fedhessian."
+            "only where a sample runs alone. Leave it out, or choose another strategy."
         )
 
 
