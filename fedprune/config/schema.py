@@ -420,6 +420,7 @@ UNIONS: Mapping[str, Mapping[str, type[Section]]] = {
 }
 """Union -> choice -> the type of its keys; a choice that is not here has those of all."""
 
+
 def strategy_for(pruner: str) -> str:
     """Return a strategy that a pruner goes with, one that is made for it if there is one."""
     every = list(_STRATEGIES.items())

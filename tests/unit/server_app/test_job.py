@@ -4,20 +4,20 @@ import json
 
 import pytest
 
-from server_app.job import _leave_report
+from fedprune.report.page import leave_report
 from tests.support.jobs import job
 from tests.support.reports import made_up
 
 
 def test_the_page_lies_beside_the_results(tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(made_up(["a", "b"])))
-    _leave_report(tmp_path)
+    leave_report(tmp_path)
     assert "<h1>demo" in (tmp_path / "report.html").read_text()
 
 
 def test_what_goes_wrong_is_logged(tmp_path, caplog):
     (tmp_path / "results.json").write_text('{"format": 1}')
-    _leave_report(tmp_path)
+    leave_report(tmp_path)
     assert not (tmp_path / "report.html").exists()
     assert "no report was written: KeyError" in caplog.text
 
