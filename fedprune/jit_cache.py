@@ -3,7 +3,8 @@
 Flower unpacks an app into a new folder whenever any of its files changed, and a deployed node
 starts a process per message. numba's own cache lies beside the source, so it would be cold after
 every change of a configuration file. Here it lies in the home folder and is found by the hash of
-a function's source file and of those of the compiled functions it calls, which become part of it.
+the name and source of a function's module and of those of the compiled functions it calls, which
+become part of it.
 """
 
 import hashlib
@@ -22,15 +23,16 @@ class HomeCacheLocator(UserWideCacheLocator):  # type: ignore[misc]
     def __init__(self, py_func: Callable[..., object], py_file: str) -> None:
         """Choose the folder; numba then checks that it can write there."""
         super().__init__(py_func, py_file)
-        sources = sorted({py_file, *_called(py_func)})
-        contents = b"".join(Path(source).read_bytes() for source in sources)
+        # Compiled code names its module: one that has moved with the same content is another.
+        sources = sorted({(py_func.__module__, py_file), *_called(py_func)})
+        contents = b"".join(name.encode() + Path(file).read_bytes() for name, file in sources)
         self._cache_path = str(home() / "numba" / hashlib.sha256(contents).hexdigest()[:16])
 
 
-def _called(function: Any) -> Iterator[str]:
-    """Yield the source files of the compiled functions that a function calls, and they in turn."""
+def _called(function: Any) -> Iterator[tuple[str, str]]:
+    """Yield module and file of the compiled functions that a function calls, and they in turn."""
     for name in function.__code__.co_names:
         called = getattr(function.__globals__.get(name), "py_func", None)
         if called is not None:
-            yield called.__code__.co_filename
+            yield called.__module__, called.__code__.co_filename
             yield from _called(called)
