@@ -88,13 +88,17 @@ def note_console() -> Console:
 
 
 @contextlib.contextmanager
-def connect(job: Job, view: View) -> Iterator[Connection]:
-    """Give the SuperLink that a job asks for: the user's, or one of its own."""
+def connect(job: Job, view: View, shared: bool = False) -> Iterator[Connection]:
+    """Give the SuperLink that a job asks for: the user's, or one of its own.
+
+    Jobs that share one may ask for Rays of different sizes, so Flower starts and ends these.
+    """
     if job.connection:
         yield named_connection(job.connection)
         return
     view.stage("starting Flower's SuperLink")
-    with private_superlink() as connection:
+    cpus = 0 if shared else int(job.federation["init-args-num-cpus"])
+    with private_superlink(ray_cpus=cpus) as connection:
         yield connection
 
 

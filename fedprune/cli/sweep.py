@@ -206,7 +206,7 @@ class _Links:
     def connect(self, job: Job, view: View) -> Iterator[Connection]:
         """Give the SuperLink that a job asks for."""
         if job.connection not in self._open:
-            self._open[job.connection] = self._stack.enter_context(connect(job, view))
+            self._open[job.connection] = self._stack.enter_context(connect(job, view, shared=True))
         yield self._open[job.connection]
 
 

@@ -13,6 +13,7 @@ inline          a federation inside this process, without Ray
 command         runs submitted, followed and stopped through the `flwr` command
 app             the app without the thousand files around it, and its digest
 superlink       a SuperLink of one's own for one run, and nothing left of it
+ray_head        Ray for one simulation, started beside the SuperLink
 supervisor      the process that ends all that such a SuperLink has started
 supernode       a site's SuperNode that ends when a part of it has died
 node_guard      what a site's SuperNode checks: the app, whole replies, lost messages

@@ -59,12 +59,15 @@ class Connection:
         this folder, and Ray would import a ``client_app`` found there before the app's own.
     log : Path or None
         Log of the SuperLink's processes, where they run on this machine.
+    has_ray : bool
+        Whether simulations find a Ray that runs already.
     """
 
     name: str
     environment: Mapping[str, str]
     folder: Path
     log: Path | None = None
+    has_ray: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,9 @@ def submit(
     RuntimeFailure
         Flower refused the app or the configuration, or cannot be reached.
     """
-    options = " ".join(f"{key}={json.dumps(value)}" for key, value in federation.items())
+    # How large Ray is can be said of one that is yet to be started only.
+    asked = {k: v for k, v in federation.items() if not (connection.has_ray and "init-args" in k)}
+    options = " ".join(f"{key}={json.dumps(value)}" for key, value in asked.items())
     # A file, because on the command line a value cannot hold its own quote or a line break.
     with tempfile.TemporaryDirectory(prefix="fedprune-run-") as folder:
         values = Path(folder, "run.toml")

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import tomli_w
 
-from fedprune.flower import supervisor
+from fedprune.flower import ray_head, supervisor
 from fedprune.flower.command import Connection, RuntimeFailure
 
 _NAME = "private"
@@ -41,13 +41,15 @@ _LOG_LINES = 15
 
 
 @contextlib.contextmanager
-def private_superlink(timeout: float = 60.0) -> Iterator[Connection]:
+def private_superlink(timeout: float = 60.0, ray_cpus: int = 0) -> Iterator[Connection]:
     """Run a SuperLink for simulations, and end it with every process it has started.
 
     Parameters
     ----------
     timeout : float
         Seconds it may take to answer.
+    ray_cpus : int
+        Processors of a Ray that is started at the same time; 0 leaves it to each simulation.
 
     Yields
     ------
@@ -62,8 +64,11 @@ def private_superlink(timeout: float = 60.0) -> Iterator[Connection]:
     folder = Path(tempfile.mkdtemp(prefix="fedprune-", dir=_short_folder()))
     try:
         port = _free_port()
-        connection = _connection(folder, port)
-        with _kept(connection, _command(connection, port)) as process:
+        connection = _connection(folder, port, ray_cpus > 0)
+        command = _command(connection, port)
+        if ray_cpus:
+            command += ["--", sys.executable, "-P", ray_head.__file__, str(ray_cpus)]
+        with _kept(connection, command) as process:
             _wait_until_healthy(process, connection, port, timeout)
             yield connection
     finally:
@@ -94,7 +99,7 @@ def runtime_environment() -> dict[str, str]:
     }
 
 
-def _connection(folder: Path, port: int) -> Connection:
+def _connection(folder: Path, port: int, has_ray: bool) -> Connection:
     environment = runtime_environment()
     # A cluster of the user's would get this run's clients.
     environment.pop("RAY_ADDRESS", None)
@@ -109,6 +114,8 @@ def _connection(folder: Path, port: int) -> Connection:
         "RAY_enable_worker_prestart": "0",
         "RAY_prestart_worker_first_driver": "0",
     }
+    if has_ray:
+        environment["RAY_ADDRESS"] = f"{_HOST}:{_free_port()}"
     for name in ("flwr", "work"):
         (folder / name).mkdir()
     config = {
@@ -118,7 +125,7 @@ def _connection(folder: Path, port: int) -> Connection:
         }
     }
     (folder / "flwr" / "config.toml").write_text(tomli_w.dumps(config), encoding="utf-8")
-    return Connection(_NAME, environment, folder / "work", folder / "superlink.log")
+    return Connection(_NAME, environment, folder / "work", folder / "superlink.log", has_ray)
 
 
 def _command(connection: Connection, port: int) -> list[str]:
@@ -164,7 +171,8 @@ def _wait_until_healthy(
     process: subprocess.Popen[bytes], connection: Connection, port: int, timeout: float
 ) -> None:
     deadline = time.monotonic() + timeout
-    while not _healthy(port):
+    ray = connection.folder.parent / "ray.ready"
+    while not _healthy(port) or (connection.has_ray and not ray.exists()):
         if process.poll() is not None:
             raise RuntimeFailure(
                 "Flower's SuperLink ended at once. Its log ends with:", log_tail(connection)

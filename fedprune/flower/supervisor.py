@@ -60,28 +60,33 @@ def end_all(folder: str) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Keep ``COMMAND`` running in ``FOLDER/work`` until standard input closes or it ends itself.
+    """Keep commands running in ``FOLDER/work`` until standard input closes or one ends itself.
 
     Parameters
     ----------
     arguments : list[str]
-        ``[FOLDER, COMMAND, ...]``.
+        ``[FOLDER, COMMAND, ...]``, and after ``--`` another command that runs beside it.
 
     Returns
     -------
     int
-        0 after standard input closed, when the folder is gone; 1 when the command ended by
+        0 after standard input closed, when the folder is gone; 1 when a command ended by
         itself, when the folder stays because it holds the log that says why.
     """
-    folder, *command = arguments
+    folder, *words = arguments
+    at = words.index("--") if "--" in words else len(words)
+    commands = [command for command in (words[:at], words[at + 1 :]) if command]
     _adopt_orphans()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _leave)
-    child = subprocess.Popen(command, cwd=Path(folder, "work"), stdin=subprocess.DEVNULL)
+    children = [
+        subprocess.Popen(command, cwd=Path(folder, "work"), stdin=subprocess.DEVNULL)
+        for command in commands
+    ]
     released = True
     try:
         while not _standard_input_closed(_POLL_SECONDS):
-            if child.poll() is not None:
+            if any(child.poll() is not None for child in children):
                 released = False
                 break
     finally:

@@ -85,7 +85,7 @@ import pathlib, sys
 from fedprune.flower.command import submit, wait
 from fedprune.flower.superlink import private_superlink
 
-with private_superlink() as connection:
+with private_superlink(ray_cpus=int(sys.argv[2])) as connection:
     print("FOLDER", connection.folder.parent, flush=True)
     options = {"num-supernodes": 2, "client-resources-num-cpus": 1, "init-args-num-cpus": 1}
     run = submit(pathlib.Path(sys.argv[1]), connection, {"then": "sleep"}, options)
@@ -158,9 +158,11 @@ def test_runs_are_judged_right_and_use_the_app_s_own_code(app: Path) -> None:
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_an_interrupted_simulation_leaves_nothing(app: Path, number: int) -> None:
-    command = [sys.executable, "-c", _USER, str(app)]
+@pytest.mark.parametrize(
+    ("number", "ray_cpus"), [(signal.SIGINT, 1), (signal.SIGKILL, 1), (signal.SIGKILL, 0)]
+)
+def test_an_interrupted_simulation_leaves_nothing(app: Path, number: int, ray_cpus: int) -> None:
+    command = [sys.executable, "-c", _USER, str(app), str(ray_cpus)]
     # The checkout on the path brings one more wrong `client_app`, the project's.
     path = {"PYTHONPATH": str(Path(fedprune.__file__).parents[1])}
     with subprocess.Popen(

@@ -43,7 +43,7 @@ def user(flwr: FakeFlwr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     connection = dataclasses.replace(flwr.connection, log=flwr.folder / "superlink.log")
 
     @contextlib.contextmanager
-    def private() -> Iterator[Connection]:
+    def private(ray_cpus: int) -> Iterator[Connection]:
         yield connection
 
     monkeypatch.setattr(run, "private_superlink", private)

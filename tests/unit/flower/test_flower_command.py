@@ -1,5 +1,6 @@
 """Runs are submitted, followed and judged through a `flwr` that is a real process."""
 
+import dataclasses
 import tomllib
 from pathlib import Path
 
@@ -31,6 +32,14 @@ def test_submit_returns_the_run_id_and_passes_the_federation(flwr: FakeFlwr) -> 
     chosen = call[call.index("--federation-config") + 1]
     assert chosen == "num-supernodes=8 client-resources-num-gpus=0.25"
     assert call[-2:] == ["--format", "json"]
+
+
+def test_the_size_of_a_ray_that_runs_already_is_not_asked_for(flwr: FakeFlwr) -> None:
+    flwr.answers(run=[said(success=True, **{"run-id": RUN})])
+    federation = {"num-supernodes": 8, "init-args-num-cpus": 2}
+    submit(Path("/app"), dataclasses.replace(flwr.connection, has_ray=True), {}, federation)
+    call = flwr.calls("run")[0]
+    assert call[call.index("--federation-config") + 1] == "num-supernodes=8"
 
 
 def test_a_deployment_gets_no_federation_config(flwr: FakeFlwr) -> None:

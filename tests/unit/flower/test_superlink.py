@@ -44,6 +44,15 @@ _BROKEN = """#!{python}
 import sys
 sys.exit("address already in use")
 """
+_RAY = """
+import os, pathlib, subprocess, sys, time
+if sys.argv[1] == "13":
+    sys.exit("Ray finds no room")
+pathlib.Path("ray-at-start").write_text(sys.argv[1] + " " + os.environ["RAY_ADDRESS"])
+subprocess.Popen(["sleep", "{nap}"], start_new_session=True)
+pathlib.Path("../ray.ready").touch()
+time.sleep(600)
+"""
 _OWNER = """
 import sys, time
 from fedprune.flower import superlink
@@ -103,8 +112,33 @@ def test_the_connection_is_its_own(install: Install, monkeypatch: pytest.MonkeyP
         home = Path(connection.environment["FLWR_HOME"])
         assert 'default = "private"' in (home / "config.toml").read_text()
         assert home.parent == connection.folder.parent == Path(connection.environment[MARK])
-        assert "RAY_ADDRESS" not in connection.environment
+        assert "RAY_ADDRESS" not in connection.environment and not connection.has_ray
         assert connection.environment["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
+
+
+@pytest.fixture
+def ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small program in Ray's place, which starts a process as Ray does."""
+    (tmp_path / "ray.py").write_text(_RAY.replace("{nap}", NAP))
+    monkeypatch.setattr(superlink.ray_head, "__file__", str(tmp_path / "ray.py"))
+
+
+def test_ray_starts_beside_it_and_ends_with_it(install: Install, ray: None) -> None:
+    install(_SERVER)
+    with private_superlink(ray_cpus=3) as connection:
+        address = connection.environment["RAY_ADDRESS"]
+        assert (connection.folder / "ray-at-start").read_text() == f"3 {address}"
+        assert connection.has_ray
+        assert eventually(lambda: len(sleepers()) == 4)
+    assert not sleepers()
+
+
+def test_a_ray_that_does_not_start_shows_its_log(install: Install, ray: None) -> None:
+    place = install(_SERVER)
+    with pytest.raises(RuntimeFailure, match="Ray finds no room"), private_superlink(ray_cpus=13):
+        pytest.fail("there is no Ray")
+    assert not sleepers()
+    assert not list(place.glob("fedprune-*"))
 
 
 def test_an_exception_ends_it_too(install: Install) -> None:
