@@ -1,6 +1,8 @@
 """YAML round trips exactly, and hostile YAML is refused."""
 
 import shlex
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -84,6 +86,8 @@ def test_yaml_round_trip_keeps_types():
         ("seed: " + "9" * 30_000, "must be YAML"),
         ("2001-11-12: 1", "is not a configuration key"),
         ("strategy.group: 1", "is not a configuration key"),
+        ("model: {dtype: [0x" + "f" * 9_000 + "]}", "`model.dtype` must be one of"),
+        ("strategy: {timeout: [0x" + "f" * 9_000 + "]}", "`strategy.timeout` must be a number"),
         ("strategy: [1]", "`strategy` must be a mapping"),
         ("strategy: {name: 1}", "`strategy.name` must be text"),
         ("strategy: {name: [fedstats], group: row}", "`strategy.name` must be text"),
@@ -105,3 +109,11 @@ def test_interpolation_is_plain_text():
     assert from_yaml(text).output_dir == "${oc.env:HOME}"
     with pytest.raises(ConfigError, match="`seed` must be a whole number"):
         from_yaml(to_yaml(DEFAULT).replace("seed: 0", "seed: ${oc.decode:7}"))
+
+
+def test_a_node_reads_its_configuration_without_hydra():
+    code = (
+        "import sys; from fedprune.config import from_yaml; from_yaml(sys.stdin.read()); "
+        "assert not {'hydra', 'omegaconf', 'torch', 'flwr'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], input=to_yaml(DEFAULT), text=True, check=True)
