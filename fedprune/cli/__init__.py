@@ -2,14 +2,20 @@
 
 import argparse
 import importlib.util
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 import fedprune
 from fedprune import __version__
 from fedprune.cli.commands import COMMANDS
 from fedprune.errors import ConfigError, FedpruneError
+from fedprune.results.text import printable
 
 _EXAMPLES = """examples:
   fedprune run                                     the embedded demo, as a simulation
@@ -40,15 +46,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     find_our_own()
     arguments = _parsed(argv)
     try:
-        return COMMANDS[arguments.command].run(arguments)
+        # A SuperNode answers to signals by itself.
+        with nullcontext() if arguments.command == "supernode" else terminable():
+            return COMMANDS[arguments.command].run(arguments)
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted.\n")
         return 130
     except FedpruneError as error:
         if arguments.debug:
             raise
-        sys.stderr.write(f"fedprune {arguments.command}: {error}\n")
+        sys.stderr.write(printable(f"fedprune {arguments.command}: {error}\n"))
         return 2 if isinstance(error, ConfigError) else 1
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM, with which services are stopped, do what Ctrl-C does while this lasts."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def find_our_own() -> None:

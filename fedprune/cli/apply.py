@@ -4,6 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from fedprune.cli.screen import say
 from fedprune.models.export import SIDECAR, apply_masks
 
 
@@ -29,5 +30,5 @@ def run_apply(base: str, masks: str, output: str) -> int:
         if inside.is_file():
             found = inside
     apply_masks(base, found, target)
-    Console().print(str(target), soft_wrap=True, markup=False, highlight=False)
+    say(Console(), str(target))
     return 0

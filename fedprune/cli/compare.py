@@ -11,9 +11,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from fedprune.cli.screen import say
 from fedprune.errors import ConfigError
 from fedprune.results.comparison import compare_runs
+from fedprune.results.read import damage_told, read_results
 from fedprune.results.sweep import number_text
+from fedprune.results.tables import add_rows, text_table
 from fedprune.results.text import seconds, setting_text, size_text
 
 _NONE = "–"
@@ -39,15 +42,19 @@ def run_comparison(runs: Sequence[str], *, as_json: bool) -> int:
     folders = [Path(run).expanduser() for run in runs]
     if len(folders) < 2:
         raise ConfigError("`fedprune compare` needs the folders of at least two runs.")
-    found = compare_runs(folders)
+    for folder in folders:
+        read_results(folder)  # so that an error names the one
+    with damage_told(Path(", ".join(map(str, folders)))):
+        found = compare_runs(folders)
+        tables = list(_tables(found, list(itertools.islice(_letters(), len(folders)))))
     if as_json:
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
         return 0
     screen = Console()
     names = list(itertools.islice(_letters(), len(folders)))
     for name, folder in zip(names, folders, strict=True):
-        screen.print(f"{name} = {folder}", markup=False, highlight=False, soft_wrap=True)
-    for table in _tables(found, names):
+        say(screen, f"{name} = {folder}")
+    for table in tables:
         screen.print(table)
     return 0
 
@@ -83,12 +90,8 @@ def _mask_lines(masks: Sequence[Mapping[str, Any]]) -> dict[str, Iterable[str]]:
 
 
 def _table(title: str, names: Sequence[str], lines: Mapping[str, Iterable[str]]) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    for name in names:
-        table.add_column(name, justify="right", overflow="fold")
-    for label, cells in lines.items():
-        table.add_row(label, *cells)
+    table = text_table(title, ["", *names])
+    add_rows(table, ((label, *cells) for label, cells in lines.items()))
     return table
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from fedprune.cli.screen import say
 from fedprune.config import RunConfig, config_from_overrides, evaluation_data, to_overrides
 from fedprune.errors import DataError, FedpruneError, ModelError
 from fedprune.evaluation.perplexity import Perplexity, heldout_windows, perplexities
@@ -101,7 +102,7 @@ def run_evaluation(
     chosen = [f"model={folder}", *_of_its_run(folder, overrides), *overrides]
     found = measure(folder, config_from_overrides(chosen), speed)
     text = json.dumps(found.to_dict()) if as_json else "\n".join(_sentences(found))
-    Console().print(text, soft_wrap=True, markup=False, highlight=False)
+    say(Console(), text)
     for label, problem in found.missing.items():
         sys.stderr.write(f"fedprune evaluate: not measured on '{label}': {problem}\n")
     odd = {label: one.reason for label, one in found.perplexities.items() if one.reason}

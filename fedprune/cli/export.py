@@ -12,6 +12,7 @@ from rich.console import Console
 
 from fedprune import __version__
 from fedprune.cli.evaluate import model_folder
+from fedprune.cli.screen import say
 from fedprune.errors import ConfigError, FedpruneError
 from fedprune.models.export import SIDECAR
 from fedprune.models.folder import is_side_file
@@ -39,7 +40,7 @@ def run_export(model: str, repository: str, *, public: bool, existing: bool) -> 
     folder = model_folder(model)
     check_login(repository)
     url = push_model(folder, repository, public=public, existing=existing)
-    Console().print(url, soft_wrap=True, markup=False, highlight=False)
+    say(Console(), url)
     return 0
 
 

@@ -26,10 +26,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
 from fedprune.cli import find_our_own
-from fedprune.cli.job import check_inputs, perform, plan_job
+from fedprune.cli.job import check_inputs, leave_reason, perform, plan_job
 from fedprune.cli.machine import parallel_jobs
 from fedprune.cli.progress import PlainView, progress_view
-from fedprune.cli.run import connect, note_console
+from fedprune.cli.run import connect
+from fedprune.cli.screen import note_console
 from fedprune.cli.sweep import Account, run_all
 from fedprune.cli.sweep_plan import SweepJob
 from fedprune.cli.sweep_report import collect_runs
@@ -93,6 +94,8 @@ def job(config: DictConfig) -> float:
     if ended.status.state == "interrupted":
         raise KeyboardInterrupt
     if not ended.status.completed:
+        if not planned.connection:
+            leave_reason(folder, ended.status)
         raise RuntimeFailure(ended.status.details or f"It ended as {ended.status.state}.")
     if ended.results is None:
         raise RuntimeFailure("The results are on the SuperLink's machine, which tells no figure.")

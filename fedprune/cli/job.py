@@ -4,6 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import itertools
+import json
 import re
 import shlex
 import shutil
@@ -24,6 +25,7 @@ from fedprune.config import (
     resumed_config,
     to_overrides,
 )
+from fedprune.disk import replace_file
 from fedprune.errors import ConfigError, DataError
 from fedprune.flower.app import app_folder, staged
 from fedprune.flower.command import Connection, RunStatus, RuntimeFailure, Scalar, submit, wait
@@ -119,6 +121,11 @@ def plan_resumption(resumed: Resumption, cwd: Path, now: datetime) -> Job:
     path = resumed.folder / "config.yaml"
     if path.is_file():
         config = resumed_config(path.read_text(encoding="utf-8"), resumed)
+    elif (resumed.folder / LOG).exists():
+        raise ConfigError(
+            f"The run in '{resumed.folder}' ended before it had begun, there is nothing to go on "
+            "with: start it again with the same command."
+        )
     else:
         config = config_from_overrides(resumed.overrides)
         if not config.federation.connection:
@@ -213,6 +220,7 @@ def check_inputs(config: RunConfig) -> None:
 
 
 LOG = "run.log"
+_FIRST = (LOG, "superlink.log", "config.yaml.partial")
 
 
 class View(Protocol):
@@ -323,7 +331,7 @@ def prepare(job: Job) -> None:
     folder = job.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        occupied = any(folder.iterdir())
+        occupied = not _begun_at_most(folder)
         if job.resumed or not occupied:
             (folder / LOG).touch()
     except OSError as error:
@@ -336,6 +344,14 @@ def prepare(job: Job) -> None:
             f"`output_dir` must be a new or empty folder, '{folder}' is not empty. "
             "Choose another name or delete it."
         )
+
+
+def _begun_at_most(folder: Path) -> bool:
+    """Whether a folder is empty, or holds what a run leaves that ended before it really began."""
+    return all(
+        path.name in _FIRST or (path.name in ("blocks", "state") and not any(path.iterdir()))
+        for path in folder.iterdir()
+    )
 
 
 def perform(job: Job, view: View, connect: Connect) -> Ended:
@@ -360,6 +376,16 @@ def perform(job: Job, view: View, connect: Connect) -> Ended:
             status = RunStatus("interrupted")
     folder = Path(reader.server_folder) if reader.server_folder else job.folder
     return Ended(status, reader.tail(), folder, reader.server_folder)
+
+
+def leave_reason(folder: Path, status: RunStatus) -> None:
+    """Write why a run on this machine failed, where its ServerApp could not."""
+    path = folder / "failure.json"
+    if not path.exists():
+        reason = status.details or f"it ended as {status.state}, the log has more."
+        text = json.dumps({"status": "failed", "reason": reason})
+        with contextlib.suppress(OSError):  # a full disk has been told of
+            replace_file(path, text.encode())
 
 
 @contextlib.contextmanager

@@ -5,8 +5,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from fedprune.cli.screen import say
 from fedprune.errors import FedpruneError
 from fedprune.report.page import write_report
+from fedprune.results.read import damage_told, read_results
 
 
 def run_report(run: str, *, show: bool) -> int:
@@ -26,10 +28,12 @@ def run_report(run: str, *, show: bool) -> int:
     """
     folder = Path(run).expanduser()
     try:
-        page = write_report(folder).absolute()
+        read_results(folder)
+        with damage_told(folder):
+            page = write_report(folder).absolute()
     except OSError as error:
         raise FedpruneError(f"'{folder}' cannot be written: {error.strerror}.") from None
-    Console().print(str(page), soft_wrap=True, markup=False, highlight=False)
+    say(Console(), str(page))
     if show and not webbrowser.open(page.as_uri()):
         raise FedpruneError(f"No browser was found; open '{page}' yourself.")
     return 0

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -14,6 +13,7 @@ from fedprune.cli.job import (
     Job,
     View,
     check_inputs,
+    leave_reason,
     named_connection,
     perform,
     plan_job,
@@ -21,9 +21,11 @@ from fedprune.cli.job import (
     prepare,
 )
 from fedprune.cli.progress import progress_view
+from fedprune.cli.screen import note_console, say
 from fedprune.config import Resumption, config_from_overrides, find_resumption
 from fedprune.flower.command import Connection
 from fedprune.flower.superlink import private_superlink
+from fedprune.results.read import damage_told, read_results
 from fedprune.results.tables import render
 
 INTERRUPTED = 130
@@ -53,7 +55,7 @@ def run_job(overrides: Sequence[str]) -> int:
     screen, notes = Console(), note_console()
     resumed = find_resumption(overrides)
     if resumed is not None and (resumed.folder / "results.json").is_file():
-        notes.print(f"The run is finished: {resumed.folder}", soft_wrap=True, highlight=False)
+        say(notes, f"The run is finished: {resumed.folder}")
         _show(screen, resumed.folder)
         return 0
     job = _planned(overrides, resumed)
@@ -61,14 +63,15 @@ def run_job(overrides: Sequence[str]) -> int:
     with progress_view(notes) as view:
         ended = perform(job, view, connect)
     if ended.status.state == "interrupted":
-        text = f"Interrupted; the run is stopped. Logs: {job.folder}"
-        notes.print(text, soft_wrap=True, highlight=False)
+        say(notes, f"Interrupted; the run is stopped. Logs: {job.folder}")
         _show_way_on(notes, job, ended)
         return INTERRUPTED
     if not ended.status.completed:
         show_failure(notes, ended, job)
         if not _own_reason(job.folder):  # which says itself how to go on
             _show_way_on(notes, job, ended)
+            if not job.connection:
+                leave_reason(job.folder, ended.status)
         return 1
     return _show_results(screen, notes, job, ended)
 
@@ -79,12 +82,6 @@ def _planned(overrides: Sequence[str], resumed: Resumption | None) -> Job:
     config = config_from_overrides(overrides)
     check_inputs(config)
     return plan_job(config, Path.cwd(), datetime.now())
-
-
-def note_console() -> Console:
-    """Return the console for everything but results."""
-    # The stream itself, not the name: an inline run sends what is printed meanwhile to its log.
-    return Console(file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -108,15 +105,11 @@ def show_failure(notes: Console, ended: Ended, job: Job) -> None:
     if not details:
         details = ended.status.details
         if ended.tail:
-            notes.print(ended.tail, style="dim", markup=False, highlight=False, soft_wrap=True)
+            say(notes, ended.tail, "dim")
     state = ended.status.state.removeprefix("finished:")
-    notes.print(
-        f"The run {'was stopped' if state == 'stopped' else 'failed'}. {details}".rstrip(),
-        style="red",
-        markup=False,
-        soft_wrap=True,
-    )
-    notes.print(f"Logs: {job.folder}", soft_wrap=True, highlight=False)
+    ended_as = "was stopped" if state == "stopped" else "failed"
+    say(notes, f"The run {ended_as}. {details}".rstrip(), "red")
+    say(notes, f"Logs: {job.folder}")
 
 
 def _own_reason(folder: Path) -> str:
@@ -139,12 +132,14 @@ def _show_way_on(notes: Console, job: Job, ended: Ended) -> None:
             f"fedprune run resume=FOLDER federation.connection={job.connection}"
         )
     if text:
-        notes.print(text, soft_wrap=True, highlight=False)
+        say(notes, text)
 
 
 def _show(screen: Console, folder: Path) -> None:
-    screen.print(render(json.loads((folder / "results.json").read_text(encoding="utf-8"))))
-    screen.print(str(folder), soft_wrap=True, highlight=False)
+    results = read_results(folder)
+    with damage_told(folder):
+        screen.print(render(results))
+    say(screen, str(folder))
 
 
 def _show_results(screen: Console, notes: Console, job: Job, ended: Ended) -> int:
@@ -153,10 +148,8 @@ def _show_results(screen: Console, notes: Console, job: Job, ended: Ended) -> in
         return 0
     if job.connection:
         place = f", in {ended.server_folder}" if ended.server_folder else ""
-        screen.print(f"The results are on the SuperLink's machine{place}.", soft_wrap=True)
+        say(screen, f"The results are on the SuperLink's machine{place}.")
         return 0
     missing = ended.folder / "results.json"
-    notes.print(
-        f"The run ended without '{missing}'. Logs: {job.folder}", style="red", soft_wrap=True
-    )
+    say(notes, f"The run ended without '{missing}'. Logs: {job.folder}", "red")
     return 1

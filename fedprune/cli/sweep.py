@@ -14,11 +14,21 @@ from typing import Any
 
 from rich.console import Console
 
-from fedprune.cli.job import Ended, Job, View, perform, plan_job, plan_resumption, prepare
+from fedprune.cli.job import (
+    Ended,
+    Job,
+    View,
+    leave_reason,
+    perform,
+    plan_job,
+    plan_resumption,
+    prepare,
+)
 from fedprune.cli.machine import parallel_jobs, runs_inline, usable_cpus
 from fedprune.cli.processes import run_each
 from fedprune.cli.progress import ProgressView, progress_view
-from fedprune.cli.run import INTERRUPTED, connect, note_console
+from fedprune.cli.run import INTERRUPTED, connect
+from fedprune.cli.screen import note_console, say
 from fedprune.cli.sweep_plan import Sweep, SweepJob, cut_off, finished, plan_sweep, read_sweep
 from fedprune.cli.sweep_report import Finished, Story, report_sweep
 from fedprune.config import Resumption
@@ -96,7 +106,7 @@ class Account:
 
     def say(self, text: str, style: str = "") -> None:
         """Print one line of what happens."""
-        self.notes.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        say(self.notes, text, style)
 
     def announce(self, place: int) -> None:
         """Say that a job begins, or goes on where it was cut off."""
@@ -109,6 +119,8 @@ class Account:
         try:
             found = _results(self.jobs[place], ended)
         except FedpruneError as error:
+            if ended.status.state == "finished:failed":
+                leave_reason(self.jobs[place].folder, ended.status)
             self.fail(place, str(error))
             return
         if not self.keep_models:

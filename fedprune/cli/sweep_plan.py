@@ -382,8 +382,14 @@ def finished(job: SweepJob) -> dict[str, Any] | None:
         )
     if any(asked and not had for had, asked in baselines):
         return None
-    results: dict[str, Any] = json.loads(text)
-    return results
+    try:
+        results: dict[str, Any] = dict(json.loads(text))
+        return results
+    except (ValueError, TypeError):
+        raise ConfigError(
+            f"`results.json` in '{job.folder}' is damaged. Delete it or choose another "
+            "`output_dir`."
+        ) from None
 
 
 def cut_off(job: SweepJob) -> bool:

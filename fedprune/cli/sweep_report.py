@@ -7,17 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, JustifyMethod
-from rich.table import Table
+from rich.console import Console
 
 from fedprune import __version__
+from fedprune.cli.screen import say
 from fedprune.cli.sweep_plan import baseline_key
 from fedprune.config.keys import flatten
-from fedprune.errors import ConfigError
+from fedprune.errors import ConfigError, FedpruneError
 from fedprune.report.figures import plot_bytes, plot_sweep, plot_time
 from fedprune.report.page import render_sweep, write_report
 from fedprune.report.sweep import Run, SweepFacts
-from fedprune.results.read import read_config
+from fedprune.results.read import damage_told, read_config, read_results
 from fedprune.results.sweep import (
     SEED,
     SPARSITY,
@@ -31,6 +31,7 @@ from fedprune.results.sweep import (
     make_row,
     markdown,
 )
+from fedprune.results.tables import pivot_table
 
 PAGE = "sweep.html"
 
@@ -99,17 +100,32 @@ def report_sweep(screen: Console, folder: Path, story: Story, jobs: Sequence[Fin
     (folder / "table.md").write_text(text, encoding="utf-8")
     measured = datasets(rows)
     for pivot in pivots[: len(measured)] or pivots:
-        screen.print(_rich(pivot))
+        screen.print(pivot_table(pivot))
     if measured:
         for plot in (plot_sweep, plot_bytes, plot_time):
             plot(rows, story.axes, story.title, folder)
     facts = SweepFacts(**_fields(story), runs=runs, pivots=pivots, version=__version__)
     (folder / PAGE).write_text(render_sweep(facts), encoding="utf-8")
-    screen.print(str(folder / PAGE), soft_wrap=True, highlight=False)
+    say(screen, str(folder / PAGE))
 
 
 def _fields(story: Story) -> dict[str, Any]:
     return {one.name: getattr(story, one.name) for one in dataclasses.fields(story)}
+
+
+def checked_results(folder: Path) -> Mapping[str, Any]:
+    """Return a run's results, of which a table can be made.
+
+    Raises
+    ------
+    FedpruneError
+        If they are damaged.
+    """
+    results = read_results(folder)
+    with damage_told(folder):
+        make_row(Outcome({}, results, None))
+        write_report(folder)
+    return results
 
 
 def _run(job: Finished, folder: Path) -> Run:
@@ -127,16 +143,6 @@ def _document(story: Story, rows: Sequence[Row], pivots: Sequence[Pivot], planne
     spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
     head = [f"# {story.title}", "", f"    {story.command}", "", f"{done}; {spread}.", ""]
     return "\n".join([*head, *map(markdown, pivots)])
-
-
-def _rich(pivot: Pivot) -> Table:
-    table = Table(title=pivot.title, title_justify="left")
-    for place, name in enumerate(pivot.header):
-        justify: JustifyMethod = "right" if place >= pivot.labels else "left"
-        table.add_column(name, justify=justify, overflow="fold")
-    for line in pivot.lines:
-        table.add_row(*line)
-    return table
 
 
 _NAME = ".name"
@@ -207,9 +213,16 @@ class _Run:
         self.config = read_config(folder)
         plain = flatten(self.config).items()
         self.values = {key: _text(value) for key, value in plain if key not in _NO_SETTING}
-        self.results: Mapping[str, Any] | None = _json(folder / "results.json")
-        failure = _json(folder / "failure.json") or {"reason": "it has not ended."}
-        self.failure = "" if self.results else str(failure.get("reason"))
+        self.results: Mapping[str, Any] | None = None
+        self.failure = ""
+        if (folder / "results.json").exists():
+            try:
+                self.results = checked_results(folder)
+            except FedpruneError as error:
+                self.failure = str(error)
+        else:
+            failure = _json(folder / "failure.json") or {"reason": "it has not ended."}
+            self.failure = str(failure.get("reason"))
 
 
 def _folders(folder: Path) -> Iterator[Path]:

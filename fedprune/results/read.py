@@ -1,7 +1,8 @@
 """What a run has left in its folder, read back."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,29 @@ def read_results(folder: Path) -> Mapping[str, Any]:
         found: Mapping[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise FedpruneError(_why(folder)) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FedpruneError(f"`results.json` in '{folder}' cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise FedpruneError(f"`results.json` in '{folder}' is damaged: it holds no mapping.")
     return found
+
+
+@contextmanager
+def damage_told(folder: Path) -> Iterator[None]:
+    """Raise what goes wrong in the body of the `with` statement as damage of a run's results.
+
+    Raises
+    ------
+    FedpruneError
+        If `results.json` is JSON, but not what this version of fedprune writes.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise FedpruneError(
+            f"`results.json` in '{folder}' is damaged, or another version of fedprune wrote it "
+            f"({type(error).__name__}: {error}). Use that version, or run it again."
+        ) from error
 
 
 def read_config(folder: Path) -> RunConfig:

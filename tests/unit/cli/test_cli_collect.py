@@ -47,6 +47,14 @@ def test_failed_runs_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "no quorum" in page and "it has not ended" in page
 
 
+@pytest.mark.parametrize("text", ["{", "{}", "[1]"])
+def test_damaged_results_are_those_of_a_failed_run(tmp_path: Path, text: str) -> None:
+    run(tmp_path / "0", None)
+    (run(tmp_path / "1", None, "sparsity=0.6") / "results.json").write_text(text)
+    assert main(["sweep", "--collect", str(tmp_path)]) == 1
+    assert "`results.json` in" in (tmp_path / "sweep.html").read_text()
+
+
 def test_a_folder_without_runs_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -34,6 +34,24 @@ def test_tables(two: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "seed" not in lines
 
 
+def test_no_setting_is_markup(two: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(two / "c", None, "data=files", "data.path=/x", "data.glob=[a]/*.txt")
+    run(two / "d", None, "data=files", "data.path=/x", "data.glob=[b]/*.txt")
+    assert main(["compare", "c", "d"]) == 0
+    assert "[a]/*.txt │ [b]/*.txt" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"perplexity": 1}', "[" * 100_000])
+@pytest.mark.parametrize("command", [["compare", "a", "b"], ["report", "b"], ["run", "resume=b"]])
+def test_damaged_results_are_told(
+    two: Path, capsys: pytest.CaptureFixture[str], text: str, command: list[str]
+) -> None:
+    (two / "b" / "results.json").write_text(text)
+    assert main(command) == 1
+    shown = capsys.readouterr().err
+    assert "`results.json` in '" in shown and "b'" in shown and "Traceback" not in shown
+
+
 def test_the_same_run_twice(two: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "a", "a"]) == 0
     assert "The configurations are the same." in capsys.readouterr().out

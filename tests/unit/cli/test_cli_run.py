@@ -3,13 +3,15 @@
 import contextlib
 import dataclasses
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from fedprune.cli import run
+from fedprune.cli import main, run
 from fedprune.cli.job import LogReader
 from fedprune.cli.run import run_job
 from fedprune.errors import ConfigError
@@ -190,9 +192,50 @@ def test_a_wrong_configuration_starts_nothing(flwr: FakeFlwr, user: Path) -> Non
 def test_another_run_s_folder_is_left_alone(flwr: FakeFlwr, user: Path) -> None:
     (user / "mine").mkdir()
     (user / "mine" / "run.log").write_text("precious")
+    (user / "mine" / "config.yaml").write_text("precious")
     with pytest.raises(ConfigError, match=r"`output_dir` must be a new or empty folder"):
         run_job(["output_dir=mine"])
     assert (user / "mine" / "run.log").read_text() == "precious"
+
+
+def test_what_a_run_leaves_that_was_stopped_at_once_counts_as_nothing(
+    flwr: FakeFlwr, user: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("state", "blocks"):
+        (user / "mine" / folder).mkdir(parents=True)
+    (user / "mine" / "run.log").write_text("loading\n")
+    with pytest.raises(ConfigError, match="ended before it had begun.*the same command"):
+        run_job(["resume=mine"])
+    flwr.answers(run=[ACCEPTED], log=[{}], list=[listed("finished:failed", "why")])
+    assert run_job(["output_dir=mine"]) == 1
+    failure = json.loads((user / "mine" / "failure.json").read_text())
+    assert failure == {"status": "failed", "reason": "why"}
+
+
+def test_no_text_of_others_is_markup(
+    flwr: FakeFlwr, user: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    details = "node Klinik [/Nord] said [red]no[/red]\x1b[2J"
+    flwr.answers(run=[ACCEPTED], log=[{}], list=[listed("finished:failed", details)])
+    assert run_job(["output_dir=[a]"]) == 1
+    shown = capsys.readouterr().err
+    assert "The run failed. node Klinik [/Nord] said [red]no[/red]\ufffd[2J" in shown
+    assert f"Logs: {user / '[a]'}" in shown
+
+
+def test_sigterm_ends_a_run_with_a_word(
+    flwr: FakeFlwr, user: Path, monkeypatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def terminated(reader: LogReader, line: str) -> None:
+        if line == "x":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(LogReader, "take", terminated)
+    flwr.answers(run=[ACCEPTED], log=[{"out": "x\n"}], stop=[said(success=True)])
+    assert main(["run"]) == 130
+    assert len(flwr.calls("stop")) == 1
+    assert "Interrupted; the run is stopped" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_a_folder_that_cannot_be_made_is_refused(flwr: FakeFlwr, user: Path) -> None:
