@@ -108,6 +108,22 @@ def test_figures_are_those_of_the_results():
     assert worst.split("'")[1] in rows if "'" in worst else worst in rows
 
 
+def test_a_method_that_nobody_knows_is_told_in_its_own_words():
+    results = made_up(NAMES)
+    results["method"] |= {"strategy": "lottery", "tickets": 7}
+    results["strategy"] = {
+        "label": f"Lottery {HOSTILE}",
+        "does": "clients send a number, the server draws one",
+        "sends": "a number",
+        "tells": "Nothing.",
+    }
+    text = read(results).text()
+    told = f"Lottery {HOSTILE}: clients send a number, the server draws one"
+    assert told in text and "tickets 7" in text
+    del results["strategy"]["does"], results["strategy"]["label"]  # as older versions wrote it
+    assert "lottery: a number" in read(results).text()
+
+
 def test_columns_of_votes_are_shares_of_all_weights():
     results = made_up(NAMES)
     counts = results["agreement"]["votes_by_voters"]["4"]
