@@ -59,6 +59,9 @@ class FileQuery:
         A file or folder whose files are not read.
     whole : bool
         Long texts stay as they are instead of being cut into pieces.
+    own : bool
+        Whether this machine's operator named the path. Where another machine did, it is not told
+        what is wrong with it: not even whether it exists.
     """
 
     path: str
@@ -68,6 +71,7 @@ class FileQuery:
     glob: str = DEFAULT_GLOB
     excluded: str | None = None
     whole: bool = False
+    own: bool = False
 
 
 def file_documents(query: FileQuery) -> list[Document]:
@@ -82,6 +86,16 @@ def file_documents(query: FileQuery) -> list[Document]:
         If there is nothing to read, a file is not UTF-8 text, has no rows with the field, or is
         of a known kind that is neither text nor rows.
     """
+    try:
+        return _file_documents(query)
+    except DataError as error:
+        if query.own:
+            raise
+        told = f"{query.origin} gives no texts there. {_LOG}"
+        raise DataError(str(error), outside=told) from error.__cause__
+
+
+def _file_documents(query: FileQuery) -> list[Document]:
     root = Path(query.path).expanduser()
     if not _exists(root, query):
         raise DataError(

@@ -180,6 +180,7 @@ def _node_query(config: DataConfig, node: OwnTexts | None) -> FileQuery:
     query = _query(config, node.path, "node_config `data-path`")
     return replace(
         query,
+        own=True,
         text_key=config.text_key if node.text_key is None else node.text_key,
         glob=config.glob if node.glob is None else node.glob,
     )

@@ -1,16 +1,22 @@
-"""Partitions: every document exactly once, balanced, and the same in every process."""
+"""Every document goes to exactly one client, whatever the partition."""
 
 from collections import Counter
 
+import numpy as np
 import pytest
+from datasets import Dataset
+from flwr_datasets.partitioner import DirichletPartitioner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedprune.config import DataConfig
+from fedprune.config.keys import value_type
 from fedprune.data.documents import Document
-from fedprune.data.partitions import partition_documents
+from fedprune.data.partitions import HOWS, SKEWS, partition_documents
 from fedprune.errors import DataError
+from fedprune.seeds import derive_seed
 
-HOWS = ["by_group", "iid"]  # never leave a client without documents
+PLAIN = ["by_group", "iid"]  # never leave a client without documents
 
 corpora = st.lists(st.tuples(st.integers(0, 5), st.integers(1, 50)), min_size=1, max_size=30).map(
     lambda rows: [
@@ -27,7 +33,7 @@ def size(documents):
     return sum(len(document.text) for document in documents)
 
 
-@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("how", PLAIN)
 @given(corpora, st.integers(1, 30), st.integers(0, 3))
 def test_every_document_goes_to_exactly_one_client_and_none_is_empty(how, documents, count, seed):
     count = min(count, len(documents))
@@ -78,7 +84,7 @@ def test_parts_of_a_group_are_consecutive_and_even():
 
 def test_one_document_each_at_the_limit():
     documents = [Document("x" * 10**n, "g", f"k{n}") for n in range(6)]
-    for how in HOWS:
+    for how in PLAIN:
         assert sorted(map(len, partitions(documents, 6, how))) == [1] * 6
 
 
@@ -91,7 +97,7 @@ def test_iid_shares_are_equal_seeded_and_independent_of_the_order():
     assert all(len({d.group for d in part}) == 3 for part in parts)
 
 
-@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("how", PLAIN)
 def test_a_single_client_gets_everything_in_order(how):
     documents = [Document("x", f"g{n % 3}", f"k{n}") for n in range(10)]
     assert partition_documents(documents, 1, 0, how, 0) == documents
@@ -114,3 +120,88 @@ def test_what_does_not_fit_is_refused(count, number, how, words):
         partition_documents(documents, count, number, how, 0)
     with pytest.raises(DataError):
         partition_documents([], 1, 0, "iid", 0)
+
+
+DOCUMENTS = [Document("x", f"owner{n % 4}", f"k{n:03}") for n in range(200)]
+
+
+def parts(how, count=4, seed=0, alpha=1.0, documents=DOCUMENTS):
+    return [
+        partition_documents(documents, count, number, how, seed, alpha) for number in range(count)
+    ]
+
+
+def test_the_configuration_offers_what_the_code_has():
+    assert value_type(DataConfig.model_fields["partition"])[2] == HOWS
+
+
+@pytest.mark.parametrize("how", SKEWS)
+def test_every_document_once_in_any_order_of_files(how):
+    found = parts(how)
+    assert Counter(d for part in found for d in part) == Counter(DOCUMENTS)
+    assert all(found)
+    assert found == parts(how, documents=DOCUMENTS[::-1])
+
+
+@pytest.mark.parametrize("how", [how for how in SKEWS if how != "natural"])
+def test_another_seed_is_another_partition(how):
+    assert parts(how, seed=0) != parts(how, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("how", "units"),
+    [
+        ("iid", [1, 1, 1, 1]),
+        ("linear", [1, 2, 3, 4]),
+        ("square", [1, 4, 9, 16]),
+        ("exponential", [np.exp(n) for n in (1, 2, 3, 4)]),
+    ],
+)
+def test_sizes_grow_with_the_id_as_promised(how, units):
+    sizes = [len(part) for part in parts(how)]
+    wanted = [len(DOCUMENTS) * unit / sum(units) for unit in units]
+    # What rounding down leaves over goes to the last client.
+    assert sizes[:-1] == [int(share) for share in wanted[:-1]]
+    assert sum(sizes) == len(DOCUMENTS)
+
+
+def test_natural_clients_are_the_owners():
+    assert [{d.group for d in part} for part in parts("natural")] == [
+        {f"owner{n}"} for n in range(4)
+    ]
+    with pytest.raises(DataError, match=r"4 owners, and there are 3.*`federation.num_clients`"):
+        parts("natural", count=3)
+
+
+def test_dirichlet_s_alpha_decides_how_alike_clients_are():
+    def largest_share(part):
+        return max(Counter(d.group for d in part).values()) / len(part)
+
+    few = np.mean([largest_share(part) for part in parts("dirichlet", alpha=0.05)])
+    many = np.mean([largest_share(part) for part in parts("dirichlet", alpha=100.0)])
+    assert few > 0.6 and many < 0.4
+
+
+def test_dirichlet_is_that_of_flower_datasets():
+    ordered = sorted(DOCUMENTS, key=lambda d: derive_seed(3, d.key))
+    table = Dataset.from_dict(
+        {"owner": [int(d.group[-1]) for d in ordered], "key": [d.key for d in ordered]}
+    )
+    theirs = DirichletPartitioner(
+        5, "owner", 0.5, min_partition_size=1, seed=derive_seed(3, "dirichlet")
+    )
+    theirs.dataset = table
+    for number, part in enumerate(parts("dirichlet", 5, seed=3, alpha=0.5)):
+        assert [d.key for d in part] == theirs.load_partition(number)["key"]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [("exponential", ["'exponential'"]), ("dirichlet", ["`data.alpha` 0.001", "raise"])],
+)
+def test_a_client_without_documents_names_the_keys(how, words):
+    with pytest.raises(DataError) as caught:
+        partition_documents(DOCUMENTS, 40, 39, how, 0, 0.001)  # not itself the empty one
+    for word in (*words, "`data.partition`", "`data.path`", "`federation.num_clients`"):
+        assert word in str(caught.value)

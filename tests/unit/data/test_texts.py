@@ -285,6 +285,18 @@ def test_a_node_s_missing_folder_is_named():
         load_documents(NODE, "train", OwnTexts("/nowhere"))
 
 
+def test_whether_a_path_that_the_server_named_exists_is_never_told(tmp_path):
+    (tmp_path / "latin.txt").write_bytes(b"\xff\xfe\xfa")
+    (tmp_path / "empty.txt").write_text("")
+    told = set()
+    for name in ("nothing", "latin.txt", "empty.txt", ""):
+        with pytest.raises(DataError) as caught:
+            load_documents(files(tmp_path / name, glob="../*"), "train")
+        told.add(caught.value.outside)
+        assert str(tmp_path) in str(caught.value) or "`data.glob`" in str(caught.value)
+    assert told == {"`data.path` gives no texts there. The node's own log says which."}
+
+
 # --- real texts -----------------------------------------------------------------------------------
 
 
