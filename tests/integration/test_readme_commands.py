@@ -38,7 +38,9 @@ ELSEWHERE = {
     "fedprune run federation.connection=NAME": "tests/e2e/test_sites_of_their_own.py",
     "fedprune status RUN --watch": "tests/unit/cli/test_cli_status.py",
     "pip install ./examples/plugin": "tests/integration/test_plugins.py, as pip leaves it",
-    "fedprune run strategy=fedabsolute pruner.name=gentle schedule=iterative": "tests/integration/test_plugins.py",
+    "fedprune run strategy=fedabsolute pruner.name=gentle schedule=iterative": (
+        "tests/integration/test_plugins.py"
+    ),
 }
 SMALL = {
     "federation.backend": "inline",
