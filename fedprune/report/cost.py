@@ -6,10 +6,12 @@ from typing import Any
 
 from fedprune.report.charts import Column, ColumnChart
 from fedprune.results import text
+from fedprune.results.ledger import APART
 from fedprune.results.progress import LABELS
 
 _MOST_COLUMNS = 60
-_PRUNING = ("prune", "survey")
+# Phases without an exchange about blocks.
+_BESIDE = (*APART, "handshake", "deliver")
 
 
 @dataclass(frozen=True)
@@ -79,21 +81,22 @@ class ByRound:
         Bytes that a client would have sent as dense weights, a round.
     together : int
         Rounds that share a column.
-    surveyed : bool
-        Whether some columns are the survey's.
+    aside : str
+        The exchanges other than about pruning that have columns, too; "" without any.
     """
 
     sent: ColumnChart | None
     took: ColumnChart | None
     dense: float
     together: int
-    surveyed: bool
+    aside: str
 
 
 def by_round(results: Mapping[str, Any], found: Sequence[Round]) -> ByRound | None:
     """Return what pruning cost round by round; None where nothing was pruned."""
     pruning = [one for one in found if one.phase == "prune"]
-    shown = [one for one in found if one.phase in _PRUNING]
+    shown = [one for one in found if one.phase not in _BESIDE]
+    others = dict.fromkeys(one.phase for one in shown if one.phase != "prune")
     if not pruning:
         return None
     passes = len(results["strategy"].get("layer_sampling", [1]))
@@ -108,7 +111,7 @@ def by_round(results: Mapping[str, Any], found: Sequence[Round]) -> ByRound | No
         took=ColumnChart(_ends("Seconds", took), took, text.seconds) if several else None,
         dense=results["ledger"]["of_dense"]["dense_bytes"] * share,
         together=len(groups[0]),
-        surveyed=len(shown) > len(pruning),
+        aside=", ".join(LABELS.get(phase, phase) for phase in others),
     )
 
 

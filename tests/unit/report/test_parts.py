@@ -151,3 +151,14 @@ def test_many_rounds_share_columns():
     assert "3 rounds share a column." in found.text("figure")
     assert re.search(r"148–150: 1\.0 kB", found.text("figure"))
     assert "150 pruning" in found.text("details")
+
+
+def test_exchanges_of_another_kind_have_columns_of_their_own():
+    results = made_up(NAMES, 2)
+    assert "Grey" not in page(results).text("figure")
+    for phase in ("survey", "<unmask>", "deliver", "evaluate"):
+        results["ledger"]["entries"].append(asdict(Entry(9, phase, NAMES[0], 10, 2000, 1.0)))
+    found = page(results)
+    assert "Grey: surveying, <unmask>." in found.text("figure")
+    assert [rect.get("class") for rect in found.all("rect")].count("aside") == 4
+    assert "9 evaluating" in found.text("details")
