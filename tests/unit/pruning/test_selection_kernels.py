@@ -1,5 +1,6 @@
 """Compiled masks equal the tensor path bit for bit, whatever the scores."""
 
+from concurrent.futures import ThreadPoolExecutor
 from types import FunctionType
 
 import numba
@@ -168,6 +169,13 @@ def test_compiled_code_depends_on_the_compiled_functions_it_calls(monkeypatch, t
     calls = {"histogram": selection_kernels.histogram.compiled()}
     caller = FunctionType(compile("histogram", __file__, "eval"), calls)
     assert HomeCacheLocator(caller, __file__).get_cache_path() != alone
+
+
+def test_threads_may_be_the_first_to_call_at_once():
+    compiled = jit(doubled)
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(compiled, range(40))) == list(range(0, 80, 2))
+    assert compiled.compiled() is compiled.compiled()
 
 
 def test_compiles_without_a_folder_to_write_to(monkeypatch, tmp_path):
