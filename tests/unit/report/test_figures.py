@@ -1,6 +1,8 @@
 """What the figures of a sweep show, and that they are drawn: for files, and for pages."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -318,3 +320,9 @@ def test_nothing_lies_over_the_points() -> None:
     labels = [text for text in panel.texts if text.get_text()]
     assert {"dense", "fedstats decode=false"} <= {text.get_text() for text in labels}
     assert all(text.get_position()[0] > 1 for text in labels)  # beside the panel
+
+
+def test_only_who_draws_waits_for_the_library() -> None:
+    asked = "import sys, fedprune.cli, fedprune.report.page, fedprune.report.figures;"
+    asked += "sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", asked], check=False).returncode == 0
