@@ -38,6 +38,7 @@ from fedprune.wire.masks import BitMask, encode_masks
 from server_app.job import run_job
 
 SAMPLES, SEQ_LEN = 2, 128
+FORM = "fedprune.masks.v2"  # of what a node sends
 
 
 def settings(model: str, *more: str) -> list[str]:
@@ -150,7 +151,7 @@ def _ready_node(config: RunConfig) -> Callable[[Message, Context], Message]:
             )
             for block in read_order(message).blocks
         }
-        return Message(prune_record(PruneReply(blocks, 0.0, 0, 0, SAMPLES)), reply_to=message)
+        return Message(prune_record(PruneReply(blocks, 0.0, 0, 0, SAMPLES), FORM), reply_to=message)
 
     return answer
 

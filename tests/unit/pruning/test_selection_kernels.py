@@ -166,7 +166,7 @@ def test_compiled_code_is_kept_in_the_home_folder(monkeypatch, tmp_path):
 def test_compiled_code_depends_on_the_compiled_functions_it_calls(monkeypatch, tmp_path):
     monkeypatch.setenv("FEDPRUNE_HOME", str(tmp_path))
     alone = HomeCacheLocator(doubled, __file__).get_cache_path()
-    calls = {"histogram": selection_kernels.histogram.compiled()}
+    calls = {"__name__": __name__, "histogram": selection_kernels.histogram.compiled()}
     caller = FunctionType(compile("histogram", __file__, "eval"), calls)
     assert HomeCacheLocator(caller, __file__).get_cache_path() != alone
 
