@@ -96,7 +96,7 @@ class LoadedModel:
         ModelError
             If its file cannot be read any more.
         """
-        return self.source.tensor(name)
+        return self.source.tensors([name])[name]
 
     def weight(self, block: int, linear: str) -> Tensor:
         """Return a prunable weight as a (d_out, d_in) view on the CPU."""
@@ -108,19 +108,18 @@ class LoadedModel:
         """Return a block's parameters and buffers on the CPU, by their names inside the block."""
         prefix = f"{self.layout.prefix}.{block}."
         module = self.layout.blocks[block]
-        saved = module.state_dict()
+        stored = self.source.tensors(prefix + name for name in module.state_dict())
         return {
-            name: self.tensor(prefix + name) if name in saved else tensor.detach()
+            name: stored[prefix + name] if prefix + name in stored else tensor.detach()
             for name, tensor in chain(module.named_parameters(), module.named_buffers())
         }
 
     def outer_tensors(self) -> dict[str, Tensor]:
         """Return what is outside the blocks, embeddings and head, by full name; tied ones once."""
         saved = self.model.state_dict()
-        return {
-            name: self.tensor(name) if name in saved else tensor.detach()
-            for name, tensor in self._outside()
-        }
+        outside = dict(self._outside())
+        stored = self.source.tensors(name for name in outside if name in saved)
+        return {name: stored.get(name, tensor.detach()) for name, tensor in outside.items()}
 
     def prefetch(self, block: int) -> None:
         """Let a block's weights be read in the background; none where there is no such block."""

@@ -42,6 +42,7 @@ DTYPES = {
 # What older releases stored of what follows from the configuration.
 _DERIVED = re.compile(r"rotary_emb\.|\.attn\.(masked_)?bias$|position_ids$")
 _log = logging.getLogger("flwr")
+_LEAST_PREFETCHED = 4 << 20
 _WILL_NEED = 3  # of the C library's madvise
 
 
@@ -83,33 +84,55 @@ class Stored:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
     def map(self) -> Tensor:
-        """Return the tensor, mapped copy-on-write: writing to it leaves the file alone.
+        """Return the tensor; errors as :func:`map_tensors`."""
+        return map_tensors({"": self})[""]
 
-        Raises
-        ------
-        ModelError
-            If the file is gone or another one than when it was indexed.
-        """
+
+def map_tensors(places: Mapping[str, Stored]) -> dict[str, Tensor]:
+    """Return tensors, mapped copy-on-write: writing to one leaves its file alone.
+
+    Parameters
+    ----------
+    places : Mapping[str, Stored]
+        Any name -> which tensor; a file is opened once for all that it holds.
+
+    Raises
+    ------
+    ModelError
+        If a file is gone or another one than when it was indexed.
+    """
+    found: dict[str, Tensor] = {}
+    for path in dict.fromkeys(place.path for place in places.values()):
         try:
-            with safe_open(self.path, framework="pt") as file:
-                found: Tensor = file.get_tensor(self.name)
-            if (found.dtype, tuple(found.shape)) != (self.dtype, self.shape):
-                raise OSError("it is another file")
+            with safe_open(path, framework="pt") as file:
+                for name, place in places.items():
+                    if place.path == path:
+                        found[name] = file.get_tensor(place.name)
+                        if (found[name].dtype, tuple(found[name].shape)) != (
+                            place.dtype,
+                            place.shape,
+                        ):
+                            raise OSError("it is another file")
         except (OSError, SafetensorError) as error:
             way_out = "Leave a model's files alone while a run uses them."
             raise ModelError(
-                f"'{self.path}' cannot be read any more: {error}. {way_out}",
+                f"'{path}' cannot be read any more: {error}. {way_out}",
                 outside=f"A file of the model cannot be read any more. {way_out}",
             ) from error
-        return found
+    return found
 
-    def prefetch(self) -> None:
-        """Let the system read the tensor's bytes in the background."""
-        with suppress(ModelError, OSError, AttributeError):  # who reads it will say what is wrong
-            tensor = self.map()
+
+def prefetch(places: Iterable[Stored]) -> None:
+    """Let the system read tensors' bytes in the background, where it is worth the asking."""
+    wanted = {place.name: place for place in places}
+    if sum(place.nbytes for place in wanted.values()) < _LEAST_PREFETCHED:
+        return
+    with suppress(ModelError, OSError, AttributeError):  # who reads them will say what is wrong
+        advise = ctypes.CDLL(None).madvise
+        for tensor in map_tensors(wanted).values():
             start = tensor.data_ptr() - tensor.data_ptr() % mmap.PAGESIZE
             size = tensor.data_ptr() + tensor.nbytes - start
-            ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), _WILL_NEED)
+            advise(ctypes.c_void_p(start), ctypes.c_size_t(size), _WILL_NEED)
 
 
 def index_files(paths: Iterable[Path]) -> dict[str, Stored]:
@@ -195,10 +218,10 @@ def save_tensors(
 
 
 class WeightSource(Protocol):
-    """Gives a model's tensors one by one, under the names of the model's state."""
+    """Gives a model's tensors under the names of the model's state."""
 
-    def tensor(self, name: str) -> Tensor:
-        """Return a tensor on the CPU; writing to it may change the model."""
+    def tensors(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Return tensors on the CPU; writing to one may change the model."""
         ...
 
     def prefetch(self, names: Iterable[str]) -> None:
@@ -212,21 +235,17 @@ class WeightSource(Protocol):
 
 @dataclass(frozen=True)
 class HeldWeights:
-    """Weights in memory: of a model made in Python, or of a checkpoint that cannot be mapped.
-
-    Parameters
-    ----------
-    model : nn.Module
-        What holds them.
-    """
+    """Weights in memory: of a model made in Python, or of a checkpoint that cannot be mapped."""
 
     model: nn.Module
 
-    def tensor(self, name: str) -> Tensor:
-        """Return the tensor itself."""
-        owner, _, attribute = name.rpartition(".")
-        found: Tensor = getattr(self.model.get_submodule(owner), attribute)
-        return found.detach()
+    def tensors(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Return the tensors themselves."""
+        found: dict[str, Tensor] = {}
+        for name in names:
+            owner, _, attribute = name.rpartition(".")
+            found[name] = getattr(self.model.get_submodule(owner), attribute).detach()
+        return found
 
     def prefetch(self, names: Iterable[str]) -> None:
         """Do nothing: all is there."""
@@ -251,14 +270,14 @@ class MappedWeights:
     places: Mapping[str, Stored]
     like: Mapping[str, Tensor]
 
-    def tensor(self, name: str) -> Tensor:
-        """Return the tensor, mapped; a copy where the model computes in another type."""
-        return self.places[name].map().to(self.like[name].dtype)
+    def tensors(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Return tensors, mapped; copies where the model computes in another type."""
+        mapped = map_tensors({name: self.places[name] for name in names})
+        return {name: tensor.to(self.like[name].dtype) for name, tensor in mapped.items()}
 
     def prefetch(self, names: Iterable[str]) -> None:
         """Ask the system to read the tensors' files ahead."""
-        for name in names:
-            self.places[name].prefetch()
+        prefetch(self.places[name] for name in names)
 
     def stored_name(self, name: str) -> str:
         """Return the name in the files that the model came from."""

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fedprune.errors import ModelError
-from fedprune.models.weights import DTYPES, index_files, save_tensors
+from fedprune.models.weights import DTYPES, index_files, prefetch, save_tensors
 from tests.support.masks import equal_bits
 
 
@@ -25,19 +25,20 @@ def tensors():
     return found | {"scalar": torch.tensor(2.5), "empty": torch.empty(0, 4), "odd": odd}
 
 
-def test_maps_what_the_library_wrote(tmp_path):
+def test_maps_what_the_library_wrote(tmp_path, monkeypatch):
+    monkeypatch.setattr("fedprune.models.weights._LEAST_PREFETCHED", 0)
     save_file(tensors(), tmp_path / "a.safetensors")
     found = index_files([tmp_path / "a.safetensors"])
     assert equal_bits({name: place.map() for name, place in found.items()}, tensors())
-    for place in found.values():
-        place.prefetch()
+    prefetch(found.values())
 
 
-def test_reading_ahead_of_a_file_that_is_gone_is_left_to_who_reads_it(tmp_path):
+def test_reading_ahead_of_a_file_that_is_gone_is_left_to_who_reads_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("fedprune.models.weights._LEAST_PREFETCHED", 0)
     save_file(tensors(), tmp_path / "a.safetensors")
     place = index_files([tmp_path / "a.safetensors"])["scalar"]
     (tmp_path / "a.safetensors").unlink()
-    place.prefetch()
+    prefetch([place])
     with pytest.raises(ModelError, match="cannot be read any more"):
         place.map()
 
@@ -62,7 +63,7 @@ def test_saving_mapped_tensors_takes_no_memory(tmp_path):
     code = """
 import resource, sys, torch
 from pathlib import Path
-from fedprune.models.weights import index_files, save_tensors
+from fedprune.models.weights import index_files, prefetch, save_tensors
 folder = Path(sys.argv[1])
 torch.ones(30_000_000).numpy().tofile(folder / "raw")
 whole = torch.from_file(str(folder / "raw"), size=30_000_000)
