@@ -217,17 +217,17 @@ def _write_configuration(model: LoadedModel, folder: Path) -> None:
     if head is not None and head.weight is not decoder.get_input_embeddings().weight:
         untie(config)
     config.save_pretrained(folder)
-    generation = decoder.generation_config
-    if generation is not None and GENERATION not in model.side_files:
+    generation, beside = decoder.generation_config, model.side_files()
+    if generation is not None and GENERATION not in beside:
         # As it is, valid or not: a run does not fail for how a model wants to generate.
         (folder / GENERATION).write_text(generation.to_json_string(), encoding="utf-8")
     model.tokenizer.save_pretrained(folder)
-    _copy_side_files(model, folder)
+    _copy_side_files(model, beside, folder)
 
 
-def _copy_side_files(model: LoadedModel, folder: Path) -> None:
+def _copy_side_files(model: LoadedModel, beside: Mapping[str, Path], folder: Path) -> None:
     """Carry what lay beside the dense weights; the card is not the new model's."""
-    for name, path in model.side_files.items():
+    for name, path in beside.items():
         if name == GENERATION or not ((folder / name).exists() or name == _CARD):
             shutil.copyfile(path, folder / name)
     generation = model.model.generation_config
@@ -238,11 +238,11 @@ def _copy_side_files(model: LoadedModel, folder: Path) -> None:
             detail = " ".join(str(error).split())[:200]
             _log.warning("'%s' is exported as it is, though not valid: %s", GENERATION, detail)
     there = Path(model.path)
-    if model.side_files and there.is_dir():
+    if beside and there.is_dir():
         left = sorted(
             entry.name
             for entry in there.iterdir()
-            if not (entry.name in model.side_files or entry.name.startswith("."))
+            if not (entry.name in beside or entry.name.startswith("."))
             and not entry.name.endswith(_WEIGHTS)
         )
         if left:

@@ -7,9 +7,10 @@ refused instead of being completed with random numbers.
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -73,8 +74,8 @@ class LoadedModel:
         Folder or Hub id that it came from.
     source : WeightSource
         Gives the weights one by one.
-    side_files : Mapping[str, Path]
-        Name -> place of what lies beside the weights in its folder, besides what is written anew.
+    side_files : Callable[[], Mapping[str, Path]]
+        Finds what lies beside the weights where the model came from, name -> place.
     """
 
     model: PreTrainedModel
@@ -82,7 +83,7 @@ class LoadedModel:
     layout: DecoderLayout
     path: str
     source: WeightSource
-    side_files: Mapping[str, Path] = field(default_factory=dict)
+    side_files: Callable[[], Mapping[str, Path]] = dict
 
     def names(self) -> list[str]:
         """Return the names in the model's state, in its order; tied ones under each name."""
@@ -197,7 +198,6 @@ def load_model(config: ModelConfig, path: str | None = None) -> LoadedModel:
             source, config=architecture, revision=revision, trust_remote_code=False
         )
         files = weight_files(source, revision)
-        beside = {} if config.name == "demo" else side_files(source, revision)
     loaded = _mapped(source, config, architecture, tokenizer, files) if files else None
     if loaded is None:
         _log.warning(
@@ -206,7 +206,8 @@ def load_model(config: ModelConfig, path: str | None = None) -> LoadedModel:
             source,
         )
         loaded = loaded_from(_whole(source, config, architecture), tokenizer, source)
-    loaded.side_files = beside
+    if config.name != "demo":
+        loaded.side_files = partial(side_files, source, revision)
     generation = read_generation(source, revision)
     if generation is not None:
         loaded.model.generation_config = generation
