@@ -40,8 +40,8 @@ $(VENV)/.evaluation: $(VENV)/.developer
 
 install: $(VENV)/.installed ## Create .venv with the pinned dependencies
 
-demo: $(VENV)/.installed ## Prune the embedded model with two clients through Flower
-	$(BIN)/fedprune run
+demo: $(VENV)/.installed ## Prune the embedded model with eight clients through Flower
+	$(BIN)/fedprune run experiment=demo
 
 test: lint ## Install, check style, types and imports, run the tests
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --no-loadscope-reorder

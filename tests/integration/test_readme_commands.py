@@ -26,7 +26,7 @@ ELSEWHERE = {
     "make demo": "tests/e2e/test_flower_runs.py runs its job; a fresh checkout runs the target",
     "make test": "this is part of it",
     "source .venv/bin/activate": "the shell's own",
-    "fedprune sweep experiment=fedprllm_main": "long; tests/unit/test_sweep_files.py plans it",
+    "fedprune sweep experiment=fedprllm_main": "long; tests/unit/test_experiments.py plans it",
     "fedprune evaluate runs/NAME --tasks paper": "tests/unit/evaluation/test_zero_shot.py",
     "python examples/finetune.py runs/NAME/model tuned": "tests/unit/test_examples.py",
     "export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1": "tests/conftest.py sets it",

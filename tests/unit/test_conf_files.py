@@ -29,7 +29,7 @@ def test_every_option_composes_and_passes_the_checks(group, option):
     config = compose_config(
         {"overrides": " ".join([f"{group}={option}", *NEEDS.get((group, option), [])])}
     )
-    assert config.sparsity == 0.5
+    assert config.sparsity == (0.6 if (group, option) == ("experiment", "demo") else 0.5)
 
 
 @pytest.mark.parametrize("option", group_options("experiment"))
@@ -37,8 +37,12 @@ def test_every_experiment_is_a_job_that_the_command_line_accepts(option):
     config_from_overrides([f"experiment={option}"])
 
 
-def test_the_demo_experiment_is_the_default_job():
-    assert compose_config({"experiment": "demo"}) == compose_config({})
+def test_the_demo_is_the_default_model_and_texts_with_unlike_clients_of_few_samples():
+    demo, default = compose_config({"experiment": "demo"}), compose_config({})
+    assert (demo.model, demo.data, demo.strategy) == (default.model, default.data, default.strategy)
+    assert demo.data.partition == "by_group"
+    assert demo.federation.num_clients == 8 and demo.pruner.num_calibration_samples == 2
+    assert demo.evaluation.local_only and demo.evaluation.centralized
 
 
 def test_all_groups_have_options_and_all_files_belong_to_one():
