@@ -150,6 +150,8 @@ def run_all(account: Account, at_once: int) -> None:
     KeyboardInterrupt
         It was stopped; the jobs that were running are stopped too.
     """
+    if not account.todo:
+        return
     inline = all(runs_inline(account.jobs[place].config) for place in account.todo)
     with progress_view(account.notes, sparing=True) as view:
         if not inline:

@@ -68,10 +68,18 @@ def test_one_run_writes_where_hydra_says(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "launcher",
-    ["basic", pytest.param("joblib", marks=needs("hydra_plugins.hydra_joblib_launcher"))],
+    [
+        "fedprune",
+        "basic",
+        pytest.param("joblib", marks=needs("hydra_plugins.hydra_joblib_launcher")),
+    ],
 )
 def test_a_multirun_ends_with_a_table(tmp_path: Path, launcher: str) -> None:
-    plugin = [] if launcher == "basic" else ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    plugin = {
+        "fedprune": ["hydra.launcher.jobs=2"],
+        "basic": ["hydra/launcher=basic"],
+        "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+    }[launcher]
     arguments = ["sparsity=0.3,0.6", "seed=0,1", *SMALL, "hydra.sweep.dir=out", *plugin]
     done = hydra(tmp_path, "--multirun", *arguments)
     assert done.returncode == 0, done.stderr
@@ -82,6 +90,18 @@ def test_a_multirun_ends_with_a_table(tmp_path: Path, launcher: str) -> None:
     ]
     assert 'href="3/report.html"' in (tmp_path / "out" / "sweep.html").read_text()
     assert "\x1b" not in done.stderr
+    if launcher == "fedprune":
+        again = hydra(tmp_path, "--multirun", *arguments)
+        assert again.returncode == 0 and "4 of 4 jobs are done already" in again.stderr
+
+
+@pytest.mark.slow
+def test_a_failing_job_of_our_launcher_stops_no_other(tmp_path: Path) -> None:
+    arguments = [*SMALL, "pruner.seq_len=100000,32", "hydra.sweep.dir=out"]
+    done = hydra(tmp_path, "--multirun", *arguments)
+    assert done.returncode == 1
+    assert "job 1 of 2 failed" in done.stderr and "job 2 of 2 is done" in done.stderr
+    assert len(list(csv.DictReader((tmp_path / "out" / "table.csv").open()))) == 1
 
 
 @pytest.mark.slow
