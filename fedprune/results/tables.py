@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console, Group, JustifyMethod
 from rich.table import Table
 from rich.text import Text
@@ -58,6 +59,7 @@ def text_table(title: str, header: Sequence[str], caption: str = "", labels: int
     """
     table = Table(title=_text(title), title_justify="left", caption_justify="left")
     table.caption = _text(caption) if caption else None
+    table.min_width = cell_len(title)  # rich breaks it at the table's width
     for place, name in enumerate(header):
         justify: JustifyMethod = "left" if place < labels else "right"
         table.add_column(_text(name), justify=justify, overflow="fold")

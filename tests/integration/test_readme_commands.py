@@ -28,6 +28,7 @@ ELSEWHERE = {
     "source .venv/bin/activate": "the shell's own",
     "fedprune sweep experiment=fedprllm_main": "long; tests/unit/test_experiments.py plans it",
     "fedprune evaluate runs/NAME --tasks paper": "tests/unit/evaluation/test_zero_shot.py",
+    "python scripts/generate_model.py": "tests/unit/scripts/test_generate_model.py",
     "python examples/finetune.py runs/NAME/model tuned": "tests/unit/test_examples.py",
     "export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1": "tests/conftest.py sets it",
     "flwr run": "tests/e2e/test_flower_runs.py",
