@@ -188,12 +188,14 @@ def _sparsity(target: float, linears: Sequence[LinearFigures]) -> dict[str, obje
 def _perplexity(found: Perplexities) -> dict[str, object]:
     clients = {name: _finite(value) for name, value in found.local.items()}
     local = {**spread(clients.values()), "clients": clients} if clients else None
-    return {
-        "dense": _finite(found.dense),
-        "pruned": _finite(found.pruned),
-        "centralized": _finite(found.centralized),
-        "local_only": local,
+    whole = {"dense": found.dense, "pruned": found.pruned, "centralized": found.centralized}
+    odd = {
+        name: "NaN" if math.isnan(value) else "infinite"
+        for name, value in whole.items()
+        if value is not None and not math.isfinite(value)
     }
+    figures = {name: _finite(value) for name, value in whole.items()}
+    return {**figures, "local_only": local, **({"no_number": odd} if odd else {})}
 
 
 def spread(values: Iterable[float | None]) -> dict[str, float | None]:

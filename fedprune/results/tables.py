@@ -178,4 +178,7 @@ def _caption(results: Mapping[str, Any]) -> str:
     parts.append(f"{results['seconds']['total']:.1f} s")
     if refused:
         parts.append(f"{count(refused, 'reply', 'replies')} refused")
+    for dataset, values in results["perplexity"].items():
+        for model, what in values.get("no_number", {}).items():
+            parts.append(f"{MODELS[model]} on {dataset} is {what}: the log says where it begins")
     return " · ".join(parts)

@@ -1,6 +1,7 @@
 """The end table with clients' own texts and zero-shot tasks."""
 
 import io
+import math
 
 import pytest
 from rich.console import Console
@@ -22,6 +23,13 @@ def test_clients_own_texts_worst_first_and_who_is_left_out():
     assert "and 3 more" in text and "66,000" in text
     assert "p11 is left out: its text is short" in text
     assert "federated" in text and "perplexity" in text
+
+
+def test_a_perplexity_that_is_no_number_is_told():
+    text = " ".join(plain_table(results(pruned=math.nan, centralized=math.inf)).split())
+    assert "federated on text is NaN: the log says where it begins" in text
+    assert "centralised on text is infinite" in text
+    assert "no_number" not in results()["perplexity"]["text"]
 
 
 def test_nobody_measured():
