@@ -6,11 +6,13 @@ function changes a model: what becomes of its weights is a value, block -> linea
 :func:`~fedprune.models.export.export_model` writes as an ordinary model folder.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from fedprune.config import config_from_overrides
@@ -22,7 +24,7 @@ from fedprune.methods.public_model import PublicModel
 from fedprune.methods.registry import get_method, method_names
 from fedprune.models.changes import Changes
 from fedprune.models.device import Limits, pick_device
-from fedprune.models.loading import LoadedModel, load_model
+from fedprune.models.loading import LoadedModel, check_seq_len, load_model
 from fedprune.pruning.blocks import BlockWalk, prune_blocks
 from fedprune.pruning.groups import block_specs
 from fedprune.pruning.pruner import Pruner
@@ -35,7 +37,7 @@ Model = str | Path | LoadedModel
 
 def prune_locally(
     model: Model,
-    texts: str | Sequence[str] | Sequence[Tensor],
+    texts: str | Tensor | Mapping[str, object] | Iterable[object],
     *,
     sparsity: float = 0.5,
     pruner: str | Pruner = "wanda",
@@ -47,9 +49,10 @@ def prune_locally(
     ----------
     model : str, Path or LoadedModel
         The dense model.
-    texts : str, sequence of str, or of Tensor
+    texts : str, or iterable of str or of token ids
         What to calibrate on: texts, joined and cut into samples of `pruner.seq_len` tokens, or
-        samples of token ids themselves, each int64 of shape (tokens,).
+        samples of token ids: what a tokenizer returns (shape (1, tokens), or several samples in one
+        batch), tensors, arrays, lists of ids, mappings with ``input_ids``, a data set of these.
     sparsity : float
         Share of zeros, at least 0 and below 1.
     pruner : str or Pruner
@@ -82,9 +85,7 @@ def prune_locally(
     typed = [overrides] if isinstance(overrides, str) else overrides
     config = config_from_overrides([f"sparsity={sparsity}", *named, *typed])
     loaded = _opened(model)
-    # A string is a sequence of strings, too: of its letters.
-    several = [texts] if isinstance(texts, str) else texts
-    samples = _samples(loaded, several, config.pruner.seq_len)
+    samples = _samples(loaded, texts, config.pruner.seq_len)
     device, limits = pick_device(config.pruner.device), Limits.of(config.pruner)
     walk = BlockWalk(loaded, samples, device, limits=limits)
     blocks = len(loaded.layout.blocks)
@@ -251,12 +252,20 @@ def _documents(texts: Sequence[str]) -> list[Document]:
     return [Document(text, "texts", str(number)) for number, text in enumerate(texts)]
 
 
-def _samples(
-    loaded: LoadedModel, texts: Sequence[str] | Sequence[Tensor], seq_len: int
-) -> list[Tensor]:
-    written = [text for text in texts if isinstance(text, str)]
+def _samples(loaded: LoadedModel, texts: object, seq_len: int) -> list[Tensor]:
+    """Return calibration samples of texts, or of token ids in any form that people have them."""
+    # A string is a sequence of strings, too: of its letters.
+    given = (
+        [texts] if isinstance(texts, str | Tensor | np.ndarray | Mapping) else list(_each(texts))
+    )
+    written = [one for one in given if isinstance(one, str)]
+    if written and len(written) < len(given):
+        raise DataError(
+            f"`texts` are {len(written)} strings and {len(given) - len(written)} others. Give "
+            "texts or token ids, not both."
+        )
     if not written:
-        return [sample for sample in texts if isinstance(sample, Tensor)]
+        return _token_samples(given, loaded)
     try:
         return list(token_windows(_documents(written), loaded.tokenizer, seq_len))
     except DataError:
@@ -264,3 +273,43 @@ def _samples(
             f"The texts do not fill one sample of {seq_len} tokens (`pruner.seq_len`). Give more "
             "text, or overrides=['pruner.seq_len=...']."
         ) from None
+
+
+def _each(texts: object) -> Iterable[object]:
+    if not isinstance(texts, Iterable):
+        raise DataError(f"`texts` must be texts or token ids, got {type(texts).__name__}.")
+    # One sample as a list of ids, which is no list of samples.
+    ids = isinstance(texts, Sequence) and texts and all(isinstance(one, int) for one in texts)
+    return [texts] if ids else texts
+
+
+def _token_samples(given: Sequence[object], loaded: LoadedModel) -> list[Tensor]:
+    """Return samples, int64 of shape (tokens,), checked against the model."""
+    rows = loaded.model.get_input_embeddings().num_embeddings
+    samples: list[Tensor] = []
+    for number, one in enumerate(given):
+        found = one.get("input_ids") if isinstance(one, Mapping) else one
+        try:
+            ids = torch.as_tensor(found)
+        except (TypeError, ValueError, RuntimeError):
+            ids = torch.empty(0)
+        if ids.ndim not in (1, 2) or ids.is_floating_point() or ids.dtype == torch.bool:
+            raise DataError(
+                f"Sample {number} must be token ids: whole numbers of shape (tokens,) or (samples, "
+                f"tokens), or a mapping with them as 'input_ids', got {_what(found)}."
+            )
+        if not ids.numel() or int(ids.min()) < 0 or int(ids.max()) >= rows:
+            raise DataError(
+                f"Sample {number} must have token ids from 0 to {rows - 1}, the rows of the "
+                f"model's embedding, got {_what(found)}. Use the model's own tokenizer."
+            )
+        samples += ids.reshape(-1, ids.shape[-1]).long().unbind()
+    for length in {len(sample) for sample in samples}:
+        check_seq_len(loaded.model, length, "tokens of a sample")
+    return samples
+
+
+def _what(value: object) -> str:
+    shape = getattr(value, "shape", None)
+    of = "" if shape is None else f" of shape {tuple(shape)}"
+    return f"{type(value).__name__}{of}"

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -161,3 +162,39 @@ def test_masks_alone_average_to_the_public_weights(demo, clients):
     assert isinstance(found, SparseWeight)
     kept = torch.from_numpy(found.mask.to_bool())
     assert torch.equal(found.dense()[kept], demo.weight(0, "mlp.gate_proj")[kept])
+
+
+def test_token_ids_in_every_form_that_people_have_them(demo):
+    ids = demo.tokenizer(TEXT, add_special_tokens=False)["input_ids"][:96]
+    rows = [ids[:32], ids[32:64], ids[64:]]
+    expected = fedprune.prune_locally(demo, [torch.tensor(row) for row in rows])
+    batch = torch.tensor(rows)
+    forms = {
+        "a batch": batch,
+        "what a tokenizer returns": {"input_ids": batch, "attention_mask": batch},
+        "one row each": [row[None] for row in batch],
+        "lists": rows,
+        "arrays": [np.array(row, dtype=np.int32) for row in rows],
+        "a generator": (torch.tensor(row) for row in rows),
+        "a data set": datasets.Dataset.from_dict({"input_ids": rows}),
+    }
+    for form, given in forms.items():
+        assert fedprune.prune_locally(demo, given) == expected, form
+    assert fedprune.prune_locally(demo, rows[0]) == fedprune.prune_locally(demo, [batch[0]])
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        (["text", torch.tensor([1, 2])], "1 strings and 1 others"),
+        ([torch.tensor([0.5, 1.0])], "Sample 0 must be token ids.*Tensor of shape"),
+        ([torch.tensor([1, 10**6])], "from 0 to .*rows of the model's embedding"),
+        ([torch.tensor([-1, 3])], "from 0 to "),
+        ([[1, 2], None], "Sample 1 must be token ids"),
+        ([torch.zeros(1, 10_000, dtype=torch.long)], "positions"),
+        (3, "got int"),
+    ],
+)
+def test_what_is_no_text_and_no_token_ids(demo, texts, words):
+    with pytest.raises((DataError, ModelError), match=words):
+        fedprune.prune_locally(demo, texts)
