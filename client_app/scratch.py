@@ -44,13 +44,13 @@ class Scratch:
     folder: Path
 
     @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
+    def exclusive(self) -> Iterator[None]:
         """Wait until no other process works here, and keep others out.
 
         A process can outlive its SuperNode, whose successor is asked for the same again. The lock
         is the operating system's and goes with the process, however that ends.
         """
-        lock = FileLock(self._make() / ".lock")
+        lock = FileLock(self._make() / ".lock", mode=_PRIVATE)
         try:
             lock.acquire(blocking=False)
         except Timeout:
@@ -146,7 +146,7 @@ class Scratch:
             If the name is none that an order needs, or if the segments before it are not here.
         """
         path = self.inbox(name)
-        with self.alone():
+        with self.exclusive():
             found = path.stat().st_size if path.exists() else 0
             if not 0 <= start <= found:
                 raise ReplyRefusedError(

@@ -60,7 +60,7 @@ def prune(
         server asks it no more; not where its disk is full: with room again it can go on.
     """
     scratch = Scratch(node.scratch)
-    with scratch.alone():
+    with scratch.exclusive():
         try:
             session = Session(config, node, order, asked_exchange(config, order))
             return session.reply({**scratch.read_inbox(ahead), **bundle})

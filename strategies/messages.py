@@ -77,7 +77,7 @@ def block_chunks(
         Block -> the most bytes of a client's reply about it.
     """
     if blocks_per_message is None:
-        blocks_per_message = max(1, MESSAGE_BYTES // max(map(most_bytes, range(num_blocks))))
+        blocks_per_message = max(1, _CHUNK_BYTES // max(map(most_bytes, range(num_blocks))))
     return [
         range(start, min(start + blocks_per_message, num_blocks))
         for start in range(0, num_blocks, blocks_per_message)
@@ -176,6 +176,7 @@ class SegmentJoiner:
 # largest one far below the 100-200 MB at which deployments were seen to fail. A part of a model
 # is a message too, and nodes refuse longer ones.
 MESSAGE_BYTES = MOST_SEGMENT_BYTES
+_CHUNK_BYTES = MESSAGE_BYTES  # of all blocks of a message, as long as one block is no longer
 # Replies that may wait in Flower's memory, in bytes and in number.
 _WAITING_BYTES = 512_000_000
 _WAITING_REPLIES = 256

@@ -7,7 +7,7 @@ from flwr.app import Error, Message
 
 from client_app.app import app
 from tests.support.grid import LocalGrid
-from tests.support.jobs import job, masks_of, opt_folder, same_masks
+from tests.support.jobs import job, masks_of, opt_folder, same_masks, small_messages
 
 JOBS = {
     "iterative": ("schedule=iterative",),
@@ -25,9 +25,9 @@ class Crashing(LocalGrid):
 
     def deliver(self, message: Message) -> Message | None:
         reply = super().deliver(message)
-        order = f"{message.metadata.message_type} {message.content.config_records.get('order')}"
-        hit = message.metadata.dst_node_id == 101 and "prune" in order and order not in self._died
-        if not hit:
+        order = str(message.content.config_records.get("order"))
+        asked = message.metadata.message_type == "train.prune"
+        if not asked or message.metadata.dst_node_id != 101 or order in self._died:
             return reply
         self._died.add(order)
         return Message(Error(8, "the app exited"), reply_to=message)
@@ -55,6 +55,5 @@ def test_it_is_asked_again_and_gives_the_same(tmp_path, model, options):
 
 
 def test_what_was_delivered_in_segments_is_still_there(tmp_path, monkeypatch):
-    for module in ("post", "orders"):
-        monkeypatch.setattr(f"strategies.{module}.MESSAGE_BYTES", 1 << 16)
+    small_messages(monkeypatch, 1 << 16)
     check(tmp_path, *JOBS["rounds"])

@@ -24,6 +24,7 @@ from tests.support.jobs import (
     opt_folder,
     same_masks,
     samples_of,
+    small_messages,
     weights_in,
     weights_of,
     whole_model,
@@ -208,8 +209,7 @@ def test_other_ways_to_cut_the_work(tmp_path, extra):
 def test_long_messages_travel_in_segments_and_change_nothing(tmp_path, monkeypatch):
     options = (*GPT, "schedule=iterative", "evaluation.local_only=true")
     whole = job(tmp_path / "whole", *options, clients=2)
-    for module in ("orders", "post"):
-        monkeypatch.setattr(f"strategies.{module}.MESSAGE_BYTES", 1 << 16)
+    small_messages(monkeypatch, 1 << 16)
     grid = LocalGrid(app, 2)
     cut = job(tmp_path / "cut", *options, grid=grid)
     first, second = weights_of(tmp_path / "whole"), weights_of(tmp_path / "cut")
@@ -223,8 +223,7 @@ def test_long_messages_travel_in_segments_and_change_nothing(tmp_path, monkeypat
 
 
 def test_a_lost_segment_leaves_its_client_out(tmp_path, monkeypatch):
-    for module in ("orders", "post"):
-        monkeypatch.setattr(f"strategies.{module}.MESSAGE_BYTES", 1 << 16)
+    small_messages(monkeypatch, 1 << 16)
 
     def lossy(partition, reply):
         arrays = reply.content.array_records.get("arrays", {})

@@ -8,7 +8,7 @@ from flwr.app import Error, Message
 
 from client_app.app import app
 from tests.support.grid import LocalGrid
-from tests.support.jobs import job, masks_of, opt_folder, same_masks
+from tests.support.jobs import job, masks_of, opt_folder, same_masks, small_messages
 
 LOST = 101
 ALL = ("strategy.min_clients=3", "data.partition=iid")
@@ -60,8 +60,7 @@ class Losing(LocalGrid):
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     monkeypatch.setattr("strategies.exchange._LOOK_SECONDS", 0.01)
-    for module in ("post", "orders", "federated"):
-        monkeypatch.setattr(f"strategies.{module}.MESSAGE_BYTES", 1 << 18)
+    small_messages(monkeypatch, 1 << 18)
 
 
 @pytest.fixture(scope="module")

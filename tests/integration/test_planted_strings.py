@@ -16,7 +16,7 @@ from fedprune.errors import DataError
 from fedprune.wire import arrays
 from tests.support import planted
 from tests.support.grid import LocalGrid
-from tests.support.jobs import QUIET, opt_folder
+from tests.support.jobs import QUIET, opt_folder, small_messages
 from tests.support.planted import WORDS, found_in, sentence
 
 JOBS = {
@@ -189,8 +189,7 @@ def test_no_strategy_lets_private_data_out(watched, name):
 
 @pytest.mark.parametrize("log", ["text", "json"])
 def test_no_failure_lets_private_data_out(watched, monkeypatch, log):
-    for module in ("post", "orders", "federated"):
-        monkeypatch.setattr(f"strategies.{module}.MESSAGE_BYTES", 1 << 14)
+    small_messages(monkeypatch, 1 << 14)
     monkeypatch.setattr("fedprune.records.requests._LEAST_SEGMENT", 1)
     run = watched(11, log)
     assert (

@@ -121,5 +121,11 @@ def described(results: dict) -> None:
     for section, values in results["strategy"].items():
         values = values[0] if isinstance(values, list) else values
         assert f"`strategy.{section}" in text, section
-        for key in values:
+        for key in () if isinstance(values, str) else values:
             assert f".{key}" in text or f"`strategy.{section}.*`" in text, key
+
+
+def small_messages(monkeypatch, size: int) -> None:
+    """Let messages be so small that replies and updates travel in several."""
+    for module in ("messages", "course", "evaluation"):
+        monkeypatch.setattr(f"strategies.{module}.MESSAGE_BYTES", size)

@@ -128,11 +128,11 @@ def test_a_second_process_waits_for_the_first(tmp_path, caplog):
     scratch, order = Scratch(tmp_path / "job-1" / "p"), []
 
     def second():
-        with scratch.alone():
+        with scratch.exclusive():
             order.append("second")
 
     thread = threading.Thread(target=second)
-    with scratch.alone():
+    with scratch.exclusive():
         thread.start()
         while "still at work" not in caplog.text:
             time.sleep(0.01)
@@ -151,7 +151,7 @@ def test_an_inbox_takes_known_names_only(tmp_path, name):
 def test_a_segment_waits_for_an_earlier_process_that_is_still_at_work(tmp_path):
     scratch = Scratch(tmp_path / "job-1" / "p")
     receiving = threading.Thread(target=scratch.receive, args=("update", 0, b"new"))
-    with scratch.alone():
+    with scratch.exclusive():
         receiving.start()
         receiving.join(0.2)
         assert receiving.is_alive() and not scratch.inbox("update").exists()
