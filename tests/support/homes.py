@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flwr.app import Message
 
-from client_app import node
+from client_app import model, texts
 from tests.support.grid import LocalGrid
 
 
@@ -29,10 +29,10 @@ class Homes(LocalGrid):
             return super().deliver(message)
         finally:
             os.environ["FEDPRUNE_HOME"] = server
-            node._model.cache_clear()
-            node._fingerprint.cache_clear()
-            node._drawn.cache_clear()
-            node._documents.cache_clear()
+            for cached in (model.model_at, model._model_shapes, model._fingerprint):
+                cached.cache_clear()
+            for cached in (texts._drawn, texts._documents, texts._windows, texts._shares):
+                cached.cache_clear()
 
     def kinds(self) -> list[str]:
         """Return the kinds of the messages that were sent, in order."""
