@@ -26,14 +26,6 @@ def usable_cpus() -> int:
     return max(1, min(count or 1, limit))
 
 
-def cuda_devices() -> int:
-    """Return the number of CUDA devices that torch can use."""
-    # Here, because it takes seconds that a run without GPUs does not need to wait.
-    import torch
-
-    return torch.cuda.device_count()
-
-
 def has_gpu_driver() -> bool:
     """Whether there can be a CUDA device; costs nothing, unlike asking torch."""
     return shutil.which("nvidia-smi") is not None
@@ -41,6 +33,7 @@ def has_gpu_driver() -> bool:
 
 def free_gpu_memory() -> tuple[int, ...]:
     """Return the free bytes of each CUDA device that torch can use."""
+    # Here, because it takes seconds that a run without GPUs does not need to wait.
     import torch
 
     return tuple(int(torch.cuda.mem_get_info(n)[0]) for n in range(torch.cuda.device_count()))
@@ -168,6 +161,7 @@ def worker_bytes(model: ModelConfig) -> int | None:
 def _blocks(folder: Path) -> int:
     try:
         values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        values = values.get("text_config") or values
         return max(1, int(values.get("num_hidden_layers") or values["n_layer"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return 1
