@@ -9,17 +9,15 @@ what it is asked for is what Flower asks for. Without it: each simulation takes 
 import os
 import signal
 import sys
-from pathlib import Path
 
 
 def main(arguments: list[str]) -> None:
-    """Run Ray with ``[CPUS]`` until killed, and make the file ``../ray`` when it is ready."""
+    """Run Ray with ``[CPUS]`` until killed."""
     port = os.environ.pop("RAY_ADDRESS").rpartition(":")[2]
     os.environ["RAY_GCS_SERVER_PORT"] = port
     import ray
 
     ray.init(num_cpus=int(arguments[0]), include_dashboard=False, log_to_driver=False)
-    Path("..", "ray.ready").touch()
     signal.pause()
 
 

@@ -70,7 +70,15 @@ def private_superlink(timeout: float = 60.0, ray_cpus: int = 0) -> Iterator[Conn
             command += ["--", sys.executable, "-P", ray_head.__file__, str(ray_cpus)]
         with _kept(connection, command) as process:
             _wait_until_healthy(process, connection, port, timeout)
-            yield connection
+            try:
+                yield connection
+            except RuntimeFailure as failure:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(0 if _healthy(port) else _END_SECONDS)
+                if process.returncode is None:
+                    raise
+                message = f"{failure} Flower's SuperLink or Ray has ended. Its log ends with:"
+                raise RuntimeFailure(message, log_tail(connection)) from failure
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -116,6 +124,8 @@ def _connection(folder: Path, port: int, has_ray: bool) -> Connection:
     }
     if has_ray:
         environment["RAY_ADDRESS"] = f"{_HOST}:{_free_port()}"
+        # A simulation may look for it before it is there: its first five seconds are not enough.
+        environment["RAY_gcs_rpc_server_connect_timeout_s"] = "60"
     for name in ("flwr", "work"):
         (folder / name).mkdir()
     config = {
@@ -171,8 +181,7 @@ def _wait_until_healthy(
     process: subprocess.Popen[bytes], connection: Connection, port: int, timeout: float
 ) -> None:
     deadline = time.monotonic() + timeout
-    ray = connection.folder.parent / "ray.ready"
-    while not _healthy(port) or (connection.has_ray and not ray.exists()):
+    while not _healthy(port):
         if process.poll() is not None:
             raise RuntimeFailure(
                 "Flower's SuperLink ended at once. Its log ends with:", log_tail(connection)

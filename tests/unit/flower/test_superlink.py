@@ -32,6 +32,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(200 if self.path == "/health" else 404)
         self.end_headers()
 address = (sys.argv[sys.argv.index("--host") + 1], int(sys.argv[sys.argv.index("--port") + 1]))
+pathlib.Path("port").write_text(str(address[1]))
 http.server.HTTPServer(address, Handler).serve_forever()
 """
 _SILENT = """#!{python}
@@ -50,7 +51,6 @@ if sys.argv[1] == "13":
     sys.exit("Ray finds no room")
 pathlib.Path("ray-at-start").write_text(sys.argv[1] + " " + os.environ["RAY_ADDRESS"])
 subprocess.Popen(["sleep", "{nap}"], start_new_session=True)
-pathlib.Path("../ray.ready").touch()
 time.sleep(600)
 """
 _OWNER = """
@@ -127,16 +127,21 @@ def test_ray_starts_beside_it_and_ends_with_it(install: Install, ray: None) -> N
     install(_SERVER)
     with private_superlink(ray_cpus=3) as connection:
         address = connection.environment["RAY_ADDRESS"]
-        assert (connection.folder / "ray-at-start").read_text() == f"3 {address}"
         assert connection.has_ray
         assert eventually(lambda: len(sleepers()) == 4)
+        assert (connection.folder / "ray-at-start").read_text() == f"3 {address}"
     assert not sleepers()
 
 
 def test_a_ray_that_does_not_start_shows_its_log(install: Install, ray: None) -> None:
     place = install(_SERVER)
-    with pytest.raises(RuntimeFailure, match="Ray finds no room"), private_superlink(ray_cpus=13):
-        pytest.fail("there is no Ray")
+    with (
+        pytest.raises(RuntimeFailure, match=r"no answer(.|\n)*Ray finds no room"),
+        private_superlink(ray_cpus=13) as connection,
+    ):
+        port = int((connection.folder / "port").read_text())
+        assert eventually(lambda: not superlink._healthy(port))
+        raise RuntimeFailure("no answer.")
     assert not sleepers()
     assert not list(place.glob("fedprune-*"))
 
