@@ -101,10 +101,10 @@ if [ "${1:-}" = --show ]; then
 fi
 [ $# -eq 0 ] || fail "unknown argument '$1'; known is --show"
 envsubst "$names" < "$here/nginx.conf.template" > "$GATEWAY_RUN/nginx.conf"
-mkfifo "$GATEWAY_RUN/errors"
-sed -uEnf "$here/errors.sed" "$GATEWAY_RUN/errors" >&2 &
+mkfifo "$GATEWAY_RUN/log"
+stdbuf -oL sed -Enf "$here/log.sed" "$GATEWAY_RUN/log" &
 watch $$ &
 # shellcheck disable=SC3045 # not of POSIX, but of dash and busybox
 ulimit -n "$(ulimit -Hn)"
 echo "gateway: $GATEWAY_LISTEN, to $GATEWAY_SUPERLINK" >&2
-exec nginx -p "$GATEWAY_RUN" -e "$GATEWAY_RUN/errors" -c "$GATEWAY_RUN/nginx.conf"
+exec nginx -p "$GATEWAY_RUN" -e "$GATEWAY_RUN/log" -c "$GATEWAY_RUN/nginx.conf"

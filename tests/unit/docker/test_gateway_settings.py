@@ -184,7 +184,7 @@ def test_a_wrong_setting_is_named(name: str, text: str) -> None:
 )
 def test_of_nginx_s_error_log_no_content_is_told(line: str, told: str) -> None:
     done = subprocess.run(
-        ["sed", "-uEnf", str(FOLDER / "errors.sed")],
+        ["sed", "-Enf", str(FOLDER / "log.sed")],
         input=f"2026/01/02 03:04:05 {line}\n",
         capture_output=True,
         text=True,

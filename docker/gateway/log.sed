@@ -1,4 +1,9 @@
-# What is told of nginx's error log: who failed to shake hands or sent nothing, in the form of the
+# What is told of nginx's logs. Of the access log all, which are lines of JSON already.
+/^\{/{
+p
+d
+}
+# Of the error log: who failed to shake hands or sent nothing, in the form of the
 # access log; of troubles the message alone. Behind it stand the address, the request and its host,
 # and what begins with "client" is somebody else's fault and in the access log.
 s|^([0-9]+)/([0-9]+)/([0-9]+) ([0-9:]+) |\1-\2-\3T\4+00:00 |
