@@ -48,6 +48,8 @@ sys.exit("address already in use")
 _RAY = """
 import os, pathlib, subprocess, sys, time
 if sys.argv[1] == "13":
+    while not pathlib.Path("in-use").exists():
+        time.sleep(0.05)
     sys.exit("Ray finds no room")
 pathlib.Path("ray-at-start").write_text(sys.argv[1] + " " + os.environ["RAY_ADDRESS"])
 subprocess.Popen(["sleep", "{nap}"], start_new_session=True)
@@ -133,13 +135,14 @@ def test_ray_starts_beside_it_and_ends_with_it(install: Install, ray: None) -> N
     assert not sleepers()
 
 
-def test_a_ray_that_does_not_start_shows_its_log(install: Install, ray: None) -> None:
+def test_a_ray_that_ends_while_it_is_needed_shows_its_log(install: Install, ray: None) -> None:
     place = install(_SERVER)
     with (
         pytest.raises(RuntimeFailure, match=r"no answer(.|\n)*Ray finds no room"),
         private_superlink(ray_cpus=13) as connection,
     ):
         port = int((connection.folder / "port").read_text())
+        (connection.folder / "in-use").touch()
         assert eventually(lambda: not superlink._healthy(port))
         raise RuntimeFailure("no answer.")
     assert not sleepers()
