@@ -121,6 +121,11 @@ def _objections(settings: NodeConfig, config: RunConfig) -> Iterator[str]:
             f"{samples} samples of {seq_len} tokens, {samples * seq_len}. Raise "
             "`pruner.num_calibration_samples` or `pruner.seq_len`."
         )
+    if settings.data_path is not None and config.data.source == "files":
+        yield (
+            f"`data-path` {_WHERE} says which texts this node reads, and no others: this job names "
+            "a path of its own. Set `data=node`."
+        )
     forbidden = sorted(payloads(config) - set(settings.may_send))
     if forbidden:
         yield (

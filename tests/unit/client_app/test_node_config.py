@@ -161,6 +161,14 @@ def test_a_job_that_the_operator_agrees_to():
     assert agreed(read(device="cpu"), job("pruner.device=cuda")).pruner.device == "cpu"
 
 
+def test_a_node_with_texts_of_its_own_reads_no_others():
+    agreed(read(data_path="/data"), job("data=node"))
+    agreed(read(data_path="/data"), job())  # a public corpus
+    agreed(read(), job("data=/any/other/folder"))
+    with pytest.raises(ConfigError, match="`data-path`.*and no others.*Set `data=node`"):
+        agreed(read(data_path="/data"), job("data=/any/other/folder"))
+
+
 def test_a_survey_sends_sums_beside_masks():
     limits = read(may_send="masks")
     agreed(limits, job())
