@@ -125,6 +125,8 @@ class RunFolder:
         try:
             yield
         finally:
+            # Nobody waits for it, so that it can go while it is held; a kill leaves it behind.
+            (self.path / ".lock").unlink(missing_ok=True)
             lock.release()
 
     def reopen(self) -> None:

@@ -220,7 +220,7 @@ def check_inputs(config: RunConfig) -> None:
 
 
 LOG = "run.log"
-_FIRST = (LOG, "superlink.log", "config.yaml.partial")
+_FIRST = (LOG, "superlink.log", "config.yaml.partial", ".lock")
 
 
 class View(Protocol):

@@ -40,7 +40,7 @@ from fedprune.results.text import duration_text
 
 _MASKS = "masks.safetensors"
 _FILES = (
-    *("config.yaml", "failure.json", "results.json", "report.html", "progress.json"),
+    *("config.yaml", "failure.json", "results.json", "report.html", "progress.json", ".lock"),
     *("run.log", "superlink.log", _MASKS),
 )
 

@@ -116,7 +116,7 @@ def beyond(data, listed):
     ("change", "words"),
     [
         (lambda data, listed: data[:-1], "the final model must come in"),
-        (lambda data, listed: data[:99] + bytes([data[99] ^ 1]) + data[100:], "CRC-32"),
+        (lambda data, listed: data[:-9] + bytes([data[-9] ^ 1]) + data[-8:], "CRC-32"),
         (beyond, "for blocks 0 to"),
     ],
     ids=["truncated", "flipped", "no such block"],

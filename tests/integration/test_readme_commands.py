@@ -89,6 +89,7 @@ def typed(site, tmp_path, monkeypatch):
         "/models/Llama-2-7b-hf": str(site / "models" / "Llama-2-7b-hf"),
         "/models/shape": str(tmp_path / "shape"),
         "llama-2-7b": str(site / "models" / "Llama-2-7b-hf"),
+        "BASE_MODEL": "demo",
         "wikitext2,c4,ptb": str(site / "texts" / "1.txt"),
         "data=c4": f"data={site / 'texts'}",
         "data=/texts": f"data={site / 'texts'}",
