@@ -25,7 +25,9 @@ from fedprune.wire.changes import Change
 from fedprune.wire.moments import Columns, InputMoments, Sketch, Triangle, decode_moments
 from fedprune.wire.sums import ExactSums, InputSums
 
-_SHIFT = 1e-3  # of the mean diagonal: rounding of float16 correlations stays far below it
+_SHIFT = 1e-3  # of a diagonal of ones: what an eigenvalue may be off, beside
+_ROUNDING = {"float32": 2.0**-20, "float16": 2.0**-12}  # width times what one correlation may be
+_FACTORISED = 4096  # width up to which it takes a second a client; beyond, entries are looked at
 
 
 class MomentAggregator(BlockAggregator[list[InputMoments]]):
@@ -138,8 +140,12 @@ def check_moments(triangle: Triangle, name: str) -> None:
     # Relative to the inputs' own sizes, so that one large input hides nothing of the others.
     roots = (diagonal.double() + _SHIFT * _SHIFT * mean).sqrt().float()
     scaled = matrix / roots / roots[:, None]
-    scaled.diagonal().add_(_SHIFT)
-    if float(scaled.abs().max()) > 1 + 2 * _SHIFT or int(torch.linalg.cholesky_ex(scaled)[1]):
+    largest = float(scaled.abs().max())
+    scaled.diagonal().add_(_SHIFT + len(matrix) * _ROUNDING[triangle.precision])
+    possible = largest <= 1 + _SHIFT
+    if possible and len(matrix) <= _FACTORISED:
+        possible = not int(torch.linalg.cholesky_ex(scaled)[1])
+    if not possible:
         raise WireError(
             f"the moments of {name} are not those of any inputs: they are not positive "
             "semi-definite."
