@@ -204,7 +204,7 @@ def test_registered_nodes_that_misbehave_are_refused_by_name_and_the_run_goes_on
     names = {f"'{kind}' (partition {n})": kind for n, kind in enumerate(KINDS, start=HONEST)}
     assert set(refused) == {*names, "nobody who was asked"}
     words = {names[name]: text for name, text in refused.items() if name in names}
-    assert "a block starts with" in words["garbage"]
+    assert "a message of arrays starts with a header of" in words["garbage"]
     assert "more bytes than this model's can have" in words["too-long"]
     assert "another request" in words["replayed"]
     assert "another job" in words["other-job"]
