@@ -33,7 +33,7 @@ class Progress:
     Attributes
     ----------
     phase : str
-        One of :data:`PHASES`.
+        One of :data:`LABELS`.
     done, total : int
         Steps finished and steps in this phase.
     details : tuple of str
@@ -57,7 +57,9 @@ class Progress:
 
     def line(self) -> str:
         """Return the line to log."""
-        return _BETWEEN.join([f"fedprune: {self.phase} {self.done}/{self.total}", *self.details])
+        return _BETWEEN.join(
+            [f"fedprune: {LABELS[self.phase]} {self.done}/{self.total}", *self.details]
+        )
 
 
 class Pace:

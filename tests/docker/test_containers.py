@@ -146,13 +146,13 @@ def results(federation) -> Path:
         with subprocess.Popen(
             command, cwd=DOCKER, stdin=subprocess.DEVNULL, stdout=log, stderr=log
         ) as process:
-            await_line(output, "prune 0/", 600, process)
+            await_line(output, "pruning 0/", 600, process)
             site = federation.sites[1]
             outside, container = f"{site.name}_outside", site.container("supernode")
             docker("network", "disconnect", outside, container)
             cut = time.monotonic()
             time.sleep(CUT_SECONDS)
-            assert re.search(r"prune (\d+)/\1\b", output.read_text()) is None
+            assert re.search(r"pruning (\d+)/\1\b", output.read_text()) is None
             docker("network", "connect", outside, container)
             clock.steps["  of it cut off"] = time.monotonic() - cut
             assert process.wait(900) == 0, output.read_text()

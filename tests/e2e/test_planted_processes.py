@@ -78,7 +78,7 @@ def test_every_byte_of_a_federation(tmp_path, monkeypatch) -> None:
 def check_course(federation, done, shown) -> None:
     """The run went as it should, and its logs say so line by line."""
     assert done.returncode == 0, done.stdout + done.stderr + federation.logs()
-    assert "prune 0/" in done.stderr and "RuntimeError" not in done.stderr
+    assert "pruning 0/" in done.stderr and "RuntimeError" not in done.stderr
     assert "is refused: it failed: ValueError on the node" in done.stderr
     assert "· done" in shown.stdout and "1 failed" in shown.stdout, shown
     (log,) = federation.folder.glob("runs/*/run.log")

@@ -273,7 +273,7 @@ class Recorder:
             [],
             None,
         ),
-        (f"INFO : {Progress('prune', 1, 2, ('x',)).line()}", ["prune 1/2 · x"], []),
+        (f"INFO : {Progress('prune', 1, 2, ('x',)).line()}", ["pruning 1/2 · x"], []),
         (f"INFO : {Progress('done', 1, 1, ('/x',)).line()}", [], None),
     ],
 )

@@ -7,7 +7,7 @@ from fedprune.results.text import duration_text, size_text
 
 def test_the_line_tells_phase_steps_and_details():
     assert Progress("prune", 3, 6, ("block 3/6", "1.2 MB up")).line() == (
-        "fedprune: prune 3/6 · block 3/6 · 1.2 MB up"
+        "fedprune: pruning 3/6 · block 3/6 · 1.2 MB up"
     )
     assert Progress("done", 1, 1).line() == "fedprune: done 1/1"
 
