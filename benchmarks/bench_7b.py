@@ -53,15 +53,15 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, str | float]
     wall = time.monotonic() - started
     if not ended.completed:
         sys.exit(f"The run failed: {ended.details}")
-    laps = json.loads((run / "results.json").read_text())["seconds"]
+    timings = json.loads((run / "results.json").read_text())["seconds"]
     return {
         "device": str(device),
         "blocks": blocks,
         "clients": options.clients,
         "samples x tokens": f"{options.samples} x {options.seq_len}",
         "floor, s": floor,
-        "prune, s": laps["prune"],
-        "prune / floor": laps["prune"] / floor,
+        "prune, s": timings["prune"],
+        "prune / floor": timings["prune"] / floor,
         "whole job, s": wall,
         "peak memory, GB": peak_rss_bytes() / 1e9,
         "peak on the GPU, GB": peak_device_bytes() / 1e9,

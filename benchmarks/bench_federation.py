@@ -101,7 +101,7 @@ def compare(samples: int, clients: int, run: Run) -> dict[str, str | float]:
     expected = plain_loop(config, loaded)  # what it compiles was compiled before
     loop = time.monotonic() - started
     with tempfile.TemporaryDirectory() as folder:
-        wall, laps, masks = simulate(run, job, clients, Path(folder) / "run")
+        wall, timings, masks = simulate(run, job, clients, Path(folder) / "run")
     same = all(np.array_equal(masks[key].bits, mask.bits) for key, mask in expected.items())
     if not same:
         raise RuntimeError("The simulation's masks differ from the loop's.")
@@ -110,11 +110,11 @@ def compare(samples: int, clients: int, run: Run) -> dict[str, str | float]:
         "loop, s": loop,
         "command, s": wall,
         "command / loop": wall / loop,
-        "handshake, s": laps["handshake"],
-        "prune, s": laps["prune"],
-        "prune / loop": laps["prune"] / loop,
-        "server, s": laps["load"] + laps["evaluate"] + laps["export"],
-        "Flower starts and stops, s": wall - laps["total"],
+        "handshake, s": timings["handshake"],
+        "prune, s": timings["prune"],
+        "prune / loop": timings["prune"] / loop,
+        "server, s": timings["load"] + timings["evaluate"] + timings["export"],
+        "Flower starts and stops, s": wall - timings["total"],
     }
 
 
