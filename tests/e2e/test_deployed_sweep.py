@@ -26,7 +26,7 @@ def test_jobs_go_to_the_federation_and_results_come_back(tmp_path: Path) -> None
     with Federation(tmp_path, nodes=2, tls=False) as federation:
         refused = federation.fedprune(*command, "--jobs", "2")
         assert refused.returncode == 2 and "`--jobs` must be 1" in refused.stderr
-        done = federation.fedprune(*command)
+        done = federation.fedprune(*command, seconds=600)
         assert done.returncode == 0, done.stdout + done.stderr
     table = list(csv.DictReader((tmp_path / "out" / "table.csv").open()))
     assert [row["sparsity"] for row in table] == ["0.3", "0.5"]
