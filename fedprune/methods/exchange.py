@@ -7,7 +7,7 @@ half knows of Flower. A method is made of exchanges, and so is a survey of the d
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedprune.config import RunConfig, block_sparsity
-from fedprune.errors import ConfigError, WireError
+from fedprune.errors import ConfigError, ModelError, WireError
 from fedprune.methods.agreement import BlockSample
 from fedprune.methods.public_model import PublicModel
 from fedprune.methods.state import Arrays
 from fedprune.pruning.blocks import BlockWalk
 from fedprune.pruning.groups import MaskSpec, check_mask
+from fedprune.pruning.pruner import Pruner
+from fedprune.pruning.statistics import Statistic
 from fedprune.wire.changes import Change, LinearUpdate, decode_update, encode_update, mask_of
 from fedprune.wire.masks import BitMask
 
@@ -202,6 +204,37 @@ class BlockAggregator(Aggregator[A, BlockResult]):
     def weight(self, name: str) -> Tensor:
         """Return the public weight of one of the block's linears, (d_out, d_in)."""
         return self.task.model.weight(self.task.block, name)
+
+    def pruned_on(
+        self, known: Iterable[tuple[Sequence[str], Statistic]], pruner: Pruner, clients: int
+    ) -> BlockResult:
+        """Return the block as a pruner makes it on pooled statistics.
+
+        Parameters
+        ----------
+        known : Iterable[tuple[Sequence[str], Statistic]]
+            Linears that share an input, and what is known of it; taken one by one, so that each
+            can be forgotten before the next is made.
+        pruner : Pruner
+            Turns each weight and its statistics into a change.
+        clients : int
+            How many clients the statistics are of.
+
+        Raises
+        ------
+        ModelError
+            If a linear cannot be pruned; says which.
+        """
+        block, changes = self.task.block, dict[str, Change]()
+        spec = self.exchange.result_spec(block, self.task.model.num_blocks)
+        for linears, statistics in known:
+            for name in linears:
+                try:
+                    changes[name] = pruner.prune(self.weight(name), statistics, spec)
+                except ModelError as error:
+                    raise ModelError(f"block {block}, linear '{name}': {error}") from error
+        ordered = {name: changes[name] for name in self.shapes}
+        return BlockResult(block, ordered, clients, clients)
 
     def update(self, result: BlockResult) -> bytes:
         """Encode what clients are told of the block, where the schedule is iterative."""

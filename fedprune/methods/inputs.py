@@ -1,14 +1,13 @@
 """Sums over clients of what enters a block's linears, checked against the model."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
-from numpy.typing import NDArray
 
 from fedprune.errors import WireError
 from fedprune.methods.exchange import Aggregator, BlockTask, Contributor
-from fedprune.methods.state import Arrays, Keepable, gathered, numbers, scattered
+from fedprune.methods.state import CountedSums, Keepable
 from fedprune.methods.sums import SumsPool
 from fedprune.pruning.statistics import ColumnStatistics, Statistic, shared_inputs
 from fedprune.wire.sums import InputSums, decode_sums, encode_sums
@@ -42,7 +41,7 @@ _HEAD_BYTES = 2048  # names, counts, checksum and forms of an input's arrays
 _COLUMN_BYTES = 40
 
 
-class ColumnAggregator(Aggregator[list[InputSums], R], Generic[R]):
+class ColumnAggregator(CountedSums, Aggregator[list[InputSums], R], Generic[R]):
     """Exact sums of a block's inputs; what they come to is for subclasses to say.
 
     Parameters
@@ -57,7 +56,6 @@ class ColumnAggregator(Aggregator[list[InputSums], R], Generic[R]):
 
     def __init__(self, task: BlockTask, pooling: str) -> None:
         self.task = task
-        self.clients = 0
         self._inputs = task.model.inputs[task.block]
         self._pools = {linears: SumsPool(pooling) for linears in self._inputs}
 
@@ -82,16 +80,8 @@ class ColumnAggregator(Aggregator[list[InputSums], R], Generic[R]):
             found |= dict.fromkeys(linears, ColumnStatistics(torch.from_numpy(sums), tokens))
         return found
 
-    def state(self) -> Arrays:
-        """Return the sums as arrays."""
-        return {"counts": numbers(self.clients), **gathered(self._parts())}
-
-    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Go on from :meth:`state`."""
-        (self.clients,) = (int(n) for n in arrays["counts"])
-        scattered(arrays, self._parts())
-
-    def _parts(self) -> dict[str, Keepable]:
+    def parts(self) -> dict[str, Keepable]:
+        """Return the sums of each input, by the first linear that reads it."""
         return {linears[0]: pool for linears, pool in self._pools.items()}
 
 

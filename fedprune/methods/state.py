@@ -1,5 +1,6 @@
 """Running sums as named arrays, so that a run that was killed can go on with them."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -44,6 +45,31 @@ def scattered(arrays: Mapping[str, NDArray[Any]], parts: Mapping[str, Keepable])
         # Only what belongs to it is looked up: arrays may be read from a file when they are.
         names = [name for name in arrays if name.startswith(prefix)]
         sums.restore({name.removeprefix(prefix): arrays[name] for name in names})
+
+
+class CountedSums(ABC):
+    """Sums with names, and how many clients are in them: what is kept of an aggregator of inputs.
+
+    Attributes
+    ----------
+    clients : int
+        Clients added so far.
+    """
+
+    clients: int = 0
+
+    @abstractmethod
+    def parts(self) -> Mapping[str, Keepable]:
+        """Return the sums by name."""
+
+    def state(self) -> Arrays:
+        """Return the sums as arrays."""
+        return {"counts": numbers(self.clients), **gathered(self.parts())}
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from :meth:`state`; errors as :meth:`Keepable.restore`."""
+        (self.clients,) = (int(n) for n in arrays["counts"])
+        scattered(arrays, self.parts())
 
 
 def numbers(*values: int) -> NDArray[np.uint64]:

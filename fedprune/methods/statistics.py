@@ -23,7 +23,7 @@ from fedprune.methods.exchange import (
 )
 from fedprune.methods.inputs import check_tokens
 from fedprune.methods.public_model import PublicModel
-from fedprune.methods.state import Arrays, gathered, numbers, scattered
+from fedprune.methods.state import CountedSums, Keepable
 from fedprune.methods.sums import StatisticPool
 from fedprune.pruning.blocks import BlockWalk, prune_on
 from fedprune.pruning.groups import MaskSpec
@@ -97,12 +97,11 @@ class StatisticExchange(BlockExchange):
         return StatisticAggregator(self, task)
 
 
-class StatisticAggregator(BlockAggregator[dict[str, Statistic]]):
+class StatisticAggregator(CountedSums, BlockAggregator[dict[str, Statistic]]):
     """Adds up what clients know of each input and prunes the block on the sums."""
 
     def __init__(self, exchange: StatisticExchange, task: BlockTask) -> None:
         super().__init__(exchange, task)
-        self.clients = 0
         self._inputs = task.model.inputs[task.block]
         self._expected = exchange.expected(self._inputs, self.shapes)
         self._pools = {
@@ -132,20 +131,9 @@ class StatisticAggregator(BlockAggregator[dict[str, Statistic]]):
 
     def close(self) -> BlockResult:
         """Prune the block on the pooled statistics."""
-        config, block = self.exchange.config, self.task.block
-        pruner = make_pruner(config.pruner)
-        spec = self.exchange.result_spec(block, self.task.model.num_blocks)
-        known = {
-            name: self._pools[linears[0]].result() for linears in self._inputs for name in linears
-        }
-        changes = {name: pruner.prune(self.weight(name), known[name], spec) for name in self.shapes}
-        return BlockResult(block, changes, self.clients, self.clients)
+        known = ((linears, self._pools[linears[0]].result()) for linears in self._inputs)
+        return self.pruned_on(known, make_pruner(self.exchange.config.pruner), self.clients)
 
-    def state(self) -> Arrays:
-        """Return the sums as arrays."""
-        return {"counts": numbers(self.clients), **gathered(self._pools)}
-
-    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Go on from :meth:`state`."""
-        (self.clients,) = (int(n) for n in arrays["counts"])
-        scattered(arrays, self._pools)
+    def parts(self) -> Mapping[str, Keepable]:
+        """Return the sums of each input, by the first linear that reads it."""
+        return self._pools

@@ -1,12 +1,10 @@
 """The running second moments of one block's inputs, and its reconstruction on their sum."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
-from numpy.typing import NDArray
 
-from fedprune.errors import ModelError, WireError
+from fedprune.errors import WireError
 from fedprune.methods.exchange import (
     BlockAggregator,
     BlockExchange,
@@ -16,12 +14,11 @@ from fedprune.methods.exchange import (
 )
 from fedprune.methods.inputs import check_inputs, check_tokens
 from fedprune.methods.moments import InputPlan, MomentPool, diagonal_of
-from fedprune.methods.state import Arrays, Keepable, gathered, numbers, scattered
+from fedprune.methods.state import CountedSums, Keepable
 from fedprune.methods.sums import SumsPool
 from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.statistics import ColumnStatistics, MomentStatistics
 from fedprune.pruning.wanda import WithWandaFallback
-from fedprune.wire.changes import Change
 from fedprune.wire.moments import Columns, InputMoments, Sketch, Triangle, decode_moments
 from fedprune.wire.sums import ExactSums, InputSums
 
@@ -30,7 +27,7 @@ _ROUNDING = {"float32": 2.0**-20, "float16": 2.0**-12}  # width times what one c
 _FACTORISED = 4096  # width up to which it takes a second a client; beyond, entries are looked at
 
 
-class MomentAggregator(BlockAggregator[list[InputMoments]]):
+class MomentAggregator(CountedSums, BlockAggregator[list[InputMoments]]):
     """Adds up what clients know of each input's products and reconstructs the block on the sums.
 
     Parameters
@@ -47,7 +44,6 @@ class MomentAggregator(BlockAggregator[list[InputMoments]]):
         self, exchange: BlockExchange, task: BlockTask, plans: Sequence[InputPlan]
     ) -> None:
         super().__init__(exchange, task)
-        self.clients = 0
         self._plans = {plan.linears: plan for plan in plans}
         pooling = exchange.config.strategy.pooling
         self._sums = {p.linears: SumsPool(pooling) for p in plans if p.form == "columns"}
@@ -84,30 +80,12 @@ class MomentAggregator(BlockAggregator[list[InputMoments]]):
 
     def close(self) -> BlockResult:
         """Reconstruct the block on the pooled moments."""
-        config, block = self.exchange.config, self.task.block
         # An input of which only sums are known is pruned on these.
-        pruner = WithWandaFallback(make_pruner(config.pruner))
-        spec = self.exchange.result_spec(block, self.task.model.num_blocks)
-        changes: dict[str, Change] = {}
-        for linears, known in self._results():
-            for name in linears:
-                try:
-                    changes[name] = pruner.prune(self.weight(name), known, spec)
-                except ModelError as error:
-                    raise ModelError(f"block {block}, linear '{name}': {error}") from error
-        ordered = {name: changes[name] for name in self.shapes}
-        return BlockResult(block, ordered, self.clients, self.clients)
+        pruner = WithWandaFallback(make_pruner(self.exchange.config.pruner))
+        return self.pruned_on(self._results(), pruner, self.clients)
 
-    def state(self) -> Arrays:
-        """Return the sums as arrays."""
-        return {"counts": numbers(self.clients), **gathered(self._parts())}
-
-    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Go on from :meth:`state`."""
-        (self.clients,) = (int(n) for n in arrays["counts"])
-        scattered(arrays, self._parts())
-
-    def _parts(self) -> dict[str, Keepable]:
+    def parts(self) -> dict[str, Keepable]:
+        """Return the sums of each input, by the first linear that reads it."""
         pools: dict[tuple[str, ...], Keepable] = {**self._sums, **self._moments}
         return {linears[0]: pool for linears, pool in pools.items()}
 

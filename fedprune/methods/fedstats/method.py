@@ -77,11 +77,8 @@ class SumsAggregator(ColumnAggregator[BlockResult], BlockAggregator[list[InputSu
 
     def close(self) -> BlockResult:
         """Prune the block on the pooled sums."""
-        config, block = self.exchange.config, self.task.block
-        pruner, known = make_pruner(config.pruner), self.statistics()
-        spec = self.exchange.result_spec(block, self.task.model.num_blocks)
-        changes = {name: pruner.prune(self.weight(name), known[name], spec) for name in self.shapes}
-        return BlockResult(block, changes, self.clients, self.clients)
+        known = (((name,), found) for name, found in self.statistics().items())
+        return self.pruned_on(known, make_pruner(self.exchange.config.pruner), self.clients)
 
     def update(self, result: BlockResult) -> bytes:
         """Encode the pooled sums or the masks, whichever are fewer bytes (`strategy.downlink`)."""
