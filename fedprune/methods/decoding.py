@@ -184,19 +184,6 @@ class Decoder:
         self._sums = ExactSums.from_words(arrays["high"], arrays["low"])
 
 
-def fit_norms(
-    weights: Sequence[Magnitudes],
-    masks: Sequence[BitMask],
-    start: Magnitudes | None = None,
-    passes: int = PASSES,
-) -> Fit:
-    """Return the norms behind one client's masks of all linears that share an input.
-
-    Parameters and errors are those of `Decoder` and `Decoder.fit`.
-    """
-    return Decoder(weights, start, passes).fit(masks)
-
-
 class _Transport:
     """The rows' thresholds y and the columns' shifts x of one client's masks."""
 
