@@ -28,9 +28,8 @@ Logs = NDArray[np.float64]
 Counts = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
-PASSES = 16  # turns of rows and columns among the weights near a threshold, at most
-
 _SWEEPS = 2  # turns of rows and columns over all weights
+_PASSES = 16  # turns of rows and columns among the weights near a threshold, at most
 _SEARCHES = 3  # for near weights, at most, until hardly a line asks for more than are near
 _MARGIN = 12  # weights on either side of a line's threshold that are near it
 _WIDEST = 1.0  # how far a near weight is from its threshold at most
@@ -76,8 +75,6 @@ class Decoder:
         (d_out, d_in) each; kept as float32.
     start : NDArray[np.floating] or None
         Public guess of the norms' logarithms, shape (d_in,); None: all equal.
-    passes : int
-        Turns of rows and columns in the last step of a fit, at most.
 
     Raises
     ------
@@ -89,7 +86,6 @@ class Decoder:
         self,
         weights: Sequence[Magnitudes],
         start: Magnitudes | None = None,
-        passes: int = PASSES,
     ) -> None:
         self._shapes = [weight.shape for weight in weights]
         if len({shape[1:] for shape in self._shapes}) != 1 or weights[0].ndim != 2:
@@ -104,7 +100,6 @@ class Decoder:
         self._start: Logs = np.zeros(width) if start is None else start.astype(np.float64)
         if self._start.shape != (width,) or not np.isfinite(self._start).all():
             raise ModelError(f"Norms to begin with must be {width} finite logarithms.")
-        self._passes = passes
         self._sums = ExactSums(width)
         self._clients = 0
 
@@ -131,7 +126,7 @@ class Decoder:
             raise WireError(f"Masks to decode must be of shapes {self._shapes}, got {shapes}.")
         kept = np.concatenate([mask.to_bool() for mask in masks])
         kept &= self._weights > 0  # zeros are kept by their index alone; they say nothing
-        log_norms, wrong = _Transport(self._weights, self._start, kept).solve(self._passes)
+        log_norms, wrong = _Transport(self._weights, self._start, kept).solve()
         log_norms += self._start
         log_norms -= log_norms.max()  # exponentials may be too large to hold
         log_norms -= 0.5 * np.log(np.exp(2 * log_norms).mean())
@@ -194,14 +189,14 @@ class _Transport:
         self._x, self._y = np.zeros(weights.shape[1]), np.zeros(len(weights))
         self._row_widths, self._column_widths = np.ones_like(self._y), np.ones_like(self._x)
 
-    def solve(self, passes: int) -> tuple[Logs, Counts]:
+    def solve(self) -> tuple[Logs, Counts]:
         """Return the shifts, up to a constant, and each row's weights on the wrong side."""
         for _ in range(_SWEEPS):
             self._move_rows()
             self._move_columns()
         self._move_rows()
         for _ in range(_SEARCHES):
-            wrong, complete = self._settle(passes)
+            wrong, complete = self._settle()
             if complete:
                 break
         return self._one_sided(), wrong
@@ -229,7 +224,7 @@ class _Transport:
             self._x[columns], self._column_widths[columns] = -found[0], found[1]
         np.clip(self._x, -_LIMIT, _LIMIT, out=self._x)
 
-    def _settle(self, passes: int) -> tuple[Counts, bool]:
+    def _settle(self) -> tuple[Counts, bool]:
         """Move rows and columns among near weights until hardly one keeps another number.
 
         Returns each row's weights on the wrong side, and whether nearly all rows and columns can
@@ -241,7 +236,7 @@ class _Transport:
         columns = _Lines(places[1], places[0], logs, len(self._x))
         keep_rows = self._row_counts - above[0]
         keep_columns = self._column_counts - above[1]
-        for _ in range(passes):
+        for _ in range(_PASSES):
             self._y = rows.thresholds(self._x, keep_rows, self._y)
             off = columns.above(-self._y, -self._x) != keep_columns
             self._x = -columns.thresholds(-self._y, keep_columns, -self._x)
