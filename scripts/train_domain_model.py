@@ -1,9 +1,10 @@
-"""Train a small Llama or OPT on several domains of text, for measuring what pruning does to each.
+"""Train a small Llama, OPT or Mixtral on several domains of text, to measure what pruning does.
 
 Run it from the repository root, once an architecture (about 40 minutes on one core each)::
 
     python scripts/train_domain_model.py /texts /models/domains-llama --minutes 40
     python scripts/train_domain_model.py /texts /models/domains-opt --architecture opt --minutes 30
+    python scripts/train_domain_model.py /texts /models/domains-moe --architecture mixtral
 
 Every folder below the first argument that holds a ``train.txt`` is a domain; each contributes the
 same number of windows to a batch, whatever its size. Nothing is selected on other texts: the last
@@ -21,10 +22,13 @@ from torch import Tensor, nn
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
     PreTrainedTokenizerFast,
 )
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 sys.path.insert(0, str(Path(__file__).parent))
 from train_demo_model import (  # noqa: E402 - a neighbour, not a package
@@ -41,6 +45,7 @@ CONTEXT = 512
 WINDOW = 256
 BATCH = 16
 VALIDATION_SHARE = 0.01
+BALANCE = 0.01  # how much it costs a router to prefer experts; with none some are never used
 REPORT_EVERY_S = 120.0
 
 
@@ -75,7 +80,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("texts", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--architecture", choices=("llama", "opt"), default="llama")
+    parser.add_argument("--architecture", choices=("llama", "opt", "mixtral"), default="llama")
     parser.add_argument("--minutes", type=float, default=40.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
@@ -92,7 +97,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> Tensor:
 
 
 def build_model(architecture: str) -> nn.Module:
-    """Return an untrained model of about 3 M parameters."""
+    """Return an untrained model of about 3 M parameters that are used for a token."""
     shared = {
         "vocab_size": VOCABULARY,
         "hidden_size": 192,
@@ -108,6 +113,17 @@ def build_model(architecture: str) -> nn.Module:
         return LlamaForCausalLM(
             LlamaConfig(
                 **shared, intermediate_size=512, num_attention_heads=6, num_key_value_heads=3
+            )
+        )
+    if architecture == "mixtral":
+        return MixtralForCausalLM(
+            MixtralConfig(
+                **shared,
+                intermediate_size=256,
+                num_attention_heads=6,
+                num_key_value_heads=3,
+                num_local_experts=8,
+                num_experts_per_tok=2,
             )
         )
     return OPTForCausalLM(
@@ -128,11 +144,13 @@ def fit(
     generator = torch.Generator().manual_seed(arguments.seed)
     started = reported = time.monotonic()
     step, running = 0, 0.0
+    routed = arguments.architecture == "mixtral"
     model.train()
     while (progress := (time.monotonic() - started) / 60 / arguments.minutes) < 1:
         for group in optimizer.param_groups:
             group["lr"] = rate(progress) * (0.5 if arguments.architecture == "opt" else 1.0)
-        loss = next_token_loss(model, batch(train, generator, step))
+        windows = batch(train, generator, step)
+        loss = routed_loss(model, windows) if routed else next_token_loss(model, windows)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -144,6 +162,19 @@ def fit(
             minutes = (reported - started) / 60
             print(f"{minutes:5.1f} min, step {step}, train {math.exp(running):.2f}", flush=True)
             print(f"  {scores(model, validation)}", flush=True)
+
+
+def routed_loss(model: nn.Module, windows: Tensor) -> Tensor:
+    """Return the loss of predicting each token, and what unequal use of experts costs."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(input_ids=windows, use_cache=False, output_router_logits=True)
+    logits = output.logits[:, :-1].float().flatten(0, 1)
+    balance = load_balancing_loss_func(
+        tuple(one.float() for one in output.router_logits),
+        model.config.num_local_experts,
+        model.config.num_experts_per_tok,
+    )
+    return nn.functional.cross_entropy(logits, windows[:, 1:].flatten()) + BALANCE * balance
 
 
 def batch(train: dict[str, Tensor], generator: torch.Generator, step: int) -> Tensor:
