@@ -24,7 +24,9 @@ _LOADER_ERRORS = (
     SafetensorError,
     StrictDataclassError,
 )
-_LAYER_KEYS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "decoder_layers")
+LAYER_KEYS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "decoder_layers")
+"""How configurations call the number of blocks."""
+
 _MOST_LAYERS = 4096
 _SIZE_ENDS = ("_size", "_dim", "_heads", "_embeddings", "_positions", "_experts", "n_embd", "n_ctx")
 _MOST_SIZE = 1 << 28
@@ -97,7 +99,7 @@ def asked_blocks(config: Mapping[str, object]) -> int:
     for key, value in config.items():
         if isinstance(value, Mapping):
             found.append(asked_blocks(value))
-        elif key in _LAYER_KEYS and isinstance(value, int):
+        elif key in LAYER_KEYS and isinstance(value, int):
             found.append(value)
     return max(found)
 
@@ -129,8 +131,8 @@ def _check_sizes(source: str, raw: Mapping[str, object]) -> None:
         if isinstance(value, Mapping):
             _check_sizes(source, value)
             continue
-        most = _MOST_LAYERS if key in _LAYER_KEYS else _MOST_SIZE
-        sized = key in _LAYER_KEYS or key.endswith(_SIZE_ENDS)
+        most = _MOST_LAYERS if key in LAYER_KEYS else _MOST_SIZE
+        sized = key in LAYER_KEYS or key.endswith(_SIZE_ENDS)
         if sized and isinstance(value, int) and not isinstance(value, bool) and value > most:
             raise ModelError(
                 f"`model.path` '{source}': its config.json has `{key}` {value}, at most {most} is "

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from fedprune.config.schema import ModelConfig
 from fedprune.disk import new_folder
@@ -116,7 +117,7 @@ def export_model(
         If the folder exists and is not empty, cannot be written, or the changes are another
         model's.
     """
-    _check_blocks(model, changes)
+    check_changes(model, changes)
     mark = fingerprint(model) if mark is None else mark
     with new_folder(folder) as partial:
         (partial / SIDECAR).parent.mkdir()
@@ -124,11 +125,11 @@ def export_model(
             kept = _write_weights(model, changes, partial, masks)
             masks.close(
                 {
-                    "model": {"weights": mark.weights, "dtype": _dtype_name(model)},
+                    "model": {"weights": mark.weights, "dtype": dtype_name(model)},
                     "survivors": "kept" if kept else "changed",
                 }
             )
-        _write_configuration(model, partial)
+        write_configuration(model, partial)
 
 
 def apply_masks(base: str | Path, masks: Path, output: Path) -> None:
@@ -205,13 +206,17 @@ def _write_weights(
     return kept
 
 
-def _dtype_name(model: LoadedModel) -> str:
+def dtype_name(model: LoadedModel) -> str:
+    """Return the type that a model computes in, ``bfloat16`` for instance."""
     return str(model.model.dtype).removeprefix("torch.")
 
 
-def _write_configuration(model: LoadedModel, folder: Path) -> None:
+def write_configuration(
+    model: LoadedModel, folder: Path, config: PreTrainedConfig | None = None
+) -> None:
+    """Write a model's configuration, or a new one, and what lay beside its weights."""
     decoder = model.model
-    config = copy.deepcopy(decoder.config)
+    config = copy.deepcopy(decoder.config if config is None else config)
     config.architectures = [type(decoder).__name__]
     head = decoder.get_output_embeddings()
     if head is not None and head.weight is not decoder.get_input_embeddings().weight:
@@ -249,7 +254,8 @@ def _copy_side_files(model: LoadedModel, beside: Mapping[str, Path], folder: Pat
             _log.warning("not exported with the model: %s", ", ".join(left[:8]))
 
 
-def _check_blocks(model: LoadedModel, changes: Changes) -> None:
+def check_changes(model: LoadedModel, changes: Changes) -> None:
+    """Raise ``ModelError`` if changes are of blocks that a model has not."""
     blocks = len(model.layout.blocks)
     for block in changes:
         if not 0 <= block < blocks:
