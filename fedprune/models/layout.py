@@ -1,12 +1,14 @@
 """Where a decoder keeps its blocks and the weight matrices in them.
 
 Both are found by structure, never by a list of model names: the blocks are the outermost
-``nn.ModuleList`` that holds the most weights in linear maps.
+``nn.ModuleList`` that holds the most weights in linear maps, within the part that reads text where
+a model has others, an image tower for example, which may be larger.
 """
 
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from fedprune.errors import ModelError
@@ -108,21 +110,58 @@ def find_layout(model: nn.Module) -> DecoderLayout:
             f"{kind} is an encoder-decoder; only decoders can be pruned. "
             "Set `model.path` to a causal language model."
         )
-    lists = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and _linear_numel(module) > 0
-    ]
+    lists = _of_the_text(
+        model,
+        [
+            (name, module)
+            for name, module in model.named_modules()
+            if isinstance(module, nn.ModuleList) and _linear_numel(module) > 0
+        ],
+    )
     if not lists:
         raise ModelError(
             f"{kind} has nothing to prune: no list of blocks with linear maps was found. "
             "Set `model.path` to a decoder with nn.Linear or Conv1D layers."
         )
     # max() keeps the first of equals, and an outer list comes before those inside its blocks.
-    prefix, found = max(lists, key=lambda entry: _linear_numel(entry[1]))
+    depth = _text_depth(model)
+    prefix, found = max(lists, key=lambda one: (len(one[1]) == depth, _linear_numel(one[1])))
     layout = DecoderLayout(prefix, tuple(found))
     _check_blocks(kind, layout)
     return layout
+
+
+def _text_depth(model: nn.Module) -> int | None:
+    """Return how many blocks a model's configuration gives its text decoder; None if none."""
+    if not isinstance(model, PreTrainedModel):
+        return None
+    text = model.config.get_text_config(decoder=True)
+    depth: int | None = getattr(text, "num_hidden_layers", None)
+    return depth
+
+
+def _of_the_text(
+    model: nn.Module, lists: list[tuple[str, nn.ModuleList]]
+) -> list[tuple[str, nn.ModuleList]]:
+    """Return the lists whose next outer model has the text's configuration; all if none has.
+
+    Every part of a model of transformers is a model with its own kind of configuration.
+    """
+    if not isinstance(model, PreTrainedModel):
+        return lists
+    text = type(model.config.get_text_config(decoder=True))
+    parts = {
+        name: type(part.config)
+        for name, part in model.named_modules()
+        if isinstance(part, PreTrainedModel)
+    }
+
+    def owner(name: str) -> type:
+        while name not in parts:
+            name = name.rpartition(".")[0]
+        return parts[name]
+
+    return [(name, found) for name, found in lists if owner(name) is text] or lists
 
 
 def _check_blocks(kind: str, layout: DecoderLayout) -> None:

@@ -104,3 +104,28 @@ def test_takes_the_outer_list_not_lists_inside_its_blocks():
     layout = find_layout(model)
     assert layout.prefix == "layers"
     assert list(layout.linears(0)) == ["experts.0", "experts.1"]
+
+
+_TOWER = {
+    "hidden_size": 64,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 2,
+    "intermediate_size": 256,
+    "image_size": 32,
+    "patch_size": 8,
+}
+
+
+def test_a_tower_larger_than_the_text_decoder_is_not_taken_for_the_blocks():
+    sizes = {"vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 2}
+    text = sizes | {"num_attention_heads": 2, "intermediate_size": 48, "head_dim": 16}
+    git = hf.GitConfig(**text, vision_config=_TOWER)
+    gemma = hf.Gemma3Config(text_config=text, vision_config=_TOWER)
+    for config, kind, prefix in (
+        (git, hf.GitForCausalLM, "git.encoder.layer"),
+        (gemma, hf.Gemma3ForConditionalGeneration, "model.language_model.layers"),
+    ):
+        with torch.device("meta"):
+            layout = find_layout(kind(config))
+        assert layout.prefix == prefix
+        assert len(layout.blocks) == 2
