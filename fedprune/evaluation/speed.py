@@ -184,7 +184,7 @@ class _Bench:
 
     def _linear(self, name: str, sparse: bool) -> LinearSpeed:
         linear = self.layout.linears(0)[name]
-        weight = linear.orient(linear.module.get_parameter("weight")).contiguous()
+        weight = linear.orient(linear.parameter.detach()).contiguous()
         inputs = torch.randn(
             self.batch * self.seq_len, weight.shape[1], dtype=weight.dtype, device=self.device
         )
@@ -211,7 +211,7 @@ class _Bench:
         """Put noise in place of zeros, as large as what survived."""
         for block in range(len(self.layout.blocks)):
             for linear in self.layout.linears(block).values():
-                weight = linear.module.get_parameter("weight")
+                weight = linear.orient(linear.parameter)
                 # Of half to one and a half times their size: a normal draw may be zero itself.
                 size = (torch.rand_like(weight) + 0.5) * weight.std()
                 noise = torch.where(torch.rand_like(weight) < 0.5, -size, size)

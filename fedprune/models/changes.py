@@ -58,24 +58,32 @@ class Recalled(Mapping[int, Mapping[str, _C]]):
 
 
 def masked_weight(stored: Tensor, linear: LinearRef, change: Change) -> Tensor:
-    """Return a copy of a weight with its pruned entries zero, the others as a change says.
+    """Return a copy of a parameter with a matrix's pruned entries zero, the others as it says.
 
     Parameters
     ----------
     stored : Tensor
-        The weight as its module stores it, on any device.
+        The parameter as its module stores it, on any device.
     linear : LinearRef
-        Which linear map it belongs to.
+        Which linear map it belongs to; of an expert's, the others' slices stay as they are.
     change : BitMask or LinearUpdate or SparseWeight
         Shape (d_out, d_in), True where a weight survives.
     """
+    copied = stored.clone(memory_format=torch.contiguous_format)
+    _write(linear.orient(copied), change)
+    return copied
+
+
+def _write(weight: Tensor, change: Change) -> None:
+    """Change a (d_out, d_in) matrix in place."""
     if isinstance(change, SparseWeight):
-        return linear.orient(change.dense()).to(stored.device, stored.dtype).contiguous()
-    pruned = linear.orient(_pruned(change, stored.device))
-    factors = _factors(change, stored.device)
-    if factors is None:
-        return stored.masked_fill(pruned, 0)
-    return _scaled(stored, linear.orient(factors)).masked_fill_(pruned, 0)
+        weight.copy_(change.dense())
+        return
+    pruned = _pruned(change, weight.device)
+    factors = _factors(change, weight.device)
+    if factors is not None:
+        weight.copy_(weight.to(torch.float32) * factors)
+    weight.masked_fill_(pruned, 0)
 
 
 def changed_tensors(
@@ -101,7 +109,10 @@ def changed_tensors(
     """
     changed = dict(tensors)
     for linear, change in _pairs(layout, block, changes):
-        changed[linear.key] = masked_weight(tensors[linear.key], linear, change)
+        if changed[linear.key] is tensors[linear.key]:
+            changed[linear.key] = masked_weight(tensors[linear.key], linear, change)
+        else:  # another expert's slice of a copy
+            _write(linear.orient(changed[linear.key]), change)
     return changed
 
 
@@ -141,7 +152,3 @@ def _factors(change: Change, device: torch.device) -> Tensor | None:
     """Return the factors of a scaled update, float32 (d_out, d_in), on the weight's device."""
     factors = change.factors() if isinstance(change, LinearUpdate) else None
     return None if factors is None else torch.from_numpy(factors).to(device)
-
-
-def _scaled(weight: Tensor, factors: Tensor) -> Tensor:
-    return (weight.to(torch.float32) * factors).to(weight.dtype)

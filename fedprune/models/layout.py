@@ -5,16 +5,41 @@ Both are found by structure, never by a list of model names: the blocks are the 
 a model has others, an image tower for example, which may be larger.
 """
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from fedprune.errors import ModelError
+from fedprune.models.experts import expert_matrices, num_experts
 
 # Below this share of weights in linear maps, pruning them would miss what the blocks are made of.
 _LEAST_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class ExpertSlice:
+    """Where one expert's matrix is among those of all experts.
+
+    Parameters
+    ----------
+    holder : str
+        Path of the module inside the block, for example ``mlp.experts``.
+    parameter : str
+        Name of its 3-D parameter, for example ``down_proj``.
+    index : int
+        The expert: which slice.
+    transposed : bool
+        Whether a slice is stored as (d_in, d_out).
+    """
+
+    holder: str
+    parameter: str
+    index: int
+    transposed: bool
 
 
 @dataclass(frozen=True)
@@ -24,30 +49,43 @@ class LinearRef:
     Parameters
     ----------
     name : str
-        Path inside the block, for example ``self_attn.q_proj``.
+        Path inside the block, for example ``self_attn.q_proj``; of an expert's matrix with the
+        expert's number, ``mlp.experts.3.gate_up_proj``. Where gate and up are one parameter, they
+        are one matrix: with `pruner.group=layer` their weights compete.
     module : nn.Module
-        An ``nn.Linear``, or the ``Conv1D`` of GPT-2, which stores (d_in, d_out).
+        An ``nn.Linear``, the ``Conv1D`` of GPT-2, which stores (d_in, d_out), or a module of fused
+        experts.
     shape : tuple[int, int]
         (d_out, d_in).
+    expert : ExpertSlice or None
+        Which slice of a parameter it is; None for a parameter of its own.
     """
 
     name: str
     module: nn.Module
     shape: tuple[int, int]
+    expert: ExpertSlice | None = None
 
     @property
     def key(self) -> str:
-        """Name of the weight among the block's parameters."""
-        return f"{self.name}.weight"
+        """Name of the parameter among the block's; all experts have one together."""
+        expert = self.expert
+        return f"{expert.holder}.{expert.parameter}" if expert else f"{self.name}.weight"
 
     @property
     def transposed(self) -> bool:
-        """Whether the module stores the weight as (d_in, d_out)."""
-        return isinstance(self.module, Conv1D)
+        """Whether the weight is stored as (d_in, d_out)."""
+        return self.expert.transposed if self.expert else isinstance(self.module, Conv1D)
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The parameter, as the module has it; it may be on the meta device."""
+        return self.module.get_parameter(self.expert.parameter if self.expert else "weight")
 
     def orient(self, stored: Tensor) -> Tensor:
-        """Return a view that turns (d_out, d_in) into the stored orientation, and back."""
-        return stored.T if self.transposed else stored
+        """Return the matrix as a (d_out, d_in) view of the stored parameter; write through it."""
+        part = stored[self.expert.index] if self.expert else stored
+        return part.T if self.transposed else part
 
 
 @dataclass(frozen=True)
@@ -60,18 +98,22 @@ class DecoderLayout:
         Where they are, for example ``model.layers``.
     blocks : tuple[nn.Module, ...]
         The blocks themselves.
+    width : int
+        Size of the hidden states, 0 if unknown.
     """
 
     prefix: str
     blocks: tuple[nn.Module, ...]
+    width: int = 0
+    _known: dict[int, dict[str, LinearRef]] = field(default_factory=dict, repr=False, compare=False)
 
     def linears(self, block: int) -> dict[str, LinearRef]:
         """Return the prunable matrices of one block by name, in the order of its modules."""
-        return {
-            name: LinearRef(name, module, _shape(module))
-            for name, module in self.blocks[block].named_modules()
-            if _is_linear(module)
-        }
+        if block not in self._known:
+            self._known[block] = {
+                linear.name: linear for linear in _prunable(self.blocks[block], self.width)
+            }
+        return dict(self._known[block])
 
     def shapes(self) -> list[dict[str, tuple[int, int]]]:
         """Return name -> (d_out, d_in) of every prunable matrix, one mapping a block."""
@@ -81,8 +123,13 @@ class DecoderLayout:
         ]
 
     def parameter_name(self, block: int, linear: str) -> str:
-        """Return the weight's name in the model's state, ``model.layers.0.mlp.up_proj.weight``."""
-        return f"{self.prefix}.{block}.{linear}.weight"
+        """Return the parameter's name in the model's state, ``model.layers.0.mlp.up_proj.weight``.
+
+        All experts' slices have that of their parameter, ``model.layers.0.mlp.experts.down_proj``.
+        """
+        linears = self.linears(block)
+        key = linears[linear].key if linear in linears else f"{linear}.weight"
+        return f"{self.prefix}.{block}.{key}"
 
 
 def find_layout(model: nn.Module) -> DecoderLayout:
@@ -96,7 +143,8 @@ def find_layout(model: nn.Module) -> DecoderLayout:
     Returns
     -------
     DecoderLayout
-        The blocks; every ``nn.Linear`` and ``Conv1D`` inside them is prunable, and nothing else.
+        The blocks; every ``nn.Linear`` and ``Conv1D`` inside them is prunable, and every expert's
+        slice of a fused parameter, and nothing else: routers stay dense.
 
     Raises
     ------
@@ -110,12 +158,13 @@ def find_layout(model: nn.Module) -> DecoderLayout:
             f"{kind} is an encoder-decoder; only decoders can be pruned. "
             "Set `model.path` to a causal language model."
         )
+    width = _width(model)
     lists = _of_the_text(
         model,
         [
             (name, module)
             for name, module in model.named_modules()
-            if isinstance(module, nn.ModuleList) and _linear_numel(module) > 0
+            if isinstance(module, nn.ModuleList) and _linear_numel(module, width) > 0
         ],
     )
     if not lists:
@@ -125,8 +174,8 @@ def find_layout(model: nn.Module) -> DecoderLayout:
         )
     # max() keeps the first of equals, and an outer list comes before those inside its blocks.
     depth = _text_depth(model)
-    prefix, found = max(lists, key=lambda one: (len(one[1]) == depth, _linear_numel(one[1])))
-    layout = DecoderLayout(prefix, tuple(found))
+    prefix, found = max(lists, key=lambda one: (len(one[1]) == depth, _linear_numel(one[1], width)))
+    layout = DecoderLayout(prefix, tuple(found), width)
     _check_blocks(kind, layout)
     return layout
 
@@ -169,21 +218,61 @@ def _check_blocks(kind: str, layout: DecoderLayout) -> None:
     classes = sorted({type(block).__name__ for block in layout.blocks})
     if len(classes) > 1:
         raise ModelError(f"{where}`{layout.prefix}` mixes blocks of classes {', '.join(classes)}.")
-    weights = [
-        linear.module.get_parameter("weight")
-        for index in range(len(layout.blocks))
-        for linear in layout.linears(index).values()
+    linears = [
+        linear for index in range(len(layout.blocks)) for linear in layout.linears(index).values()
     ]
-    if len({id(weight) for weight in weights}) < len(weights):
+    weights = {(id(one.parameter), one.expert.index if one.expert else None) for one in linears}
+    if len(weights) < len(linears):
         raise ModelError(f"{where}linear maps in `{layout.prefix}` share weights.")
-    prunable = sum(weight.numel() for weight in weights)
+    prunable = sum(rows * columns for rows, columns in (linear.shape for linear in linears))
     total = sum(p.numel() for block in layout.blocks for p in block.parameters())
     if prunable < _LEAST_SHARE * total:
         raise ModelError(
             f"{where}only {prunable / total:.0%} of the weights in `{layout.prefix}` are in "
-            "nn.Linear or Conv1D layers (fused experts, for example, are not). "
-            "Set `model.path` to a dense decoder."
+            "nn.Linear or Conv1D layers, or in experts that can be told apart. "
+            "Set `model.path` to another decoder."
         )
+
+
+def _prunable(block: nn.Module, width: int) -> Iterator[LinearRef]:
+    """Yield a block's prunable matrices."""
+    modules = dict(block.named_modules())
+    fused = {path: expert_matrices(module, width) for path, module in modules.items()}
+    parents = {path.rpartition(".")[0] for path, found in fused.items() if found}
+    for path, module in modules.items():
+        if _is_linear(module):
+            if not any(_routes(path, parent) for parent in parents):
+                yield LinearRef(path, module, _shape(module))
+            continue
+        matrices = fused[path]
+        for index in range(num_experts(module, list(matrices)) if matrices else 0):
+            for parameter, transposed in matrices.items():
+                first, second = module.get_parameter(parameter).shape[1:]
+                yield LinearRef(
+                    f"{path}.{index}" if parameter == "weight" else f"{path}.{index}.{parameter}",
+                    module,
+                    (second, first) if transposed else (first, second),
+                    ExpertSlice(path, parameter, index, transposed),
+                )
+
+
+def _routes(path: str, parent: str) -> bool:
+    """Whether a linear map beside fused experts belongs to their router or to a gate on them."""
+    inside = path.removeprefix(f"{parent}.") if parent else path
+    if parent and inside == path:
+        return False
+    return _ROUTER.search(inside.partition(".")[0]) is not None
+
+
+_ROUTER = re.compile(r"router|(^|_)gate$")
+
+
+def _width(model: nn.Module) -> int:
+    """Return the size of a model's hidden states, 0 if it does not say."""
+    config = getattr(model, "config", None)
+    text = config.get_text_config() if isinstance(config, PreTrainedConfig) else config
+    size = getattr(text, "hidden_size", 0)
+    return size if isinstance(size, int) else 0
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -199,5 +288,10 @@ def _shape(module: nn.Module) -> tuple[int, int]:
     return (second, first) if isinstance(module, Conv1D) else (first, second)
 
 
-def _linear_numel(module: nn.Module) -> int:
-    return sum(_weight(child).numel() for child in module.modules() if _is_linear(child))
+def _linear_numel(module: nn.Module, width: int) -> int:
+    return sum(
+        _weight(child).numel()
+        if _is_linear(child)
+        else sum(child.get_parameter(name).numel() for name in expert_matrices(child, width))
+        for child in module.modules()
+    )

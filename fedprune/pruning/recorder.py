@@ -1,20 +1,22 @@
 """Calibration statistics of a block, gathered while it runs.
 
-Linear maps that read the same tensor (query, key and value; gate and up) share one record. What a
-sample contributes depends on that sample alone, and column sums are added without rounding: so the
+Linear maps that read the same tensor (query, key and value; gate and up) share one record. Of fused
+experts each has records of its own, of the tokens routed to it: there may be none. What a sample
+contributes depends on that sample alone, and column sums are added without rounding: so the
 statistics do not depend on how samples are spread over clients, nor on their order.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import TensorWeakRef
 
 from fedprune.errors import ModelError, WireError
+from fedprune.models.experts import watched_experts
 from fedprune.models.layout import LinearRef
 from fedprune.pruning.statistics import Recording, Statistic, StatisticKind, get_kind
 
@@ -63,12 +65,20 @@ class StatisticsRecorder:
         self._narrow = get_kind(kind.instead) if kind.instead else kind
         self._max_width = max_width
         self._records: dict[str, _Record] = {}
-        self._handles: list[RemovableHandle] = []
+        self._watching = ExitStack()
 
     def __enter__(self) -> Self:
         """Start to watch."""
+        routed: dict[int, list[LinearRef]] = {}
         for name, linear in self._linears.items():
-            self._handles.append(linear.module.register_forward_pre_hook(self._hook(name)))
+            if linear.expert is None:
+                handle = linear.module.register_forward_pre_hook(self._hook(name))
+                self._watching.callback(handle.remove)
+            else:
+                routed.setdefault(id(linear.module), []).append(linear)
+                self._records[name] = _Record(name, self._start(name))
+        for linears in routed.values():
+            self._watching.enter_context(self._watched(linears))
         return self
 
     def __exit__(
@@ -78,8 +88,7 @@ class StatisticsRecorder:
         traceback: TracebackType | None,
     ) -> None:
         """Stop to watch."""
-        while self._handles:
-            self._handles.pop().remove()
+        self._watching.close()
 
     def statistics(self) -> dict[str, Statistic]:
         """Return the statistic of every map; maps that share their input share the object.
@@ -105,10 +114,7 @@ class StatisticsRecorder:
         def add(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
             record = self._records.get(name) or self._adopted(name, args[0])
             if record.leader == name:
-                try:
-                    record.add(args[0])
-                except WireError:
-                    raise WireError(f"The inputs of `{name}` are not finite.") from None
+                self._added(name, record, args[0])
             elif not record.holds(args[0]):
                 raise ModelError(
                     f"'{name}' shared the input of '{record.leader}' for one sample and not for "
@@ -116,6 +122,25 @@ class StatisticsRecorder:
                 )
 
         return add
+
+    def _added(self, name: str, record: _Record, inputs: Tensor) -> None:
+        try:
+            record.add(inputs)
+        except WireError:
+            raise WireError(f"The inputs of `{name}` are not finite.") from None
+
+    def _watched(self, linears: list[LinearRef]) -> AbstractContextManager[None]:
+        """Watch a module of fused experts, of whose linears some are recorded."""
+        slices = {linear.name: linear.expert for linear in linears if linear.expert}
+        names = {(one.parameter, one.index): name for name, one in slices.items()}
+        lies = {one.parameter: one.transposed for one in slices.values()}
+
+        def add(parameter: str, expert: int, inputs: Tensor) -> None:
+            name = names.get((parameter, expert))
+            if name is not None:
+                self._added(name, self._records[name], inputs)
+
+        return watched_experts(linears[0].module, lies, add)
 
     def _adopted(self, name: str, inputs: Tensor) -> _Record:
         """Return the record that a map joins at its first call, a new one if it has its own."""

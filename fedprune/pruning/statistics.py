@@ -285,7 +285,7 @@ class SecondMoments(StatisticKind[MomentStatistics]):
 
     def start(self, width: int) -> "_MomentRecording":
         """See `StatisticKind.start`."""
-        return _MomentRecording()
+        return _MomentRecording(width)
 
     def arrays(self, statistic: MomentStatistics) -> Arrays:
         """See `StatisticKind.arrays`."""
@@ -307,7 +307,8 @@ class SecondMoments(StatisticKind[MomentStatistics]):
 
 
 class _MomentRecording:
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
+        self._width = width
         self._total: Tensor | None = None
         self._tokens = 0
 
@@ -320,9 +321,8 @@ class _MomentRecording:
             self._total.addmm_(flat.T, flat)
 
     def close(self) -> MomentStatistics:
-        if self._total is None:
-            raise RuntimeError("nothing was recorded.")
-        return MomentStatistics(self._total, self._tokens)
+        total = torch.zeros(self._width, self._width) if self._total is None else self._total
+        return MomentStatistics(total, self._tokens)
 
 
 KINDS: Mapping[str, StatisticKind[Any]] = {

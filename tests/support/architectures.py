@@ -47,6 +47,59 @@ _CONFIGS: dict[str, Callable[[], hf.PreTrainedConfig]] = {
     "bloom": lambda: hf.BloomConfig(**_BLOOM),
 }
 
+_FEW_HEADS = {key: value for key, value in _GROUPED.items() if key != "head_dim"}
+_LATENT = {
+    "q_lora_rank": 16,
+    "kv_lora_rank": 8,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 8,
+}
+_EXPERTS: dict[str, Callable[[], hf.PreTrainedConfig]] = {
+    "mixtral": lambda: hf.MixtralConfig(**_GROUPED, num_local_experts=4, num_experts_per_tok=2),
+    "qwen3_moe": lambda: hf.Qwen3MoeConfig(
+        **_GROUPED, moe_intermediate_size=24, num_experts=8, num_experts_per_tok=2
+    ),
+    "olmoe": lambda: hf.OlmoeConfig(
+        **_FEW_HEADS | {"intermediate_size": 24}, num_experts=8, num_experts_per_tok=2
+    ),
+    # Stored (d_in, d_out), with biases, gate and up interleaved.
+    "gpt_oss": lambda: hf.GptOssConfig(
+        **_GROUPED | {"intermediate_size": 32}, num_local_experts=4, num_experts_per_tok=2
+    ),
+    # A dense block first, shared experts, a router limited to groups.
+    "deepseek_v3": lambda: hf.DeepseekV3Config(
+        **_SIZES,
+        **_LATENT,
+        moe_intermediate_size=24,
+        n_routed_experts=8,
+        num_experts_per_tok=2,
+        n_group=4,
+        topk_group=2,
+        n_shared_experts=1,
+        first_k_dense_replace=1,
+    ),
+    # No part of the library's contract: all tokens go through all experts, most as zeros.
+    "llama4": lambda: hf.Llama4TextConfig(
+        **_GROUPED | {"intermediate_size": 24},
+        intermediate_size_mlp=48,
+        num_local_experts=4,
+        num_experts_per_tok=1,
+    ),
+    # One parameter a module, and experts of attention.
+    "jetmoe": lambda: hf.JetMoeConfig(
+        **_COMMON,
+        hidden_size=32,
+        num_hidden_layers=2,
+        kv_channels=8,
+        num_key_value_heads=2,
+        max_position_embeddings=POSITIONS,
+        intermediate_size=24,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+    ),
+}
+
 _GATED = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 _ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 _LLAMA = (*_ATTENTION, "self_attn.o_proj", *_GATED)
@@ -72,11 +125,13 @@ EXPECTED: dict[str, tuple[str, set[str]]] = {
     ),
 }
 FAMILIES = tuple(_CONFIGS)
+#: Families with routed experts in fused parameters.
+MIXTURES = tuple(_EXPERTS)
 
 
 def tiny_config(family: str) -> hf.PreTrainedConfig:
     """Return the configuration of a tiny decoder."""
-    return _CONFIGS[family]()
+    return (_CONFIGS | _EXPERTS)[family]()
 
 
 def tiny_model(family: str = "llama", dtype: torch.dtype = torch.float32) -> LoadedModel:

@@ -46,8 +46,10 @@ def expected_state(loaded: LoadedModel, masks: Masks) -> dict[str, Tensor]:
     state = state_of(loaded)
     for block, named in masks.items():
         for name, mask in named.items():
-            stored = state[f"{loaded.layout.prefix}.{block}.{name}.weight"]
+            linear = loaded.layout.linears(block)[name]
+            stored = state[loaded.layout.parameter_name(block, name)]
+            if linear.expert is not None:
+                stored = stored[linear.expert.index]
             keep = torch.from_numpy(mask.to_bool())
-            transposed = loaded.layout.linears(block)[name].transposed
-            stored[~(keep.T if transposed else keep)] = 0
+            stored[~(keep.T if linear.transposed else keep)] = 0
     return state

@@ -68,13 +68,6 @@ def test_refuses_a_model_with_nothing_to_prune():
         find_layout(model)
 
 
-def test_refuses_fused_experts_instead_of_pruning_a_fraction():
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 20}
-    config = hf.MixtralConfig(**sizes, num_key_value_heads=2, intermediate_size=64)
-    with pytest.raises(ModelError, match=r"only \d+% of the weights in `model.layers`"):
-        find_layout(hf.MixtralForCausalLM(config))
-
-
 def test_refuses_blocks_of_different_classes():
     model = nn.Module()
     model.layers = nn.ModuleList([nn.Sequential(nn.Linear(4, 4)), nn.Linear(4, 4)])

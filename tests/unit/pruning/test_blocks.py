@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import torch
 from fedprune.config.pattern import Pattern
 from fedprune.errors import ModelError
 from fedprune.models.capture import TensorPool, capture_inputs, hidden_of
+from fedprune.models.layout import LinearRef, find_layout
 from fedprune.pruning.blocks import BlockWalk, prune_block, prune_blocks
 from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.recorder import StatisticsRecorder
@@ -262,10 +264,7 @@ def test_an_input_changed_in_place_is_squared_again():
             return made + self.second(hidden)
 
     block, inputs = Block(), torch.randn(3, 4)
-    linears = {
-        name: type("Ref", (), {"module": module, "shape": (4, 4)})()
-        for name, module in block.named_children()
-    }
+    linears = {name: LinearRef(name, module, (4, 4)) for name, module in block.named_children()}
     with torch.no_grad(), StatisticsRecorder(linears, get_kind("columns")) as watch:
         block(inputs.clone())
     found = watch.statistics()
@@ -364,6 +363,7 @@ def test_out_of_memory_names_the_keys_to_turn(monkeypatch):
 def test_a_linear_that_is_never_called_is_named():
     loaded = tiny_model()
     loaded.layout.blocks[0].spare = torch.nn.Linear(32, 32)
+    loaded = replace(loaded, layout=find_layout(loaded.model))
     walk = BlockWalk(loaded, token_samples(1, SEQ_LEN))
     with pytest.raises(ModelError, match="never called spare"):
         walk.collect()

@@ -1,0 +1,214 @@
+"""Experts whose matrices are slices of one parameter, and how the tokens routed to each are seen.
+
+Mixtures of experts keep a projection of all experts in one 3-D parameter. There are two contracts:
+
+* ``transformers``' own, ``@use_experts_implementation``, which 64 of its model files follow: the
+  module says by ``is_transposed`` how its parameters lie;
+* modules without it whose parameters are called by the same names (Llama 4), or ``weight`` beside
+  ``input_size`` and ``output_size`` (JetMoE): they are told by their shapes.
+
+Which tokens an expert gets is seen at the products themselves: while the experts' module runs as it
+is written, without any of the library's grouped kernels, every product by a slice of its parameters
+shows the slice's inputs. So nothing is computed twice, nothing is rewritten, and what is recorded
+is what the library's plain implementation multiplies.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from fedprune.errors import ModelError
+
+_PROJECTIONS = ("gate_up_proj", "gate_proj", "up_proj", "down_proj")
+_EAGER = "eager"  # the library's word for a module's own forward
+_LINEAR = (functional.linear,)
+_PRODUCTS = (
+    torch.matmul,
+    torch.mm,
+    torch.bmm,
+    Tensor.matmul,
+    Tensor.mm,
+    Tensor.bmm,
+    Tensor.__matmul__,
+)
+
+Seen = Callable[[str, int, Tensor], None]
+"""What is told of a product: the parameter, the expert, its inputs of shape (tokens, d_in)."""
+
+
+def expert_matrices(module: nn.Module, width: int = 0) -> dict[str, bool]:
+    """Return the parameters of fused experts in a module, and whether they are (d_in, d_out).
+
+    Parameters
+    ----------
+    module : nn.Module
+        Any; its parameters may be on the meta device.
+    width : int
+        Size of the model's hidden states, which tells inputs from outputs; 0 if unknown.
+
+    Returns
+    -------
+    dict[str, bool]
+        Name of the parameter, of shape (experts, ., .) -> True if a slice is stored as
+        (d_in, d_out); empty for a module that holds no fused experts.
+    """
+    fused = {
+        name: parameter
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim == 3
+    }
+    transposed = getattr(module, "is_transposed", None)
+    if transposed is not None and hasattr(module, "has_gate"):
+        return dict.fromkeys(fused, bool(transposed))
+    if set(fused) == {"weight"}:
+        sizes = getattr(module, "input_size", None), getattr(module, "output_size", None)
+        rows, columns = fused["weight"].shape[1:]
+        if sizes == (columns, rows):
+            return {"weight": False}
+        return {"weight": True} if sizes == (rows, columns) else {}
+    if not fused or not width or not set(fused) <= set(_PROJECTIONS):
+        return {}
+    lies = {name: _lies(name, parameter, width) for name, parameter in fused.items()}
+    known = {one for one in lies.values() if one is not None}
+    # A square matrix lies as the others do; where all are, as nn.Linear's does.
+    rest = known.pop() if len(known) == 1 else False
+    return {name: rest if one is None else one for name, one in lies.items()}
+
+
+def num_experts(module: nn.Module, names: Sequence[str]) -> int:
+    """Return how many experts have a slice in each of some parameters.
+
+    LongCat's gate has slices for experts that do nothing; they are never multiplied by.
+    """
+    return min(module.get_parameter(name).shape[0] for name in names)
+
+
+def _lies(name: str, parameter: Tensor, width: int) -> bool | None:
+    """Return whether slices are (d_in, d_out), from which side has the model's width."""
+    rows, columns = parameter.shape[1:]
+    if rows == columns:
+        return None
+    inputs_first = rows == width  # of a projection from the hidden states
+    return not inputs_first if name.startswith("down") else inputs_first
+
+
+@contextmanager
+def watched_experts(module: nn.Module, lies: Mapping[str, bool], seen: Seen) -> Iterator[None]:
+    """Tell of everything that is multiplied by a slice of a module's parameters.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Holds fused experts; inside the ``with`` statement it runs as its class is written.
+    lies : Mapping[str, bool]
+        What :func:`expert_matrices` says of it.
+    seen : Callable
+        Called with the parameter, the expert and the inputs, for each product.
+
+    Raises
+    ------
+    ModelError
+        From the module's forward, if a parameter is used otherwise than in a product, or lies
+        otherwise than it seemed to.
+    """
+    running = ExitStack()
+
+    def enter(_module: nn.Module, _args: object) -> None:
+        # What stands in for the parameters while a block runs is only known when it does.
+        parameters = {name: getattr(module, name).detach() for name in lies}
+        running.enter_context(_Watch(parameters, lies, seen))
+
+    def leave(_module: nn.Module, _args: object, _output: object) -> None:
+        running.close()
+
+    handles = [
+        module.register_forward_pre_hook(enter),
+        module.register_forward_hook(leave, always_call=True),
+    ]
+    try:
+        with _as_written(module):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _as_written(module: nn.Module) -> Iterator[None]:
+    """Let a module run its own forward for a while, not one of the library's kernels."""
+    config = getattr(module, "config", None)
+    if config is None or not hasattr(config, "_experts_implementation"):
+        yield
+        return
+    chosen = config._experts_implementation
+    config._experts_implementation = _EAGER
+    try:
+        yield
+    finally:
+        config._experts_implementation = chosen
+
+
+class _Watch(TorchFunctionMode):
+    """Sees every product by a slice of some parameters."""
+
+    def __init__(
+        self, parameters: Mapping[str, Tensor], lies: Mapping[str, bool], seen: Seen
+    ) -> None:
+        super().__init__()
+        self._parameters = parameters
+        self._lies = lies
+        self._seen = seen
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> object:
+        """Run a function, and look at it if it is a product by a slice."""
+        output = func(*args, **(kwargs or {}))
+        if func in _LINEAR or func in _PRODUCTS:
+            inputs, weight = (*args, *(kwargs or {}).values())[:2]
+            name = self._name(weight)
+            if name is not None:
+                self._product(name, inputs.detach(), weight.detach(), func in _LINEAR)
+        elif isinstance(output, Tensor) and self._name(output) is None:
+            for name in filter(None, map(self._name, args)):
+                raise ModelError(
+                    f"The experts' `{name}` goes into {getattr(func, '__name__', func)}, which is "
+                    "no product that can be watched. This architecture is not supported with "
+                    "statistics; use `pruner=magnitude`."
+                )
+        return output
+
+    def _name(self, value: object) -> str | None:
+        """Return the parameter that a tensor is a view of: by address, storages may be shared."""
+        if isinstance(value, Tensor):
+            for name, whole in self._parameters.items():
+                if 0 <= value.data_ptr() - whole.data_ptr() < whole.nbytes:
+                    return name
+        return None
+
+    def _product(self, name: str, inputs: Tensor, weight: Tensor, linear: bool) -> None:
+        stored = self._parameters[name]
+        as_stored = weight.stride()[-2:] == stored.stride()[-2:]
+        if (linear == as_stored) is self._lies[name]:
+            raise ModelError(
+                f"The experts' `{name}` is multiplied by the other way round than its shape "
+                "tells. This architecture is not supported with statistics; use "
+                "`pruner=magnitude`."
+            )
+        if weight.ndim == 2:
+            away = weight.data_ptr() - stored.data_ptr()
+            expert = away // (stored.stride(0) * stored.element_size())
+            self._seen(name, expert, inputs.reshape(-1, inputs.shape[-1]))
+            return
+        for expert, rows in enumerate(inputs):
+            # Every expert gets all tokens, those that are not routed to it as zeros.
+            self._seen(name, expert, rows[(rows != 0).any(-1)])

@@ -1,0 +1,217 @@
+"""Experts in fused parameters: which matrices there are, how they lie, which tokens they get."""
+
+import pytest
+import torch
+import transformers as hf
+from torch import nn
+
+from fedprune.errors import ModelError
+from fedprune.models.changes import changed_tensors
+from fedprune.models.experts import expert_matrices, watched_experts
+from fedprune.models.layout import find_layout
+from fedprune.pruning.blocks import BlockWalk, input_groups
+from fedprune.wire.masks import BitMask
+from tests.support.architectures import MIXTURES, tiny_config, tiny_model, token_samples
+from tests.support.masks import equal_bits, expected_state, random_masks, state_of
+
+LAST = 1  # a block with experts in every family
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_every_expert_has_its_matrices_and_no_router_is_among_them(family):
+    loaded = tiny_model(family)
+    linears = loaded.layout.linears(LAST)
+    experts = {name: linear for name, linear in linears.items() if linear.expert}
+    assert experts and not [name for name in linears if "router" in name or name == "mlp.gate"]
+    for key in {linear.key for linear in experts.values()}:
+        parameter = loaded.layout.blocks[LAST].get_parameter(key)
+        own = [linear for linear in experts.values() if linear.key == key]
+        assert [linear.expert.index for linear in own] == list(range(len(parameter)))
+        covered = torch.zeros_like(parameter)
+        for linear in own:
+            linear.orient(covered).add_(1)
+            assert linear.orient(parameter).shape == linear.shape
+            assert (
+                loaded.weight(LAST, linear.name).data_ptr()
+                == parameter[linear.expert.index].data_ptr()
+            )
+        assert bool((covered == 1).all())
+
+
+def test_names_read_as_the_modules_do():
+    names = list(tiny_model("mixtral").layout.linears(0))
+    assert names[4:7] == [
+        "mlp.experts.0.gate_up_proj",
+        "mlp.experts.0.down_proj",
+        "mlp.experts.1.gate_up_proj",
+    ]
+    assert "mlp.input_linear.3" in tiny_model("jetmoe").layout.linears(0)
+    layout = tiny_model("qwen3_moe").layout
+    assert (
+        layout.parameter_name(1, "mlp.experts.7.down_proj")
+        == "model.layers.1.mlp.experts.down_proj"
+    )
+
+
+def test_shapes_are_known_without_any_weights():
+    with torch.device("meta"):
+        model = hf.AutoModelForCausalLM.from_config(tiny_config("gpt_oss"))
+    shapes = find_layout(model).shapes()
+    assert shapes[1]["mlp.experts.3.gate_up_proj"] == (64, 32)
+    assert shapes[1]["mlp.experts.3.down_proj"] == (32, 32)
+
+
+def routed_inputs(model, block, samples):
+    """What enters each expert's matrices: the library's own experts, watched by two plain hooks.
+
+    Returns (parameter, expert) -> inputs, from the routing that the experts' module is called with.
+    """
+    found = {}
+    experts = model.model.layers[block].mlp.experts
+
+    def see(module, args, kwargs):
+        hidden, index, _ = (*args, *kwargs.values())
+        for expert in range(module.num_experts):
+            chosen = hidden[(index == expert).any(-1)].double()
+            weight = module.gate_up_proj[expert].double()
+            made = chosen @ (weight if module.is_transposed else weight.T)
+            if module.has_bias:
+                made = made + module.gate_up_proj_bias[expert].double()
+            found.setdefault(("gate_up_proj", expert), []).append(chosen)
+            found.setdefault(("down_proj", expert), []).append(module._apply_gate(made))
+
+    handle = experts.register_forward_pre_hook(see, with_kwargs=True)
+    with torch.no_grad():
+        for sample in samples:
+            model(input_ids=sample[None])
+    handle.remove()
+    return {key: torch.cat(parts) for key, parts in found.items()}
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "olmoe", "gpt_oss", "deepseek_v3"])
+def test_statistics_are_of_the_tokens_that_are_routed_to_an_expert(family):
+    loaded, samples = tiny_model(family), token_samples(3, 16)
+    walk = BlockWalk(loaded, samples)
+    walk.advance({})
+    columns, moments = walk.collect(), walk.collect("moments")
+    expected = routed_inputs(loaded.model, LAST, samples)
+    for name, linear in loaded.layout.linears(LAST).items():
+        if linear.expert is None:
+            assert columns[name].tokens == 48
+            continue
+        inputs = expected[linear.expert.parameter, linear.expert.index]
+        assert columns[name].tokens == moments[name].tokens == len(inputs)
+        torch.testing.assert_close(
+            columns[name].sum_squares.double(), (inputs**2).sum(0), rtol=1e-4, atol=1e-6
+        )
+        torch.testing.assert_close(
+            moments[name].moments.double(), inputs.T @ inputs, rtol=1e-4, atol=1e-5
+        )
+
+
+def test_experts_that_get_all_tokens_as_zeros_count_those_that_are_not():
+    loaded, samples = tiny_model("llama4"), token_samples(3, 16)
+    walk = BlockWalk(loaded, samples)
+    walk.advance({})
+    found = walk.collect()
+    seen = []
+    experts = loaded.model.model.layers[LAST].feed_forward.experts
+    handle = experts.register_forward_pre_hook(lambda _, args: seen.append(args[0].view(4, -1, 32)))
+    with torch.no_grad():
+        for sample in samples:
+            loaded.model(input_ids=sample[None])
+    handle.remove()
+    inputs = torch.cat(seen, 1).double()
+    for expert in range(4):
+        statistic = found[f"feed_forward.experts.{expert}.gate_up_proj"]
+        assert statistic.tokens == int((inputs[expert] != 0).any(-1).sum())
+        squares = (inputs[expert] ** 2).sum(0)
+        torch.testing.assert_close(statistic.sum_squares.double(), squares, rtol=1e-4, atol=1e-6)
+    assert (
+        sum(found[f"feed_forward.experts.{expert}.down_proj"].tokens for expert in range(4)) == 48
+    )
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_a_watched_model_computes_bit_for_bit_what_the_library_does(family):
+    loaded = tiny_model(family)
+    layout, tokens = loaded.layout, token_samples(1, 16)[0][None]
+    loaded.model.set_experts_implementation("eager") if family not in ("llama4", "jetmoe") else None
+    with torch.no_grad():
+        expected = loaded.model(input_ids=tokens).logits
+        modules = {
+            id(m): m for ref in layout.linears(LAST).values() if ref.expert for m in [ref.module]
+        }
+        seen = []
+        for module in modules.values():
+            lies = expert_matrices(module, layout.width)
+            with watched_experts(module, lies, lambda *one: seen.append(one)):
+                assert torch.equal(loaded.model(input_ids=tokens).logits, expected)
+    assert seen
+
+
+def test_the_chosen_implementation_is_back_afterwards():
+    loaded = tiny_model("mixtral")
+    chosen = loaded.model.config._experts_implementation
+    BlockWalk(loaded, token_samples(1, 8)).collect()
+    assert loaded.model.config._experts_implementation == chosen != "eager"
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_inputs_are_told_apart_whatever_is_routed_where(family):
+    loaded = tiny_model(family)
+    groups = input_groups(loaded)
+    for block, inputs in enumerate(groups):
+        linears = loaded.layout.linears(block)
+        assert sorted(name for names in inputs for name in names) == sorted(linears)
+        assert all(len(names) == 1 for names in inputs if linears[names[0]].expert)
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_masks_zero_exactly_the_pruned_weights_of_a_copy(family):
+    loaded = tiny_model(family)
+    masks, before = random_masks(loaded), state_of(loaded)
+    state = state_of(loaded)
+    for block, named in masks.items():
+        prefix = f"{loaded.layout.prefix}.{block}."
+        made = changed_tensors(loaded.layout, block, loaded.block_tensors(block), named)
+        state |= {prefix + name: tensor for name, tensor in made.items() if prefix + name in state}
+    assert equal_bits(state, expected_state(loaded, masks))
+    assert equal_bits(state_of(loaded), before)
+
+
+def test_one_experts_change_leaves_the_others_alone():
+    loaded = tiny_model("gpt_oss")
+    name, tensors = "mlp.experts.2.down_proj", loaded.block_tensors(0)
+    nothing = BitMask.from_bool(torch.zeros(32, 32, dtype=torch.bool).numpy())
+    changed = changed_tensors(loaded.layout, 0, tensors, {name: nothing})["mlp.experts.down_proj"]
+    dense = tensors["mlp.experts.down_proj"]
+    assert not changed[2].any() and torch.equal(changed[[0, 1, 3]], dense[[0, 1, 3]])
+
+
+class Squares(nn.Module):
+    """Experts that say the wrong thing of themselves, or use a parameter in no product."""
+
+    def __init__(self, transposed, product):
+        super().__init__()
+        self.is_transposed, self.has_gate, self.product = transposed, True, product
+        self.up_proj = nn.Parameter(torch.randn(2, 4, 4))
+
+    def forward(self, hidden):
+        if self.product:
+            return nn.functional.linear(hidden, self.up_proj[1])
+        return (hidden[:, None, :] * self.up_proj[1]).sum(-1)
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (Squares(True, True), "the other way round"),
+        (Squares(False, False), "`up_proj` goes into"),
+    ],
+)
+def test_experts_that_are_used_in_another_way_are_refused(module, message):
+    with pytest.raises(ModelError, match=message):
+        with watched_experts(module, expert_matrices(module), lambda *_: None):
+            module(torch.randn(3, 4))
+    module(torch.randn(3, 4))  # nothing watches any more
