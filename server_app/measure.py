@@ -1,6 +1,6 @@
 """Perplexity of what the run made, and of what it is compared with."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -8,7 +8,15 @@ import torch
 from fedprune.config import RunConfig
 from fedprune.data.clients import client_samples
 from fedprune.data.texts import load_documents
-from fedprune.evaluation.perplexity import evaluation_windows, perplexities, perplexity_of
+from fedprune.evaluation.perplexity import (
+    LastStates,
+    Perplexity,
+    evaluation_windows,
+    last_states,
+    perplexities,
+    perplexity_of,
+    scores,
+)
 from fedprune.evaluation.sizes import model_sizes
 from fedprune.evaluation.zero_shot import Tasks, load_tasks, task_names, zero_shot
 from fedprune.models.changes import Changes
@@ -17,13 +25,16 @@ from fedprune.models.loading import LoadedModel
 from fedprune.pruning.blocks import BlockWalk, pruned_in_passing
 from fedprune.pruning.groups import block_specs
 from fedprune.pruning.registry import make_pruner
-from fedprune.results.build import Perplexities
+from fedprune.results.build import Fidelity, Perplexities
 from strategies import FederatedPruning
 from strategies.progress import show
 
-# A sweep's runs share model and texts. Bounded, since a process may see many.
-_DENSE: dict[tuple[object, ...], dict[str, float]] = {}
-_MOST_DENSE = 8
+Measured = Mapping[str, Perplexity]
+
+# A sweep's runs share model and texts. Bounded, since a process may see many, and each entry keeps
+# hidden states in memory or on the disk.
+_DENSE: dict[tuple[object, ...], tuple[Measured, Sequence[torch.Tensor]]] = {}
+_MOST_DENSE = 2
 
 
 def measure(
@@ -54,25 +65,34 @@ def measure(
         show(strategy.status, "evaluate", number, steps, what)
 
     step(0, "dense model")
-    dense = _dense_scores(config, loaded, strategy.model.weights_hash, windows)
+    dense, states = _dense_scores(config, loaded, strategy.model.weights_hash, windows)
     step(1, "pruned model")
-    pruned = _scores(config, loaded, windows, changes)
-    central: dict[str, float] = {}
+    found = {"pruned": _scores(config, loaded, windows, changes, states)}
     if config.evaluation.centralized and windows:
         step(2, "centralised baseline: one client with all samples")
-        central = _scores(config, loaded, windows, centralized_changes(config, loaded, strategy))
+        central = centralized_changes(config, loaded, strategy)
+        found["centralized"] = _scores(config, loaded, windows, central, states)
     step(steps, "done")
     labels = dict.fromkeys([config.data.name, *windows])
     return [
         Perplexities(
             label,
-            dense.get(label),
-            pruned.get(label),
-            central.get(label),
+            _figure(dense, label),
+            _figure(found["pruned"], label),
+            _figure(found.get("centralized", {}), label),
             _local(strategy, label, label == config.data.name),
+            {
+                model: Fidelity(one.kl, one.top1)
+                for model, measured in found.items()
+                if (one := measured.get(label)) and one.kl is not None and one.top1 is not None
+            },
         )
         for label in labels
     ]
+
+
+def _figure(measured: Measured, label: str) -> float | None:
+    return measured[label].perplexity if label in measured else None
 
 
 def centralized_changes(
@@ -103,14 +123,17 @@ def _dense_scores(
     loaded: LoadedModel,
     weights_hash: str,
     windows: Mapping[str, torch.Tensor],
-) -> dict[str, float]:
-    """Return the dense model's perplexities, measured once for all runs of a process."""
+) -> tuple[Measured, LastStates]:
+    """Return what the dense model makes of the windows, once for all runs of a process."""
     key = (weights_hash, config.evaluation, config.data, config.pruner.device)
     if key not in _DENSE:
         while len(_DENSE) >= _MOST_DENSE:
             _DENSE.pop(next(iter(_DENSE)))
-        _DENSE[key] = _scores(config, loaded, windows, {})
-    return dict(_DENSE[key])
+        device, limits = _means(config)
+        states = last_states(loaded, windows, device, limits=limits)
+        _DENSE[key] = scores(states, windows, device, limits), states.hidden
+    measured, hidden = _DENSE[key]
+    return measured, LastStates(loaded, hidden)
 
 
 def _scores(
@@ -118,11 +141,14 @@ def _scores(
     loaded: LoadedModel,
     windows: Mapping[str, torch.Tensor],
     changes: Changes,
-) -> dict[str, float]:
-    device = pick_device(config.pruner.device)
-    limits = Limits.of(config.pruner, "evaluation.seq_len")
-    found = perplexities(loaded, windows, device, changes, limits)
-    return {label: one.perplexity for label, one in found.items()}
+    dense: LastStates,
+) -> Measured:
+    device, limits = _means(config)
+    return perplexities(loaded, windows, device, changes, limits, dense)
+
+
+def _means(config: RunConfig) -> tuple[torch.device, Limits]:
+    return pick_device(config.pruner.device), Limits.of(config.pruner, "evaluation.seq_len")
 
 
 def _local(strategy: FederatedPruning, label: str, own: bool) -> dict[str, float]:

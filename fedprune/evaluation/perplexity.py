@@ -1,7 +1,9 @@
-"""Perplexity by the protocol of the pruning literature.
+"""Perplexity by the protocol of the pruning literature, and agreement with the dense model.
 
 The text is cut into windows that do not overlap, each window is scored on its own, and the mean is
-taken over predicted tokens: the first token of a window is context only.
+taken over predicted tokens: the first token of a window is context only. Models of equal perplexity
+can still answer differently, so where the dense model's last hidden states are at hand each
+prediction is held against the dense one as well.
 """
 
 import logging
@@ -19,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from fedprune.config import DataConfig, EvaluationConfig, RunConfig, evaluation_data
 from fedprune.data.documents import Document
 from fedprune.data.texts import OwnTexts, load_documents
-from fedprune.errors import DataError
+from fedprune.errors import DataError, ModelError
 from fedprune.models.capture import output_of
 from fedprune.models.changes import Changes
 from fedprune.models.device import Limits, explain_out_of_memory
@@ -50,6 +52,12 @@ class Perplexity:
         Tokens predicted, ``seq_len - 1`` a window.
     reason : str
         Why the figures are no numbers, where they are not.
+    kl : float or None
+        Mean over predicted tokens of the Kullback-Leibler divergence from the dense model's
+        distribution p to this one's q, sum p (log p - log q), in nats. None where no dense model
+        was at hand.
+    top1 : float or None
+        Share of tokens for which both find the same token most likely, from 0 to 1.
     """
 
     perplexity: float
@@ -57,6 +65,8 @@ class Perplexity:
     windows: int
     tokens: int
     reason: str = ""
+    kl: float | None = None
+    top1: float | None = None
 
 
 def token_windows(
@@ -130,6 +140,7 @@ def perplexities(
     device: str | torch.device = "cpu",
     changes: Changes = _DENSE,
     limits: Limits = LIMITS,
+    against: "LastStates | None" = None,
 ) -> dict[str, Perplexity]:
     """Score a model on the windows of several texts, one block in memory at a time.
 
@@ -148,6 +159,8 @@ def perplexities(
         Block -> linear -> what becomes of it; asked for block by block.
     limits : Limits
         Windows that run at a time, and memory for hidden states.
+    against : LastStates, optional
+        What the dense model made of the same windows, to be agreed with.
 
     Returns
     -------
@@ -159,15 +172,56 @@ def perplexities(
     ------
     ModelError
         If the windows are longer than the model has positions for, the changes are another
-        model's, or memory runs out.
+        model's, memory runs out, or ``against`` is of other windows or another vocabulary.
     """
-    rows = [window for text in windows.values() for window in text]
-    walk = ModelWalk(model, rows, device, limits=limits)
+    states = last_states(model, windows, device, changes, limits)
+    return scores(states, windows, device, limits, against, changes)
+
+
+@dataclass(frozen=True)
+class LastStates:
+    """What a model's last block makes of some windows, before the final norm and the head.
+
+    Parameters
+    ----------
+    model : LoadedModel
+        The model; its norm and head make logits of the states.
+    hidden : Sequence[Tensor]
+        One (1, seq_len, d_model) CPU tensor a window, in the order of the texts; beyond the limit
+        of memory on the disk.
+    """
+
+    model: LoadedModel
+    hidden: Sequence[Tensor]
+
+
+def last_states(
+    model: LoadedModel,
+    windows: Mapping[str, Tensor],
+    device: str | torch.device = "cpu",
+    changes: Changes = _DENSE,
+    limits: Limits = LIMITS,
+) -> LastStates:
+    """Carry windows through all blocks; parameters and errors as :func:`perplexities` has them."""
+    walk = ModelWalk(model, _rows(windows), device, limits=limits)
     while walk.blocks_left:
         walk.advance(changes.get(walk.position, {}))
+    return LastStates(model, walk.hidden)
+
+
+def scores(
+    states: LastStates,
+    windows: Mapping[str, Tensor],
+    device: str | torch.device = "cpu",
+    limits: Limits = LIMITS,
+    against: LastStates | None = None,
+    changes: Changes = _DENSE,
+) -> dict[str, Perplexity]:
+    """Score windows whose last hidden states are known; as :func:`perplexities` otherwise."""
+    model, rows = states.model, _rows(windows)
     with explain_out_of_memory("evaluating", *limits.keys):
-        losses = _losses(model, rows, walk.hidden, torch.device(device))
-        found = {label: _scored(text, losses) for label, text in windows.items()}
+        sums = _window_sums(states, rows, torch.device(device), against)
+        found = {label: _scored(text, sums, against is not None) for label, text in windows.items()}
     odd = [label for label, one in found.items() if not math.isfinite(one.nll)]
     if odd:
         reason = _why_not_finite(model, rows, device, changes, limits)
@@ -175,6 +229,11 @@ def perplexities(
             found[label] = replace(found[label], reason=reason)
             _log.warning("perplexity on '%s' is %s: %s", label, found[label].nll, reason)
     return found
+
+
+def _rows(windows: Mapping[str, Tensor]) -> list[Tensor]:
+    """Return all windows of all texts, one after another."""
+    return [window for text in windows.values() for window in text]
 
 
 def _why_not_finite(
@@ -201,31 +260,82 @@ def perplexity_of(nll: float) -> float:
     return float(torch.tensor(nll, dtype=torch.float64).exp())
 
 
-def _losses(
-    model: LoadedModel, rows: Sequence[Tensor], hidden: Sequence[Tensor], device: torch.device
-) -> Iterator[float]:
-    """Yield the summed negative log-likelihood of each window's tokens after the first."""
+@dataclass(frozen=True)
+class _Sums:
+    """Sums over a window's predicted tokens: nats, divergences, equal first choices."""
+
+    nll: float
+    kl: float = 0.0
+    same: int = 0
+
+
+def _window_sums(
+    states: LastStates, rows: Sequence[Tensor], device: torch.device, against: LastStates | None
+) -> Iterator[_Sums]:
+    """Yield the sums of each window's tokens after the first."""
+    if against is not None and len(against.hidden) != len(rows):
+        raise ModelError(
+            f"The dense model's states are of {len(against.hidden)} windows, these are "
+            f"{len(rows)}. Give both models the same windows."
+        )
+    logits = _logits(states, rows, device)
+    dense = _logits(against, rows, device) if against is not None else None
+    for window, found in zip(rows, logits, strict=True):
+        targets = window[1:].to(device)
+        nll = _added(_nll(part, wanted) for part, wanted in _chunks(found, targets))
+        if dense is None:
+            yield _Sums(nll)
+            continue
+        other = next(dense)
+        if other.shape != found.shape:
+            raise ModelError(
+                f"The dense model predicts {other.shape[-1]} tokens, this one {found.shape[-1]}: "
+                "two vocabularies cannot be held against each other. Give models of one tokenizer."
+            )
+        kl = _added(_divergence(p, q) for p, q in _chunks(other, found))
+        yield _Sums(nll, kl, int((other.argmax(-1) == found.argmax(-1)).sum()))
+
+
+def _logits(states: LastStates, rows: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """Yield the logits of each window's predictions, shape (seq_len - 1, vocabulary)."""
+    model = states.model
     outer = {name: tensor.to(device) for name, tensor in model.outer_tensors().items()}
-    for window, states in zip(rows, hidden, strict=True):
-        tokens = window.to(device)
-        logits = output_of(model, tokens.unsqueeze(0), states.to(device), outer)[0, :-1]
-        total = torch.zeros((), dtype=torch.float64, device=device)
-        chunks = zip(torch.split(logits, _ROWS), torch.split(tokens[1:], _ROWS), strict=True)
-        for part, targets in chunks:
-            loss = functional.cross_entropy(part.float(), targets, reduction="none")
-            total += loss.sum(dtype=torch.float64)
-        yield float(total)
+    for window, hidden in zip(rows, states.hidden, strict=True):
+        tokens = window.to(device).unsqueeze(0)
+        yield output_of(model, tokens, hidden.to(device), outer)[0, :-1]
 
 
-def _scored(windows: Tensor, losses: Iterator[float]) -> Perplexity:
-    """Take the losses of a text's windows from those that come one after another."""
+def _chunks(first: Tensor, second: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(torch.split(first, _ROWS), torch.split(second, _ROWS), strict=True)
+
+
+def _added(parts: Iterator[Tensor]) -> float:
+    """Return the sum of float32 figures, added in float64."""
+    return float(sum(part.sum(dtype=torch.float64) for part in parts))
+
+
+def _nll(logits: Tensor, targets: Tensor) -> Tensor:
+    return functional.cross_entropy(logits.float(), targets, reduction="none")
+
+
+def _divergence(dense: Tensor, found: Tensor) -> Tensor:
+    """Return the divergence from the dense distribution to the other, one figure a row."""
+    p, q = (logits.float().log_softmax(-1) for logits in (dense, found))
+    terms = functional.kl_div(q, p, reduction="none", log_target=True)
+    return terms.masked_fill_(p.isneginf(), 0).sum(-1)  # a token that is ruled out adds nothing
+
+
+def _scored(windows: Tensor, sums: Iterator[_Sums], compared: bool) -> Perplexity:
+    """Take the sums of a text's windows from those that come one after another."""
     count, seq_len = windows.shape
-    total = 0.0
-    for loss in islice(losses, count):
-        total += loss
+    nll, kl, same = 0.0, 0.0, 0
+    for one in islice(sums, count):
+        nll, kl, same = nll + one.nll, kl + one.kl, same + one.same
     predicted = count * (seq_len - 1)
-    nll = total / predicted
-    return Perplexity(perplexity_of(nll), nll=nll, windows=count, tokens=predicted)
+    found = Perplexity(
+        perplexity_of(nll / predicted), nll=nll / predicted, windows=count, tokens=predicted
+    )
+    return replace(found, kl=kl / predicted, top1=same / predicted) if compared else found
 
 
 def _joined_by_eos(

@@ -113,14 +113,32 @@ class ClientAgreement:
 
 
 @dataclass(frozen=True)
+class Fidelity:
+    """How far a model's predictions are the dense model's.
+
+    Attributes
+    ----------
+    kl : float
+        Mean Kullback-Leibler divergence of the next token's distribution from the dense model's,
+        in nats; 0 if it is the dense model's.
+    top1 : float
+        Share of tokens for which both find the same token most likely.
+    """
+
+    kl: float
+    top1: float
+
+
+@dataclass(frozen=True)
 class Perplexities:
-    """Perplexities on one data set; None where not measured, `local` by client name."""
+    """What was measured on one data set; None where it was not, `local` by client name."""
 
     dataset: str
     dense: float | None
     pruned: float | None
     centralized: float | None
     local: Mapping[str, float]
+    fidelity: Mapping[str, Fidelity] = field(default_factory=dict)
 
 
 def build_results(
@@ -147,6 +165,7 @@ def build_results(
         },
         "sparsity": _sparsity(config.sparsity, linears),
         "perplexity": {found.dataset: _perplexity(found) for found in perplexities},
+        "fidelity": {found.dataset: _fidelity(found) for found in perplexities if found.fidelity},
         "agreement": _agreement(config, linears, agreement),
         "strategy": {**asdict(facts.words), **facts.figures},
         "clients": [dict(client) for client in clients],
@@ -196,6 +215,12 @@ def _perplexity(found: Perplexities) -> dict[str, object]:
     }
     figures = {name: _finite(value) for name, value in whole.items()}
     return {**figures, "local_only": local, **({"no_number": odd} if odd else {})}
+
+
+def _fidelity(found: Perplexities) -> dict[str, object]:
+    return {
+        model: {"kl": _finite(one.kl), "top1": one.top1} for model, one in found.fidelity.items()
+    }
 
 
 def spread(values: Iterable[float | None]) -> dict[str, float | None]:

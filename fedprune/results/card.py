@@ -9,7 +9,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from fedprune.config import RunConfig
 from fedprune.models.folder import is_local
-from fedprune.results.perplexity import DENSE, FEDERATED, MODELS, perplexity_at
+from fedprune.results.perplexity import DENSE, FEDERATED, MODELS, fidelity_table, perplexity_at
 from fedprune.results.text import figure, markdown_table
 
 CARD = "README.md"
@@ -63,7 +63,7 @@ def model_card(config: RunConfig, results: Mapping[str, Any]) -> ModelCard:
         f"# {_title(config)}",
         _origin(config, results),
         "## How it was pruned\n\n" + markdown_table(("", ""), _method(config, results)),
-        "## Perplexity\n\n" + _perplexities(config, results),
+        "## Perplexity\n\n" + _perplexities(config, results) + _fidelity(results),
         "## Data\n\n" + (config.card.data_description or "The clients' texts are not described."),
         "## What left the sites\n\n" + privacy_statement(config, results),
         "## Use\n\n" + _USE,
@@ -141,6 +141,19 @@ def _perplexities(config: RunConfig, results: Mapping[str, Any]) -> str:
         f"{table}\n{windows}; lower is better. This model is the {MODELS[FEDERATED]} one; "
         f"{MODELS['centralized']} is what all texts in one place would give."
     )
+
+
+def _fidelity(results: Mapping[str, Any]) -> str:
+    """Return how close the models stay to the base model, if it was measured."""
+    if not results.get("fidelity"):
+        return ""
+    return f"\n\n{markdown_table(*fidelity_table(results['fidelity']))}\n{_CLOSE}"
+
+
+_CLOSE = (
+    "KL is the mean divergence of the next token's distribution from the base model's, in nats; "
+    "beside it the share of tokens for which both find the same token most likely."
+)
 
 
 def _versions(results: Mapping[str, Any]) -> str:

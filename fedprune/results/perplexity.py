@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from statistics import geometric_mean
+from statistics import fmean, geometric_mean
 from typing import Any
 
 from fedprune.results.build import spread
+from fedprune.results.text import NONE
 
 DENSE = "dense"
 FEDERATED = "pruned"
@@ -76,6 +77,53 @@ def summaries(perplexity: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str
         return {}
     dense = [float(values[DENSE]) for values in measured]
     return {name: _summary(measured, dense, how) for name, how in _SUMMARIES.items()}
+
+
+def fidelity_table(
+    fidelity: Mapping[str, Mapping[str, Mapping[str, Any]]],
+) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows of how close models stay to the dense one, as texts.
+
+    Parameters
+    ----------
+    fidelity : Mapping
+        `fidelity` of `results.json`: data set -> model -> `kl` in nats, None if it is no number,
+        and `top1`, a share.
+
+    Returns
+    -------
+    tuple
+        Two columns a model. A row a data set; of several also their mean and the worst of each
+        figure.
+    """
+    models = [path for path in _WHOLE if any(path in one for one in fidelity.values())]
+    header = ["data set"]
+    for path in models:
+        header += [f"KL, {MODELS[path]}", f"same top token, {MODELS[path]}"]
+    columns = [[one[path][key] for one in fidelity.values()] for path in models for key in _CLOSE]
+    ends = [max, min] * len(models)
+    rows = [[name, *figures] for name, *figures in zip(fidelity, *columns, strict=True)]
+    if len(rows) > 1:
+        rows.append(["mean", *(_over(column, fmean) for column in columns)])
+        pairs = zip(columns, ends, strict=True)
+        rows.append([WORST, *(_over(column, end) for column, end in pairs)])
+    return header, [[row[0], *_shown(row[1:])] for row in rows]
+
+
+_CLOSE = ("kl", "top1")
+
+
+def _over(column: Sequence[float | None], how: Callable[..., float]) -> float | None:
+    known = [value for value in column if value is not None]
+    return how(known) if len(known) == len(column) else None
+
+
+def _shown(figures: Sequence[float | None]) -> list[str]:
+    """Return divergences and shares, which take turns, as texts."""
+    return [
+        NONE if value is None else f"{value:.1%}" if place % 2 else f"{value:.4f}"
+        for place, value in enumerate(figures)
+    ]
 
 
 def _summary(

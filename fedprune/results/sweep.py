@@ -58,7 +58,7 @@ class Pivot:
 
 
 def make_row(outcome: Outcome) -> Row:
-    """Return the figures of one run: settings, seed and sparsity, perplexities, bytes, seconds."""
+    """Return the figures of one run: settings, seed, sparsity, what was measured, bytes, time."""
     results = outcome.results
     row: dict[str, str | float | None] = dict(outcome.settings)
     row.setdefault(SPARSITY, f"{results['sparsity']['target']:g}")
@@ -72,6 +72,9 @@ def make_row(outcome: Outcome) -> Row:
             row[perplexity_key(dataset, path)] = (
                 perplexity_at(baseline, path) if measured is None else measured
             )
+    for dataset, models in results.get("fidelity", {}).items():
+        for path, figures in models.items():
+            row |= {f"fidelity.{dataset}.{path}.{name}": one for name, one in figures.items()}
     clients = max(1, len(results["clients"]))
     # Without the clients' own evaluation, which only some of a sweep's runs are asked for, and
     # without the model, which only the first may have to bring.

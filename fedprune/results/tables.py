@@ -14,7 +14,13 @@ from rich.console import Console, Group, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
-from fedprune.results.perplexity import FEDERATED, GEOMETRIC_MEAN, MODELS, perplexity_at
+from fedprune.results.perplexity import (
+    FEDERATED,
+    GEOMETRIC_MEAN,
+    MODELS,
+    fidelity_table,
+    perplexity_at,
+)
 from fedprune.results.sweep import Pivot
 from fedprune.results.text import count, printable, size_text
 
@@ -31,6 +37,8 @@ def render(results: Mapping[str, Any]) -> Group:
         The content of `results.json`.
     """
     tables = [_perplexities(results)]
+    if results.get("fidelity"):
+        tables.append(_fidelity(results["fidelity"]))
     if "federated_evaluation" in results:
         tables.append(_own_texts(results["federated_evaluation"]))
     if "zero_shot" in results:
@@ -108,6 +116,20 @@ def _perplexities(results: Mapping[str, Any]) -> Table:
     table.add_section()
     add_rows(table, [[GEOMETRIC_MEAN, *(_number(_geometric_mean(values)) for _, values in rows)]])
     return table
+
+
+def _fidelity(found: Mapping[str, Any]) -> Table:
+    """Return how close each model's predictions stay to the dense model's."""
+    header, rows = fidelity_table(found)
+    table = text_table("agreement with the dense model", header, _FIDELITY)
+    add_rows(table, rows[: len(found)])
+    if rows[len(found) :]:
+        table.add_section()
+        add_rows(table, rows[len(found) :])
+    return table
+
+
+_FIDELITY = "KL: mean divergence of the next token's distribution from the dense one, in nats"
 
 
 def _own_texts(found: Mapping[str, Any]) -> Table:

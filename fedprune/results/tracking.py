@@ -160,6 +160,9 @@ def final_figures(results: Mapping[str, Any]) -> dict[str, float]:
         local = values["local_only"] or {}
         for which in ("best", "mean", "worst"):
             found[f"perplexity/{dataset}/local_{which}"] = local.get(which)
+    for dataset, models in results.get("fidelity", {}).items():
+        for model, figures in models.items():
+            found |= {f"{name}/{dataset}/{model}": value for name, value in figures.items()}
     return {
         name: value
         for name, value in found.items()

@@ -162,6 +162,8 @@ def test_results_figures(finished):
     assert local["best"] <= local["mean"] <= local["worst"]
     assert found["dense"] < found["pruned"]
     assert found["dense"] < found["centralized"]
+    for close in results["fidelity"]["stdlib"].values():
+        assert 0 < close["kl"] < 3 and 0.3 < close["top1"] < 1
     ledger = results["ledger"]
     assert ledger["bytes_up"] == sum(entry["bytes_up"] for entry in ledger["entries"])
     masks = [entry["bytes_up"] for entry in ledger["entries"] if entry["phase"] == "prune"]

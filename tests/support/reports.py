@@ -9,6 +9,7 @@ from fedprune.models.fingerprint import Fingerprint
 from fedprune.results.build import (
     ClientAgreement,
     Facts,
+    Fidelity,
     LinearFigures,
     Perplexities,
     build_results,
@@ -60,8 +61,9 @@ def made_up(
         {},
         4 * _SIZE * 7 * blocks,
     )
+    close = {"pruned": Fidelity(0.125, 0.75), "centralized": Fidelity(0.1, 0.8)}
     measured = [
-        Perplexities(name, 10.0, 12.5, 12.0, {n: 13 + draw.random() for n in names if alone})
+        Perplexities(name, 10.0, 12.5, 12.0, {n: 13 + draw.random() for n in names if alone}, close)
         for name in datasets
     ]
     return build_results(facts, linears, measured, _clients(names), ledger, _shares(draw, names))

@@ -1,5 +1,6 @@
 """Perplexity against the library, and the texts that it is measured on."""
 
+import copy
 import json
 import logging
 import math
@@ -14,11 +15,14 @@ from fedprune.errors import DataError, ModelError
 from fedprune.evaluation import perplexity as module
 from fedprune.evaluation.perplexity import (
     evaluation_windows,
+    last_states,
     perplexities,
     perplexity,
+    scores,
     token_windows,
 )
 from fedprune.models.changes import Recalled
+from fedprune.models.loading import loaded_from
 from tests.support.architectures import FAMILIES, tiny_model, tiny_tokenizer, token_samples
 from tests.support.masks import equal_bits, expected_state, random_masks, state_of
 
@@ -36,6 +40,69 @@ def slow_nll(model, windows):
                 logits = model(input_ids=window[None, :place], use_cache=False).logits[0, -1]
             losses.append(-logits.double().log_softmax(0)[window[place]].item())
     return sum(losses) / len(losses), len(losses)
+
+
+def pruned_twin(loaded):
+    """Return random masks, and the same model with them in its weights."""
+    masks = random_masks(loaded, survivors=0.3)
+    twin = copy.deepcopy(loaded.model)
+    twin.load_state_dict(expected_state(loaded, masks))
+    return masks, twin
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_agreement_equals_a_loop_over_tokens(dtype, monkeypatch):
+    monkeypatch.setattr(module, "_ROWS", 4)
+    loaded, windows = tiny_model("llama", dtype), torch.stack(token_samples(3, 9))
+    masks, twin = pruned_twin(loaded)
+    found = perplexities(
+        loaded, {"": windows}, changes=masks, against=last_states(loaded, {"": windows})
+    )[""]
+    divergences, same = [], []
+    for window in windows:
+        with torch.no_grad():
+            pair = [m(input_ids=window[None]).logits[0, :-1].double() for m in (loaded.model, twin)]
+        for dense, other in zip(*pair, strict=True):
+            p, q = dense.softmax(0), other.softmax(0)
+            divergences.append(sum(float(a * (a / b).log()) for a, b in zip(p, q, strict=True)))
+            same.append(dense.argmax() == other.argmax())
+    assert found.kl == pytest.approx(sum(divergences) / 24, rel=1e-4)
+    assert found.top1 == pytest.approx(sum(same) / 24) and 0 < found.top1 < 1
+
+
+def test_a_model_agrees_with_itself_and_every_text_is_apart():
+    loaded = tiny_model()
+    windows = {name: torch.stack(token_samples(2, 9, seed)) for seed, name in enumerate("ab")}
+    states = last_states(loaded, windows)
+    own = scores(states, windows, against=states)
+    assert {(one.kl, one.top1) for one in own.values()} == {(0.0, 1.0)}
+    masks, _ = pruned_twin(loaded)
+    both = perplexities(loaded, windows, changes=masks, against=states)
+    alone = {name: perplexity(loaded, text, changes=masks) for name, text in windows.items()}
+    assert both["a"].kl != both["b"].kl
+    assert {n: one.nll for n, one in both.items()} == {n: one.nll for n, one in alone.items()}
+    assert alone["a"].kl is alone["a"].top1 is None
+
+
+def test_a_token_that_is_ruled_out_adds_nothing():
+    dense, other = torch.tensor([[0.0, -math.inf, 1.0]]), torch.tensor([[1.0, -math.inf, 0.0]])
+    p = [1 / (1 + math.e), math.e / (1 + math.e)]
+    expected = p[0] * math.log(p[0] / p[1]) + p[1] * math.log(p[1] / p[0])
+    assert module._divergence(dense, other).item() == pytest.approx(expected)
+    gone = torch.tensor([[-math.inf, 0.0, 0.0]])
+    assert module._divergence(dense, gone).item() == math.inf
+
+
+def test_states_of_other_windows_or_another_vocabulary_are_refused():
+    loaded, windows = tiny_model(), {"": torch.stack(token_samples(2, 9))}
+    states = last_states(loaded, windows)
+    with pytest.raises(ModelError, match="of 2 windows, these are 1"):
+        perplexities(loaded, {"": windows[""][:1]}, against=states)
+    smaller = copy.deepcopy(loaded.model)
+    smaller.resize_token_embeddings(smaller.config.vocab_size + 8)
+    other = loaded_from(smaller, loaded.tokenizer)
+    with pytest.raises(ModelError, match="two vocabularies"):
+        perplexities(other, windows, against=states)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

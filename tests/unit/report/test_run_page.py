@@ -103,6 +103,9 @@ def test_figures_are_those_of_the_results():
     for client, share in results["agreement"]["clients"]["result"].items():
         assert f"{share:.2%}" in text, client
     assert f"{results['agreement']['pairwise']:.1%}" in text
+    close = text[text.index("Agreement with the dense model") :]
+    for value in ("0.1250", "75.0%", "0.1000", "80.0%"):
+        assert value in close
     worst = max(local["clients"], key=lambda name: local["clients"][name])
     rows = re.split("One client alone, worst", text)[1].split("Federated")[0]
     assert worst.split("'")[1] in rows if "'" in worst else worst in rows

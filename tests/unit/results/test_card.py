@@ -139,3 +139,10 @@ def test_a_card_that_cannot_be_written_is_a_warning(tmp_path, caplog):
     with caplog.at_level("WARNING", "flwr"):
         write_card(tmp_path / "missing" / "file", config, {})
     assert "card could not be written" in caplog.text
+
+
+def test_it_says_how_close_the_model_stays():
+    assert "KL" not in card().text
+    close = {"news": {"pruned": {"kl": 0.25, "top1": 0.75}}}
+    text = model_card(config_from_overrides([]), RESULTS | {"fidelity": close}).text
+    assert "| news | 0.2500 | 75.0% |" in text and "KL, federated" in text

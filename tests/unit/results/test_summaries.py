@@ -4,7 +4,13 @@ import math
 
 import pytest
 
-from fedprune.results.perplexity import GEOMETRIC_MEAN, WORST, WORST_RISE, summaries
+from fedprune.results.perplexity import (
+    GEOMETRIC_MEAN,
+    WORST,
+    WORST_RISE,
+    fidelity_table,
+    summaries,
+)
 
 
 def values(dense, pruned, centralized=None, **clients):
@@ -58,3 +64,30 @@ def test_a_model_without_a_figure_everywhere_has_none(missing):
 def test_a_client_that_is_missing_on_one_data_set_has_none():
     found = summaries({"x": values(2.0, 3.0, a=1.0, b=2.0), "y": values(2.0, 3.0, a=4.0)})
     assert found[GEOMETRIC_MEAN]["local_only"]["clients"] == {"a": 2.0, "b": None}
+
+
+def close(kl, top1):
+    return {"kl": kl, "top1": top1}
+
+
+def test_agreement_has_a_row_a_data_set_their_mean_and_the_worst_of_each_figure():
+    found = {
+        "code": {"pruned": close(0.5, 0.25), "centralized": close(0.25, 0.5)},
+        "law": {"pruned": close(0.1, 0.75), "centralized": close(None, 0.5)},
+    }
+    header, rows = fidelity_table(found)
+    assert header == [
+        "data set",
+        "KL, federated",
+        "same top token, federated",
+        "KL, centralised",
+        "same top token, centralised",
+    ]
+    assert rows == [
+        ["code", "0.5000", "25.0%", "0.2500", "50.0%"],
+        ["law", "0.1000", "75.0%", "–", "50.0%"],
+        ["mean", "0.3000", "50.0%", "–", "50.0%"],
+        [WORST, "0.5000", "25.0%", "–", "50.0%"],
+    ]
+    only = {"law": {"pruned": close(0.1, 0.75)}}
+    assert fidelity_table(only)[1] == [["law", "0.1000", "75.0%"]]

@@ -90,6 +90,12 @@ def test_missing_baselines_stay_empty() -> None:
     assert "" in line
 
 
+def test_agreement_with_the_dense_model_has_columns():
+    found = results() | {"fidelity": {"text": {"pruned": {"kl": 0.25, "top1": 0.5}}}}
+    row = make_row(Outcome({}, found, None))
+    assert (row["fidelity.text.pruned.kl"], row["fidelity.text.pruned.top1"]) == (0.25, 0.5)
+
+
 def test_csv_reads_back() -> None:
     rows = [
         make_row(Outcome({"k": 'a,"b"'}, results(), None)),

@@ -32,6 +32,17 @@ def test_a_perplexity_that_is_no_number_is_told():
     assert "no_number" not in results()["perplexity"]["text"]
 
 
+def test_agreement_with_the_dense_model():
+    close = {"kl": 0.125, "top1": 0.5}
+    found = {name: {"pruned": close} for name in ("[a]", "b")}
+    text = plain_table(results() | {"fidelity": found})
+    lines = [line.replace("│", " ").split() for line in text.splitlines()]
+    for name in ("[a]", "b", "mean"):
+        assert [name, "0.1250", "50.0%"] in lines
+    assert "agreement with the dense model" in text
+    assert "agreement with the dense" not in plain_table(results())
+
+
 def test_nobody_measured():
     figures = own_text_figures({}, {"a": "gone"})
     text = plain_table(results() | {"federated_evaluation": figures})

@@ -156,4 +156,6 @@ def test_final_figures_are_numbers_of_all_clients_together():
     assert found["perplexity/news/local_worst"] == 3.0 and found["agreement"] == 0.9
     assert "perplexity/news/pruned" not in found  # infinite
     assert not any("site" in name for name in found)
+    close = {"fidelity": {"text": {"pruned": {"kl": 0.25, "top1": 0.5}}}}
+    assert final_figures(RESULTS | close)["kl/text/pruned"] == 0.25
     assert final_figures(RESULTS | {"agreement": None}).get("agreement") is None
