@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -47,6 +48,8 @@ _LAST = re.compile(r"num_kv_shared_layers")
 _OTHER = re.compile(
     r".*_token_ids?|architectures|id2label|label2id|(rope|loss|quantization|vision|audio)_.*"
 )
+# Keys that code looks for although configurations need not have them; whether it does, shapes show.
+_OPTIONAL = ("head_dim",)
 _NUMBER = re.compile(r".*(layer|block).*|.*(idx|index)")
 
 
@@ -92,8 +95,9 @@ def check_reshape(model: LoadedModel, reshape: Reshape) -> PreTrainedModel:
             f"one, got {list(kept)}. Remove fewer blocks."
         )
     decoder = model.model
-    config = _new_config(decoder.config, total, kept, reshape.config)
     try:
+        with readable_errors(model.path):
+            config = _new_config(decoder.config, total, kept, reshape.config)
         with readable_errors(model.path), init_empty_weights(), no_init_weights():
             new: PreTrainedModel = type(decoder)._from_config(config, dtype=decoder.dtype)
     except ModelError as error:
@@ -110,6 +114,49 @@ def check_reshape(model: LoadedModel, reshape: Reshape) -> PreTrainedModel:
         if problem:
             raise _refused(model, f"block {old}, as number {number}, would have {problem}")
     return new
+
+
+def check_shapes(model: LoadedModel, reshape: Reshape) -> None:
+    """Raise ``ModelError`` if tensors come out in other shapes than the new architecture's.
+
+    No weight is read: `reshape.tensors` gets tensors without data, and may not ask for any.
+    """
+    new = check_reshape(model, reshape)
+    wanted, missing = new.state_dict(), set(new.state_dict()) - set(tied_names(new))
+    state, tied = model.model.state_dict(), tied_names(model.model)
+    for name, target in _targets(model, reshape):
+        if name in tied:
+            continue
+        left = reshape.tensors(name, torch.empty(state[name].shape, device="meta"))
+        if left is not None:
+            _check_fits(model, name, left, wanted.get(target))
+            missing.discard(target)
+    _check_all_made(model, missing)
+
+
+def _targets(model: LoadedModel, reshape: Reshape) -> Iterator[tuple[str, str]]:
+    """Yield the name of every tensor that remains, and its new one."""
+    prefix = f"{model.layout.prefix}."
+    moved = {old: new for new, old in enumerate(_kept(model, reshape))}
+    for name in model.model.state_dict():
+        number, _, inside = name.removeprefix(prefix).partition(".")
+        if not name.startswith(prefix):
+            yield name, name
+        elif int(number) in moved:
+            yield name, f"{prefix}{moved[int(number)]}.{inside}"
+
+
+def _check_fits(model: LoadedModel, name: str, left: Tensor, place: Tensor | None) -> None:
+    if place is None or place.shape != left.shape:
+        expected = "no such tensor" if place is None else tuple(place.shape)
+        raise _refused(
+            model, f"`{name}` has shape {tuple(left.shape)}, it expects {expected} there"
+        )
+
+
+def _check_all_made(model: LoadedModel, missing: set[str]) -> None:
+    if missing:
+        raise _refused(model, f"it expects {', '.join(sorted(missing)[:3])}, which nothing made")
 
 
 def export_reshaped(
@@ -212,7 +259,7 @@ def _new_config(
         inside = table
         for name in tables:
             inside = inside.get(name) or {}
-        if last not in inside:
+        if last not in inside and last not in _OPTIONAL:
             raise ModelError(
                 f"The configuration of {type(config).__name__} has no `{key}`: this size of the "
                 "model follows from others and cannot change by itself. Remove other units."
@@ -298,11 +345,7 @@ def _write_weights(
         left = reshape.tensors(name, tensor)
         if left is None:
             return {}
-        if target not in wanted or tuple(wanted[target].shape) != tuple(left.shape):
-            expected = tuple(wanted[target].shape) if target in wanted else "no such tensor"
-            raise _refused(
-                model, f"`{name}` has shape {tuple(left.shape)}, it expects {expected} there"
-            )
+        _check_fits(model, name, left, wanted.get(target))
         missing.discard(target)
         return {_stored(model, name, target): left.contiguous()}
 
@@ -318,8 +361,7 @@ def _write_weights(
             if inside + name in state and inside + name not in tied:
                 left |= add(inside + name, there + name, tensor)
         shards.add(left)
-    if missing:
-        raise _refused(model, f"it expects {', '.join(sorted(missing)[:3])}, which nothing made")
+    _check_all_made(model, missing)
     shards.close()
     return _parameters(model.model), _parameters(new)
 

@@ -1,0 +1,147 @@
+"""The smaller model that a model with units of zeros is: the same outputs, narrower matrices.
+
+Which key of a configuration says how many units there are is found by trying too: of those that
+have the right number now, the one that makes all matrices come out right.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedprune.errors import ModelError
+from fedprune.models.changes import Changes
+from fedprune.models.loading import LoadedModel
+from fedprune.models.reshape import Reshape, check_shapes
+from fedprune.pruning.units import Units
+from fedprune.wire.changes import mask_of
+
+_UNSET = ("n_inner", "ffn_hidden_size")  # widths that follow from others until they are given
+
+
+def narrowed_config(model: LoadedModel, units: Units, kept: int) -> dict[str, object]:
+    """Return the keys of a model's configuration, and their values, that leave fewer units.
+
+    Parameters
+    ----------
+    model : LoadedModel
+        The dense model; no weight of it is read.
+    units : Units
+        Those of every block.
+    kept : int
+        How many remain in each.
+
+    Raises
+    ------
+    ModelError
+        If the architecture has no such shape: saying what its matrices would be instead.
+    """
+    problem: ModelError | None = None
+    every = {block: np.arange(kept) for block in range(len(model.layout.blocks))}
+    for values in _candidates(model, units, kept):
+        try:
+            check_shapes(model, _reshape(model, units, values, every))
+            return values
+        except ModelError as error:
+            problem = problem or error
+    why = str(problem) if problem else "no key of its configuration says how many there are."
+    raise ModelError(
+        f"{type(model.model).__name__} cannot have {kept} units in front of `{units.linear}` where "
+        f"it has {units.count}, so that nothing would load the result: {why} Use strategy=depth, "
+        "or an unstructured pruner."
+    )
+
+
+def compacted(
+    model: LoadedModel, units: Units, values: Mapping[str, object], changes: Changes
+) -> Reshape:
+    """Return how a model loses the units that its changes made zeros of.
+
+    Parameters
+    ----------
+    model : LoadedModel
+        The dense model.
+    units : Units
+        Those of every block.
+    values : Mapping[str, object]
+        From :func:`narrowed_config`.
+    changes : Mapping[int, Mapping[str, Change]]
+        What :meth:`fedprune.pruning.structured.StructuredPruner.prune_units` made of each block.
+    """
+    return _reshape(model, units, values, _Kept(units, changes))
+
+
+class _Kept(Mapping[int, NDArray[np.int64]]):
+    """Block -> the units that remain in it; looked up in the changes one block at a time."""
+
+    def __init__(self, units: Units, changes: Changes) -> None:
+        self._units, self._changes = units, changes
+        self._last: tuple[int, NDArray[np.int64]] | None = None
+
+    def __getitem__(self, block: int) -> NDArray[np.int64]:
+        if self._last is None or self._last[0] != block:
+            mask = mask_of(self._changes[block][self._units.linear]).to_bool()
+            self._last = block, np.flatnonzero(mask.any(0)[self._units.columns].any(1))
+        return self._last[1]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._changes)
+
+    def __len__(self) -> int:
+        return len(self._changes)
+
+
+def _candidates(model: LoadedModel, units: Units, kept: int) -> Iterator[dict[str, object]]:
+    """Yield what may be the keys, the most telling first."""
+    config = model.model.config.get_text_config()
+    table = config.to_dict()
+    if units.size == 1:
+        own = [key for key, value in table.items() if value == units.count and type(value) is int]
+        for key in sorted(own, key=lambda key: ("inter" not in key and "ffn" not in key, key)):
+            yield {key: kept}
+        for key in (one for one in _UNSET if one in table and table[one] is None):
+            yield {key: kept}
+        return
+    heads, shared = config.num_attention_heads, units.count
+    if heads % shared:
+        return
+    sizes: dict[str, object] = {"num_attention_heads": heads // shared * kept}
+    grouped = getattr(config, "num_key_value_heads", None)
+    if grouped is not None:
+        sizes["num_key_value_heads"] = grouped * kept // shared
+    yield {**sizes, "head_dim": units.size // (heads // shared)}
+    yield sizes
+
+
+def _reshape(
+    model: LoadedModel,
+    units: Units,
+    values: Mapping[str, object],
+    kept: Mapping[int, NDArray[np.int64]],
+) -> Reshape:
+    prefix, refs = f"{model.layout.prefix}.", model.layout.linears(0)
+    outputs = {refs[name].key: (name, rows) for name, rows in units.producers.items()}
+    biases = {f"{name}.bias": rows for name, rows in units.producers.items()}
+    after = refs[units.linear]
+
+    def cut(name: str, tensor: Tensor) -> Tensor:
+        number, _, inside = name.removeprefix(prefix).partition(".")
+        if not name.startswith(prefix) or inside not in {after.key, *outputs, *biases}:
+            return tensor
+        numbers = kept[int(number)]
+        if inside == after.key:
+            return after.orient(after.orient(tensor)[:, _chosen(units.columns, numbers)])
+        if inside in biases:
+            return tensor[_chosen(biases[inside], numbers)]
+        linear, rows = outputs[inside]
+        ref = refs[linear]
+        return ref.orient(ref.orient(tensor)[_chosen(rows, numbers)])
+
+    return Reshape(config=values, tensors=cut)
+
+
+def _chosen(places: NDArray[np.int64], numbers: NDArray[np.int64]) -> Tensor:
+    """Return the rows or columns of some units, in the order in which they are stored."""
+    return torch.from_numpy(np.sort(places[numbers].reshape(-1)))
