@@ -38,19 +38,16 @@ def narrowed_config(model: LoadedModel, units: Units, kept: int) -> dict[str, ob
     ModelError
         If the architecture has no such shape: saying what its matrices would be instead.
     """
-    problem: ModelError | None = None
-    every = {block: np.arange(kept) for block in range(len(model.layout.blocks))}
-    for values in _candidates(model, units, kept):
-        try:
-            check_shapes(model, _reshape(model, units, values, every))
-            return values
-        except ModelError as error:
-            problem = problem or error
-    why = str(problem) if problem else "no key of its configuration says how many there are."
+    found, why = _loadable(model, units, kept)
+    if found is not None:
+        return found
+    others = (*range(kept - 1, 0, -1), *range(kept + 1, units.count)) if units.size > 1 else ()
+    other = next((one for one in others if _loadable(model, units, one)[0] is not None), None)
     raise ModelError(
         f"{type(model.model).__name__} cannot have {kept} units in front of `{units.linear}` where "
-        f"it has {units.count}, so that nothing would load the result: {why} Use strategy=depth, "
-        "or an unstructured pruner."
+        f"it has {units.count}, so that nothing would load the result: {why} "
+        + ("" if other is None else f"It can have {other}: sparsity={1 - other / units.count:g}. ")
+        + "Or use strategy=depth, or an unstructured pruner."
     )
 
 
@@ -83,7 +80,8 @@ class _Kept(Mapping[int, NDArray[np.int64]]):
     def __getitem__(self, block: int) -> NDArray[np.int64]:
         if self._last is None or self._last[0] != block:
             mask = mask_of(self._changes[block][self._units.linear]).to_bool()
-            self._last = block, np.flatnonzero(mask.any(0)[self._units.columns].any(1))
+            living = np.asarray(mask.any(axis=0))
+            self._last = block, np.flatnonzero(living[self._units.columns].any(axis=1))
         return self._last[1]
 
     def __iter__(self) -> Iterator[int]:
@@ -91,6 +89,19 @@ class _Kept(Mapping[int, NDArray[np.int64]]):
 
     def __len__(self) -> int:
         return len(self._changes)
+
+
+def _loadable(model: LoadedModel, units: Units, kept: int) -> tuple[dict[str, object] | None, str]:
+    """Return the keys that leave so many units, or None and why there are none."""
+    why = ""
+    every = {block: np.arange(kept) for block in range(len(model.layout.blocks))}
+    for values in _candidates(model, units, kept):
+        try:
+            check_shapes(model, _reshape(model, units, values, every))
+            return values, ""
+        except ModelError as error:
+            why = why or str(error)
+    return None, why or "no key of its configuration says how many there are."
 
 
 def _candidates(model: LoadedModel, units: Units, kept: int) -> Iterator[dict[str, object]]:

@@ -145,6 +145,16 @@ def tiny_model(family: str = "llama", dtype: torch.dtype = torch.float32) -> Loa
     return loaded_from(model, tiny_tokenizer(), f"tiny-{family}")
 
 
+def made_of(config: hf.PreTrainedConfig) -> LoadedModel:
+    """Return a decoder of any configuration, every parameter random."""
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        model: PreTrainedModel = hf.AutoModelForCausalLM.from_config(config)
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    return loaded_from(model, tiny_tokenizer(), "made")
+
+
 def tiny_tokenizer(eos: str | None = "</s>") -> PreTrainedTokenizerFast:
     """Return a tokenizer that knows the words ``w3`` to ``w99``, whose ids are their numbers."""
     special = {"<pad>": 0, "<s>": 1, "</s>": 2}

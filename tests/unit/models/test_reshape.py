@@ -17,21 +17,12 @@ from fedprune.wire.changes import SparseWeight
 from fedprune.wire.masks import BitMask
 from tests.support.architectures import (
     FAMILIES,
+    made_of,
     tiny_config,
     tiny_model,
     tiny_tokenizer,
     token_samples,
 )
-
-
-def made_of(config):
-    """A loaded tiny model of any configuration, every parameter random."""
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config)
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
-    return loaded_from(model, tiny_tokenizer(), "made")
 
 
 def deep(family, blocks=5, **more):

@@ -9,10 +9,10 @@ from fedprune.errors import ModelError
 from fedprune.models.changes import changed_tensors
 from fedprune.models.reshape import export_reshaped
 from fedprune.pruning.compaction import compacted, narrowed_config
-from fedprune.pruning.structured import StructuredPruner
 from fedprune.pruning.statistics import MomentStatistics
+from fedprune.pruning.structured import StructuredPruner
 from fedprune.pruning.units import find_units
-from tests.support.architectures import FAMILIES, tiny_model, token_samples
+from tests.support.architectures import FAMILIES, made_of, tiny_config, tiny_model, token_samples
 
 _FFN = [family for family in FAMILIES if family != "bloom"]
 _HEADS = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi"]
@@ -55,14 +55,14 @@ def test_the_folder_says_what_the_zeros_say(tmp_path, family, structure):
     loaded = tiny_model(family)
     changes, reshape = shrunk(loaded, structure)
     export_reshaped(loaded, changes, reshape, tmp_path / "model")
-    again, info = AutoModelForCausalLM.from_pretrained(
-        tmp_path / "model", output_loading_info=True
-    )
+    again, info = AutoModelForCausalLM.from_pretrained(tmp_path / "model", output_loading_info=True)
     assert not any(info.values())
     (sample,) = token_samples(1, 16)
     with torch.no_grad():
         found = again(input_ids=sample[None]).logits
-    torch.testing.assert_close(found, simulated(loaded, changes, sample[None]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        found, simulated(loaded, changes, sample[None]), rtol=1e-4, atol=1e-4
+    )
     fewer = sum(one.numel() for one in again.parameters())
     assert fewer < sum(one.numel() for one in loaded.model.parameters())
 
@@ -89,3 +89,15 @@ def test_shapes_that_an_architecture_cannot_have_are_refused_with_the_reason(
     units = find_units(loaded, structure)
     with pytest.raises(ModelError, match=why):
         narrowed_config(loaded, units, units.count - 1)
+
+
+def test_a_number_of_heads_that_can_be_loaded_is_named():
+    loaded = tiny_model("phi")  # MHA of four
+    units = find_units(loaded, "heads")
+    assert narrowed_config(loaded, units, 3)["num_attention_heads"] == 3
+    config = tiny_config("llama")
+    loaded = made_of(config.from_dict(config.to_dict() | {"num_key_value_heads": 4}))
+    with pytest.raises(
+        ModelError, match=r"multiple of .* heads \(3\)\. .*It can have 2: sparsity=0\.5"
+    ):
+        narrowed_config(loaded, find_units(loaded, "heads"), 3)

@@ -6,19 +6,15 @@ import torch
 import transformers as hf
 
 from fedprune.errors import ModelError
-from fedprune.models.loading import loaded_from
 from fedprune.pruning.units import find_units
-from tests.support.architectures import FAMILIES, tiny_config, tiny_model, tiny_tokenizer
+from tests.support.architectures import (
+    FAMILIES,
+    made_of,
+    tiny_config,
+    tiny_model,
+)
 
 _GATED = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3")
-
-
-def made_of(config):
-    model = hf.AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():  # no initial value may be zero
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return loaded_from(model, tiny_tokenizer(), "made")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
