@@ -1,0 +1,337 @@
+"""The experts of a mixture: where they are, what belongs to each, and the model with fewer of them.
+
+Nothing here knows a family. Experts are the modules that the library itself calls with what a
+router chose (``use_experts_implementation`` marks their classes). What has a part for each of them,
+their weights and biases, rows of the router, its correction biases, is what comes out in another
+size when the architecture is built with fewer; and the key of the configuration that counts them is
+the one that does this.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from fedprune.errors import ModelError
+from fedprune.models.loading import LoadedModel
+from fedprune.models.reshape import Reshape, check_reshape
+
+_FLAGS = ("has_gate", "has_bias", "is_transposed", "is_concatenated")
+# Weights of all experts in one parameter: expert, output, input, or the last two the other way.
+_FUSED = 3
+
+Keep = Mapping[int, tuple[int, ...]]
+"""Block -> the experts that remain, ascending; only of blocks that have experts."""
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The experts that a router chooses among.
+
+    Attributes
+    ----------
+    name : str
+        Path inside the block, ``mlp.experts`` for instance.
+    module : nn.Module
+        What is called as ``experts(hidden_states, top_k_index, top_k_weights)``.
+    count : int
+        How many there are.
+    """
+
+    name: str
+    module: nn.Module
+    count: int
+
+
+def find_experts(block: nn.Module) -> Experts | None:
+    """Return the experts of a block, None where it has none.
+
+    Raises
+    ------
+    ModelError
+        If it has several mixtures, or experts that are not stored together.
+    """
+    found = [
+        Experts(name, module, _count(name, module))
+        for name, module in block.named_modules()
+        if _is_mixture(module)
+    ]
+    if len(found) > 1:
+        names = ", ".join(f"`{one.name}`" for one in found)
+        raise ModelError(
+            f"A block of {type(block).__name__} has several mixtures of experts, {names}, of which "
+            "each has its own router. Prune weights instead: strategy=fedstats."
+        )
+    return found[0] if found else None
+
+
+def _is_mixture(module: nn.Module) -> bool:
+    """Whether the library calls a module with what a router chose."""
+    return hasattr(module, "_apply_gate") and all(hasattr(module, flag) for flag in _FLAGS)
+
+
+def _count(name: str, module: nn.Module) -> int:
+    counts = {len(p) for p in module.parameters(recurse=False) if p.dim() == _FUSED}
+    if len(counts) != 1:
+        raise ModelError(
+            f"The experts in `{name}` ({type(module).__name__}) are not stored together, so that "
+            "it cannot be told how many there are. Prune weights instead: strategy=fedstats."
+        )
+    return counts.pop()
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What a model says of its experts.
+
+    Attributes
+    ----------
+    experts : Mapping[int, int]
+        Block -> how many experts it has, of blocks that have any.
+    groups : int
+        Parts of equal size into which the router divides them; 1: it chooses among all.
+    open_groups : int
+        In how many of these a token's experts are.
+    """
+
+    experts: Mapping[int, int]
+    groups: int
+    open_groups: int
+
+    @property
+    def count(self) -> int:
+        """How many experts a block has; the same in all."""
+        return next(iter(self.experts.values()))
+
+    def most_dropped(self, top_k: int) -> int:
+        """Return how many experts of a block can go at most, where a token needs ``top_k``.
+
+        Each group loses the same number. A router that chooses among groups compares the sums of
+        the best two of each, and takes all that a token needs from those that it opens.
+        """
+        size = self.count // self.groups
+        if self.groups == 1:
+            return max(self.count - top_k, 0)
+        least = max(-(-top_k // self.open_groups), min(size, 2))
+        return max(size - least, 0) * self.groups
+
+
+def find_mixture(model: LoadedModel) -> Mixture:
+    """Return what a model's blocks and configuration say of its experts.
+
+    Raises
+    ------
+    ModelError
+        If it has none that can be reached, or other numbers of them in other blocks.
+    """
+    kind, found = type(model.model).__name__, {}
+    for index, block in enumerate(model.layout.blocks):
+        experts = find_experts(block)
+        if experts is not None:
+            found[index] = experts.count
+            _check_routed(f"{model.layout.prefix}.{index}", block, experts)
+    if not found:
+        raise ModelError(
+            f"{kind} has no experts that can be reached: it is dense, or calls its experts in a "
+            "way of its own. Prune its weights (strategy=fedstats) or blocks, or set `model.path` "
+            "to a mixture of experts."
+        )
+    if len(set(found.values())) > 1:
+        raise ModelError(
+            f"The blocks of {kind} have {', '.join(map(str, sorted(set(found.values()))))} "
+            "experts; one number is taken from all. Prune weights instead: strategy=fedstats."
+        )
+    count = next(iter(found.values()))
+    groups, opened = router_groups(model.model.config)
+    if count % groups or not 1 <= opened <= groups:
+        raise ModelError(
+            f"The configuration of {kind} divides {count} experts into `n_group` {groups}, of "
+            f"which `topk_group` {opened} are open to a token. Give the model's own configuration."
+        )
+    return Mixture(found, groups, opened)
+
+
+def router_groups(config: PreTrainedConfig) -> tuple[int, int]:
+    """Return into how many groups a router divides experts, and to how many a token may go."""
+    text = config.get_text_config()
+    groups = getattr(text, "n_group", None) or 1
+    return groups, getattr(text, "topk_group", None) or groups
+
+
+def _check_routed(where: str, block: nn.Module, experts: Experts) -> None:
+    """Refuse experts beside which a table says which token goes to which of them."""
+    beside = experts.name.rpartition(".")[0]
+    for name, tensor in block.state_dict().items():
+        if name.startswith(beside) and not tensor.is_floating_point():
+            raise ModelError(
+                f"`{where}.{name}` holds whole numbers: where a table sends tokens to experts, "
+                "none can go. Prune weights instead: strategy=fedstats."
+            )
+
+
+def without_experts(model: LoadedModel, keep: Keep) -> Reshape:
+    """Return the shape of a model with some of its experts.
+
+    Parameters
+    ----------
+    model : LoadedModel
+        The dense model.
+    keep : Mapping[int, tuple of int]
+        Every block with experts -> those that remain, ascending.
+
+    Returns
+    -------
+    Reshape
+        To be written by :func:`fedprune.models.reshape.export_reshaped`.
+
+    Raises
+    ------
+    ModelError
+        If no key of the configuration counts the experts, or none can say what is asked.
+    """
+    mixture = find_mixture(model)
+    kept = _check_keep(mixture, keep)
+    for key, value in _candidates(model, mixture, kept):
+        dims = _cut_dimensions(model, mixture, Reshape({key: value}), kept)
+        if dims is not None:
+            cut = _Cut(model.layout.prefix, mixture.count, keep, dims)
+            return Reshape({key: value}, tensors=cut)
+    raise ModelError(
+        f"No key of the configuration of {type(model.model).__name__} makes a model with {kept} "
+        f"experts in place of {mixture.count}: transformers would not load it. Prune weights "
+        "instead: strategy=fedstats."
+    )
+
+
+def _check_keep(mixture: Mixture, keep: Keep) -> int:
+    """Return how many experts remain in each block; ``ModelError`` unless some do, and as many."""
+    for block, count in mixture.experts.items():
+        kept = keep.get(block, ())
+        if not kept or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= count:
+            raise ModelError(
+                f"The experts of block {block} that remain must be some of 0 to {count - 1} in "
+                f"ascending order, at least one, got {list(kept)}."
+            )
+    extra = [block for block in keep if block not in mixture.experts]
+    if extra:
+        raise ModelError(f"Block {extra[0]} has no experts of which some could remain.")
+    counts = sorted({len(kept) for kept in keep.values()})
+    if len(counts) > 1:
+        raise ModelError(
+            f"{' and '.join(map(str, counts))} experts cannot remain in different blocks: a "
+            "configuration holds one number for all. Keep the same number in each."
+        )
+    return counts[0]
+
+
+def _candidates(model: LoadedModel, mixture: Mixture, kept: int) -> list[tuple[str, Any]]:
+    """Return keys of the configuration that may count the experts, each with its new value.
+
+    Those that speak of experts come first; a build with each shows which one it is.
+    """
+    found: list[tuple[str, Any]] = []
+    for key, value in _plain_values(model.model.config.get_text_config().to_dict()):
+        if type(value) is int and value == mixture.count:
+            found.append((key, kept))
+        elif isinstance(value, list) and value and all(one == mixture.count for one in value):
+            found.append((key, [kept] * len(value)))
+    return sorted(found, key=lambda entry: "expert" not in entry[0])
+
+
+def _plain_values(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _plain_values(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _cut_dimensions(
+    model: LoadedModel, mixture: Mixture, reshape: Reshape, kept: int
+) -> dict[str, int] | None:
+    """Return which dimension of which tensor counts experts; None if it is another key."""
+    try:
+        new = check_reshape(model, reshape)
+    except (ModelError, StrictDataclassError, TypeError, ValueError):  # not what the key is for
+        return None
+    old, wanted = model.model.state_dict(), new.state_dict()
+    dims: dict[str, int] = {}
+    for name, tensor in old.items():
+        after = tuple(wanted[name].shape) if name in wanted else None
+        if after == tuple(tensor.shape):
+            continue
+        block = _block_of(name, model.layout.prefix)
+        if after is None or block not in mixture.experts:
+            return None
+        dim = _resized(tuple(tensor.shape), after, mixture.count, kept)
+        if dim is None:
+            return None
+        dims[name] = dim
+    return dims if _cuts_all(model, mixture, dims) else None
+
+
+def _resized(before: tuple[int, ...], after: tuple[int, ...], count: int, kept: int) -> int | None:
+    """Return the one dimension that went from a multiple of ``count`` to that of ``kept``."""
+    if len(before) != len(after):
+        return None
+    changed = [dim for dim in range(len(before)) if before[dim] != after[dim]]
+    (dim,) = changed if len(changed) == 1 else (None,)
+    if dim is None or before[dim] % count or after[dim] != before[dim] // count * kept:
+        return None
+    return dim
+
+
+def _cuts_all(model: LoadedModel, mixture: Mixture, dims: Mapping[str, int]) -> bool:
+    """Whether the weights of the experts of all blocks become fewer."""
+    for block in mixture.experts:
+        experts = find_experts(model.layout.blocks[block])
+        there = f"{model.layout.prefix}.{block}.{experts.name if experts else ''}"
+        for name, parameter in experts.module.named_parameters(recurse=False) if experts else ():
+            if parameter.dim() == _FUSED and dims.get(f"{there}.{name}") != 0:
+                return False
+    return True
+
+
+def _block_of(name: str, prefix: str) -> int | None:
+    found = re.match(rf"{re.escape(prefix)}\.(\d+)\.", name)
+    return int(found[1]) if found else None
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Leaves of each tensor what belongs to the experts that remain."""
+
+    prefix: str
+    count: int
+    keep: Keep
+    dims: Mapping[str, int]
+
+    def __call__(self, name: str, tensor: Tensor) -> Tensor:
+        block = _block_of(name, self.prefix)
+        if name not in self.dims or block is None:
+            return tensor
+        return parts_of(tensor, self.dims[name], self.count, self.keep[block])
+
+
+def parts_of(tensor: Tensor, dim: int, count: int, kept: Sequence[int]) -> Tensor:
+    """Return some of the equal parts of a tensor.
+
+    Parameters
+    ----------
+    tensor : Tensor
+        Any shape.
+    dim : int
+        The dimension that is divided into ``count`` parts of consecutive entries.
+    count : int
+        How many parts there are.
+    kept : Sequence[int]
+        Which remain, in their order.
+    """
+    shape = tuple(tensor.shape)
+    parts = tensor.reshape(*shape[:dim], count, shape[dim] // count, *shape[dim + 1 :])
+    return parts.index_select(dim, torch.tensor(kept)).flatten(dim, dim + 1)
