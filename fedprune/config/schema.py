@@ -246,6 +246,9 @@ class StrategyConfig(Choice):
         "layer_fraction": 1.0,
         "layer_resources": "equal",
         "decode": False,
+        "moments": "float32",
+        "bits_per_weight": None,
+        "max_width": None,
     }
 
     pools: ClassVar[bool] = False

@@ -160,7 +160,7 @@ class Aggregator(ABC, Generic[A, R]):
         taken under secure aggregation.
     """
 
-    sums_integers: ClassVar[bool] = False
+    sums_integers: bool = False
 
     @abstractmethod
     def check(self, payload: bytes, client: Contributor) -> A:
@@ -259,12 +259,16 @@ class BlockExchange(ABC):
         Whether blocks are pruned; else the dense model is walked through.
     shares_inputs : bool
         Whether the server must know which linears share an input.
+    together : bool
+        Whether a client is asked about all blocks in one message, since it keeps something from
+        block to block.
     """
 
     name: ClassVar[str] = "prune"
-    payload: ClassVar[str]
+    payload: str
     prunes: ClassVar[bool] = True
     shares_inputs: bool = False
+    together: bool = False
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config

@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Generic, TypeVar
 
-import torch
-
 from fedprune.errors import WireError
 from fedprune.methods.exchange import Aggregator, BlockTask, Contributor
 from fedprune.methods.state import CountedSums, Keepable
@@ -76,8 +74,7 @@ class ColumnAggregator(CountedSums, Aggregator[list[InputSums], R], Generic[R]):
         """Return linear -> pooled statistics; linears that share an input share the object."""
         found: dict[str, ColumnStatistics] = {}
         for linears, pool in self._pools.items():
-            sums, tokens = pool.result()
-            found |= dict.fromkeys(linears, ColumnStatistics(torch.from_numpy(sums), tokens))
+            found |= dict.fromkeys(linears, pool.statistic())
         return found
 
     def parts(self) -> dict[str, Keepable]:

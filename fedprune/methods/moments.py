@@ -11,10 +11,23 @@ from torch import Tensor
 
 from fedprune.config import RunConfig
 from fedprune.errors import QuorumError, WireError
-from fedprune.methods.sketches import InputShape, ranks_for_budget, rebuild, sketch_bits
+from fedprune.methods.sketches import (
+    InputShape,
+    eigen_sketch,
+    nystrom_sketch,
+    ranks_for_budget,
+    rebuild,
+    sketch_bits,
+)
 from fedprune.methods.state import Arrays, numbers
+from fedprune.pruning.statistics import (
+    ColumnStatistics,
+    MomentStatistics,
+    Statistic,
+    shared_inputs,
+)
 from fedprune.seeds import derive_seed
-from fedprune.wire.moments import Columns, InputMoments, Sketch
+from fedprune.wire.moments import Columns, InputMoments, Sketch, Triangle
 
 Form = Literal["float32", "float16", "eigen", "nystrom", "columns"]
 
@@ -137,6 +150,45 @@ def _ranks(
     return [next(ranks) if fits else 0 for fits in narrow]
 
 
+def input_moments(
+    config: RunConfig,
+    block: int,
+    statistics: Mapping[str, Statistic],
+    shapes: Mapping[str, tuple[int, int]],
+) -> list[InputMoments]:
+    """Return what a client tells of each distinct input of a block.
+
+    Parameters
+    ----------
+    config : RunConfig
+        As for :func:`plan_inputs`.
+    block : int
+        Index of the block.
+    statistics : Mapping[str, MomentStatistics]
+        Name of the linear -> what was recorded; shared inputs share the object.
+    shapes : Mapping[str, tuple[int, int]]
+        Name of the linear -> (d_out, d_in).
+    """
+    shared = dict(shared_inputs(statistics))
+    return [
+        InputMoments(plan.linears, shared[plan.linears].tokens, _body(plan, shared[plan.linears]))
+        for plan in plan_inputs(config, block, list(shared), shapes)
+    ]
+
+
+def _body(plan: InputPlan, known: Statistic) -> Triangle | Sketch | Columns:
+    if isinstance(known, ColumnStatistics):
+        return Columns(known.sum_squares.cpu().numpy())
+    if not isinstance(known, MomentStatistics):
+        raise RuntimeError("moments are sent as they were recorded.")
+    moments = known.moments.cpu()
+    if plan.form == "eigen":
+        return eigen_sketch(moments, plan.rank)
+    if plan.form == "nystrom":
+        return nystrom_sketch(moments, plan.rank, plan.seed)
+    return Triangle.from_matrix(moments.numpy(), "float16" if plan.form == "float16" else "float32")
+
+
 class MomentPool:
     """Running second moments of one input over clients, in float64.
 
@@ -188,13 +240,24 @@ class MomentPool:
         QuorumError
             If no client was added.
         """
-        if self._vectors is not None and self._diagonal is not None:
-            vectors = self._vectors.astype(np.float32)
-            sketch = Sketch(vectors, self._diagonal.astype(np.float32), "nystrom")
+        sketch = self.sketch()
+        if sketch is not None:
             return rebuild(sketch, self._seed), self._tokens
         if self._total is None:
             raise QuorumError("No client sent moments of this input, so there is nothing to pool.")
         return self._total.float(), self._tokens
+
+    @property
+    def tokens(self) -> int:
+        """The tokens that the sums stand for; unless pooled by tokens, one a client."""
+        return self._tokens
+
+    def sketch(self) -> Sketch | None:
+        """Return the sum of Nystrom sketches, of which the moments are rebuilt, else None."""
+        if self._vectors is None or self._diagonal is None:
+            return None
+        vectors, diagonal = self._vectors.astype(np.float32), self._diagonal.astype(np.float32)
+        return Sketch(vectors, diagonal, "nystrom")
 
     def state(self) -> Arrays:
         """Return the sums as arrays."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from fedprune.config import Pattern
 from fedprune.errors import ModelError
 from fedprune.models.transfer import Offer
+from fedprune.pruning.block_kinds import BlockSite
 from fedprune.pruning.groups import check_divides
 
 # InboxQuota for the headers of one linear's frame: name, shapes, counts, checksum.
@@ -33,6 +34,8 @@ class PublicModel:
         where no statistics are sent.
     offer : Offer, optional
         The model's files, where nodes that lack them get them from here.
+    sites : tuple of BlockSite
+        The blocks themselves; empty where nobody asks about whole blocks.
     """
 
     shapes: tuple[Mapping[str, tuple[int, int]], ...]
@@ -42,6 +45,7 @@ class PublicModel:
     weight: Callable[[int, str], Tensor]
     inputs: tuple[tuple[tuple[str, ...], ...], ...] = ()
     offer: Offer | None = None
+    sites: tuple[BlockSite, ...] = ()
 
     @property
     def num_blocks(self) -> int:

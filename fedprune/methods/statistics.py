@@ -4,8 +4,8 @@ A method of another package is this exchange and its words, where the statistic 
 come from that package too (see ``examples/plugin``).
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fedprune.config import RunConfig
 from fedprune.errors import WireError
 from fedprune.methods.exchange import (
+    Aggregator,
     Answer,
     BlockAggregator,
     BlockExchange,
@@ -31,6 +32,8 @@ from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.statistics import Statistic, StatisticKind, get_kind, shared_inputs
 from fedprune.wire.arrays import ArraySpec, decode_arrays, encode_arrays, most_bytes
 
+R = TypeVar("R")
+
 _TOKENS = "tokens"
 _MOST_TOKENS = (1 << 63) - 1
 
@@ -40,8 +43,7 @@ Inputs = Sequence[tuple[str, ...]]
 class StatisticExchange(BlockExchange):
     """Ask every client for the statistic that `pruner.name` needs, and prune on the sum.
 
-    A payload has, for each distinct input, the arrays of the kind and the number of tokens, named
-    by the first linear that reads it: ``self_attn.q_proj.digits``, ``self_attn.q_proj.tokens``.
+    A payload is what :func:`encode_statistic` makes.
     """
 
     payload = "sums"
@@ -59,54 +61,79 @@ class StatisticExchange(BlockExchange):
     def answer(self, walk: BlockWalk, spec: MaskSpec, local_prefix: bool) -> Answer:
         """Return this client's statistics of the block where a walk stands."""
         statistics = walk.collect(self.kind.name)
-        arrays: dict[str, NDArray[Any]] = {}
-        for linears, found in shared_inputs(statistics):
-            parts = {**self.kind.arrays(found), _TOKENS: np.array([found.tokens])}
-            arrays |= {f"{linears[0]}.{name}": part for name, part in parts.items()}
         own = {}
         if local_prefix:
             own = prune_on(walk, statistics, make_pruner(self.config.pruner), spec)
-        return Answer(encode_arrays(arrays), own)
-
-    def specs(self, width: int) -> dict[str, ArraySpec]:
-        """Return the arrays of an input of so many columns: name -> type and shape."""
-        empty = self.kind.start(width)
-        empty.add(torch.zeros(1, width))
-        arrays = self.kind.arrays(empty.close())
-        return {
-            **{name: ArraySpec(str(part.dtype), part.shape) for name, part in arrays.items()},
-            _TOKENS: ArraySpec("int64", (1,)),
-        }
-
-    def expected(
-        self, inputs: Inputs, shapes: Mapping[str, tuple[int, int]]
-    ) -> dict[str, ArraySpec]:
-        """Return the arrays of a block's payload: name -> type and shape."""
-        return {
-            f"{linears[0]}.{name}": spec
-            for linears in inputs
-            for name, spec in self.specs(shapes[linears[0]][1]).items()
-        }
+        return Answer(encode_statistic(self.kind, statistics), own)
 
     def most_bytes(self, model: PublicModel, block: int) -> int:
         """Return the most bytes that a client's statistics of a block can take."""
-        return most_bytes(self.expected(model.inputs[block], model.shapes[block]))
+        return most_bytes(expected(self.kind, model.inputs[block], model.shapes[block]))
 
     def aggregator(self, task: BlockTask) -> "StatisticAggregator":
         """Return empty sums for a block."""
         return StatisticAggregator(self, task)
 
 
-class StatisticAggregator(CountedSums, BlockAggregator[dict[str, Statistic]]):
-    """Adds up what clients know of each input and prunes the block on the sums."""
+def encode_statistic(kind: StatisticKind[Any], statistics: Mapping[str, Statistic]) -> bytes:
+    """Encode a client's statistics of a block, of any kind.
 
-    def __init__(self, exchange: StatisticExchange, task: BlockTask) -> None:
-        super().__init__(exchange, task)
-        self._inputs = task.model.inputs[task.block]
-        self._expected = exchange.expected(self._inputs, self.shapes)
+    They are, for each distinct input, the arrays of the kind and the number of tokens, named by
+    the first linear that reads it: ``self_attn.q_proj.digits``, ``self_attn.q_proj.tokens``.
+
+    Parameters
+    ----------
+    kind : StatisticKind
+        What was recorded.
+    statistics : Mapping[str, Statistic]
+        Name of the linear -> statistic; linears that share an input share the object.
+    """
+    arrays: dict[str, NDArray[Any]] = {}
+    for linears, found in shared_inputs(statistics):
+        parts = {**kind.arrays(found), _TOKENS: np.array([found.tokens])}
+        arrays |= {f"{linears[0]}.{name}": part for name, part in parts.items()}
+    return encode_arrays(arrays)
+
+
+def expected(
+    kind: StatisticKind[Any], inputs: Inputs, shapes: Mapping[str, tuple[int, int]]
+) -> dict[str, ArraySpec]:
+    """Return the arrays of a block's statistics: name -> type and shape."""
+    return {
+        f"{linears[0]}.{name}": spec
+        for linears in inputs
+        for name, spec in _specs(kind, shapes[linears[0]][1]).items()
+    }
+
+
+def _specs(kind: StatisticKind[Any], width: int) -> dict[str, ArraySpec]:
+    """Return the arrays of an input of so many columns: name -> type and shape."""
+    empty = kind.start(width)
+    empty.add(torch.zeros(1, width))
+    arrays = kind.arrays(empty.close())
+    return {
+        **{name: ArraySpec(str(part.dtype), part.shape) for name, part in arrays.items()},
+        _TOKENS: ArraySpec("int64", (1,)),
+    }
+
+
+class StatisticSums(CountedSums, Aggregator[dict[str, Statistic], R], Generic[R]):
+    """Adds up what clients know of each input; what it comes to is for subclasses to say.
+
+    Parameters
+    ----------
+    task : BlockTask
+        The block.
+    kind : StatisticKind
+        What clients send.
+    """
+
+    def __init__(self, task: BlockTask, kind: StatisticKind[Any]) -> None:
+        self.task = task
+        self._inputs, shapes = task.model.inputs[task.block], task.model.shapes[task.block]
+        self._expected = expected(kind, self._inputs, shapes)
         self._pools = {
-            linears[0]: StatisticPool(exchange.kind, self.shapes[linears[0]][1])
-            for linears in self._inputs
+            linears[0]: StatisticPool(kind, shapes[linears[0]][1]) for linears in self._inputs
         }
 
     def check(self, payload: bytes, client: Contributor) -> dict[str, Statistic]:
@@ -129,11 +156,25 @@ class StatisticAggregator(CountedSums, BlockAggregator[dict[str, Statistic]]):
             self._pools[name].add(found)
         self.clients += 1
 
-    def close(self) -> BlockResult:
-        """Prune the block on the pooled statistics."""
-        known = ((linears, self._pools[linears[0]].result()) for linears in self._inputs)
-        return self.pruned_on(known, make_pruner(self.exchange.config.pruner), self.clients)
+    def results(self) -> Iterator[tuple[tuple[str, ...], Statistic]]:
+        """Yield each input's linears and pooled statistic."""
+        for linears in self._inputs:
+            yield linears, self._pools[linears[0]].result()
 
     def parts(self) -> Mapping[str, Keepable]:
         """Return the sums of each input, by the first linear that reads it."""
         return self._pools
+
+
+class StatisticAggregator(StatisticSums[BlockResult], BlockAggregator[dict[str, Statistic]]):
+    """Adds up what clients know of each input and prunes the block on the sums."""
+
+    def __init__(self, exchange: StatisticExchange, task: BlockTask) -> None:
+        BlockAggregator.__init__(self, exchange, task)
+        StatisticSums.__init__(self, task, exchange.kind)
+
+    def close(self) -> BlockResult:
+        """Prune the block on the pooled statistics."""
+        return self.pruned_on(
+            self.results(), make_pruner(self.exchange.config.pruner), self.clients
+        )

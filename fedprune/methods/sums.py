@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from fedprune.errors import ConfigError, QuorumError, WireError
 from fedprune.methods.state import Arrays, numbers
-from fedprune.pruning.statistics import Statistic, StatisticKind
+from fedprune.pruning.statistics import ColumnStatistics, Statistic, StatisticKind
 from fedprune.wire.sums import LIMIT, ExactSums, InputSums
 
 _LARGEST = np.nextafter(np.float32(LIMIT), np.float32(0))
@@ -140,6 +141,11 @@ class SumsPool:
         if self._sums is None:
             raise QuorumError("No client sent sums of this input, so there is nothing to pool.")
         return self._sums.to_float32(), self._tokens
+
+    def statistic(self) -> ColumnStatistics:
+        """Return :meth:`result` as a statistic, with the sums before they were rounded."""
+        sums, tokens = self.result()
+        return ColumnStatistics(torch.from_numpy(sums), tokens, self._sums)
 
     def state(self) -> Arrays:
         """Return the sums as arrays."""

@@ -1,6 +1,9 @@
 """Walk through a model block by block on one client's samples, and prune it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -9,12 +12,38 @@ from fedprune.errors import FedpruneError, ModelError, WireError
 from fedprune.models.changes import Changes, Recalled
 from fedprune.models.device import explain_out_of_memory
 from fedprune.models.loading import LoadedModel
-from fedprune.models.walk import ModelWalk
+from fedprune.models.walk import HiddenStates, ModelWalk
+from fedprune.pruning.block_kinds import BlockKind, BlockSite
 from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.pruner import Pruner
 from fedprune.pruning.recorder import StatisticsRecorder
-from fedprune.pruning.statistics import NOTHING, Statistic, get_kind, shared_inputs
+from fedprune.pruning.statistics import (
+    NOTHING,
+    Arrays,
+    Statistic,
+    StatisticKind,
+    get_kind,
+    shared_inputs,
+)
 from fedprune.wire.changes import Change
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What was recorded of a block that ran dense.
+
+    Attributes
+    ----------
+    linears : Mapping[str, Mapping[str, Statistic]]
+        Kind -> name of the linear -> statistic; linears that read the same input share it.
+    block : Mapping[str, Arrays]
+        Kind of the whole block -> its arrays.
+    """
+
+    linears: Mapping[str, Mapping[str, Statistic]] = field(default_factory=dict)
+    block: Mapping[str, Arrays] = field(default_factory=dict)
 
 
 class BlockWalk(ModelWalk):
@@ -25,6 +54,22 @@ class BlockWalk(ModelWalk):
     (https://arxiv.org/abs/2306.11695) and FedPrLLM (https://arxiv.org/abs/2505.13547). Samples may
     be none for pruners that need no inputs.
     """
+
+    _outlook: HiddenStates | None = None  # what the current block returned, dense
+
+    def advance(self, changes: Mapping[str, Change]) -> None:
+        """Go on as `ModelWalk.advance`; a block that was observed need not run again dense."""
+        outlook, self._outlook = self._outlook, None
+        if outlook is None or changes:
+            super().advance(changes)
+        else:
+            self._hidden = outlook
+            self._leave_block()
+
+    def skip(self) -> None:
+        """Go on as `ModelWalk.skip`."""
+        self._outlook = None
+        super().skip()
 
     def full_name(self, linear: str) -> str:
         """Return the name in the whole model of one of the current block's linear maps."""
@@ -73,11 +118,6 @@ class BlockWalk(ModelWalk):
         if kind == NOTHING:
             return {}
         recorded = get_kind(kind)
-        if not self._hidden:
-            raise ModelError(
-                f"There are no calibration inputs for block {self.position}. Raise "
-                "`pruner.num_calibration_samples`, or use `pruner=magnitude`, which needs none."
-            )
         linears = self.model.layout.linears(self.position)
 
         def run() -> dict[str, Statistic]:
@@ -86,6 +126,67 @@ class BlockWalk(ModelWalk):
                     pass  # the outputs of the dense block are of no use
                 return recorder.statistics()
 
+        return self._recorded(run)
+
+    def observe(
+        self,
+        linears: Sequence[StatisticKind[Any]],
+        blocks: Sequence[BlockKind] = (),
+        kept: MutableMapping[str, Any] | None = None,
+        max_width: int | None = None,
+    ) -> Observed:
+        """Run the current block dense, once, and record several statistics.
+
+        The walk can then :meth:`advance` without changes at no further cost.
+
+        Parameters
+        ----------
+        linears : Sequence[StatisticKind]
+            What to record of the inputs of linear maps.
+        blocks : Sequence[BlockKind]
+            What to record of the block itself.
+        kept : MutableMapping, optional
+            What those keep from block to block.
+        max_width : int or None
+            As for :meth:`collect`.
+
+        Raises
+        ------
+        ModelError
+            As :meth:`collect`.
+        """
+        refs = self.model.layout.linears(self.position)
+        site, last = BlockSite.of(self.model, self.position), self.blocks_left == 1
+        carried: MutableMapping[str, Any] = {} if kept is None else kept
+
+        def run() -> tuple[Observed, HiddenStates | None]:
+            states = None if last else HiddenStates(self._memory)
+            with ExitStack() as stack:
+                recorders = {
+                    kind.name: stack.enter_context(StatisticsRecorder(refs, kind, max_width))
+                    for kind in linears
+                }
+                recordings = {kind.name: kind.start(site, carried) for kind in blocks}
+                for recording in recordings.values():
+                    for handle in recording.hooks():
+                        stack.callback(handle.remove)
+                for output in self._outputs(self._tensors()):
+                    if states is not None:
+                        states.append(output)
+                found = {name: recorder.statistics() for name, recorder in recorders.items()}
+                arrays = {name: recording.close() for name, recording in recordings.items()}
+                return Observed(found, arrays), states
+
+        observed, self._outlook = self._recorded(run)
+        return observed
+
+    def _recorded(self, run: Callable[[], T]) -> T:
+        """Return what a pass over all samples finds, its errors explained."""
+        if not self._hidden:
+            raise ModelError(
+                f"There are no calibration inputs for block {self.position}. Raise "
+                "`pruner.num_calibration_samples`, or use `pruner=magnitude`, which needs none."
+            )
         try:
             with self._explained("collecting statistics of"):
                 return self._retried(run)

@@ -18,7 +18,7 @@ to the pruner (:class:`fedprune.methods.sums.StatisticPool`).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Generic, Protocol, TypeVar
@@ -81,11 +81,14 @@ class StatisticKind(ABC, Generic[S]):
         the added statistics, whatever the order: then it can be summed under secure aggregation.
     instead : str or None
         The kind that is recorded of inputs too wide for this one (`strategy.max_width`).
+    payload : str
+        What leaves a node, of :data:`fedprune.methods.exchange.PAYLOADS`; its operator allows it.
     """
 
     name: str
     exact: bool = False
     instead: str | None = None
+    payload: str = "sums"
 
     @abstractmethod
     def start(self, width: int) -> Recording[S]:
@@ -274,6 +277,99 @@ class ColumnSquares(ColumnKind):
         return total
 
 
+@dataclass
+class ValueSums:
+    """Sums of the inputs themselves, their positive and their negative parts apart.
+
+    Parameters
+    ----------
+    positive, negative : ExactSums
+        Sums over tokens of max(x_j, 0) and of max(-x_j, 0).
+    tokens : int
+        Number of tokens summed.
+    """
+
+    positive: ExactSums
+    negative: ExactSums
+    tokens: int
+
+    @property
+    def sums(self) -> Tensor:
+        """Sum over tokens of x_j, float32, shape (d_in,)."""
+        found = self.positive.to_float64() - self.negative.to_float64()
+        return torch.from_numpy(found.astype(np.float32))
+
+    @property
+    def absolute(self) -> Tensor:
+        r"""Sum over tokens of \|x_j\|, float32, shape (d_in,)."""
+        found = self.positive.to_float64() + self.negative.to_float64()
+        return torch.from_numpy(found.astype(np.float32))
+
+
+class _Part(ColumnKind):
+    """The positive part of each input, or of its negative."""
+
+    def __init__(self, name: str, sign: int) -> None:
+        self.name, self._sign = name, sign
+
+    def sums(self, inputs: Tensor) -> Tensor:
+        """Return the sum over tokens of max(sign * x_j, 0) (see `ColumnKind.sums`)."""
+        flat = inputs.detach().reshape(-1, inputs.shape[-1]).to(torch.float32)
+        return (self._sign * flat).clamp_min_(0).sum(0)
+
+
+class ValueKind(StatisticKind[ValueSums]):
+    """Sums of each input and of its absolute value, both from the sums of its two parts.
+
+    The arrays are ``positive`` and ``negative``, each as the ``digits`` of a :class:`ColumnKind`.
+    """
+
+    name = "values"
+    exact = True
+    _parts = (_Part("positive", 1), _Part("negative", -1))
+
+    def start(self, width: int) -> "_ValueRecording":
+        """See `StatisticKind.start`."""
+        return _ValueRecording([part.start(width) for part in self._parts])
+
+    def arrays(self, statistic: ValueSums) -> Arrays:
+        """See `StatisticKind.arrays`."""
+        found = (statistic.positive, statistic.negative)
+        return {
+            part.name: part.arrays(part.rounded(sums, statistic.tokens, "cpu"))["digits"]
+            for part, sums in zip(self._parts, found, strict=True)
+        }
+
+    def read(self, arrays: Mapping[str, NDArray[Any]], width: int, tokens: int) -> ValueSums:
+        """See `StatisticKind.read`."""
+        if set(arrays) != {part.name for part in self._parts}:
+            raise WireError(f"'{self.name}' is two arrays, 'positive' and 'negative'.")
+        found = [part.read({"digits": arrays[part.name]}, width, tokens) for part in self._parts]
+        positive, negative = (sums.exact or ExactSums(width) for sums in found)
+        return ValueSums(positive, negative, tokens)
+
+    def add(self, first: ValueSums, second: ValueSums) -> ValueSums:
+        """See `StatisticKind.add`."""
+        first.positive.merge(second.positive)
+        first.negative.merge(second.negative)
+        return ValueSums(first.positive, first.negative, first.tokens + second.tokens)
+
+
+class _ValueRecording:
+    def __init__(self, parts: Sequence[_ColumnRecording]) -> None:
+        self._parts = parts
+
+    def add(self, inputs: Tensor) -> None:
+        for part in self._parts:
+            part.add(inputs)
+
+    def close(self) -> ValueSums:
+        positive, negative = (part.close() for part in self._parts)
+        if positive.exact is None or negative.exact is None:
+            raise RuntimeError("sums are kept as they were recorded.")
+        return ValueSums(positive.exact, negative.exact, positive.tokens)
+
+
 class SecondMoments(StatisticKind[MomentStatistics]):
     """All products of two inputs: what solvers that reconstruct need.
 
@@ -282,6 +378,7 @@ class SecondMoments(StatisticKind[MomentStatistics]):
 
     name = "moments"
     instead = "columns"
+    payload = "moments"
 
     def start(self, width: int) -> "_MomentRecording":
         """See `StatisticKind.start`."""
@@ -326,7 +423,7 @@ class _MomentRecording:
 
 
 KINDS: Mapping[str, StatisticKind[Any]] = {
-    kind.name: kind for kind in (ColumnSquares(), SecondMoments())
+    kind.name: kind for kind in (ColumnSquares(), ValueKind(), SecondMoments())
 }
 """The kinds that are part of this package, by name."""
 

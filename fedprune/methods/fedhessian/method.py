@@ -5,22 +5,18 @@ SparseGPT, ALPS or SparseSwaps at the server takes the place of many at the clie
 what they made. Moments travel whole, or as sketches of a few columns each.
 """
 
-from collections.abc import Mapping
-
 from fedprune.config import RunConfig
 from fedprune.methods.exchange import Answer, BlockExchange, BlockPlace, BlockTask
 from fedprune.methods.fedhessian.moments import MomentAggregator
-from fedprune.methods.moments import InputPlan, plan_inputs
+from fedprune.methods.moments import InputPlan, input_moments, plan_inputs
 from fedprune.methods.public_model import PublicModel
 from fedprune.methods.registry import Method, Words
-from fedprune.methods.sketches import eigen_sketch, nystrom_sketch
 from fedprune.pruning.blocks import BlockWalk, prune_on
 from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.registry import make_pruner
-from fedprune.pruning.statistics import ColumnStatistics, MomentStatistics, Statistic, shared_inputs
 from fedprune.pruning.wanda import WithWandaFallback
 from fedprune.results.text import size_text
-from fedprune.wire.moments import Columns, InputMoments, Sketch, Triangle, encode_moments
+from fedprune.wire.moments import encode_moments
 
 
 class MomentExchange(BlockExchange):
@@ -37,33 +33,8 @@ class MomentExchange(BlockExchange):
         if local_prefix:
             pruner = WithWandaFallback(make_pruner(self.config.pruner))
             own = prune_on(walk, statistics, pruner, spec)
-        groups = self.input_moments(place.block, statistics, place.shapes)
+        groups = input_moments(self.config, place.block, statistics, place.shapes)
         return Answer(encode_moments(groups), own)
-
-    def input_moments(
-        self,
-        block: int,
-        statistics: Mapping[str, Statistic],
-        shapes: Mapping[str, tuple[int, int]],
-    ) -> list[InputMoments]:
-        """Return what a client tells of each distinct input of a block.
-
-        Parameters
-        ----------
-        block : int
-            Index of the block.
-        statistics : Mapping[str, MomentStatistics]
-            Name of the linear -> what was recorded; shared inputs share the object.
-        shapes : Mapping[str, tuple[int, int]]
-            Name of the linear -> (d_out, d_in).
-        """
-        shared = dict(shared_inputs(statistics))
-        return [
-            InputMoments(
-                plan.linears, shared[plan.linears].tokens, _body(plan, shared[plan.linears])
-            )
-            for plan in plan_inputs(self.config, block, list(shared), shapes)
-        ]
 
     def most_bytes(self, model: PublicModel, block: int) -> int:
         """Return the most bytes that a client's moments of a block can take."""
@@ -86,19 +57,6 @@ class MomentExchange(BlockExchange):
             f"every client will send about {size_text(total)} of second moments "
             f"({self.config.strategy.moments}; its masks would be {size_text(masks)})"
         )
-
-
-def _body(plan: InputPlan, known: Statistic) -> Triangle | Sketch | Columns:
-    if isinstance(known, ColumnStatistics):
-        return Columns(known.sum_squares.cpu().numpy())
-    if not isinstance(known, MomentStatistics):
-        raise RuntimeError("moments are sent as they were recorded.")
-    moments = known.moments.cpu()
-    if plan.form == "eigen":
-        return eigen_sketch(moments, plan.rank)
-    if plan.form == "nystrom":
-        return nystrom_sketch(moments, plan.rank, plan.seed)
-    return Triangle.from_matrix(moments.numpy(), "float16" if plan.form == "float16" else "float32")
 
 
 class FedHessian(Method):

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from client_app.app import app
 from fedprune.errors import WireError
 from fedprune.methods.exchange import Contributor
-from fedprune.methods.fedhessian.moments import check_moments
 from fedprune.methods.inputs import check_tokens
+from fedprune.methods.moment_sums import check_moments
 from fedprune.wire.moments import InputMoments, Triangle, decode_moments, encode_moments
 from fedprune.wire.sums import InputSums, decode_sums, encode_sums
 from tests.support.grid import LocalGrid

@@ -1,0 +1,1 @@
+"""Collect: statistics of the dense model, gathered once, that any number of models are made of."""

@@ -1,0 +1,65 @@
+"""Collect's keys; ``conf/strategy/collect.yaml`` has their defaults and what they mean."""
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fedprune.config import RunConfig, StrategyConfig
+from fedprune.config.relations import told
+from fedprune.config.schema import Count, Text
+from fedprune.config.suggest import show
+
+
+class CollectConfig(StrategyConfig):
+    """Which statistics are gathered, and how second moments travel."""
+
+    statistics: Text
+    moments: Literal["float32", "float16", "eigen", "nystrom"]
+    bits_per_weight: Annotated[float, Field(gt=0)] | None
+    max_width: Count | None
+
+    pools = True
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The names in `statistics`, each once."""
+        return tuple(dict.fromkeys(part.strip() for part in self.statistics.split(",")))
+
+    def check(self, run: RunConfig) -> Iterator[str]:
+        """Yield what a pass over the dense model rules out."""
+        yield from told(run, (self._names, self._schedule, self._batches, self._pooling))
+
+    def _names(self, run: RunConfig) -> Iterator[str]:
+        if "" in self.kinds:
+            yield (
+                "`strategy.statistics` must be names separated by commas, got "
+                f"{show(self.statistics)}. Write strategy.statistics='columns,moments'."
+            )
+
+    def _schedule(self, run: RunConfig) -> Iterator[str]:
+        if run.schedule.name != "one_shot":
+            yield (
+                "`schedule.name` must be 'one_shot' with strategy=collect, which sees the dense "
+                f"model only, got {show(run.schedule.name)}. Set schedule=one_shot."
+            )
+
+    def _batches(self, run: RunConfig) -> Iterator[str]:
+        size = run.pruner.batch_size
+        if size > 1:
+            yield (
+                f"`pruner.batch_size` must be 1 with strategy=collect, got {size}: its sums are "
+                "exact only where a sample runs alone. Leave it out."
+            )
+
+    def _pooling(self, run: RunConfig) -> Iterator[str]:
+        others = [kind for kind in self.kinds if kind not in ("columns", "moments")]
+        if self.pooling != "tokens" and others:
+            yield (
+                "`strategy.pooling` must be 'tokens' where `strategy.statistics` has others than "
+                f"columns and moments, got {show(self.pooling)} with '{','.join(others)}'. Leave "
+                "one of them out."
+            )
+
+
+CONFIG = CollectConfig

@@ -1,0 +1,124 @@
+"""The running second moments of a block's inputs, checked as they come from clients."""
+
+from collections.abc import Iterator, Sequence
+from typing import Generic, TypeVar
+
+import torch
+
+from fedprune.errors import WireError
+from fedprune.methods.exchange import Aggregator, BlockTask, Contributor
+from fedprune.methods.inputs import check_inputs, check_tokens
+from fedprune.methods.moments import InputPlan, MomentPool, diagonal_of
+from fedprune.methods.state import CountedSums, Keepable
+from fedprune.methods.sums import SumsPool
+from fedprune.pruning.statistics import ColumnStatistics, MomentStatistics
+from fedprune.wire.moments import Columns, InputMoments, Sketch, Triangle, decode_moments
+from fedprune.wire.sums import ExactSums, InputSums
+
+R = TypeVar("R")
+
+_SHIFT = 1e-3  # of a diagonal of ones: what an eigenvalue may be off, beside
+_ROUNDING = {"float32": 2.0**-20, "float16": 2.0**-12}  # width times what one correlation may be
+_FACTORISED = 4096  # width up to which it takes a second a client; beyond, entries are looked at
+
+
+class MomentSums(CountedSums, Aggregator[list[InputMoments], R], Generic[R]):
+    """Adds up what clients know of each input's products; what it comes to is for subclasses.
+
+    Parameters
+    ----------
+    task : BlockTask
+        The block.
+    pooling : {"tokens", "clients", "scaled"}
+        `strategy.pooling`.
+    plans : Sequence[InputPlan]
+        How the moments of each input travel.
+    """
+
+    def __init__(self, task: BlockTask, pooling: str, plans: Sequence[InputPlan]) -> None:
+        self.task = task
+        self.plans = {plan.linears: plan for plan in plans}
+        self.columns = {p.linears: SumsPool(pooling) for p in plans if p.form == "columns"}
+        self.moments = {
+            plan.linears: MomentPool(pooling, plan.seed) for plan in plans if plan.form != "columns"
+        }
+
+    def check(self, payload: bytes, client: Contributor) -> list[InputMoments]:
+        """Decode moments, which must be of the form asked for, and could be of some texts."""
+        found = decode_moments(payload, self.task.model.shapes[self.task.block])
+        check_inputs([group.linears for group in found], list(self.plans))
+        check_tokens([group.tokens for group in found], client)
+        for group in found:
+            plan = self.plans[group.linears]
+            if _form(group) != (plan.form, plan.rank):
+                raise WireError(
+                    f"the moments of {' '.join(group.linears)} must be of form '{plan.form}' and "
+                    f"rank {plan.rank}, got another."
+                )
+            if isinstance(group.body, Triangle):
+                check_moments(group.body, " ".join(group.linears))
+        return found
+
+    def add(self, answer: list[InputMoments], client: Contributor) -> None:
+        """Add one client's checked moments."""
+        for group in answer:
+            if group.linears in self.columns:
+                exact = ExactSums(len(diagonal_of(group)))
+                exact.add(diagonal_of(group))
+                self.columns[group.linears].add(InputSums(group.linears, exact, group.tokens))
+            else:
+                self.moments[group.linears].add(group)
+        self.clients += 1
+
+    def parts(self) -> dict[str, Keepable]:
+        """Return the sums of each input, by the first linear that reads it."""
+        pools: dict[tuple[str, ...], Keepable] = {**self.columns, **self.moments}
+        return {linears[0]: pool for linears, pool in pools.items()}
+
+    def results(self) -> Iterator[tuple[tuple[str, ...], ColumnStatistics | MomentStatistics]]:
+        """Yield each input's linears and pooled statistics, and forget its sums."""
+        for linears in self.plans:
+            if linears in self.columns:
+                yield linears, self.columns[linears].statistic()
+            else:
+                yield linears, MomentStatistics(*self.moments.pop(linears).result())
+
+
+def check_moments(triangle: Triangle, name: str) -> None:
+    """Refuse a matrix that no inputs can have as their second moments: not positive semi-definite.
+
+    Raises
+    ------
+    WireError
+        If an entry is larger than its diagonal allows, or the matrix has a negative eigenvalue
+        beyond rounding.
+    """
+    matrix = torch.from_numpy(triangle.matrix())
+    diagonal = matrix.diagonal()
+    mean = float(diagonal.mean(dtype=torch.float64))
+    if mean == 0.0:
+        if bool(matrix.any()):
+            raise WireError(f"the moments of {name} have a diagonal of zeros and are not zero.")
+        return
+    # Relative to the inputs' own sizes, so that one large input hides nothing of the others.
+    roots = (diagonal.double() + _SHIFT * _SHIFT * mean).sqrt().float()
+    scaled = matrix / roots / roots[:, None]
+    largest = float(scaled.abs().max())
+    scaled.diagonal().add_(_SHIFT + len(matrix) * _ROUNDING[triangle.precision])
+    possible = largest <= 1 + _SHIFT
+    if possible and len(matrix) <= _FACTORISED:
+        possible = not int(torch.linalg.cholesky_ex(scaled)[1])
+    if not possible:
+        raise WireError(
+            f"the moments of {name} are not those of any inputs: they are not positive "
+            "semi-definite."
+        )
+
+
+def _form(group: InputMoments) -> tuple[str, int]:
+    body = group.body
+    if isinstance(body, Columns):
+        return "columns", 0
+    if isinstance(body, Sketch):
+        return body.kind, body.vectors.shape[1]
+    return body.precision, 0

@@ -1,0 +1,87 @@
+"""Models made of collected statistics, without any client."""
+
+from functools import partial
+
+from fedprune.config import RunConfig, block_sparsity, resolved_allocation
+from fedprune.errors import ModelError
+from fedprune.methods.registry import Solution
+from fedprune.methods.statistics_folder import StatisticsFolder
+from fedprune.models.changes import Recalled
+from fedprune.models.loading import LoadedModel
+from fedprune.pruning.groups import MaskSpec
+from fedprune.pruning.owl import outlier_share, owl_sparsities
+from fedprune.pruning.pruner import Pruner
+from fedprune.pruning.registry import make_pruner
+from fedprune.pruning.statistics import NOTHING, ColumnStatistics, Statistic
+from fedprune.pruning.wanda import WithWandaFallback
+from fedprune.wire.changes import Change
+
+
+def prune_from(config: RunConfig, loaded: LoadedModel, statistics: StatisticsFolder) -> Solution:
+    """Prune every linear of a model with `pruner` on collected statistics.
+
+    The same as a one-shot run on the dense model (`schedule.prefix=dense`) with the clients that
+    took part, to the last bit.
+
+    Parameters
+    ----------
+    config : RunConfig
+        `pruner`, `sparsity` and `allocation` are followed.
+    loaded : LoadedModel
+        The dense model.
+    statistics : StatisticsFolder
+        Of this model.
+
+    Returns
+    -------
+    Solution
+        Its changes are made block by block, when they are asked for.
+
+    Raises
+    ------
+    ConfigError
+        If what is needed was not collected.
+    """
+    pruner = make_pruner(config.pruner)
+    if pruner.needs != NOTHING:
+        statistics.require(pruner.needs, f"`pruner.name` '{pruner.name}'")
+    figures: dict[str, object] = {}
+    if config.allocation.name == "owl":
+        statistics.require("columns", "allocation=owl")
+        shares = [_outliers(config, loaded, statistics, b) for b in range(statistics.num_blocks)]
+        sparsities = owl_sparsities(shares, config.sparsity, config.allocation.spread)
+        figures["allocation"] = {"outlier_shares": shares, "sparsities": sparsities}
+        config = resolved_allocation(config, sparsities)
+    blocks = range(statistics.num_blocks)
+    solve = partial(_block, config, loaded, statistics, WithWandaFallback(pruner))
+    return Solution(Recalled(blocks, solve), figures=figures)
+
+
+def _block(
+    config: RunConfig,
+    loaded: LoadedModel,
+    statistics: StatisticsFolder,
+    pruner: Pruner,
+    block: int,
+) -> dict[str, Change]:
+    sparsity = block_sparsity(config, block, statistics.num_blocks)
+    spec = MaskSpec(sparsity, config.pruner.pattern, config.pruner.group)
+    known: dict[str, Statistic] = {}
+    if pruner.needs != NOTHING:
+        known = statistics.linears(block, pruner.needs)
+    found: dict[str, Change] = {}
+    for name in loaded.layout.linears(block):
+        try:
+            found[name] = pruner.prune(loaded.weight(block, name), known.get(name), spec)
+        except ModelError as error:
+            raise ModelError(f"block {block}, linear '{name}': {error}") from error
+    return found
+
+
+def _outliers(
+    config: RunConfig, loaded: LoadedModel, statistics: StatisticsFolder, block: int
+) -> float:
+    found = statistics.linears(block, "columns")
+    columns = {name: one for name, one in found.items() if isinstance(one, ColumnStatistics)}
+    weights = {name: loaded.weight(block, name) for name in loaded.layout.linears(block)}
+    return outlier_share(weights, columns, config.allocation.threshold)

@@ -1,0 +1,399 @@
+"""A statistics folder: what a federation's clients know of a model, kept to solve from.
+
+One safetensors file a block, ``block-00000.safetensors``, with arrays ``{kind}.{input}.{array}``
+and ``{kind}.{array}`` of whole blocks, and ``statistics.json``, written last, which says of which
+model they are, who took part, how everything was collected, and how long each file is and its
+SHA-256. ``docs/statistics.md`` describes every key. A folder that was cut or edited is refused.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from fedprune import __version__
+from fedprune.config import RunConfig, from_yaml
+from fedprune.disk import replace_file
+from fedprune.errors import ConfigError, ModelError, WireError
+from fedprune.methods.parts import TOKENS
+from fedprune.methods.sketches import rebuild
+from fedprune.methods.state import Arrays
+from fedprune.models.fingerprint import Fingerprint
+from fedprune.models.weights import save_tensors
+from fedprune.pruning.kinds import find_kind
+from fedprune.pruning.statistics import MomentStatistics, Statistic, StatisticKind, get_kind
+from fedprune.wire.moments import Sketch, Triangle
+
+MANIFEST = "statistics.json"
+FORMAT = "fedprune-statistics"
+VERSION = 1
+_COLLECT_AGAIN = "Collect the statistics again, or take the folder from where it was whole."
+
+
+@dataclass(frozen=True)
+class Participant:
+    """A client whose tokens are in the sums.
+
+    Attributes
+    ----------
+    name : str
+        What results call it.
+    site : str
+        The name its operator gave it, or "".
+    partition_id, num_partitions : int
+        Which share of the data it held, of how many.
+    samples, tokens : int
+        Its calibration samples and the tokens in them.
+    sample_ids : tuple of str
+        Where its samples were taken, as hashes; empty where the texts are its own.
+    """
+
+    name: str
+    site: str
+    partition_id: int
+    num_partitions: int
+    samples: int
+    tokens: int
+    sample_ids: tuple[str, ...] = ()
+
+    def same_texts(self, other: "Participant") -> bool:
+        """Whether two may have the same texts: the same samples, or the same node if none knows."""
+        if self.sample_ids and other.sample_ids:
+            return not set(self.sample_ids).isdisjoint(other.sample_ids)
+        return (self.name, self.num_partitions) == (other.name, other.num_partitions)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a statistics folder says of itself.
+
+    Attributes
+    ----------
+    model : Fingerprint
+        Of the dense model.
+    configuration : str
+        The resolved configuration of the collection, YAML; of merged ones the first's.
+    runs : tuple of str
+        The keys of the runs whose sums these are.
+    data : tuple of str
+        Labels of their data sets.
+    kinds : tuple of str
+        The statistics that are there.
+    inputs : tuple of tuples
+        Block -> its distinct inputs, each as the linears that read it; empty without any.
+    shapes : tuple of Mapping
+        Block -> name of the linear -> (d_out, d_in).
+    participants : tuple of Participant
+        Who is in the sums.
+    files : Mapping[str, Mapping[str, object]]
+        Name -> ``bytes`` and ``sha256``.
+    """
+
+    model: Fingerprint
+    configuration: str
+    runs: tuple[str, ...]
+    data: tuple[str, ...]
+    kinds: tuple[str, ...]
+    inputs: tuple[tuple[tuple[str, ...], ...], ...]
+    shapes: tuple[Mapping[str, tuple[int, int]], ...]
+    participants: tuple[Participant, ...]
+    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The configuration of the collection."""
+        return from_yaml(self.configuration)
+
+    def to_json(self) -> str:
+        """Return the content of ``statistics.json``."""
+        plain = {one.name: getattr(self, one.name) for one in fields(self)}
+        plain |= {
+            "model": asdict(self.model),
+            "participants": [asdict(one) for one in self.participants],
+        }
+        head = {"format": FORMAT, "version": VERSION, "fedprune": __version__}
+        return json.dumps({**head, **plain}, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> "Manifest":
+        """Undo :meth:`to_json`; LookupError, TypeError or ValueError if that made another."""
+        return cls(
+            model=Fingerprint(**plain["model"]),
+            configuration=str(plain["configuration"]),
+            runs=tuple(map(str, plain["runs"])),
+            data=tuple(map(str, plain["data"])),
+            kinds=tuple(map(str, plain["kinds"])),
+            inputs=tuple(tuple(tuple(map(str, one)) for one in block) for block in plain["inputs"]),
+            shapes=tuple(
+                {str(name): (int(rows), int(cols)) for name, (rows, cols) in block.items()}
+                for block in plain["shapes"]
+            ),
+            participants=tuple(
+                Participant(**{**one, "sample_ids": tuple(one["sample_ids"])})
+                for one in plain["participants"]
+            ),
+            files={name: dict(told) for name, told in plain["files"].items()},
+        )
+
+
+def block_file(block: int) -> str:
+    """Return what the file of a block is called."""
+    return f"block-{block:05d}.safetensors"
+
+
+def write_block(folder: Path, block: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Put what is known of a block on the disk; an older file of it is replaced."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}
+    save_tensors(folder / block_file(block), tensors, {"format": FORMAT})
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write ``statistics.json``, which makes a folder whole; the blocks' files are there."""
+    names = [block_file(block) for block in range(len(manifest.shapes))]
+    files = {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
+        for name in names
+    }
+    told = {one.name: getattr(manifest, one.name) for one in fields(manifest)}
+    replace_file(folder / MANIFEST, Manifest(**{**told, "files": files}).to_json().encode())
+
+
+@dataclass(frozen=True)
+class StatisticsFolder:
+    """Statistics to solve from, read block by block.
+
+    Attributes
+    ----------
+    path : Path
+        The folder.
+    manifest : Manifest
+        What it says of itself.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | Path) -> "StatisticsFolder":
+        """Return a statistics folder, or that of a run's folder.
+
+        Raises
+        ------
+        ConfigError
+            If it is none, was not finished, is of another version, or a file was cut or is missing.
+        """
+        given = Path(path).expanduser().absolute()
+        inside = given / "statistics"
+        folder = inside if (inside / MANIFEST).is_file() else given
+        try:
+            plain = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            raise ConfigError(
+                f"STATISTICS must be a statistics folder or the run that made it, there is no "
+                f"`{MANIFEST}` in '{given}'. `fedprune collect` makes one; a run that was "
+                "interrupted goes on with resume=FOLDER."
+            ) from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise _damaged(folder, f"`{MANIFEST}` cannot be read: {error}") from None
+        if not isinstance(plain, dict) or plain.get("format") != FORMAT:
+            raise _damaged(folder, f"`{MANIFEST}` is not of the format '{FORMAT}'")
+        if plain.get("version") != VERSION:
+            raise ConfigError(
+                f"'{folder}' has statistics of version {plain.get('version')!r}, this release of "
+                f"fedprune ({__version__}) reads version {VERSION}. Solve with the release that "
+                f"collected them ({plain.get('fedprune', 'unknown')}), or collect again."
+            )
+        try:
+            found = cls(folder, Manifest.from_json(plain))
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise _damaged(folder, f"`{MANIFEST}`: {type(error).__name__}: {error}") from None
+        found._check_sizes()
+        return found
+
+    @property
+    def num_blocks(self) -> int:
+        """How many blocks the model has."""
+        return len(self.manifest.shapes)
+
+    def check_model(self, marks: Fingerprint, shapes: Sequence[Mapping[str, object]]) -> None:
+        """Refuse a model that the statistics are not of.
+
+        Parameters
+        ----------
+        marks : Fingerprint
+            Of the model.
+        shapes : Sequence[Mapping[str, tuple[int, int]]]
+            Block -> linear -> (d_out, d_in).
+
+        Raises
+        ------
+        ModelError
+            With both fingerprints.
+        """
+        told = self.manifest.model
+        if (told.weights, told.config) != (marks.weights, marks.config):
+            raise ModelError(
+                f"The statistics in '{self.path}' are of another model: weights "
+                f"{told.weights[:16]} and configuration {told.config[:16]}, the one given has "
+                f"{marks.weights[:16]} and {marks.config[:16]}. Give `model` as in the collection "
+                f"(`model.path` '{self.manifest.config.model.path}', `model.dtype` "
+                f"'{self.manifest.config.model.dtype}'), or collect statistics of this one."
+            )
+        if [dict(one) for one in shapes] != [dict(one) for one in self.manifest.shapes]:
+            raise ModelError(
+                f"The statistics in '{self.path}' are of other linears than this model has here. "
+                "Use the release of fedprune that collected them, or collect again."
+            )
+
+    def require(self, kind: str, what: str) -> None:
+        """Refuse what needs a statistic that was not collected.
+
+        Parameters
+        ----------
+        kind : str
+            Name of the statistic.
+        what : str
+            What needs it, such as "`pruner.name` 'sparsegpt'".
+
+        Raises
+        ------
+        ConfigError
+            Saying how to collect it.
+        """
+        if kind not in self.manifest.kinds:
+            there = ",".join(self.manifest.kinds)
+            raise ConfigError(
+                f"{what} needs the statistic '{kind}', '{self.path}' has {there}. Collect with "
+                f"`strategy.statistics={there},{kind}`, or choose what these are enough for."
+            )
+
+    def linears(self, block: int, kind: str) -> dict[str, Statistic]:
+        """Return what is known of the inputs of a block's linears.
+
+        Returns
+        -------
+        dict[str, Statistic]
+            Name of the linear -> statistic; linears that read the same input share the object.
+
+        Raises
+        ------
+        ConfigError
+            If the statistic was not collected, or its file was cut or edited.
+        """
+        self.require(kind, f"Block {block}")
+        found: dict[str, Statistic] = {}
+        shapes = self.manifest.shapes[block]
+        with self._reading(block) as arrays:
+            for linears in self.manifest.inputs[block]:
+                own = _under(arrays, f"{kind}.{linears[0]}.")
+                read = read_statistic(get_kind(kind), own, shapes[linears[0]][1])
+                found |= dict.fromkeys(linears, read)
+        return {name: found[name] for name in shapes if name in found}
+
+    def block(self, block: int, kind: str) -> Arrays:
+        """Return the arrays of a statistic of a whole block; errors as :meth:`linears`."""
+        self.require(kind, f"Block {block}")
+        with self._reading(block) as arrays:
+            return _under(arrays, f"{kind}.")
+
+    def arrays(self, block: int) -> Arrays:
+        """Return everything that is known of a block; errors as :meth:`linears`."""
+        with self._reading(block) as arrays:
+            return _under(arrays, "")
+
+    @contextmanager
+    def _reading(self, block: int) -> Iterator[Mapping[str, NDArray[Any]]]:
+        """Give the arrays of a block, each read when it is looked up."""
+        name = block_file(block)
+        path = self.path / name
+        try:
+            if _sha256(path) != self.manifest.files[name]["sha256"]:
+                raise _damaged(self.path, f"`{name}` was edited: its SHA-256 is another")
+            with safe_open(path, framework="numpy") as file:
+                yield _Lazy(file)
+        except (OSError, SafetensorError, KeyError, ValueError, WireError) as error:
+            raise _damaged(self.path, f"`{name}`: {type(error).__name__}: {error}") from error
+
+    def _check_sizes(self) -> None:
+        names = [block_file(block) for block in range(self.num_blocks)]
+        if list(self.manifest.files) != names:
+            raise _damaged(self.path, f"`files` must be those of {self.num_blocks} blocks")
+        for name in names:
+            path, size = self.path / name, self.manifest.files[name].get("bytes")
+            there = path.stat().st_size if path.is_file() else None
+            if there != size:
+                found = "is missing" if there is None else f"has {there} bytes"
+                raise _damaged(self.path, f"`{name}` {found}, expected {size} bytes")
+
+
+class _Lazy(Mapping[str, NDArray[Any]]):
+    """The arrays of an open safetensors file."""
+
+    def __init__(self, file: Any) -> None:
+        self._file, self._names = file, tuple(file.keys())
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        found: NDArray[Any] = self._file.get_tensor(name)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def read_statistic(
+    kind: StatisticKind[Any], arrays: Mapping[str, NDArray[Any]], width: int
+) -> Statistic:
+    """Return an input's statistic of what is kept of it (:mod:`fedprune.methods.parts`).
+
+    Raises
+    ------
+    KeyError, ValueError or WireError
+        If they are not the kind's.
+    """
+    (tokens,) = (int(n) for n in arrays[TOKENS])
+    rest = {name: arrays[name] for name in arrays if name != TOKENS}
+    if "digits" in rest and kind.instead:  # an input too wide for the kind itself
+        kind = get_kind(kind.instead)
+    if "triangle" in rest:
+        triangle = Triangle(rest["triangle"])
+        if triangle.width != width:
+            raise WireError(f"a triangle of {triangle.width} columns, expected {width}.")
+        return MomentStatistics(torch.from_numpy(triangle.matrix()), tokens)
+    if "vectors" in rest:
+        sketch = Sketch(rest["vectors"], rest["diagonal"], "nystrom")
+        return MomentStatistics(rebuild(sketch, int(rest["seed"][0])), tokens)
+    if "matrix" in rest:
+        rest = {"moments": rest["matrix"]}
+    found: Statistic = kind.read(rest, width, tokens)
+    return found
+
+
+def is_block_kind(name: str) -> bool:
+    """Whether a statistic is one of whole blocks."""
+    return not isinstance(find_kind(name), StatisticKind)
+
+
+def _under(arrays: Mapping[str, NDArray[Any]], prefix: str) -> Arrays:
+    return {name.removeprefix(prefix): arrays[name] for name in arrays if name.startswith(prefix)}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _damaged(folder: Path, what: str) -> ConfigError:
+    return ConfigError(f"The statistics in '{folder}' are damaged: {what}. {_COLLECT_AGAIN}")

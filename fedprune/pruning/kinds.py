@@ -1,0 +1,33 @@
+"""Every statistic by name, of linears' inputs and of whole blocks: what can be collected."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedprune.errors import ConfigError
+from fedprune.plugins import STATISTICS, plugin_names
+from fedprune.pruning.block_kinds import BlockKind
+from fedprune.pruning.statistics import KINDS, StatisticKind, get_kind
+
+BLOCK_KINDS: Mapping[str, BlockKind] = {}
+"""The kinds of whole blocks that are part of this package, by name."""
+
+
+def kind_names() -> tuple[str, ...]:
+    """Return the names of all kinds that can be asked for here."""
+    return tuple(dict.fromkeys((*KINDS, *BLOCK_KINDS, *plugin_names(STATISTICS))))
+
+
+def find_kind(name: str) -> StatisticKind[Any] | BlockKind:
+    """Return a kind of statistic of inputs or of blocks by name.
+
+    Raises
+    ------
+    ConfigError
+        If there is none of this name.
+    """
+    if name in BLOCK_KINDS:
+        return BLOCK_KINDS[name]
+    if name not in kind_names():
+        known = ", ".join(f"'{one}'" for one in kind_names())
+        raise ConfigError(f"There is no statistic '{name}', only {known}.")
+    return get_kind(name)
