@@ -230,8 +230,7 @@ class Session:
             payloads[block] = answer.payload
             if keeps_local_model(self.config, self.exchange):
                 self._scratch.save_changes(block, answer.changes)
-        unfinished = not self.order.last and self.exchange.prunes
-        if unfinished and (self._iterative or walk.position not in payloads):
+        if not self.order.last and (self._iterative or walk.position not in payloads):
             self._scratch.save_hidden(walk.position, walk.hidden)
         return payloads, walk.num_samples
 
@@ -277,8 +276,7 @@ class Session:
                 answer = self.exchange.answer(walk, specs.get(block, dense), self._local_prefix)
                 changes = dict(answer.changes) if self._local_prefix else {}
                 yield block, answer
-            nothing_follows = order.last or not self.exchange.prunes
-            finished = block == order.blocks[-1] and nothing_follows
+            finished = block == order.blocks[-1] and order.last
             if finished or block == total - 1 or self._iterative:
                 return
             self._leave(walk, changes)

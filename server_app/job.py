@@ -9,27 +9,46 @@ from pathlib import Path
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 
-from fedprune.config import RunConfig, compose_config, resumed_config, resumption
+from fedprune.config import (
+    RunConfig,
+    compose_config,
+    replace,
+    resumed_config,
+    resumption,
+    to_yaml,
+)
 from fedprune.disk import home, is_refusal
 from fedprune.errors import ConfigError, FedpruneError
+from fedprune.evaluation.zero_shot import Tasks
 from fedprune.logs import bound, job_mark, note
+from fedprune.methods.collection import Collection
 from fedprune.methods.registry import exchanges, get_method
+from fedprune.methods.statistics_folder import (
+    Manifest,
+    Participant,
+    StatisticsFolder,
+    write_manifest,
+)
 from fedprune.models.device import return_freed_memory
 from fedprune.models.export import export_model
 from fedprune.models.fingerprint import Fingerprint, fingerprint
 from fedprune.models.loading import LoadedModel, load_model
+from fedprune.models.reshape import Reshape, export_reshaped
 from fedprune.models.transfer import Offer
+from fedprune.pruning.block_kinds import BlockSite
 from fedprune.pruning.blocks import input_groups
+from fedprune.records import NodeReport
 from fedprune.report.page import leave_report
-from fedprune.results.build import Facts, build_results
+from fedprune.results.build import Facts, Perplexities, build_results
 from fedprune.results.card import write_card
 from fedprune.results.environment import source_digest
 from fedprune.results.run_status import RunStatus, WatchedLedger
 from fedprune.results.tables import plain_table
 from fedprune.results.tracking import Tracking, check_tracker
 from server_app.measure import further_results, measure, wanted_tasks
-from server_app.run_folder import RunFolder, StateFiles, TrackedTally
+from server_app.run_folder import RunFolder, StateFiles, Tally, TrackedTally
 from strategies import FederatedPruning, PublicModel, strategy_class
+from strategies.cohort import Client, Cohort
 from strategies.messages import MESSAGE_BYTES
 from strategies.progress import show
 from strategies.state import RunState
@@ -58,7 +77,38 @@ def run_job(grid: Grid, run_config: Mapping[str, str | int | float | bool], run_
         return _run_job(grid, run_config, run_id)
 
 
-def _run_job(grid: Grid, run_config: Mapping[str, str | int | float | bool], run_id: int) -> Path:
+def solve_job(
+    statistics: StatisticsFolder,
+    run_config: Mapping[str, str | int | float | bool],
+    run_id: int,
+) -> Path:
+    """Make a model of collected statistics, without any client, and return the job's folder.
+
+    Parameters
+    ----------
+    statistics : StatisticsFolder
+        What clients told.
+    run_config : Mapping
+        As for :func:`run_job`; a job of this kind is never resumed, it begins anew.
+    run_id : int
+        A number of this job.
+
+    Raises
+    ------
+    FedpruneError
+        As :func:`run_job`; if the statistics are another model's, or not enough for the solver.
+    """
+    with bound(role="server", run=run_id):
+        return _run_job(statistics, run_config, run_id)
+
+
+Source = Grid | StatisticsFolder
+"""What tells of the texts: nodes that can be asked, or what they told once."""
+
+
+def _run_job(
+    source: Source, run_config: Mapping[str, str | int | float | bool], run_id: int
+) -> Path:
     return_freed_memory()
     resumed = resumption(run_config)
     if resumed is None:
@@ -71,7 +121,7 @@ def _run_job(grid: Grid, run_config: Mapping[str, str | int | float | bool], run
         folder = RunFolder(resumed.folder)
         config = resumed_config(folder.config_text(), resumed)
     note(folder=folder.path.name)
-    status = RunStatus(folder.path, lambda: len(list(grid.get_node_ids())))
+    status = RunStatus(folder.path, lambda: _nodes(source))
     with folder.locked():
         if folder.finished:
             folder.tidy()
@@ -79,7 +129,7 @@ def _run_job(grid: Grid, run_config: Mapping[str, str | int | float | bool], run
             log(INFO, "the run in %s is finished: there is nothing to go on with", folder.path)
         else:
             with status:
-                results = _results(grid, config, run_id, folder, status)
+                results = _results(source, config, run_id, folder, status)
                 folder.finish(results)
             log(INFO, "\n%s", plain_table(results))
         leave_report(folder.path)
@@ -88,8 +138,12 @@ def _run_job(grid: Grid, run_config: Mapping[str, str | int | float | bool], run
     return folder.path
 
 
+def _nodes(source: Source) -> int:
+    return 0 if isinstance(source, StatisticsFolder) else len(list(source.get_node_ids()))
+
+
 def _results(
-    grid: Grid, config: RunConfig, run_id: int, folder: RunFolder, status: RunStatus
+    source: Source, config: RunConfig, run_id: int, folder: RunFolder, status: RunStatus
 ) -> dict[str, object]:
     """Run a job from where its folder says it stands; a failure is noted there."""
     files, state = StateFiles(folder.state, WatchedLedger(status=status)), RunState()
@@ -99,9 +153,10 @@ def _results(
         note(job=job_mark(state.job))
         status.catch_up(files.ledger)
         with state.timings.measure("total"), Tracking(config, folder.path) as tracking:
-            results = _run(grid, config, run_id, folder, files, state, tracking, status)
+            results = _run(source, config, run_id, folder, files, state, tracking, status)
             tracking.finish(results)
-            write_card(folder.model, config, results)
+            if folder.model.exists():
+                write_card(folder.model, config, results)
             return results
     except FedpruneError as error:
         raise _noted(error, folder, files, state) from error
@@ -126,7 +181,7 @@ def _noted(
 
 
 def _run(  # noqa: PLR0913 - what a job is made of
-    grid: Grid,
+    source: Source,
     config: RunConfig,
     run_id: int,
     folder: RunFolder,
@@ -146,16 +201,15 @@ def _run(  # noqa: PLR0913 - what a job is made of
     tally = TrackedTally(folder, files, loaded, config.strategy.rounds, tracking)
     strategy = strategy_class(config.strategy.name)(config, model, tally, files.ledger, state)
     strategy.status = status
-    strategy.start(grid)
-    changes = tally.changes()
-    with timings.measure("evaluate"):
-        perplexities = measure(strategy.config, loaded, changes, strategy)
-    show(status, "export", 0, 1, "writing the pruned model")
-    with timings.measure("export"):
-        if not folder.model.exists():  # which appears whole
-            export_model(loaded, changes, folder.model, marks)
-    with timings.measure("zero_shot"):
-        further = further_results(strategy, loaded, folder.model, tasks)
+    statistics = _asked(source, strategy, tally, marks)
+    further: dict[str, object] = {}
+    perplexities = [Perplexities(config.data.name, None, None, None, {})]
+    if statistics is not None:
+        further["statistics"] = statistics.summary()
+    if statistics is None or strategy.method.solves_at_once or statistics is source:
+        reshape = None if statistics is None else _solved(strategy, loaded, statistics, tally)
+        perplexities, more = _measured(strategy, loaded, marks, tally, reshape, tasks)
+        further |= more
     seconds = state.timings.seconds
     facts = Facts(
         config,
@@ -172,6 +226,115 @@ def _run(  # noqa: PLR0913 - what a job is made of
         facts, tally.linears(), perplexities, _clients(strategy), files.ledger, agreement
     )
     return results | further
+
+
+def _asked(
+    source: Source, strategy: FederatedPruning, tally: Tally, marks: Fingerprint
+) -> StatisticsFolder | None:
+    """Hold the strategy's exchanges; return what was collected, None where blocks are pruned."""
+    if isinstance(source, StatisticsFolder):
+        source.check_model(marks, strategy.model.shapes)
+        strategy.cohort = Cohort(_participants(source), strategy.ledger)
+        return source
+    strategy.start(source)
+    exchange = strategy.exchange
+    if not isinstance(exchange, Collection):
+        return None
+    entries = strategy.ledger.entries
+    answered = {e.client for e in entries if e.phase == exchange.name and not e.refused}
+    reports = [one.report for one in strategy.cohort.clients if one.name in answered]
+    manifest = Manifest(
+        model=marks,
+        configuration=to_yaml(strategy.config),
+        runs=(strategy.state.job,),
+        data=(strategy.config.data.name,),
+        kinds=tuple(exchange.parts),
+        inputs=strategy.model.inputs,
+        shapes=strategy.model.shapes,
+        participants=tuple(
+            Participant(
+                one.name,
+                one.site,
+                one.partition_id,
+                one.num_partitions,
+                one.samples,
+                one.tokens,
+                tuple(name for name in one.sample_ids.split(",") if name),
+            )
+            for one in reports
+        ),
+    )
+    write_manifest(tally.folder.statistics, manifest)
+    return StatisticsFolder.open(tally.folder.statistics)
+
+
+def _solved(
+    strategy: FederatedPruning,
+    loaded: LoadedModel,
+    statistics: StatisticsFolder,
+    tally: Tally,
+) -> Reshape | None:
+    """Let the method make a model of statistics; return what becomes of its shape."""
+    with strategy.state.timings.measure("prune"):
+        show(strategy.status, "prune", 0, 1, "making a model of the statistics")
+        solution = strategy.method.solve(strategy.config, loaded, statistics)
+        strategy.state.figures |= solution.figures
+        tally.solve(solution, len(statistics.manifest.participants))
+    return solution.reshape
+
+
+def _measured(  # noqa: PLR0913 - what is measured, and where it goes
+    strategy: FederatedPruning,
+    loaded: LoadedModel,
+    marks: Fingerprint,
+    tally: Tally,
+    reshape: Reshape | None,
+    tasks: Tasks,
+) -> tuple[list[Perplexities], dict[str, object]]:
+    """Export and measure what a run made."""
+    timings, folder, changes = strategy.state.timings, tally.folder.model, tally.changes()
+    smaller = None
+    if reshape is not None:
+        show(strategy.status, "export", 0, 1, "writing the smaller model")
+        with timings.measure("export"):
+            if not folder.exists():  # which appears whole
+                export_reshaped(loaded, changes, reshape, folder, marks)
+        chosen = replace(strategy.config.model, name="hf", path=str(folder), revision=None)
+        smaller = load_model(chosen)
+    with timings.measure("evaluate"):
+        perplexities = measure(strategy.config, loaded, changes, strategy, smaller)
+    if reshape is None:
+        show(strategy.status, "export", 0, 1, "writing the pruned model")
+        with timings.measure("export"):
+            if not folder.exists():
+                export_model(loaded, changes, folder, marks)
+    with timings.measure("zero_shot"):
+        return perplexities, further_results(strategy, loaded, folder, tasks)
+
+
+def _participants(statistics: StatisticsFolder) -> list[Client]:
+    """Return those who are in collected statistics; none of them can be asked anything now."""
+    return [
+        Client(
+            -1 - place,
+            NodeReport(
+                partition_id=one.partition_id,
+                num_partitions=one.num_partitions,
+                site=one.site,
+                config_hash=statistics.manifest.model.config,
+                weights_hash=statistics.manifest.model.weights,
+                code_hash="",
+                samples=one.samples,
+                tokens=one.tokens,
+                device="",
+                memory_bytes=0,
+                versions="",
+                problem="",
+                sample_ids=",".join(one.sample_ids),
+            ),
+        )
+        for place, one in enumerate(statistics.manifest.participants)
+    ]
 
 
 def _identity(folder: RunFolder, model: PublicModel) -> dict[str, str]:
@@ -213,6 +376,7 @@ def _public_model(
         weight=lambda block, name: loaded.weight(block, name),
         inputs=input_groups(loaded) if traced else (),
         offer=offer,
+        sites=tuple(BlockSite.of(loaded, block) for block in range(len(layout.blocks))),
     )
 
 

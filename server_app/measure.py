@@ -38,7 +38,11 @@ _MOST_DENSE = 2
 
 
 def measure(
-    config: RunConfig, loaded: LoadedModel, changes: Changes, strategy: FederatedPruning
+    config: RunConfig,
+    loaded: LoadedModel,
+    changes: Changes,
+    strategy: FederatedPruning,
+    smaller: LoadedModel | None = None,
 ) -> list[Perplexities]:
     """Measure the dense, the pruned and, where asked for and possible, the baseline models.
 
@@ -52,6 +56,8 @@ def measure(
         Block -> linear -> what the run makes of it; asked for block by block.
     strategy : FederatedPruning
         Carries the clients and what they measured on their own.
+    smaller : LoadedModel, optional
+        What the run made, where that is of another shape: it is measured in place of ``changes``.
 
     Returns
     -------
@@ -67,7 +73,8 @@ def measure(
     step(0, "dense model")
     dense, states = _dense_scores(config, loaded, strategy.model.weights_hash, windows)
     step(1, "pruned model")
-    found = {"pruned": _scores(config, loaded, windows, changes, states)}
+    made = (loaded, changes) if smaller is None else (smaller, {})
+    found = {"pruned": _scores(config, made[0], windows, made[1], states)}
     if config.evaluation.centralized and windows:
         step(2, "centralised baseline: one client with all samples")
         central = centralized_changes(config, loaded, strategy)

@@ -27,7 +27,10 @@ from fedprune.methods.agreement import (
     tied_weights,
     unanimous_share,
 )
+from fedprune.methods.collection import BlockStatistics
 from fedprune.methods.exchange import BlockResult
+from fedprune.methods.registry import Solution
+from fedprune.methods.statistics_folder import write_block
 from fedprune.models.changes import Changes, Recalled
 from fedprune.models.loading import LoadedModel
 from fedprune.models.sidecar import read_sidecar, write_sidecar
@@ -54,6 +57,11 @@ class RunFolder:
     def model(self) -> Path:
         """The exported model's folder."""
         return self.path / "model"
+
+    @property
+    def statistics(self) -> Path:
+        """The folder of collected statistics."""
+        return self.path / "statistics"
 
     @property
     def state(self) -> Path:
@@ -410,6 +418,19 @@ class Tally:
         sample = None if result.sample is None else _plain(result.sample)
         figures = {"linears": linears, "sample": sample, "files": self.folder.kept(number, block)}
         self.folder.save_figures(number, block, figures)
+
+    def keep(self, statistics: BlockStatistics) -> None:
+        """Save what was found out of a block of the dense model, and that it stays dense."""
+        block, clients = statistics.block, statistics.clients
+        write_block(self.folder.statistics, block, statistics.arrays)
+        self.add(self.rounds, BlockResult(block, {}, clients, clients))
+
+    def solve(self, solution: Solution, clients: int) -> None:
+        """Save what becomes of every block by statistics of so many clients."""
+        for block in self._blocks:
+            changes = dict(solution.changes.get(block, {}))
+            self.add(self.rounds, BlockResult(block, changes, clients, clients))
+            self.folder.settle_blocks(self.rounds)
 
     def recall(self, number: int, block: int) -> Mapping[str, Change]:
         """Return what was saved of a block in a round; empty if no client reported it.

@@ -32,7 +32,14 @@ class FedHessian(FederatedPruning):
     method_name = "fedhessian"
 
 
+class Collect(FederatedPruning):
+    """Statistics of the dense model, once; models are made of them without any client."""
+
+    method_name = "collect"
+
+
 __all__ = [
+    "Collect",
     "FedHessian",
     "FedPrLLM",
     "FedSpaLLM",
@@ -42,7 +49,10 @@ __all__ = [
 ]
 
 
+_NAMED = (FedPrLLM, FedSpaLLM, FedStats, FedHessian, Collect)
+
+
 def strategy_class(method: str) -> type[FederatedPruning]:
     """Return the class that runs a method: its Flower-facing one, or the course that all share."""
-    named = {kind.method_name: kind for kind in (FedPrLLM, FedSpaLLM, FedStats, FedHessian)}
+    named = {kind.method_name: kind for kind in _NAMED}
     return named.get(method, FederatedPruning)

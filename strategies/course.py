@@ -20,6 +20,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from fedprune.config import RunConfig, for_round, resolved_allocation, to_yaml
 from fedprune.errors import ConfigError, ReplyRefusedError, WireError
 from fedprune.logs import bound, note
+from fedprune.methods.collection import BlockStatistics
 from fedprune.methods.exchange import (
     Aggregator,
     BlockAggregator,
@@ -98,7 +99,7 @@ class FederatedPruning(Strategy):
     _course: Course
     _pace: SavePace
     _assignment: Assignment
-    _open: dict[int, BlockAggregator[Any]]
+    _open: dict[int, Aggregator[Any, Any]]
 
     def __init__(
         self,
@@ -123,11 +124,14 @@ class FederatedPruning(Strategy):
         self.model = model
         self.ledger = ledger
         self.cohort = Cohort([], self.ledger)
-        if config.allocation.name != "owl":  # which follows from a survey of the clients
-            block_specs(config, range(model.num_blocks), model.num_blocks)
         self.method = get_method(config.strategy.name)
+        # The sparsities of `owl` follow from a survey of the clients.
+        if self.exchange.prunes and config.allocation.name != "owl":
+            block_specs(config, range(model.num_blocks), model.num_blocks)
         self.iterative = config.schedule.name == "iterative"
         per_message = 1 if self.iterative else config.schedule.blocks_per_message
+        if self.exchange.together:
+            per_message = model.num_blocks
         most = partial(self.exchange.most_bytes, model)
         self.chunks = block_chunks(model.num_blocks, per_message, most)
 
@@ -138,7 +142,8 @@ class FederatedPruning(Strategy):
 
     def summary(self) -> None:
         """Log what will happen."""
-        announce(self.method.words.label, self.config, self.model.num_blocks, len(self.chunks))
+        words, prunes = self.method.words, self.exchange.prunes
+        announce(words.label, self.config, self.model.num_blocks, len(self.chunks), prunes)
         costs = self.exchange.announcement(self.model)
         if costs:
             log(INFO, "%s", costs)
@@ -184,7 +189,7 @@ class FederatedPruning(Strategy):
             forget(grid, grid.get_node_ids(), self.state.job)  # none has said who it is
             return result
         self._gather(grid)
-        if self.config.allocation.name == "owl":
+        if "survey" in exchanges(self.config):
             self._survey(grid)
         with self.state.timings.measure("prune"), bound():
             self._rounds(grid, result)
@@ -217,9 +222,12 @@ class FederatedPruning(Strategy):
         self._open = {}
         for block in blocks:
             aggregator = opened.pop(block)
-            done: BlockResult = aggregator.close()
+            done: BlockResult | BlockStatistics = aggregator.close()
+            if isinstance(done, BlockStatistics):
+                self.store.keep(done)
+                continue
             self.store.add(state.round, done)
-            if self.iterative:
+            if self.iterative and isinstance(aggregator, BlockAggregator):
                 state.update = aggregator.update(done)
         metrics = MetricRecord({"clients": len(state.folded)})
         state.end_chunk(client.partition for client in self.cohort.active)
@@ -407,7 +415,7 @@ class FederatedPruning(Strategy):
                 self.model, block, state.round, before[block], self._total, state.figures
             )
             opened = exchange.aggregator(task)
-            if not isinstance(opened, BlockAggregator):
+            if exchange.prunes and not isinstance(opened, BlockAggregator):
                 raise TypeError(f"an exchange that prunes needs a BlockAggregator, got {opened}.")
             self._open[block] = opened
 

@@ -131,8 +131,15 @@ def _counting(status: RunStatus, phase: str, detail: str) -> Report:
     return report
 
 
-def announce(name: str, config: RunConfig, blocks: int, messages: int) -> None:
+def announce(name: str, config: RunConfig, blocks: int, messages: int, prunes: bool) -> None:
     """Log what a strategy is about to do."""
+    least = config.strategy.min_clients
+    if not prunes:
+        text = (
+            "%s: statistics of the dense model, %d blocks in %d messages each, at least %d clients"
+        )
+        log(INFO, text, name, blocks, messages, least)
+        return
     log(
         INFO,
         "%s, %s: %s to sparsity %g (%s), %d blocks in %d messages each, at least %d clients",
@@ -143,5 +150,5 @@ def announce(name: str, config: RunConfig, blocks: int, messages: int) -> None:
         config.pruner.pattern,
         blocks,
         messages,
-        config.strategy.min_clients,
+        least,
     )

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from fedprune.errors import ConfigError
+from fedprune.methods.collection import BlockStatistics
 from fedprune.methods.exchange import BlockResult
 from fedprune.records import LocalResult, NodeReport
 from fedprune.results.timings import Timings
@@ -118,6 +119,10 @@ class Store(Protocol):
 
     def add(self, number: int, result: BlockResult) -> None:
         """Take an aggregated block of a round; the same block may come again after a kill."""
+        ...
+
+    def keep(self, statistics: BlockStatistics) -> None:
+        """Take what was found out of a block of the dense model, as :meth:`add`."""
         ...
 
     def recall(self, number: int, block: int) -> Mapping[str, Change]:

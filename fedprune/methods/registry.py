@@ -12,7 +12,11 @@ from fedprune.config import RunConfig
 from fedprune.errors import ConfigError
 from fedprune.methods.exchange import BlockExchange
 from fedprune.methods.public_model import PublicModel
+from fedprune.methods.statistics_folder import StatisticsFolder
 from fedprune.methods.survey import Survey
+from fedprune.models.changes import Changes
+from fedprune.models.loading import LoadedModel
+from fedprune.models.reshape import Reshape
 from fedprune.plugins import METHODS, load_plugin, plugin_names
 from fedprune.results.words import Words
 
@@ -63,10 +67,30 @@ class Assignment:
     figures: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Solution:
+    """What becomes of a model by statistics of the dense one.
+
+    Attributes
+    ----------
+    changes : Mapping[int, Mapping[str, Change]]
+        Block -> linear -> what becomes of it; asked for block by block. What is not named stays.
+    reshape : Reshape or None
+        Which units remain, where the model becomes smaller; it is done after the changes.
+    figures : Mapping[str, object]
+        What the results tell of it; plain JSON values.
+    """
+
+    changes: Changes = field(default_factory=dict)
+    reshape: Reshape | None = None
+    figures: Mapping[str, object] = field(default_factory=dict)
+
+
 __all__ = [
     "Assignment",
     "Method",
     "Participant",
+    "Solution",
     "Words",
     "exchanges",
     "get_method",
@@ -86,15 +110,48 @@ class Method(ABC):
     ways : Mapping[str, Sequence[str]]
         What :func:`fedprune.aggregate` calls it, which has changes instead of a federation: each
         way with the overrides that it stands for. Empty where clients send no changes.
+    solves_at_once : bool
+        Whether a run whose exchange does not prune ends with the model that :meth:`solve` makes;
+        else with the statistics, of which models are made by `fedprune solve`.
     """
 
     name: str
     words: Words
     ways: Mapping[str, Sequence[str]] = {}
+    solves_at_once: bool = True
 
     @abstractmethod
     def exchange(self, config: RunConfig) -> BlockExchange:
-        """Return the exchange that is held about every block."""
+        """Return the exchange that is held about every block.
+
+        One that prunes makes the model block by block as answers come. One that does not
+        (:class:`fedprune.methods.collection.Collection`) leaves statistics, which :meth:`solve`
+        makes a model of.
+        """
+
+    def solve(
+        self, config: RunConfig, loaded: LoadedModel, statistics: StatisticsFolder
+    ) -> Solution:
+        """Return what becomes of a model by collected statistics; called without any client.
+
+        Parameters
+        ----------
+        config : RunConfig
+            The method's own keys, and what it follows of others.
+        loaded : LoadedModel
+            The dense model.
+        statistics : StatisticsFolder
+            Of this model; :meth:`StatisticsFolder.require` refuses what was not collected.
+
+        Raises
+        ------
+        ConfigError
+            If the method makes nothing of statistics, or not of these.
+        """
+        raise ConfigError(
+            f"strategy={self.name} makes no model of collected statistics: it prunes with its "
+            "clients (`fedprune run`). Leave `strategy` out to prune with `pruner`."
+        )
 
     def assign(
         self, config: RunConfig, model: PublicModel, clients: Sequence[Participant], number: int
@@ -145,7 +202,7 @@ def get_method(name: str) -> Method:
 def exchanges(config: RunConfig) -> dict[str, BlockExchange]:
     """Return the exchanges about blocks that a configuration asks for, by their names."""
     found = [get_method(config.strategy.name).exchange(config)]
-    if config.allocation.name == "owl":
+    if config.allocation.name == "owl" and found[0].prunes:
         found.append(Survey(config))
     return {exchange.name: exchange for exchange in found}
 

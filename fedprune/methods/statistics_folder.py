@@ -255,6 +255,19 @@ class StatisticsFolder:
                 "Use the release of fedprune that collected them, or collect again."
             )
 
+    def summary(self) -> dict[str, object]:
+        """Return what results tell of it: plain JSON values."""
+        told = self.manifest
+        return {
+            "folder": str(self.path),
+            "kinds": list(told.kinds),
+            "runs": list(told.runs),
+            "data": list(told.data),
+            "participants": len(told.participants),
+            "tokens": sum(one.tokens for one in told.participants),
+            "bytes": sum(int(one["bytes"]) for one in told.files.values()),
+        }
+
     def require(self, kind: str, what: str) -> None:
         """Refuse what needs a statistic that was not collected.
 

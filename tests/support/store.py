@@ -16,6 +16,9 @@ class MemoryStore:
         self.results.append(result)
         self.blocks[number, result.block] = result.changes
 
+    def keep(self, statistics):
+        self.results.append(statistics)
+
     def recall(self, number, block):
         return self.blocks.get((number, block), {})
 

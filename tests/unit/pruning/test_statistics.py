@@ -159,7 +159,7 @@ def test_a_plugin_that_is_no_statistic(installed, made):
 
 def test_unknown_statistic(installed):
     installed(absolute=AbsoluteInputs)
-    with pytest.raises(ConfigError, match="only 'columns', 'moments', 'absolute'"):
+    with pytest.raises(ConfigError, match="only 'columns', 'values', 'moments', 'absolute'"):
         get_kind("cubes")
 
 
