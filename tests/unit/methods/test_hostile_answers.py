@@ -2,18 +2,27 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from client_app.app import app
+from fedprune.config import Pattern, config_from_overrides
 from fedprune.errors import WireError
 from fedprune.methods.exchange import Contributor
+from fedprune.methods.fedspallm import average
+from fedprune.methods.fedspallm.average import check_survivors
 from fedprune.methods.inputs import check_tokens
 from fedprune.methods.moment_sums import check_moments
+from fedprune.pruning.groups import MaskSpec
+from fedprune.pruning.registry import make_pruner
+from fedprune.pruning.statistics import MomentStatistics
+from fedprune.wire.changes import SparseWeight, decode_update, encode_update
 from fedprune.wire.moments import InputMoments, Triangle, decode_moments, encode_moments
 from fedprune.wire.sums import InputSums, decode_sums, encode_sums
 from tests.support.grid import LocalGrid
 from tests.support.jobs import job
+from tests.support.moments import correlated
 
 
 def moments(tokens: int, width: int, seed: int, spread: float = 0.0, dead: int = 0) -> np.ndarray:
@@ -79,6 +88,76 @@ def test_tokens_are_those_of_the_handshake():
             check_tokens(claimed, Contributor("a", 1, 96))
 
 
+FREE = Pattern()
+SPECS = [
+    MaskSpec(0.1, FREE, "layer"),
+    MaskSpec(0.5, FREE, "row"),
+    MaskSpec(0.9, FREE, "layer"),
+    MaskSpec(0.5, Pattern(2, 4), "row"),
+]
+
+
+def solved(name: str, spec: MaskSpec) -> tuple[SparseWeight, torch.Tensor]:
+    """What an honest client sends of a weight, and the public weight."""
+    weight, moments = correlated(24, 64)
+    pruner = make_pruner(config_from_overrides([f"pruner={name}"]).pruner)
+    change = pruner.prune(weight, MomentStatistics(moments, 500), spec)
+    if not isinstance(change, SparseWeight):
+        change = SparseWeight.from_dense(weight, change)
+    return change, weight
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize("name", ["sparsegpt", "alps", "sparseswaps", "magnitude"])
+def test_survivors_of_any_solver_pass(name, spec):
+    change, public = solved(name, spec)
+    check_survivors(change, public, 0 if name == "magnitude" else 1)
+
+
+def times_ten(dense: torch.Tensor) -> torch.Tensor:
+    return 10 * dense
+
+
+def a_row_times_six(dense: torch.Tensor) -> torch.Tensor:
+    return dense * torch.where(torch.arange(len(dense)) == 3, 6.0, 1.0)[:, None]
+
+
+def other_signs(dense: torch.Tensor) -> torch.Tensor:
+    return -dense
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (times_ten, "its survivors differ from the public weights by"),
+        (a_row_times_six, "a row of its survivors differs from the public"),
+        (other_signs, "its survivors differ"),
+    ],
+)
+@pytest.mark.parametrize("name", ["sparsegpt", "magnitude"])
+def test_survivors_of_no_solver_are_refused(name, change, words):
+    honest, public = solved(name, MaskSpec(0.5, FREE, "row"))
+    forged = SparseWeight.from_dense(change(honest.dense()), honest.mask)
+    with pytest.raises(WireError, match=words):
+        check_survivors(forged, public, 1)
+    if name == "magnitude":
+        with pytest.raises(WireError, match="changes no weights, and its survivors are not"):
+            check_survivors(forged, public, 0)
+
+
+def test_more_rounds_leave_more_room_and_steps_do_not_show(monkeypatch):
+    honest, public = solved("sparsegpt", MaskSpec(0.5, FREE, "row"))
+    forged = SparseWeight.from_dense(2.5 * honest.dense(), honest.mask)
+    told = []
+    for chunk in (1, 1 << 20):
+        monkeypatch.setattr(average, "_CHUNK", chunk)
+        with pytest.raises(WireError) as refused:
+            check_survivors(forged, public, 1)
+        told.append(str(refused.value))
+        check_survivors(forged, public, 3)
+    assert told[0] == told[1]
+
+
 def lying(change):
     """Partition 1 says something else of every block."""
 
@@ -117,6 +196,15 @@ def negated(data: bytes) -> bytes:
     return encode_moments(groups)
 
 
+def tenfold(data: bytes) -> bytes:
+    sent = decode_update(data, SHAPES)
+    forged = {
+        name: SparseWeight.from_dense(10 * weight.dense(), weight.mask)
+        for name, weight in sent.items()
+    }
+    return encode_update(forged)
+
+
 @pytest.mark.parametrize(
     ("options", "change", "words"),
     [
@@ -126,8 +214,10 @@ def negated(data: bytes) -> bytes:
             negated,
             "not those of any inputs",
         ),
+        (("strategy=fedspallm", "pruner=sparsegpt"), tenfold, "a solver stays below"),
+        (("strategy=fedspallm", "pruner=wanda"), tenfold, "its pruner changes no weights"),
     ],
-    ids=["tokens", "moments"],
+    ids=["tokens", "moments", "survivors", "public survivors"],
 )
 def test_a_run_goes_on_without_the_client_by_name(tmp_path, options, change, words):
     grid = LocalGrid(app, 3, tamper=lying(change))
