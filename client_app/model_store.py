@@ -14,13 +14,13 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from client_app.unused import DAY_SECONDS, long_unused
 from fedprune.disk import commit_file, home, is_refusal, replace_file, sync
 from fedprune.errors import ModelError, ReplyRefusedError, WireError
 from fedprune.models.transfer import Manifest, ModelFile, is_digest
 
 PARTIAL = ".partial"
 GROWING = ".part"
-DAY_SECONDS = 24 * 3600
 # A run needs room beside the model, too.
 _SPARE_BYTES = 200_000_000
 _GIGABYTE = 1e9
@@ -195,12 +195,14 @@ class ModelStore:
 
     def sweep(self, keep: str) -> None:
         """Delete what nobody has used for long; not ``keep``, and not what was used last."""
-        now = time.time()
+        now, old = time.time(), []
         with contextlib.suppress(OSError), self._locked():
             for folder in [*by_use(self.root, "*")[:-1], *by_use(self.root, f".*{PARTIAL}")]:
                 most = _UNUSED_SECONDS if is_digest(folder.name) else _ABANDONED_SECONDS
                 if digest_of(folder) != keep and now - touched(folder) > most:
-                    shutil.rmtree(folder, ignore_errors=True)
+                    old.append(folder)
+            for folder in long_unused(self.root, old):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _append(self, manifest: Manifest, number: int, data: bytes) -> None:
         segment = manifest.segments[number]

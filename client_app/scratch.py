@@ -14,13 +14,14 @@ from typing import Self
 import torch
 from filelock import FileLock, Timeout
 
+from client_app.unused import DAY_SECONDS, long_unused
 from fedprune.disk import replace_file, write_at
 from fedprune.errors import ModelError, ReplyRefusedError
 from fedprune.models.weights import index_files, save_tensors
 from fedprune.records import FINAL
 from fedprune.wire.changes import Change, decode_update, encode_update, most_update_bytes
 
-_STALE_SECONDS = 7 * 24 * 3600
+_STALE_SECONDS = 7 * DAY_SECONDS
 _PRIVATE = 0o600
 _OUTBOX = "outbox.bin"
 _MODEL = "model.sha256"
@@ -206,12 +207,15 @@ class Scratch:
             self.folder.parent.rmdir()
 
     def sweep(self) -> None:
-        """Delete the folders of jobs that nobody has worked on for a week."""
+        """Delete the folders of other jobs that nobody has worked on for a week."""
         self._touch()
-        for job in self.folder.parent.parent.glob("*"):
+        now, old = time.time(), []
+        for job in self.folder.parent.parent.glob("job-*"):
             with contextlib.suppress(OSError):
-                if time.time() - job.stat().st_mtime > _STALE_SECONDS:
-                    shutil.rmtree(job, ignore_errors=True)
+                if job != self.folder.parent and now - job.stat().st_mtime > _STALE_SECONDS:
+                    old.append(job)
+        for job in long_unused(self.folder.parent.parent, old):
+            shutil.rmtree(job, ignore_errors=True)
 
     def _save(self, target: Path, tensors: Sequence[torch.Tensor]) -> None:
         self._make()

@@ -3,6 +3,7 @@
 import errno
 import json
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,17 @@ def stopped(folder: Path, inputs, *overrides: str, after: int = 4, **more) -> Pa
 def refusals(results: dict) -> dict[str, str]:
     entries = results["ledger"]["entries"]
     return {entry["client"]: entry["refused"] for entry in entries if entry["refused"]}
+
+
+def test_a_clock_that_is_ahead_at_resume_costs_nothing(tmp_path, inputs, monkeypatch):
+    options = ["schedule=iterative", "strategy=fedstats"]
+    folder = stopped(tmp_path / "run", inputs, *options, after=8)
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 30 * 24 * 3600)
+    results = go_on(folder)
+    assert not refusals(results)
+    start(tmp_path / "whole", inputs, *options)
+    assert same_masks(masks_of(folder), masks_of(tmp_path / "whole"))
 
 
 def test_done_blocks_are_not_asked_for_again(tmp_path, inputs):

@@ -11,6 +11,8 @@ from client_app.scratch import Scratch
 from fedprune.errors import ReplyRefusedError, WireError
 from fedprune.wire.masks import BitMask
 
+CLOCK = time.time
+
 
 def test_hidden_states_stay_until_the_server_goes_on_from_others(tmp_path):
     scratch = Scratch(tmp_path / "job-1" / "partition-00000")
@@ -80,7 +82,13 @@ def test_the_last_node_of_a_machine_forgets_the_job(tmp_path):
     assert not first.folder.parent.exists()
 
 
-def test_sweep_deletes_what_nobody_has_worked_on_for_a_week(tmp_path):
+def a_day_later(monkeypatch, days: float = 1.01) -> None:
+    """Set the program's clock ahead, not that of the file system."""
+    now = CLOCK()
+    monkeypatch.setattr(time, "time", lambda: now + days * 24 * 3600)
+
+
+def test_sweep_deletes_what_nobody_has_worked_on_for_a_week(tmp_path, monkeypatch):
     for name in ("job-1", "job-2", "job-3", "job-4"):
         Scratch(tmp_path / name / "p").receive("update", 0, b"x")
     old = time.time() - 8 * 24 * 3600
@@ -88,7 +96,30 @@ def test_sweep_deletes_what_nobody_has_worked_on_for_a_week(tmp_path):
         os.utime(tmp_path / name, (old, old))
     Scratch(tmp_path / "job-2" / "p").save_changes(0, {})
     Scratch(tmp_path / "job-3" / "p").sweep()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["job-2", "job-3", "job-4"]
+    assert len(list(tmp_path.glob("job-*"))) == 4  # a clock can be wrong
+    a_day_later(monkeypatch)
+    Scratch(tmp_path / "job-3" / "p").sweep()
+    found = sorted(path.name for path in tmp_path.glob("job-*"))
+    assert found == ["job-2", "job-3", "job-4"]
+
+
+def test_a_clock_that_is_ahead_and_put_back_deletes_nothing(tmp_path, monkeypatch):
+    for name in ("job-1", "job-2"):
+        Scratch(tmp_path / name / "p").receive("update", 0, b"x")
+    for days in (30, 30, 0, 30, -30, 90, 0, 30, 0):
+        a_day_later(monkeypatch, days)
+        Scratch(tmp_path / "job-2" / "p").sweep()
+        a_day_later(monkeypatch, days + 0.01)
+        Scratch(tmp_path / "job-3" / "p").sweep()
+        assert {path.name for path in tmp_path.glob("job-*")} == {"job-1", "job-2"}
+
+
+def test_what_cannot_be_noted_is_not_deleted(tmp_path, monkeypatch):
+    Scratch(tmp_path / "job-1" / "p").receive("update", 0, b"x")
+    (tmp_path / ".unused.json").write_text('["job-1"]')
+    a_day_later(monkeypatch, 30)
+    Scratch(tmp_path / "job-3" / "p").sweep()
+    assert list(tmp_path.glob("job-*"))
 
 
 def test_an_outbox_is_fetched_segment_by_segment_and_again(tmp_path):
