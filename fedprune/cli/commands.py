@@ -7,6 +7,7 @@ function that runs it: this module is read for every `--help`, and torch alone t
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,15 @@ def _compare(arguments: Namespace) -> int:
 
 
 def _evaluate_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL_DIR", help="a model folder or a run's folder")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides")
+    parser.add_argument(
+        "model", metavar="MODEL_DIR", help="a model folder, a run's folder, or 'demo'"
+    )
+    parser.add_argument(
+        "others",
+        nargs="*",
+        metavar="MODEL_DIR | key=value",
+        help="more models, to be held against the first, and Hydra overrides",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
         "--tasks",
@@ -105,7 +113,9 @@ def _evaluate_arguments(parser: ArgumentParser) -> None:
         "short for evaluation.tasks=A,B",
     )
     parser.add_argument(
-        "--speed", action="store_true", help="also time it, dense and with 2:4 kernels"
+        "--speed",
+        action="store_true",
+        help="also time it, dense and with 2:4 kernels; several models side by side",
     )
 
 
@@ -113,9 +123,12 @@ def _evaluate(arguments: Namespace) -> int:
     from fedprune.cli.evaluate import run_evaluation
 
     tasks = [f"evaluation.tasks={arguments.tasks}"] if arguments.tasks else []
+    # A folder of a sweep has "=" in its name, too.
+    models = [text for text in arguments.others if "=" not in text or Path(text).is_dir()]
+    overrides = [text for text in arguments.others if text not in models]
     return run_evaluation(
-        arguments.model,
-        [*arguments.overrides, *tasks],
+        [arguments.model, *models],
+        [*overrides, *tasks],
         as_json=arguments.json,
         speed=arguments.speed,
     )
@@ -257,10 +270,11 @@ COMMANDS: dict[str, Command] = {
         _compare,
     ),
     "evaluate": Command(
-        "measure perplexity, zero-shot tasks, size and speed of a model",
+        "measure perplexity, zero-shot tasks, size and speed of models",
         "Measure the perplexity of a model folder on the held-out part of `data` and on each of "
         "`evaluation.datasets`, those of its run if one made it, and what its files take; "
-        "zero-shot tasks and speed if asked for.",
+        "zero-shot tasks and speed if asked for. Of several models the others are held against "
+        "the first: bytes, agreement of predictions, tokens a second side by side.",
         _evaluate_arguments,
         _evaluate,
     ),

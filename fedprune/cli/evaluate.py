@@ -1,4 +1,4 @@
-"""`fedprune evaluate`: what a model folder is worth, measured as a run measures it."""
+"""`fedprune evaluate`: what model folders are worth, measured as a run measures it."""
 
 import json
 import math
@@ -6,20 +6,34 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean, geometric_mean
 
+import torch
 from rich.console import Console
+from rich.table import Table
+from torch import Tensor
 
 from fedprune.cli.screen import say
 from fedprune.config import RunConfig, config_from_overrides, evaluation_data, to_overrides
 from fedprune.errors import DataError, FedpruneError, ModelError
-from fedprune.evaluation.perplexity import Perplexity, heldout_windows, perplexities
+from fedprune.evaluation.perplexity import (
+    LastStates,
+    Perplexity,
+    heldout_windows,
+    last_states,
+    perplexity_of,
+    scores,
+)
 from fedprune.evaluation.sizes import ModelSizes, model_sizes
 from fedprune.evaluation.speed import Speed, measure_speed
+from fedprune.evaluation.throughput import Throughput, compare_throughput
 from fedprune.evaluation.zero_shot import ZeroShot, load_tasks, task_names, zero_shot
 from fedprune.models.device import Limits, pick_device
+from fedprune.models.embedded import demo_model_path
 from fedprune.models.loading import check_seq_len, load_model
 from fedprune.results.read import read_config
-from fedprune.results.text import size_text
+from fedprune.results.tables import add_rows, text_table
+from fedprune.results.text import NONE, figure, size_text
 
 _WINDOWS = ("evaluation.datasets=", "evaluation.seq_len=", "evaluation.max_windows=")
 
@@ -37,7 +51,8 @@ class Findings:
     sizes : ModelSizes
         Bytes of its files.
     perplexities : Mapping[str, Perplexity]
-        By data set.
+        By data set; of several models that are evaluated together, all but the first have their
+        agreement with the first.
     missing : Mapping[str, str]
         Data set -> why it could not be had.
     tasks : ZeroShot or None
@@ -68,8 +83,8 @@ class Findings:
 
 
 def _plain(found: Perplexity) -> dict[str, float | str | None]:
-    """Return a perplexity as JSON has it, which knows no infinity; a reason where there is one."""
-    figures = {key: value for key, value in asdict(found).items() if value != ""}
+    """Return a perplexity as JSON has it, which knows no infinity; without what is unknown."""
+    figures = {key: value for key, value in asdict(found).items() if value not in ("", None)}
     return {
         key: value if isinstance(value, str) or math.isfinite(value) else None
         for key, value in figures.items()
@@ -77,32 +92,55 @@ def _plain(found: Perplexity) -> dict[str, float | str | None]:
 
 
 def run_evaluation(
-    model: str, overrides: Sequence[str], *, as_json: bool = False, speed: bool = False
+    models: Sequence[str], overrides: Sequence[str], *, as_json: bool = False, speed: bool = False
 ) -> int:
-    """Print what a model folder is worth and return the exit code, 1 if a figure is missing.
+    """Print what model folders are worth and return the exit code, 1 if a figure is missing.
 
     Parameters
     ----------
-    model : str
-        A Hugging Face folder, or a run's folder that holds one named ``model``; a run's model is
-        measured on the run's data sets and windows.
+    models : sequence of str
+        Hugging Face folders, 'demo', or runs' folders that hold one named ``model``. They are
+        measured on the same texts, by default those of the first that a run made, and each is held
+        against the first: name the dense model first.
     overrides : sequence of str
-        Hydra overrides of those: `data`, `evaluation.datasets`, `evaluation.tasks`, ...
+        Hydra overrides of the texts: `data`, `evaluation.datasets`, `evaluation.tasks`, ...
     as_json : bool
         Whether to print one JSON object instead of sentences.
     speed : bool
-        Whether to time the model, too.
+        Whether to time them: one model as it is and with 2:4 kernels, several side by side.
 
     Raises
     ------
     FedpruneError
-        The folder, the configuration or a task is not usable.
+        A folder, the configuration or a task is not usable.
     """
-    folder = model_folder(model)
-    chosen = [f"model={folder}", *_of_its_run(folder, overrides), *overrides]
-    found = measure(folder, config_from_overrides(chosen), speed)
-    text = json.dumps(found.to_dict()) if as_json else "\n".join(_sentences(found))
-    say(Console(), text)
+    folders = [model_folder(model) for model in models]
+    chosen = [*_of_a_run(folders, overrides), *overrides]
+    beside = Beside() if len(folders) > 1 else None
+    found: list[Findings] = []
+    for folder in folders:
+        config = config_from_overrides([f"model={folder}", *chosen])
+        found.append(measure(folder, config, speed and beside is None, beside))
+    served: list[Throughput] = []
+    if speed and beside is not None:
+        device = pick_device(config.pruner.device)
+        served = compare_throughput(folders, device, config.evaluation.seq_len)
+    if len(found) == 1:
+        say(Console(), json.dumps(found[0].to_dict()) if as_json else _text(found[0]))
+    elif as_json:
+        speeds = [one.to_dict() for one in served]
+        say(Console(), json.dumps({"models": [one.to_dict() for one in found], "speed": speeds}))
+    else:
+        Console().print(_comparison(found, served))
+    return max(map(_told_of_what_is_missing, found))
+
+
+def _text(found: Findings) -> str:
+    return "\n".join(_sentences(found))
+
+
+def _told_of_what_is_missing(found: Findings) -> int:
+    """Tell what could not be measured of a model; return 1 if there is such a thing."""
     for label, problem in found.missing.items():
         sys.stderr.write(f"fedprune evaluate: not measured on '{label}': {problem}\n")
     odd = {label: one.reason for label, one in found.perplexities.items() if one.reason}
@@ -119,31 +157,59 @@ def model_folder(model: str) -> Path:
     ModelError
         If there is no ``config.json`` in either.
     """
+    if model == "demo":
+        return demo_model_path()
     folder = Path(model).expanduser().absolute()
     for candidate in (folder, folder / "model"):
         if (candidate / "config.json").is_file():
             return candidate
     raise ModelError(
-        f"MODEL_DIR must be a Hugging Face model folder or a run's folder, found no `config.json` "
-        f"in '{folder}' or '{folder / 'model'}'. A sweep keeps its models with --keep-models."
+        "MODEL_DIR must be a Hugging Face model folder, a run's folder or 'demo', found no "
+        f"`config.json` in '{folder}' or '{folder / 'model'}'. "
+        "A sweep keeps its models with --keep-models."
     )
 
 
-def _of_its_run(folder: Path, overrides: Sequence[str]) -> list[str]:
-    """Return the texts and windows of the run that made a model, so that figures compare.
+def _of_a_run(folders: Sequence[Path], overrides: Sequence[str]) -> list[str]:
+    """Return the texts and windows of the first run among models, so that figures compare.
 
-    None where no run did, or one of another version; other texts that are asked for go before.
+    None where no run made any, or one of another version; other texts that are asked for go before.
     """
-    try:
-        config = read_config(folder.parent)
-    except FedpruneError:
-        return []
-    other = any(text.startswith("data=") for text in overrides)
-    keys = _WINDOWS if other else ("data.", *_WINDOWS)
-    return [text for text in to_overrides(config) if text.startswith(keys)]
+    for folder in folders:
+        try:
+            config = read_config(folder.parent)
+        except FedpruneError:
+            continue
+        other = any(text.startswith("data=") for text in overrides)
+        keys = _WINDOWS if other else ("data.", *_WINDOWS)
+        return [text for text in to_overrides(config) if text.startswith(keys)]
+    return []
 
 
-def measure(folder: Path, config: RunConfig, speed: bool = False) -> Findings:
+@dataclass
+class Beside:
+    """What the first of several models makes of the texts, for the others to be held against."""
+
+    windows: Mapping[str, Tensor] = field(default_factory=dict)
+    states: LastStates | None = None
+
+    def against(self, windows: Mapping[str, Tensor], states: LastStates) -> LastStates | None:
+        """Return the first model's states; None of the first itself, and of another tokenizer."""
+        if self.states is None:
+            self.windows, self.states = windows, states
+            return None
+        same = self.windows.keys() == windows.keys() and all(
+            torch.equal(self.windows[label], found) for label, found in windows.items()
+        )
+        return self.states if same else None
+
+
+def measure(
+    folder: Path,
+    config: RunConfig,
+    speed: bool = False,
+    beside: Beside | None = None,
+) -> Findings:
     """Measure a model folder; what may be missing is looked for before the long work.
 
     Parameters
@@ -154,6 +220,8 @@ def measure(folder: Path, config: RunConfig, speed: bool = False) -> Findings:
         Names the same model, `data`, `evaluation` and the device.
     speed : bool
         Whether to time it, too.
+    beside : Beside, optional
+        Shared by models that are held against the first of them.
 
     Raises
     ------
@@ -173,15 +241,74 @@ def measure(folder: Path, config: RunConfig, speed: bool = False) -> Findings:
         except DataError as error:
             missing[label] = str(error)
     limits = Limits.of(config.pruner, "evaluation.seq_len")
+    scored: Mapping[str, Perplexity] = {}
+    if windows:
+        states = last_states(loaded, windows, device, limits=limits)
+        against = beside.against(windows, states) if beside is not None else None
+        scored = scores(states, windows, device, limits, against)
     return Findings(
         folder,
         chosen.seq_len,
         model_sizes(folder),
-        perplexities(loaded, windows, device, limits=limits) if windows else {},
+        scored,
         missing,
         zero_shot(str(folder), tasks, str(device), dtype=config.model.dtype) if tasks else None,
         measure_speed(folder, device, chosen.seq_len) if speed else None,
     )
+
+
+def _comparison(found: Sequence[Findings], served: Sequence[Throughput]) -> Table:
+    """Return models side by side, one a line, the first as what the others are held against."""
+    header = ["model", "weights", "perplexity", "worst rise", "KL", "same top token"]
+    header += ["reads", "writes", "memory"] if served else []
+    table = text_table("models side by side", header, _caption(found, served))
+    for place, one in enumerate(found):
+        row = [*_name_and_size(one, found[0]), *_quality(one, found[0])]
+        if served:
+            row += _served(served[place])
+        add_rows(table, [row])
+    return table
+
+
+def _caption(found: Sequence[Findings], served: Sequence[Throughput]) -> str:
+    texts = ", ".join(found[0].perplexities)
+    parts = [f"geometric mean over {texts}" if len(found[0].perplexities) > 1 else texts]
+    if any(one.kl is None for other in found[1:] for one in other.perplexities.values()):
+        parts.append("no agreement where a tokenizer is another than the first model's")
+    if served:
+        parts.append("tokens a second, one sequence at a time, as measured side by side here")
+    return " · ".join(part for part in parts if part)
+
+
+def _name_and_size(one: Findings, first: Findings) -> list[str]:
+    name = one.folder.parent.name if one.folder.name == "model" else one.folder.name
+    size, base = one.sizes.dense or 0, first.sizes.dense or 0
+    return [name, f"{size_text(size)} ({size / base:.2f}x)" if base else size_text(size)]
+
+
+def _quality(one: Findings, first: Findings) -> list[str]:
+    """Return perplexity, worst rise over the first model, divergence and equal first choices."""
+    values, base = one.perplexities, first.perplexities
+    if not values:
+        return [NONE] * 4
+    known = [found.perplexity for found in values.values()]
+    finite = all(map(math.isfinite, known))
+    mean = figure(geometric_mean(known)) if finite else NONE
+    pairs = [(found.nll, base[label].nll) for label, found in values.items() if label in base]
+    rise = figure(perplexity_of(max(own - other for own, other in pairs))) if pairs else NONE
+    close = [(found.kl, found.top1) for found in values.values()]
+    if any(kl is None for kl, _ in close):
+        return [mean, rise, NONE, NONE]
+    kl, top1 = (fmean(part) for part in zip(*close, strict=True))
+    return [mean, rise, f"{kl:.4f}", f"{top1:.1%}"]
+
+
+def _served(one: Throughput) -> list[str]:
+    return [
+        f"{one.prompt:,.0f}/s ({one.prompt_ratio:.2f}x)",
+        f"{one.generation:,.0f}/s ({one.generation_ratio:.2f}x)",
+        size_text(one.peak_bytes),
+    ]
 
 
 def _sentences(found: Findings) -> Iterator[str]:

@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fedprune.cli import evaluate, main
@@ -13,6 +14,10 @@ from fedprune.evaluation.sizes import ModelSizes
 from fedprune.evaluation.speed import LinearSpeed, Speed
 from fedprune.evaluation.zero_shot import ZeroShot
 from fedprune.models.embedded import demo_model_path
+from fedprune.models.export import export_model
+from fedprune.models.loading import load_model
+from fedprune.wire.masks import BitMask
+from tests.support.architectures import tiny_model
 
 LINEAR = LinearSpeed("mlp.up_proj", (8, 4), 0.0015, None)
 
@@ -60,7 +65,7 @@ def test_what_is_printed(
     )
     asked = []
     monkeypatch.setattr(
-        evaluate, "measure", lambda folder, config, speed: asked.append((config, speed)) or found
+        evaluate, "measure", lambda folder, config, speed, _: asked.append((config, speed)) or found
     )
     command = ["evaluate", str(a_run), "evaluation.seq_len=64", "--tasks", "boolq", "--speed"]
     assert main(command) == 1  # a data set is missing
@@ -87,7 +92,7 @@ def test_one_json_object_for_programs(
 ) -> None:
     scored = Perplexity(perplexity=22.43, nll=3.11, windows=558, tokens=70866)
     found = evaluate.Findings(a_run, 128, ModelSizes(dense=10), {"stdlib": scored})
-    monkeypatch.setattr(evaluate, "measure", lambda folder, config, speed: found)
+    monkeypatch.setattr(evaluate, "measure", lambda *_: found)
     assert main(["evaluate", str(a_run), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {
         "model": str(a_run),
@@ -121,7 +126,7 @@ def test_a_run_s_model_is_measured_as_the_run_did(
     found = evaluate.Findings(a_run, 64, ModelSizes(dense=10), {})
     asked = []
     monkeypatch.setattr(
-        evaluate, "measure", lambda folder, config, speed: asked.append(config) or found
+        evaluate, "measure", lambda folder, config, *_: asked.append(config) or found
     )
     assert main(["evaluate", str(a_run), *overrides]) == 0
     (config,) = asked
@@ -153,3 +158,46 @@ def measured(*overrides: str) -> evaluate.Findings:
     short = ["evaluation.max_windows=2", "evaluation.seq_len=32"]
     config = config_from_overrides([f"model={demo_model_path()}", *short, *overrides])
     return evaluate.measure(demo_model_path(), config)
+
+
+@pytest.fixture(scope="module")
+def pruned_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model with all but the first of every two weights of a row gone."""
+    loaded = load_model(config_from_overrides([]).model)
+    changes = {
+        block: {
+            name: BitMask.from_bool(np.indices(shape)[1] % 2 < 1) for name, shape in named.items()
+        }
+        for block, named in enumerate(loaded.layout.shapes())
+    }
+    folder = tmp_path_factory.mktemp("sparsity=0.5") / "half=gone"
+    export_model(loaded, changes, folder)
+    return folder
+
+
+SHORT = ("evaluation.max_windows=2", "evaluation.seq_len=32")
+
+
+def test_models_beside_the_first(pruned_demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "demo", str(pruned_demo), "demo", *SHORT, "--json"]) == 0
+    dense, pruned, twin = json.loads(capsys.readouterr().out)["models"]
+    assert "kl" not in dense["perplexity"]["stdlib"]
+    close = pruned["perplexity"]["stdlib"]
+    assert close["kl"] > 0.1 and 0 <= close["top1"] < 1
+    assert (twin["perplexity"]["stdlib"]["kl"], twin["perplexity"]["stdlib"]["top1"]) == (0, 1)
+    assert main(["evaluate", "demo", str(pruned_demo), *SHORT]) == 0
+    shown = capsys.readouterr().out
+    assert "models side by side" in shown and f"{close['kl']:.4f}" in shown
+    assert "half=gone" in shown.replace("\n", "")
+
+
+def test_another_tokenizer_has_no_agreement(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "other"
+    tiny = tiny_model()
+    tiny.model.save_pretrained(folder)
+    tiny.tokenizer.save_pretrained(folder)
+    assert main(["evaluate", "demo", str(folder), *SHORT]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "no agreement where a tokenizer is another" in shown
