@@ -1,6 +1,7 @@
 """Perplexity of what the run made, and of what it is compared with."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -18,10 +19,12 @@ from fedprune.evaluation.perplexity import (
     scores,
 )
 from fedprune.evaluation.sizes import model_sizes
+from fedprune.evaluation.throughput import compare_throughput
 from fedprune.evaluation.zero_shot import Tasks, load_tasks, task_names, zero_shot
 from fedprune.models.changes import Changes
 from fedprune.models.device import Limits, pick_device
 from fedprune.models.loading import LoadedModel
+from fedprune.models.weights import tied_names
 from fedprune.pruning.blocks import BlockWalk, pruned_in_passing
 from fedprune.pruning.groups import block_specs
 from fedprune.pruning.registry import make_pruner
@@ -198,9 +201,9 @@ def further_results(
     Returns
     -------
     dict
-        `sizes`; `federated_evaluation` and `zero_shot` where they were asked for.
+        `sizes`; `federated_evaluation`, `zero_shot` and `speed` where they were asked for.
     """
-    found: dict[str, object] = {"sizes": model_sizes(folder).to_dict()}
+    found: dict[str, object] = {"sizes": {"base": _bytes(loaded), **model_sizes(folder).to_dict()}}
     if strategy.state.own_texts:
         found["federated_evaluation"] = strategy.state.own_texts
     if tasks:
@@ -210,4 +213,20 @@ def further_results(
         show(strategy.status, "evaluate", 1, 2, "zero-shot tasks, pruned model")
         pruned = zero_shot(str(folder), tasks, device)
         found["zero_shot"] = {"dense": dense.to_dict(), "pruned": pruned.to_dict()}
+    if strategy.config.evaluation.speed:
+        show(strategy.status, "evaluate", 0, 1, "speed of the dense and of this model")
+        served = compare_throughput(
+            (loaded.path, folder),
+            pick_device(strategy.config.pruner.device),
+            strategy.config.evaluation.seq_len,
+            revision=strategy.config.model.revision,
+        )
+        found["speed"] = dict(zip(("dense", "pruned"), map(asdict, served), strict=True))
     return found
+
+
+def _bytes(loaded: LoadedModel) -> int:
+    """Return what the dense model's weights take."""
+    tied = tied_names(loaded.model)
+    state = loaded.model.state_dict()
+    return sum(tensor.nbytes for name, tensor in state.items() if name not in tied)

@@ -314,6 +314,7 @@ class EvaluationConfig(Section):
             "tasks of lm-evaluation-harness, YAML files or 'paper', separated by commas",
         ),
     ]
+    speed: bool
 
 
 class FederationConfig(Section):

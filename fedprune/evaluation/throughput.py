@@ -68,6 +68,7 @@ def compare_throughput(
     device: str | torch.device = "cpu",
     seq_len: int = 128,
     rounds: int = _ROUNDS,
+    revision: str | None = None,
 ) -> list[Throughput]:
     """Measure models side by side; all of them are in memory together.
 
@@ -81,6 +82,8 @@ def compare_throughput(
         Tokens of a text that is read.
     rounds : int
         How often each takes its turn, after one that does not count.
+    revision : str, optional
+        Of those that are ids on the Hub.
 
     Raises
     ------
@@ -88,7 +91,9 @@ def compare_throughput(
         If a model cannot be loaded or run here; says which and why.
     """
     with ExitStack() as stack:
-        workers = [stack.enter_context(_Worker(str(model), str(device))) for model in models]
+        workers = [
+            stack.enter_context(_Worker(str(model), str(device), revision)) for model in models
+        ]
         for worker in workers:  # one after another: loading two at once takes more memory
             worker.ask("load")
         reading, writing = (
@@ -124,12 +129,15 @@ def _ratio(first: Sequence[float], other: Sequence[float]) -> float:
 class _Worker:
     """A process that holds one model and answers what it is asked."""
 
-    def __init__(self, model: str, device: str) -> None:
+    def __init__(self, model: str, device: str, revision: str | None = None) -> None:
         self.model = model
         context = multiprocessing.get_context("spawn")  # a fork would share our memory
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(
-            target=_serve, args=(theirs, model, device), name=f"measuring {model}", daemon=True
+            target=_serve,
+            args=(theirs, model, device, revision),
+            name=f"measuring {model}",
+            daemon=True,
         )
         self._theirs = theirs
 
@@ -166,7 +174,7 @@ class _Worker:
         return found
 
 
-def _serve(pipe: Connection, model: str, device: str) -> None:
+def _serve(pipe: Connection, model: str, device: str, revision: str | None) -> None:
     """Answer questions until nobody asks any more: seconds, or bytes; a text is an error."""
     with closing(pipe):
         served: _Served | None = None
@@ -177,7 +185,7 @@ def _serve(pipe: Connection, model: str, device: str) -> None:
                 return
             try:
                 if served is None:
-                    served = _Served(model, torch.device(device))
+                    served = _Served(model, torch.device(device), revision)
                 pipe.send(served.answer(what, tokens))
             except Exception as error:  # whatever it is, the other side tells it
                 pipe.send(" ".join(f"{type(error).__name__}: {error}".split())[:500])
@@ -186,12 +194,12 @@ def _serve(pipe: Connection, model: str, device: str) -> None:
 class _Served:
     """A model in memory."""
 
-    def __init__(self, model: str, device: torch.device) -> None:
+    def __init__(self, model: str, device: torch.device, revision: str | None = None) -> None:
         self._device = device
         self._before = psutil.Process().memory_info().rss
         with progress_on_terminals_only():
             found: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                model, dtype="auto", trust_remote_code=False
+                model, revision=revision, dtype="auto", trust_remote_code=False
             )
         self._model = found.to(device).eval()
 

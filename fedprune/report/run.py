@@ -62,6 +62,7 @@ def run_view(results: Mapping[str, Any], config: str, folder: Path) -> dict[str,
         "phases": phases(results["seconds"]),
         "code": _code(folder),
         "sizes": _sizes(results.get("sizes")),
+        "speed": _speed(results.get("speed")),
         "does": _does(results),
         "options": _options(results["method"]),
     }
@@ -284,11 +285,27 @@ def _sent(results: Mapping[str, Any]) -> list[tuple[str, float, str]]:
 def _sizes(found: Mapping[str, float] | None) -> list[tuple[str, float]]:
     """Return what the exported files take; nothing where results do not tell."""
     names = {
+        "base": "The dense model",
         "dense": "Safetensors, zeros written out",
         "masks": "Masks beside them",
         "bits_and_values": "Masks and surviving values alone, by count",
     }
-    return [(name, found[key]) for key, name in names.items()] if found else []
+    return [(name, found[key]) for key, name in names.items() if key in found] if found else []
+
+
+def _speed(found: Mapping[str, Mapping[str, float]] | None) -> list[list[str]]:
+    """Return what serving each model takes, a row each."""
+    return [
+        [
+            MODELS[name],
+            f"{one['prompt']:,.0f}",
+            f"{one['prompt_ratio']:.2f}x",
+            f"{one['generation']:,.0f}",
+            f"{one['generation_ratio']:.2f}x",
+            text.size(one["peak_bytes"]),
+        ]
+        for name, one in (found or {}).items()
+    ]
 
 
 def _code(folder: Path) -> tuple[str, str] | None:

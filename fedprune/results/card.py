@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from fedprune.config import RunConfig
 from fedprune.models.folder import is_local
 from fedprune.results.perplexity import DENSE, FEDERATED, MODELS, fidelity_table, perplexity_at
-from fedprune.results.text import figure, markdown_table
+from fedprune.results.text import figure, markdown_table, size
 
 CARD = "README.md"
 
@@ -64,6 +64,7 @@ def model_card(config: RunConfig, results: Mapping[str, Any]) -> ModelCard:
         _origin(config, results),
         "## How it was pruned\n\n" + markdown_table(("", ""), _method(config, results)),
         "## Perplexity\n\n" + _perplexities(config, results) + _fidelity(results),
+        "## What it takes\n\n" + _takes(results),
         "## Data\n\n" + (config.card.data_description or "The clients' texts are not described."),
         "## What left the sites\n\n" + privacy_statement(config, results),
         "## Use\n\n" + _USE,
@@ -154,6 +155,24 @@ _CLOSE = (
     "KL is the mean divergence of the next token's distribution from the base model's, in nats; "
     "beside it the share of tokens for which both find the same token most likely."
 )
+
+
+def _takes(results: Mapping[str, Any]) -> str:
+    """Return bytes on disk, and speed and memory if they were measured."""
+    sizes, speed = results.get("sizes") or {}, results.get("speed") or {}
+    parts = []
+    if "base" in sizes and "dense" in sizes:
+        share = sizes["dense"] / sizes["base"]
+        parts.append(f"Its weights take {size(sizes['dense'])}, {share:.0%} of the base model's.")
+    if speed:
+        own = speed["pruned"]
+        parts.append(
+            "Measured side by side on one machine, one sequence at a time, it reads "
+            f"{own['prompt_ratio']:.2f} and writes {own['generation_ratio']:.2f} times as many "
+            f"tokens a second as the base model, at a peak of {size(own['peak_bytes'])} beside "
+            f"{size(speed['dense']['peak_bytes'])} of memory."
+        )
+    return " ".join(parts) or "It was not measured."
 
 
 def _versions(results: Mapping[str, Any]) -> str:

@@ -44,7 +44,7 @@ def masks_of(folder: Path) -> dict[tuple[int, str], np.ndarray]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    return job(tmp_path_factory.mktemp("runs") / "run")
+    return job(tmp_path_factory.mktemp("runs") / "run", overrides="evaluation.speed=true")
 
 
 def test_exports_a_model_that_anyone_can_load(finished):
@@ -164,6 +164,10 @@ def test_results_figures(finished):
     assert found["dense"] < found["centralized"]
     for close in results["fidelity"]["stdlib"].values():
         assert 0 < close["kl"] < 3 and 0.3 < close["top1"] < 1
+    served = results["speed"]
+    assert served["pruned"]["model"] == str(finished / "model")
+    assert (served["dense"]["prompt_ratio"], served["dense"]["generation_ratio"]) == (1, 1)
+    assert results["sizes"]["base"] < served["dense"]["peak_bytes"]
     ledger = results["ledger"]
     assert ledger["bytes_up"] == sum(entry["bytes_up"] for entry in ledger["entries"])
     masks = [entry["bytes_up"] for entry in ledger["entries"] if entry["phase"] == "prune"]

@@ -213,7 +213,30 @@ def test_what_else_was_measured_is_shown_where_it_was():
             "left_out": {NAMES[2]: "too little text"},
         },
         "zero_shot": {"dense": score, "pruned": score | {"tasks": {"boolq": {"acc": 0.5875}}}},
-        "sizes": {"dense": 4_000_000, "masks": 125_000, "bits_and_values": 2_125_000},
+        "speed": {
+            "dense": {
+                "model": "a",
+                "prompt": 1234.0,
+                "prompt_ratio": 1.0,
+                "generation": 99.0,
+                "generation_ratio": 1.0,
+                "peak_bytes": 3_000_000,
+            },
+            "pruned": {
+                "model": "b",
+                "prompt": 2468.0,
+                "prompt_ratio": 2.0,
+                "generation": 148.5,
+                "generation_ratio": 1.5,
+                "peak_bytes": 2_000_000,
+            },
+        },
+        "sizes": {
+            "base": 5_000_000,
+            "dense": 4_000_000,
+            "masks": 125_000,
+            "bits_and_values": 2_125_000,
+        },
     }
     text = read(results).text()
     own = text[text.index("On the clients' own texts") : text.index("is left out")]
@@ -221,6 +244,10 @@ def test_what_else_was_measured_is_shown_where_it_was():
     assert own.count("+25.0%") == 2
     for part in ("1,234", "too little text", "0.6100", "0.5875", "harness 0.4.9", "2.1 MB"):
         assert part in text
+    served = text[text.index("What it takes to serve") :]
+    for part in ("2,468", "2.00x", "1.50x", "2.0 MB"):
+        assert part in served
+    assert "5.0 MB" in text
 
 
 def test_a_run_leaves_its_page_and_never_fails_because_of_it(tmp_path, caplog):

@@ -146,3 +146,13 @@ def test_it_says_how_close_the_model_stays():
     close = {"news": {"pruned": {"kl": 0.25, "top1": 0.75}}}
     text = model_card(config_from_overrides([]), RESULTS | {"fidelity": close}).text
     assert "| news | 0.2500 | 75.0% |" in text and "KL, federated" in text
+
+
+def test_it_says_what_the_model_takes():
+    assert "## What it takes\n\nIt was not measured." in card().text
+    sizes = {"base": 4_000_000, "dense": 1_000_000}
+    figures = {"prompt_ratio": 1.25, "generation_ratio": 1.5, "peak_bytes": 2_000_000}
+    speed = {"dense": figures | {"peak_bytes": 3_000_000}, "pruned": figures}
+    text = model_card(config_from_overrides([]), RESULTS | {"sizes": sizes, "speed": speed}).text
+    assert "take 1.0 MB, 25% of the base model's" in text
+    assert "reads 1.25 and writes 1.50 times" in text and "2.0 MB beside 3.0 MB" in text
