@@ -3,10 +3,15 @@
 Zeros in a dense file take as much room as any other number: pruning alone makes no file smaller.
 """
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+
+from fedprune.errors import ModelError
 from fedprune.models.export import SIDECAR
+from fedprune.models.sidecar import sidecar_metadata, sidecar_shapes
 from fedprune.models.weights import index_files
 from fedprune.wire.masks import popcount
 
@@ -53,10 +58,24 @@ def model_sizes(folder: Path) -> ModelSizes:
     sidecar = folder / SIDECAR
     if not sidecar.is_file():
         return ModelSizes(dense=size)
-    stored, saved = index_files(files), 0
+    item = _item_bytes(sidecar)
+    shapes = sidecar_shapes(sidecar)
+    saved = 0
     for name, bits in index_files([sidecar]).items():
-        weight = stored[name]
-        survivors = popcount(bits.map().numpy())
-        saved += weight.nbytes - survivors * weight.dtype.itemsize - bits.nbytes
-    values = sum(weight.nbytes for weight in stored.values())
+        pruned = math.prod(shapes[name]) - popcount(bits.map().numpy())
+        saved += pruned * item - bits.nbytes
+    values = sum(weight.nbytes for weight in index_files(files).values())
     return ModelSizes(dense=size, masks=sidecar.stat().st_size, bits_and_values=values - saved)
+
+
+def _item_bytes(sidecar: Path) -> int:
+    """Return the bytes of one prunable weight."""
+    model = sidecar_metadata(sidecar).get("model")
+    name = model.get("dtype") if isinstance(model, dict) else None
+    dtype = getattr(torch, str(name), None)
+    if not isinstance(dtype, torch.dtype):
+        raise ModelError(
+            f"Mask sidecar '{sidecar}' does not say what type the model's weights have, got "
+            f"'{name}'. Export the model again."
+        )
+    return dtype.itemsize

@@ -4,11 +4,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import CONFIG_MAPPING, AutoConfig, GenerationConfig, PreTrainedConfig
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    GenerationConfig,
+    PreTrainedConfig,
+)
 
 from fedprune.errors import ModelError
 from fedprune.models.folder import GENERATION, is_local
@@ -86,6 +94,43 @@ def read_generation(source: str, revision: str | None) -> GenerationConfig | Non
         ) from error
 
 
+def auto_class(config: PreTrainedConfig) -> type[Any]:
+    """Return which of the library's classes loads a checkpoint as what it was saved from.
+
+    Parameters
+    ----------
+    config : PreTrainedConfig
+        Where its ``architectures`` name no class of the library for this kind of configuration,
+        a checkpoint is taken for all that its configuration describes, images and text.
+
+    Returns
+    -------
+    type
+        ``AutoModelForCausalLM`` or ``AutoModelForImageTextToText``.
+
+    Raises
+    ------
+    ModelError
+        If the library has no class for this kind of configuration that writes text.
+    """
+    named = config.architectures or ()
+    causal: type[Any] = AutoModelForCausalLM
+    seeing: type[Any] = AutoModelForImageTextToText
+    for auto in (causal, seeing):
+        found = auto._model_mapping.get(type(config), ())
+        classes = found if isinstance(found, list | tuple) else (found,)
+        if any(one.__name__ in named for one in classes):
+            return auto
+    for auto in (seeing, causal):
+        if type(config) in auto._model_mapping:
+            return auto
+    raise ModelError(
+        f"A '{config.model_type}' cannot be pruned: transformers knows no class that writes text, "
+        f"alone or of images, for a {type(config).__name__}. Set `model.path` to a causal or an "
+        "image-text-to-text model."
+    )
+
+
 def untie(config: PreTrainedConfig) -> None:
     """Let a configuration say that head and embedding are two weights."""
     for part in (config, config.get_text_config()):
@@ -141,7 +186,7 @@ def _check_sizes(source: str, raw: Mapping[str, object]) -> None:
 
 
 def _check_config(source: str, config: PreTrainedConfig) -> None:
-    if config.is_encoder_decoder:
+    if config.is_encoder_decoder or config.get_text_config(decoder=True).is_encoder_decoder:
         raise ModelError(
             f"`model.path` '{source}' is an encoder-decoder; only decoders can be pruned. "
             "Give a causal language model."

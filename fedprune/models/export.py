@@ -23,7 +23,8 @@ from fedprune.models.fingerprint import Fingerprint, fingerprint
 from fedprune.models.folder import GENERATION, SAFETENSORS, SAFETENSORS_INDEX
 from fedprune.models.loading import LoadedModel, load_model
 from fedprune.models.sidecar import SidecarWriter, read_sidecar, sidecar_metadata
-from fedprune.models.weights import save_tensors, tied_names
+from fedprune.models.sources import tied_names
+from fedprune.models.weights import save_tensors
 from fedprune.wire.changes import keeps_survivors, mask_of
 
 #: Where an export keeps its masks. Not beside the weights: servers that load a folder's every
@@ -184,9 +185,9 @@ def _write_weights(
     """Write every tensor once, block by block; return whether the survivors are as they were."""
     state, tied = model.model.state_dict(), tied_names(model.model)
     shards, prefix, kept = ShardWriter(folder, SHARD_BYTES), f"{model.layout.prefix}.", True
-    for name in state:
-        if name not in tied and not name.startswith(prefix):
-            shards.add({model.source.stored_name(name): model.tensor(name)})
+    outside = [name for name in state if name not in tied and not name.startswith(prefix)]
+    for names in model.source.together(outside):
+        shards.add(model.source.stored({name: model.tensor(name) for name in names}))
     for block in range(len(model.layout.blocks)):
         done = changes.get(block, {})
         kept = kept and all(map(keeps_survivors, done.values()))
@@ -195,13 +196,8 @@ def _write_weights(
         tensors = changed_tensors(model.layout, block, model.block_tensors(block), done)
         model.prefetch(block + 1)
         full = {f"{inside}{name}": tensor for name, tensor in tensors.items()}
-        shards.add(
-            {
-                model.source.stored_name(name): tensor
-                for name, tensor in full.items()
-                if name in state and name not in tied
-            }
-        )
+        saved = {name: full[name] for name in full if name in state and name not in tied}
+        shards.add(model.source.stored(saved))
     shards.close()
     return kept
 

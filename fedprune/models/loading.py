@@ -18,7 +18,6 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -31,6 +30,7 @@ from fedprune.config.schema import ModelConfig
 from fedprune.errors import ModelError
 from fedprune.models.architecture import (
     asked_blocks,
+    auto_class,
     read_config,
     read_generation,
     readable_errors,
@@ -45,15 +45,14 @@ from fedprune.models.folder import (
     weight_files,
 )
 from fedprune.models.layout import DecoderLayout, find_layout
-from fedprune.models.weights import (
+from fedprune.models.sources import (
     HeldWeights,
-    Stored,
     WeightSource,
     check_complete,
-    index_files,
     map_weights,
     stored_apart,
 )
+from fedprune.models.weights import Stored, index_files
 from fedprune.models.wrapped import plain_model
 
 
@@ -281,7 +280,7 @@ def _skeleton(
 ) -> PreTrainedModel:
     """Return a model without weights; the buffers that no checkpoint holds are real."""
     with readable_errors(source), init_empty_weights(), no_init_weights():
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        model: PreTrainedModel = auto_class(architecture).from_config(
             architecture, dtype=dtype, trust_remote_code=False
         )
     model.tie_weights()
@@ -313,7 +312,7 @@ def _mapped(
         )
         untie(architecture)
         model = _skeleton(source, architecture, dtype)
-    weights = map_weights(source, model, stored)
+    weights = map_weights(source, model, stored, dtype)
     if weights is None:
         return None
     layout = find_layout(model)
@@ -337,7 +336,7 @@ def _dtype(
 
 def _whole(source: str, config: ModelConfig, architecture: PreTrainedConfig) -> PreTrainedModel:
     with readable_errors(source), progress_on_terminals_only():
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = auto_class(architecture).from_pretrained(
             source,
             config=architecture,
             revision=config.revision,

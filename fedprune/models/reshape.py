@@ -33,7 +33,7 @@ from fedprune.models.export import (
 )
 from fedprune.models.fingerprint import Fingerprint, fingerprint
 from fedprune.models.loading import LoadedModel
-from fedprune.models.weights import tied_names
+from fedprune.models.sources import tied_names
 
 ORIGIN = Path("fedprune", "reshape.json")
 """What a reshaped export says about where it came from."""
@@ -347,11 +347,14 @@ def _write_weights(
             return {}
         _check_fits(model, name, left, wanted.get(target))
         missing.discard(target)
-        return {_stored(model, name, target): left.contiguous()}
+        return {target: left.contiguous()}
 
-    for name in state:
-        if name not in tied and not name.startswith(prefix):
-            shards.add(add(name, name, model.tensor(name)))
+    outside = [name for name in state if name not in tied and not name.startswith(prefix)]
+    for names in model.source.together(outside):
+        kept: dict[str, Tensor] = {}
+        for name in names:
+            kept |= add(name, name, model.tensor(name))
+        shards.add(model.source.stored(kept))
     for number, block in enumerate(_kept(model, reshape)):
         inside, there = f"{prefix}{block}.", f"{prefix}{number}."
         done = changes.get(block, {})
@@ -360,25 +363,10 @@ def _write_weights(
         for name, tensor in tensors.items():
             if inside + name in state and inside + name not in tied:
                 left |= add(inside + name, there + name, tensor)
-        shards.add(left)
+        shards.add(model.source.stored(left))
     _check_all_made(model, missing)
     shards.close()
     return _parameters(model.model), _parameters(new)
-
-
-def _stored(model: LoadedModel, name: str, target: str) -> str:
-    """Return how a checkpoint calls a tensor that moves to another block."""
-    if name == target:
-        return model.source.stored_name(name)
-    number = len(model.layout.prefix.split("."))
-    was, now = name.split(".")[number], target.split(".")[number]
-    before = sum(part.isdigit() for part in model.layout.prefix.split("."))
-    parts = model.source.stored_name(name).split(".")
-    places = [place for place, part in enumerate(parts) if part.isdigit()]
-    if len(places) <= before or parts[places[before]] != was:
-        return target  # a name that does not say which block it is of is none to go by
-    parts[places[before]] = now
-    return ".".join(parts)
 
 
 def _parameters(model: nn.Module) -> int:

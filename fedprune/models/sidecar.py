@@ -136,6 +136,13 @@ def sidecar_metadata(path: Path) -> dict[str, object]:
         raise _damaged(path, str(error)) from error
 
 
+def sidecar_shapes(path: Path) -> dict[str, tuple[int, int]]:
+    """Return the shape of each mask, name -> (d_out, d_in); errors as :func:`read_sidecar`."""
+    header = sidecar_metadata(path)
+    with safe_open(path, framework="numpy") as file:
+        return _shapes(path, header, set(file.keys()))
+
+
 def read_sidecar(path: Path) -> dict[int, dict[str, BitMask]]:
     """Read masks that :func:`write_sidecar` wrote.
 

@@ -1,26 +1,20 @@
-"""A model's tensors one by one: mapped from safetensors files, or held in memory.
+"""Tensors of safetensors files, mapped one by one and written.
 
 A mapped tensor costs memory only for the pages that are touched, processes that read the same file
 share those pages, and they are given back when the tensor goes.
 """
 
 import ctypes
-import logging
 import mmap
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightRenaming
+from torch import Tensor
 
 from fedprune.disk import commit_file, sync
 from fedprune.errors import ModelError
@@ -39,9 +33,6 @@ DTYPES = {
 }
 """What safetensors calls the types that a checkpoint's tensors have here."""
 
-# What older releases stored of what follows from the configuration.
-_DERIVED = re.compile(r"rotary_emb\.|\.attn\.(masked_)?bias$|position_ids$")
-_log = logging.getLogger("flwr")
 _LEAST_PREFETCHED = 4 << 20
 _WILL_NEED = 3  # of the C library's madvise
 
@@ -215,218 +206,3 @@ def save_tensors(
         raise OSError(str(error)) from error
     finally:
         partial.unlink(missing_ok=True)
-
-
-class WeightSource(Protocol):
-    """Gives a model's tensors under the names of the model's state."""
-
-    def tensors(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Return tensors on the CPU; writing to one may change the model."""
-        ...
-
-    def prefetch(self, names: Iterable[str]) -> None:
-        """Let tensors that will be asked for next be read in the background."""
-        ...
-
-    def stored_name(self, name: str) -> str:
-        """Return how a checkpoint of this model calls a tensor."""
-        ...
-
-
-@dataclass(frozen=True)
-class HeldWeights:
-    """Weights in memory: of a model made in Python, or of a checkpoint that cannot be mapped."""
-
-    model: nn.Module
-
-    def tensors(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Return the tensors themselves."""
-        found: dict[str, Tensor] = {}
-        for name in names:
-            owner, _, attribute = name.rpartition(".")
-            found[name] = getattr(self.model.get_submodule(owner), attribute).detach()
-        return found
-
-    def prefetch(self, names: Iterable[str]) -> None:
-        """Do nothing: all is there."""
-
-    def stored_name(self, name: str) -> str:
-        """Return the name in the model's state: every loader of ours knows it."""
-        return name
-
-
-@dataclass(frozen=True)
-class MappedWeights:
-    """Weights in safetensors files; none is in memory for longer than somebody holds it.
-
-    Parameters
-    ----------
-    places : Mapping[str, Stored]
-        Name in the model's state -> place of the tensor.
-    like : Mapping[str, Tensor]
-        Name -> tensor of the type that the model computes in; its data are not looked at.
-    """
-
-    places: Mapping[str, Stored]
-    like: Mapping[str, Tensor]
-
-    def tensors(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Return tensors, mapped; copies where the model computes in another type."""
-        mapped = map_tensors({name: self.places[name] for name in names})
-        return {name: tensor.to(self.like[name].dtype) for name, tensor in mapped.items()}
-
-    def prefetch(self, names: Iterable[str]) -> None:
-        """Ask the system to read the tensors' files ahead."""
-        prefetch(self.places[name] for name in names)
-
-    def stored_name(self, name: str) -> str:
-        """Return the name in the files that the model came from."""
-        return self.places[name].name
-
-
-def tied_names(model: PreTrainedModel) -> dict[str, str]:
-    """Return the name of every weight that is another one -> the name of that."""
-    held = dict(model.named_parameters(remove_duplicate=False))
-    return {
-        name: other
-        for name, other in model.all_tied_weights_keys.items()
-        if held.get(name) is held.get(other)
-    }
-
-
-def find_places(
-    names: Iterable[str], stored: Mapping[str, Stored], prefix: str, tied: Mapping[str, str]
-) -> dict[str, Stored]:
-    """Return where the tensors of a model's state lie; what is not found is left out.
-
-    Parameters
-    ----------
-    names : Iterable[str]
-        Names in the model's state.
-    stored : Mapping[str, Stored]
-        What the files hold.
-    prefix : str
-        Name of the model's body: checkpoints are written with it, or without, for the body alone.
-    tied : Mapping[str, str]
-        Name -> the name of the tensor that it shares; either may be the only one stored.
-    """
-    found = {}
-    for name in names:
-        shared = tied.get(name, name)
-        for wanted in (name, shared, *(one for one, other in tied.items() if other == shared)):
-            short = wanted.removeprefix(f"{prefix}.")
-            options = (wanted, short, f"{prefix}.{wanted}")
-            place = next((stored[option] for option in options if option in stored), None)
-            if place is not None:
-                found[name] = place
-                break
-    return found
-
-
-def map_weights(
-    source: str, model: PreTrainedModel, files: Mapping[str, Stored]
-) -> MappedWeights | None:
-    """Return where a model's weights lie in its files.
-
-    Parameters
-    ----------
-    source : str
-        Folder or Hub id, for messages.
-    model : PreTrainedModel
-        The architecture.
-    files : Mapping[str, Stored]
-        What the files hold, under their names.
-
-    Returns
-    -------
-    MappedWeights or None
-        None if only the library's own loader knows how to make the weights of what is stored.
-
-    Raises
-    ------
-    ModelError
-        If weights are missing or have other shapes than the architecture's.
-    """
-    if model._keep_in_fp32_modules or model._keep_in_fp32_modules_strict:
-        return None
-    state, stored = model.state_dict(), _renamed(model, files)
-    places = find_places(state, stored, model.base_model_prefix, tied_names(model))
-    absent = [name for name in state if name not in places]
-    if absent and len(set(map(id, places.values()))) < len(stored):
-        return None  # what is left over may be what is missing, under an older name
-    check_complete(source, absent)
-    _say_left_out(source, model, stored, places)
-    for name, place in places.items():
-        if place.shape != tuple(state[name].shape):
-            raise ModelError(
-                f"`model.path` '{source}' cannot be loaded: '{name}' has shape {place.shape}, its "
-                f"configuration asks for {tuple(state[name].shape)}. Give a complete checkpoint."
-            )
-    return MappedWeights(places, state)
-
-
-def stored_apart(model: PreTrainedModel, files: Mapping[str, Stored]) -> bool:
-    """Whether weights that the configuration ties are stored both and differ: they count, then."""
-    stored, tied = _renamed(model, files), tied_names(model)
-    names = {*tied, *tied.values()}
-    places = find_places(names, stored, model.base_model_prefix, {})
-    pairs = [
-        (places[name], places[other])
-        for name, other in tied.items()
-        if name in places and other in places
-    ]
-    return any(
-        one != two and (one.shape != two.shape or not torch.equal(one.map(), two.map()))
-        for one, two in pairs
-    )
-
-
-def _say_left_out(
-    source: str,
-    model: PreTrainedModel,
-    stored: Mapping[str, Stored],
-    places: Mapping[str, Stored],
-) -> None:
-    """Tell the log what a checkpoint holds that its decoder has no place for."""
-    used = {place.name for place in places.values()}
-    known = [re.compile(one) for one in model._keys_to_ignore_on_load_unexpected or ()]
-    twins = tied_names(model)
-    odd = sorted(
-        place.name
-        for name, place in stored.items()
-        if place.name not in used
-        and name not in twins
-        and not any(one.search(name) for one in (*known, _DERIVED))
-    )
-    if odd:
-        _log.warning(
-            "'%s' stores %d tensor(s) that %s has no place for: they are neither used nor "
-            "exported: %s",
-            source,
-            len(odd),
-            type(model).__name__,
-            ", ".join(odd[:5]) + (", ..." if len(odd) > 5 else ""),
-        )
-
-
-def check_complete(source: str, absent: Sequence[str]) -> None:
-    """Raise ``ModelError`` if a checkpoint lacks weights."""
-    if absent:
-        raise ModelError(
-            f"`model.path` '{source}' lacks {len(absent)} weights of its architecture, among "
-            f"them {', '.join(absent[:3])}. Give a complete checkpoint."
-        )
-
-
-def _renamed(model: PreTrainedModel, stored: Mapping[str, Stored]) -> dict[str, Stored]:
-    """Return what is stored under today's names: some families' checkpoints have older ones."""
-    renamings = [
-        one for one in get_model_conversion_mapping(model) if isinstance(one, WeightRenaming)
-    ]
-
-    def today(name: str) -> str:
-        for one in renamings:
-            name, _ = one.rename_source_key(name)
-        return name
-
-    return {today(name): place for name, place in stored.items()}

@@ -9,7 +9,7 @@ from fedprune.errors import ModelError
 from fedprune.models.capture import capture_inputs
 from fedprune.models.layout import find_layout
 from fedprune.models.loading import LoadedModel
-from fedprune.models.weights import HeldWeights
+from fedprune.models.sources import HeldWeights
 from tests.support.architectures import token_samples
 
 

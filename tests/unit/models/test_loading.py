@@ -11,7 +11,7 @@ from fedprune.config.schema import ModelConfig
 from fedprune.errors import ModelError
 from fedprune.models.export import export_model
 from fedprune.models.loading import check_seq_len, load_model, model_shapes
-from fedprune.models.weights import HeldWeights, MappedWeights
+from fedprune.models.sources import HeldWeights, MappedWeights
 from tests.support.architectures import FAMILIES, tiny_model
 from tests.support.masks import equal_bits, state_of
 
