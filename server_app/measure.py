@@ -24,7 +24,7 @@ from fedprune.evaluation.zero_shot import Tasks, load_tasks, task_names, zero_sh
 from fedprune.models.changes import Changes
 from fedprune.models.device import Limits, pick_device
 from fedprune.models.loading import LoadedModel
-from fedprune.models.weights import tied_names
+from fedprune.models.sources import tied_names
 from fedprune.pruning.blocks import BlockWalk, pruned_in_passing
 from fedprune.pruning.groups import block_specs
 from fedprune.pruning.registry import make_pruner
