@@ -134,6 +134,20 @@ def _evaluate(arguments: Namespace) -> int:
     )
 
 
+def _audit_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides")
+    parser.add_argument(
+        "--output", default="", metavar="FOLDER", help="write audit.html and audit.json there"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _audit(arguments: Namespace) -> int:
+    from fedprune.cli.audit import run_audit
+
+    return run_audit(arguments.overrides, arguments.output, as_json=arguments.json)
+
+
 def _apply_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "base", metavar="BASE", help="the dense model: a folder, a Hub id or 'demo'"
@@ -277,6 +291,15 @@ COMMANDS: dict[str, Command] = {
         "the first: bytes, agreement of predictions, tokens a second side by side.",
         _evaluate_arguments,
         _evaluate,
+    ),
+    "audit": Command(
+        "measure what would leave this site and what that tells",
+        "Attack, without a network, what this site's texts would send under each strategy, as "
+        "somebody who has the public model: norms behind masks, words of the samples, whether a "
+        "known sample was among them; of one client and of the sum over "
+        "`federation.num_clients`.",
+        _audit_arguments,
+        _audit,
     ),
     "apply": Command(
         "make a pruned model of its base model and its masks",

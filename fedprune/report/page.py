@@ -1,4 +1,4 @@
-"""The pages of a run and of a sweep: one file each that loads nothing and runs nothing."""
+"""The pages of a run, a sweep, an audit: one file each that loads nothing and runs nothing."""
 
 import base64
 import hashlib
@@ -12,6 +12,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from fedprune.disk import replace_file
+from fedprune.report.audit import audit_header, audit_rows, audit_summary
 from fedprune.report.run import run_view
 from fedprune.report.sweep import SweepFacts, sweep_view
 from fedprune.results import text
@@ -72,6 +73,12 @@ def render_page(results: Mapping[str, Any], config: str, folder: Path) -> str:
 def render_sweep(facts: SweepFacts) -> str:
     """Return the page of a sweep."""
     return _render("sweep.html.jinja", sweep_view(facts))
+
+
+def render_audit(found: Mapping[str, Any]) -> str:
+    """Return the page of an audit; parameters as :func:`fedprune.report.audit.audit_rows`."""
+    view = {"found": found, "header": audit_header(), "rows": audit_rows(found)}
+    return _render("audit.html.jinja", view | {"summary": audit_summary(found)})
 
 
 def _template(name: str) -> str:

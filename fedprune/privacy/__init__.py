@@ -1,0 +1,1 @@
+"""What an answer reveals of the texts that it was made of."""

@@ -1,0 +1,167 @@
+"""The bag of words of a calibration set, from what is known of the first block's inputs.
+
+What enters the first block's attention is the normalised embedding of each token, and the model is
+public. So a sum over tokens of any function of that vector is a sum over the vocabulary of public
+numbers, each as often as its token occurs: counts that are never negative, in as many equations as
+there are numbers. They are found by non-negative least squares (Lawson and Hanson, Solving Least
+Squares Problems, 1974, chapter 23).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating]
+
+_PRECISION = 1e-10  # of the steepest slope at the start: what is below it is level
+_LEAST = 0.5  # occurrences from which on a token counts as found
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """How much of a bag of words an attacker got right.
+
+    Attributes
+    ----------
+    precision : float
+        Share of the tokens it names that occur.
+    recall : float
+        Share of the tokens that occur which it names.
+    guess_precision, guess_recall : float
+        The same of an attacker who names as many tokens, the most frequent of other texts of the
+        kind, without having seen anything.
+    distinct : int
+        Different tokens that occur.
+    """
+
+    precision: float
+    recall: float
+    guess_precision: float
+    guess_recall: float
+    distinct: int
+
+
+def recovered_counts(public: Floats, observed: Floats, tokens: int) -> NDArray[np.float64]:
+    """Return how often each token occurs, as far as the sums tell.
+
+    Parameters
+    ----------
+    public : NDArray
+        What one occurrence of each token adds, shape (vocabulary, numbers).
+    observed : NDArray
+        The sums, shape (numbers,), up to a common factor, which need not be known.
+    tokens : int
+        How many tokens were summed.
+
+    Returns
+    -------
+    NDArray[np.float64]
+        Counts that add up to ``tokens``, shape (vocabulary,).
+    """
+    # Errors of sums are relative to the sums: every equation counts alike.
+    scale = np.maximum(np.abs(observed), 1e-12 * np.abs(observed).max(initial=0) + 1e-300)
+    found = nonnegative_least_squares((public / scale).astype(np.float64), observed / scale)
+    total = found.sum()
+    return found * (tokens / total) if total > 0 else found
+
+
+def nonnegative_least_squares(
+    rows: NDArray[np.float64], wanted: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return x >= 0 that minimises ||rows^T x - wanted||, by Lawson and Hanson's active sets.
+
+    Parameters
+    ----------
+    rows : NDArray
+        Shape (unknowns, equations).
+    wanted : NDArray
+        Shape (equations,).
+    """
+    unknowns, equations = rows.shape
+    solution = np.zeros(unknowns)
+    used: list[int] = []
+    slope: NDArray[np.float64] = rows @ wanted
+    level = _PRECISION * max(slope.max(initial=0.0), 1e-300)
+    for _ in range(3 * min(unknowns, equations)):
+        slope[used] = -np.inf
+        best = int(slope.argmax())
+        if slope[best] <= level or len(used) >= equations:
+            break
+        used.append(best)
+        values = _solved(rows, wanted, used)
+        while values.min() <= 0:  # step back to the first that would become negative
+            current = solution[used]
+            falling = values <= 0
+            share = (current[falling] / (current[falling] - values[falling])).min()
+            stepped = current + share * (values - current)
+            kept = stepped > 1e-12 * max(stepped.max(), 1e-300)
+            kept[falling & (stepped == stepped[falling].min())] = False
+            solution[used] = 0.0
+            used = [unknown for unknown, keep in zip(used, kept, strict=True) if keep]
+            solution[used] = stepped[kept]
+            if not used:
+                return solution
+            values = _solved(rows, wanted, used)
+        solution[used] = values
+        slope[:] = rows @ (wanted - rows[used].T @ values)
+    return solution
+
+
+def _solved(rows: Floats, wanted: Floats, used: list[int]) -> NDArray[np.float64]:
+    return np.asarray(np.linalg.lstsq(rows[used].T, wanted, rcond=None)[0], dtype=np.float64)
+
+
+def projections(
+    vectors: Floats, moments: Floats, count: int, seed: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return what second moments say as sums of one kind: equations for :func:`recovered_counts`.
+
+    A direction r gives r^T G r, the sum over tokens of (r . x)**2; so many random directions say
+    what the whole matrix says.
+
+    Parameters
+    ----------
+    vectors : NDArray
+        Each token's input vector, shape (vocabulary, d_in).
+    moments : NDArray
+        G = sum x x^T, shape (d_in, d_in).
+    count : int
+        How many directions.
+    seed : int
+        Of the directions.
+
+    Returns
+    -------
+    tuple
+        ``public`` of shape (vocabulary, count) and ``observed`` of shape (count,).
+    """
+    directions = np.random.default_rng(seed).standard_normal((moments.shape[0], count))
+    observed = np.einsum("ik,ij,jk->k", directions, moments, directions, optimize=True)
+    return np.square(vectors @ directions), observed
+
+
+def score(
+    found: NDArray[np.float64], true: NDArray[np.int64], others: NDArray[np.int64]
+) -> Recovered:
+    """Return how right an attacker is.
+
+    Parameters
+    ----------
+    found : NDArray
+        What it found, shape (vocabulary,).
+    true : NDArray
+        What occurs, shape (vocabulary,).
+    others : NDArray
+        What occurs in other texts of the kind, which anybody may have, shape (vocabulary,).
+    """
+    named, occurs = found >= _LEAST, true > 0
+    most = np.argsort(-others, kind="stable")[: int(named.sum())]
+    guessed = np.zeros_like(named)
+    guessed[most] = True
+    return Recovered(*_right(named, occurs), *_right(guessed, occurs), distinct=int(occurs.sum()))
+
+
+def _right(named: NDArray[np.bool_], occurs: NDArray[np.bool_]) -> tuple[float, float]:
+    both = int((named & occurs).sum())
+    return both / max(1, int(named.sum())), both / max(1, int(occurs.sum()))

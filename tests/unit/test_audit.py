@@ -1,0 +1,144 @@
+"""The audit on real texts and models: attacks succeed where nothing protects, and say where not."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from fedprune import audit as module
+from fedprune.audit import audit
+from fedprune.cli import main
+from fedprune.config import config_from_overrides
+from fedprune.data.clients import client_samples
+from fedprune.data.texts import load_documents
+from fedprune.models.loading import load_model
+from tests.support.architectures import tiny_model
+
+FEW = ("federation.num_clients=3", "pruner.num_calibration_samples=1", "pruner.seq_len=32")
+MORE = ("federation.num_clients=4", "pruner.num_calibration_samples=32", "pruner.seq_len=16")
+
+
+@pytest.fixture(scope="module")
+def few():
+    return audit(config_from_overrides(FEW))
+
+
+def test_the_words_of_a_small_set_are_recovered_from_every_payload(few):
+    masks, sums, moments, pooled_masks, pooled = few.releases
+    assert (masks.sent_by, sums.sent_by[-1]) == (("FedPrLLM", "FedSpaLLM"), "FedStats")
+    assert moments.sent_by == ("FedHessian",)
+    for one in (masks, sums, moments):
+        assert one.words.recall > 0.95 and one.words.precision > 0.95
+        assert one.words.guess_recall < 0.6
+        assert one.words.distinct == few.releases[0].words.distinct > 10
+    assert pooled_masks.words is pooled.words is None
+    assert pooled_masks.sent_by == pooled.sent_by == ()
+
+
+def test_norms_behind_masks_are_told_closely(few):
+    for one in few.releases:
+        if "masks" in one.what:
+            assert one.norms.error < 0.05 and one.norms.correlation > 0.98
+        else:
+            assert one.norms is None
+
+
+def test_a_known_sample_is_told_from_others():
+    found = audit(config_from_overrides(MORE))
+    one = {release.what: release.membership for release in found.releases}
+    assert one["the sums of one client"].auc > 0.9
+    assert one["the masks of one client"].auc > 0.8
+    for known in one.values():
+        assert 0 <= known.low <= known.auc <= known.high <= 1
+    assert one["the sums over 4 clients"].auc < one["the sums of one client"].auc
+
+
+def test_what_is_attacked_is_what_clients_send():
+    config = config_from_overrides(FEW)
+    loaded = load_model(config.model)
+    documents = load_documents(config.data, "train")
+    samples = [one.tokens for one in client_samples(config, documents, loaded.tokenizer, 0, 3)]
+    bench = module._Bench(config, loaded)
+    found = bench.squares(samples)
+    walk = bench.walk(samples)
+    while walk.blocks_left:
+        for name, known in walk.collect("columns").items():
+            ((_, rows),) = [
+                (k, v) for k, v in found.items() if k[0] == walk.position and name in k[1]
+            ]
+            assert np.allclose(rows.sum(0), known.sum_squares, rtol=1e-5)
+        if walk.blocks_left == 1:
+            break
+        walk.advance({})
+
+
+def test_a_client_alone_and_the_same_twice():
+    lone = ("federation.num_clients=1", "strategy.min_clients=1", *FEW[1:])
+    first, second = (audit(config_from_overrides(lone)).to_dict() for _ in range(2))
+    assert first == second
+    assert first["clients"] == 1
+    assert [one["what"].split(" of ")[1] for one in first["releases"]] == 3 * ["one client"]
+
+
+def test_a_model_whose_inputs_depend_on_places_has_no_bag_of_words(tmp_path):
+    tiny = tiny_model("opt")
+    tiny.model.save_pretrained(tmp_path / "opt")
+    tiny.tokenizer.save_pretrained(tmp_path / "opt")
+    text = " ".join(f"w{number % 90}" for number in range(4000))
+    (tmp_path / "text.txt").write_text(text)
+    (tmp_path / "other.txt").write_text(" ".join(reversed(text.split())))
+    config = config_from_overrides(
+        [
+            f"model={tmp_path / 'opt'}",
+            f"data={tmp_path / 'text.txt'}",
+            "federation.num_clients=1",
+            "strategy.min_clients=1",
+            "pruner.num_calibration_samples=2",
+            "pruner.seq_len=16",
+            f"data.heldout_path={tmp_path / 'other.txt'}",
+        ]
+    )
+    found = audit(config)
+    assert {one.words for one in found.releases} == {None}
+    assert "depends on a token's place" in found.notes[0]
+    assert len(found.releases) == 2  # moments were not attacked
+
+
+def test_too_little_text_to_compare_with_is_refused(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("Return the path of the file. " * 60)
+    (tmp_path / "b.txt").write_text("Return the path of the file. ")
+    command = ["audit", f"data={tmp_path / 'a.txt'}", f"data.heldout_path={tmp_path / 'b.txt'}"]
+    assert main([*command, "federation.num_clients=1", *FEW[1:]]) == 1
+    assert "to compare with" in capsys.readouterr().err
+
+
+def test_page_figures_and_table(few, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("fedprune.cli.audit.audit", lambda _: few)
+    folder = tmp_path / "new" / "audit"
+    assert main(["audit", "--output", str(folder)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "FedPrLLM" in shown and "what releases tell" in shown
+    told = json.loads((folder / "audit.json").read_text())
+    assert told == json.loads(json.dumps(few.to_dict()))
+    page = (folder / "audit.html").read_text()
+    assert "<script" not in page and "default-src 'none'" in page
+    for words in told["sends"].values():
+        assert words["label"] in page
+    assert main(["audit", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == told
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("fedprune.cli.audit.audit", lambda _: pytest.fail("too late"))
+    (tmp_path / "file").write_text("")
+    assert main(["audit", "--output", str(tmp_path / "file" / "x")]) == 2
+    assert "--output" in capsys.readouterr().err
+
+
+def test_rows_of_samples_cannot_be_sent():
+    kind = module._RowsKind()
+    recording = kind.start(3)
+    recording.add(torch.ones(2, 4, 3))
+    with pytest.raises(RuntimeError, match="not sent"):
+        kind.arrays(recording.close())
