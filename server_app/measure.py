@@ -78,7 +78,7 @@ def measure(
     step(1, "pruned model")
     made = (loaded, changes) if smaller is None else (smaller, {})
     found = {"pruned": _scores(config, made[0], windows, made[1], states)}
-    if config.evaluation.centralized and windows:
+    if config.evaluation.centralized and windows and strategy.exchange.prunes:
         step(2, "centralised baseline: one client with all samples")
         central = centralized_changes(config, loaded, strategy)
         found["centralized"] = _scores(config, loaded, windows, central, states)

@@ -126,6 +126,11 @@ class FederatedPruning(Strategy):
         self.cohort = Cohort([], self.ledger)
         self.method = get_method(config.strategy.name)
         # The sparsities of `owl` follow from a survey of the clients.
+        if not self.exchange.prunes and config.evaluation.federated:
+            raise ConfigError(
+                f"`evaluation.federated` must be false with strategy={config.strategy.name}: its "
+                "model is made when the clients are done. Leave it out."
+            )
         if self.exchange.prunes and config.allocation.name != "owl":
             block_specs(config, range(model.num_blocks), model.num_blocks)
         self.iterative = config.schedule.name == "iterative"
@@ -436,8 +441,10 @@ class FederatedPruning(Strategy):
             raise damaged_state(f"{type(error).__name__}: {error}") from error
 
     def _compare(self, grid: Grid, result: Result) -> None:
-        """Let the clients measure models, where that is asked for."""
+        """Let the clients measure models, where that is asked for and there are any."""
         state = self.state
+        if not self.exchange.prunes:
+            return
         if self.config.evaluation.local_only and not state.local:
             with state.timings.measure("local"):
                 self._evaluate(grid, result)

@@ -48,6 +48,38 @@ def _run(arguments: Namespace) -> int:
     return run_job(arguments.overrides)
 
 
+def _collect(arguments: Namespace) -> int:
+    from fedprune.cli.collect import run_collection
+
+    return run_collection(arguments.overrides)
+
+
+def _solve_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "statistics", metavar="STATISTICS", help="a statistics folder, or the run that made it"
+    )
+    _run_arguments(parser)
+
+
+def _solve(arguments: Namespace) -> int:
+    from fedprune.cli.solve import run_solve
+
+    return run_solve(arguments.statistics, arguments.overrides)
+
+
+def _merge_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "statistics", nargs="+", metavar="STATISTICS", help="statistics folders of the same model"
+    )
+    parser.add_argument("output", metavar="OUTPUT", help="a new folder")
+
+
+def _merge(arguments: Namespace) -> int:
+    from fedprune.cli.merge import run_merge
+
+    return run_merge(arguments.statistics, arguments.output)
+
+
 def _sweep_arguments(parser: ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
@@ -265,6 +297,29 @@ COMMANDS: dict[str, Command] = {
         "Run a federated pruning job through Flower and wait for its results.",
         _run_arguments,
         _run,
+    ),
+    "collect": Command(
+        "gather statistics of a model from all clients, once",
+        "Ask every client once for statistics of the dense model (strategy.statistics), and keep "
+        "them in a folder that any number of models are made of: see `fedprune solve`. The same as "
+        "`fedprune run strategy=collect`.",
+        _run_arguments,
+        _collect,
+    ),
+    "solve": Command(
+        "make a model of collected statistics, without any client",
+        "Make a model of a statistics folder: the one that a federation of its participants would "
+        "make with schedule.prefix=dense, to the last bit. Model, texts and windows are those of "
+        "the collection unless they are given; everything about pruning is chosen here.",
+        _solve_arguments,
+        _solve,
+    ),
+    "merge": Command(
+        "add up statistics of several federations",
+        "Add up statistics folders of the same model and of different participants. Exact sums "
+        "add up exactly: the result is that of one federation of all.",
+        _merge_arguments,
+        _merge,
     ),
     "sweep": Command(
         "run many jobs and compare their results",

@@ -32,15 +32,42 @@ def run_inline(run_config: Mapping[str, Scalar], clients: int, take: TakeLine) -
     take : Callable
         Gets every line that the apps log or print.
     """
-    # Here, because they load torch, which a job on Flower's runtime does in other processes.
-    from client_app.app import app
-    from server_app.job import run_job
 
+    def work(run_id: int) -> None:
+        # Here, because they load torch, which a job on Flower's runtime does in other processes.
+        from client_app.app import app
+        from server_app.job import run_job
+
+        run_job(InlineGrid(app, clients, run_id), run_config, run_id)
+
+    return _in_this_process(work, take)
+
+
+def solve_inline(statistics: str, run_config: Mapping[str, Scalar], take: TakeLine) -> RunStatus:
+    """Make a model of collected statistics in this process and return how that ended.
+
+    Parameters
+    ----------
+    statistics : str
+        The statistics folder.
+    run_config, take : Mapping, Callable
+        As for :func:`run_inline`.
+    """
+
+    def work(run_id: int) -> None:
+        from fedprune.methods.statistics_folder import StatisticsFolder
+        from server_app.job import solve_job
+
+        solve_job(StatisticsFolder.open(statistics), run_config, run_id)
+
+    return _in_this_process(work, take)
+
+
+def _in_this_process(work: Callable[[int], None], take: TakeLine) -> RunStatus:
     run_id = inline_run_id()
-    grid = InlineGrid(app, clients, run_id)
     try:
         with process_identity(run_id), _output_to(take):
-            run_job(grid, run_config, run_id)
+            work(run_id)
     except FedpruneError as error:
         take(f"{type(error).__name__}: {error}")
         return RunStatus("finished:failed", str(error))

@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol, TextIO
 
-from fedprune.cli.inline import run_inline
+from fedprune.cli.inline import run_inline, solve_inline
 from fedprune.cli.machine import Machine, Resources, choose_resources, has_gpu_driver
 from fedprune.config import (
     Resumption,
@@ -54,6 +54,8 @@ class Job:
         Whether the job goes on with a run that was interrupted.
     note : str
         How the machine is shared, for the log.
+    statistics : str
+        The statistics folder that a model is made of, "" where clients are asked.
     """
 
     run_config: dict[str, Scalar]
@@ -63,6 +65,7 @@ class Job:
     clients: int = 0
     resumed: bool = False
     note: str = ""
+    statistics: str = ""
 
     @property
     def inline(self) -> bool:
@@ -403,6 +406,8 @@ def _execute(job: Job, reader: LogReader, view: View, connect: Connect) -> RunSt
         view.watch(job.folder)
     if job.inline:
         view.stage("loading torch")
+        if job.statistics:
+            return solve_inline(job.statistics, job.run_config, reader.take)
         return run_inline(job.run_config, job.clients, reader.take)
     if job.note:
         reader.take(f"INFO : {job.note}")

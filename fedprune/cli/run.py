@@ -52,13 +52,23 @@ def run_job(overrides: Sequence[str]) -> int:
     FedpruneError
         The app is not where fedprune is.
     """
-    screen, notes = Console(), note_console()
     resumed = find_resumption(overrides)
     if resumed is not None and (resumed.folder / "results.json").is_file():
-        say(notes, f"The run is finished: {resumed.folder}")
-        _show(screen, resumed.folder)
+        say(note_console(), f"The run is finished: {resumed.folder}")
+        _show(Console(), resumed.folder)
         return 0
-    job = _planned(overrides, resumed)
+    return carry_out(_planned(overrides, resumed))
+
+
+def carry_out(job: Job) -> int:
+    """Carry a planned job out, show its course and its results, and return the exit code.
+
+    Raises
+    ------
+    FedpruneError
+        As :func:`run_job`.
+    """
+    screen, notes = Console(), note_console()
     prepare(job)
     with progress_view(notes) as view:
         ended = perform(job, view, connect)
@@ -124,6 +134,8 @@ def _own_reason(folder: Path) -> str:
 def _show_way_on(notes: Console, job: Job, ended: Ended) -> None:
     """Say how to go on, where the ServerApp came so far that there is something to go on with."""
     text = ""
+    if job.statistics:
+        return  # it begins anew, and takes no time
     if (job.folder / "state").is_dir():
         text = f"Go on with the run: fedprune run resume={job.folder}"
     elif job.connection and "ServerApp" not in ended.status.details:  # which says itself

@@ -200,7 +200,8 @@ def _planned(job: SweepJob) -> Job:
     if cut_off(job):
         return plan_resumption(Resumption(job.folder, ()), here, now)
     _clear(job.folder)
-    return dataclasses.replace(plan_job(job.config, here, now), folder=job.folder)
+    planned = plan_job(job.config, here, now)
+    return dataclasses.replace(planned, folder=job.folder, statistics=job.statistics)
 
 
 class _Links:
@@ -250,7 +251,7 @@ def _clear(folder: Path) -> None:
 
     Only what `fedprune` itself writes is touched; anything else stays and stops the job.
     """
-    for name in ("blocks", "model", "state"):
+    for name in ("blocks", "model", "state", "statistics"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in _FILES:
         (folder / name).unlink(missing_ok=True)

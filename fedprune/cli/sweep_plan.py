@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import yaml  # type: ignore[import-untyped]
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from fedprune.cli.solve import solve_config
 from fedprune.config import RunConfig, config_from_overrides, from_yaml, replace
 from fedprune.config.compose import sweep_of
 from fedprune.config.keys import all_keys, flatten
@@ -25,6 +26,7 @@ from fedprune.results.sweep import SEED, SPARSITY, Axes
 
 _KEYS = ("experiment", "grid", "linked", "seeds", "table")
 _LONGEST_NAME = 40
+_FROM = "from"
 
 Settings = Mapping[str, str]
 
@@ -48,6 +50,8 @@ class Sweep:
         whole grid. One empty mapping if there are none.
     axes : Axes
         Rows and columns of the table.
+    statistics : str
+        The statistics folder that all models are made of (``from=FOLDER``), "" to ask clients.
     """
 
     name: str
@@ -56,6 +60,7 @@ class Sweep:
     grid: Mapping[str, tuple[str, ...]]
     linked: tuple[Settings, ...]
     axes: Axes
+    statistics: str = ""
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -83,7 +88,8 @@ def read_sweep(arguments: Sequence[str]) -> Sweep:
         A name first, or ``experiment=NAME``, for what ``conf/experiment/NAME.yaml`` says under
         `sweep`; or the path of a file with the same keys and `experiment`. Then overrides: one
         with several values, ``key=a,b``, is swept, one with a single value holds for all jobs,
-        and both replace what the file says.
+        and both replace what the file says. With ``from=FOLDER`` models are made of the statistics
+        in that folder, without any client.
 
     Raises
     ------
@@ -93,9 +99,12 @@ def read_sweep(arguments: Sequence[str]) -> Sweep:
     file, found, overrides = _told(list(arguments))
     problems: list[str] = []
     fixed, grid, linked = _parts(found, problems)
+    statistics = ""
     for override in overrides:
-        key, equals, _ = override.partition("=")
-        if not equals:
+        key, equals, value = override.partition("=")
+        if key == _FROM and equals:
+            statistics = _statistics(value, problems)
+        elif not equals:
             problems.append(f"{show(override)} is not an override. Write key=value.")
         elif any(key in link for link in linked):
             problems.append(f"`{key}` is set by `linked` in '{file}' and cannot be overridden.")
@@ -118,7 +127,17 @@ def read_sweep(arguments: Sequence[str]) -> Sweep:
         raise ConfigError("A sweep needs a key with several values, for example sparsity=0.5,0.6.")
     title = file or ", ".join(key for key in swept if key != SEED) or SEED
     name = _name(file, overrides, swept)
-    return Sweep(name, title, tuple(fixed), grid, tuple(linked), axes)
+    return Sweep(name, title, tuple(fixed), grid, tuple(linked), axes, statistics)
+
+
+def _statistics(value: str, problems: list[str]) -> str:
+    """Return the statistics folder in ``from=FOLDER``, absolute."""
+    folder = Path(_unquoted(value)).expanduser().absolute()
+    if not value or not folder.is_dir():
+        problems.append(
+            f"`{_FROM}` must be one statistics folder, or the run that made it, got {show(value)}."
+        )
+    return str(folder)
 
 
 def sweep_names() -> list[str]:
@@ -291,12 +310,15 @@ class SweepJob:
         Its own folder.
     baseline : int
         Place of the job that measures its baselines; maybe its own.
+    statistics : str
+        The statistics folder that its model is made of, "" where clients are asked.
     """
 
     settings: Settings
     config: RunConfig
     folder: Path
     baseline: int
+    statistics: str = ""
 
     @property
     def label(self) -> str:
@@ -324,7 +346,9 @@ def plan_sweep(sweep: Sweep, folder: Path) -> list[SweepJob]:
         A job's configuration is wrong; the message names the job.
     """
     points = sweep.points()
-    configs = [_config(sweep, settings) for settings in points]
+    compose = _composer(sweep.statistics)
+    statistics = compose.path if isinstance(compose, FromStatistics) else ""
+    configs = [_config(sweep, settings, compose) for settings in points]
     first = _first_of_each(configs)
     jobs = []
     for place, (settings, config) in enumerate(zip(points, configs, strict=True)):
@@ -336,7 +360,7 @@ def plan_sweep(sweep: Sweep, folder: Path) -> list[SweepJob]:
         # The folder is this machine's, a connection's results are not.
         output_dir = "" if config.federation.connection else str(path)
         config = replace(config, output_dir=output_dir)
-        jobs.append(SweepJob(settings, config, path, carrier))
+        jobs.append(SweepJob(settings, config, path, carrier, statistics))
     return jobs
 
 
@@ -384,12 +408,18 @@ def finished(job: SweepJob) -> dict[str, Any] | None:
         return None
     try:
         results: dict[str, Any] = dict(json.loads(text))
-        return results
     except (ValueError, TypeError):
         raise ConfigError(
             f"`results.json` in '{job.folder}' is damaged. Delete it or choose another "
             "`output_dir`."
         ) from None
+    before = results.get("statistics", {}).get("folder", "")
+    if job.statistics and before != job.statistics:
+        raise ConfigError(
+            f"'{job.folder}' holds a model of other statistics ('{before}'). Delete it or choose "
+            "another `output_dir`."
+        )
+    return results
 
 
 def cut_off(job: SweepJob) -> bool:
@@ -418,13 +448,40 @@ def _decisive(config: RunConfig) -> dict[str, object]:
     return values
 
 
-def _config(sweep: Sweep, settings: Settings) -> RunConfig:
+Compose = Callable[[Sequence[str]], RunConfig]
+
+
+class FromStatistics:
+    """Composes configurations to make models of collected statistics with.
+
+    Parameters
+    ----------
+    folder : str
+        The statistics folder, or the run that made it.
+    """
+
+    def __init__(self, folder: str) -> None:
+        from fedprune.methods.statistics_folder import StatisticsFolder  # loads torch
+
+        self._found = StatisticsFolder.open(folder)
+        self.path = str(self._found.path)
+
+    def __call__(self, overrides: Sequence[str]) -> RunConfig:
+        """Return the configuration of one job."""
+        return solve_config(self._found, overrides)
+
+
+def _composer(statistics: str) -> Compose:
+    return FromStatistics(statistics) if statistics else config_from_overrides
+
+
+def _config(sweep: Sweep, settings: Settings, compose: Compose) -> RunConfig:
     given = {text.partition("=")[0] for text in (*sweep.fixed, *settings)}
     local = not given & {"federation.backend", "federation.connection"}
-    usual = ["federation.backend=inline"] if local else []
+    usual = ["federation.backend=inline"] if local and not sweep.statistics else []
     overrides = [*usual, *sweep.fixed, *(f"{key}={value}" for key, value in settings.items())]
     try:
-        return config_from_overrides(overrides)
+        return compose(overrides)
     except ConfigError as error:
         label = " ".join(overrides)
         raise ConfigError(f"The job {label} cannot run. {error}") from None

@@ -393,7 +393,7 @@ def _along_bytes(panel: "Panel", one: _Drawn) -> _Marks:
     if wide_range(sizes):
         _scale_logarithmically(panel, "x")
     elif sizes:
-        panel.set_xlim(0, 1.25 * max(sizes))
+        panel.set_xlim(0, 1.25 * max(sizes) or 1.0)
         panel.locator_params(axis="x", nbins=4)
     panel.set_xlabel("megabytes sent and received by a client")
     _scale_y(panel, one.methods)

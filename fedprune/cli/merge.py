@@ -1,0 +1,38 @@
+"""`fedprune merge`: statistics of several federations of one model, added up."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from fedprune.cli.screen import say
+from fedprune.results.text import count
+
+
+def run_merge(folders: Sequence[str], output: str) -> int:
+    """Write the sum of statistics folders and return the exit code 0.
+
+    Parameters
+    ----------
+    folders : sequence of str
+        Two or more, of the same model and of other participants.
+    output : str
+        A new folder.
+
+    Raises
+    ------
+    FedpruneError
+        If they do not add up, or the folder is taken.
+    """
+    from fedprune.methods.merging import merge
+
+    target = Path(output).expanduser().absolute()
+    merged = merge(folders, target)
+    told = merged.manifest
+    tokens = sum(one.tokens for one in told.participants)
+    say(
+        Console(),
+        f"{', '.join(told.kinds)} of {count(len(told.participants), 'participant')} and "
+        f"{tokens:,} tokens\n{target}",
+    )
+    return 0
