@@ -5,6 +5,7 @@ Run it from the repository root, once an architecture (about 40 minutes on one c
     python scripts/train_domain_model.py /texts /models/domains-llama --minutes 40
     python scripts/train_domain_model.py /texts /models/domains-opt --architecture opt --minutes 30
     python scripts/train_domain_model.py /texts /models/domains-moe --architecture mixtral
+    python scripts/train_domain_model.py /texts /models/other --seed 1 --blocks 4 --hidden 256
 
 Every folder below the first argument that holds a ``train.txt`` is a domain; each contributes the
 same number of windows to a batch, whatever its size. Nothing is selected on other texts: the last
@@ -66,7 +67,7 @@ def main() -> None:
         ids = encode(tokenizer, text)
         cut = int(len(ids) * (1 - VALIDATION_SHARE))
         train[name], validation[name] = ids[:cut], ids[cut:]
-    model = build_model(arguments.architecture)
+    model = build_model(arguments)
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{parameters:,} parameters, {sum(map(len, train.values())):,} tokens", flush=True)
     fit(model, train, validation, arguments)
@@ -81,6 +82,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("texts", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--architecture", choices=("llama", "opt", "mixtral"), default="llama")
+    parser.add_argument("--blocks", type=int, default=6)
+    parser.add_argument("--hidden", type=int, default=192, help="a multiple of 64")
     parser.add_argument("--minutes", type=float, default=40.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
@@ -96,12 +99,14 @@ def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> Tensor:
     return torch.tensor(flat)
 
 
-def build_model(architecture: str) -> nn.Module:
-    """Return an untrained model of about 3 M parameters that are used for a token."""
+def build_model(arguments: argparse.Namespace) -> nn.Module:
+    """Return an untrained model, by default of about 3 M parameters that are used for a token."""
+    architecture, hidden = arguments.architecture, arguments.hidden
     shared = {
         "vocab_size": VOCABULARY,
-        "hidden_size": 192,
-        "num_hidden_layers": 6,
+        "hidden_size": hidden,
+        "num_hidden_layers": arguments.blocks,
+        "num_attention_heads": hidden // 32,
         "max_position_embeddings": CONTEXT,
         "tie_word_embeddings": True,
         "bos_token_id": 0,
@@ -112,24 +117,23 @@ def build_model(architecture: str) -> nn.Module:
     if architecture == "llama":
         return LlamaForCausalLM(
             LlamaConfig(
-                **shared, intermediate_size=512, num_attention_heads=6, num_key_value_heads=3
+                **shared,
+                intermediate_size=hidden * 8 // 3,
+                num_key_value_heads=hidden // 64,
             )
         )
     if architecture == "mixtral":
         return MixtralForCausalLM(
             MixtralConfig(
                 **shared,
-                intermediate_size=256,
-                num_attention_heads=6,
-                num_key_value_heads=3,
+                intermediate_size=hidden * 4 // 3,
+                num_key_value_heads=hidden // 64,
                 num_local_experts=8,
                 num_experts_per_tok=2,
             )
         )
     return OPTForCausalLM(
-        OPTConfig(
-            **shared, ffn_dim=768, num_attention_heads=6, word_embed_proj_dim=192, dropout=0.0
-        )
+        OPTConfig(**shared, ffn_dim=hidden * 4, word_embed_proj_dim=hidden, dropout=0.0)
     )
 
 

@@ -26,6 +26,7 @@ from fedprune.cli.machine import usable_cpus
 from fedprune.disk import home
 from fedprune.errors import FedpruneError
 from fedprune.flower.app import app_folder, project_table
+from fedprune.flower.reach import LOOPBACK, proxy_of
 from fedprune.flower.superlink import runtime_environment
 from fedprune.flower.supervisor import MARK
 from fedprune.memory import free_memory
@@ -167,6 +168,21 @@ def check_commands() -> Iterator[Check]:
         yield Check("commands", "ok", f"{', '.join(wanted)} are found")
 
 
+def check_proxies() -> Iterator[Check]:
+    """Look whether what Flower's processes say to each other here would go through a proxy."""
+    proxy = proxy_of("127.0.0.1", tls=False) or proxy_of("127.0.0.1", tls=True)
+    if proxy is None:
+        yield Check("proxies", "ok", "none stands between processes of this machine")
+        return
+    yield Check(
+        "proxies",
+        "warn",
+        f"{proxy[0]} is set, and NO_PROXY does not name this machine",
+        "`fedprune` and what it starts go past it; for `flwr`, `flower-superlink` and "
+        f"`flower-superexec` set NO_PROXY={','.join(LOOPBACK)}.",
+    )
+
+
 def check_disk() -> Iterator[Check]:
     """Look at the free space for the cache, for results and for Ray's files."""
     places = {"cache": home(), "this folder": Path.cwd(), "temporary": Path(tempfile.gettempdir())}
@@ -250,6 +266,7 @@ CHECKS: tuple[Callable[[], Iterator[Check]], ...] = (
     check_libraries,
     check_torch,
     check_commands,
+    check_proxies,
     check_disk,
     check_cache,
     check_daemons,

@@ -3,7 +3,9 @@
 Only the command is a stable interface. It ends with 0 when a run fails, splits values at quotes,
 and its log breaks off with the connection. We give values in a file, follow a log again from where
 it broke off, and ask for a run's status: it is done when Flower lists it as ``finished:completed``.
-Without it: a failed run would pass for a good one, and no value could hold a quote or a line break.
+A run that nobody executes stays pending; we say what is missing, and give it up.
+Without it: a failed run would pass for a good one, no value could hold a quote or a line break, and
+a SuperLink without an executor would be waited for without end.
 """
 
 import contextlib
@@ -12,8 +14,10 @@ import re
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict, cast
@@ -21,12 +25,17 @@ from typing import TypedDict, cast
 import tomli_w
 
 from fedprune.errors import FedpruneError
+from fedprune.flower.reach import trouble
 
 Scalar = str | int | float | bool
 
 _COMMAND_SECONDS = 120.0
 _RETRY_SECONDS = 1.0
 _RETRIES = 30  # Each costs the second above and about one more for the command itself.
+_PENDING = ("pending", "starting")
+_PENDING_LOOK_SECONDS = 20.0
+_PENDING_TOLD_SECONDS = 60.0
+_PENDING_MOST_SECONDS = 900.0
 _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
@@ -221,16 +230,92 @@ def wait(run_id: str, connection: Connection, on_line: Callable[[str], None]) ->
     Raises
     ------
     RuntimeFailure
-        Flower could not be reached for a minute.
+        Flower could not be reached for a minute, or nobody began with the run in a quarter of an
+        hour although no other run was under way; it has been stopped then.
     KeyboardInterrupt
         After the run has been stopped.
     """
+    with _beginning(run_id, connection, on_line) as beginning:
+        try:
+            ended = _wait(run_id, connection, beginning.take)
+        except KeyboardInterrupt:
+            with contextlib.suppress(RuntimeFailure):
+                stop(run_id, connection)
+            raise
+    if beginning.given_up and not ended.completed:
+        raise RuntimeFailure(f"{beginning.given_up} The run was stopped.")
+    return ended
+
+
+class _Beginning:
+    """Sees whether anybody begins with a run; parameters as for :func:`wait`."""
+
+    def __init__(self, run_id: str, connection: Connection, on_line: Callable[[str], None]) -> None:
+        self._run_id = run_id
+        self._connection = connection
+        self._on_line = on_line
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._since = time.monotonic()
+        self._told = False
+        self.given_up = ""
+
+    def take(self, line: str) -> None:
+        """Hand a line of the run's log on."""
+        with self._lock:
+            self._on_line(line)
+
+    def end(self) -> None:
+        """Look no more."""
+        self._over.set()
+
+    def watch(self) -> None:
+        """Look until the run has begun, and say so while it has not."""
+        while not self._over.wait(_PENDING_LOOK_SECONDS):
+            # Flower that cannot be reached is for those who follow the run.
+            with contextlib.suppress(RuntimeFailure):
+                if self._look():
+                    return
+
+    def _look(self) -> bool:
+        """Return whether there is nothing more to look for."""
+        rows = _flwr(self._connection, "list", self._connection.name).get("runs", [])
+        mine = [row for row in rows if row.get("run-id") == self._run_id]
+        if not mine or mine[0]["status"] not in _PENDING:
+            return True
+        if any(row["status"] == "running" for row in rows):
+            self._since = time.monotonic()  # it may wait for its turn
+            return False
+        waited = time.monotonic() - self._since
+        if waited < _PENDING_TOLD_SECONDS:
+            return False
+        missing = (
+            f"Nobody has begun with the run for {waited:.0f} s. Probably no executor runs beside "
+            "the SuperLink: with `--isolation process` start `flower-superexec` there, and look at "
+            "its log and at the SuperLink's (docs/deployment.md)."
+        )
+        if waited >= _PENDING_MOST_SECONDS:
+            self.given_up = missing
+            stop(self._run_id, self._connection)
+            return True
+        if not self._told:
+            self._told = True
+            with self._lock:
+                minutes = _PENDING_MOST_SECONDS / 60
+                self._on_line(f"WARNING : {missing} It is given up after {minutes:.0f} minutes.")
+        return False
+
+
+@contextlib.contextmanager
+def _beginning(
+    run_id: str, connection: Connection, on_line: Callable[[str], None]
+) -> Iterator[_Beginning]:
+    beginning = _Beginning(run_id, connection, on_line)
+    threading.Thread(target=beginning.watch, daemon=True).start()
     try:
-        return _wait(run_id, connection, on_line)
-    except KeyboardInterrupt:
-        with contextlib.suppress(RuntimeFailure):
-            stop(run_id, connection)
-        raise
+        yield beginning
+    finally:
+        beginning.end()
 
 
 def _wait(run_id: str, connection: Connection, on_line: Callable[[str], None]) -> RunStatus:
@@ -250,7 +335,7 @@ def _wait(run_id: str, connection: Connection, on_line: Callable[[str], None]) -
         time.sleep(_RETRY_SECONDS)
 
 
-_Row = TypedDict("_Row", {"status": str, "status-details": str})
+_Row = TypedDict("_Row", {"run-id": str, "status": str, "status-details": str})
 _Answer = TypedDict(
     "_Answer",
     {"success": bool, "error-message": str, "run-id": str, "runs": list[_Row]},
@@ -278,8 +363,23 @@ def _flwr(connection: Connection, *arguments: str) -> _Answer:
     answer = _first_object(done.stdout)
     if done.returncode or answer is None or not answer.get("success"):
         message = (answer or {}).get("error-message") or f"{done.stdout}\n{done.stderr}"
-        raise RuntimeFailure(f"{said} failed:", _COLOUR.sub("", message).strip())
+        details = _COLOUR.sub("", message).strip()
+        reason = _unreachable(connection) if "unavailable" in details.lower() else ""
+        raise RuntimeFailure(f"{said} failed:", f"{details} {reason}".strip())
     return answer
+
+
+def _unreachable(connection: Connection) -> str:
+    """Return why the SuperLink of a connection cannot be reached, "" if nobody knows."""
+    path = Path(connection.environment.get("FLWR_HOME") or Path.home() / ".flwr", "config.toml")
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))["superlink"][connection.name]
+        address, insecure = str(found["address"]), bool(found.get("insecure", False))
+        given = found.get("root-certificates")
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    authority = path.parent / Path(str(given)).expanduser() if given else None
+    return trouble(address, tls=not insecure, authority=authority)
 
 
 def _first_object(text: str) -> _Answer | None:

@@ -26,6 +26,7 @@ import tomli_w
 
 from fedprune.flower import ray_head, supervisor
 from fedprune.flower.command import Connection, RuntimeFailure
+from fedprune.flower.reach import without_proxy
 
 _NAME = "private"
 _HOST = "127.0.0.1"
@@ -91,9 +92,8 @@ def runtime_environment() -> dict[str, str]:
     """
     environment = dict(os.environ)
     environment.pop("FORCE_COLOR", None)
-    local = f"{_HOST},localhost"
     for key in ("NO_PROXY", "no_proxy"):
-        environment[key] = ",".join(filter(None, [environment.get(key), local]))
+        environment[key] = without_proxy(environment.get(key, ""))
     scripts = sysconfig.get_path("scripts")
     return environment | {
         "PATH": os.pathsep.join([scripts, environment.get("PATH", os.defpath)]),

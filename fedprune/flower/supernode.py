@@ -14,10 +14,12 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from fedprune.errors import ConfigError, FedpruneError
 from fedprune.flower.app import app_folder, staged
+from fedprune.flower.reach import bypass_proxies_here, trouble
 
 FAILED = 70
 """Exit code of a SuperNode that could not go on (EX_SOFTWARE); start it again."""
@@ -102,6 +104,11 @@ def run_supernode(arguments: Sequence[str], apps: Sequence[str], any_app: bool) 
     # Flower reads these when it is imported, and the user's own values go first.
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    # Its executors inherit it: they speak to this process.
+    bypass_proxies_here()
+    told = _trouble(arguments)
+    if told:
+        sys.stderr.write(f"{told}\n")
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
     from fedprune.flower.node_guard import NodeGuard, install
@@ -119,6 +126,23 @@ def run_supernode(arguments: Sequence[str], apps: Sequence[str], any_app: bool) 
     except BaseException:
         traceback.print_exc()
     _leave(code)
+
+
+def _trouble(arguments: Sequence[str]) -> str:
+    """Return why the SuperLink cannot be reached now; Flower tries on without a word."""
+    address = _option(arguments, "--superlink")
+    given = _option(arguments, "--root-certificates")
+    authority = Path(given) if given else None
+    return trouble(address, "--insecure" not in arguments, authority) if address else ""
+
+
+def _option(arguments: Sequence[str], name: str) -> str:
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if word == name:
+            return following
+        if word.startswith(f"{name}="):
+            return word.removeprefix(f"{name}=")
+    return ""
 
 
 class _Watch:

@@ -56,6 +56,6 @@ def test_settings_that_protect_a_site_are_settings():
 def test_environment_variables_are_documented():
     known = {*documented(".env.example"), *documented(".env.client.example")}
     known |= set(re.findall(r"\b[A-Z_]{4,}\b", (DOCKER / "certs.sh").read_text()))
-    known |= {"NODE_CONFIG", "CERTIFICATE_VERIFY_FAILED"}
+    known |= {"NODE_CONFIG", "CERTIFICATE_VERIFY_FAILED", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"}
     for name in re.findall(r"`([A-Z]+_[A-Z_]+)[`=]", GUIDE):
         assert name in known, name

@@ -115,6 +115,19 @@ def test_commands(monkeypatch: pytest.MonkeyPatch, missing: set[str], expected: 
     assert levels(doctor.check_commands()) == expected
 
 
+def test_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    assert levels(doctor.check_proxies()) == ["ok"]
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
+    (check,) = doctor.check_proxies()
+    assert check.level == "warn" and "HTTPS_PROXY is set" in check.found
+    assert "NO_PROXY=127.0.0.1,localhost,::1" in check.advice
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    assert levels(doctor.check_proxies()) == ["ok"]
+
+
 @pytest.mark.parametrize(("gib", "level"), [(0.5, "fail"), (2, "warn"), (50, "ok")])
 def test_disk(monkeypatch: pytest.MonkeyPatch, gib: float, level: str) -> None:
     usage = SimpleNamespace(free=gib * GIB)

@@ -42,6 +42,14 @@ def test_is_locked_down(file, name):
 
 
 @every_service
+def test_speaks_to_its_neighbours_past_a_proxy(file, name):
+    environment = services(file)[name]["environment"]
+    named = environment["NO_PROXY"].split(",")
+    assert environment["no_proxy"].split(",") == named and named[-1] == "${NO_PROXY:-}"
+    assert {"localhost", "127.0.0.1", "superlink", "gateway", "runtime"} <= set(named)
+
+
+@every_service
 def test_comes_back_and_says_whether_it_works(file, name):
     service = services(file)[name]
     if name in ONE_SHOT:

@@ -45,7 +45,11 @@ def test_healthy_is_who_answers_200_with_a_certificate_of_the_authority(
     server, tmp_path, monkeypatch
 ):
     url, trusted = server
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")  # not for neighbours
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
+    monkeypatch.setenv("no_proxy", "superlink")
+    (told,) = health.troubles([f"{url}/health"], str(trusted), [], [])
+    assert "refused" in told  # as the service itself, which asks the proxy
+    monkeypatch.setenv("no_proxy", "superlink,127.0.0.1")
     assert list(health.troubles([f"{url}/health"], str(trusted), [], [])) == []
     (told,) = health.troubles([f"{url}/other"], str(trusted), [], [])
     assert "503" in told

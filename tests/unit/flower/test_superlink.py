@@ -218,7 +218,7 @@ def test_the_environment_of_flwr(monkeypatch: pytest.MonkeyPatch) -> None:
     first, *rest = environment["PATH"].split(os.pathsep)
     assert Path(first, "flwr").exists()
     assert rest == ["/usr/bin"]
-    assert environment["NO_PROXY"] == "intranet,127.0.0.1,localhost"
+    assert environment["NO_PROXY"] == "intranet,127.0.0.1,localhost,::1"
     assert "FORCE_COLOR" not in environment
     assert environment["PYTHONPATH"] == "/mine"
 
