@@ -15,6 +15,7 @@ from torch import Tensor
 from fedprune.errors import ModelError
 from fedprune.models.layout import DecoderLayout, LinearRef
 from fedprune.wire.changes import Change, LinearUpdate, SparseWeight, mask_of
+from fedprune.wire.quantized import QuantizedWeight
 
 Changes = Mapping[int, Mapping[str, Change]]
 """Block -> linear -> what becomes of it; what is not named stays dense."""
@@ -31,7 +32,7 @@ class Recalled(Mapping[int, Mapping[str, _C]]):
     ----------
     blocks : Sequence[int]
         The blocks there are.
-    recall : Callable[[int], Mapping[str, BitMask or LinearUpdate or SparseWeight]]
+    recall : Callable[[int], Mapping[str, Change]]
         Block -> its changes.
     """
 
@@ -66,7 +67,7 @@ def masked_weight(stored: Tensor, linear: LinearRef, change: Change) -> Tensor:
         The parameter as its module stores it, on any device.
     linear : LinearRef
         Which linear map it belongs to; of an expert's, the others' slices stay as they are.
-    change : BitMask or LinearUpdate or SparseWeight
+    change : Change
         Shape (d_out, d_in), True where a weight survives.
     """
     copied = stored.clone(memory_format=torch.contiguous_format)
@@ -76,7 +77,7 @@ def masked_weight(stored: Tensor, linear: LinearRef, change: Change) -> Tensor:
 
 def _write(weight: Tensor, change: Change) -> None:
     """Change a (d_out, d_in) matrix in place."""
-    if isinstance(change, SparseWeight):
+    if isinstance(change, SparseWeight | QuantizedWeight):
         weight.copy_(change.dense())
         return
     pruned = _pruned(change, weight.device)
@@ -99,7 +100,7 @@ def changed_tensors(
         Index of the block.
     tensors : Mapping[str, Tensor]
         Name inside the block -> tensor as stored; unchanged.
-    changes : Mapping[str, BitMask or LinearUpdate or SparseWeight]
+    changes : Mapping[str, Change]
         Linear -> change; one that is not named stays dense.
 
     Raises

@@ -1,4 +1,4 @@
-"""What can be done to a linear: pruned, its survivors scaled, or replaced by other values.
+"""What can be done to a linear: pruned, its survivors scaled or replaced, or quantised.
 
 A block's changes are arrays that are called ``{linear}.{part}``:
 
@@ -12,6 +12,11 @@ Part        Of                      Array
             scales                  byte as fit, the first lowest; or of one, two or four bytes,
                                     shape (bytes, survivors), the lowest first
 ``values``  ``SparseWeight``        float32, bfloat16 or float16, shape (survivors,)
+``bits``    ``QuantizedWeight``     uint8, 4 or 8
+``codes``   ``QuantizedWeight``     the survivors' codes plus ``2**(bits-1)``, uint8: one or two in a
+                                    byte, the first lowest
+``scales``  ``QuantizedWeight``     float32, bfloat16 or float16, shape (d_out, groups)
+``zeros``   ``QuantizedWeight``     the zeros of all groups as codes; only where not symmetric
 ==========  ======================  ================================================================
 """
 
@@ -26,13 +31,16 @@ from torch import Tensor
 
 from fedprune.errors import WireError
 from fedprune.wire.arrays import Arrays, ArraySpec, encode_arrays, most_bytes
+from fedprune.wire.lanes import pack_lanes, packed_length, unpack_lanes
 from fedprune.wire.masks import BitMask, mask_arrays, mask_specs, take_mask
+from fedprune.wire.quantized import PARTS as QUANTIZED_PARTS
+from fedprune.wire.quantized import QuantizedWeight, quantized_specs, take_quantized
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 """The types that values can have."""
 
 _STEP = 1 << 16  # values looked at at a time: they stay in a core's cache
-_PARTS = ("mask", "shape", "total", "keeps", "values")
+_PARTS = ("mask", "shape", "total", "keeps", "values", *QUANTIZED_PARTS)
 
 Words = NDArray[np.uint16] | NDArray[np.uint32]
 
@@ -234,7 +242,7 @@ class LinearUpdate:
     __hash__ = None  # type: ignore[assignment]  # equality looks at arrays: not hashable
 
 
-Change = BitMask | LinearUpdate | SparseWeight
+Change = BitMask | LinearUpdate | SparseWeight | QuantizedWeight
 """What is done to a linear: a mask alone leaves the survivors as they are."""
 
 
@@ -263,6 +271,8 @@ def encode_update(updates: Mapping[str, Change]) -> bytes:
     for name, change in updates.items():
         if isinstance(change, SparseWeight):
             arrays[f"{name}.values"] = change.values
+        elif isinstance(change, QuantizedWeight):
+            arrays |= {f"{name}.{part}": array for part, array in change.arrays().items()}
         elif isinstance(change, LinearUpdate):
             arrays[f"{name}.total"] = np.array(change.total, dtype=np.uint32)
             if change.keeps is not None:
@@ -303,8 +313,12 @@ def decode_update(
 def most_update_bytes(shapes: Mapping[str, tuple[int, int]]) -> int:
     """Return the most bytes that a block's changes can take; shapes as :func:`decode_update`."""
     expected = mask_specs(shapes) | {f"{name}.total": ArraySpec("uint32") for name in shapes}
-    # No count and no value is wider than this.
-    expected |= {f"{name}.values": ArraySpec("float32", shape) for name, shape in shapes.items()}
+    for name, shape in shapes.items():
+        # No count and no value is wider than this.
+        values = {f"{name}.values": ArraySpec("float32", shape)}
+        forms = [values, quantized_specs(name, shape)]
+        expected |= {part: ArraySpec("uint8", (0,)) for form in forms for part in form}
+        expected |= max(forms, key=lambda form: sum(spec.nbytes for spec in form.values()))
     return most_bytes(expected)
 
 
@@ -313,6 +327,8 @@ def _take_change(arrays: Arrays, name: str, shape: tuple[int, int]) -> Change:
     try:
         if f"{name}.values" in arrays.names:
             return _take_values(arrays, f"{name}.values", mask)
+        if f"{name}.codes" in arrays.names:
+            return take_quantized(arrays, name, mask)
         if f"{name}.total" in arrays.names:
             total = int(arrays.take(f"{name}.total", ArraySpec("uint32")))
             keeps = None
@@ -334,35 +350,25 @@ def _take_values(arrays: Arrays, name: str, mask: BitMask) -> SparseWeight:
 def _keeps_spec(survivors: int, total: int) -> tuple[int, ArraySpec]:
     """Return the bits that a count takes, and what counts are as an array."""
     bits = next(bits for bits in (1, 2, 4, 8, 16, 32) if total < 1 << bits)
-    shape = (-(-survivors * bits // 8),) if bits < 8 else (bits // 8, survivors)
+    shape = (packed_length(survivors, bits),) if bits < 8 else (bits // 8, survivors)
     return bits, ArraySpec("uint8", shape)
 
 
 def _keeps_array(keeps: Counts, total: int) -> NDArray[np.uint8]:
     """Return counts as an array: several in a byte, or the bytes of all, the lowest first."""
     bits, spec = _keeps_spec(keeps.size, total)
-    if bits >= 8:
-        places = range(spec.shape[0])
-        return np.stack([(keeps >> 8 * place).astype(np.uint8) for place in places])
-    lanes = np.zeros((spec.shape[0], 8 // bits), dtype=np.uint8)
-    lanes.reshape(-1)[: keeps.size] = keeps
-    packed = np.zeros(spec.shape, dtype=np.uint8)
-    for lane in range(8 // bits):
-        packed |= lanes[:, lane] << bits * lane
-    return packed
+    if bits < 8:
+        return pack_lanes(keeps, bits)
+    places = range(spec.shape[0])
+    return np.stack([(keeps >> 8 * place).astype(np.uint8) for place in places])
 
 
 def _take_keeps(arrays: Arrays, name: str, survivors: int, total: int) -> Counts:
     bits, spec = _keeps_spec(survivors, total)
     packed = arrays.take(name, spec)
-    if bits >= 8:
-        keeps = np.zeros(survivors, dtype=f"u{bits // 8}")
-        for place, digits in enumerate(packed):
-            keeps |= digits.astype(keeps.dtype) << 8 * place
-        return keeps
-    lanes = np.empty((packed.size, 8 // bits), dtype=np.uint8)
-    for lane in range(8 // bits):
-        np.bitwise_and(packed >> bits * lane, (1 << bits) - 1, out=lanes[:, lane])
-    if lanes.reshape(-1)[survivors:].any():
-        raise WireError("unused bits of its counts must be zero.")
-    return lanes.reshape(-1)[:survivors]
+    if bits < 8:
+        return unpack_lanes(packed, bits, survivors)
+    keeps = np.zeros(survivors, dtype=f"u{bits // 8}")
+    for place, digits in enumerate(packed):
+        keeps |= digits.astype(keeps.dtype) << 8 * place
+    return keeps

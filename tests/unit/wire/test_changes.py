@@ -19,6 +19,7 @@ from fedprune.wire.changes import (
     most_update_bytes,
 )
 from fedprune.wire.masks import BitMask
+from fedprune.wire.quantized import QuantizedWeight
 from tests.support.damage import check_damage, check_sealed_damage
 
 INTEGERS = {4: torch.int32, 2: torch.int16}
@@ -127,12 +128,30 @@ def change(kind, mask, draw, total=3):
     if kind in ("plain", "scaled"):
         keeps = draw.integers(0, total, mask.survivors, endpoint=True, dtype=np.uint32)
         return LinearUpdate(mask, keeps if kind == "scaled" else None, total)
+    if kind in QUANTIZED:
+        return quantized(mask, draw, *QUANTIZED[kind])
     values = torch.from_numpy(draw.standard_normal(mask.survivors)).to(kind)
     values[::2] = -0.0
     return SparseWeight(mask, values)
 
 
-KINDS = ("mask", "plain", "scaled", *FLOATS)
+def quantized(mask, draw, bits, dtype, symmetric, groups=1):
+    half, (rows, columns) = 1 << bits - 1, mask.shape
+    zeros = torch.from_numpy(draw.integers(-half, half, (rows, groups), dtype=np.int8))
+    zeros = torch.zeros_like(zeros) if symmetric else zeros
+    codes = torch.from_numpy(draw.integers(-half, half, mask.shape, dtype=np.int8))
+    pruned = ~torch.from_numpy(mask.to_bool())
+    codes[pruned] = zeros.repeat_interleave(columns // groups, 1)[pruned]
+    scales = torch.from_numpy(draw.uniform(1e-3, 2, (rows, groups))).to(dtype)
+    return QuantizedWeight(mask, bits, codes, scales, None if symmetric else zeros)
+
+
+QUANTIZED = {
+    "w4": (4, torch.bfloat16, True),
+    "w4 asymmetric": (4, torch.float32, False),
+    "w8": (8, torch.float16, False),
+}
+KINDS = ("mask", "plain", "scaled", *FLOATS, *QUANTIZED)
 
 
 def updates(seed=0, kinds=("scaled",) * 3, total=3):
@@ -197,7 +216,7 @@ def test_factors_are_the_share_of_clients_that_kept_the_weight():
 
 
 def test_every_change_has_a_mask_and_some_touch_nothing_else():
-    for kind, found in zip(KINDS, map(change, KINDS, [MASK] * 6, [DRAW] * 6), strict=True):
+    for kind, found in zip(KINDS, map(change, KINDS, [MASK] * 9, [DRAW] * 9), strict=True):
         assert mask_of(found) is MASK and found.shape == MASK.shape
         assert keeps_survivors(found) == (kind in ("mask", "plain"))
 
@@ -229,7 +248,7 @@ COUNTS = np.array([0b111001], np.uint8)
         ({"a.total": np.array(300, np.uint32), "a.keeps": COUNTS}, r"must be uint8\[2, 3\]"),
         (TOTAL | {"a.keeps": COUNTS[:0]}, r"must be uint8\[1\], got uint8\[0\]"),
         (TOTAL | {"a.keeps": COUNTS.astype("i1")}, r"must be uint8\[1\], got int8"),
-        (TOTAL | {"a.keeps": COUNTS | 0x40}, "unused bits of its counts"),
+        (TOTAL | {"a.keeps": COUNTS | 0x40}, "unused bits of packed numbers"),
         ({"a.keeps": COUNTS}, "1 arrays came"),
         (TOTAL | {"a.values": np.ones(3, np.float32)}, "1 arrays came"),
         ({"a.values": np.ones(4, np.float32)}, r"must be float32\[3\], got float32\[4\]"),

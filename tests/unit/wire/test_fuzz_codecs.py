@@ -36,6 +36,7 @@ from fedprune.wire.moments import (
     decode_moments,
     encode_moments,
 )
+from fedprune.wire.quantized import QuantizedWeight
 from fedprune.wire.sums import (
     ExactSums,
     InputSums,
@@ -73,6 +74,16 @@ def scaled(shape, total: int) -> LinearUpdate:
     return LinearUpdate(mask, keeps, total)
 
 
+def quantized(shape, bits: int, symmetric: bool) -> QuantizedWeight:
+    half, mask = 1 << bits - 1, loose(shape)
+    zeros = RNG.integers(-half, half, (shape[0], 1), dtype=np.int8) * (not symmetric)
+    zeros = zeros.astype(np.int8)
+    codes = np.where(mask.to_bool(), RNG.integers(-half, half, shape, dtype=np.int8), zeros)
+    scales = torch.from_numpy(RNG.random((shape[0], 1)) + 0.1).bfloat16()
+    lifted = None if symmetric else torch.from_numpy(zeros)
+    return QuantizedWeight(mask, bits, torch.from_numpy(codes), scales, lifted)
+
+
 def exact(width: int) -> ExactSums:
     sums = ExactSums(width)
     for scale in (1e-12, 1.0, 1e9):
@@ -103,6 +114,8 @@ UPDATES = [
     encode_update({n: LinearUpdate(loose(shape), None, 7) for n, shape in SHAPES.items()}),
     *(encode_update({n: scaled(s, total) for n, s in SHAPES.items()}) for total in (1, 3, 70_000)),
     *(encode_update({n: sparse(s, dtype) for n, s in SHAPES.items()}) for dtype in FLOATS),
+    encode_update({n: quantized(s, 4, True) for n, s in SHAPES.items()}),
+    encode_update({n: quantized(s, 8, False) for n, s in SHAPES.items()}),
 ]
 SUMS = [encode_sums(inputs(lambda names, d: InputSums(names, exact(d), 9)))]
 MOMENTS = [
@@ -213,7 +226,7 @@ def check_sound(found) -> None:
         assert {name: mask_of(change).shape for name, change in found.items()} == SHAPES
         assert list(found) == list(SHAPES)
         for change in found.values():
-            if isinstance(change, SparseWeight):
+            if isinstance(change, SparseWeight | QuantizedWeight):
                 assert change.dense().isfinite().all()
             elif isinstance(change, LinearUpdate):
                 factors = change.factors()
