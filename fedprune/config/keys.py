@@ -34,7 +34,7 @@ def owners(key: str) -> list[str]:
     return [choice for choice, kind in UNIONS[section].items() if name in kind.model_fields]
 
 
-def value_type(field: FieldInfo) -> tuple[type, bool, tuple[str, ...]]:
+def value_type(field: FieldInfo) -> tuple[type, bool, tuple[Any, ...]]:
     """Return the plain type of a key's values, whether null is one, and the names it may have."""
     kind: Any = field.annotation
     optional = False
@@ -44,7 +44,8 @@ def value_type(field: FieldInfo) -> tuple[type, bool, tuple[str, ...]]:
     if typing.get_origin(kind) is Annotated:
         kind = typing.get_args(kind)[0]
     if typing.get_origin(kind) is Literal:
-        return str, optional, typing.get_args(kind)
+        choices = typing.get_args(kind)
+        return type(choices[0]), optional, choices
     return (str if kind is Pattern else kind), optional, ()
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import PurePosixPath, PureWindowsPath
 
 from fedprune.config.overrides import dataset_problems
-from fedprune.config.schema import HubDataConfig, RunConfig, Section
+from fedprune.config.schema import HubDataConfig, RunConfig, Section, strategy_for
 from fedprune.config.suggest import show
 
 Relation = Callable[[RunConfig], Iterator[str]]
@@ -166,6 +166,39 @@ def _pruner_group(run: RunConfig) -> Iterator[str]:
     )
 
 
+def _quantized(run: RunConfig) -> Iterator[str]:
+    pruner, strategy = run.pruner, run.strategy
+    if pruner.bits is None:
+        return
+    if not strategy.quantizes:
+        key, wanted, got = "bits", "null", str(pruner.bits)
+        if not pruner.prunes:
+            key, wanted, got = "name", "one that prunes", show(pruner.name)
+        yield (
+            f"`pruner.{key}` must be {wanted} with strategy={strategy.name}, where clients prune "
+            f"and the server puts their answers together, got {got}. Set "
+            f"{'pruner=wanda' if key == 'name' else 'pruner.bits=null'}, or "
+            f"strategy={strategy_for(pruner.name)}."
+        )
+    if not pruner.prunes and run.sparsity:
+        yield (
+            f"`sparsity` must be 0 with pruner={pruner.name}, which rounds weights and prunes "
+            f"none, got {run.sparsity:g}. Leave it out, or set pruner=sparsegpt pruner.bits="
+            f"{pruner.bits} for both at once."
+        )
+    if not pruner.prunes and pruner.pattern.structured:
+        yield (
+            f"`pruner.pattern` must be unstructured with pruner={pruner.name}, which prunes none, "
+            f"got {show(str(pruner.pattern))}."
+        )
+    m, size = pruner.pattern.m, pruner.group_size
+    if m is not None and size is not None and size % m:
+        yield (
+            f"`pruner.group_size` must be a multiple of {m} with `pruner.pattern` "
+            f"'{pruner.pattern}', got {size}. Set pruner.group_size=null."
+        )
+
+
 def _pooling(run: RunConfig) -> Iterator[str]:
     strategy, allocation = run.strategy, run.allocation.name
     if strategy.pooling != "tokens" and not strategy.pools and allocation != "owl":
@@ -226,6 +259,7 @@ RELATIONS: tuple[Relation, ...] = (
     _glob,
     _pattern,
     _pruner_group,
+    _quantized,
     _allocation_blocks,
     _allocation_pattern,
     _allocation_mean,

@@ -70,6 +70,8 @@ Device = Annotated[
 ]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
+Bits = Literal[4, 8]
+GroupSize = Literal[32, 64, 128]
 Group = Literal["layer", "row", "column"]
 """The set within which weights or votes compete: whole matrix, one output, one input."""
 
@@ -188,7 +190,17 @@ class PrunerConfig(Choice):
     batch_size: Count
     hidden_memory_mb: Annotated[int, Field(ge=0)] | None
 
-    neutral: ClassVar[Mapping[str, object]] = {"damping": 0.01, "block_size": 128}
+    neutral: ClassVar[Mapping[str, object]] = {
+        "damping": 0.01,
+        "block_size": 128,
+        "bits": None,
+        "group_size": 128,
+        "symmetric": True,
+        "act_order": False,
+    }
+
+    prunes: ClassVar[bool] = True
+    """Whether weights become zero, as `sparsity` says."""
 
 
 class MomentsPrunerConfig(PrunerConfig):
@@ -198,18 +210,45 @@ class MomentsPrunerConfig(PrunerConfig):
 
 
 class SparseGptConfig(MomentsPrunerConfig):
-    """SparseGPT, which masks `block_size` columns at a time."""
+    """SparseGPT, which masks `block_size` columns at a time; survivors may be quantised."""
 
     block_size: Count
+    bits: Bits | None
+    group_size: GroupSize | None
+    symmetric: bool
+
+
+class RoundingConfig(PrunerConfig):
+    """Rounding to a few bits, entry by entry."""
+
+    damping: Share
+    bits: Bits
+    group_size: GroupSize | None
+    symmetric: bool
+
+    prunes = False
+
+
+class GptqConfig(MomentsPrunerConfig):
+    """GPTQ, which rounds column after column."""
+
+    bits: Bits
+    group_size: GroupSize | None
+    symmetric: bool
+    act_order: bool
+
+    prunes = False
 
 
 PRUNER_TYPES: Mapping[str, type[PrunerConfig]] = {
+    "magnitude": PrunerConfig,
     "wanda": PrunerConfig,
     "ria": PrunerConfig,
-    "magnitude": PrunerConfig,
     "sparsegpt": SparseGptConfig,
     "alps": MomentsPrunerConfig,
     "sparseswaps": MomentsPrunerConfig,
+    "gptq": GptqConfig,
+    "rounding": RoundingConfig,
 }
 """Pruner -> the type of its keys; those of plugins have the keys that all share."""
 
@@ -260,6 +299,9 @@ class StrategyConfig(Choice):
         if self.pools:
             own.insert(0, "pooling")
         return {key: getattr(self, key) for key in own}
+
+    quantizes: ClassVar[bool] = False
+    """Whether the server prunes itself, so that what it makes may be quantised weights."""
 
     pruners: ClassVar[tuple[str, ...] | None] = None
     """The pruners that go with it; None: all."""

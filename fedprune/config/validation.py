@@ -216,8 +216,9 @@ def _wrong_value(key: str, field: FieldInfo, detail: ErrorDetails) -> str:
         return f"`{key}` must not be empty. {way_out}"
     if kind in ("literal_error", "choice"):
         names = context.get("choices", choices) or choices
-        listed = ", ".join(repr(name) for name in names)
-        hint = did_you_mean(value, names) if isinstance(value, str) else ""
+        listed = ", ".join([*map(repr, names), *["null"] * optional])
+        texts = [name for name in names if isinstance(name, str)]
+        hint = did_you_mean(value, texts) if isinstance(value, str) else ""
         return f"`{key}` must be one of {listed}, got {show(value)}.{hint}"
     if kind == "value_error" and not (plain in (str, bool) and isinstance(value, int | float)):
         return f"`{key}` {context['error']}, got {show(value)}."

@@ -1,22 +1,33 @@
 """The pruners by name."""
 
+from collections.abc import Callable, Mapping
 from typing import cast
 
 from fedprune.config import PrunerConfig
+from fedprune.config.schema import PRUNER_TYPES
 from fedprune.errors import ConfigError
 from fedprune.plugins import PRUNERS, load_plugin, plugin_names
 from fedprune.pruning.alps import AlpsPruner
+from fedprune.pruning.gptq import GptqPruner
+from fedprune.pruning.grid import Grid
 from fedprune.pruning.pruner import Pruner
 from fedprune.pruning.ria import RiaPruner
+from fedprune.pruning.rounding import RoundingPruner
 from fedprune.pruning.sparsegpt import SparseGptPruner
 from fedprune.pruning.sparseswaps import SparseSwapsPruner
 from fedprune.pruning.statistics import NOTHING, get_kind
-from fedprune.pruning.wanda import MagnitudePruner, WandaPruner
+from fedprune.pruning.wanda import MagnitudePruner, WandaPruner, WithColumnsFallback
 
-NAMES = ("magnitude", "wanda", "ria", "sparsegpt", "alps", "sparseswaps")
+NAMES = tuple(PRUNER_TYPES)
 
 
-def get_pruner(name: str, damping: float = 0.01, block_size: int = 128) -> Pruner:
+def get_pruner(
+    name: str,
+    damping: float = 0.01,
+    block_size: int = 128,
+    grid: Grid | None = None,
+    act_order: bool = False,
+) -> Pruner:
     """Return a pruner by name.
 
     Parameters
@@ -24,32 +35,41 @@ def get_pruner(name: str, damping: float = 0.01, block_size: int = 128) -> Prune
     name : str
         One of :data:`NAMES`, or the entry point of an installed package.
     damping : float
-        `pruner.damping`, for those that need second moments.
+        `pruner.damping`, for those that solve with sums of products or squares.
     block_size : int
         `pruner.block_size`, columns that SparseGPT prunes at a time.
+    grid : Grid or None
+        What GPTQ and rounding quantise to, and SparseGPT's survivors where it is given.
+    act_order : bool
+        `pruner.act_order`, of GPTQ.
 
     Raises
     ------
     ConfigError
         If there is none of this name, a plugin is none, or nothing records what it needs.
     """
-    known: dict[str, Pruner] = {
-        pruner.name: pruner
-        for pruner in (
-            MagnitudePruner(),
-            WandaPruner(),
-            RiaPruner(),
-            SparseGptPruner(damping, block_size),
-            AlpsPruner(damping),
-            SparseSwapsPruner(damping),
-        )
+    known: Mapping[str, Callable[[], Pruner]] = {
+        "magnitude": MagnitudePruner,
+        "wanda": WandaPruner,
+        "ria": RiaPruner,
+        "sparsegpt": lambda: SparseGptPruner(damping, block_size, grid),
+        "alps": lambda: AlpsPruner(damping),
+        "sparseswaps": lambda: SparseSwapsPruner(damping),
+        "gptq": lambda: GptqPruner(_needed(name, grid), damping, act_order),
+        "rounding": lambda: RoundingPruner(_needed(name, grid), damping),
     }
     if name in known:
-        return known[name]
+        return known[name]()
     if name not in plugin_names(PRUNERS):
         names = ", ".join(f"'{one}'" for one in (*NAMES, *plugin_names(PRUNERS)))
         raise ConfigError(f"`pruner.name` must be one of {names}, got '{name}'.")
     return _plugin(name)
+
+
+def _needed(name: str, grid: Grid | None) -> Grid:
+    if grid is None:
+        raise ConfigError(f"`pruner.bits` must be 4 or 8 with pruner={name}, got null.")
+    return grid
 
 
 def _plugin(name: str) -> Pruner:
@@ -69,4 +89,18 @@ def _plugin(name: str) -> Pruner:
 
 def make_pruner(config: PrunerConfig) -> Pruner:
     """Return the pruner that a configuration asks for, with its settings."""
-    return get_pruner(config.name, config.damping, config.block_size)
+    return get_pruner(
+        config.name, config.damping, config.block_size, make_grid(config), config.act_order
+    )
+
+
+def make_solver(config: PrunerConfig) -> Pruner:
+    """Return :func:`make_pruner`'s, with a way where only column sums of an input are known."""
+    return WithColumnsFallback(make_pruner(config), make_grid(config), config.damping)
+
+
+def make_grid(config: PrunerConfig) -> Grid | None:
+    """Return what a configuration quantises to; None if it does not."""
+    if config.bits is None:
+        return None
+    return Grid(config.bits, config.group_size, config.symmetric)

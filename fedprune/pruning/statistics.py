@@ -165,6 +165,9 @@ class MomentStatistics:
     moments: Tensor
     tokens: int
     _factors: dict[float, Factor] = field(default_factory=dict, repr=False, compare=False)
+    _ordered: dict[float, tuple[Tensor, Factor]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     @property
     def columns(self) -> ColumnStatistics:
@@ -176,6 +179,16 @@ class MomentStatistics:
         if damping not in self._factors:
             self._factors[damping] = inverse_factor(self.moments, damping)
         return self._factors[damping]
+
+    def ordered_factor(self, damping: float) -> tuple[Tensor, Factor]:
+        """Return the inputs by falling sum of squares, and the factor in that order, once made.
+
+        Of equal sums the lower index comes first.
+        """
+        if damping not in self._ordered:
+            order = torch.argsort(self.moments.diagonal(), descending=True, stable=True)
+            self._ordered[damping] = order, inverse_factor(self.moments[order][:, order], damping)
+        return self._ordered[damping]
 
 
 class ColumnKind(StatisticKind[ColumnSums]):

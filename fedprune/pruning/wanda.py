@@ -5,8 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedprune.pruning.grid import Grid
 from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.pruner import Pruner, input_norms
+from fedprune.pruning.rounding import round_weight
 from fedprune.pruning.selection import prune_products
 from fedprune.pruning.statistics import NOTHING, ColumnStatistics, Statistic
 from fedprune.wire.changes import Change
@@ -41,16 +43,22 @@ class WandaPruner:
 
 
 @dataclass(frozen=True)
-class WithWandaFallback:
-    """A solver where second moments are known, and Wanda where only column sums are.
+class WithColumnsFallback:
+    """A solver where second moments are known; where only column sums are, Wanda and rounding.
 
     Parameters
     ----------
     pruner : Pruner
         Prunes wherever its statistics are there.
+    grid : Grid or None
+        What is rounded to where the solver quantises.
+    damping : float
+        See `fedprune.pruning.rounding.round_weight`.
     """
 
     pruner: Pruner
+    grid: Grid | None
+    damping: float
 
     @property
     def name(self) -> str:
@@ -69,6 +77,9 @@ class WithWandaFallback:
 
     def prune(self, weight: Tensor, stats: Statistic | None, spec: MaskSpec) -> Change:
         """Return what becomes of one linear (see `Pruner.prune`)."""
-        if isinstance(stats, ColumnStatistics) and self.needs != "columns":
-            return WandaPruner().prune(weight, stats, spec)
-        return self.pruner.prune(weight, stats, spec)
+        if not isinstance(stats, ColumnStatistics) or self.needs == "columns":
+            return self.pruner.prune(weight, stats, spec)
+        mask = WandaPruner().prune(weight, stats, spec)
+        if self.grid is None:
+            return mask
+        return round_weight(weight, stats.sums, self.grid, self.damping, mask)

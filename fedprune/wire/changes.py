@@ -13,8 +13,8 @@ Part        Of                      Array
                                     shape (bytes, survivors), the lowest first
 ``values``  ``SparseWeight``        float32, bfloat16 or float16, shape (survivors,)
 ``bits``    ``QuantizedWeight``     uint8, 4 or 8
-``codes``   ``QuantizedWeight``     the survivors' codes plus ``2**(bits-1)``, uint8: one or two in a
-                                    byte, the first lowest
+``codes``   ``QuantizedWeight``     the survivors' codes plus ``2**(bits-1)``, uint8: one or two in
+                                    a byte, the first lowest
 ``scales``  ``QuantizedWeight``     float32, bfloat16 or float16, shape (d_out, groups)
 ``zeros``   ``QuantizedWeight``     the zeros of all groups as codes; only where not symmetric
 ==========  ======================  ================================================================
@@ -251,6 +251,11 @@ def mask_of(change: Change) -> BitMask:
     return change if isinstance(change, BitMask) else change.mask
 
 
+def checksum_of(change: Change) -> int:
+    """Return a CRC-32 of a change that is a mask or a quantised weight; of others, of the mask."""
+    return change.checksum if isinstance(change, QuantizedWeight) else mask_of(change).checksum
+
+
 def keeps_survivors(change: Change) -> bool:
     """Whether a change does nothing to survivors."""
     return isinstance(change, BitMask) or (
@@ -316,10 +321,14 @@ def most_update_bytes(shapes: Mapping[str, tuple[int, int]]) -> int:
     for name, shape in shapes.items():
         # No count and no value is wider than this.
         values = {f"{name}.values": ArraySpec("float32", shape)}
-        forms = [values, quantized_specs(name, shape)]
-        expected |= {part: ArraySpec("uint8", (0,)) for form in forms for part in form}
-        expected |= max(forms, key=lambda form: sum(spec.nbytes for spec in form.values()))
+        codes = quantized_specs(name, shape)
+        expected |= dict.fromkeys([*values, *codes], ArraySpec("uint8", (0,)))
+        expected |= values if _nbytes(values) > _nbytes(codes) else codes
     return most_bytes(expected)
+
+
+def _nbytes(specs: Mapping[str, ArraySpec]) -> int:
+    return sum(spec.nbytes for spec in specs.values())
 
 
 def _take_change(arrays: Arrays, name: str, shape: tuple[int, int]) -> Change:

@@ -19,6 +19,7 @@ class FedHessianConfig(StrategyConfig):
     max_width: Count | None
 
     pools = True
+    quantizes = True
     pruners = SECOND_MOMENTS
 
     def check(self, run: RunConfig) -> Iterator[str]:

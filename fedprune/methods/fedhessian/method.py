@@ -13,8 +13,7 @@ from fedprune.methods.public_model import PublicModel
 from fedprune.methods.registry import Method, Words
 from fedprune.pruning.blocks import BlockWalk, prune_on
 from fedprune.pruning.groups import MaskSpec
-from fedprune.pruning.registry import make_pruner
-from fedprune.pruning.wanda import WithWandaFallback
+from fedprune.pruning.registry import make_solver
 from fedprune.results.text import size_text
 from fedprune.wire.moments import encode_moments
 
@@ -31,7 +30,7 @@ class MomentExchange(BlockExchange):
         place = BlockPlace.of(walk)
         own = {}
         if local_prefix:
-            pruner = WithWandaFallback(make_pruner(self.config.pruner))
+            pruner = make_solver(self.config.pruner)
             own = prune_on(walk, statistics, pruner, spec)
         groups = input_moments(self.config, place.block, statistics, place.shapes)
         return Answer(encode_moments(groups), own)

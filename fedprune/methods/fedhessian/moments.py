@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from fedprune.methods.exchange import BlockAggregator, BlockExchange, BlockResult, BlockTask
 from fedprune.methods.moment_sums import MomentSums
 from fedprune.methods.moments import InputPlan
-from fedprune.pruning.registry import make_pruner
-from fedprune.pruning.wanda import WithWandaFallback
+from fedprune.pruning.registry import make_solver
 from fedprune.wire.moments import InputMoments
 
 
@@ -32,5 +31,5 @@ class MomentAggregator(MomentSums[BlockResult], BlockAggregator[list[InputMoment
     def close(self) -> BlockResult:
         """Reconstruct the block on the pooled moments."""
         # An input of which only sums are known is pruned on these.
-        pruner = WithWandaFallback(make_pruner(self.exchange.config.pruner))
+        pruner = make_solver(self.exchange.config.pruner)
         return self.pruned_on(self.results(), pruner, self.clients)

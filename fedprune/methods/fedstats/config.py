@@ -15,7 +15,8 @@ class FedStatsConfig(StrategyConfig):
     downlink: Literal["auto", "sums", "masks"]
 
     pools = True
-    pruners = ("wanda", "ria")
+    quantizes = True
+    pruners = ("wanda", "ria", "rounding")
 
     def check(self, run: RunConfig) -> Iterator[str]:
         """Yield which pruners and batches need more than the sums."""
@@ -25,9 +26,10 @@ class FedStatsConfig(StrategyConfig):
 def _pruner(run: RunConfig) -> Iterator[str]:
     name = run.pruner.name
     if name not in FedStatsConfig.pruners:
+        names = ", ".join(map(repr, FedStatsConfig.pruners))
         yield (
-            "`pruner.name` must be one of 'wanda', 'ria' with strategy=fedstats, which sums the "
-            f"norms of inputs, got {show(name)}. Set pruner=wanda, or "
+            f"`pruner.name` must be one of {names} with strategy=fedstats, which sums the norms "
+            f"of inputs, got {show(name)}. Set pruner=wanda, or "
             f"strategy={strategy_for(name)}."
         )
 

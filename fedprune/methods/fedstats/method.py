@@ -22,7 +22,7 @@ from fedprune.pruning.blocks import BlockWalk, prune_on
 from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.statistics import ColumnStatistics
-from fedprune.wire.changes import Change, mask_of
+from fedprune.wire.changes import Change, checksum_of
 from fedprune.wire.sums import InputSums, PooledSums, decode_pooled, encode_pooled, is_pooled
 
 
@@ -50,13 +50,13 @@ class SumsExchange(BlockExchange):
         for group in decode_pooled(data, place.shapes):
             statistics = ColumnStatistics(group.tensor(), group.tokens)
             for name, checksum in zip(group.linears, group.checksums, strict=True):
-                mask = mask_of(pruner.prune(place.weights[name], statistics, spec))
-                if mask.checksum != checksum:
+                change = pruner.prune(place.weights[name], statistics, spec)
+                if checksum_of(change) != checksum:
                     raise WireError(
-                        f"linear '{name}': the server's statistics give another mask on this node "
-                        "than on the server's device. Set `strategy.downlink=masks`."
+                        f"linear '{name}': the server's statistics give another result on this "
+                        "node than on the server's device. Set `strategy.downlink=masks`."
                     )
-                changes[name] = mask
+                changes[name] = change
         return changes
 
     def most_bytes(self, model: PublicModel, block: int) -> int:
@@ -88,7 +88,7 @@ class SumsAggregator(ColumnAggregator[BlockResult], BlockAggregator[list[InputSu
         known, groups = self.statistics(), []
         for linears in self.task.model.inputs[result.block]:
             found = known[linears[0]]
-            checksums = tuple(result.masks[name].checksum for name in linears)
+            checksums = tuple(checksum_of(result.changes[name]) for name in linears)
             groups.append(PooledSums(linears, found.sum_squares.numpy(), found.tokens, checksums))
         sums = encode_pooled(groups)
         return min(sums, masks, key=len) if downlink == "auto" else sums

@@ -143,7 +143,7 @@ def test_data_node_switches_the_baselines_off():
         ({"sparsity": float("nan")}, ["`sparsity`", "finite"]),
         ({"sparsity": "0,5"}, ["`sparsity`", "one value", "'0,5'"]),
         ({"sparsity": "[0.5"}, ["`sparsity`", "'[0.5'", "cannot be read"]),
-        ({"pruner": "wnada"}, ["`pruner`", "'alps', 'magnitude', 'ria'", "Did you mean 'wanda'"]),
+        ({"pruner": "wnada"}, ["`pruner`", "'alps', 'gptq', 'magnitude'", "Did you mean 'wanda'"]),
         ({"strategy": "fedavg"}, ["`strategy`", "'fedprllm'", "'fedavg'"]),
         ({"experiment": "dmo"}, ["`experiment`", "Did you mean 'demo'"]),
         ({"model": "dem"}, ["`model`", "a path", "hub id", "Did you mean 'demo'"]),

@@ -7,7 +7,7 @@ from fedprune.config.keys import all_keys, owners
 from fedprune.config.overrides import group_options
 from fedprune.errors import ConfigError
 
-MOMENTS = ("sparsegpt", "alps", "sparseswaps")
+MOMENTS = ("sparsegpt", "alps", "sparseswaps", "gptq")
 
 
 def composed(overrides: str):
@@ -29,6 +29,10 @@ ACCEPTED = [
     "strategy=fedhessian pruner=alps strategy.moments=eigen strategy.bits_per_weight=0.5",
     "strategy=fedhessian pruner=sparseswaps strategy.max_width=4096 strategy.pooling=clients",
     "strategy=fedhessian pruner=sparsegpt pruner.pattern=2:4 pruner.block_size=6",
+    "strategy=fedhessian pruner=sparsegpt pruner.pattern=2:4 pruner.bits=4 pruner.group_size=32",
+    "strategy=fedhessian pruner=sparsegpt pruner.bits=4 pruner.group_size=null sparsity=0",
+    "strategy=fedhessian pruner=gptq pruner.bits=8 pruner.symmetric=false pruner.act_order=false",
+    "strategy=fedstats pruner=rounding schedule=iterative",
     "allocation=owl strategy=fedspallm sparsity=0.7 strategy.pooling=scaled",
 ]
 
@@ -41,9 +45,10 @@ def test_what_fits_together_is_accepted(overrides):
 @pytest.mark.parametrize("pruner", group_options("pruner"))
 @pytest.mark.parametrize("strategy", group_options("strategy"))
 def test_a_strategy_takes_the_pruners_that_use_its_statistics(strategy, pruner):
-    takes = {"fedstats": ("wanda", "ria"), "fedhessian": MOMENTS}
+    masks = set(group_options("pruner")) - {"gptq", "rounding"}
+    takes = {"fedstats": ("wanda", "ria", "rounding"), "fedhessian": MOMENTS}
     overrides = f"strategy={strategy} pruner={pruner}"
-    if pruner in takes.get(strategy, group_options("pruner")):
+    if pruner in takes.get(strategy, masks):
         composed(overrides)
         return
     with pytest.raises(ConfigError, match=f"`pruner.name`.*strategy={strategy}.*'{pruner}'") as e:
@@ -182,3 +187,33 @@ def test_magnitude_compares_whole_matrices_unless_told_otherwise():
     assert composed("pruner=magnitude").pruner.group == "layer"
     assert composed("pruner=magnitude pruner.group=row").pruner.group == "row"
     assert composed("pruner=wanda").pruner.group == "row"
+
+
+STATS, HESSIAN = "strategy=fedstats pruner=rounding", "strategy=fedhessian pruner="
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "words"),
+    [
+        ("strategy=fedspallm pruner=sparsegpt pruner.bits=4", "bits", "Set pruner.bits=null, or"),
+        (f"{STATS} pruner.pattern=2:4", "pattern", "must be unstructured"),
+        (f"{HESSIAN}gptq pruner.bits=3", "bits", "must be one of 4, 8, got 3"),
+        (f"{HESSIAN}gptq pruner.bits=null", "bits", "one of 4, 8, got null"),
+        (f"{HESSIAN}gptq pruner.group_size=48", "group_size", "32, 64, 128, null, got"),
+        (
+            f"{HESSIAN}sparsegpt pruner.pattern=2:5 sparsity=0.6 pruner.bits=4",
+            "group_size",
+            "multiple of 5 with `pruner.pattern` '2:5', got 128",
+        ),
+        (f"{HESSIAN}alps pruner.bits=4", "bits", "is a key of sparsegpt, gptq and rounding"),
+    ],
+)
+def test_what_is_quantised_by_whom(overrides, key, words):
+    with pytest.raises(ConfigError) as error:
+        composed(overrides)
+    assert f"`pruner.{key}`" in str(error.value) and words in str(error.value)
+
+
+def test_quantisers_prune_nothing():
+    with pytest.raises(ConfigError, match="`sparsity` must be 0 .*pruner=sparsegpt pruner.bits=4"):
+        composed(f"{HESSIAN}gptq sparsity=0.5")

@@ -7,6 +7,7 @@ import torch
 from fedprune.config.pattern import Pattern
 from fedprune.errors import ConfigError, ModelError
 from fedprune.pruning import selection
+from fedprune.pruning.grid import Grid
 from fedprune.pruning.groups import MaskSpec, expected_survivors
 from fedprune.pruning.registry import NAMES, get_pruner
 from fedprune.pruning.statistics import ColumnStatistics
@@ -99,7 +100,8 @@ def test_paths_by_device(weight):
 
 
 def test_registry():
-    found = {name: (get_pruner(name).needs, get_pruner(name).updates) for name in NAMES}
+    pruners = {name: get_pruner(name, grid=Grid(4, 128, True)) for name in NAMES}
+    found = {name: (pruner.needs, pruner.updates) for name, pruner in pruners.items()}
     assert found == {
         "magnitude": ("nothing", False),
         "wanda": ("columns", False),
@@ -107,10 +109,14 @@ def test_registry():
         "sparsegpt": ("moments", True),
         "alps": ("moments", True),
         "sparseswaps": ("moments", True),
+        "gptq": ("moments", True),
+        "rounding": ("columns", True),
     }
-    assert all(get_pruner(name).name == name for name in NAMES)
+    assert all(pruner.name == name for name, pruner in pruners.items())
 
 
 def test_unknown_pruner():
     with pytest.raises(ConfigError, match="`pruner.name` must be one of 'magnitude', 'wanda', "):
         get_pruner("wand")
+    with pytest.raises(ConfigError, match="`pruner.bits` must be 4 or 8 with pruner=gptq"):
+        get_pruner("gptq")

@@ -11,13 +11,17 @@ from hypothesis import strategies as st
 from fedprune.config.pattern import Pattern
 from fedprune.errors import ModelError
 from fedprune.pruning import selection
+from fedprune.pruning.gptq import gptq
+from fedprune.pruning.grid import Grid
 from fedprune.pruning.groups import MaskSpec, expected_survivors
 from fedprune.pruning.hessian import inverse_factor, reconstruction_error
 from fedprune.pruning.selection import prune_lowest
 from fedprune.pruning.selection_kernels import prune_count
-from fedprune.pruning.sparsegpt import sparsegpt
+from fedprune.pruning.sparsegpt import SparseGptPruner, sparsegpt, sparsegpt_quantized
+from fedprune.pruning.statistics import MomentStatistics
 from tests.support.moments import correlated, damped64
 from tests.support.pruning_paths import PATHS, take_path
+from tests.support.quantizers import swept
 
 FREE = Pattern()
 DAMPING = 0.01
@@ -225,3 +229,77 @@ def test_compiled_counts_equal_the_sort(groups, size, share, seed):
     scores = torch.randint(0, 5, (groups, size), generator=rng).float()
     count = round(share * size)
     assert torch.equal(prune_count(scores, count), selection.prune_count(scores, count))
+
+
+JOINT = [
+    ((4, 64), MaskSpec(0.5, FREE, "layer"), Grid(4, 32, True), 32, torch.float32),
+    ((4, 64), MaskSpec(0.5, FREE, "row"), Grid(4, 32, False), 64, torch.bfloat16),
+    ((5, 40), MaskSpec(0.6, FREE, "layer"), Grid(4, None, True), 16, torch.float32),
+    ((3, 64), MaskSpec(0.5, Pattern(2, 4), "layer"), Grid(4, 32, False), 128, torch.float32),
+    ((3, 40), MaskSpec(0.5, Pattern(1, 4), "row"), Grid(8, None, False), 8, torch.float32),
+]
+
+
+@pytest.mark.parametrize(("shape", "spec", "grid", "block_size", "dtype"), JOINT, ids=str)
+def test_joint_equals_the_oracle(shape, spec, grid, block_size, dtype, path):
+    weight, moments = correlated(*shape)
+    weight = weight.to(dtype)
+    factor = inverse_factor(moments, DAMPING)
+    found = sparsegpt_quantized(weight, factor, spec, grid, block_size)
+    hessian, columns = damped64(moments, DAMPING), shape[1]
+    inverses = [torch.linalg.inv(hessian[j:, j:]) for j in range(columns)]
+    mask = torch.ones(shape, dtype=torch.bool)
+
+    def keep(j, work):
+        m = spec.pattern.m or block_size
+        if j % m == 0:
+            stop = min(j + m, columns)
+            costs = torch.stack([inverse[0, 0] for inverse in inverses[j:stop]])
+            # Those of the part that already make up for what came before.
+            scores = work[:, j:stop].square() / costs
+            if spec.pattern.structured:
+                mask[:, j:stop] = lowest(scores, [m - spec.pattern.n] * len(mask))
+            else:
+                mask[:, j:stop] = block_mask(scores, spec, j, stop)
+        return mask[:, j].tolist()
+
+    size = grid.group_size or columns
+    codes, _, zeros = swept(weight, inverses, (grid.bits, size, grid.symmetric), keep)
+    assert torch.equal(torch.from_numpy(found.mask.to_bool()), mask)
+    assert torch.equal(found.codes, codes)
+    assert found.mask.survivors == expected_survivors(shape, spec)
+    assert not found.dense()[~mask].any()
+
+
+def test_joint_without_zeros_is_gptq_and_with_fine_codes_is_sparsegpt(path):
+    weight, moments = correlated(24, 128)
+    factor, grid = inverse_factor(moments, DAMPING), Grid(4, 32, True)
+    found = sparsegpt_quantized(weight, factor, MaskSpec(0.0, FREE, "row"), grid)
+    assert found == gptq(weight, factor, grid)
+    spec = MaskSpec(0.5, FREE, "layer")
+    fine = sparsegpt_quantized(weight, factor, spec, Grid(8, 32, False))
+    plain, mask = sparsegpt(weight, factor, spec)
+    same = torch.from_numpy(fine.mask.to_bool()) == mask
+    assert same.float().mean() > 0.99
+    both = reconstruction_error(weight, fine.dense(), moments)
+    assert both < 1.15 * reconstruction_error(weight, plain, moments)
+
+
+def test_joint_makes_up_for_both(path):
+    weight, moments = correlated(64, 128)
+    spec, grid = MaskSpec(0.5, FREE, "layer"), Grid(4, 32, True)
+    known = MomentStatistics(moments, 9)
+    joint = SparseGptPruner(DAMPING, 128, grid).prune(weight, known, spec)
+    pruned = SparseGptPruner(DAMPING, 128).prune(weight, known, spec).dense()
+    after = gptq(pruned, inverse_factor(torch.eye(128), DAMPING), grid).dense()  # rounds alone
+    assert reconstruction_error(weight, joint.dense(), moments) < reconstruction_error(
+        weight, after, moments
+    )
+
+
+def test_a_pattern_across_groups_is_refused():
+    weight, moments = correlated(3, 160)
+    factor, spec = inverse_factor(moments, DAMPING), MaskSpec(0.5, Pattern(3, 5), "row")
+    with pytest.raises(ModelError, match="multiple of 5 with pattern '3:5', got 32"):
+        sparsegpt_quantized(weight, factor, spec, Grid(4, 32, True))
+    assert sparsegpt_quantized(weight, factor, spec, Grid(4, None, True)).group_size == 160
