@@ -11,9 +11,8 @@ from fedprune.models.loading import LoadedModel
 from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.owl import outlier_share, owl_sparsities
 from fedprune.pruning.pruner import Pruner
-from fedprune.pruning.registry import make_pruner
+from fedprune.pruning.registry import make_solver
 from fedprune.pruning.statistics import NOTHING, ColumnStatistics, Statistic
-from fedprune.pruning.wanda import WithWandaFallback
 from fedprune.wire.changes import Change
 
 
@@ -42,7 +41,7 @@ def prune_from(config: RunConfig, loaded: LoadedModel, statistics: StatisticsFol
     ConfigError
         If what is needed was not collected.
     """
-    pruner = make_pruner(config.pruner)
+    pruner = make_solver(config.pruner)
     if pruner.needs != NOTHING:
         statistics.require(pruner.needs, f"`pruner.name` '{pruner.name}'")
     figures: dict[str, object] = {}
@@ -53,7 +52,7 @@ def prune_from(config: RunConfig, loaded: LoadedModel, statistics: StatisticsFol
         figures["allocation"] = {"outlier_shares": shares, "sparsities": sparsities}
         config = resolved_allocation(config, sparsities)
     blocks = range(statistics.num_blocks)
-    solve = partial(_block, config, loaded, statistics, WithWandaFallback(pruner))
+    solve = partial(_block, config, loaded, statistics, pruner)
     return Solution(Recalled(blocks, solve), figures=figures)
 
 
