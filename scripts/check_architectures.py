@@ -1,0 +1,434 @@
+"""Say of every class of AutoModelForCausalLM whether it can be pruned from end to end.
+
+    python scripts/check_architectures.py [MODEL_TYPE ...] [--json FILE] [--markdown FILE]
+
+A tiny model of each is written by plain transformers and loaded again: what does not come back with
+the same logits, plain transformers cannot do. Then three clients prune it together on sums, block
+by block, one of them from hidden states that are written down between two blocks, as in a
+deployment. It works if
+
+- the masks are those of one client with all texts, bit for bit,
+- and those of Wanda as written here, on plain transformers with hooks, with as many zeros in each
+  row as were asked for,
+- the exported model, loaded by plain transformers, has the logits of the masked original,
+- the perplexity of the masked model is the one that plain transformers gives,
+- what has no mask of the matrices in the blocks is named.
+
+Each model type has a process of its own, so that one that crashes or hangs stops no other.
+"""
+
+import argparse
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging as transformers_logging
+
+from fedprune.config import config_from_overrides
+from fedprune.errors import FedpruneError
+from fedprune.evaluation.perplexity import perplexity
+from fedprune.methods.exchange import BlockAggregator, BlockTask, Contributor
+from fedprune.methods.public_model import PublicModel
+from fedprune.methods.registry import get_method
+from fedprune.models.export import export_model
+from fedprune.models.loading import LoadedModel, load_model, model_shapes
+from fedprune.pruning.blocks import BlockWalk, input_groups, prune_blocks
+from fedprune.pruning.groups import block_specs
+from fedprune.pruning.registry import make_pruner
+from fedprune.wire.changes import mask_of
+
+if __package__:
+    from scripts.tiny_architectures import MODEL_TYPES, VOCABULARY, tiny_model, tiny_tokenizer
+else:
+    from tiny_architectures import MODEL_TYPES, VOCABULARY, tiny_model, tiny_tokenizer
+
+WORKS, REFUSED, WRONG, CRASHES, PLAIN = "works", "refused", "wrong", "crashes", "plain"
+_HEADINGS = {
+    WORKS: "works from end to end",
+    REFUSED: "refused, with the reason",
+    WRONG: "runs, but fails a check",
+    CRASHES: "crashes",
+    PLAIN: "plain transformers cannot build, run, save and reload it",
+}
+SPARSITY = 0.5
+_TOKENS = 32
+_CLIENTS = (2, 1, 2)  # samples of each
+_CLOSE = 1e-5  # relative: scores nearer than this are equal but for rounding
+
+Masks = dict[int, dict[str, Tensor]]
+
+
+class CheckError(Exception):
+    """A check that failed; the message says which and how."""
+
+
+@dataclass
+class Found:
+    """What was found of a model type.
+
+    Attributes
+    ----------
+    model_type : str
+        What its configuration calls it.
+    outcome : str
+        'works', 'refused', 'wrong', 'crashes' or 'plain' (plain transformers cannot).
+    reason : str
+        Why, unless it works.
+    linears : int
+        Pruned matrices.
+    dense : float
+        Share of the weights of the blocks' matrices that stay dense.
+    seconds : float
+        How long it took.
+    """
+
+    model_type: str
+    outcome: str
+    reason: str = ""
+    linears: int = 0
+    dense: float = 0.0
+    seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+
+def check(model_type: str, folder: Path) -> Found:
+    """Return what becomes of a tiny model of a type; its files go into ``folder``."""
+    dense = folder / "dense"
+    try:
+        _write_plain(model_type, dense)
+    except Exception as error:
+        return Found(model_type, PLAIN, _said(error))
+    try:
+        return _pruned(model_type, dense, folder / "pruned")
+    except FedpruneError as error:
+        return Found(model_type, REFUSED, str(error).replace(str(dense), "FOLDER"))
+    except CheckError as error:
+        return Found(model_type, WRONG, str(error))
+    except Exception as error:
+        return Found(model_type, CRASHES, _said(error))
+
+
+def _write_plain(model_type: str, folder: Path) -> None:
+    """Write a tiny model, after checking that plain transformers brings it back."""
+    model, tokens = tiny_model(model_type), _samples()[0][None]
+    before = _logits(model, tokens)
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    again = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+    after = _logits(again, tokens)
+    if not bool(torch.isfinite(before).all()):
+        raise CheckError("its logits are not finite")
+    if not torch.allclose(before, after, rtol=0, atol=1e-4):
+        raise CheckError("it comes back from its folder with other logits")
+    if not torch.equal(after, _logits(again, tokens)):
+        raise CheckError("its logits differ from call to call")
+
+
+def _pruned(model_type: str, dense: Path, exported: Path) -> Found:
+    config = _config(dense)
+    expected = model_shapes(config.model)
+    loaded = load_model(config.model)
+    if expected != loaded.layout.shapes():
+        raise CheckError("the shapes that the configuration tells are not those of the model")
+    federated, central = _federated(config, loaded), _central(config, loaded)
+    if not _same(federated, central):
+        raise CheckError("the masks of three clients are not those of one with all texts")
+    plain = type(loaded.model).from_pretrained(dense, dtype="auto").eval()
+    matrices = _matrices(plain, loaded.layout.prefix)
+    _compare_with_wanda(plain, loaded, federated)
+    changes = _changes(config, loaded)
+    _compare_perplexity(loaded, plain, changes)
+    export_model(loaded, changes, exported)
+    again = AutoModelForCausalLM.from_pretrained(exported, dtype="auto").eval()
+    for sample in _samples()[:2]:
+        if not torch.equal(_logits(again, sample[None]), _logits(plain, sample[None])):
+            raise CheckError("the exported model has other logits than the masked original")
+    done = sum(mask.numel() for masks in federated.values() for mask in masks.values())
+    count = sum(len(masks) for masks in federated.values())
+    left = 1 - done / sum(matrices.values())
+    return Found(model_type, WORKS, linears=count, dense=round(left, 4))
+
+
+def _config(folder: Path) -> Any:
+    return config_from_overrides(
+        [
+            f"model={folder}",
+            f"sparsity={SPARSITY}",
+            "strategy=fedstats",
+            "schedule=iterative",
+            f"pruner.seq_len={_TOKENS}",
+            "pruner.device=cpu",
+        ]
+    )
+
+
+def _samples() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    count = sum(_CLIENTS)
+    return [
+        torch.randint(3, VOCABULARY - 12, (_TOKENS,), generator=generator) for _ in range(count)
+    ]
+
+
+def _federated(config: Any, loaded: LoadedModel) -> Masks:
+    """Prune with several clients that send sums, and go on from what the server made."""
+    samples, shares, start = _samples(), [], 0
+    for count in _CLIENTS:
+        shares.append(samples[start : start + count])
+        start += count
+    walks = [BlockWalk(loaded, share) for share in shares]
+    exchange = get_method("fedstats").exchange(config)
+    shapes = tuple(loaded.layout.shapes())
+    model = PublicModel(shapes, "", "", "", loaded.weight, input_groups(loaded))
+    specs = block_specs(config, range(len(shapes)), len(shapes))
+    made: Masks = {}
+    for block in range(len(shapes)):
+        aggregator = exchange.aggregator(BlockTask(model, block))
+        assert isinstance(aggregator, BlockAggregator)
+        for number, walk in enumerate(walks):
+            client = Contributor(f"client {number}")
+            payload = exchange.answer(walk, specs[block], local_prefix=False).payload
+            aggregator.add(aggregator.check(payload, client), client)
+        changes = aggregator.close().changes
+        made[block] = {name: torch.from_numpy(mask_of(c).to_bool()) for name, c in changes.items()}
+        if block + 1 < len(shapes):
+            for walk in walks:
+                walk.advance(changes)
+            hidden = _written_down(walks[-1])
+            walks[-1] = BlockWalk(loaded, shares[-1], hidden=hidden, start=block + 1)
+    return made
+
+
+def _written_down(walk: BlockWalk) -> Sequence[Tensor]:
+    """Return hidden states as a node finds them again after its process has ended."""
+    return [state.clone() for state in walk.hidden]
+
+
+def _changes(config: Any, loaded: LoadedModel) -> dict[int, Mapping[str, Any]]:
+    walk = BlockWalk(loaded, _samples())
+    blocks = len(loaded.layout.blocks)
+    specs = block_specs(config, range(blocks), blocks)
+    return dict(prune_blocks(walk, make_pruner(config.pruner), specs))
+
+
+def _central(config: Any, loaded: LoadedModel) -> Masks:
+    return {
+        block: {name: torch.from_numpy(mask_of(c).to_bool()) for name, c in changes.items()}
+        for block, changes in _changes(config, loaded).items()
+    }
+
+
+def _same(one: Masks, other: Masks) -> bool:
+    return one.keys() == other.keys() and all(
+        one[block].keys() == other[block].keys()
+        and all(torch.equal(mask, other[block][name]) for name, mask in one[block].items())
+        for block in one
+    )
+
+
+# -------------------------------------------------------------------------- on plain transformers
+
+
+def _compare_with_wanda(plain: PreTrainedModel, loaded: LoadedModel, masks: Masks) -> None:
+    """Prune a plain model by Wanda, written anew, and compare; the model is left masked."""
+    for block, found in masks.items():
+        where = f"{loaded.layout.prefix}.{block}"
+        squares = _input_squares(plain, where, found)
+        for name, mask in found.items():
+            weight = _matrix(plain, f"{where}.{name}")
+            scores = weight.float().abs() * squares[name].sqrt().float()
+            _compare(mask, scores, f"{where}.{name}")
+        for name, mask in found.items():
+            with torch.no_grad():
+                _matrix(plain, f"{where}.{name}").masked_fill_(~mask, 0)
+
+
+def _compare(mask: Tensor, scores: Tensor, name: str) -> None:
+    pruned = math.floor(scores.shape[1] * SPARSITY)
+    if bool((mask.sum(1) != scores.shape[1] - pruned).any()):
+        raise CheckError(f"`{name}` has not {pruned} zeros in each row")
+    order = scores.sort(dim=1, stable=True)
+    own = torch.ones_like(mask).scatter_(1, order.indices[:, :pruned], value=False)
+    limit = order.values[:, pruned - 1 : pruned]
+    close = (scores - limit).abs() <= _CLOSE * limit
+    if bool(((own != mask) & ~close).any()):
+        raise CheckError(f"`{name}` has another mask than Wanda's")
+
+
+def _input_squares(
+    plain: PreTrainedModel, where: str, names: Iterable[str]
+) -> dict[str, Tensor]:
+    """Return the sums of squared inputs of a block's linears, float64, over all samples."""
+    sums: dict[str, Tensor] = {}
+
+    def adder(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def add(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            rows = args[0].detach().double().reshape(-1, args[0].shape[-1])
+            sums[name] = sums.get(name, 0) + rows.square().sum(0)
+
+        return add
+
+    handles = [
+        plain.get_submodule(f"{where}.{name}").register_forward_pre_hook(adder(name))
+        for name in names
+    ]
+    for sample in _samples():
+        _logits(plain, sample[None])
+    for handle in handles:
+        handle.remove()
+    return sums
+
+
+def _matrix(plain: PreTrainedModel, name: str) -> Tensor:
+    """Return a linear's weight as a (d_out, d_in) view that writes through."""
+    module = plain.get_submodule(name)
+    weight = module.weight.detach()
+    return weight.T if isinstance(module, Conv1D) else weight
+
+
+def _matrices(plain: PreTrainedModel, prefix: str) -> dict[str, int]:
+    """Return the sizes of all parameters in the blocks that are no vectors."""
+    return {
+        name: parameter.numel()
+        for name, parameter in plain.named_parameters()
+        if name.startswith(f"{prefix}.") and sum(size > 1 for size in parameter.shape) > 1
+    }
+
+
+def _compare_perplexity(
+    loaded: LoadedModel, masked: PreTrainedModel, changes: Mapping[int, Mapping[str, Any]]
+) -> None:
+    windows = torch.stack(_samples()[:2])
+    found = perplexity(loaded, windows, changes=changes).nll
+    losses = [
+        nn.functional.cross_entropy(_logits(masked, row[None])[0, :-1].float(), row[1:])
+        for row in windows
+    ]
+    expected = float(torch.stack(losses).mean())
+    if not math.isclose(found, expected, rel_tol=1e-5):
+        raise CheckError(f"its loss is {found:.6f}, plain transformers says {expected:.6f}")
+
+
+def _logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
+    with torch.no_grad():
+        logits: Tensor = model(input_ids=tokens, use_cache=False).logits
+    return logits
+
+
+# -------------------------------------------------------------------------------------- the table
+
+
+def _said(error: BaseException) -> str:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{Path(last.filename).name}:{last.lineno}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]} ({place})"
+
+
+def _in_process(model_type: str, target: Path) -> None:
+    """Check a model type and leave what was found in a file."""
+    torch.set_num_threads(1)
+    folder = Path(tempfile.mkdtemp(prefix=f"{model_type}-"))
+    try:
+        found = check(model_type, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    target.write_text(json.dumps(asdict(found)))
+
+
+def check_apart(model_type: str, timeout: float) -> Found:
+    """Check a model type in a process of its own.
+
+    Parameters
+    ----------
+    model_type : str
+        Which one.
+    timeout : float
+        Seconds after which it is given up.
+    """
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder, "found.json")
+        process = multiprocessing.get_context("fork").Process(
+            target=_in_process, args=(model_type, target)
+        )
+        process.start()
+        process.join(timeout)
+        late = process.is_alive()
+        if late:
+            process.kill()
+            process.join()
+        if target.exists():
+            found = Found(**json.loads(target.read_text()))
+        else:
+            why = f"no end after {timeout:.0f} s" if late else f"died with {process.exitcode}"
+            found = Found(model_type, CRASHES, why)
+    found.seconds = round(time.monotonic() - started, 1)
+    return found
+
+
+def table(found: Sequence[Found]) -> str:
+    """Return what was found as Markdown: counts, and all that does not work with its reason."""
+    counts = Counter(one.outcome for one in found)
+    lines = [f"{len(found)} model types:", "", "| outcome | model types |", "|---|---|"]
+    lines += [f"| {_HEADINGS[key]} | {counts[key]} |" for key in _HEADINGS if counts[key]]
+    for key, heading in _HEADINGS.items():
+        listed = [one for one in found if one.outcome == key]
+        if not listed:
+            continue
+        lines += ["", f"## {heading[0].upper()}{heading[1:]}", ""]
+        if key == WORKS:
+            lines += ["| model type | pruned matrices | dense share |", "|---|---|---|"]
+            lines += [f"| {one.model_type} | {one.linears} | {one.dense:.1%} |" for one in listed]
+        else:
+            lines += ["| model type | reason |", "|---|---|"]
+            lines += [f"| {one.model_type} | {one.reason.replace('|', '/')} |" for one in listed]
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check model types and write what was found; 1 if one crashes or fails a check."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("model_types", nargs="*", metavar="MODEL_TYPE", help="default: all")
+    parser.add_argument("--json", type=Path, help="where the findings go, one a model type")
+    parser.add_argument("--markdown", type=Path, help="where the table goes")
+    parser.add_argument("--timeout", type=float, default=300, help="seconds for a model type")
+    args = parser.parse_args(argv)
+    unknown = sorted(set(args.model_types) - set(MODEL_TYPES))
+    if unknown:
+        parser.error(f"AutoModelForCausalLM knows no {', '.join(unknown)}.")
+    found = []
+    for model_type in args.model_types or MODEL_TYPES:
+        one = check_apart(model_type, args.timeout)
+        found.append(one)
+        print(f"{one.model_type:28} {one.seconds:6.1f} s  {one.outcome:8} {one.reason}", flush=True)
+        if args.json:
+            args.json.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n")
+    if args.markdown:
+        args.markdown.write_text(table(found))
+    counts = Counter(one.outcome for one in found)
+    print(", ".join(f"{counts[key]} {key}" for key in _HEADINGS))
+    return int(bool(counts[WRONG] or counts[CRASHES]))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    warnings.filterwarnings("ignore")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    sys.exit(main())
