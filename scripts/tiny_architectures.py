@@ -238,7 +238,8 @@ _QWEN4 = {
 }
 _ZAMBA = {
     "num_hidden_layers": 6,
-    "layers_block_type": ["linear_attention", "linear_attention", "hybrid"] + _LINEAR_FULL[:1]
+    "layers_block_type": ["linear_attention", "linear_attention", "hybrid"]
+    + _LINEAR_FULL[:1]
     + ["hybrid", "linear_attention"],
 }
 _DOTS3_TEXT = {
@@ -396,14 +397,14 @@ _EXCEPTIONS: dict[str, Callable[[type[PreTrainedConfig]], PreTrainedConfig]] = {
             "text_config": {"attention_dropout": 0.0},
         },
     ),
-    **_each(
-        "fuyu", text_config={"model_type": "persimmon", **_PLAIN}, image_size=32, patch_size=8
-    ),
+    **_each("fuyu", text_config={"model_type": "persimmon", **_PLAIN}, image_size=32, patch_size=8),
     "blt": _blt,
     **_each(
         "gemma3",
         vision_config={
-            "model_type": "siglip_vision_model", "intermediate_size": 64, **_SMALL_TOWER
+            "model_type": "siglip_vision_model",
+            "intermediate_size": 64,
+            **_SMALL_TOWER,
         },
         mm_tokens_per_image=4,
         image_token_index=505,
@@ -583,9 +584,7 @@ _EXCEPTIONS: dict[str, Callable[[type[PreTrainedConfig]], PreTrainedConfig]] = {
         layer_types=["hybrid", "hybrid_sliding"] * 2,
         sliding_window=8,
     ),
-    **_each(
-        "qwen3_5_text qwen3_5_moe_text qwen3_next olmo_hybrid", layer_types=_LINEAR_FULL * 2
-    ),
+    **_each("qwen3_5_text qwen3_5_moe_text qwen3_next olmo_hybrid", layer_types=_LINEAR_FULL * 2),
     **dict.fromkeys(
         ("qwen3_5", "qwen3_5_moe"),
         _Shape(
@@ -646,6 +645,9 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     core = Tokenizer(models.WordLevel(special | words, unk_token="<pad>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>",
+        tokenizer_object=core,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
         unk_token="<pad>",
     )

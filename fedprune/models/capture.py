@@ -6,24 +6,24 @@ on unchanged: the cost is that of the embeddings. In the same way the model's ow
 head turn the last block's output into logits. Arguments are kept on the CPU, equal ones once.
 """
 
+import copy
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
-from transformers import PreTrainedConfig
 from transformers.utils import ModelOutput
 
 from fedprune.errors import ModelError
+from fedprune.models.carried import Carried, put_back
 from fedprune.models.loading import LoadedModel
+from fedprune.models.passage import HIDDEN, plain_forward, replaced_forwards
 from fedprune.models.weights import raw_bytes
 
-HIDDEN = "hidden_states"
 _PLAIN = (type(None), bool, int, float, str, torch.dtype)
 
 
@@ -33,15 +33,16 @@ class BlockCall:
 
     Parameters
     ----------
-    by_name : bool
-        Whether the hidden states are passed as ``hidden_states=`` instead of in first place.
+    by_name : bool or None
+        Whether the hidden states are passed as ``hidden_states=`` instead of in first place; None
+        if they are among the arguments.
     args : tuple of object
         The other positional arguments.
     kwargs : dict[str, object]
         The keyword arguments.
     """
 
-    by_name: bool
+    by_name: bool | None
     args: tuple[object, ...]
     kwargs: dict[str, object]
 
@@ -51,14 +52,14 @@ class BlockCall:
             yield from _tensors(value)
 
     def bind(
-        self, hidden: Tensor, copies: Mapping[int, Tensor]
+        self, hidden: Tensor | None, copies: Mapping[int, Tensor]
     ) -> tuple[tuple[object, ...], dict[str, object]]:
         """Return positional and keyword arguments to call the block with.
 
         Parameters
         ----------
-        hidden : Tensor
-            The hidden states to put in their place.
+        hidden : Tensor or None
+            The hidden states to put in their place; None if they are among the arguments.
         copies : Mapping[int, Tensor]
             What stands in for each of :meth:`tensors`, by its id.
         """
@@ -66,6 +67,8 @@ class BlockCall:
         kwargs = {
             name: map_tensors(value, lambda t: copies[id(t)]) for name, value in self.kwargs.items()
         }
+        if self.by_name is None or hidden is None:
+            return args, kwargs
         return (args, {**kwargs, HIDDEN: hidden}) if self.by_name else ((hidden, *args), kwargs)
 
 
@@ -92,34 +95,36 @@ class TensorPool:
 
 
 def map_tensors(value: object, change: Callable[[Tensor], Tensor]) -> object:
-    """Return an argument with its tensors changed.
+    """Return an argument with its tensors changed; mappings and lists are made anew.
 
     Raises
     ------
     TypeError
-        For anything but tensors, plain values and tuples of them: it could carry state from block
-        to block. The message is the class's name.
+        For anything but tensors, plain values, and tuples, lists and mappings of them: it could
+        carry state from block to block. The message is the class's name.
     """
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, _PLAIN):
         return value
-    if type(value) is tuple:
-        return tuple(map_tensors(entry, change) for entry in value)
+    if isinstance(value, list) or type(value) is tuple:
+        return type(value)(map_tensors(entry, change) for entry in value)
+    if isinstance(value, MutableMapping):
+        made = copy.copy(value)
+        made.update({key: map_tensors(entry, change) for key, entry in value.items()})
+        return made
     raise TypeError(type(value).__name__)
 
 
 def _tensors(value: object) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, tuple):
+    elif isinstance(value, tuple | list):
         for entry in value:
             yield from _tensors(entry)
-
-
-_PROBE_TOKENS = 2
-# A block's way of returning depends on the architecture alone; clients of a process share a model.
-_TAILS: WeakKeyDictionary[nn.Module, tuple[None, ...] | None] = WeakKeyDictionary()
+    elif isinstance(value, Mapping):
+        for entry in value.values():
+            yield from _tensors(entry)
 
 
 def capture_inputs(
@@ -148,13 +153,42 @@ def capture_inputs(
         states that change between two blocks, or state that blocks share beside them.
     """
     pool, outer = TensorPool(), model.outer_tensors()
+    passage = model.layout.passage
     for batch in batches:
-        tail = _checked_tail(model, batch[:1, :_PROBE_TOKENS])
-        recorder = _Recorder(len(model.layout.blocks), tail, pool)
-        with _replaced_forwards(model.layout.blocks, recorder.block):
+        recorder = _Recorder(passage.order, passage.tail, pool)
+        with _replaced(model, recorder.block):
             _forward(model, batch, outer)
         yield recorder.first_hidden(), recorder.calls
         pool.end_sample()
+
+
+def replayed_call(
+    model: LoadedModel, tokens: Tensor, outer: Mapping[str, Tensor], block: int, packed: Tensor
+) -> BlockCall:
+    """Return what a block is called with after what the blocks before it left, for one sample.
+
+    The model's own forward pass runs as far as the block. It is for decoders whose blocks get more
+    than the hidden states of the one before; hidden states are among the call's arguments.
+
+    Parameters
+    ----------
+    model : LoadedModel
+        The model; it is left as it was.
+    tokens : Tensor
+        Token ids, int64, shape (1, seq_len).
+    outer : Mapping[str, Tensor]
+        The model's tensors outside its blocks.
+    block : int
+        The block.
+    packed : Tensor
+        What the blocks before it left, see :class:`fedprune.models.carried.Carried`; of the first
+        block it is not looked at.
+    """
+    place = model.layout.passage.order.index(block)
+    replay = _Replay(model, Carried.unpack(packed) if place else None, place)
+    with _replaced(model, replay.block):
+        _forward(model, tokens, outer)
+    return replay.found()
 
 
 def output_of(
@@ -169,7 +203,8 @@ def output_of(
     tokens : Tensor
         Token ids, int64, shape (batch, seq_len).
     last : Tensor
-        What the last block returned for them, shape (batch, seq_len, d_model).
+        What a walk has after the last block: what that returned for them, shape (batch, seq_len,
+        d_model), or bytes (:class:`fedprune.models.carried.Carried`).
     outer : Mapping[str, Tensor]
         The model's tensors outside its blocks, on the device of ``tokens`` and ``last``.
 
@@ -178,15 +213,23 @@ def output_of(
     Tensor
         Shape (batch, seq_len, vocabulary).
     """
-    tail = _checked_tail(model, tokens[:1, :_PROBE_TOKENS].cpu())
-    final = len(model.layout.blocks) - 1
+    passage = model.layout.passage
+    if passage.plain:
+        final, tail = passage.order[-1], passage.tail
 
-    def stand_in(index: int, *args: object, **kwargs: object) -> object:
-        hidden = last if index == final else kwargs.get(HIDDEN, args[0] if args else None)
-        return hidden if tail is None else (hidden, *tail)
+        def stand_in(index: int, *args: object, **kwargs: object) -> object:
+            hidden = last if index == final else kwargs.get(HIDDEN, args[0] if args else None)
+            return hidden if tail is None else (hidden, *tail)
 
-    with _replaced_forwards(model.layout.blocks, stand_in):
-        output = _call(model, tokens, outer)
+        with _replaced(model, stand_in):
+            output = _call(model, tokens, outer)
+    else:
+        carried = Carried.unpack(last)
+        moved = Carried(
+            map_tensors(carried.output, lambda tensor: tensor.to(tokens.device)), carried.written
+        )
+        with _replaced(model, _Replay(model, moved, len(passage.order)).block):
+            output = _call(model, tokens, outer)
     logits: Tensor = output.logits
     return logits
 
@@ -210,26 +253,26 @@ class _FinishedError(Exception):
 class _Recorder:
     """Stands in for the blocks during one forward pass."""
 
-    blocks: int
+    order: tuple[int, ...]
     tail: tuple[None, ...] | None
     pool: TensorPool
-    to_end: bool = False  # go on after the last block, to see that none is called again
     calls: list[BlockCall] = field(default_factory=list)
     passed_on: Tensor | None = None
 
     def first_hidden(self) -> Tensor:
-        if self.passed_on is None or len(self.calls) < self.blocks:
+        if self.passed_on is None or len(self.calls) < len(self.order):
             raise ModelError(
-                f"The forward pass called {len(self.calls)} of {self.blocks} decoder blocks. "
+                f"The forward pass called {len(self.calls)} of {len(self.order)} decoder blocks. "
                 "This architecture is not supported."
             )
         return self.passed_on.detach().cpu()
 
     def block(self, index: int, *args: object, **kwargs: object) -> object:
-        if index != len(self.calls):
+        if index != self.order[len(self.calls)]:
             raise ModelError(
-                f"The forward pass called decoder block {index} after {len(self.calls) - 1}; "
-                "blocks must run once each, in order. This architecture is not supported."
+                f"The forward pass called decoder block {index} in place of "
+                f"{self.order[len(self.calls)]}; blocks must run once each, in the same order for "
+                "every text. This architecture is not supported."
             )
         by_name = HIDDEN in kwargs
         hidden = kwargs.pop(HIDDEN) if by_name else args[0] if args else None
@@ -247,7 +290,7 @@ class _Recorder:
                 {name: self._keep(index, name, value) for name, value in kwargs.items()},
             )
         )
-        if len(self.calls) == self.blocks and not self.to_end:
+        if len(self.calls) == len(self.order):
             raise _FinishedError
         return hidden if self.tail is None else (hidden, *self.tail)
 
@@ -265,45 +308,53 @@ class _Recorder:
             ) from None
 
 
-def _checked_tail(model: LoadedModel, probe: Tensor) -> tuple[None, ...] | None:
-    """Return :func:`_output_tail` after checking that the blocks form a chain, once a model."""
-    if model.model not in _TAILS:
-        outer = model.outer_tensors()
-        tail = _output_tail(model, probe, outer)
-        recorder = _Recorder(len(model.layout.blocks), tail, TensorPool(), to_end=True)
-        with _replaced_forwards(model.layout.blocks, recorder.block):
-            _forward(model, probe, outer)
-        _TAILS[model.model] = tail
-    return _TAILS[model.model]
+@dataclass
+class _Replay:
+    """Stands in for the blocks: hands what they left to the one that is asked about."""
+
+    model: LoadedModel
+    carried: Carried | None
+    place: int  # in the order of calls
+    called: int = 0
+    call: BlockCall | None = None
+
+    def found(self) -> BlockCall:
+        if self.call is None:
+            raise ModelError(
+                f"The forward pass called {self.called} decoder blocks, expected {self.place + 1}. "
+                "This architecture is not supported."
+            )
+        return self.call
+
+    def block(self, index: int, *args: object, **kwargs: object) -> object:
+        passage, place = self.model.layout.passage, self.called
+        if place >= len(passage.order) or passage.order[place] != index:
+            raise ModelError(
+                f"The forward pass called decoder block {index} out of its order. "
+                "This architecture is not supported."
+            )
+        self.called += 1
+        if place == self.place:
+            self.call = BlockCall(None, args, kwargs)
+            raise _FinishedError
+        if self.carried is None:
+            raise RuntimeError("nothing is known of the blocks before.")
+        if place == self.place - 1:
+            put_back(named(args, kwargs), self.carried.written)
+        return _in_form(passage.outputs[place], self.carried.output)
 
 
-def _output_tail(
-    model: LoadedModel, tokens: Tensor, outer: Mapping[str, Tensor]
-) -> tuple[None, ...] | None:
-    """Return what the blocks add to the hidden states they return: None for a bare tensor.
+def _in_form(form: object, value: object) -> object:
+    """Return an output with the classes of tuples that the block uses."""
+    if isinstance(form, tuple) and isinstance(value, tuple):
+        parts = [_in_form(*pair) for pair in zip(form, value, strict=True)]
+        return form._make(parts) if hasattr(form, "_make") else tuple(parts)
+    return value
 
-    The first block runs once, for real, on a few tokens: how it returns does not depend on them.
-    """
-    form: list[tuple[None, ...] | None] = []
 
-    def look(_block: nn.Module, _args: object, output: Tensor | tuple[object, ...]) -> None:
-        hidden_of(output)
-        form.append(None if isinstance(output, Tensor) else (None,) * (len(output) - 1))
-        raise _FinishedError
-
-    first = f"{model.layout.prefix}.0."
-    inner = {first + name: tensor for name, tensor in model.block_tensors(0).items()}
-    handle = model.layout.blocks[0].register_forward_hook(look)
-    try:
-        _forward(model, tokens, {**outer, **inner})
-    finally:
-        handle.remove()
-    if not form:
-        raise ModelError(
-            "The forward pass never called the first decoder block. "
-            "This architecture is not supported."
-        )
-    return form[0]
+def named(args: Sequence[object], kwargs: Mapping[str, object]) -> dict[str, object]:
+    """Return arguments by name, those that have none by their place."""
+    return {**{str(place): value for place, value in enumerate(args)}, **kwargs}
 
 
 def _forward(model: LoadedModel, tokens: Tensor, tensors: Mapping[str, Tensor]) -> None:
@@ -314,42 +365,12 @@ def _forward(model: LoadedModel, tokens: Tensor, tensors: Mapping[str, Tensor]) 
 
 def _call(model: LoadedModel, tokens: Tensor, tensors: Mapping[str, Tensor]) -> ModelOutput:
     inputs = {"input_ids": tokens, "use_cache": False}
-    with torch.no_grad(), _plain_output(model.model.config):
+    with torch.no_grad(), plain_forward(model.model):
         return functional_call(model.model, dict(tensors), (), inputs)
 
 
-@contextmanager
-def _plain_output(config: PreTrainedConfig) -> Iterator[None]:
-    """Undo for a while what a configuration says about the form of the output."""
-    wanted = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
-    odd = [
-        (part, name, getattr(part, name))
-        for part in {id(part): part for part in (config, config.get_text_config())}.values()
-        for name, value in wanted.items()
-        if getattr(part, name, value) != value
-    ]
-    try:
-        for part, name, _ in odd:
-            setattr(part, name, wanted[name])
-        yield
-    finally:
-        for part, name, value in odd:
-            setattr(part, name, value)
-
-
-@contextmanager
-def _replaced_forwards(
-    blocks: Sequence[nn.Module], stand_in: Callable[..., object]
-) -> Iterator[None]:
+def _replaced(model: LoadedModel, stand_in: Callable[..., object]) -> AbstractContextManager[None]:
     """Let ``stand_in(index, *args, **kwargs)`` answer in place of each block's forward."""
-    own = [block.__dict__.get("forward") for block in blocks]
-    try:
-        for index, block in enumerate(blocks):
-            block.__dict__["forward"] = partial(stand_in, index)
-        yield
-    finally:
-        for block, forward in zip(blocks, own, strict=True):
-            if forward is None:
-                block.__dict__.pop("forward", None)
-            else:
-                block.__dict__["forward"] = forward
+    return replaced_forwards(
+        [(block, partial(stand_in, index)) for index, block in enumerate(model.layout.blocks)]
+    )

@@ -1,8 +1,8 @@
 """Where a decoder keeps its blocks and the weight matrices in them.
 
 Both are found by structure, never by a list of model names: the blocks are the outermost
-``nn.ModuleList`` that holds the most weights in linear maps, within the part that reads text where
-a model has others, an image tower for example, which may be larger.
+``nn.ModuleList`` that holds the most weights in linear maps among those that a forward pass on text
+calls: an image tower may be larger, and is none of them.
 """
 
 import re
@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from fedprune.errors import ModelError
 from fedprune.models.experts import expert_matrices, num_experts
+from fedprune.models.passage import Passage, is_linear, passage, trace
 
 # Below this share of weights in linear maps, pruning them would miss what the blocks are made of.
 _LEAST_SHARE = 0.5
@@ -100,18 +101,24 @@ class DecoderLayout:
         The blocks themselves.
     width : int
         Size of the hidden states, 0 if unknown.
+    passage : Passage
+        How hidden states go through them.
     """
 
     prefix: str
     blocks: tuple[nn.Module, ...]
+    passage: Passage
     width: int = 0
+    shared: frozenset[str] = frozenset()
     _known: dict[int, dict[str, LinearRef]] = field(default_factory=dict, repr=False, compare=False)
 
     def linears(self, block: int) -> dict[str, LinearRef]:
         """Return the prunable matrices of one block by name, in the order of its modules."""
         if block not in self._known:
             self._known[block] = {
-                linear.name: linear for linear in _prunable(self.blocks[block], self.width)
+                linear.name: linear
+                for linear in _prunable(self.blocks[block], self.width)
+                if f"{self.prefix}.{block}.{linear.name}" not in self.passage.idle | self.shared
             }
         return dict(self._known[block])
 
@@ -149,8 +156,8 @@ def find_layout(model: nn.Module) -> DecoderLayout:
     Raises
     ------
     ModelError
-        For an encoder-decoder, a model without blocks or without linear maps in them, and blocks
-        that share weights, differ in class, or keep most weights outside linear maps.
+        For an encoder-decoder, a model without blocks or without linear maps in them, one that
+        does not run them once each on text, and blocks that keep most weights elsewhere.
     """
     kind = type(model).__name__
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
@@ -159,71 +166,51 @@ def find_layout(model: nn.Module) -> DecoderLayout:
             "Set `model.path` to a causal language model."
         )
     width = _width(model)
-    lists = _of_the_text(
-        model,
-        [
-            (name, module)
-            for name, module in model.named_modules()
-            if isinstance(module, nn.ModuleList) and _linear_numel(module, width) > 0
-        ],
-    )
+    lists = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and _linear_numel(module, width) > 0
+    ]
     if not lists:
         raise ModelError(
             f"{kind} has nothing to prune: no list of blocks with linear maps was found. "
             "Set `model.path` to a decoder with nn.Linear or Conv1D layers."
         )
+    seen = trace(model)
+    # A tower for images may be larger than the decoder of the text, which alone is called here.
+    called = [entry for entry in lists if seen.order(entry[0])]
+    if not called:
+        raise ModelError(
+            f"{kind} cannot be pruned: its forward pass on token ids alone does not reach "
+            f"`{lists[0][0]}`{_why(seen.error)}. Set `model.path` to a causal language model."
+        )
     # max() keeps the first of equals, and an outer list comes before those inside its blocks.
-    depth = _text_depth(model)
-    prefix, found = max(lists, key=lambda one: (len(one[1]) == depth, _linear_numel(one[1], width)))
-    layout = DecoderLayout(prefix, tuple(found), width)
+    prefix, found = max(called, key=lambda entry: _linear_numel(entry[1], width))
+    layout = DecoderLayout(
+        prefix, tuple(found), passage(seen, prefix), width, _shared(prefix, found)
+    )
     _check_blocks(kind, layout)
     return layout
 
 
-def _text_depth(model: nn.Module) -> int | None:
-    """Return how many blocks a model's configuration gives its text decoder; None if none."""
-    if not isinstance(model, PreTrainedModel):
-        return None
-    text = model.config.get_text_config(decoder=True)
-    depth: int | None = getattr(text, "num_hidden_layers", None)
-    return depth
+def _shared(prefix: str, blocks: nn.ModuleList) -> frozenset[str]:
+    """Return the linear maps of a list of blocks whose matrix is another one's too."""
+    places: dict[int, list[str]] = {}
+    for name, module in blocks.named_modules(remove_duplicate=False):
+        if is_linear(module):
+            places.setdefault(id(module.get_parameter("weight")), []).append(f"{prefix}.{name}")
+    return frozenset(name for names in places.values() if len(names) > 1 for name in names)
 
 
-def _of_the_text(
-    model: nn.Module, lists: list[tuple[str, nn.ModuleList]]
-) -> list[tuple[str, nn.ModuleList]]:
-    """Return the lists whose next outer model has the text's configuration; all if none has.
-
-    Every part of a model of transformers is a model with its own kind of configuration.
-    """
-    if not isinstance(model, PreTrainedModel):
-        return lists
-    text = type(model.config.get_text_config(decoder=True))
-    parts = {
-        name: type(part.config)
-        for name, part in model.named_modules()
-        if isinstance(part, PreTrainedModel)
-    }
-
-    def owner(name: str) -> type:
-        while name not in parts:
-            name = name.rpartition(".")[0]
-        return parts[name]
-
-    return [(name, found) for name, found in lists if owner(name) is text] or lists
+def _why(error: Exception | None) -> str:
+    return "" if error is None else f" ({type(error).__name__}: {' '.join(str(error).split())})"
 
 
 def _check_blocks(kind: str, layout: DecoderLayout) -> None:
     where = f"{kind} cannot be pruned block by block: "
-    classes = sorted({type(block).__name__ for block in layout.blocks})
-    if len(classes) > 1:
-        raise ModelError(f"{where}`{layout.prefix}` mixes blocks of classes {', '.join(classes)}.")
     linears = [
         linear for index in range(len(layout.blocks)) for linear in layout.linears(index).values()
     ]
-    weights = {(id(one.parameter), one.expert.index if one.expert else None) for one in linears}
-    if len(weights) < len(linears):
-        raise ModelError(f"{where}linear maps in `{layout.prefix}` share weights.")
     prunable = sum(rows * columns for rows, columns in (linear.shape for linear in linears))
     total = sum(p.numel() for block in layout.blocks for p in block.parameters())
     if prunable < _LEAST_SHARE * total:
@@ -240,7 +227,7 @@ def _prunable(block: nn.Module, width: int) -> Iterator[LinearRef]:
     fused = {path: expert_matrices(module, width) for path, module in modules.items()}
     parents = {path.rpartition(".")[0] for path, found in fused.items() if found}
     for path, module in modules.items():
-        if _is_linear(module):
+        if is_linear(module):
             if not any(_routes(path, parent) for parent in parents):
                 yield LinearRef(path, module, _shape(module))
             continue
@@ -275,10 +262,6 @@ def _width(model: nn.Module) -> int:
     return size if isinstance(size, int) else 0
 
 
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | Conv1D)
-
-
 def _weight(module: nn.Module) -> Tensor:
     return module.get_parameter("weight").detach()
 
@@ -291,7 +274,7 @@ def _shape(module: nn.Module) -> tuple[int, int]:
 def _linear_numel(module: nn.Module, width: int) -> int:
     return sum(
         _weight(child).numel()
-        if _is_linear(child)
+        if is_linear(child)
         else sum(child.get_parameter(name).numel() for name in expert_matrices(child, width))
         for child in module.modules()
     )

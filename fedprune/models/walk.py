@@ -23,10 +23,18 @@ from torch.func import functional_call
 from fedprune.disk import home
 from fedprune.errors import ModelError
 from fedprune.memory import free_memory
-from fedprune.models.capture import BlockCall, capture_inputs, hidden_of
+from fedprune.models.capture import (
+    BlockCall,
+    capture_inputs,
+    hidden_of,
+    named,
+    replayed_call,
+)
+from fedprune.models.carried import Carried, entries, merged, newly_written
 from fedprune.models.changes import changed_tensors
 from fedprune.models.device import DEFAULT, Limits, explain_out_of_memory, is_out_of_memory
 from fedprune.models.loading import LoadedModel, check_seq_len
+from fedprune.models.passage import plain_forward
 from fedprune.models.weights import raw_bytes
 from fedprune.wire.changes import Change
 
@@ -204,7 +212,11 @@ class ModelWalk:
 
     @property
     def hidden(self) -> Sequence[Tensor]:
-        """Inputs of the current block, one (1, seq_len, d_model) CPU tensor a sample."""
+        """Inputs of the current block, one (1, seq_len, d_model) CPU tensor a sample.
+
+        Of decoders whose blocks pass on more than that, all that the blocks so far left, as bytes
+        (:class:`fedprune.models.carried.Carried`).
+        """
         return self._hidden
 
     def start_from(self, changes: Mapping[str, Change]) -> None:
@@ -262,7 +274,8 @@ class ModelWalk:
         odd = [name for name, tensor in self._tensors().items() if not _all_finite(tensor)]
         if odd:
             return f"`{prefix}.{odd[0]}` holds NaN or infinite values"
-        if not all(map(_all_finite, self._hidden)):
+        plain = self.model.layout.passage.plain
+        if plain and not all(map(_all_finite, self._hidden)):
             return f"the inputs of `{prefix}` hold NaN or infinite values"
         return ""
 
@@ -301,10 +314,20 @@ class ModelWalk:
 
     def _outputs(self, tensors: dict[str, Tensor]) -> Iterator[Tensor]:
         """Yield the block's output for each sample, computed with the given tensors."""
+        passage = self.model.layout.passage
+        if self._position not in passage.order:  # what is never called changes nothing
+            yield from self._hidden
+        elif passage.plain:
+            yield from self._plain_outputs(tensors, passage.order.index(self._position))
+        else:
+            yield from self._replayed_outputs(tensors)
+
+    def _plain_outputs(self, tensors: dict[str, Tensor], place: int) -> Iterator[Tensor]:
+        """Yield outputs where the arguments of all blocks are known from the embeddings."""
         block = self.model.layout.blocks[self._position]
         copies: dict[int, Tensor] = {}
         for numbers, calls in zip(self._batches(), self._calls, strict=True):
-            call = calls[self._position]
+            call = calls[place]
             # What the batch before used too, the shared arguments, is not moved again.
             copies = {
                 id(tensor): copies[id(tensor)] if id(tensor) in copies else tensor.to(self._device)
@@ -318,7 +341,23 @@ class ModelWalk:
             args, kwargs = call.bind(batch, copies)
             with torch.no_grad():
                 output = functional_call(block, tensors, args, kwargs)
-            yield from torch.split(hidden_of(output).cpu(), 1)
+            yield from _rows(hidden_of(output).cpu(), len(numbers))
+
+    def _replayed_outputs(self, tensors: dict[str, Tensor]) -> Iterator[Tensor]:
+        """Yield what the blocks so far left, packed, where more than hidden states is passed on."""
+        block, outer = self.model.layout.blocks[self._position], self.model.outer_tensors()
+        first = self._position == self.model.layout.passage.order[0]
+        for sample, packed in zip(self._samples, self._hidden, strict=True):
+            with plain_forward(self.model.model):
+                call = replayed_call(self.model, sample[None], outer, self._position, packed)
+                written = {} if first else Carried.unpack(packed).written
+                copies = {id(tensor): tensor.to(self._device) for tensor in call.tensors()}
+                args, kwargs = call.bind(None, copies)
+                before = entries(named(args, kwargs))
+                with torch.no_grad():
+                    output = functional_call(block, tensors, args, kwargs)
+            after = newly_written(before, entries(named(args, kwargs)))
+            yield Carried(output, merged(written, after)).pack()
 
     def _batches(self) -> Iterator[range]:
         """Yield the numbers of the samples of each batch; those of a batch are equally long."""
@@ -334,21 +373,28 @@ class ModelWalk:
             yield range(start, stop)
             start = stop
 
-    def _embed(self, keep: bool, skipped: bool = False) -> list[tuple[torch.Size, torch.dtype]]:
+    def _embed(self, keep: bool, skipped: bool = False) -> list[torch.Size]:
         """Capture the blocks' calls, and the first block's inputs where they are to be kept.
 
         Returns
         -------
-        list of tuples
-            Shape and dtype of each sample's input of the first block.
+        list of torch.Size
+            Shape of each sample's input of the first block; empty where that is not plain.
         """
         batches = [] if skipped else list(self._batches())
         tokens = (torch.stack([self._samples[number] for number in batch]) for batch in batches)
         states, forms, calls = HiddenStates(self._memory), [], []
-        for embedded, call in capture_inputs(self.model, tokens):
+        if not self.model.layout.passage.plain:
+            # The first block's inputs are made when it runs; what stands here says that there are.
+            for _ in range(0 if skipped or not keep else len(self._samples)):
+                states.append(torch.zeros(1, dtype=torch.uint8))
+            self._hidden = states if keep else self._hidden
+            return []
+        sizes = map(len, batches)
+        for (embedded, call), size in zip(capture_inputs(self.model, tokens), sizes, strict=True):
             calls.append(call)
-            for row in torch.split(embedded, 1):
-                forms.append((row.shape, row.dtype))
+            for row in _rows(embedded, size):
+                forms.append(row.shape)
                 if keep:
                     states.append(row)
         self._calls = calls
@@ -356,24 +402,43 @@ class ModelWalk:
             self._hidden = states
         return forms
 
-    def _resumed(
-        self, hidden: Sequence[Tensor], forms: Sequence[tuple[torch.Size, torch.dtype]]
-    ) -> Sequence[Tensor]:
+    def _resumed(self, hidden: Sequence[Tensor], forms: Sequence[torch.Size]) -> Sequence[Tensor]:
         """Return the hidden states to go on with, after checking that they fit."""
         blocks = len(self.model.layout.blocks)
         if not 0 <= self._position < blocks:
             raise ModelError(f"A walk starts at block 0 to {blocks - 1}, got {self._position}.")
         states, given = HiddenStates(self._memory), []
-        for tensor, (_, dtype) in zip(hidden, forms, strict=False):
+        if not self.model.layout.passage.plain:
+            if len(hidden) not in (0, len(self._samples)):
+                raise ModelError(
+                    f"Saved states for block {self._position} are of {len(hidden)} samples, there "
+                    f"are {len(self._samples)}. Start the run again from block 0."
+                )
+            for tensor in hidden:
+                states.append(tensor)
+            return states
+        for tensor in hidden:
             given.append(tuple(tensor.shape))
-            states.append(tensor.to(dtype))
-        expected = [tuple(shape) for shape, _ in forms]
+            states.append(tensor)
+        expected = [tuple(shape) for shape in forms]
         if given != expected or len(hidden) != len(forms):
             raise ModelError(
                 f"Saved hidden states for block {self._position} have shapes {given[:3]}, the "
                 f"samples need {expected[:3]}. Start the run again from block 0."
             )
         return states
+
+
+def _rows(batch: Tensor, samples: int) -> tuple[Tensor, ...]:
+    """Return the hidden states of each sample of a batch; not all families count samples first."""
+    if samples == 1:
+        return (batch,)
+    if len(batch) != samples:
+        raise ModelError(
+            f"Hidden states of {samples} samples have the shape {tuple(batch.shape)}: this "
+            "architecture does not count samples first. Set `pruner.batch_size` to 1."
+        )
+    return torch.split(batch, 1)
 
 
 def _all_finite(tensor: Tensor) -> bool:
