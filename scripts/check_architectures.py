@@ -18,10 +18,12 @@ Each model type has a process of its own, so that one that crashes or hangs stop
 """
 
 import argparse
+import inspect
 import json
 import math
 import multiprocessing
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -29,7 +31,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from fedprune.config import config_from_overrides
@@ -47,6 +48,7 @@ from fedprune.methods.exchange import BlockAggregator, BlockTask, Contributor
 from fedprune.methods.public_model import PublicModel
 from fedprune.methods.registry import get_method
 from fedprune.models.export import export_model
+from fedprune.models.layout import LinearRef
 from fedprune.models.loading import LoadedModel, load_model, model_shapes
 from fedprune.pruning.blocks import BlockWalk, input_groups, prune_blocks
 from fedprune.pruning.groups import block_specs
@@ -96,6 +98,8 @@ class Found:
         Share of the weights of the blocks' matrices that stay dense.
     seconds : float
         How long it took.
+    notes : list of str
+        What was not checked.
     """
 
     model_type: str
@@ -151,7 +155,7 @@ def _pruned(model_type: str, dense: Path, exported: Path) -> Found:
         raise CheckError("the masks of three clients are not those of one with all texts")
     plain = type(loaded.model).from_pretrained(dense, dtype="auto").eval()
     matrices = _matrices(plain, loaded.layout.prefix)
-    _compare_with_wanda(plain, loaded, federated)
+    notes = _compare_with_wanda(plain, loaded, federated)
     changes = _changes(config, loaded)
     _compare_perplexity(loaded, plain, changes)
     export_model(loaded, changes, exported)
@@ -162,7 +166,7 @@ def _pruned(model_type: str, dense: Path, exported: Path) -> Found:
     done = sum(mask.numel() for masks in federated.values() for mask in masks.values())
     count = sum(len(masks) for masks in federated.values())
     left = 1 - done / sum(matrices.values())
-    return Found(model_type, WORKS, linears=count, dense=round(left, 4))
+    return Found(model_type, WORKS, linears=count, dense=round(left, 4), notes=notes)
 
 
 def _config(folder: Path) -> Any:
@@ -245,18 +249,29 @@ def _same(one: Masks, other: Masks) -> bool:
 # -------------------------------------------------------------------------- on plain transformers
 
 
-def _compare_with_wanda(plain: PreTrainedModel, loaded: LoadedModel, masks: Masks) -> None:
-    """Prune a plain model by Wanda, written anew, and compare; the model is left masked."""
+def _compare_with_wanda(plain: PreTrainedModel, loaded: LoadedModel, masks: Masks) -> list[str]:
+    """Prune a plain model by Wanda, written anew, and compare; the model is left masked.
+
+    Returns
+    -------
+    list[str]
+        Kinds of matrices whose inputs nobody but fedprune looks at here.
+    """
+    unseen = set()
     for block, found in masks.items():
         where = f"{loaded.layout.prefix}.{block}"
-        squares = _input_squares(plain, where, found)
+        linears = loaded.layout.linears(block)
+        squares = _input_squares(plain, where, {name: linears[name] for name in found})
         for name, mask in found.items():
-            weight = _matrix(plain, f"{where}.{name}")
-            scores = weight.float().abs() * squares[name].sqrt().float()
-            _compare(mask, scores, f"{where}.{name}")
+            if name in squares:
+                weight = _matrix(plain, where, linears[name])
+                scores = weight.float().abs() * squares[name].sqrt().float()
+                _compare(mask, scores, f"{where}.{name}")
+            else:
+                unseen.add(re.sub(r"\.\d+", "", name))
         for name, mask in found.items():
-            with torch.no_grad():
-                _matrix(plain, f"{where}.{name}").masked_fill_(~mask, 0)
+            _matrix(plain, where, linears[name]).masked_fill_(~mask, 0)
+    return [f"inputs not compared: {', '.join(sorted(unseen))}"] if unseen else []
 
 
 def _compare(mask: Tensor, scores: Tensor, name: str) -> None:
@@ -271,33 +286,95 @@ def _compare(mask: Tensor, scores: Tensor, name: str) -> None:
         raise CheckError(f"`{name}` has another mask than Wanda's")
 
 
-def _input_squares(plain: PreTrainedModel, where: str, names: Iterable[str]) -> dict[str, Tensor]:
+def _input_squares(
+    plain: PreTrainedModel, where: str, linears: Mapping[str, LinearRef]
+) -> dict[str, Tensor]:
     """Return the sums of squared inputs of a block's linears, float64, over all samples."""
-    sums: dict[str, Tensor] = {}
+    sums = {
+        name: torch.zeros(linear.shape[1], dtype=torch.float64)
+        for name, linear in linears.items()
+        if linear.expert is None
+    }
 
     def adder(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def add(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
             rows = args[0].detach().double().reshape(-1, args[0].shape[-1])
-            sums[name] = sums.get(name, 0) + rows.square().sum(0)
+            sums[name] += rows.square().sum(0)
 
         return add
 
     handles = [
         plain.get_submodule(f"{where}.{name}").register_forward_pre_hook(adder(name))
-        for name in names
+        for name in sums
     ]
+    holders = {linear.expert.holder for linear in linears.values() if linear.expert}
+    calls: dict[str, list[tuple[Tensor, ...]]] = {holder: [] for holder in holders}
+    for holder in holders:
+        module = plain.get_submodule(f"{where}.{holder}")
+        names = tuple(inspect.signature(type(module).forward).parameters)[1:]
+        if len(names) == 3:  # hidden states, who is chosen, with which weight
+
+            def keep(_module: nn.Module, args: tuple[Tensor, ...], *, holder: str = holder) -> None:
+                calls[holder].append(args)
+
+            handles.append(module.register_forward_pre_hook(keep))
     for sample in _samples():
         _logits(plain, sample[None])
     for handle in handles:
         handle.remove()
+    for holder, made in calls.items():
+        for args in made:
+            _add_experts(plain.get_submodule(f"{where}.{holder}"), args, linears, sums, holder)
     return sums
 
 
-def _matrix(plain: PreTrainedModel, name: str) -> Tensor:
+def _add_experts(
+    module: nn.Module,
+    args: tuple[Tensor, ...],
+    linears: Mapping[str, LinearRef],
+    sums: dict[str, Tensor],
+    holder: str,
+) -> None:
+    """Add the squared inputs of all matrices of fused experts, told from gradients.
+
+    The derivative of one output of one expert for one token, by the matrix that made it, is the
+    token's input of that matrix.
+    """
+    hidden, chosen = args[0].reshape(-1, args[0].shape[-1]), args[1]
+    rows = chosen.reshape(len(hidden), -1)
+    own = {
+        (one.expert.index, one.expert.parameter): name
+        for name, one in linears.items()
+        if one.expert and one.expert.holder == holder
+    }
+    for name in own.values():
+        sums.setdefault(name, torch.zeros(linears[name].shape[1], dtype=torch.float64))
+    last = {name for _, name in own if name.startswith("down")}
+    for token, experts in zip(hidden, rows, strict=True):
+        for expert in set(experts.tolist()):
+            if not any(index == expert for index, _ in own):
+                continue  # one that does nothing
+            for (index, parameter), name in own.items():
+                if index == expert and parameter not in last:
+                    sums[name] += token.double().square()
+            for parameter in last:
+                weight = module.get_parameter(parameter)
+                with torch.enable_grad():
+                    weight.requires_grad_()
+                    made = module(
+                        token.detach()[None],
+                        torch.tensor([[expert]]),
+                        torch.ones(1, 1, dtype=token.dtype),
+                    )
+                    (slope,) = torch.autograd.grad(made[0, 0], weight)
+                    weight.requires_grad_(False)
+                vector = slope[expert].sum(int(slope[expert][1:].count_nonzero() > 0))
+                sums[own[expert, parameter]] += vector.double().square()
+
+
+def _matrix(plain: PreTrainedModel, where: str, linear: LinearRef) -> Tensor:
     """Return a linear's weight as a (d_out, d_in) view that writes through."""
-    module = plain.get_submodule(name)
-    weight = module.weight.detach()
-    return weight.T if isinstance(module, Conv1D) else weight
+    return linear.orient(plain.get_parameter(f"{where}.{linear.key}").detach())
 
 
 def _matrices(plain: PreTrainedModel, prefix: str) -> dict[str, int]:
