@@ -141,6 +141,7 @@ def passage(found: Trace, prefix: str) -> Passage:
     """
     kind = type(found.model).__name__
     blocks = found.model.get_submodule(prefix)
+    assert isinstance(blocks, nn.ModuleList)
     order, outputs = found.order(prefix), found.outputs(prefix)
     if len(set(order)) < len(order):
         again = next(index for place, index in enumerate(order) if index in order[:place])
@@ -149,12 +150,30 @@ def passage(found: Trace, prefix: str) -> Passage:
             "more than once, so that its inputs are not known until it has run. Choose a model "
             "whose blocks run once each."
         )
+    if found.error is not None and len(order) < len(blocks):
+        said = " ".join(str(found.error).split())
+        raise ModelError(
+            f"{kind} cannot be pruned block by block: after {len(order)} of the {len(blocks)} "
+            f"blocks in `{prefix}` its forward pass on token ids alone stops with "
+            f"{type(found.error).__name__}: {said} Set `model.path` to a causal language model."
+        )
+    odd = next((one for one in outputs if not isinstance(_first(one), Tensor)), None)
+    if odd is not None:
+        raise ModelError(
+            f"{kind} cannot be pruned block by block: a decoder block in `{prefix}` returned "
+            f"{type(odd).__name__}, expected its hidden states as a tensor or as the first of a "
+            "tuple. Choose another model."
+        )
+    if order != sorted(order):
+        raise ModelError(
+            f"{kind} cannot be pruned block by block: its forward pass calls `{prefix}.{order[0]}` "
+            f"and others not in the order of the list. Choose another model."
+        )
     if prefix in found.hiders:
         raise ModelError(
             f"{kind} cannot be pruned block by block: blocks of `{prefix}` leave something for "
             "others in a list that they share. Choose another model."
         )
-    assert isinstance(blocks, nn.ModuleList)
     plain = _is_plain(found.model, prefix, blocks, order, outputs, prefix in found.writers)
     return Passage(tuple(order), plain, tuple(outputs), _idle(found, prefix, blocks, order))
 

@@ -6,10 +6,12 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from fedprune.errors import ModelError
-from fedprune.models.capture import capture_inputs
+from fedprune.models.capture import capture_inputs, hidden_of
+from fedprune.models.carried import Carried
 from fedprune.models.layout import find_layout
 from fedprune.models.loading import LoadedModel
 from fedprune.models.sources import HeldWeights
+from fedprune.models.walk import ModelWalk
 from tests.support.architectures import token_samples
 
 
@@ -23,13 +25,15 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A decoder of two blocks whose forward pass is given by a function."""
+    """A decoder of a few blocks whose forward pass is given by a function."""
 
-    def __init__(self, run):
+    kind = Block
+
+    def __init__(self, run, blocks=2):
         super().__init__()
         self.run, self.config = run, PreTrainedConfig()
         self.embed = nn.Embedding(100, 8)
-        self.layers = nn.ModuleList([Block(), Block()])
+        self.layers = nn.ModuleList([self.kind() for _ in range(blocks)])
 
     def forward(self, input_ids, use_cache):
         return self.run(self.layers, self.embed(input_ids))
@@ -64,23 +68,110 @@ def test_hidden_states_may_be_passed_by_name():
     assert args == () and kwargs == {"hidden_states": hidden, "extra": other}
 
 
+def walked(run, count=2):
+    """Return what the blocks make of samples one block at a time, and what the model makes."""
+    model = Decoder(run)
+    loaded = LoadedModel(model, None, find_layout(model), "", HeldWeights(model))
+    samples = token_samples(count, 6)
+    walk = ModelWalk(loaded, samples)
+    while walk.blocks_left:
+        # As in a deployment, where each block is another process.
+        hidden = [state.clone() for state in walk.hidden]
+        if walk.position:
+            walk = ModelWalk(loaded, samples, hidden=hidden, start=walk.position)
+        walk.advance({})
+    plain = loaded.layout.passage.plain
+    last = [one if plain else hidden_of(Carried.unpack(one).output) for one in walk.hidden]
+    with torch.no_grad():
+        return plain, last, [model(sample[None], use_cache=False) for sample in samples]
+
+
+class Sharing(Block):
+    """Adds the first block's output, which that leaves in a mapping."""
+
+    def forward(self, hidden_states, states=None):
+        made = super().forward(hidden_states)
+        if "first" in states:
+            return made + states["first"]
+        states["first"] = made.clone()
+        return made
+
+
+class Counting(Block):
+    """Returns how many numbers were positive, which the next block needs."""
+
+    def forward(self, hidden_states, counts=None):
+        made = super().forward(hidden_states)
+        return made if counts is None else made + counts, (made > 0).sum(-1, keepdim=True)
+
+
+def shared(layers, hidden):
+    states = {}
+    for layer in layers:
+        hidden = layer(hidden, states=states)
+    return hidden
+
+
+def counted(layers, hidden):
+    counts = None
+    for layer in layers:
+        hidden, counts = layer(hidden, counts=counts)
+    return hidden
+
+
+@pytest.mark.parametrize(
+    ("run", "kind", "plain"),
+    [
+        (chain, Block, True),
+        (lambda layers, hidden: layers[1](2 * layers[0](hidden)), Block, False),
+        (lambda layers, hidden: layers[1](layers[0](hidden, {}), {"a": hidden}), Block, True),
+        (lambda layers, hidden: layers[1](layers[0](hidden, [1])), Block, True),
+        (lambda layers, hidden: layers[0](hidden), Block, True),
+        (shared, Sharing, False),
+        (counted, Counting, False),
+    ],
+    ids=["chain", "scaled", "mapping", "list", "skipped", "shared", "counted"],
+)
+def test_blocks_one_by_one_make_what_the_model_makes(monkeypatch, run, kind, plain):
+    monkeypatch.setattr(Decoder, "kind", kind)
+    found, last, expected = walked(run)
+    assert found is plain
+    assert all(map(torch.equal, last, expected))
+
+
+def earlier(layers, hidden):
+    """Give the last block the sum of what all before it returned."""
+    one = layers[0](hidden)
+    two = layers[1](one)
+    return layers[2](one + two)
+
+
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        (lambda layers, hidden: chain(layers, chain(layers, hidden)), "block 0 after 1"),
-        (lambda layers, hidden: layers[0](layers[1](hidden)), "block 1 after -1|never called"),
-        (lambda layers, hidden: layers[0](hidden), "called 1 of 2"),
-        (lambda layers, hidden: layers[0](layers[0](hidden)), "block 0 after 0"),
-        (lambda layers, hidden: layers[1](2 * layers[0](hidden)), "1 does not get the output"),
-        (lambda layers, hidden: layers[0](hidden, extra={}), "gets a dict as argument `extra`"),
-        (lambda layers, hidden: layers[0](hidden, [1]), "gets a list as argument `1`"),
-        (lambda layers, hidden: hidden, "never called the first"),
+        (lambda layers, hidden: chain(layers, chain(layers, hidden)), "`layers.0` more than once"),
+        (lambda layers, hidden: layers[0](layers[1](hidden)), "not in the order of the list"),
+        (lambda layers, hidden: layers[0](layers[0](hidden)), "`layers.0` more than once"),
+        (lambda layers, hidden: hidden, "does not reach `layers`"),
+        (lambda layers, hidden: layers[1](layers[0](hidden).missing), "1 of the 2 blocks"),
     ],
-    ids=["looped", "reversed", "skipped", "repeated", "changed", "dict", "list", "unused"],
+    ids=["looped", "reversed", "repeated", "unused", "failing"],
 )
-def test_refuses_what_is_no_plain_chain(run, message):
-    with pytest.raises(ModelError, match=f"({message}).*not supported"):
-        capture(run)
+def test_refuses_what_does_not_run_block_by_block(run, message):
+    with pytest.raises(ModelError, match=message):
+        find_layout(Decoder(run))
+
+
+def test_refuses_blocks_that_need_more_than_the_one_before():
+    with pytest.raises(ModelError, match=r"`layers.2` needs what earlier blocks"):
+        find_layout(Decoder(earlier, blocks=3))
+
+
+def test_linears_that_are_never_called_are_no_linears():
+    model = Decoder(lambda layers, hidden: layers[0](hidden))
+    layout = find_layout(model)
+    assert layout.passage.idle == {"layers.1.linear"}
+    assert layout.shapes() == [{"linear": (8, 8)}, {}]
 
 
 def test_refuses_blocks_that_return_something_else(monkeypatch):

@@ -68,20 +68,35 @@ def test_refuses_a_model_with_nothing_to_prune():
         find_layout(model)
 
 
-def test_refuses_blocks_of_different_classes():
-    model = nn.Module()
-    model.layers = nn.ModuleList([nn.Sequential(nn.Linear(4, 4)), nn.Linear(4, 4)])
-    with pytest.raises(ModelError, match="mixes blocks of classes Linear, Sequential"):
-        find_layout(model)
+class Stack(nn.Module):
+    """A decoder that runs some layers one after another."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.config = SimpleNamespace(is_encoder_decoder=False)
+        self.embed = nn.Embedding(100, 4)
+        self.adapters = nn.ModuleList([nn.Linear(4, 4)])
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, input_ids, use_cache):
+        hidden = self.embed(input_ids)
+        for layer in self.layers:
+            hidden = layer(hidden)
+        return hidden
 
 
-def test_refuses_shared_weights():
-    model = nn.Module()
-    first, second = nn.Linear(4, 4), nn.Linear(4, 4)
+def test_blocks_may_be_of_different_classes():
+    layout = find_layout(Stack(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 4)), nn.Linear(4, 4)))
+    assert layout.shapes() == [{"0": (8, 4), "1": (4, 8)}, {"": (4, 4)}]
+
+
+def test_shared_weights_stay_dense():
+    first, second, third = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4, bias=False)
     second.weight = first.weight
-    model.layers = nn.ModuleList([first, second])
-    with pytest.raises(ModelError, match="share weights"):
-        find_layout(model)
+    blocks = [nn.Sequential(first, third), nn.Sequential(second), nn.Sequential(nn.Linear(4, 4))]
+    layout = find_layout(Stack(*blocks))
+    assert layout.shapes() == [{"1": (4, 4)}, {}, {"0": (4, 4)}]
+    assert layout.shared == {"layers.0.0", "layers.1.0"}
 
 
 def test_takes_the_outer_list_not_lists_inside_its_blocks():
@@ -90,11 +105,10 @@ def test_takes_the_outer_list_not_lists_inside_its_blocks():
             super().__init__()
             self.experts = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
 
-    model = nn.Module()
-    model.config = SimpleNamespace(is_encoder_decoder=False)
-    model.adapters = nn.ModuleList([nn.Linear(4, 4)])
-    model.layers = nn.ModuleList([Block()])
-    layout = find_layout(model)
+        def forward(self, hidden):
+            return self.experts[0](hidden)  # nothing is routed to the other
+
+    layout = find_layout(Stack(Block()))
     assert layout.prefix == "layers"
     assert list(layout.linears(0)) == ["experts.0", "experts.1"]
 
