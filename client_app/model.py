@@ -7,10 +7,11 @@ from pathlib import Path
 from client_app.model_store import ModelStore
 from client_app.node import NodeContext
 from client_app.scratch import Scratch
-from fedprune.config import ModelConfig, RunConfig
+from fedprune.config import ModelConfig, PrunerConfig, RunConfig
 from fedprune.errors import ModelError, ReplyRefusedError, WireError
 from fedprune.models.fingerprint import Fingerprint, fingerprint
 from fedprune.models.loading import LoadedModel, load_model, model_shapes
+from fedprune.models.selection import select
 from fedprune.models.transfer import Manifest
 from fedprune.records import ModelSegment
 
@@ -100,8 +101,14 @@ def _store(node: NodeContext) -> ModelStore:
 
 
 def dense_model(config: RunConfig, node: NodeContext) -> LoadedModel:
-    """Return the dense model, which the nodes of a process share where it is the same."""
-    return model_at(config.model, model_path(config.model, node))
+    """Return the dense model with what the run prunes of it; nodes of a process share it."""
+    path = model_path(config.model, node)
+    return _selected(config.model, path, config.pruner)
+
+
+@lru_cache(maxsize=1)
+def _selected(config: ModelConfig, path: str | None, pruner: PrunerConfig) -> LoadedModel:
+    return select(model_at(config, path), pruner)
 
 
 @lru_cache(maxsize=1)

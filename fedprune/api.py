@@ -25,6 +25,7 @@ from fedprune.methods.registry import get_method, method_names
 from fedprune.models.changes import Changes
 from fedprune.models.device import Limits, pick_device
 from fedprune.models.loading import LoadedModel, check_seq_len, load_model
+from fedprune.models.selection import select
 from fedprune.pruning.blocks import BlockWalk, prune_blocks
 from fedprune.pruning.groups import block_specs
 from fedprune.pruning.pruner import Pruner
@@ -84,7 +85,7 @@ def prune_locally(
     named = [f"pruner={name}"] if isinstance(pruner, str) or name in NAMES else []
     typed = [overrides] if isinstance(overrides, str) else overrides
     config = config_from_overrides([f"sparsity={sparsity}", *named, *typed])
-    loaded = _opened(model)
+    loaded = select(_opened(model), config.pruner)
     samples = _samples(loaded, texts, config.pruner.seq_len)
     device, limits = pick_device(config.pruner.device), Limits.of(config.pruner)
     walk = BlockWalk(loaded, samples, device, limits=limits)
@@ -155,7 +156,7 @@ def aggregate(
     # Whose pruner changes survivors: values are averaged even where all came unchanged.
     asked = [f"strategy={method.name}", "pruner=sparsegpt", f"pruner.pattern='{pattern}'"]
     config = config_from_overrides([*asked, f"sparsity={sparsity}", *method.ways[how], *typed])
-    loaded, exchange = _opened(model), method.exchange(config)
+    loaded, exchange = select(_opened(model), config.pruner), method.exchange(config)
     public = PublicModel(tuple(loaded.layout.shapes()), "", "", "", loaded.weight)
     made: dict[int, dict[str, Change]] = {}
     for block in range(public.num_blocks):

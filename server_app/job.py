@@ -34,6 +34,7 @@ from fedprune.models.export import export_model
 from fedprune.models.fingerprint import Fingerprint, fingerprint
 from fedprune.models.loading import LoadedModel, load_model
 from fedprune.models.reshape import Reshape, export_reshaped
+from fedprune.models.selection import select
 from fedprune.models.transfer import Offer
 from fedprune.pruning.block_kinds import BlockSite
 from fedprune.pruning.blocks import input_groups
@@ -193,7 +194,7 @@ def _run(  # noqa: PLR0913 - what a job is made of
     timings = state.timings
     with timings.measure("load"):
         tasks = wanted_tasks(config)
-        loaded = load_model(config.model)
+        loaded = select(load_model(config.model), config.pruner)
         marks = fingerprint(loaded)
         model = _public_model(config, loaded, marks, _offer(config, loaded))
     files.identify(_identity(folder, model))

@@ -172,6 +172,32 @@ class HubDataConfig(DataConfig):
     revision: Text | None
 
 
+_ENTRIES = re.compile(r",(?![^{]*\})")  # a comma in braces is one of an expression
+
+
+def _split(text: str) -> tuple[str, ...]:
+    """Return the entries of a list of names and ``re:`` patterns."""
+    return tuple(entry.strip() for entry in _ENTRIES.split(text)) if text else ()
+
+
+def _names_or_patterns(text: str) -> str:
+    for entry in _split(text):
+        if not entry.removeprefix("re:"):
+            raise ValueError("must be names or 're:' patterns, separated by commas, none empty")
+        try:
+            if entry.startswith("re:"):
+                re.compile(entry.removeprefix("re:"))
+        except re.error as error:
+            raise ValueError(
+                f"must have regular expressions after 're:', but '{entry[:60]}' is none ({error})"
+            ) from None
+    return text
+
+
+Selection = Annotated[str, Field(max_length=2000), AfterValidator(_names_or_patterns)]
+"""Names of blocks, modules or linears, or ``re:`` patterns of them, separated by commas."""
+
+
 def _known_pruner(name: str) -> str:
     if name not in PRUNER_TYPES and name not in (brought := plugin_names(PRUNERS)):
         raise PydanticCustomError("choice", "unknown", {"choices": (*PRUNER_TYPES, *brought)})
@@ -189,6 +215,18 @@ class PrunerConfig(Choice):
     device: Device
     batch_size: Count
     hidden_memory_mb: Annotated[int, Field(ge=0)] | None
+    targets: Selection
+    ignore: Selection
+
+    @property
+    def target_entries(self) -> tuple[str, ...]:
+        """The entries of `targets`; none: everything is pruned."""
+        return _split(self.targets)
+
+    @property
+    def ignore_entries(self) -> tuple[str, ...]:
+        """The entries of `ignore`."""
+        return _split(self.ignore)
 
     neutral: ClassVar[Mapping[str, object]] = {
         "damping": 0.01,

@@ -79,7 +79,7 @@ def _block(
 
 def _outliers(
     config: RunConfig, loaded: LoadedModel, statistics: StatisticsFolder, block: int
-) -> float:
+) -> float | None:
     found = statistics.linears(block, "columns")
     columns = {name: one for name, one in found.items() if isinstance(one, ColumnStatistics)}
     weights = {name: loaded.weight(block, name) for name in loaded.layout.linears(block)}

@@ -32,7 +32,7 @@ class Survey(BlockExchange):
         return OutlierAggregator(task, self)
 
 
-class OutlierAggregator(ColumnAggregator[float]):
+class OutlierAggregator(ColumnAggregator[float | None]):
     """Closes to the share of a block's weights whose score is an outlier, from 0 to 1."""
 
     def __init__(self, task: BlockTask, survey: Survey) -> None:
@@ -40,8 +40,8 @@ class OutlierAggregator(ColumnAggregator[float]):
         super().__init__(task, config.strategy.pooling)
         self._threshold = config.allocation.threshold
 
-    def close(self) -> float:
-        """Return the share of outliers."""
+    def close(self) -> float | None:
+        """Return the share of outliers; None where nothing is pruned."""
         block, model = self.task.block, self.task.model
         weights = {name: model.weight(block, name) for name in model.shapes[block]}
         return outlier_share(weights, self.statistics(), self._threshold)

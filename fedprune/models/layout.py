@@ -110,15 +110,17 @@ class DecoderLayout:
     passage: Passage
     width: int = 0
     shared: frozenset[str] = frozenset()
+    left_out: frozenset[str] = frozenset()
     _known: dict[int, dict[str, LinearRef]] = field(default_factory=dict, repr=False, compare=False)
 
     def linears(self, block: int) -> dict[str, LinearRef]:
         """Return the prunable matrices of one block by name, in the order of its modules."""
         if block not in self._known:
+            dense = self.passage.idle | self.shared | self.left_out
             self._known[block] = {
                 linear.name: linear
                 for linear in _prunable(self.blocks[block], self.width)
-                if f"{self.prefix}.{block}.{linear.name}" not in self.passage.idle | self.shared
+                if f"{self.prefix}.{block}.{linear.name}" not in dense
             }
         return dict(self._known[block])
 
@@ -216,7 +218,7 @@ def _check_blocks(kind: str, layout: DecoderLayout) -> None:
     if prunable < _LEAST_SHARE * total:
         raise ModelError(
             f"{where}only {prunable / total:.0%} of the weights in `{layout.prefix}` are in "
-            "nn.Linear or Conv1D layers, or in experts that can be told apart. "
+            "nn.Linear or Conv1D layers that text passes, or in experts that can be told apart. "
             "Set `model.path` to another decoder."
         )
 

@@ -103,7 +103,8 @@ def trace(model: nn.Module) -> Trace:
     model : nn.Module
         The model; its weights may be on the meta device and are not looked at.
     """
-    hollow = _hollow(model)
+    with torch.device("cpu"):
+        hollow = _hollow(model)
     found = Trace(hollow)
     handles = []
     for name, module in hollow.named_modules():
@@ -174,7 +175,8 @@ def passage(found: Trace, prefix: str) -> Passage:
             f"{kind} cannot be pruned block by block: blocks of `{prefix}` leave something for "
             "others in a list that they share. Choose another model."
         )
-    plain = _is_plain(found.model, prefix, blocks, order, outputs, prefix in found.writers)
+    with torch.device("cpu"):
+        plain = _is_plain(found.model, prefix, blocks, order, outputs, prefix in found.writers)
     return Passage(tuple(order), plain, tuple(outputs), _idle(found, prefix, blocks, order))
 
 
@@ -249,7 +251,7 @@ def _random(shape: Sequence[int], dtype: torch.dtype, generator: torch.Generator
 def _run(hollow: nn.Module) -> object:
     """Run a hollow copy on a few tokens; what is after the blocks runs too."""
     tokens = torch.arange(3, 3 + _PROBE_TOKENS)[None]
-    with torch.no_grad(), torch.random.fork_rng([]), plain_forward(hollow):
+    with torch.no_grad(), torch.random.fork_rng([]), plain_forward(hollow), torch.device("cpu"):
         torch.manual_seed(0)
         return hollow(input_ids=tokens, use_cache=False)
 

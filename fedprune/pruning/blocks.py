@@ -119,6 +119,8 @@ class BlockWalk(ModelWalk):
             return {}
         recorded = get_kind(kind)
         linears = self.model.layout.linears(self.position)
+        if not linears:
+            return {}
 
         def run() -> dict[str, Statistic]:
             with StatisticsRecorder(linears, recorded, max_width) as recorder:

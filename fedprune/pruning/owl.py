@@ -21,7 +21,7 @@ _DIGITS = 6  # of a sparsity: what differs by less is the same on every machine
 
 def outlier_share(
     weights: Mapping[str, Tensor], stats: Mapping[str, ColumnStatistics], threshold: float
-) -> float:
+) -> float | None:
     """Return the share of a block's weights whose score is above ``threshold`` times the mean.
 
     A score is ``|W_ij| * sqrt(mean over tokens of x_j**2)``; the mean is over all linears of the
@@ -38,8 +38,8 @@ def outlier_share(
 
     Returns
     -------
-    float
-        From 0 to 1.
+    float or None
+        From 0 to 1; None of a block of which nothing is pruned.
 
     Raises
     ------
@@ -47,6 +47,8 @@ def outlier_share(
         If a score is NaN or infinite, or statistics are missing or of other sizes.
     """
     roots = {name: _roots(name, weight, stats) for name, weight in weights.items()}
+    if not weights:
+        return None
     # Rows are added up exactly, so that the mean does not depend on how they are grouped.
     sums = [
         math.fsum(
@@ -68,7 +70,7 @@ def outlier_share(
     return above / count
 
 
-def owl_sparsities(shares: Sequence[float], sparsity: float, spread: float) -> list[float]:
+def owl_sparsities(shares: Sequence[float | None], sparsity: float, spread: float) -> list[float]:
     """Return a sparsity for each block, lower where the share of outliers is higher.
 
     ``s_l = s + mean(r) - r_l`` with ``r_l = 2 * spread * (D_l - min D) / (max D - min D)``. What
@@ -77,9 +79,9 @@ def owl_sparsities(shares: Sequence[float], sparsity: float, spread: float) -> l
 
     Parameters
     ----------
-    shares : sequence of float
+    shares : sequence of float or None
         `outlier_share` of each block; only their proportions matter. All equal: all blocks get
-        the mean.
+        the mean. What is None has no part in it and gets the mean too.
     sparsity : float
         Mean over blocks, 0 <= sparsity < 1.
     spread : float
@@ -90,15 +92,17 @@ def owl_sparsities(shares: Sequence[float], sparsity: float, spread: float) -> l
     list of float
         Rounded to six decimals; their mean is `sparsity` to within 1e-6.
     """
-    low, high = min(shares), max(shares)
+    known = [share for share in shares if share is not None]
+    low, high = min(known), max(known)
     if low == high:
         return [sparsity] * len(shares)
-    lift = [2 * spread * (share - low) / (high - low) for share in shares]
+    lift = [2 * spread * (share - low) / (high - low) for share in known]
     mean = math.fsum(lift) / len(lift)
     wanted = [sparsity + mean - extra for extra in lift]
     most = max(_MOST, sparsity)
     shift = _shift(wanted, sparsity, most)
-    return [round(min(max(value + shift, 0.0), most), _DIGITS) for value in wanted]
+    found = iter(round(min(max(value + shift, 0.0), most), _DIGITS) for value in wanted)
+    return [sparsity if share is None else next(found) for share in shares]
 
 
 def _shift(wanted: Sequence[float], mean: float, most: float) -> float:

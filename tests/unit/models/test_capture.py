@@ -68,9 +68,9 @@ def test_hidden_states_may_be_passed_by_name():
     assert args == () and kwargs == {"hidden_states": hidden, "extra": other}
 
 
-def walked(run, count=2):
+def walked(run, blocks, count=2):
     """Return what the blocks make of samples one block at a time, and what the model makes."""
-    model = Decoder(run)
+    model = Decoder(run, blocks)
     loaded = LoadedModel(model, None, find_layout(model), "", HeldWeights(model))
     samples = token_samples(count, 6)
     walk = ModelWalk(loaded, samples)
@@ -119,6 +119,10 @@ def counted(layers, hidden):
     return hidden
 
 
+def skipping(layers, hidden):
+    return layers[2](layers[0](hidden))
+
+
 @pytest.mark.parametrize(
     ("run", "kind", "plain"),
     [
@@ -126,7 +130,7 @@ def counted(layers, hidden):
         (lambda layers, hidden: layers[1](2 * layers[0](hidden)), Block, False),
         (lambda layers, hidden: layers[1](layers[0](hidden, {}), {"a": hidden}), Block, True),
         (lambda layers, hidden: layers[1](layers[0](hidden, [1])), Block, True),
-        (lambda layers, hidden: layers[0](hidden), Block, True),
+        (skipping, Block, True),
         (shared, Sharing, False),
         (counted, Counting, False),
     ],
@@ -134,7 +138,7 @@ def counted(layers, hidden):
 )
 def test_blocks_one_by_one_make_what_the_model_makes(monkeypatch, run, kind, plain):
     monkeypatch.setattr(Decoder, "kind", kind)
-    found, last, expected = walked(run)
+    found, last, expected = walked(run, blocks=3 if run is skipping else 2)
     assert found is plain
     assert all(map(torch.equal, last, expected))
 
@@ -168,10 +172,9 @@ def test_refuses_blocks_that_need_more_than_the_one_before():
 
 
 def test_linears_that_are_never_called_are_no_linears():
-    model = Decoder(lambda layers, hidden: layers[0](hidden))
-    layout = find_layout(model)
+    layout = find_layout(Decoder(lambda layers, hidden: layers[2](layers[0](hidden)), blocks=3))
     assert layout.passage.idle == {"layers.1.linear"}
-    assert layout.shapes() == [{"linear": (8, 8)}, {}]
+    assert layout.shapes() == [{"linear": (8, 8)}, {}, {"linear": (8, 8)}]
 
 
 def test_refuses_blocks_that_return_something_else(monkeypatch):
@@ -182,7 +185,7 @@ def test_refuses_blocks_that_return_something_else(monkeypatch):
 
 @pytest.mark.parametrize("pack", [lambda h: (h, 1, 2), lambda h: [h, 1]])
 def test_blocks_may_return_more_than_hidden_states(monkeypatch, pack):
-    monkeypatch.setattr(Block, "forward", lambda self, hidden: pack(hidden))
+    monkeypatch.setattr(Block, "forward", lambda self, hidden: pack(self.linear(hidden)))
 
     def unpack(layers, hidden):
         for layer in layers:

@@ -86,16 +86,21 @@ class Stack(nn.Module):
 
 
 def test_blocks_may_be_of_different_classes():
-    layout = find_layout(Stack(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 4)), nn.Linear(4, 4)))
-    assert layout.shapes() == [{"0": (8, 4), "1": (4, 8)}, {"": (4, 4)}]
+    class Other(nn.Sequential):
+        pass
+
+    layout = find_layout(
+        Stack(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 4)), Other(nn.Linear(4, 4)))
+    )
+    assert layout.shapes() == [{"0": (8, 4), "1": (4, 8)}, {"0": (4, 4)}]
 
 
 def test_shared_weights_stay_dense():
-    first, second, third = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4, bias=False)
+    first, second = nn.Linear(4, 4), nn.Linear(4, 4)
     second.weight = first.weight
-    blocks = [nn.Sequential(first, third), nn.Sequential(second), nn.Sequential(nn.Linear(4, 4))]
-    layout = find_layout(Stack(*blocks))
-    assert layout.shapes() == [{"1": (4, 4)}, {}, {"0": (4, 4)}]
+    wide = [nn.Linear(4, 16, bias=False), nn.Linear(16, 4, bias=False)]
+    layout = find_layout(Stack(nn.Sequential(first, *wide), nn.Sequential(second)))
+    assert layout.shapes() == [{"1": (16, 4), "2": (4, 16)}, {}]
     assert layout.shared == {"layers.0.0", "layers.1.0"}
 
 
@@ -125,7 +130,7 @@ _TOWER = {
 
 def test_a_tower_larger_than_the_text_decoder_is_not_taken_for_the_blocks():
     sizes = {"vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 2}
-    text = sizes | {"num_attention_heads": 2, "intermediate_size": 48, "head_dim": 16}
+    text = sizes | {"num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 48}
     git = hf.GitConfig(**text, vision_config=_TOWER)
     gemma = hf.Gemma3Config(text_config=text, vision_config=_TOWER)
     for config, kind, prefix in (
