@@ -5,6 +5,7 @@ from functools import lru_cache
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client_app.approval import check_approval
 from client_app.evaluation import evaluate_local, evaluate_own_texts
 from client_app.guard import answer
 from client_app.handshake import report
@@ -40,7 +41,10 @@ def _asked(message: Message, context: Context) -> tuple[RunConfig, NodeContext]:
     """Return the configuration that a request brings, and this node in the request's job."""
     node = NodeContext.of(message, context)
     use_threads(node.settings.threads)
-    return agreed(node.settings, _configuration(message)), node
+    wanted = _configuration(message)
+    config = agreed(node.settings, wanted)
+    check_approval(wanted, node.settings)
+    return config, node
 
 
 def _configuration(message: Message) -> RunConfig:
@@ -57,7 +61,7 @@ def handshake(message: Message, context: Context) -> Message:
             model = str(requested(message, "model", str))
         return report_record(report(config, NodeContext.of(message, context), model))
 
-    return answer(message, work)
+    return answer(message, context, work)
 
 
 @app.query("model")
@@ -69,7 +73,7 @@ def take_model_segment(message: Message, context: Context) -> Message:
             take_model(NodeContext.of(message, context), read_model_segment(message))
         )
 
-    return answer(message, work)
+    return answer(message, context, work)
 
 
 @app.train("prune")
@@ -80,7 +84,7 @@ def prune_blocks(message: Message, context: Context) -> Message:
         order, bundle = read_order(message), read_bundle(message)
         return prune(*_asked(message, context), order, bundle, read_ahead(message))
 
-    return answer(message, work)
+    return answer(message, context, work)
 
 
 @app.query("fetch")
@@ -91,7 +95,7 @@ def fetch_segment(message: Message, context: Context) -> Message:
         number, order = int(requested(message, "segment", int)), read_order(message)
         return fetch(*_asked(message, context), order, number)
 
-    return answer(message, work)
+    return answer(message, context, work)
 
 
 @app.query("deliver")
@@ -109,7 +113,7 @@ def take_segment(message: Message, context: Context) -> Message:
         scratch.receive(name, start, segment)
         return RecordDict({"received": ConfigRecord({"start": start})})
 
-    return answer(message, work)
+    return answer(message, context, work)
 
 
 @app.query("forget")
@@ -120,13 +124,13 @@ def forget(message: Message, context: Context) -> Message:
         Scratch(NodeContext.of(message, context).scratch).forget()
         return RecordDict()
 
-    return answer(message, work)
+    return answer(message, context, work)
 
 
 @app.evaluate("local")
 def local(message: Message, context: Context) -> Message:
     """Measure this node's own pruned model; only the number leaves the node."""
-    return answer(message, lambda: local_record(evaluate_local(*_asked(message, context))))
+    return answer(message, context, lambda: local_record(evaluate_local(*_asked(message, context))))
 
 
 @app.evaluate("federated")
@@ -137,4 +141,4 @@ def federated(message: Message, context: Context) -> Message:
         order = read_final(message)
         return own_text_record(evaluate_own_texts(*_asked(message, context), order))
 
-    return answer(message, work)
+    return answer(message, context, work)

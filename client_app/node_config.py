@@ -7,7 +7,7 @@ is no limit.
 
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -88,6 +88,10 @@ class NodeConfig(BaseModel):
         It calibrates on no more than these.
     may_send : tuple of str
         What may leave it, of :data:`PAYLOADS`.
+    ledger : str or None
+        The file that records what leaves the node.
+    approve : str
+        Whether a job waits for its operator's word: 'ask' or 'all'.
     layer_fraction : float or None
         The share of blocks that it prunes at most.
     threads : int or None
@@ -127,6 +131,8 @@ class NodeConfig(BaseModel):
         BeforeValidator(_payloads),
         Field(description=f"some of {', '.join(PAYLOADS)}, separated by commas, in quotes"),
     ] = PAYLOADS
+    approve: Literal["all", "ask"] = Field("all", description="'all' or 'ask'")
+    ledger: Text | None = Field(None, description="the path of a file, in quotes")
     layer_fraction: float | None = Field(
         None,
         gt=0,

@@ -180,6 +180,34 @@ def _audit(arguments: Namespace) -> int:
     return run_audit(arguments.overrides, arguments.output, as_json=arguments.json)
 
 
+def _approve_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "job", nargs="?", default="", metavar="JOB", help="approve the job whose key begins so"
+    )
+    parser.add_argument("--whole", action="store_true", help="print the configurations, too")
+
+
+def _approve(arguments: Namespace) -> int:
+    from fedprune.cli.approve import run_approve
+
+    return run_approve(arguments.job, whole=arguments.whole)
+
+
+def _ledger_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("what", choices=("show", "verify"), help="print it, or check its chain")
+    parser.add_argument("path", metavar="LEDGER", help="the file that `ledger` of a node names")
+    parser.add_argument(
+        "--head", default="", metavar="HASH", help="a hash noted before that must be in it"
+    )
+    parser.add_argument("--json", action="store_true", help="print entries as lines of JSON")
+
+
+def _ledger(arguments: Namespace) -> int:
+    from fedprune.cli.ledger import run_ledger
+
+    return run_ledger(arguments.what, arguments.path, arguments.head, as_json=arguments.json)
+
+
 def _apply_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "base", metavar="BASE", help="the dense model: a folder, a Hub id or 'demo'"
@@ -355,6 +383,20 @@ COMMANDS: dict[str, Command] = {
         "`federation.num_clients`.",
         _audit_arguments,
         _audit,
+    ),
+    "approve": Command(
+        "show the jobs that wait for this site's operator, or approve one",
+        "Show in plain words what jobs would take from the nodes of this machine that have "
+        'approve="ask" in their --node-config, or say yes to one of them.',
+        _approve_arguments,
+        _approve,
+    ),
+    "ledger": Command(
+        "show or verify a site's own record of what left it",
+        "Print what left a site by job and kind of answer, from the file that `ledger` in its "
+        "--node-config names, or check that no entry of it was changed, left out or put in.",
+        _ledger_arguments,
+        _ledger,
     ),
     "apply": Command(
         "make a pruned model of its base model and its masks",

@@ -9,7 +9,7 @@ make a message, and the ledger would hold guesses.
 import contextlib
 from collections.abc import Iterator
 
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -22,6 +22,11 @@ _SUPERLINK_NODE = 1
 def message_bytes(message: Message) -> int:
     """Return the size of a message as Flower serialises it, headers included."""
     return sum(len(item.deflate()) for item in get_all_nested_objects(message).values())
+
+
+def content_bytes(content: RecordDict) -> int:
+    """Return the size of a message's content as Flower serialises it."""
+    return sum(len(item.deflate()) for item in get_all_nested_objects(content).values())
 
 
 def set_message_id(message: Message, identifier: str) -> None:

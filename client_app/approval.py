@@ -1,0 +1,218 @@
+"""Jobs that wait for an operator's word: `approve="ask"` in the node's configuration.
+
+What is approved is what a job does here: the model, texts, samples, strategy and evaluation of its
+configuration, what it asks to be sent, and the sources that answer. A job that goes on after a
+kill, the same one started again, or at another sparsity, needs no second word; one that asks for
+anything else does.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from client_app.node import payloads
+from client_app.node_config import NodeConfig
+from fedprune.config import RunConfig, to_yaml
+from fedprune.disk import home, replace_file
+from fedprune.errors import ConfigError
+from fedprune.methods.registry import get_method
+from fedprune.results.environment import source_digest
+
+ASK = "ask"
+_LEAST_PREFIX = 6
+_MOST_WAITING = 1000  # a server that asks for ever must not fill the disk
+
+
+@dataclass(frozen=True)
+class Request:
+    """A job that a node was asked to take part in.
+
+    Attributes
+    ----------
+    key : str
+        SHA-256 of what is approved.
+    sends : tuple of str
+        What the job asks for: masks, weights, sums, moments.
+    site : str
+        Who was asked.
+    partition_id : int
+        Which share of the data.
+    asked : str
+        When it was asked first, in UTC.
+    summary : tuple of str
+        What would leave the node, in plain sentences.
+    configuration : str
+        All of it, as YAML.
+    approved : str
+        When the operator said yes; "" before that.
+    """
+
+    key: str
+    sends: tuple[str, ...]
+    site: str
+    partition_id: int
+    asked: str
+    summary: tuple[str, ...]
+    configuration: str
+    approved: str = ""
+
+
+def check_approval(config: RunConfig, settings: NodeConfig) -> None:
+    """Refuse a job that its operator must approve and did not; a new one is noted for them.
+
+    Parameters
+    ----------
+    config : RunConfig
+        As the server sent it. In the course of a run its `sparsity` and `allocation` change.
+    settings : NodeConfig
+        The operator's.
+
+    Raises
+    ------
+    ConfigError
+        If it waits for the operator's word.
+    """
+    if settings.approve != ASK:
+        return
+    asked, core = payloads(config), _core(config)
+    known = [_read(place) for place in _folder(settings.partition_id).glob(f"{core[:16]}-*.json")]
+    if any(one.approved and asked <= set(one.sends) for one in known):
+        return
+    sends = tuple(sorted(asked))
+    key = hashlib.sha256(f"{core}\n{sends}".encode()).hexdigest()
+    if key not in {one.key for one in known}:
+        site, partition = settings.site, settings.partition_id
+        told = summary(config), to_yaml(config)
+        _note(Request(key, sends, site, partition, _now(), *told), core)
+    raise ConfigError(
+        "Its operator has not approved this job yet (`approve` in the node's --node-config is "
+        f"'{ASK}'). There: fedprune approve {key[:12]}. Then start it again."
+    )
+
+
+def _core(config: RunConfig) -> str:
+    """Return the hash of what does not change while a job runs."""
+    parts = [
+        config.model,
+        config.data,
+        config.pruner,
+        config.schedule,
+        config.strategy,
+        config.evaluation,
+    ]
+    told = [part.model_dump_json() for part in parts]
+    return hashlib.sha256(
+        "\n".join([source_digest(), str(config.seed), *told]).encode()
+    ).hexdigest()
+
+
+def summary(config: RunConfig) -> tuple[str, ...]:
+    """Return in plain sentences what would leave a node."""
+    words, pruner = get_method(config.strategy.name).words, config.pruner
+    found = [
+        f"Strategy {words.label}: each client sends {words.sends}.",
+        words.tells,
+        f"It asks for {', '.join(sorted(payloads(config)))}, of "
+        f"{pruner.num_calibration_samples} samples of {pruner.seq_len} tokens.",
+        f"The run goes on with {config.strategy.min_clients} clients or more.",
+    ]
+    if config.evaluation.local_only or config.evaluation.federated:
+        found.append("Perplexities that the node measures leave it, too.")
+    found.append("Name, counts of samples and tokens, times, memory, versions and hashes as well.")
+    return tuple(found)
+
+
+def requests() -> list[Request]:
+    """Return the jobs that nodes of this machine and user were asked for, oldest first."""
+    return [request for _, request in _known()]
+
+
+def approve(prefix: str) -> list[Request]:
+    """Approve a job on every node of this machine that was asked, and return what is now approved.
+
+    Parameters
+    ----------
+    prefix : str
+        The first six or more characters of the job's key.
+
+    Raises
+    ------
+    ConfigError
+        If no job begins like that, or several do.
+    """
+    found = [one for one in requests() if one.key.startswith(prefix)]
+    keys = {one.key for one in found}
+    if len(prefix) < _LEAST_PREFIX or len(keys) != 1:
+        waiting = ", ".join(sorted({one.key[:12] for one in requests() if not one.approved}))
+        raise ConfigError(
+            f"JOB must be the first {_LEAST_PREFIX} or more characters of one job's key, got "
+            f"'{prefix}', which {len(keys)} have. Waiting: {waiting or 'none'}."
+        )
+    done = []
+    for place, one in _known():
+        if one.key in keys:
+            now = replace(one, approved=one.approved or _now())
+            _write(place, now)
+            done.append(now)
+    return done
+
+
+def _known() -> list[tuple[Path, Request]]:
+    """Return all requests of nodes of this machine and user with their files, oldest first."""
+    places = (home() / "nodes" / "approvals").glob("partition-*/*.json")
+    found = [(place, _read(place)) for place in places]
+    return sorted(found, key=lambda one: (one[1].asked, one[1].key, one[1].partition_id))
+
+
+def _note(request: Request, core: str) -> None:
+    """Keep a new request for the operator, unless far too many wait already."""
+    folder = _folder(request.partition_id)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if len(list(folder.glob("*.json"))) < _MOST_WAITING:
+        _write(folder / f"{core[:16]}-{request.key}.json", request)
+
+
+def _folder(partition_id: int) -> Path:
+    return home() / "nodes" / "approvals" / f"partition-{partition_id:05d}"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _write(place: Path, request: Request) -> None:
+    replace_file(place, json.dumps(asdict(request), indent=2).encode() + b"\n", mode=0o600)
+
+
+def _read(place: Path) -> Request:
+    try:
+        found = json.loads(place.read_bytes())
+        found |= {name: tuple(found[name]) for name in ("summary", "sends")}
+        request = Request(**found)
+    except (ValueError, TypeError, KeyError) as error:
+        raise _damaged(place) from error
+    if not place.stem.endswith(f"-{request.key}"):
+        raise _damaged(place)
+    return request
+
+
+def _damaged(place: Path) -> ConfigError:
+    return ConfigError(
+        f"'{place}' is damaged. Delete it: the node will note the job again.",
+        outside="What this node keeps of approvals is damaged; its own log says where.",
+    )
+
+
+def told(found: Sequence[Request]) -> list[str]:
+    """Return lines about jobs for their operator, each job once."""
+    lines: list[str] = []
+    for key in dict.fromkeys(one.key for one in found):
+        same = [one for one in found if one.key == key]
+        sites = ", ".join(one.site or f"partition {one.partition_id}" for one in same)
+        state = f"approved {same[0].approved}" if same[0].approved else "waiting"
+        lines += [f"{key[:12]}  asked {same[0].asked} of {sites}: {state}"]
+        lines += [f"  {sentence}" for sentence in same[0].summary]
+    return lines

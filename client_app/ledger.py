@@ -1,0 +1,214 @@
+"""The site's own record of everything that left it: append-only, each entry chained to the last.
+
+An entry is on the disk before its answer leaves; where it cannot be written, nothing leaves. Each
+entry has the hash of the one before, so that none can be changed, left out or put in between
+without a trace; what is cut off at the end shows against a hash that was noted elsewhere.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock
+
+from fedprune.errors import FedpruneError
+
+NOTHING = "0" * 64
+"""What the first entry is chained to."""
+
+_BLOCK = 4096
+
+
+class LedgerError(FedpruneError):
+    """A ledger that is damaged or cannot be written."""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What left a node in one answer.
+
+    Attributes
+    ----------
+    request : str
+        The kind of request that was answered.
+    run : str
+        Flower's number of the run.
+    job : str
+        The job, which stays the same when a run goes on after a kill.
+    app : str
+        SHA-256 of the sources that answered.
+    configuration : str
+        SHA-256 of the configuration that the server sent; "" if there was none.
+    strategy : str
+        `strategy.name` in it; "" if there was none.
+    sends : str
+        What the job asks its nodes to send: masks, weights, sums, moments.
+    bytes : int
+        Length of the answer as it is serialised.
+    digest : str
+        SHA-256 of the answer's object tree, as Flower identifies it.
+    error : str
+        The words of an answer that is an error; "" otherwise.
+    """
+
+    request: str
+    run: str
+    job: str
+    app: str
+    configuration: str
+    strategy: str
+    sends: str
+    bytes: int
+    digest: str
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Entry(Sent):
+    """What left a node, when, and its place in the chain.
+
+    Attributes
+    ----------
+    number : int
+        From 0.
+    time : str
+        When, by the node's clock, in UTC.
+    cut : bool
+        Whether the entry before it was cut off while it was written; its answer was not sent.
+    previous : str
+        Hash of the entry before.
+    """
+
+    number: int = 0
+    time: str = ""
+    cut: bool = False
+    previous: str = NOTHING
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the entry, the hash of the one before included."""
+        return hashlib.sha256(_line(self)).hexdigest()
+
+
+def append(path: Path, sent: Sent) -> Entry:
+    """Add an entry; it is on the disk when this returns.
+
+    Parameters
+    ----------
+    path : Path
+        The ledger; made if it is not there.
+    sent : Sent
+        What is about to leave.
+
+    Raises
+    ------
+    LedgerError
+        If it cannot be written, or its last entry is damaged.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with (
+            FileLock(path.with_name(f"{path.name}.lock")),
+            open(path, "a+b", buffering=0, opener=_private) as file,
+        ):
+            whole, line = _last_line(file.fileno())
+            size = os.fstat(file.fileno()).st_size
+            last = _read(line) if line else None
+            entry = Entry(
+                **asdict(sent),
+                number=0 if last is None else last.number + 1,
+                time=datetime.now(UTC).isoformat(timespec="milliseconds"),
+                cut=whole < size,
+                previous=NOTHING if last is None else last.hash,
+            )
+            file.truncate(whole)
+            written = _line(entry) + b"\n"
+            if file.write(written) != len(written):
+                raise OSError("the disk took a part of the entry only")
+            os.fsync(file.fileno())
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise LedgerError(
+            f"The ledger '{path}' cannot be added to ({why}), so nothing leaves this node. Mend "
+            "that, or name another file by `ledger` in the node's --node-config.",
+            outside="This node's ledger cannot be added to, so nothing leaves it. Its operator "
+            "must mend that.",
+        ) from error
+    return entry
+
+
+def entries(path: Path) -> Iterator[Entry]:
+    """Yield the entries of a ledger, each after its place in the chain was checked.
+
+    Raises
+    ------
+    LedgerError
+        If the file cannot be read, or an entry is damaged, out of place or not chained to the one
+        before; says which line. What comes before it was yielded.
+    """
+    previous, number = NOTHING, 0
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                where = f"line {number + 1} of '{path}'"
+                if not line.endswith(b"\n"):
+                    raise LedgerError(
+                        f"{where} was cut off while it was written: its answer was not sent. "
+                        "The next entry says so."
+                    )
+                try:
+                    entry = _read(line)
+                except ValueError as error:
+                    raise LedgerError(f"{where}: {error}. What stands before it holds.") from error
+                if (entry.number, entry.previous) != (number, previous):
+                    raise LedgerError(
+                        f"{where} is not chained to the one before: an entry was changed, left "
+                        "out or put in. What stands before it holds."
+                    )
+                yield entry
+                previous, number = entry.hash, number + 1
+    except OSError as error:
+        raise LedgerError(
+            f"The ledger '{path}' cannot be read: {error.strerror}. Give the path that `ledger` "
+            "in the node's --node-config names."
+        ) from error
+
+
+def _line(entry: Entry) -> bytes:
+    return json.dumps(asdict(entry), sort_keys=True, separators=(",", ":")).encode()
+
+
+def _read(line: bytes) -> Entry:
+    """Return a line's entry; ValueError if it is none, byte for byte."""
+    try:
+        entry = Entry(**json.loads(line))
+        kinds = {field.name: type(getattr(_EXAMPLE, field.name)) for field in fields(Entry)}
+        same = all(type(getattr(entry, name)) is kind for name, kind in kinds.items())
+    except (ValueError, TypeError, RecursionError):
+        same = False
+    if not same or _line(entry) != line.rstrip(b"\n"):
+        raise ValueError("it is no entry of a ledger")
+    return entry
+
+
+_EXAMPLE = Entry("", "", "", "", "", "", "", 0, "")
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _last_line(file: int) -> tuple[int, bytes]:
+    """Return where the whole lines end, and the last of them; b"" if there is none."""
+    end, found = os.fstat(file).st_size, b""
+    start = end
+    while start and found.count(b"\n") < 2 + (not found.endswith(b"\n")):
+        size = min(_BLOCK, start)
+        start -= size
+        found = os.pread(file, size, start) + found
+    whole, newline, _partial = found.rpartition(b"\n")
+    return start + len(whole) + len(newline), whole.rpartition(b"\n")[2]
