@@ -136,7 +136,7 @@ def test_masks_follow_from_pooled_sums_and_must_be_the_server_s():
     spec = block_specs(STATS, range(1), 1)[0]
     mask = WandaPruner().prune(WEIGHT, ColumnStatistics(torch.from_numpy(sums), 7), spec)
     assert read_update(held(STATS), place(), pooled(mask.to_bool(), sums)) == {"a": mask}
-    with pytest.raises(ReplyRefusedError, match="another mask on this node.*downlink=masks"):
+    with pytest.raises(ReplyRefusedError, match="another result on this node.*downlink=masks"):
         read_update(held(STATS), place(), pooled(~mask.to_bool(), sums))
 
 
