@@ -22,7 +22,7 @@ from fedprune.errors import ConfigError, FedpruneError
 from fedprune.evaluation.zero_shot import Tasks
 from fedprune.logs import bound, job_mark, note
 from fedprune.methods.collection import Collection
-from fedprune.methods.registry import exchanges, get_method
+from fedprune.methods.registry import Solution, exchanges, get_method
 from fedprune.methods.statistics_folder import (
     Manifest,
     Participant,
@@ -46,7 +46,7 @@ from fedprune.results.environment import source_digest
 from fedprune.results.run_status import RunStatus, WatchedLedger
 from fedprune.results.tables import plain_table
 from fedprune.results.tracking import Tracking, check_tracker
-from server_app.measure import further_results, measure, wanted_tasks
+from server_app.measure import further_results, measure, smaller_figures, wanted_tasks
 from server_app.run_folder import RunFolder, StateFiles, Tally, TrackedTally
 from strategies import FederatedPruning, PublicModel, strategy_class
 from strategies.cohort import Client, Cohort
@@ -195,6 +195,7 @@ def _run(  # noqa: PLR0913 - what a job is made of
     with timings.measure("load"):
         tasks = wanted_tasks(config)
         loaded = select(load_model(config.model), config.pruner)
+        get_method(config.strategy.name).check_model(config, loaded)
         marks = fingerprint(loaded)
         model = _public_model(config, loaded, marks, _offer(config, loaded))
     files.identify(_identity(folder, model))
@@ -208,9 +209,13 @@ def _run(  # noqa: PLR0913 - what a job is made of
     if statistics is not None:
         further["statistics"] = statistics.summary()
     if statistics is None or strategy.method.solves_at_once or statistics is source:
-        reshape = None if statistics is None else _solved(strategy, loaded, statistics, tally)
-        perplexities, more = _measured(strategy, loaded, marks, tally, reshape, tasks)
+        solution = Solution()
+        if statistics is not None:
+            solution = _solved(strategy, loaded, statistics, tally)
+        perplexities, more = _measured(strategy, loaded, marks, tally, solution.reshape, tasks)
         further |= more
+        if solution.reshape is not None:
+            further["smaller"] = smaller_figures(folder.model, solution)
     seconds = state.timings.seconds
     facts = Facts(
         config,
@@ -274,14 +279,14 @@ def _solved(
     loaded: LoadedModel,
     statistics: StatisticsFolder,
     tally: Tally,
-) -> Reshape | None:
-    """Let the method make a model of statistics; return what becomes of its shape."""
+) -> Solution:
+    """Let the method make a model of statistics; return what it made."""
     with strategy.state.timings.measure("prune"):
         show(strategy.status, "prune", 0, 1, "making a model of the statistics")
         solution = strategy.method.solve(strategy.config, loaded, statistics)
         strategy.state.figures |= solution.figures
         tally.solve(solution, len(statistics.manifest.participants))
-    return solution.reshape
+    return solution
 
 
 def _measured(  # noqa: PLR0913 - what is measured, and where it goes

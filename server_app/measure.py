@@ -21,9 +21,11 @@ from fedprune.evaluation.perplexity import (
 from fedprune.evaluation.sizes import model_sizes
 from fedprune.evaluation.throughput import compare_throughput
 from fedprune.evaluation.zero_shot import Tasks, load_tasks, task_names, zero_shot
+from fedprune.methods.registry import Solution
 from fedprune.models.changes import Changes
 from fedprune.models.device import Limits, pick_device
 from fedprune.models.loading import LoadedModel
+from fedprune.models.reshape import read_origin
 from fedprune.models.sources import tied_names
 from fedprune.pruning.blocks import BlockWalk, pruned_in_passing
 from fedprune.pruning.groups import block_specs
@@ -230,3 +232,23 @@ def _bytes(loaded: LoadedModel) -> int:
     tied = tied_names(loaded.model)
     state = loaded.model.state_dict()
     return sum(tensor.nbytes for name, tensor in state.items() if name not in tied)
+
+
+def smaller_figures(folder: Path, solution: Solution) -> dict[str, object]:
+    """Return what the results tell of a model with fewer units, as plain JSON values.
+
+    Parameters
+    ----------
+    folder : Path
+        The exported model.
+    solution : Solution
+        What went, in words.
+    """
+    origin = read_origin(folder) or {}
+    return {
+        "summary": solution.summary,
+        "parameters": origin.get("parameters", {}),
+        "config": origin.get("config", {}),
+        "header": list(solution.header),
+        "rows": [list(row) for row in solution.rows],
+    }

@@ -38,8 +38,15 @@ class Collect(FederatedPruning):
     method_name = "collect"
 
 
+class FedExperts(FederatedPruning):
+    """A smaller mixture of experts, by sums of what each expert gives (arXiv 2510.13999)."""
+
+    method_name = "fedexperts"
+
+
 __all__ = [
     "Collect",
+    "FedExperts",
     "FedHessian",
     "FedPrLLM",
     "FedSpaLLM",
@@ -49,7 +56,7 @@ __all__ = [
 ]
 
 
-_NAMED = (FedPrLLM, FedSpaLLM, FedStats, FedHessian, Collect)
+_NAMED = (FedPrLLM, FedSpaLLM, FedStats, FedHessian, Collect, FedExperts)
 
 
 def strategy_class(method: str) -> type[FederatedPruning]:

@@ -79,11 +79,20 @@ class Solution:
         Which units remain, where the model becomes smaller; it is done after the changes.
     figures : Mapping[str, object]
         What the results tell of it; plain JSON values.
+    summary : str
+        What went, in a clause for tables, report and card; "" where nothing but weights did.
+    header : tuple of str
+        Names of the columns of :attr:`rows`, the first one of words.
+    rows : tuple of tuples of str
+        What went where, a line a block; nothing in it is of a single client.
     """
 
     changes: Changes = field(default_factory=dict)
     reshape: Reshape | None = None
     figures: Mapping[str, object] = field(default_factory=dict)
+    summary: str = ""
+    header: tuple[str, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
 
 
 __all__ = [
@@ -127,6 +136,24 @@ class Method(ABC):
         One that prunes makes the model block by block as answers come. One that does not
         (:class:`fedprune.methods.collection.Collection`) leaves statistics, which :meth:`solve`
         makes a model of.
+        """
+
+    def check_model(self, config: RunConfig, loaded: LoadedModel) -> None:  # noqa: B027
+        """Refuse a model of which the method could not make what it is to make.
+
+        Asked on the server before anybody else is asked anything; by default no model is refused.
+
+        Parameters
+        ----------
+        config : RunConfig
+            The method's own keys, and what it follows of others.
+        loaded : LoadedModel
+            The dense model.
+
+        Raises
+        ------
+        ConfigError or ModelError
+            Saying why not, and what to do.
         """
 
     def solve(

@@ -65,7 +65,7 @@ def find_experts(block: nn.Module) -> Experts | None:
         names = ", ".join(f"`{one.name}`" for one in found)
         raise ModelError(
             f"A block of {type(block).__name__} has several mixtures of experts, {names}, of which "
-            "each has its own router. Prune weights instead: strategy=fedstats."
+            "each has its own router. Prune its weights instead."
         )
     return found[0] if found else None
 
@@ -80,7 +80,7 @@ def _count(name: str, module: nn.Module) -> int:
     if len(counts) != 1:
         raise ModelError(
             f"The experts in `{name}` ({type(module).__name__}) are not stored together, so that "
-            "it cannot be told how many there are. Prune weights instead: strategy=fedstats."
+            "it cannot be told how many there are. Prune its weights instead."
         )
     return counts.pop()
 
@@ -138,13 +138,13 @@ def find_mixture(model: LoadedModel) -> Mixture:
     if not found:
         raise ModelError(
             f"{kind} has no experts that can be reached: it is dense, or calls its experts in a "
-            "way of its own. Prune its weights (strategy=fedstats) or blocks, or set `model.path` "
+            "way of its own. Prune its weights or blocks, or set `model.path` "
             "to a mixture of experts."
         )
     if len(set(found.values())) > 1:
         raise ModelError(
             f"The blocks of {kind} have {', '.join(map(str, sorted(set(found.values()))))} "
-            "experts; one number is taken from all. Prune weights instead: strategy=fedstats."
+            "experts; one number is taken from all. Prune its weights instead."
         )
     count = next(iter(found.values()))
     groups, opened = router_groups(model.model.config)
@@ -170,7 +170,7 @@ def _check_routed(where: str, block: nn.Module, experts: Experts) -> None:
         if name.startswith(beside) and not tensor.is_floating_point():
             raise ModelError(
                 f"`{where}.{name}` holds whole numbers: where a table sends tokens to experts, "
-                "none can go. Prune weights instead: strategy=fedstats."
+                "none can go. Prune its weights instead."
             )
 
 
@@ -203,8 +203,8 @@ def without_experts(model: LoadedModel, keep: Keep) -> Reshape:
             return Reshape({key: value}, tensors=cut)
     raise ModelError(
         f"No key of the configuration of {type(model.model).__name__} makes a model with {kept} "
-        f"experts in place of {mixture.count}: transformers would not load it. Prune weights "
-        "instead: strategy=fedstats."
+        f"experts in place of {mixture.count}: transformers would not load it. Prune its "
+        "weights instead."
     )
 
 

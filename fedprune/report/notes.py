@@ -85,7 +85,7 @@ def _quality(results: Mapping[str, Any]) -> Iterator[Note]:
 
 def _zeros(results: Mapping[str, Any]) -> Iterator[Note]:
     sparsity = results["sparsity"]
-    if abs(sparsity["overall"] - sparsity["target"]) > _OFF:
+    if not results.get("smaller") and abs(sparsity["overall"] - sparsity["target"]) > _OFF:
         yield Note(
             "warning",
             "Sparsity is off its target",

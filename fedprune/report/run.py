@@ -63,6 +63,8 @@ def run_view(results: Mapping[str, Any], config: str, folder: Path) -> dict[str,
         "code": _code(folder),
         "sizes": _sizes(results.get("sizes")),
         "speed": _speed(results.get("speed")),
+        "smaller": results.get("smaller"),
+        "change": text.size_change(results) if results.get("smaller") else "",
         "does": _does(results),
         "options": _options(results["method"]),
     }

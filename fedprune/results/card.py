@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from fedprune.config import RunConfig
 from fedprune.models.folder import is_local
 from fedprune.results.perplexity import DENSE, FEDERATED, MODELS, fidelity_table, perplexity_at
-from fedprune.results.text import figure, markdown_table, size
+from fedprune.results.text import figure, markdown_table, size, size_change
 
 CARD = "README.md"
 
@@ -55,19 +55,20 @@ def model_card(config: RunConfig, results: Mapping[str, Any]) -> ModelCard:
         license=config.card.license or None,
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["fedprune", "pruned", "sparse", "federated-learning", config.strategy.name],
-        model_name=_title(config),
+        tags=_tags(config, results),
+        model_name=_title(config, results),
         eval_results=_eval_results(results) or None,
     )
     parts = (
-        f"# {_title(config)}",
+        f"# {_title(config, results)}",
         _origin(config, results),
         "## How it was pruned\n\n" + markdown_table(("", ""), _method(config, results)),
+        *_removed(results),
         "## Perplexity\n\n" + _perplexities(config, results) + _fidelity(results),
         "## What it takes\n\n" + _takes(results),
         "## Data\n\n" + (config.card.data_description or "The clients' texts are not described."),
         "## What left the sites\n\n" + privacy_statement(config, results),
-        "## Use\n\n" + _USE,
+        "## Use\n\n" + _USE + ("" if results.get("smaller") else _ZEROS),
         "## Versions\n\n" + _versions(results),
     )
     return ModelCard("---\n" + data.to_yaml() + "\n---\n\n" + "\n\n".join(parts) + "\n")
@@ -78,9 +79,24 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("FOLDER_OR_ID")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER_OR_ID")
-```
+```"""
 
-Zeros are stored as zeros; `fedprune/masks.safetensors` says which weights were pruned."""
+_ZEROS = (
+    "\n\nZeros are stored as zeros; `fedprune/masks.safetensors` says which weights were pruned."
+)
+
+
+def _tags(config: RunConfig, results: Mapping[str, Any]) -> list[str]:
+    form = [] if results.get("smaller") else ["sparse"]
+    return ["fedprune", "pruned", *form, "federated-learning", config.strategy.name]
+
+
+def _removed(results: Mapping[str, Any]) -> list[str]:
+    """Return what went where, if units did."""
+    smaller = results.get("smaller")
+    if not smaller or not smaller["rows"]:
+        return []
+    return ["## What was removed\n\n" + markdown_table(smaller["header"], smaller["rows"])]
 
 
 def _base_name(config: RunConfig) -> str:
@@ -97,8 +113,10 @@ def _base_model(config: RunConfig) -> str | None:
     return None if is_local(config.model.path) else config.model.path
 
 
-def _title(config: RunConfig) -> str:
-    return f"{_base_name(config)}, pruned to {config.sparsity:.0%} zeros"
+def _title(config: RunConfig, results: Mapping[str, Any]) -> str:
+    smaller = results.get("smaller")
+    became = smaller["summary"] if smaller else f"pruned to {config.sparsity:.0%} zeros"
+    return f"{_base_name(config)}, {became}"
 
 
 def _origin(config: RunConfig, results: Mapping[str, Any]) -> str:
@@ -112,13 +130,23 @@ def _origin(config: RunConfig, results: Mapping[str, Any]) -> str:
 
 def _method(config: RunConfig, results: Mapping[str, Any]) -> list[Sequence[str]]:
     sparsity = results["sparsity"]
-    rows = {
-        "strategy": config.strategy.name,
+    made = {
         "pruner": config.pruner.name,
         "zeros among prunable weights": f"{sparsity['overall']:.2%} of {sparsity['weights']:,}",
         "pattern": str(config.pruner.pattern),
         "allocation over blocks": config.allocation.name,
         "schedule": config.schedule.name,
+    }
+    if results.get("smaller"):
+        options = config.strategy.own_options()
+        made = {
+            "what went": results["smaller"]["summary"],
+            "what remains": size_change(results),
+            **{key: str(value) for key, value in options.items()},
+        }
+    rows = {
+        "strategy": config.strategy.name,
+        **made,
         "clients": str(len(results["clients"])),
         "calibration": f"{config.pruner.num_calibration_samples} samples of "
         f"{config.pruner.seq_len} tokens a client",

@@ -22,7 +22,7 @@ from fedprune.results.perplexity import (
     perplexity_at,
 )
 from fedprune.results.sweep import Pivot
-from fedprune.results.text import count, printable, size_text
+from fedprune.results.text import count, printable, size_change, size_text
 
 _WIDEST = 3  # data sets side by side
 _MOST_CLIENTS = 8
@@ -93,8 +93,11 @@ def _text(text: str) -> Text:
 
 def _perplexities(results: Mapping[str, Any]) -> Table:
     sparsity, method = results["sparsity"], results["method"]
+    smaller = results.get("smaller")
     title = (
-        f"{method['strategy']} · {method['pruner']} · "
+        f"{method['strategy']} · {smaller['summary']}"
+        if smaller
+        else f"{method['strategy']} · {method['pruner']} · "
         f"{sparsity['overall']:.2%} of {sparsity['weights']:,} weights pruned"
     )
     measured = results["perplexity"]
@@ -186,7 +189,8 @@ def _geometric_mean(values: Sequence[float | None]) -> float | None:
 def _caption(results: Mapping[str, Any]) -> str:
     ledger, clients, agreement = results["ledger"], results["clients"], results.get("agreement")
     of_dense, refused = ledger.get("of_dense", {}), sum(ledger["refused"].values())
-    parts = [
+    parts = [size_change(results)] if results.get("smaller") else []
+    parts += [
         count(len(clients), "client"),
         f"{size_text(ledger['bytes_up'])} up, {size_text(ledger['bytes_down'])} down",
     ]

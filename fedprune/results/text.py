@@ -4,7 +4,8 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 _HARMLESS = "\n\t"
 
@@ -63,6 +64,15 @@ def size_text(size: int) -> str:
             break
         value, unit = value / 1000, larger
     return f"{value:.1f} {unit}"
+
+
+def size_change(results: Mapping[str, Any]) -> str:
+    """Return what a model with fewer units takes beside the dense one; its results say it."""
+    parameters, sizes = results["smaller"]["parameters"], results["sizes"]
+    return (
+        f"{size_text(sizes['dense'])} of {size_text(sizes['base'])}, "
+        f"{parameters['after']:,} of {parameters['before']:,} parameters"
+    )
 
 
 def duration_text(seconds: float) -> str:

@@ -138,7 +138,7 @@ def test_parts_of_a_dimension_are_consecutive():
 
 
 def test_a_dense_model_has_none():
-    with pytest.raises(ModelError, match="LlamaForCausalLM has no experts.*strategy=fedstats"):
+    with pytest.raises(ModelError, match="LlamaForCausalLM has no experts.*or set `model.path`"):
         find_mixture(tiny_model("llama"))
 
 

@@ -1,0 +1,87 @@
+"""What the server keeps of several clients' sums, where it is more than their total.
+
+By tokens (`strategy.pooling`) the sums add up as they are, and nothing else is kept. Otherwise each
+client's scores become whole numbers by themselves and are added: as they are (clients), or as
+shares of their total (scaled). Where no client may lose more than it must (worst_client) the
+clients' needs are looked at side by side, and only the choice that follows is kept.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedprune.config import RunConfig
+from fedprune.config.pattern import pruned_count
+from fedprune.methods.exchange import Aggregator, BlockTask, Contributor
+from fedprune.methods.fedexperts.ranking import mean_scores, need_shares, score_shares
+from fedprune.methods.fedexperts.selection import drop_fairly, grouped
+from fedprune.methods.parts import BlockPart, Sums
+from fedprune.methods.state import Arrays
+from fedprune.models.mixture import router_groups
+from fedprune.pruning.experts import ExpertSums
+
+SCORES, DROPPED, LOST, EXCESS = "scores", "dropped", "lost", "excess"
+
+_ROWS = {"clients": mean_scores, "scaled": score_shares, "worst_client": need_shares}
+
+
+class PooledExperts(BlockPart):
+    """The sums of experts, pooled as `strategy.pooling` says."""
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__(ExpertSums())
+        self._config = config
+
+    @property
+    def exact(self) -> bool:
+        """Whether sums over clients are sums of integers: only where they are by tokens."""
+        return self._config.strategy.pooling == "tokens"
+
+    def sums(self, task: BlockTask) -> Sums:
+        """Return empty sums; those of a block without experts are empty whatever the pooling."""
+        total = super().sums(task)
+        some = self.kind.specs(task.model.sites[task.block])
+        return _SideBySide(total, task, self._config) if some and not self.exact else total
+
+
+class _SideBySide(Aggregator[Any, Arrays]):
+    """Total sums, and beside them a row of numbers of each client, or the sum of these rows."""
+
+    def __init__(self, total: Sums, task: BlockTask, config: RunConfig) -> None:
+        self._total, self._task, self._config = total, task, config
+        self._pooling, self._ranking = str(config.strategy.pooling), config.strategy.ranking
+        self._fair = self._pooling == "worst_client"
+        self._rows: list[NDArray[np.int64]] = []
+
+    def check(self, payload: bytes, client: Contributor) -> Any:
+        return self._total.check(payload, client)
+
+    def add(self, answer: Any, client: Contributor) -> None:
+        row = _ROWS[self._pooling](answer, self._ranking)
+        self._rows = [*self._rows, row] if self._fair or not self._rows else [self._rows[0] + row]
+        self._total.add(answer, client)
+
+    def close(self) -> Arrays:
+        kept = dict(self._total.close())
+        return {**kept, **(self._choice() if self._fair else {SCORES: self._rows[0]})}
+
+    def state(self) -> Arrays:
+        rows = {"rows": np.stack(self._rows)} if self._rows else {}
+        return {**{f"total/{name}": a for name, a in self._total.state().items()}, **rows}
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        total = {n.removeprefix("total/"): arrays[n] for n in arrays if n.startswith("total/")}
+        self._total.restore(total)
+        self._rows = [np.array(row, dtype=np.int64) for row in arrays["rows"]] if total else []
+
+    def _choice(self) -> Arrays:
+        site, needs = self._task.model.sites[self._task.block], np.stack(self._rows)
+        groups = grouped(needs.shape[1], router_groups(site.config)[0])
+        found = drop_fairly(needs, groups, pruned_count(len(groups[0]), self._config.sparsity))
+        return {
+            DROPPED: np.array(found.dropped, dtype=np.int64),
+            LOST: np.array([found.lost]),
+            EXCESS: np.array([found.excess]),
+        }
