@@ -251,6 +251,8 @@ def _asked(
     reports = [one.report for one in strategy.cohort.clients if one.name in answered]
     manifest = Manifest(
         model=marks,
+        architecture=str(tally.loaded.model.config.model_type),
+        prefix=tally.loaded.layout.prefix,
         configuration=to_yaml(strategy.config),
         runs=(strategy.state.job,),
         data=(strategy.config.data.name,),

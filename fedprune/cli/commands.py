@@ -223,12 +223,19 @@ def _apply(arguments: Namespace) -> int:
 
 
 def _export_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL_DIR", help="a model folder or a run's folder")
     parser.add_argument(
+        "model", metavar="FOLDER", help="a model folder, a run's folder, or a statistics folder"
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
         "--push-to-hub",
         metavar="REPO",
-        required=True,
-        help="upload to this repository of the Hub, 'owner/name'",
+        help="upload a model to this repository of the Hub, 'owner/name'",
+    )
+    what.add_argument(
+        "--imatrix",
+        metavar="FILE",
+        help="write collected statistics as an importance matrix for llama.cpp, a .gguf file",
     )
     parser.add_argument(
         "--public", action="store_true", help="let everybody see the new repository"
@@ -239,6 +246,10 @@ def _export_arguments(parser: ArgumentParser) -> None:
 
 
 def _export(arguments: Namespace) -> int:
+    if arguments.imatrix is not None:
+        from fedprune.cli.imatrix import run_imatrix
+
+        return run_imatrix(arguments.model, arguments.imatrix)
     from fedprune.cli.export import run_export
 
     return run_export(
@@ -406,9 +417,10 @@ COMMANDS: dict[str, Command] = {
         _apply,
     ),
     "export": Command(
-        "push a model to the Hub",
+        "push a model to the Hub, or write an importance matrix for llama.cpp",
         "Upload a model to a new private repository, unless --public or --existing say otherwise: "
-        "weights, masks, configuration, tokenizer, card and licence, and nothing else.",
+        "weights, masks, configuration, tokenizer, card and licence, and nothing else. Or, of "
+        "collected statistics, write the importance matrix that llama-quantize takes.",
         _export_arguments,
         _export,
     ),

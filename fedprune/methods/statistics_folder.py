@@ -80,6 +80,10 @@ class Manifest:
     ----------
     model : Fingerprint
         Of the dense model.
+    architecture : str
+        Its family: ``model_type`` of its configuration.
+    prefix : str
+        Where its blocks are, ``model.layers`` for instance.
     configuration : str
         The resolved configuration of the collection, YAML; of merged ones the first's.
     runs : tuple of str
@@ -99,6 +103,8 @@ class Manifest:
     """
 
     model: Fingerprint
+    architecture: str
+    prefix: str
     configuration: str
     runs: tuple[str, ...]
     data: tuple[str, ...]
@@ -128,6 +134,8 @@ class Manifest:
         """Undo :meth:`to_json`; LookupError, TypeError or ValueError if that made another."""
         return cls(
             model=Fingerprint(**plain["model"]),
+            architecture=str(plain["architecture"]),
+            prefix=str(plain["prefix"]),
             configuration=str(plain["configuration"]),
             runs=tuple(map(str, plain["runs"])),
             data=tuple(map(str, plain["data"])),

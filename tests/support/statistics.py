@@ -79,6 +79,8 @@ def collected(
     )
     manifest = Manifest(
         fingerprint(loaded),
+        loaded.model.config.model_type,
+        loaded.layout.prefix,
         to_yaml(config),
         (f"run-{first}-{len(clients)}",),
         ("text",),
