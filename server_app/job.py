@@ -43,6 +43,7 @@ from fedprune.report.page import leave_report
 from fedprune.results.build import Facts, Perplexities, build_results
 from fedprune.results.card import write_card
 from fedprune.results.environment import source_digest
+from fedprune.results.provenance import write_provenance
 from fedprune.results.run_status import RunStatus, WatchedLedger
 from fedprune.results.tables import plain_table
 from fedprune.results.tracking import Tracking, check_tracker
@@ -158,6 +159,7 @@ def _results(
             tracking.finish(results)
             if folder.model.exists():
                 write_card(folder.model, config, results)
+                write_provenance(folder.model, config, folder.config_text(), results)
             return results
     except FedpruneError as error:
         raise _noted(error, folder, files, state) from error

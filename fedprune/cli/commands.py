@@ -193,6 +193,24 @@ def _approve(arguments: Namespace) -> int:
     return run_approve(arguments.job, whole=arguments.whole)
 
 
+def _verify_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL_DIR", help="an exported model, or a run's folder")
+    parser.add_argument(
+        "statistics",
+        nargs="?",
+        default="",
+        metavar="STATISTICS",
+        help="what it was made of, to make it again",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="model=PATH", help="the dense model")
+
+
+def _verify(arguments: Namespace) -> int:
+    from fedprune.cli.verify import run_verify
+
+    return run_verify(arguments.model, arguments.statistics, arguments.overrides)
+
+
 def _ledger_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("what", choices=("show", "verify"), help="print it, or check its chain")
     parser.add_argument("path", metavar="LEDGER", help="the file that `ledger` of a node names")
@@ -408,6 +426,13 @@ COMMANDS: dict[str, Command] = {
         "--node-config names, or check that no entry of it was changed, left out or put in.",
         _ledger_arguments,
         _ledger,
+    ),
+    "verify": Command(
+        "hold a model against where it says it comes from",
+        "Check every file of an exported model against its provenance; with the statistics that "
+        "it was made of, make it again and say whether every byte follows.",
+        _verify_arguments,
+        _verify,
     ),
     "apply": Command(
         "make a pruned model of its base model and its masks",

@@ -233,6 +233,11 @@ class StatisticsFolder:
         """How many blocks the model has."""
         return len(self.manifest.shapes)
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the manifest, which has those of all files."""
+        return _sha256(self.path / MANIFEST)
+
     def check_model(self, marks: Fingerprint, shapes: Sequence[Mapping[str, object]]) -> None:
         """Refuse a model that the statistics are not of.
 
@@ -268,6 +273,7 @@ class StatisticsFolder:
         told = self.manifest
         return {
             "folder": str(self.path),
+            "sha256": self.digest,
             "kinds": list(told.kinds),
             "runs": list(told.runs),
             "data": list(told.data),

@@ -1,0 +1,113 @@
+"""`fedprune verify`: whether a model is what its provenance says, and follows from statistics."""
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from fedprune.cli.evaluate import model_folder
+from fedprune.cli.screen import say
+from fedprune.config import RunConfig, config_from_overrides, to_overrides
+from fedprune.errors import ConfigError, ModelError
+from fedprune.methods.registry import get_method
+from fedprune.methods.statistics_folder import StatisticsFolder
+from fedprune.models.export import export_model
+from fedprune.models.fingerprint import Fingerprint, fingerprint
+from fedprune.models.loading import LoadedModel, load_model
+from fedprune.models.reshape import export_reshaped
+from fedprune.results.environment import source_digest
+from fedprune.results.provenance import (
+    Provenance,
+    differences,
+    hashes,
+    is_choice,
+    read_provenance,
+    weights_of,
+)
+from fedprune.results.text import count
+
+
+def run_verify(model: str, statistics: str, overrides: Sequence[str]) -> int:
+    """Hold a model against its provenance and return the exit code, 1 if something is not so.
+
+    Parameters
+    ----------
+    model : str
+        An exported model, or its run's folder.
+    statistics : str
+        The statistics folder that it was made of, to make it again; "" for its files alone.
+    overrides : sequence of str
+        ``model=PATH`` where the dense model is not where the collection had it.
+
+    Raises
+    ------
+    FedpruneError
+        If the model has no provenance, or the statistics or the dense model are not those.
+    """
+    folder = model_folder(model)
+    told = read_provenance(folder)
+    screen, found = Console(), hashes(folder)
+    wrong = list(differences(told.files, found))
+    if not wrong:
+        say(screen, f"{count(len(told.files), 'file is', 'files are')} as the run made them.")
+        say(screen, f"Base model: weights {told.base['weights_hash']}")
+        say(screen, f"Made by sources {told.code}, with {count(told.clients, 'client')}.")
+    if statistics and not wrong:
+        wrong = list(_made_again(folder, told, StatisticsFolder.open(statistics), overrides))
+        if not wrong:
+            say(screen, "Made again of the statistics: every byte of weights and masks follows.")
+    for one in wrong:
+        sys.stderr.write(f"fedprune verify: {one}\n")
+    return 1 if wrong else 0
+
+
+def _made_again(
+    folder: Path, told: Provenance, statistics: StatisticsFolder, overrides: Sequence[str]
+) -> list[str]:
+    """Make a model again and return what of it is different."""
+    if statistics.digest != told.statistics:
+        raise ConfigError(
+            f"'{folder}' was made of statistics with the SHA-256 {told.statistics or 'none'}, "
+            f"those in '{statistics.path}' have {statistics.digest}. Give those that its run used; "
+            "a model whose clients pruned along has none."
+        )
+    config = _configuration(told, statistics, overrides)
+    loaded = load_model(config.model)
+    mark = fingerprint(loaded)
+    statistics.check_model(mark, loaded.layout.shapes())
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".verify-") as beside:
+        again = Path(beside) / "model"
+        _write(loaded, config, statistics, again, mark)
+        wrong = list(differences(weights_of(told.files), weights_of(hashes(again))))
+    if wrong and source_digest() != told.code:
+        wrong.append(f"these are other sources ({source_digest()[:16]}) than made it")
+    return wrong
+
+
+def _configuration(
+    told: Provenance, statistics: StatisticsFolder, overrides: Sequence[str]
+) -> RunConfig:
+    """Return the collection's model with the choices that the model was made by."""
+    before = [one for one in to_overrides(statistics.manifest.config) if not is_choice(one)]
+    if any(one.startswith("model=") for one in overrides):
+        before = [one for one in before if not one.startswith("model.")]
+    try:
+        return config_from_overrides([*before, *told.choices, *overrides])
+    except ConfigError as error:
+        raise ModelError(f"The provenance has choices that cannot be followed: {error}") from error
+
+
+def _write(
+    loaded: LoadedModel,
+    config: RunConfig,
+    statistics: StatisticsFolder,
+    folder: Path,
+    mark: Fingerprint,
+) -> None:
+    solution = get_method(config.strategy.name).solve(config, loaded, statistics)
+    if solution.reshape is None:
+        export_model(loaded, solution.changes, folder, mark)
+    else:
+        export_reshaped(loaded, solution.changes, solution.reshape, folder, mark)
