@@ -387,6 +387,10 @@ def _public_model(
         inputs=input_groups(loaded) if traced else (),
         offer=offer,
         sites=tuple(BlockSite.of(loaded, block) for block in range(len(layout.blocks))),
+        experts=tuple(
+            frozenset(name for name, ref in layout.linears(block).items() if ref.expert)
+            for block in range(len(layout.blocks))
+        ),
     )
 
 

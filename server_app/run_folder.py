@@ -490,13 +490,14 @@ class Tally:
         mask, votes = result.masks.get(name), result.histograms.get(name)
         weights = shape[0] * shape[1]
         zeros = weights - mask.survivors if mask is not None else 0
+        voters, effective = result.heard.get(name, (result.voters, result.effective_voters))
         return LinearFigures(
             name=f"{self.loaded.layout.prefix}.{result.block}.{name}",
             weights=weights,
             zeros=zeros,
-            voters=result.voters,
+            voters=voters,
             votes=[int(count) for count in votes] if votes is not None else [],
-            agreement=None if votes is None else pairwise_agreement(votes, result.effective_voters),
+            agreement=None if votes is None else pairwise_agreement(votes, effective),
             unanimous=None if votes is None else unanimous_share(votes),
             tied=(0, 0) if votes is None else tied_weights(votes, zeros),
         )

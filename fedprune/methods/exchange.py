@@ -24,6 +24,7 @@ from fedprune.pruning.blocks import BlockWalk
 from fedprune.pruning.groups import MaskSpec, check_mask
 from fedprune.pruning.pruner import Pruner
 from fedprune.pruning.statistics import Statistic
+from fedprune.pruning.wanda import prune_known
 from fedprune.wire.changes import Change, LinearUpdate, decode_update, encode_update, mask_of
 from fedprune.wire.masks import BitMask
 
@@ -88,6 +89,12 @@ class BlockResult:
         (:meth:`fedprune.methods.votes.VoteCounter.histogram`); empty without votes.
     sample : BlockSample or None
         A few bits of every client's mask and of the result; None without votes.
+    tokens : Mapping[str, int]
+        Name of the linear -> tokens of all clients together that reached it, where that is known:
+        of votes only that there were none.
+    heard : Mapping[str, tuple[int, float]]
+        Name of the linear -> ``voters`` and ``effective_voters`` of it, where not all had anything
+        to say of it.
     """
 
     block: int
@@ -96,6 +103,8 @@ class BlockResult:
     effective_voters: float
     histograms: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
     sample: BlockSample | None = None
+    tokens: Mapping[str, int] = field(default_factory=dict)
+    heard: Mapping[str, tuple[int, float]] = field(default_factory=dict)
 
     @property
     def masks(self) -> dict[str, BitMask]:
@@ -206,7 +215,11 @@ class BlockAggregator(Aggregator[A, BlockResult]):
         return self.task.model.weight(self.task.block, name)
 
     def pruned_on(
-        self, known: Iterable[tuple[Sequence[str], Statistic]], pruner: Pruner, clients: int
+        self,
+        known: Iterable[tuple[Sequence[str], Statistic]],
+        pruner: Pruner,
+        clients: int,
+        tokens: Mapping[str, int],
     ) -> BlockResult:
         """Return the block as a pruner makes it on pooled statistics.
 
@@ -219,6 +232,8 @@ class BlockAggregator(Aggregator[A, BlockResult]):
             Turns each weight and its statistics into a change.
         clients : int
             How many clients the statistics are of.
+        tokens : Mapping[str, int]
+            Name of the linear -> tokens of all clients that reached it.
 
         Raises
         ------
@@ -230,11 +245,11 @@ class BlockAggregator(Aggregator[A, BlockResult]):
         for linears, statistics in known:
             for name in linears:
                 try:
-                    changes[name] = pruner.prune(self.weight(name), statistics, spec)
+                    changes[name] = prune_known(pruner, self.weight(name), statistics, spec)
                 except ModelError as error:
                     raise ModelError(f"block {block}, linear '{name}': {error}") from error
         ordered = {name: changes[name] for name in self.shapes}
-        return BlockResult(block, ordered, clients, clients)
+        return BlockResult(block, ordered, clients, clients, tokens=tokens)
 
     def update(self, result: BlockResult) -> bytes:
         """Encode what clients are told of the block, where the schedule is iterative."""

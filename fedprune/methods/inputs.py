@@ -61,7 +61,7 @@ class ColumnAggregator(CountedSums, Aggregator[list[InputSums], R], Generic[R]):
         """Decode sums, which must be those of the block's inputs."""
         found = decode_sums(payload, self.task.model.shapes[self.task.block])
         check_inputs([one.linears for one in found], self._inputs)
-        check_tokens([one.tokens for one in found], client)
+        check_tokens({one.linears[0]: one.tokens for one in found}, self.task, client)
         return found
 
     def add(self, answer: list[InputSums], client: Contributor) -> None:
@@ -77,6 +77,10 @@ class ColumnAggregator(CountedSums, Aggregator[list[InputSums], R], Generic[R]):
             found |= dict.fromkeys(linears, pool.statistic())
         return found
 
+    def tokens(self) -> dict[str, int]:
+        """Return linear -> tokens of all clients."""
+        return {name: pool.seen for linears, pool in self._pools.items() for name in linears}
+
     def parts(self) -> dict[str, Keepable]:
         """Return the sums of each input, by the first linear that reads it."""
         return {linears[0]: pool for linears, pool in self._pools.items()}
@@ -89,12 +93,22 @@ def check_inputs(sent: Sequence[tuple[str, ...]], expected: Sequence[tuple[str, 
         raise WireError(f"the block's linears share inputs as {shown}; the client's do not.")
 
 
-def check_tokens(found: Sequence[int], client: Contributor) -> None:
+def check_tokens(found: Mapping[str, int], task: BlockTask, client: Contributor) -> None:
     """Raise ``WireError`` unless the widest input saw all tokens that a client promised.
 
-    Others may have seen fewer, where inputs are routed; none can have seen more.
+    Parameters
+    ----------
+    found : Mapping[str, int]
+        Tokens of each input, by one of its linears. An expert's may have seen fewer, or none; no
+        input can have seen more.
+    task : BlockTask
+        Says which linears are experts'.
+    client : Contributor
+        What it promised; 0 if nobody knows.
     """
-    if client.tokens and found and max(found) != client.tokens:
-        raise WireError(
-            f"its sums are of {max(found)} tokens, in the handshake it promised {client.tokens}."
-        )
+    if not client.tokens or not found:
+        return
+    most, expected = max(found.values()), client.tokens
+    every = task.model.routed(task.block).issuperset(found)
+    if most > expected or (most < expected and not every):
+        raise WireError(f"its sums are of {most} tokens, in the handshake it promised {expected}.")

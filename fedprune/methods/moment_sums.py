@@ -47,7 +47,7 @@ class MomentSums(CountedSums, Aggregator[list[InputMoments], R], Generic[R]):
         """Decode moments, which must be of the form asked for, and could be of some texts."""
         found = decode_moments(payload, self.task.model.shapes[self.task.block])
         check_inputs([group.linears for group in found], list(self.plans))
-        check_tokens([group.tokens for group in found], client)
+        check_tokens({group.linears[0]: group.tokens for group in found}, self.task, client)
         for group in found:
             plan = self.plans[group.linears]
             if _form(group) != (plan.form, plan.rank):
@@ -74,6 +74,15 @@ class MomentSums(CountedSums, Aggregator[list[InputMoments], R], Generic[R]):
         """Return the sums of each input, by the first linear that reads it."""
         pools: dict[tuple[str, ...], Keepable] = {**self.columns, **self.moments}
         return {linears[0]: pool for linears, pool in pools.items()}
+
+    def tokens(self) -> dict[str, int]:
+        """Return linear -> tokens of all clients; of inputs whose sums are not yet taken."""
+        return {
+            name: pool.seen
+            for pools in (self.columns, self.moments)
+            for linears, pool in pools.items()
+            for name in linears
+        }
 
     def results(self) -> Iterator[tuple[tuple[str, ...], ColumnStatistics | MomentStatistics]]:
         """Yield each input's linears and pooled statistics, and forget its sums."""

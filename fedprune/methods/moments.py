@@ -202,6 +202,11 @@ class MomentPool:
         client's mean the same, or each client's mean over columns the same.
     seed : int
         Seed of the public matrix of Nystrom sketches.
+
+    Attributes
+    ----------
+    seen : int
+        Tokens of all clients, whatever the mode; a client without any never counts.
     """
 
     def __init__(self, mode: str, seed: int = 0) -> None:
@@ -211,6 +216,7 @@ class MomentPool:
         self._vectors: NDArray[np.float64] | None = None
         self._diagonal: NDArray[np.float64] | None = None
         self._tokens = 0
+        self.seen = 0
 
     def add(self, moments: InputMoments) -> None:
         """Add one client's moments.
@@ -230,7 +236,8 @@ class MomentPool:
         else:
             whole = rebuild(body) if isinstance(body, Sketch) else torch.from_numpy(body.matrix())
             self._add_matrix(whole, factor)
-        self._tokens += moments.tokens if self._mode == "tokens" else 1
+        self._tokens += moments.tokens if self._mode == "tokens" else min(moments.tokens, 1)
+        self.seen += moments.tokens
 
     def result(self) -> tuple[Tensor, int]:
         """Return the pooled moments, float32 of shape (d_in, d_in), and the tokens they stand for.
@@ -261,7 +268,7 @@ class MomentPool:
 
     def state(self) -> Arrays:
         """Return the sums as arrays."""
-        found: Arrays = {"counts": numbers(self._tokens)}
+        found: Arrays = {"counts": numbers(self._tokens, self.seen)}
         if self._total is not None:
             found["total"] = self._total.numpy()
         if self._vectors is not None and self._diagonal is not None:
@@ -270,7 +277,7 @@ class MomentPool:
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Go on from :meth:`state`; KeyError or ValueError if that is not a pool's."""
-        (self._tokens,) = (int(n) for n in arrays["counts"])
+        self._tokens, self.seen = (int(n) for n in arrays["counts"])
         if "total" in arrays:
             self._total = torch.from_numpy(arrays["total"].copy())
         if "vectors" in arrays:
@@ -282,7 +289,7 @@ class MomentPool:
         if self._mode == "tokens":
             return 1.0
         if self._mode == "clients":
-            return 1.0 / moments.tokens
+            return 1.0 / max(moments.tokens, 1)
         mean = float(diagonal_of(moments).mean(dtype=np.float64))
         return 1.0 / mean if mean else 0.0
 

@@ -36,6 +36,9 @@ class PublicModel:
         The model's files, where nodes that lack them get them from here.
     sites : tuple of BlockSite
         The blocks themselves; empty where nobody asks about whole blocks.
+    experts : tuple of frozensets
+        For each block: the linears of routed experts, which not every token reaches. Empty where
+        there are none.
     """
 
     shapes: tuple[Mapping[str, tuple[int, int]], ...]
@@ -46,11 +49,16 @@ class PublicModel:
     inputs: tuple[tuple[tuple[str, ...], ...], ...] = ()
     offer: Offer | None = None
     sites: tuple[BlockSite, ...] = ()
+    experts: tuple[frozenset[str], ...] = ()
 
     @property
     def num_blocks(self) -> int:
         """How many decoder blocks the model has."""
         return len(self.shapes)
+
+    def routed(self, block: int) -> frozenset[str]:
+        """Return a block's linears that not every token reaches."""
+        return self.experts[block] if self.experts else frozenset()
 
     def magnitude(self, block: int, name: str) -> NDArray[np.float32]:
         """Return |W| of a linear as float32, flat, shape (d_out * d_in,); it decides ties."""

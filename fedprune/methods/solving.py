@@ -13,6 +13,7 @@ from fedprune.pruning.owl import outlier_share, owl_sparsities
 from fedprune.pruning.pruner import Pruner
 from fedprune.pruning.registry import make_solver
 from fedprune.pruning.statistics import NOTHING, ColumnStatistics, Statistic
+from fedprune.pruning.wanda import prune_known
 from fedprune.wire.changes import Change
 
 
@@ -71,7 +72,8 @@ def _block(
     found: dict[str, Change] = {}
     for name in loaded.layout.linears(block):
         try:
-            found[name] = pruner.prune(loaded.weight(block, name), known.get(name), spec)
+            weight = loaded.weight(block, name)
+            found[name] = prune_known(pruner, weight, known.get(name), spec)
         except ModelError as error:
             raise ModelError(f"block {block}, linear '{name}': {error}") from error
     return found

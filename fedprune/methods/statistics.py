@@ -144,10 +144,10 @@ class StatisticSums(CountedSums, Aggregator[dict[str, Statistic], R], Generic[R]
             prefix = f"{name}."
             own = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
             tokens = int(own.pop(_TOKENS)[0])
-            if not 1 <= tokens <= _MOST_TOKENS:
-                raise WireError(f"the input of '{name}' has from 1 to 2**63 - 1 tokens.")
+            if not 0 <= tokens <= _MOST_TOKENS:
+                raise WireError(f"the input of '{name}' has from 0 to 2**63 - 1 tokens.")
             found[name] = pool.read(own, tokens)
-        check_tokens([one.tokens for one in found.values()], client)
+        check_tokens({name: one.tokens for name, one in found.items()}, self.task, client)
         return found
 
     def add(self, answer: dict[str, Statistic], client: Contributor) -> None:
@@ -175,6 +175,6 @@ class StatisticAggregator(StatisticSums[BlockResult], BlockAggregator[dict[str, 
 
     def close(self) -> BlockResult:
         """Prune the block on the pooled statistics."""
-        return self.pruned_on(
-            self.results(), make_pruner(self.exchange.config.pruner), self.clients
-        )
+        tokens = {name: found.tokens for linears, found in self.results() for name in linears}
+        pruner = make_pruner(self.exchange.config.pruner)
+        return self.pruned_on(self.results(), pruner, self.clients, tokens)

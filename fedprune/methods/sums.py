@@ -40,14 +40,17 @@ class StatisticPool:
 
     def read(self, arrays: Mapping[str, NDArray[Any]], tokens: int) -> Statistic:
         """Return a client's statistic for :meth:`add`; WireError if it cannot be one."""
-        if tokens < 1:
-            raise WireError(f"A statistic is of at least one token, got {tokens}.")
+        if tokens < 0:
+            raise WireError(f"A statistic is of zero tokens or more, got {tokens}.")
         found: Statistic = self._kind.read(arrays, self._width, tokens)
-        return found
+        return found if tokens else self._nothing()  # whatever is said of none does not count
 
     def add(self, found: Statistic) -> None:
-        """Add a client's statistic."""
-        self._total = found if self._total is None else self._kind.add(self._total, found)
+        """Add a client's statistic; one of no tokens changes nothing."""
+        if self._total is None or not self._total.tokens:
+            self._total = found
+        elif found.tokens:
+            self._total = self._kind.add(self._total, found)
 
     def result(self) -> Statistic:
         """Return the statistic of all clients' tokens.
@@ -61,6 +64,10 @@ class StatisticPool:
             raise QuorumError("No client sent a statistic of this input: there is nothing to pool.")
         return self._total
 
+    def _nothing(self) -> Statistic:
+        nothing: Statistic = self._kind.start(self._width).close()
+        return nothing
+
     def state(self) -> Arrays:
         """Return the sums as arrays."""
         if self._total is None:
@@ -72,7 +79,7 @@ class StatisticPool:
         if arrays:
             (tokens,) = (int(n) for n in arrays["tokens"])
             rest = {name: arrays[name] for name in arrays if name != "tokens"}
-            self._total = self._kind.read(rest, self._width, tokens)
+            self._total = self.read(rest, tokens)
 
 
 class SumsPool:
@@ -86,7 +93,12 @@ class SumsPool:
     Parameters
     ----------
     mode : {"tokens", "clients", "scaled"}
-        `strategy.pooling`.
+        `strategy.pooling`. A client without a token, of an expert for instance, never counts.
+
+    Attributes
+    ----------
+    seen : int
+        Tokens of all clients, whatever the mode.
 
     Raises
     ------
@@ -103,6 +115,7 @@ class SumsPool:
         self._linears: tuple[str, ...] = ()
         self._sums: ExactSums | None = None
         self._tokens = 0
+        self.seen = 0
 
     def add(self, sums: InputSums) -> None:
         """Add one client's sums.
@@ -122,16 +135,17 @@ class SumsPool:
             )
         if self._mode == "tokens":
             pooled.merge(sums.sums)
-        else:
+        elif sums.tokens:
             pooled.add(_mean_squares(sums, scaled=self._mode == "scaled"))
         self._linears, self._sums = linears, pooled
-        self._tokens += sums.tokens if self._mode == "tokens" else 1
+        self._tokens += sums.tokens if self._mode == "tokens" else min(sums.tokens, 1)
+        self.seen += sums.tokens
 
     def result(self) -> tuple[NDArray[np.float32], int]:
         """Return the pooled sums, float32 of shape (d_in,), and the tokens that they stand for.
 
         The sums divided by the tokens are the pooled mean squares; unless pooled by tokens, each
-        client stands for one token.
+        client stands for one token. Where no client had a token both are zero.
 
         Raises
         ------
@@ -149,7 +163,7 @@ class SumsPool:
 
     def state(self) -> Arrays:
         """Return the sums as arrays."""
-        found = {"counts": numbers(self._tokens)}
+        found = {"counts": numbers(self._tokens, self.seen)}
         if self._sums is None:
             return found
         high, low = self._sums.words()
@@ -158,7 +172,7 @@ class SumsPool:
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Go on from :meth:`state`; KeyError or ValueError if that is not a pool's."""
-        (self._tokens,) = (int(n) for n in arrays["counts"])
+        self._tokens, self.seen = (int(n) for n in arrays["counts"])
         if "linears" in arrays:
             self._linears = tuple(arrays["linears"].tobytes().decode().split("\0"))
             self._sums = ExactSums.from_words(arrays["high"], arrays["low"])

@@ -25,6 +25,7 @@ from fedprune.pruning.statistics import (
     get_kind,
     shared_inputs,
 )
+from fedprune.pruning.wanda import prune_known
 from fedprune.wire.changes import Change
 
 T = TypeVar("T")
@@ -224,12 +225,15 @@ def prune_block(walk: BlockWalk, pruner: Pruner, spec: MaskSpec) -> dict[str, Ch
 def prune_on(
     walk: BlockWalk, statistics: Mapping[str, Statistic], pruner: Pruner, spec: MaskSpec
 ) -> dict[str, Change]:
-    """Prune the block where a walk stands on given statistics; else as :func:`prune_block`."""
+    """Prune the block where a walk stands on given statistics; else as :func:`prune_block`.
+
+    Where these are of no token, as those of an expert can be, weights go by magnitude.
+    """
     changes: dict[str, Change] = {}
     with explain_out_of_memory(f"pruning block {walk.position}", *walk.limits.keys):
         for name, weight in walk.weights().items():
             try:
-                changes[name] = pruner.prune(weight, statistics.get(name), spec)
+                changes[name] = prune_known(pruner, weight, statistics.get(name), spec)
             except ModelError as error:
                 raise ModelError(f"`{walk.full_name(name)}`: {error}") from error
     return changes

@@ -125,7 +125,8 @@ def _roots(name: str, weight: Tensor, stats: Mapping[str, ColumnStatistics]) -> 
         raise ModelError(
             f"Linear '{name}' needs statistics of its {weight.shape[1]} inputs, got {found}."
         )
-    squares = stats[name].sum_squares.to(torch.float64) / stats[name].tokens
+    # An expert that no token was routed to scores zero.
+    squares = stats[name].sum_squares.to(torch.float64) / max(stats[name].tokens, 1)
     return squares.sqrt_().to(torch.float32).to(weight.device)
 
 

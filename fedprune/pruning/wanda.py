@@ -10,7 +10,7 @@ from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.pruner import Pruner, input_norms
 from fedprune.pruning.rounding import round_weight
 from fedprune.pruning.selection import prune_products
-from fedprune.pruning.statistics import NOTHING, ColumnStatistics, Statistic
+from fedprune.pruning.statistics import NOTHING, ColumnStatistics, MomentStatistics, Statistic
 from fedprune.wire.changes import Change
 from fedprune.wire.masks import BitMask
 
@@ -25,6 +25,22 @@ class MagnitudePruner:
     def prune(self, weight: Tensor, stats: Statistic | None, spec: MaskSpec) -> BitMask:
         """Return the mask of one linear (see `Pruner.prune`); statistics are not used."""
         return prune_products(weight, torch.ones(weight.shape[1], device=weight.device), spec)
+
+
+def prune_known(pruner: Pruner, weight: Tensor, stats: Statistic | None, spec: MaskSpec) -> Change:
+    """Return what a pruner makes of one linear, whose statistics may be of no token.
+
+    No token is routed to some experts. Their weights go by magnitude; a pruner that changes or
+    rounds survivors takes all inputs to be alike. Parameters and errors as `Pruner.prune` has them.
+    """
+    if stats is None or stats.tokens:
+        return pruner.prune(weight, stats, spec)
+    if pruner.updates and isinstance(stats, MomentStatistics):
+        stats = MomentStatistics(torch.eye(len(stats.moments), device=stats.moments.device), 1)
+        return pruner.prune(weight, stats, spec)
+    if pruner.updates and isinstance(stats, ColumnStatistics):
+        return pruner.prune(weight, ColumnStatistics(torch.ones_like(stats.sums), 1), spec)
+    return MagnitudePruner().prune(weight, stats, spec)
 
 
 class WandaPruner:

@@ -46,7 +46,10 @@ def by_block(figures: Mapping[str, float | None]) -> Grid:
 
 
 def reporters(results_sparsity: Mapping[str, Mapping[str, int]]) -> dict[int, int]:
-    """Return block -> clients whose replies were counted; empty where results do not tell."""
+    """Return block -> clients whose replies were counted; empty where results do not tell.
+
+    Of an expert that a client's tokens never reached it says nothing, of the block it does.
+    """
     grid = by_block(results_sparsity.get("reporters", {}))
     columns = zip(grid.blocks, zip(*grid.cells, strict=True), strict=True)
-    return {block: round(min(v for v in cells if v is not None)) for block, cells in columns}
+    return {block: round(max(v for v in cells if v is not None)) for block, cells in columns}

@@ -30,11 +30,20 @@ def input_name(linears: Sequence[str]) -> str:
 
 
 def check_input(linears: Sequence[str], tokens: int) -> None:
-    """Raise ``WireError`` unless there are linears, each once, and tokens."""
+    """Raise ``WireError`` unless there are linears, each once, and a number of tokens.
+
+    It may be zero: of an expert that no token was routed to.
+    """
     if not linears or len(set(linears)) < len(linears):
         raise WireError(f"An input enters one linear or more, each once, got {tuple(linears)}.")
-    if not 1 <= tokens <= _MOST_TOKENS:
-        raise WireError(f"An input has from 1 to 2**63 - 1 tokens, got {tokens}.")
+    if not 0 <= tokens <= _MOST_TOKENS:
+        raise WireError(f"An input has from 0 to 2**63 - 1 tokens, got {tokens}.")
+
+
+def check_nothing(tokens: int, sums: NDArray[Any]) -> None:
+    """Raise ``WireError`` if sums are of no tokens and yet not zero."""
+    if not tokens and sums.any():
+        raise WireError("Sums of no tokens are zero.")
 
 
 def check_columns(sums: NDArray[np.float32], what: str = "Sums of squares") -> None:

@@ -27,6 +27,7 @@ from fedprune.wire.inputs import (
     InputArrays,
     check_columns,
     check_input,
+    check_nothing,
     decode_inputs,
     encode_inputs,
 )
@@ -248,14 +249,14 @@ class InputMoments:
     linears : tuple of str
         The linears that it enters, by their names inside the block.
     tokens : int
-        Number of tokens summed.
+        Number of tokens summed; 0 where none came, of an expert for instance.
     body : Triangle or Sketch or Columns
         All of the moments, or some.
 
     Raises
     ------
     WireError
-        If there is no linear, one twice, or no token.
+        If there is no linear, or one twice, or moments of no tokens are not zero.
     """
 
     linears: tuple[str, ...]
@@ -265,6 +266,12 @@ class InputMoments:
     def __post_init__(self) -> None:
         """Refuse what is no input."""
         check_input(self.linears, self.tokens)
+        body = self.body
+        if isinstance(body, Sketch):
+            check_nothing(self.tokens, body.vectors)
+            check_nothing(self.tokens, body.diagonal)
+        else:
+            check_nothing(self.tokens, body.sums if isinstance(body, Columns) else body.values)
 
 
 def encode_moments(groups: Sequence[InputMoments]) -> bytes:

@@ -35,6 +35,7 @@ from fedprune.wire.inputs import (
     InputArrays,
     check_columns,
     check_input,
+    check_nothing,
     decode_inputs,
     encode_inputs,
 )
@@ -275,12 +276,12 @@ class InputSums:
     sums : ExactSums
         Sum over tokens of x_j**2, d_in columns.
     tokens : int
-        Number of tokens summed.
+        Number of tokens summed; 0 where none came, of an expert for instance.
 
     Raises
     ------
     WireError
-        If there is no linear, one twice, or no token.
+        If there is no linear, or one twice, or sums of no tokens are not zero.
     """
 
     linears: tuple[str, ...]
@@ -290,6 +291,7 @@ class InputSums:
     def __post_init__(self) -> None:
         """Refuse what is no input."""
         check_input(self.linears, self.tokens)
+        check_nothing(self.tokens, self.sums.limbs)
 
 
 def encode_sums(groups: Sequence[InputSums]) -> bytes:
@@ -380,6 +382,7 @@ class PooledSums:
         """Refuse what cannot be pooled sums."""
         check_input(self.linears, self.tokens)
         check_columns(self.sums)
+        check_nothing(self.tokens, self.sums)
         if len(self.checksums) != len(self.linears):
             raise WireError(
                 f"{len(self.linears)} linears need as many checksums, got {len(self.checksums)}."

@@ -32,4 +32,4 @@ class MomentAggregator(MomentSums[BlockResult], BlockAggregator[list[InputMoment
         """Reconstruct the block on the pooled moments."""
         # An input of which only sums are known is pruned on these.
         pruner = make_solver(self.exchange.config.pruner)
-        return self.pruned_on(self.results(), pruner, self.clients)
+        return self.pruned_on(self.results(), pruner, self.clients, self.tokens())

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from fedprune.config import RunConfig
+from fedprune.methods.abstention import answered
 from fedprune.methods.exchange import (
     Answer,
     BlockExchange,
@@ -21,7 +22,7 @@ from fedprune.methods.exchange import (
 from fedprune.methods.fedprllm.votes import VoteAggregator
 from fedprune.methods.public_model import PublicModel
 from fedprune.methods.registry import Method, Words
-from fedprune.pruning.blocks import BlockWalk, prune_block
+from fedprune.pruning.blocks import BlockWalk, prune_on
 from fedprune.pruning.groups import MaskSpec, check_mask
 from fedprune.pruning.registry import make_pruner
 from fedprune.wire.changes import Change, mask_of
@@ -39,8 +40,11 @@ class MaskExchange(BlockExchange):
 
     def answer(self, walk: BlockWalk, spec: MaskSpec, local_prefix: bool) -> Answer:
         """Return this client's masks of the block where a walk stands."""
-        changes = prune_block(walk, make_pruner(self.config.pruner), spec)
-        masks = {name: mask_of(change) for name, change in changes.items()}
+        pruner = make_pruner(self.config.pruner)
+        statistics = walk.collect(pruner.needs)
+        changes = prune_on(walk, statistics, pruner, spec)
+        said = answered(changes, statistics)
+        masks = {name: mask_of(change) for name, change in said.items()}
         return Answer(encode_masks(masks), changes)
 
     def check_result(self, changes: Mapping[str, Change], block: int, num_blocks: int) -> None:

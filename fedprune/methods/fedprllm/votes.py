@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedprune.methods.abstention import abstains
 from fedprune.methods.agreement import MaskSampler
 from fedprune.methods.decoding import Decoder
 from fedprune.methods.exchange import (
@@ -23,7 +24,7 @@ from fedprune.methods.vote_selection import Rule, select, select_nm
 from fedprune.methods.votes import VoteCounter
 from fedprune.pruning.groups import block_specs, check_mask
 from fedprune.pruning.statistics import ColumnStatistics
-from fedprune.pruning.wanda import WandaPruner
+from fedprune.pruning.wanda import MagnitudePruner, WandaPruner
 from fedprune.seeds import derive_seed
 from fedprune.wire.changes import Change, Counts, LinearUpdate, mask_of
 from fedprune.wire.masks import BitMask, decode_masks
@@ -58,18 +59,24 @@ class VoteAggregator(BlockAggregator[dict[str, BitMask]]):
     def check(self, payload: bytes, client: Contributor) -> dict[str, BitMask]:
         """Decode a client's masks, which must have the zeros that the configuration asks for."""
         masks = decode_masks(payload, self.shapes)
+        routed = self.task.model.routed(self.task.block)
         for name, mask in masks.items():
-            check_mask(mask, self._spec, name)
+            if not (name in routed and abstains(mask)):
+                check_mask(mask, self._spec, name)
         return masks
 
     def add(self, answer: dict[str, BitMask], client: Contributor) -> None:
         """Count one client's masks."""
-        for name, mask in answer.items():
+        routed = self.task.model.routed(self.task.block)
+        known = {
+            name: mask for name, mask in answer.items() if not (name in routed and abstains(mask))
+        }
+        for name, mask in known.items():
             self._counters[name].add(mask, client.weight)
         self._sampler.add(client.name, answer)
         if self._decoders:
             shares = self.task.figures.setdefault(_VIOLATIONS, {})
-            share = self._decode(answer, client.weight)
+            share = self._decode(known, client.weight)
             shares[client.name] = max(share, shares.get(client.name, 0.0))
 
     def close(self) -> BlockResult:
@@ -77,16 +84,28 @@ class VoteAggregator(BlockAggregator[dict[str, BitMask]]):
         changes: dict[str, Change] = {}
         histograms: dict[str, NDArray[np.int64]] = {}
         decoded = self._decoded()
-        votes = next(iter(self._counters.values()))
-        voters, effective = votes.clients, votes.effective_clients
+        voters, effective = max(map(_voters, self._counters.values()))
+        heard = {name: _voters(votes) for name, votes in self._counters.items()}
         for name in self.shapes:
             votes = self._counters.pop(name)
+            if not votes.clients:  # an expert that nobody's tokens reached
+                changes[name] = self._by_magnitude(name)
+                continue
             mask = decoded.get(name) or self._select(votes, name)
             keeps = _keeps(votes, mask) if self.exchange.config.strategy.scaling else None
             changes[name] = LinearUpdate(mask, keeps, votes.total)
             histograms[name] = votes.histogram()
         sample = self._sampler.close({name: mask_of(change) for name, change in changes.items()})
-        return BlockResult(self.task.block, changes, voters, effective, histograms, sample)
+        return BlockResult(
+            self.task.block,
+            changes,
+            voters,
+            effective,
+            histograms,
+            sample,
+            tokens={name: 0 for name, (clients, _) in heard.items() if not clients},
+            heard={name: one for name, one in heard.items() if one != (voters, effective)},
+        )
 
     def state(self) -> Arrays:
         """Return all that was counted as arrays."""
@@ -109,9 +128,17 @@ class VoteAggregator(BlockAggregator[dict[str, BitMask]]):
         def fit(linears: tuple[str, ...]) -> float:
             return max(self._decoders[linears].add([masks[name] for name in linears], weight))
 
+        told = [linears for linears in self._decoders if linears[0] in masks]
         # The loops leave the interpreter's lock, so inputs are fitted side by side.
         with ThreadPoolExecutor(os.cpu_count()) as threads:
-            return max(threads.map(fit, self._decoders), default=0.0)
+            return max(threads.map(fit, told), default=0.0)
+
+    def _by_magnitude(self, name: str) -> LinearUpdate:
+        spec = self.exchange.result_spec(self.task.block, self.task.model.num_blocks)
+        mask = MagnitudePruner().prune(self.weight(name), None, spec)
+        scaling = self.exchange.config.strategy.scaling
+        keeps = np.ones(mask.survivors, dtype=np.uint8) if scaling else None
+        return LinearUpdate(mask, keeps, 1)
 
     def _magnitudes(self, name: str) -> NDArray[np.float32]:
         return self.task.model.magnitude(self.task.block, name).reshape(self.shapes[name])
@@ -120,6 +147,8 @@ class VoteAggregator(BlockAggregator[dict[str, BitMask]]):
         """Prune the block on the norms that its masks told; empty without `strategy.decode`."""
         masks: dict[str, BitMask] = {}
         for linears, decoder in self._decoders.items():
+            if not decoder.clients:
+                continue
             statistics = ColumnStatistics(torch.from_numpy(decoder.pooled()), 1)
             for name in linears:
                 masks[name] = WandaPruner().prune(self.weight(name), statistics, self._spec)
@@ -139,6 +168,10 @@ class VoteAggregator(BlockAggregator[dict[str, BitMask]]):
         if spec.pattern.structured:
             return select_nm(votes, spec.pattern, magnitude, shape, rule)
         return select(votes, spec.sparsity, magnitude, shape, rule)
+
+
+def _voters(votes: VoteCounter) -> tuple[int, float]:
+    return votes.clients, votes.effective_clients
 
 
 def _keeps(votes: VoteCounter, mask: BitMask) -> Counts:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedprune.errors import WireError
+from fedprune.methods.abstention import abstains
 from fedprune.methods.agreement import MaskSampler
 from fedprune.methods.exchange import (
     BlockAggregator,
@@ -21,10 +22,12 @@ from fedprune.methods.exchange import (
 from fedprune.methods.l0 import WeightSums, expand
 from fedprune.methods.state import Arrays, gathered, scattered
 from fedprune.methods.vote_selection import Rule
-from fedprune.pruning.groups import block_specs, check_mask
+from fedprune.pruning.groups import MaskSpec, block_specs, check_mask
 from fedprune.pruning.registry import make_pruner
+from fedprune.pruning.wanda import MagnitudePruner
 from fedprune.seeds import derive_seed
 from fedprune.wire.changes import Change, SparseWeight, decode_update, mask_of
+from fedprune.wire.masks import BitMask
 
 _log = getLogger("flwr")
 
@@ -50,10 +53,15 @@ class SurvivorAggregator(BlockAggregator[dict[str, SparseWeight]]):
         }
 
     def check(self, payload: bytes, client: Contributor) -> dict[str, SparseWeight]:
-        """Decode a client's survivors, which must be of the model's type and range."""
+        """Decode a client's survivors, which must be of the model's type and range.
+
+        A mask alone that prunes nothing of an expert is none: the client has not seen it.
+        """
+        routed = self.task.model.routed(self.task.block)
         found = {
             name: self._checked(change, name)
             for name, change in decode_update(payload, self.shapes).items()
+            if not (name in routed and isinstance(change, BitMask) and abstains(change))
         }
         for name, weight in found.items():
             check_mask(weight.mask, self._spec, name)
@@ -63,14 +71,17 @@ class SurvivorAggregator(BlockAggregator[dict[str, SparseWeight]]):
         """Add one client's survivors."""
         for name, weight in answer.items():
             self._sums[name].add(weight, client.weight)
-        self._sampler.add(client.name, {name: weight.mask for name, weight in answer.items()})
+        masks = {name: BitMask.from_bool(np.ones(s, np.bool_)) for name, s in self.shapes.items()}
+        masks |= {name: weight.mask for name, weight in answer.items()}
+        self._sampler.add(client.name, masks)
 
     def close(self) -> BlockResult:
         """Average the block; one that nobody reported stays as the round before left it."""
         config, block = self.exchange.config, self.task.block
         votes = {name: found.votes for name, found in self._sums.items()}
-        first = next(iter(votes.values()))
-        if not first.clients:
+        heard = {name: (one.clients, one.effective_clients) for name, one in votes.items()}
+        voters, effective = max(heard.values())
+        if not voters:
             _log.log(WARNING, "block %d: no client reported it; it stays as it was", block)
             return BlockResult(block, self.task.before, 0, 0.0)
         spec = self.exchange.result_spec(block, self.task.model.num_blocks)
@@ -81,16 +92,26 @@ class SurvivorAggregator(BlockAggregator[dict[str, SparseWeight]]):
         changes: dict[str, Change] = {}
         for name in list(self._sums):
             found = self._sums.pop(name)
+            if not heard[name][0]:  # an expert that nobody's tokens reached
+                changes[name] = self._by_magnitude(name, spec, untouched)
+                continue
             mean = found.mean("l0" if strategy.average == "l0" else "fedavg")
             seed = derive_seed(config.seed, "ties", block, name)
             rule = Rule(ties=strategy.ties, seed=seed, rounding=spec.rounding)
             mask = expand(found, mean, spec.sparsity, pattern, rule, strategy.expansion)
             dtype = self.weight(name).dtype
             changes[name] = mask if untouched else SparseWeight.from_dense(mean.to(dtype), mask)
-        histograms = {name: counter.histogram() for name, counter in votes.items()}
+        histograms = {name: one.histogram() for name, one in votes.items() if one.clients}
         sample = self._sampler.close({name: mask_of(change) for name, change in changes.items()})
         return BlockResult(
-            block, changes, first.clients, first.effective_clients, histograms, sample
+            block,
+            changes,
+            voters,
+            effective,
+            histograms,
+            sample,
+            tokens={name: 0 for name, (clients, _) in heard.items() if not clients},
+            heard={name: one for name, one in heard.items() if one != (voters, effective)},
         )
 
     def state(self) -> Arrays:
@@ -100,6 +121,15 @@ class SurvivorAggregator(BlockAggregator[dict[str, SparseWeight]]):
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Go on from :meth:`state`."""
         scattered(arrays, {**self._sums, "sample": self._sampler})
+
+    def _by_magnitude(self, name: str, spec: MaskSpec, untouched: bool) -> Change:
+        """Prune a weight that nobody averaged: as the round before left it, or the public one."""
+        before = self.task.before.get(name)
+        if before is not None:
+            return before
+        weight = self.weight(name)
+        mask = MagnitudePruner().prune(weight, None, spec)
+        return mask if untouched else SparseWeight.from_dense(weight, mask)
 
     def _checked(self, change: Change, name: str) -> SparseWeight:
         dtype = self.weight(name).dtype

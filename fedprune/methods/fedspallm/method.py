@@ -12,12 +12,13 @@ from torch import Tensor
 
 from fedprune.config import RunConfig
 from fedprune.errors import ConfigError
+from fedprune.methods.abstention import abstains, answered
 from fedprune.methods.exchange import Answer, BlockExchange, BlockTask, check_scaling
 from fedprune.methods.fedspallm.average import SurvivorAggregator
 from fedprune.methods.fedspallm.sampling import sample_blocks
 from fedprune.methods.public_model import PublicModel
 from fedprune.methods.registry import Assignment, Method, Participant, Words
-from fedprune.pruning.blocks import BlockWalk, prune_block
+from fedprune.pruning.blocks import BlockWalk, prune_on
 from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.registry import make_pruner
 from fedprune.wire.changes import (
@@ -37,13 +38,15 @@ class SurvivorExchange(BlockExchange):
 
     def answer(self, walk: BlockWalk, spec: MaskSpec, local_prefix: bool) -> Answer:
         """Return this client's survivors of the block where a walk stands."""
-        changes = prune_block(walk, make_pruner(self.config.pruner), spec)
+        pruner = make_pruner(self.config.pruner)
+        statistics = walk.collect(pruner.needs)
+        changes = prune_on(walk, statistics, pruner, spec)
         weights = walk.weights()
         sparse: dict[str, Change] = {
             name: SparseWeight.from_dense(weights[name], change)
-            if isinstance(change, BitMask)
+            if isinstance(change, BitMask) and not abstains(change)
             else change
-            for name, change in changes.items()
+            for name, change in answered(changes, statistics).items()
         }
         return Answer(encode_update(sparse), changes)
 

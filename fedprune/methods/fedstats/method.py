@@ -22,6 +22,7 @@ from fedprune.pruning.blocks import BlockWalk, prune_on
 from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.statistics import ColumnStatistics
+from fedprune.pruning.wanda import prune_known
 from fedprune.wire.changes import Change, checksum_of
 from fedprune.wire.sums import InputSums, PooledSums, decode_pooled, encode_pooled, is_pooled
 
@@ -50,7 +51,7 @@ class SumsExchange(BlockExchange):
         for group in decode_pooled(data, place.shapes):
             statistics = ColumnStatistics(group.tensor(), group.tokens)
             for name, checksum in zip(group.linears, group.checksums, strict=True):
-                change = pruner.prune(place.weights[name], statistics, spec)
+                change = prune_known(pruner, place.weights[name], statistics, spec)
                 if checksum_of(change) != checksum:
                     raise WireError(
                         f"linear '{name}': the server's statistics give another result on this "
@@ -78,7 +79,8 @@ class SumsAggregator(ColumnAggregator[BlockResult], BlockAggregator[list[InputSu
     def close(self) -> BlockResult:
         """Prune the block on the pooled sums."""
         known = (((name,), found) for name, found in self.statistics().items())
-        return self.pruned_on(known, make_pruner(self.exchange.config.pruner), self.clients)
+        pruner = make_pruner(self.exchange.config.pruner)
+        return self.pruned_on(known, pruner, self.clients, self.tokens())
 
     def update(self, result: BlockResult) -> bytes:
         """Encode the pooled sums or the masks, whichever are fewer bytes (`strategy.downlink`)."""

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from client_app.app import app
 from fedprune.config import Pattern, config_from_overrides
 from fedprune.errors import WireError
-from fedprune.methods.exchange import Contributor
+from fedprune.methods.exchange import BlockTask, Contributor
 from fedprune.methods.fedspallm import average
 from fedprune.methods.fedspallm.average import check_survivors
 from fedprune.methods.inputs import check_tokens
 from fedprune.methods.moment_sums import check_moments
+from fedprune.methods.public_model import PublicModel
 from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.statistics import MomentStatistics
@@ -81,11 +82,24 @@ def test_moments_of_no_inputs_are_refused(change, tokens):
 
 
 def test_tokens_are_those_of_the_handshake():
-    check_tokens([96, 96, 40], Contributor("a", 1, 96))  # an input may be routed
-    check_tokens([7], Contributor("a"))  # nobody promised any
-    for claimed in ([1, 1], [97, 96], [2**63 - 1]):
+    def check(*tokens, promised=96):
+        named = {str(place): found for place, found in enumerate(tokens)}
+        model = PublicModel(({},), "c", "w", "s", None, experts=(frozenset("12"),))
+        check_tokens(named, BlockTask(model, 0), Contributor("a", 1, promised))
+
+    check(96, 96, 40)  # 1 and 2 are experts'
+    check(96, 0, 0)
+    check(7, promised=0)  # nobody promised any
+    for claimed in ([1, 1], [97, 96], [2**63 - 1], [96, 97], [40, 96, 97]):
         with pytest.raises(WireError, match="in the handshake it promised 96"):
-            check_tokens(claimed, Contributor("a", 1, 96))
+            check(*claimed)
+
+
+def test_a_block_of_experts_alone_may_see_fewer_tokens_than_were_promised():
+    model = PublicModel(({},), "c", "w", "s", None, experts=(frozenset("ab"),))
+    check_tokens({"a": 3, "b": 0}, BlockTask(model, 0), Contributor("a", 1, 96))
+    with pytest.raises(WireError, match="of 97 tokens"):
+        check_tokens({"a": 97, "b": 0}, BlockTask(model, 0), Contributor("a", 1, 96))
 
 
 FREE = Pattern()

@@ -121,8 +121,8 @@ def test_layout_is_the_documented_one():
         (message([2, 0b0100_0000]), "as many bits as it says"),
         (message([2, 0b1110_0000]), "as many bits as it says"),
         (message([0, 0b1000_0000]), "as many bits as it says"),
-        (message(tokens=0), "1 to 2.*63 - 1 tokens"),
-        (message(tokens=-1), "1 to 2.*63 - 1 tokens"),
+        (message(tokens=0), "Sums of no tokens are zero"),
+        (message(tokens=-1), "0 to 2.*63 - 1 tokens"),
         (message(name=""), "there is a linear that the block has not"),
         (message(name="a,a"), "there is a linear .* twice"),
         (message(name="a,"), "there is a linear that the block has not"),
@@ -156,6 +156,18 @@ def test_the_error_names_the_input_but_not_what_came():
         decode(encode_sums([*groups(), InputSums(("up", "q"), ExactSums(5), 1)]))
 
 
+def test_an_experts_sums_of_no_tokens_come_as_they_went():
+    nothing = InputSums(("a",), ExactSums(3), 0)
+    (found,) = decode_sums(encode_sums([nothing]), {"a": (2, 3)})
+    assert (found.tokens, found.sums) == (0, ExactSums(3))
+    with pytest.raises(WireError, match="of no tokens"):
+        PooledSums(("a",), np.ones(3, np.float32), 0, (0,))
+    some = ExactSums(3)
+    some.add(np.array([0, 1, 0], np.float32))
+    with pytest.raises(WireError, match="of no tokens"):
+        InputSums(("a",), some, 0)
+
+
 def test_inputs_come_in_the_order_of_the_model_and_linears_in_any():
     sent = groups(linears=(("up",), ("k", "q"), ("o",)))
     found = decode(encode_sums(sent))
@@ -164,7 +176,7 @@ def test_inputs_come_in_the_order_of_the_model_and_linears_in_any():
     assert encode_sums(sent[::-1]) == encode_sums(sent)
 
 
-@pytest.mark.parametrize(("linears", "tokens"), [((), 1), (("a", "a"), 1), (("a",), 0)])
+@pytest.mark.parametrize(("linears", "tokens"), [((), 1), (("a", "a"), 1), (("a",), -1)])
 def test_what_is_no_input_is_refused(linears, tokens):
     with pytest.raises(WireError):
         InputSums(linears, ExactSums(3), tokens)
