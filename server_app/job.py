@@ -38,6 +38,9 @@ from fedprune.models.selection import select
 from fedprune.models.transfer import Offer
 from fedprune.pruning.block_kinds import BlockSite
 from fedprune.pruning.blocks import input_groups
+from fedprune.pruning.compaction import plan_narrowing
+from fedprune.pruning.registry import make_pruner
+from fedprune.pruning.units import Units
 from fedprune.records import NodeReport
 from fedprune.report.page import leave_report
 from fedprune.results.build import Facts, Perplexities, build_results
@@ -199,7 +202,9 @@ def _run(  # noqa: PLR0913 - what a job is made of
         loaded = select(load_model(config.model), config.pruner)
         get_method(config.strategy.name).check_model(config, loaded)
         marks = fingerprint(loaded)
-        model = _public_model(config, loaded, marks, _offer(config, loaded))
+        narrowing = plan_narrowing(loaded, make_pruner(config.pruner), config.sparsity)
+        units = None if narrowing is None else narrowing.units
+        model = _public_model(config, loaded, marks, _offer(config, loaded), units)
     files.identify(_identity(folder, model))
     model.check_pattern(config.pruner.pattern)
     tally = TrackedTally(folder, files, loaded, config.strategy.rounds, tracking)
@@ -214,6 +219,8 @@ def _run(  # noqa: PLR0913 - what a job is made of
         solution = Solution()
         if statistics is not None:
             solution = _solved(strategy, loaded, statistics, tally)
+        if solution.reshape is None and narrowing is not None:
+            solution = Solution(reshape=narrowing.reshape(tally.changes()))
         perplexities, more = _measured(strategy, loaded, marks, tally, solution.reshape, tasks)
         further |= more
         if solution.reshape is not None:
@@ -371,7 +378,11 @@ def _offer(config: RunConfig, loaded: LoadedModel) -> Offer | None:
 
 
 def _public_model(
-    config: RunConfig, loaded: LoadedModel, marks: Fingerprint, offer: Offer | None
+    config: RunConfig,
+    loaded: LoadedModel,
+    marks: Fingerprint,
+    offer: Offer | None,
+    units: Units | None,
 ) -> PublicModel:
     layout = loaded.layout
     traced = any(exchange.shares_inputs for exchange in exchanges(config).values())
@@ -386,6 +397,7 @@ def _public_model(
         weight=lambda block, name: loaded.weight(block, name),
         inputs=input_groups(loaded) if traced else (),
         offer=offer,
+        units=units,
         sites=tuple(BlockSite.of(loaded, block) for block in range(len(layout.blocks))),
         experts=tuple(
             frozenset(name for name, ref in layout.linears(block).items() if ref.expert)

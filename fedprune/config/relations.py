@@ -9,7 +9,13 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import PurePosixPath, PureWindowsPath
 
 from fedprune.config.overrides import dataset_problems
-from fedprune.config.schema import HubDataConfig, RunConfig, Section, strategy_for
+from fedprune.config.schema import (
+    HubDataConfig,
+    RunConfig,
+    Section,
+    StructuredConfig,
+    strategy_for,
+)
 from fedprune.config.suggest import show
 
 Relation = Callable[[RunConfig], Iterator[str]]
@@ -199,6 +205,29 @@ def _quantized(run: RunConfig) -> Iterator[str]:
         )
 
 
+def _units(run: RunConfig) -> Iterator[str]:
+    if not isinstance(run.pruner, StructuredConfig):
+        return
+    name, strategy = run.pruner.name, run.strategy
+    if not type(strategy).removes_units and (strategy.pruners is None or name in strategy.pruners):
+        yield (
+            f"`pruner.name` must be one that prunes single weights with strategy={strategy.name}, "
+            f"got {show(name)}: clients would each remove other units. Set pruner=wanda, or "
+            f"strategy={strategy_for(name)}."
+        )
+    if run.pruner.pattern.structured:
+        yield (
+            f"`pruner.pattern` must be 'unstructured' with pruner={name}, which removes whole rows "
+            f"and columns, got '{run.pruner.pattern}'. Leave it out."
+        )
+    if run.allocation.name != "uniform":
+        yield (
+            f"`allocation.name` must be 'uniform' with pruner={name}, got "
+            f"{show(run.allocation.name)}: transformers and vLLM have one width for all blocks and "
+            "would not load others. Set allocation=uniform."
+        )
+
+
 def _pooling(run: RunConfig) -> Iterator[str]:
     strategy, allocation = run.strategy, run.allocation.name
     if strategy.pooling != "tokens" and not strategy.pools and allocation != "owl":
@@ -260,6 +289,7 @@ RELATIONS: tuple[Relation, ...] = (
     _pattern,
     _pruner_group,
     _quantized,
+    _units,
     _allocation_blocks,
     _allocation_pattern,
     _allocation_mean,

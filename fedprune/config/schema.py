@@ -278,6 +278,14 @@ class GptqConfig(MomentsPrunerConfig):
     prunes = False
 
 
+class StructuredConfig(MomentsPrunerConfig):
+    """A pruner that removes whole units, so that the matrices become smaller."""
+
+    structure: Literal["ffn", "heads"]
+    multiple: Count
+    repair: bool
+
+
 PRUNER_TYPES: Mapping[str, type[PrunerConfig]] = {
     "magnitude": PrunerConfig,
     "wanda": PrunerConfig,
@@ -287,6 +295,7 @@ PRUNER_TYPES: Mapping[str, type[PrunerConfig]] = {
     "sparseswaps": MomentsPrunerConfig,
     "gptq": GptqConfig,
     "rounding": RoundingConfig,
+    "structured": StructuredConfig,
 }
 """Pruner -> the type of its keys; those of plugins have the keys that all share."""
 
@@ -342,7 +351,10 @@ class StrategyConfig(Choice):
     """Whether the server prunes itself, so that what it makes may be quantised weights."""
 
     pruners: ClassVar[tuple[str, ...] | None] = None
-    """The pruners that go with it; None: all."""
+    """The pruners that go with it; None: all but those that remove units."""
+
+    removes_units: ClassVar[bool] = False
+    """Whether its server can remove whole units, the same number for all clients."""
 
     def check(self, run: "RunConfig") -> Iterator[str]:
         """Yield the problems between this method's keys, and with the rest of the run."""

@@ -24,6 +24,8 @@ from fedprune.pruning.blocks import BlockWalk
 from fedprune.pruning.groups import MaskSpec, check_mask
 from fedprune.pruning.pruner import Pruner
 from fedprune.pruning.statistics import Statistic
+from fedprune.pruning.structured import unit_pruner
+from fedprune.pruning.units import Units
 from fedprune.pruning.wanda import prune_known
 from fedprune.wire.changes import Change, LinearUpdate, decode_update, encode_update, mask_of
 from fedprune.wire.masks import BitMask
@@ -210,6 +212,11 @@ class BlockAggregator(Aggregator[A, BlockResult]):
         """Name of the block's linears -> (d_out, d_in)."""
         return self.task.model.shapes[self.task.block]
 
+    @property
+    def units(self) -> Units | None:
+        """What can go altogether in the block, where the pruner removes that."""
+        return self.task.model.units
+
     def weight(self, name: str) -> Tensor:
         """Return the public weight of one of the block's linears, (d_out, d_in)."""
         return self.task.model.weight(self.task.block, name)
@@ -241,7 +248,16 @@ class BlockAggregator(Aggregator[A, BlockResult]):
             If a linear cannot be pruned; says which.
         """
         block, changes = self.task.block, dict[str, Change]()
-        spec = self.exchange.result_spec(block, self.task.model.num_blocks)
+        spec, units = self.exchange.result_spec(block, self.task.model.num_blocks), self.units
+        structured = unit_pruner(pruner)
+        if structured is not None and units is not None:
+            ((_, statistics),) = known
+            weights = {name: self.weight(name) for name in self.shapes}
+            try:
+                changes = structured.prune_units(weights, statistics, units, spec.sparsity)
+            except ModelError as error:
+                raise ModelError(f"block {block}: {error}") from error
+            return BlockResult(block, changes, clients, clients)
         for linears, statistics in known:
             for name in linears:
                 try:

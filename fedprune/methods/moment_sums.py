@@ -45,7 +45,8 @@ class MomentSums(CountedSums, Aggregator[list[InputMoments], R], Generic[R]):
 
     def check(self, payload: bytes, client: Contributor) -> list[InputMoments]:
         """Decode moments, which must be of the form asked for, and could be of some texts."""
-        found = decode_moments(payload, self.task.model.shapes[self.task.block])
+        shapes, asked = self.task.model.shapes[self.task.block], {n for p in self.plans for n in p}
+        found = decode_moments(payload, {name: shapes[name] for name in shapes if name in asked})
         check_inputs([group.linears for group in found], list(self.plans))
         check_tokens({group.linears[0]: group.tokens for group in found}, self.task, client)
         for group in found:

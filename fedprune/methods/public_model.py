@@ -12,6 +12,7 @@ from fedprune.errors import ModelError
 from fedprune.models.transfer import Offer
 from fedprune.pruning.block_kinds import BlockSite
 from fedprune.pruning.groups import check_divides
+from fedprune.pruning.units import Units
 
 # InboxQuota for the headers of one linear's frame: name, shapes, counts, checksum.
 FRAME_BYTES = 512
@@ -39,6 +40,8 @@ class PublicModel:
     experts : tuple of frozensets
         For each block: the linears of routed experts, which not every token reaches. Empty where
         there are none.
+    units : Units, optional
+        What can go altogether in every block, where the pruner removes that.
     """
 
     shapes: tuple[Mapping[str, tuple[int, int]], ...]
@@ -50,6 +53,7 @@ class PublicModel:
     offer: Offer | None = None
     sites: tuple[BlockSite, ...] = ()
     experts: tuple[frozenset[str], ...] = ()
+    units: Units | None = None
 
     @property
     def num_blocks(self) -> int:

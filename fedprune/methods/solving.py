@@ -13,6 +13,8 @@ from fedprune.pruning.owl import outlier_share, owl_sparsities
 from fedprune.pruning.pruner import Pruner
 from fedprune.pruning.registry import make_solver
 from fedprune.pruning.statistics import NOTHING, ColumnStatistics, Statistic
+from fedprune.pruning.structured import unit_pruner
+from fedprune.pruning.units import find_units
 from fedprune.pruning.wanda import prune_known
 from fedprune.wire.changes import Change
 
@@ -70,6 +72,14 @@ def _block(
     if pruner.needs != NOTHING:
         known = statistics.linears(block, pruner.needs)
     found: dict[str, Change] = {}
+    structured = unit_pruner(pruner)
+    if structured is not None:
+        weights = {name: loaded.weight(block, name) for name in loaded.layout.linears(block)}
+        units = find_units(loaded, structured.structure)
+        try:
+            return structured.prune_units(weights, known.get(units.linear), units, sparsity)
+        except ModelError as error:
+            raise ModelError(f"block {block}: {error}") from error
     for name in loaded.layout.linears(block):
         try:
             weight = loaded.weight(block, name)

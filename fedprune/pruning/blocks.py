@@ -25,6 +25,8 @@ from fedprune.pruning.statistics import (
     get_kind,
     shared_inputs,
 )
+from fedprune.pruning.structured import unit_pruner
+from fedprune.pruning.units import find_units
 from fedprune.pruning.wanda import prune_known
 from fedprune.wire.changes import Change
 
@@ -94,7 +96,12 @@ class BlockWalk(ModelWalk):
             "float32 or bfloat16 does not."
         )
 
-    def collect(self, kind: str = "columns", max_width: int | None = None) -> dict[str, Statistic]:
+    def collect(
+        self,
+        kind: str = "columns",
+        max_width: int | None = None,
+        only: Sequence[str] | None = None,
+    ) -> dict[str, Statistic]:
         """Run the current block dense on every sample and return what entered its linear maps.
 
         Parameters
@@ -104,6 +111,8 @@ class BlockWalk(ModelWalk):
             "nothing" runs nothing.
         max_width : int or None
             Of wider inputs what the kind names instead is recorded, if it does.
+        only : Sequence[str] or None
+            The linears whose inputs are looked at; None: all.
 
         Returns
         -------
@@ -120,6 +129,8 @@ class BlockWalk(ModelWalk):
             return {}
         recorded = get_kind(kind)
         linears = self.model.layout.linears(self.position)
+        if only is not None:
+            linears = {name: linears[name] for name in only}
         if not linears:
             return {}
 
@@ -219,7 +230,14 @@ def prune_block(walk: BlockWalk, pruner: Pruner, spec: MaskSpec) -> dict[str, Ch
     ModelError
         As :meth:`BlockWalk.collect` and the pruner, which then tells of the linear by name.
     """
-    return prune_on(walk, walk.collect(pruner.needs), pruner, spec)
+    statistics = walk.collect(pruner.needs, only=read_linears(walk.model, pruner))
+    return prune_on(walk, statistics, pruner, spec)
+
+
+def read_linears(model: LoadedModel, pruner: Pruner) -> tuple[str, ...] | None:
+    """Return the linears of a block whose inputs a pruner must know; None: all."""
+    units = unit_pruner(pruner)
+    return None if units is None else (find_units(model, units.structure).linear,)
 
 
 def prune_on(
@@ -231,6 +249,11 @@ def prune_on(
     """
     changes: dict[str, Change] = {}
     with explain_out_of_memory(f"pruning block {walk.position}", *walk.limits.keys):
+        structured = unit_pruner(pruner)
+        if structured is not None:
+            units = find_units(walk.model, structured.structure)
+            stats = statistics.get(units.linear)
+            return structured.prune_units(walk.weights(), stats, units, spec.sparsity)
         for name, weight in walk.weights().items():
             try:
                 changes[name] = prune_known(pruner, weight, statistics.get(name), spec)

@@ -5,6 +5,7 @@ have the right number now, the one that makes all matrices come out right.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,7 +16,9 @@ from fedprune.errors import ModelError
 from fedprune.models.changes import Changes
 from fedprune.models.loading import LoadedModel
 from fedprune.models.reshape import Reshape, check_shapes
-from fedprune.pruning.units import Units
+from fedprune.pruning.pruner import Pruner
+from fedprune.pruning.structured import unit_pruner, units_kept
+from fedprune.pruning.units import Units, find_units
 from fedprune.wire.changes import mask_of
 
 _UNSET = ("n_inner", "ffn_hidden_size")  # widths that follow from others until they are given
@@ -47,7 +50,7 @@ def narrowed_config(model: LoadedModel, units: Units, kept: int) -> dict[str, ob
         f"{type(model.model).__name__} cannot have {kept} units in front of `{units.linear}` where "
         f"it has {units.count}, so that nothing would load the result: {why} "
         + ("" if other is None else f"It can have {other}: sparsity={1 - other / units.count:g}. ")
-        + "Or use strategy=depth, or an unstructured pruner."
+        + "Remove whole blocks, or use a pruner of single weights, such as wanda."
     )
 
 
@@ -68,6 +71,45 @@ def compacted(
         What :meth:`fedprune.pruning.structured.StructuredPruner.prune_units` made of each block.
     """
     return _reshape(model, units, values, _Kept(units, changes))
+
+
+@dataclass(frozen=True)
+class Narrowing:
+    """How a run that removes units makes a model narrower.
+
+    Attributes
+    ----------
+    model : LoadedModel
+        The dense model.
+    units : Units
+        Those of every block.
+    values : Mapping[str, object]
+        Keys of the configuration and their new values.
+    """
+
+    model: LoadedModel
+    units: Units
+    values: Mapping[str, object]
+
+    def reshape(self, changes: Changes) -> Reshape:
+        """Return how the model loses the units that its changes made zeros of."""
+        return compacted(self.model, self.units, self.values, changes)
+
+
+def plan_narrowing(model: LoadedModel, pruner: Pruner, sparsity: float) -> Narrowing | None:
+    """Return how a model will become narrower, None where a pruner removes no units.
+
+    Raises
+    ------
+    ModelError
+        If the model has no such units, none would go, or nothing would load the result.
+    """
+    structured = unit_pruner(pruner)
+    if structured is None:
+        return None
+    units = find_units(model, structured.structure)
+    kept = units_kept(units, sparsity, structured.multiple)
+    return Narrowing(model, units, narrowed_config(model, units, kept))
 
 
 class _Kept(Mapping[int, NDArray[np.int64]]):

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import cast
 
 from fedprune.config import PrunerConfig
-from fedprune.config.schema import PRUNER_TYPES
+from fedprune.config.schema import PRUNER_TYPES, StructuredConfig
 from fedprune.errors import ConfigError
 from fedprune.plugins import PRUNERS, load_plugin, plugin_names
 from fedprune.pruning.alps import AlpsPruner
@@ -16,9 +16,10 @@ from fedprune.pruning.rounding import RoundingPruner
 from fedprune.pruning.sparsegpt import SparseGptPruner
 from fedprune.pruning.sparseswaps import SparseSwapsPruner
 from fedprune.pruning.statistics import NOTHING, get_kind
+from fedprune.pruning.structured import StructuredPruner
 from fedprune.pruning.wanda import MagnitudePruner, WandaPruner, WithColumnsFallback
 
-NAMES = tuple(PRUNER_TYPES)
+NAMES = tuple(name for name, kind in PRUNER_TYPES.items() if kind is not StructuredConfig)
 
 
 def get_pruner(
@@ -89,6 +90,8 @@ def _plugin(name: str) -> Pruner:
 
 def make_pruner(config: PrunerConfig) -> Pruner:
     """Return the pruner that a configuration asks for, with its settings."""
+    if isinstance(config, StructuredConfig):
+        return StructuredPruner(config.structure, config.multiple, config.repair, config.damping)
     return get_pruner(
         config.name, config.damping, config.block_size, make_grid(config), config.act_order
     )
@@ -96,7 +99,10 @@ def make_pruner(config: PrunerConfig) -> Pruner:
 
 def make_solver(config: PrunerConfig) -> Pruner:
     """Return :func:`make_pruner`'s, with a way where only column sums of an input are known."""
-    return WithColumnsFallback(make_pruner(config), make_grid(config), config.damping)
+    pruner = make_pruner(config)
+    if isinstance(pruner, StructuredPruner):
+        return pruner
+    return WithColumnsFallback(pruner, make_grid(config), config.damping)
 
 
 def make_grid(config: PrunerConfig) -> Grid | None:

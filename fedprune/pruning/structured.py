@@ -11,6 +11,7 @@ remain are the least-squares solution,
 """
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -18,13 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedprune.config.pattern import pruned_count
-from fedprune.errors import ModelError
-from fedprune.pruning.groups import NOT_FINITE
+from fedprune.errors import ModelError, WireError
+from fedprune.pruning.groups import NOT_FINITE, MaskSpec
 from fedprune.pruning.hessian import cholesky, damped
-from fedprune.pruning.pruner import second_moments, sparse_change
+from fedprune.pruning.pruner import Pruner, second_moments, sparse_change
 from fedprune.pruning.statistics import Statistic
 from fedprune.pruning.units import Structure, Units
-from fedprune.wire.changes import Change
+from fedprune.wire.changes import Change, SparseWeight, mask_of
 from fedprune.wire.masks import BitMask
 
 _STEPS = 256  # times that costs are computed anew, where there are so many units to remove
@@ -163,6 +164,11 @@ def _repaired(dense: Tensor, hessian: Tensor, remaining: Tensor, damping: float)
     return new
 
 
+def unit_pruner(pruner: Pruner) -> "StructuredPruner | None":
+    """Return a pruner that removes units as what it is, None for another."""
+    return pruner if isinstance(pruner, StructuredPruner) else None
+
+
 class StructuredPruner:
     """Removes whole units of every block and repairs the matrix after them.
 
@@ -188,14 +194,26 @@ class StructuredPruner:
         self.repair = repair
         self.damping = damping
 
+    def prune(self, weight: Tensor, stats: Statistic | None, spec: MaskSpec) -> Change:
+        """Refuse a matrix by itself (see `Pruner.prune`): units are made of several.
+
+        Raises
+        ------
+        ModelError
+            Always.
+        """
+        raise ModelError(
+            f"The pruner '{self.name}' removes units of whole blocks, not weights of one linear."
+        )
+
     def prune_units(
-        self, weights: dict[str, Tensor], stats: Statistic | None, units: Units, sparsity: float
+        self, weights: Mapping[str, Tensor], stats: Statistic | None, units: Units, sparsity: float
     ) -> dict[str, Change]:
         """Return what becomes of the matrices that a block's units are made of.
 
         Parameters
         ----------
-        weights : dict[str, Tensor]
+        weights : Mapping[str, Tensor]
             Name of the linear -> weight, shape (d_out, d_in).
         stats : MomentStatistics
             Second moments of what enters the matrix after the units.
@@ -207,8 +225,8 @@ class StructuredPruner:
         Returns
         -------
         dict[str, BitMask or SparseWeight]
-            The matrix after the units with columns of zeros, those before it with rows of zeros;
-            nothing else of the block changes.
+            Every given weight: the matrix after the units with columns of zeros, those before it
+            with rows of zeros, all others whole.
 
         Raises
         ------
@@ -224,13 +242,33 @@ class StructuredPruner:
             new, numbers = smallest_units(weight, moments, units.columns, kept)
         if not bool(torch.isfinite(new).all()):
             raise ModelError(NOT_FINITE)
-        changes: dict[str, Change] = {}
-        for name, rows in units.producers.items():
-            mask = np.ones(tuple(weights[name].shape), dtype=bool)
-            gone = np.setdiff1d(np.arange(units.count), numbers)
-            mask[rows[gone].reshape(-1)] = False
-            changes[name] = BitMask.from_bool(mask)
-        survives = torch.zeros(weight.shape, dtype=torch.bool)
-        survives[:, torch.from_numpy(units.columns[numbers].reshape(-1))] = True
-        changes[units.linear] = sparse_change(weight, new, survives)
+        gone, changes = np.setdiff1d(np.arange(units.count), numbers), dict[str, Change]()
+        for name, other in weights.items():
+            mask = np.ones(tuple(other.shape), dtype=bool)
+            if name in units.producers:
+                mask[units.producers[name][gone].reshape(-1)] = False
+            if name == units.linear:
+                mask[:, units.columns[gone].reshape(-1)] = False
+                changes[name] = sparse_change(weight, new, torch.from_numpy(mask))
+            else:
+                changes[name] = BitMask.from_bool(mask)
         return changes
+
+
+def check_units(changes: Mapping[str, Change]) -> None:
+    """Raise ``WireError`` unless a block's changes leave whole rows and columns.
+
+    Parameters
+    ----------
+    changes : Mapping[str, Change]
+        What :meth:`StructuredPruner.prune_units` makes; may come from anyone.
+    """
+    masks = {name: mask_of(change).to_bool() for name, change in changes.items()}
+    after = [name for name, change in changes.items() if isinstance(change, SparseWeight)]
+    if len(after) != 1:
+        raise WireError(f"one linear must have new values, got {', '.join(after) or 'none'}.")
+    for name, mask in masks.items():
+        lines = mask if name == after[0] else mask.T
+        if not np.array_equal(lines, np.broadcast_to(lines.any(axis=0), lines.shape)):
+            what = "inputs" if name == after[0] else "outputs"
+            raise WireError(f"linear '{name}': whole {what} must go, got parts of them.")

@@ -109,7 +109,7 @@ def _find(model: LoadedModel, structure: Structure) -> Units:
             raise ModelError(
                 f"Blocks 0 and {block} of `{layout.prefix}` differ in their units of "
                 f"`pruner.structure={structure}`, so that no one width fits all. Use "
-                "strategy=depth or an unstructured pruner."
+                "a pruner of single weights, such as wanda."
             )
     if first is None:
         raise ModelError(f"`{layout.prefix}` has no blocks.")
@@ -144,8 +144,8 @@ def _of_block(model: LoadedModel, block: int, structure: Structure) -> Units:
     )
     raise ModelError(
         f"`pruner.structure={structure}` needs blocks with one {_WORDS[structure]} whose units can "
-        f"be told apart; {where} {why}. Use the other structure, strategy=depth or an unstructured "
-        "pruner."
+        f"be told apart; {where} {why}. Use the other structure, remove whole blocks, or use a "
+        "pruner of single weights, such as wanda."
     )
 
 

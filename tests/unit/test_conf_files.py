@@ -21,6 +21,7 @@ NEEDS[("strategy", "fedhessian")] = ["pruner=sparsegpt"]
 NEEDS[("pruner", "gptq")] = ["strategy=fedhessian"]
 NEEDS[("pruner", "rounding")] = ["strategy=fedstats"]
 SPARSITIES = {("experiment", "demo"): 0.6, ("pruner", "gptq"): 0, ("pruner", "rounding"): 0}
+NEEDS[("pruner", "structured")] = ["strategy=fedhessian"]
 
 
 def name(path: Path) -> str:

@@ -20,6 +20,7 @@ class CollectConfig(StrategyConfig):
     max_width: Count | None
 
     pools = True
+    removes_units = True
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from fedprune.config import RunConfig, StrategyConfig
 from fedprune.config.relations import told
-from fedprune.config.schema import SECOND_MOMENTS, Count, strategy_for
+from fedprune.config.schema import SECOND_MOMENTS, Count, StructuredConfig, strategy_for
 from fedprune.config.suggest import show
 
 
@@ -21,10 +21,11 @@ class FedHessianConfig(StrategyConfig):
     pools = True
     quantizes = True
     pruners = SECOND_MOMENTS
+    removes_units = True
 
     def check(self, run: RunConfig) -> Iterator[str]:
         """Yield which pruners use no second moments, and what only a sketch has."""
-        yield from told(run, (_pruner, self._bits))
+        yield from told(run, (_pruner, self._bits, self._whole))
 
     def _bits(self, run: RunConfig) -> Iterator[str]:
         if self.moments in ("float32", "float16") and self.bits_per_weight is not None:
@@ -32,6 +33,14 @@ class FedHessianConfig(StrategyConfig):
                 f"`strategy.bits_per_weight` must be null with `strategy.moments` "
                 f"{show(self.moments)}, which sends every entry, got {show(self.bits_per_weight)}. "
                 "Set strategy.moments=eigen or strategy.moments=nystrom."
+            )
+
+    def _whole(self, run: RunConfig) -> Iterator[str]:
+        if isinstance(run.pruner, StructuredConfig) and self.max_width is not None:
+            yield (
+                f"`strategy.max_width` must be null with pruner={run.pruner.name}, which repairs "
+                f"the widest matrices with their second moments, got {self.max_width}. Set "
+                "strategy.max_width=null; strategy.moments=eigen sends less."
             )
 
 

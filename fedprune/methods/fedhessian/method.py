@@ -5,16 +5,20 @@ SparseGPT, ALPS or SparseSwaps at the server takes the place of many at the clie
 what they made. Moments travel whole, or as sketches of a few columns each.
 """
 
+from collections.abc import Mapping
+
 from fedprune.config import RunConfig
 from fedprune.methods.exchange import Answer, BlockExchange, BlockPlace, BlockTask
 from fedprune.methods.fedhessian.moments import MomentAggregator
 from fedprune.methods.moments import InputPlan, input_moments, plan_inputs
 from fedprune.methods.public_model import PublicModel
 from fedprune.methods.registry import Method, Words
-from fedprune.pruning.blocks import BlockWalk, prune_on
+from fedprune.pruning.blocks import BlockWalk, prune_on, read_linears
 from fedprune.pruning.groups import MaskSpec
-from fedprune.pruning.registry import make_solver
+from fedprune.pruning.registry import make_pruner, make_solver
+from fedprune.pruning.structured import check_units, unit_pruner
 from fedprune.results.text import size_text
+from fedprune.wire.changes import Change
 from fedprune.wire.moments import encode_moments
 
 
@@ -26,7 +30,8 @@ class MomentExchange(BlockExchange):
 
     def answer(self, walk: BlockWalk, spec: MaskSpec, local_prefix: bool) -> Answer:
         """Return this client's moments of the block where a walk stands."""
-        statistics = walk.collect("moments", self.config.strategy.max_width)
+        needed = read_linears(walk.model, make_pruner(self.config.pruner))
+        statistics = walk.collect("moments", self.config.strategy.max_width, needed)
         place = BlockPlace.of(walk)
         own = {}
         if local_prefix:
@@ -41,7 +46,15 @@ class MomentExchange(BlockExchange):
 
     def plans(self, model: PublicModel, block: int) -> list[InputPlan]:
         """Return how the moments of each of a block's inputs travel."""
-        return plan_inputs(self.config, block, model.inputs[block], model.shapes[block])
+        inputs = model.inputs[block] if model.units is None else ((model.units.linear,),)
+        return plan_inputs(self.config, block, inputs, model.shapes[block])
+
+    def check_result(self, changes: Mapping[str, Change], block: int, num_blocks: int) -> None:
+        """Raise ``WireError`` unless changes are what the server was to make of a block."""
+        if unit_pruner(make_pruner(self.config.pruner)) is None:
+            super().check_result(changes, block, num_blocks)
+        else:
+            check_units(changes)
 
     def aggregator(self, task: BlockTask) -> MomentAggregator:
         """Return empty sums for a block."""

@@ -7,7 +7,7 @@ from fedprune.config.keys import all_keys, owners
 from fedprune.config.overrides import group_options
 from fedprune.errors import ConfigError
 
-MOMENTS = ("sparsegpt", "alps", "sparseswaps", "gptq")
+MOMENTS = ("sparsegpt", "alps", "sparseswaps", "gptq", "structured")
 
 
 def composed(overrides: str):
@@ -48,6 +48,8 @@ def test_a_strategy_takes_the_pruners_that_use_its_statistics(strategy, pruner):
     masks = set(group_options("pruner")) - {"gptq", "rounding"}
     takes = {"fedstats": ("wanda", "ria", "rounding"), "fedhessian": MOMENTS}
     overrides = f"strategy={strategy} pruner={pruner}"
+    if strategy != "collect":
+        masks -= {"structured"}
     if pruner in takes.get(strategy, masks):
         composed(overrides)
         return

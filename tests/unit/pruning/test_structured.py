@@ -135,6 +135,7 @@ def test_what_is_said_of_a_sparsity_that_removes_nothing_helps():
 def test_changes_are_columns_after_and_rows_before(dtype, repair):
     weight, _, moments = problem(5, 16)
     weights = {"up": torch.randn(16, 4).to(dtype), "down": weight.to(dtype)}
+    weights["other"] = torch.randn(3, 4).to(dtype)
     pruner = StructuredPruner("ffn", 8, repair, 0.01)
     stats = MomentStatistics(moments.float(), 400)
     changes = pruner.prune_units(weights, stats, units(16), 0.5)
@@ -144,6 +145,7 @@ def test_changes_are_columns_after_and_rows_before(dtype, repair):
     assert down.any(0).sum() == 8
     assert (changes["up"].to_bool().all(1) == down.any(0)).all()
     assert (changes["up"].to_bool().any(1) == down.any(0)).all()
+    assert changes["other"].sparsity == 0
 
 
 def test_moments_that_are_missing_or_others_are_refused():
