@@ -358,8 +358,7 @@ COMMANDS: dict[str, Command] = {
     "collect": Command(
         "gather statistics of a model from all clients, once",
         "Ask every client once for statistics of the dense model (strategy.statistics), and keep "
-        "them in a folder that any number of models are made of: see `fedprune solve`. The same as "
-        "`fedprune run strategy=collect`.",
+        "them in a folder that any number of models are made of: see `fedprune solve`.",
         _run_arguments,
         _collect,
     ),
