@@ -39,6 +39,7 @@ from fedprune.models.transfer import Offer
 from fedprune.pruning.block_kinds import BlockSite
 from fedprune.pruning.blocks import input_groups
 from fedprune.pruning.compaction import plan_narrowing
+from fedprune.pruning.loudness import most_mean_squares
 from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.units import Units
 from fedprune.records import NodeReport
@@ -396,6 +397,7 @@ def _public_model(
         code_hash=source_digest(),
         weight=lambda block, name: loaded.weight(block, name),
         inputs=input_groups(loaded) if traced else (),
+        loudness=most_mean_squares(loaded) if traced else (),
         offer=offer,
         units=units,
         sites=tuple(BlockSite.of(loaded, block) for block in range(len(layout.blocks))),

@@ -112,15 +112,20 @@ def centralized_changes(
 ) -> Changes:
     """Prune with the samples of all clients pooled; simulation only, where they can be read here.
 
-    The samples are exactly those the clients drew: same partitions, same seeds. A block is pruned
-    when it is asked for.
+    The samples are exactly those the clients drew: same partitions, same seeds, and no more than
+    a client's operator lets it use. A block is pruned when it is asked for.
     """
     documents = load_documents(config.data, "train")
     samples: list[torch.Tensor] = []
     for client in strategy.cohort.clients:
         report = client.report
         found = client_samples(
-            config, documents, loaded.tokenizer, report.partition_id, report.num_partitions
+            config,
+            documents,
+            loaded.tokenizer,
+            report.partition_id,
+            report.num_partitions,
+            report.samples,
         )
         samples += [sample.tokens for sample in found]
     device, limits = pick_device(config.pruner.device), Limits.of(config.pruner)

@@ -62,6 +62,9 @@ class ColumnAggregator(CountedSums, Aggregator[list[InputSums], R], Generic[R]):
         found = decode_sums(payload, self.task.model.shapes[self.task.block])
         check_inputs([one.linears for one in found], self._inputs)
         check_tokens({one.linears[0]: one.tokens for one in found}, self.task, client)
+        for one in found:
+            total = float(one.sums.to_float64().sum())
+            check_loudness(self.task, one.linears, total, one.tokens)
         return found
 
     def add(self, answer: list[InputSums], client: Contributor) -> None:
@@ -91,6 +94,31 @@ def check_inputs(sent: Sequence[tuple[str, ...]], expected: Sequence[tuple[str, 
     if sorted(sent) != sorted(expected):
         shown = "; ".join(" ".join(linears) for linears in expected)
         raise WireError(f"the block's linears share inputs as {shown}; the client's do not.")
+
+
+def check_loudness(task: BlockTask, linears: Sequence[str], squares: float, tokens: int) -> None:
+    """Raise ``WireError`` if inputs are larger than the public model can make them.
+
+    Parameters
+    ----------
+    task : BlockTask
+        The block, whose model knows how large they can be.
+    linears : Sequence[str]
+        The linears that read the input.
+    squares : float
+        The sum over columns and tokens of the squared input.
+    tokens : int
+        Of how many tokens it is.
+    """
+    if not task.model.loudness:
+        return
+    most = task.model.loudness[task.block].get(linears[0], float("inf"))
+    mean = squares / (max(1, tokens) * task.model.shapes[task.block][linears[0]][1])
+    if not mean <= most:  # so that NaN is refused, too
+        raise WireError(
+            f"the input of {' '.join(linears)} has a mean square of {mean:.3g}; what any text "
+            f"makes of the public model stays below {most:.3g}."
+        )
 
 
 def check_tokens(found: Mapping[str, int], task: BlockTask, client: Contributor) -> None:

@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Sequence
 from typing import Generic, TypeVar
 
+import numpy as np
 import torch
 
 from fedprune.errors import WireError
 from fedprune.methods.exchange import Aggregator, BlockTask, Contributor
-from fedprune.methods.inputs import check_inputs, check_tokens
+from fedprune.methods.inputs import check_inputs, check_loudness, check_tokens
 from fedprune.methods.moments import InputPlan, MomentPool, diagonal_of
 from fedprune.methods.state import CountedSums, Keepable
 from fedprune.methods.sums import SumsPool
@@ -56,6 +57,8 @@ class MomentSums(CountedSums, Aggregator[list[InputMoments], R], Generic[R]):
                     f"the moments of {' '.join(group.linears)} must be of form '{plan.form}' and "
                     f"rank {plan.rank}, got another."
                 )
+            total = float(diagonal_of(group).sum(dtype=np.float64))
+            check_loudness(self.task, group.linears, total, group.tokens)
             if isinstance(group.body, Triangle):
                 check_moments(group.body, " ".join(group.linears))
         return found

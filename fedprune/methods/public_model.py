@@ -33,6 +33,9 @@ class PublicModel:
     inputs : tuple of tuples
         For each block: the linears that share an input, a tuple for each distinct input. Empty
         where no statistics are sent.
+    loudness : tuple of Mapping
+        For each block: name of the linear -> what the mean square of its input can be at most;
+        empty where no statistics are sent.
     offer : Offer, optional
         The model's files, where nodes that lack them get them from here.
     sites : tuple of BlockSite
@@ -50,6 +53,7 @@ class PublicModel:
     code_hash: str
     weight: Callable[[int, str], Tensor]
     inputs: tuple[tuple[tuple[str, ...], ...], ...] = ()
+    loudness: tuple[Mapping[str, float], ...] = ()
     offer: Offer | None = None
     sites: tuple[BlockSite, ...] = ()
     experts: tuple[frozenset[str], ...] = ()

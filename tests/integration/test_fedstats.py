@@ -152,3 +152,13 @@ def test_a_client_that_lies_about_shared_inputs_or_sends_garbage_is_left_out(tmp
     assert results["ledger"]["refused"] == {"partition 1": 1}
     lists = samples_of(3)
     assert same_masks(masks_of(tmp_path / "run"), central([*lists[0], *lists[2]], prune_on=False))
+
+
+def test_the_centralised_baseline_uses_the_samples_that_operators_allow(tmp_path):
+    nodes = {1: {"partition-id": 1, "num-partitions": 3, "max-samples": 1}}
+    grid = LocalGrid(app, 3, node_configs=nodes)
+    options = ("schedule=iterative", "evaluation.centralized=true", "data.partition=iid")
+    results = job(tmp_path / "run", *STATS, *options, grid=grid)
+    assert [client["samples"] for client in results["clients"]] == [2, 1, 2]
+    (found,) = results["perplexity"].values()
+    assert found["pruned"] == found["centralized"]

@@ -20,7 +20,7 @@ from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.statistics import MomentStatistics
 from fedprune.wire.changes import SparseWeight, decode_update, encode_update
 from fedprune.wire.moments import InputMoments, Triangle, decode_moments, encode_moments
-from fedprune.wire.sums import InputSums, decode_sums, encode_sums
+from fedprune.wire.sums import ExactSums, InputSums, decode_sums, encode_sums
 from tests.support.grid import LocalGrid
 from tests.support.jobs import job
 from tests.support.moments import correlated
@@ -202,6 +202,24 @@ def one_token(data: bytes) -> bytes:
     return encode_sums([InputSums(group.linears, group.sums, 1) for group in groups])
 
 
+def loud_sums(data: bytes) -> bytes:
+    groups = []
+    for group in decode_sums(data, SHAPES):
+        sums = ExactSums(group.sums.size)
+        for _ in range(30):
+            sums.merge(group.sums)
+        groups.append(InputSums(group.linears, sums, group.tokens))
+    return encode_sums(groups)
+
+
+def loud_moments(data: bytes) -> bytes:
+    groups = []
+    for group in decode_moments(data, SHAPES):
+        loud = Triangle.from_matrix(30 * group.body.matrix())
+        groups.append(InputMoments(group.linears, group.tokens, loud))
+    return encode_moments(groups)
+
+
 def negated(data: bytes) -> bytes:
     groups = []
     for group in decode_moments(data, SHAPES):
@@ -228,10 +246,17 @@ def tenfold(data: bytes) -> bytes:
             negated,
             "not those of any inputs",
         ),
+        (("strategy=fedstats",), loud_sums, "of the public model stays below"),
+        (("allocation=owl",), loud_sums, "of the public model stays below"),
+        (
+            ("strategy=fedhessian", "pruner=alps", "schedule=iterative"),
+            loud_moments,
+            "of the public model stays below",
+        ),
         (("strategy=fedspallm", "pruner=sparsegpt"), tenfold, "a solver stays below"),
         (("strategy=fedspallm", "pruner=wanda"), tenfold, "its pruner changes no weights"),
     ],
-    ids=["tokens", "moments", "survivors", "public survivors"],
+    ids=["tokens", "moments", "sums", "survey", "loud moments", "survivors", "public survivors"],
 )
 def test_a_run_goes_on_without_the_client_by_name(tmp_path, options, change, words):
     grid = LocalGrid(app, 3, tamper=lying(change))
