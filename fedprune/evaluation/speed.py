@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.sparse import to_sparse_semi_structured
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from fedprune.models.device import explain_out_of_memory
 from fedprune.models.layout import DecoderLayout, find_layout
-from fedprune.models.loading import progress_on_terminals_only
+from fedprune.models.loading import whole_model
 
 _LEAST_CAPABILITY = (8, 0)
 _WARM_UP = 2
@@ -126,20 +126,12 @@ def measure_speed(folder: Path, device: torch.device, seq_len: int, batch: int =
     ModelError
         If the model does not fit on the device.
     """
-    model = _whole(folder)
+    model = whole_model(str(folder))
     with explain_out_of_memory("measuring speed", "evaluation.seq_len"), torch.inference_mode():
         if device.type == "cuda" and model.dtype == torch.float32:
             model.to(torch.bfloat16)
         model.to(device).eval()
         return _Bench(model, find_layout(model), device, seq_len, batch).speed()
-
-
-def _whole(folder: Path) -> PreTrainedModel:
-    with progress_on_terminals_only():
-        found: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto", trust_remote_code=False
-        )
-    return found
 
 
 @dataclass(frozen=True)
@@ -219,7 +211,9 @@ class _Bench:
 
     def _tokens_per_second(self) -> float:
         size = self.batch, self.seq_len
-        tokens = torch.randint(self.model.config.vocab_size, size, device=self.device)
+        tokens = torch.randint(
+            self.model.config.get_text_config(decoder=True).vocab_size, size, device=self.device
+        )
         seconds = self._seconds(lambda: self.model(input_ids=tokens, use_cache=False))
         return tokens.numel() / seconds
 

@@ -19,10 +19,9 @@ from typing import Self
 
 import psutil
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from fedprune.errors import ModelError
-from fedprune.models.loading import progress_on_terminals_only
+from fedprune.models.loading import whole_model
 
 NEW_TOKENS = 32
 """How many tokens are written in a round."""
@@ -197,11 +196,7 @@ class _Served:
     def __init__(self, model: str, device: torch.device, revision: str | None = None) -> None:
         self._device = device
         self._before = psutil.Process().memory_info().rss
-        with progress_on_terminals_only():
-            found: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                model, revision=revision, dtype="auto", trust_remote_code=False
-            )
-        self._model = found.to(device).eval()
+        self._model = whole_model(model, revision).to(device).eval()
 
     def answer(self, what: str, tokens: int) -> float:
         """Return how long it takes to load, read or write, or the peak of memory."""

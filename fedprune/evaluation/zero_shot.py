@@ -15,6 +15,7 @@ from typing import Any
 from fedprune.config.overrides import dataset_names, is_task_file
 from fedprune.config.suggest import did_you_mean
 from fedprune.errors import ConfigError, DataError, ModelError
+from fedprune.models.architecture import auto_class, read_config
 
 PAPER_TASKS = (
     "boolq",
@@ -135,12 +136,15 @@ def zero_shot(
     from lm_eval import evaluate
     from lm_eval.models.huggingface import HFLM
 
+    # The harness guesses that what it does not know is a causal model, not one of images and text.
+    kind = type("Model", (HFLM,), {"AUTO_MODEL_CLASS": auto_class(read_config(model, revision))})
+
     for task in tasks.values():
         task.set_config("num_fewshot", 0)
         task.set_fewshot_seed(_SEED)
     with _quiet_off_terminal():
         try:
-            scored = HFLM(
+            scored = kind(
                 pretrained=model,
                 revision=revision or "main",
                 dtype=dtype,

@@ -29,7 +29,9 @@ _ON_THE_HUB = (
     "USE_POLICY.md",
     "tokenizer.model",
     "chat_template.jinja",
+    "chat_template.json",
     "preprocessor_config.json",
+    "video_preprocessor_config.json",
     "processor_config.json",
 )
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt")

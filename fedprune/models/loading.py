@@ -240,6 +240,29 @@ def model_shapes(config: ModelConfig, path: str | None = None) -> list[dict[str,
     return find_layout(_skeleton(source, architecture, None)).shapes()
 
 
+def whole_model(source: str, revision: str | None = None) -> PreTrainedModel:
+    """Load a model whole into memory, by the class that it was saved from.
+
+    Parameters
+    ----------
+    source : str
+        A folder, or an id on the Hub.
+    revision : str, optional
+        Of an id.
+
+    Raises
+    ------
+    ModelError
+        If it cannot be loaded.
+    """
+    architecture = read_config(source, revision)
+    with readable_errors(source), progress_on_terminals_only():
+        found: PreTrainedModel = auto_class(architecture).from_pretrained(
+            source, revision=revision, dtype="auto", trust_remote_code=False
+        )
+    return found
+
+
 def check_seq_len(model: PreTrainedModel, seq_len: int, key: str) -> None:
     """Raise ``ModelError`` if a sequence is longer than the model has positions for.
 
