@@ -36,6 +36,7 @@ from fedprune.models.loading import LoadedModel, load_model
 from fedprune.models.reshape import Reshape, export_reshaped
 from fedprune.models.selection import select
 from fedprune.models.transfer import Offer
+from fedprune.models.unread import describe
 from fedprune.pruning.block_kinds import BlockSite
 from fedprune.pruning.blocks import input_groups
 from fedprune.pruning.compaction import plan_narrowing
@@ -236,6 +237,7 @@ def _run(  # noqa: PLR0913 - what a job is made of
         seconds,
         state.figures,
         model.dense_bytes,
+        describe(loaded),
     )
     agreement = tally.agreement([client.name for client in strategy.cohort.clients])
     results = build_results(

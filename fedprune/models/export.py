@@ -186,8 +186,12 @@ def _write_weights(
     state, tied = model.model.state_dict(), tied_names(model.model)
     shards, prefix, kept = ShardWriter(folder, SHARD_BYTES), f"{model.layout.prefix}.", True
     outside = [name for name in state if name not in tied and not name.startswith(prefix)]
+    unread = tuple(f"{name}." for name in model.layout.unread)
     for names in model.source.together(outside):
-        shards.add(model.source.stored({name: model.tensor(name) for name in names}))
+        if all(name.startswith(unread) for name in names):
+            shards.add(model.source.untouched(names))
+        else:
+            shards.add(model.source.stored({name: model.tensor(name) for name in names}))
     for block in range(len(model.layout.blocks)):
         done = changes.get(block, {})
         kept = kept and all(map(keeps_survivors, done.values()))

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fedprune.errors import ModelError
 from fedprune.models.experts import expert_matrices, num_experts
-from fedprune.models.passage import Passage, is_linear, passage, trace
+from fedprune.models.passage import Passage, is_linear, passage, trace, unread
 
 # Below this share of weights in linear maps, pruning them would miss what the blocks are made of.
 _LEAST_SHARE = 0.5
@@ -103,6 +103,11 @@ class DecoderLayout:
         Size of the hidden states, 0 if unknown.
     passage : Passage
         How hidden states go through them.
+    shared, left_out : frozenset of str
+        Linear maps that stay dense, by their names in the model: those that share a matrix, and
+        those that a run does not select.
+    unread : frozenset of str
+        Parts outside the blocks that text never reaches, a tower for images for instance.
     """
 
     prefix: str
@@ -111,6 +116,7 @@ class DecoderLayout:
     width: int = 0
     shared: frozenset[str] = frozenset()
     left_out: frozenset[str] = frozenset()
+    unread: frozenset[str] = frozenset()
     _known: dict[int, dict[str, LinearRef]] = field(default_factory=dict, repr=False, compare=False)
 
     def linears(self, block: int) -> dict[str, LinearRef]:
@@ -189,7 +195,12 @@ def find_layout(model: nn.Module) -> DecoderLayout:
     # max() keeps the first of equals, and an outer list comes before those inside its blocks.
     prefix, found = max(called, key=lambda entry: _linear_numel(entry[1], width))
     layout = DecoderLayout(
-        prefix, tuple(found), passage(seen, prefix), width, _shared(prefix, found)
+        prefix,
+        tuple(found),
+        passage(seen, prefix),
+        width,
+        _shared(prefix, found),
+        unread=unread(seen, prefix),
     )
     _check_blocks(kind, layout)
     return layout

@@ -115,7 +115,10 @@ class LoadedModel:
         }
 
     def outer_tensors(self) -> dict[str, Tensor]:
-        """Return what is outside the blocks, embeddings and head, by full name; tied ones once."""
+        """Return what text passes outside the blocks, embeddings and head, by full name.
+
+        Tied ones are there once; what text never reaches, a tower for images, is not.
+        """
         saved = self.model.state_dict()
         outside = dict(self._outside())
         stored = self.source.tensors(name for name in outside if name in saved)
@@ -128,9 +131,9 @@ class LoadedModel:
             self.source.prefetch(prefix + name for name in self.layout.blocks[block].state_dict())
 
     def _outside(self) -> Iterator[tuple[str, Tensor]]:
-        inside = f"{self.layout.prefix}."
+        others = tuple(f"{name}." for name in (self.layout.prefix, *self.layout.unread))
         for name, tensor in chain(self.model.named_parameters(), self.model.named_buffers()):
-            if not name.startswith(inside):
+            if not name.startswith(others):
                 yield name, tensor
 
 
@@ -347,7 +350,8 @@ def _dtype(
     config: ModelConfig, architecture: PreTrainedConfig, stored: Mapping[str, Stored]
 ) -> torch.dtype:
     """Return the type to compute in: as configured, as the model says, or as most is stored."""
-    chosen = _DTYPES[config.dtype] or architecture.get_text_config().dtype
+    said = architecture.dtype or architecture.get_text_config().dtype
+    chosen = _DTYPES[config.dtype] or said
     if chosen is None:
         sizes: dict[torch.dtype, int] = {}
         for place in stored.values():

@@ -8,6 +8,7 @@ its linear maps return random numbers without multiplying, and nothing is read f
 
 import copy
 import operator
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -75,6 +76,8 @@ class Trace:
         Lists of modules whose modules leave something in a mapping that they get as an argument.
     hiders : set of str
         Those that leave something in a list, or in a mapping inside of an argument.
+    modules : set of str
+        Modules that were called, by name.
     error : Exception or None
         What stopped the pass before its end.
     """
@@ -82,6 +85,7 @@ class Trace:
     model: nn.Module
     calls: list[tuple[str, int, object]] = field(default_factory=list)
     linears: set[str] = field(default_factory=set)
+    modules: set[str] = field(default_factory=set)
     writers: set[str] = field(default_factory=set)
     hiders: set[str] = field(default_factory=set)
     error: Exception | None = None
@@ -114,7 +118,8 @@ def trace(model: nn.Module) -> Trace:
                 handles.append(child.register_forward_pre_hook(before, with_kwargs=True))
                 handles.append(child.register_forward_hook(after, with_kwargs=True))
         elif is_linear(module):
-            handles.append(module.register_forward_pre_hook(_calling(found, name)))
+            handles.append(module.register_forward_pre_hook(_calling(found.linears, name)))
+        handles.append(module.register_forward_pre_hook(_calling(found.modules, name)))
     try:
         _run(hollow)
     except Exception as error:  # whatever a family does to numbers that mean nothing
@@ -178,6 +183,53 @@ def passage(found: Trace, prefix: str) -> Passage:
     with torch.device("cpu"):
         plain = _is_plain(found.model, prefix, blocks, order, outputs, prefix in found.writers)
     return Passage(tuple(order), plain, tuple(outputs), _idle(found, prefix, blocks, order))
+
+
+def unread(found: Trace, prefix: str) -> frozenset[str]:
+    """Return the outermost modules outside of the blocks that text does not reach, by name.
+
+    Parameters
+    ----------
+    found : Trace
+        From :func:`trace`; none is unread if it stopped before its end.
+    prefix : str
+        Name of the list of blocks.
+    """
+    if found.error is not None:
+        return frozenset()
+    owners = Counter(id(one) for _, one in found.model.named_parameters(remove_duplicate=False))
+    names = frozenset(
+        name
+        for name in _uncalled(found, "", found.model, prefix)
+        if not _shares(found.model.get_submodule(name), owners)
+    )
+    # A module may use another's weight without calling it: these run without them.
+    for name in names:
+        for module in found.model.get_submodule(name).modules():
+            for key, parameter in module.named_parameters(recurse=False):
+                module._parameters[key] = nn.Parameter(parameter.to("meta"), requires_grad=False)
+    try:
+        _run(found.model)
+    except Exception:  # whatever it says, they are needed
+        return frozenset()
+    return names
+
+
+def _shares(part: nn.Module, owners: Mapping[int, int]) -> bool:
+    """Whether a part has a parameter that is another part's too."""
+    own = Counter(id(one) for _, one in part.named_parameters(remove_duplicate=False))
+    return any(owners[one] > count for one, count in own.items())
+
+
+def _uncalled(found: Trace, name: str, module: nn.Module, prefix: str) -> Iterator[str]:
+    for key, child in module.named_children():
+        inner = f"{name}.{key}" if name else key
+        if inner == prefix or next(child.parameters(), None) is None:
+            continue
+        if any(one == inner or one.startswith(f"{inner}.") for one in found.modules):
+            yield from _uncalled(found, inner, child, prefix)
+        else:
+            yield inner
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -329,9 +381,9 @@ def _entries(value: object) -> list[object]:
     return [value]
 
 
-def _calling(found: Trace, name: str) -> Callable[..., None]:
+def _calling(called: set[str], name: str) -> Callable[..., None]:
     def note(_module: nn.Module, _args: object) -> None:
-        found.linears.add(name)
+        called.add(name)
 
     return note
 

@@ -350,7 +350,12 @@ def _write_weights(
         return {target: left.contiguous()}
 
     outside = [name for name in state if name not in tied and not name.startswith(prefix)]
+    unread = tuple(f"{name}." for name in model.layout.unread)
     for names in model.source.together(outside):
+        if all(name.startswith(unread) for name in names):
+            shards.add(model.source.untouched(names))
+            missing.difference_update(names)
+            continue
         kept: dict[str, Tensor] = {}
         for name in names:
             kept |= add(name, name, model.tensor(name))

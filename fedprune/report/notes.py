@@ -9,6 +9,7 @@ from fedprune.report.clients import client_agreement
 from fedprune.report.linears import reporters
 from fedprune.results import text
 from fedprune.results.perplexity import headline
+from fedprune.results.unread import left_as_stored
 
 Level = Literal["problem", "warning", "hint"]
 
@@ -32,9 +33,21 @@ class Note:
 
 def notes(results: Mapping[str, Any]) -> list[Note]:
     """Return what is worth a warning in `results.json`; an empty list is good news."""
-    checks = (_refused, _uncovered, _quality, _zeros, _poor, _outliers, _violations, _tied)
+    checks = (_refused, _uncovered, _quality, _zeros, _poor, _outliers, _violations, _tied, _unread)
     found = [note for check in checks for note in check(results)]
     return sorted(found, key=lambda note: _LEVELS.index(note.level))
+
+
+def _unread(results: Mapping[str, Any]) -> Iterator[Note]:
+    left = left_as_stored(results)
+    if left:
+        yield Note(
+            "hint",
+            "Only the text decoder was pruned",
+            f"Its blocks are `{results['model']['blocks']}`. Left as their files hold them, with "
+            f"so many weights: {left}. Sparsity is the share of zeros among what "
+            "could be pruned, sizes are of the whole checkpoint.",
+        )
 
 
 def _refused(results: Mapping[str, Any]) -> Iterator[Note]:

@@ -23,6 +23,7 @@ from fedprune.results.perplexity import (
     perplexity_at,
     summaries,
 )
+from fedprune.results.unread import loading_code
 
 _SCHEDULES = {"one_shot": "one shot", "iterative": "iterative"}
 _TOLD = ("strategy", "schedule", "pruner", "pattern", "group", "prefix", "allocation")
@@ -60,7 +61,7 @@ def run_view(results: Mapping[str, Any], config: str, folder: Path) -> dict[str,
         "rounds": found,
         "by_round": by_round(results, found),
         "phases": phases(results["seconds"]),
-        "code": _code(folder),
+        "code": _code(results, folder),
         "sizes": _sizes(results.get("sizes")),
         "speed": _speed(results.get("speed")),
         "smaller": results.get("smaller"),
@@ -310,15 +311,9 @@ def _speed(found: Mapping[str, Mapping[str, float]] | None) -> list[list[str]]:
     ]
 
 
-def _code(folder: Path) -> tuple[str, str] | None:
+def _code(results: Mapping[str, Any], folder: Path) -> tuple[str, str] | None:
     """Return Python that loads the exported model and the command that measures it again."""
     if not (folder / "model").is_dir():
         return None
     model = str(folder / "model")
-    python = (
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f"folder = {model!r}\n"
-        "model = AutoModelForCausalLM.from_pretrained(folder)\n"
-        "tokenizer = AutoTokenizer.from_pretrained(folder)"
-    )
-    return python, f"fedprune evaluate {shlex.quote(model)}"
+    return loading_code(results, model), f"fedprune evaluate {shlex.quote(model)}"

@@ -44,6 +44,8 @@ class Facts:
         What the strategy tells of itself: the allocation, the draw of layers, violations.
     dense_bytes : int
         The prunable weights as they are stored: what a client would send of a dense model.
+    architecture : Mapping[str, object]
+        Of the model: :func:`fedprune.models.unread.describe`.
     """
 
     config: RunConfig
@@ -54,6 +56,7 @@ class Facts:
     seconds: Mapping[str, float]
     figures: Mapping[str, object] = field(default_factory=dict)
     dense_bytes: int = 0
+    architecture: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,7 @@ def build_results(
             "path": config.model.path,
             "config_hash": facts.fingerprint.config,
             "weights_hash": facts.fingerprint.weights,
+            **facts.architecture,
         },
         "sparsity": _sparsity(config.sparsity, linears),
         "perplexity": {found.dataset: _perplexity(found) for found in perplexities},

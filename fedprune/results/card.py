@@ -11,6 +11,7 @@ from fedprune.config import RunConfig
 from fedprune.models.folder import is_local
 from fedprune.results.perplexity import DENSE, FEDERATED, MODELS, fidelity_table, perplexity_at
 from fedprune.results.text import figure, markdown_table, size, size_change
+from fedprune.results.unread import left_as_stored, loading_code
 
 CARD = "README.md"
 
@@ -54,7 +55,7 @@ def model_card(config: RunConfig, results: Mapping[str, Any]) -> ModelCard:
         base_model=_base_model(config),
         license=config.card.license or None,
         library_name="transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag="image-text-to-text" if _sees(results) else "text-generation",
         tags=_tags(config, results),
         model_name=_title(config, results),
         eval_results=_eval_results(results) or None,
@@ -68,22 +69,22 @@ def model_card(config: RunConfig, results: Mapping[str, Any]) -> ModelCard:
         "## What it takes\n\n" + _takes(results),
         "## Data\n\n" + (config.card.data_description or "The clients' texts are not described."),
         "## What left the sites\n\n" + privacy_statement(config, results),
-        "## Use\n\n" + _USE + ("" if results.get("smaller") else _ZEROS),
+        "## Use\n\n" + _use(results),
         "## Versions\n\n" + _versions(results),
     )
     return ModelCard("---\n" + data.to_yaml() + "\n---\n\n" + "\n\n".join(parts) + "\n")
 
 
-_USE = """```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+_ZEROS = "Zeros are stored as zeros; `fedprune/masks.safetensors` says which weights were pruned."
 
-model = AutoModelForCausalLM.from_pretrained("FOLDER_OR_ID")
-tokenizer = AutoTokenizer.from_pretrained("FOLDER_OR_ID")
-```"""
 
-_ZEROS = (
-    "\n\nZeros are stored as zeros; `fedprune/masks.safetensors` says which weights were pruned."
-)
+def _use(results: Mapping[str, Any]) -> str:
+    code = f"```python\n{loading_code(results, 'FOLDER_OR_ID')}\n```"
+    return code if results.get("smaller") else f"{code}\n\n{_ZEROS}"
+
+
+def _sees(results: Mapping[str, Any]) -> bool:
+    return "Image" in results["model"].get("loads_with", "")
 
 
 def _tags(config: RunConfig, results: Mapping[str, Any]) -> list[str]:
@@ -152,6 +153,10 @@ def _method(config: RunConfig, results: Mapping[str, Any]) -> list[Sequence[str]
         f"{config.pruner.seq_len} tokens a client",
         "seed": str(config.seed),
     }
+    left = left_as_stored(results)
+    if left:
+        rows["pruned part"] = str(results["model"]["blocks"])
+        rows["left as it was, with its weights"] = left
     return list(rows.items())
 
 

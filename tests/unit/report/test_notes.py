@@ -114,3 +114,13 @@ def test_the_worst_comes_first():
     results = made_up(NAMES, 2, lost=NAMES[:1])
     results["sparsity"]["target"] = 0.6
     assert [level for level, _ in titles(results)] == ["problem", "warning", "hint"]
+
+
+def test_what_text_never_reaches_was_left_alone():
+    results = quiet()
+    part = {"name": "model.vision_tower", "kind": "CLIPVisionModel", "parameters": 1234}
+    results["model"] |= {"blocks": "model.language_model.layers", "unread": [part]}
+    (note,) = notes(results)
+    assert note.level == "hint"
+    assert "model.vision_tower (CLIPVisionModel, 1,234)" in note.detail
+    assert "model.language_model.layers" in note.detail

@@ -156,3 +156,19 @@ def test_it_says_what_the_model_takes():
     text = model_card(config_from_overrides([]), RESULTS | {"sizes": sizes, "speed": speed}).text
     assert "take 1.0 MB, 25% of the base model's" in text
     assert "reads 1.25 and writes 1.50 times" in text and "2.0 MB beside 3.0 MB" in text
+
+
+def test_a_model_of_images_says_what_was_pruned_and_how_it_is_loaded():
+    told = {
+        "class": "LlavaForConditionalGeneration",
+        "loads_with": "AutoModelForImageTextToText",
+        "blocks": "model.language_model.layers",
+        "unread": [{"name": "model.vision_tower", "kind": "CLIPVisionModel", "parameters": 1234}],
+    }
+    results = RESULTS | {"model": RESULTS["model"] | told}
+    text = str(model_card(config_from_overrides([]), results))
+    assert "pipeline_tag: image-text-to-text" in text
+    assert "model.vision_tower (CLIPVisionModel, 1,234)" in text
+    assert "model.language_model.layers" in text
+    assert "AutoModelForImageTextToText.from_pretrained(folder)" in text
+    assert "AutoProcessor.from_pretrained(folder)" in text
