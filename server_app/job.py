@@ -29,6 +29,7 @@ from fedprune.methods.statistics_folder import (
     StatisticsFolder,
     write_manifest,
 )
+from fedprune.models.coverage import coverage
 from fedprune.models.device import return_freed_memory
 from fedprune.models.export import export_model
 from fedprune.models.fingerprint import Fingerprint, fingerprint
@@ -42,6 +43,7 @@ from fedprune.pruning.blocks import input_groups
 from fedprune.pruning.compaction import plan_narrowing
 from fedprune.pruning.loudness import most_mean_squares
 from fedprune.pruning.registry import make_pruner
+from fedprune.pruning.statistics import NOTHING
 from fedprune.pruning.units import Units
 from fedprune.records import NodeReport
 from fedprune.report.page import leave_report
@@ -207,6 +209,8 @@ def _run(  # noqa: PLR0913 - what a job is made of
         narrowing = plan_narrowing(loaded, make_pruner(config.pruner), config.sparsity)
         units = None if narrowing is None else narrowing.units
         model = _public_model(config, loaded, marks, _offer(config, loaded), units)
+    covered = coverage(loaded.layout)
+    covered.tell()
     files.identify(_identity(folder, model))
     model.check_pattern(config.pruner.pattern)
     tally = TrackedTally(folder, files, loaded, config.strategy.rounds, tracking)
@@ -243,7 +247,9 @@ def _run(  # noqa: PLR0913 - what a job is made of
     results = build_results(
         facts, tally.linears(), perplexities, _clients(strategy), files.ledger, agreement
     )
-    return results | further
+    if make_pruner(config.pruner).needs == NOTHING:
+        results["experts"] = None  # nobody looked at a token
+    return results | {"coverage": covered.to_dict()} | further
 
 
 def _asked(

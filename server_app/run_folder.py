@@ -490,9 +490,11 @@ class Tally:
         mask, votes = result.masks.get(name), result.histograms.get(name)
         weights = shape[0] * shape[1]
         zeros = weights - mask.survivors if mask is not None else 0
+        linear = self.loaded.layout.linears(result.block)[name]
+        place, expert = f"{self.loaded.layout.prefix}.{result.block}", linear.expert
         voters, effective = result.heard.get(name, (result.voters, result.effective_voters))
         return LinearFigures(
-            name=f"{self.loaded.layout.prefix}.{result.block}.{name}",
+            name=f"{place}.{name}",
             weights=weights,
             zeros=zeros,
             voters=voters,
@@ -500,6 +502,8 @@ class Tally:
             agreement=None if votes is None else pairwise_agreement(votes, effective),
             unanimous=None if votes is None else unanimous_share(votes),
             tied=(0, 0) if votes is None else tied_weights(votes, zeros),
+            expert=f"{place}.{expert.holder}.{expert.index}" if expert else "",
+            tokens=result.tokens.get(name) if expert else None,
         )
 
 

@@ -19,6 +19,7 @@ _POOR = 0.5  # of the agreement beyond chance
 _FAR = 2.0  # times the median disagreement
 _MANY_TIED = 0.05  # of all weights, such that ties alone decided
 _STRANGE = 0.01  # of a linear's weights that no Wanda mask would have so
+_MUCH_DENSE = 0.1  # of the blocks' matrices
 _OFF = 0.005  # from the target
 
 
@@ -33,7 +34,10 @@ class Note:
 
 def notes(results: Mapping[str, Any]) -> list[Note]:
     """Return what is worth a warning in `results.json`; an empty list is good news."""
-    checks = (_refused, _uncovered, _quality, _zeros, _poor, _outliers, _violations, _tied, _unread)
+    checks = (
+        *(_refused, _uncovered, _quality, _zeros, _dense, _experts),
+        *(_poor, _outliers, _violations, _tied, _unread),
+    )
     found = [note for check in checks for note in check(results)]
     return sorted(found, key=lambda note: _LEVELS.index(note.level))
 
@@ -104,6 +108,33 @@ def _zeros(results: Mapping[str, Any]) -> Iterator[Note]:
             "Sparsity is off its target",
             f"{text.percent(sparsity['overall'], 2)} of the weights are zero, asked for were "
             f"{text.percent(sparsity['target'], 2)}.",
+        )
+
+
+def _dense(results: Mapping[str, Any]) -> Iterator[Note]:
+    covered = results.get("coverage") or {"dense": {}}
+    if covered["dense"]:
+        yield Note(
+            "warning" if covered["share"] > _MUCH_DENSE else "hint",
+            f"{text.percent(covered['share'], 2)} of the matrices in the blocks stay dense",
+            f"They are not considered: {text.listing(covered['dense'])}. The sparsity is that of "
+            "all others.",
+        )
+
+
+def _experts(results: Mapping[str, Any]) -> Iterator[Note]:
+    found = results.get("experts")
+    if found and (found["unseen"] or found["few"]):
+        few, every = found["few"], found["experts"]
+        title = f"{few} of {every} experts saw fewer than {found['few_tokens']} tokens"
+        if few is None:
+            title = f"{found['unseen']} of {every} experts saw no token"
+        yield Note(
+            "warning" if found["unseen"] else "hint",
+            title,
+            f"Of all clients together. {text.count(found['unseen'], 'expert')} saw none: their "
+            "weights went by magnitude. Raise `pruner.num_calibration_samples`, or take texts of "
+            "more kinds.",
         )
 
 

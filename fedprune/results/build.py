@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # it loads torch, which the command line does not need to sho
     from fedprune.models.fingerprint import Fingerprint
 
 FORMAT = 1
+FEW_TOKENS = 100
+"""Tokens of all clients below which results count an expert among those that saw few."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,11 @@ class LinearFigures:
     tied : tuple of int
         Weights with the vote count at which pruning stopped, if only some of them were pruned, and
         how many were.
+    expert : str
+        Full name of the routed expert that it belongs to; "" for none.
+    tokens : int or None
+        Tokens of all clients together that were routed to the expert, where that is known: of
+        clients that send masks only that there were none.
     """
 
     name: str
@@ -91,6 +98,8 @@ class LinearFigures:
     agreement: float | None
     unanimous: float | None
     tied: tuple[int, int] = (0, 0)
+    expert: str = ""
+    tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -171,6 +180,7 @@ def build_results(
         "perplexity": {found.dataset: _perplexity(found) for found in perplexities},
         "fidelity": {found.dataset: _fidelity(found) for found in perplexities if found.fidelity},
         "agreement": _agreement(config, linears, agreement),
+        "experts": _experts(linears),
         "strategy": {**asdict(facts.words), **facts.figures},
         "clients": [dict(client) for client in clients],
         "seconds": dict(facts.seconds),
@@ -206,6 +216,31 @@ def _sparsity(target: float, linears: Sequence[LinearFigures]) -> dict[str, obje
         "linears": {linear.name: linear.zeros / linear.weights for linear in linears},
         "reporters": {linear.name: linear.voters for linear in linears},
     }
+
+
+def _experts(linears: Sequence[LinearFigures]) -> dict[str, object] | None:
+    """Return how many experts saw few tokens of all clients together.
+
+    None without experts, and where neither sums nor votes tell.
+    """
+    tokens: dict[str, set[int | None]] = {}
+    for linear in linears:
+        if linear.expert:
+            tokens.setdefault(linear.expert, set()).add(linear.tokens)
+    if not any(linear.expert and (linear.votes or linear.tokens is not None) for linear in linears):
+        return None
+    known = all(None not in found for found in tokens.values())
+    return {
+        "experts": len(tokens),
+        "unseen": sum(0 in found for found in tokens.values()),
+        "few_tokens": FEW_TOKENS,
+        # Masks tell of an expert that nobody saw, not how often the others were.
+        "few": sum(min(found) < FEW_TOKENS for found in _numbers(tokens)) if known else None,
+    }
+
+
+def _numbers(tokens: Mapping[str, set[int | None]]) -> list[list[int]]:
+    return [[one for one in found if one is not None] for found in tokens.values()]
 
 
 def _perplexity(found: Perplexities) -> dict[str, object]:

@@ -129,6 +129,21 @@ def _origin(config: RunConfig, results: Mapping[str, Any]) -> str:
     )
 
 
+def _untouched(results: Mapping[str, Any]) -> dict[str, str]:
+    """Return rows on what was not considered, and on experts that hardly a token reached."""
+    rows, covered, experts = {}, results.get("coverage"), results.get("experts")
+    if covered and covered["dense"]:
+        share = f"{covered['share']:.2%} of the blocks' matrices"
+        rows["matrices that stay dense"] = f"{', '.join(covered['dense'])} ({share})"
+    if experts and experts["few"] is not None:
+        rows[f"experts that saw fewer than {experts['few_tokens']} tokens"] = (
+            f"{experts['few']} of {experts['experts']}, {experts['unseen']} of them none"
+        )
+    elif experts:
+        rows["experts that saw no token"] = f"{experts['unseen']} of {experts['experts']}"
+    return rows
+
+
 def _method(config: RunConfig, results: Mapping[str, Any]) -> list[Sequence[str]]:
     sparsity = results["sparsity"]
     made = {
@@ -148,6 +163,7 @@ def _method(config: RunConfig, results: Mapping[str, Any]) -> list[Sequence[str]
     rows = {
         "strategy": config.strategy.name,
         **made,
+        **_untouched(results),
         "clients": str(len(results["clients"])),
         "calibration": f"{config.pruner.num_calibration_samples} samples of "
         f"{config.pruner.seq_len} tokens a client",

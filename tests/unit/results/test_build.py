@@ -127,3 +127,26 @@ def test_agreement_by_client_and_reporters():
     assert clients["matrix"] == [[1.0, 0.66667], [None, 1.0]]
     assert (clients["weights"], clients["matrix_clients"]) == (64, ["a", "b"])
     assert found["sparsity"]["reporters"] == {"h.0.a": 2, "h.0.b": 2, "h.1.a": 1}
+
+
+def test_experts_are_counted_over_all_clients():
+    def of(expert, tokens, votes=()):
+        name = f"{expert}.up_proj"
+        return LinearFigures(
+            name, 100, 50, 2, list(votes), None, None, expert=expert, tokens=tokens
+        )
+
+    def counted(*linears):
+        return build_results(FACTS, linears, [], [], Ledger())["experts"]
+
+    assert counted(*LINEARS) is None
+    assert counted(of("a", None)) is None  # nobody looked
+    seen = [of("a", 0), of("b", 99), of("c", 100)]
+    expected = {"experts": 3, "unseen": 1, "few_tokens": 100, "few": 2}
+    assert counted(*seen, *LINEARS) == expected
+    assert counted(of("a", 0), of("b", None, [50, 50])) == {
+        "experts": 2,
+        "unseen": 1,
+        "few_tokens": 100,
+        "few": None,
+    }
