@@ -2,18 +2,22 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from client_app.app import app
+from fedprune.errors import ConfigError, QuorumError
 from fedprune.methods.statistics_folder import StatisticsFolder
 from server_app.job import solve_job
+from tests.support.grid import LocalGrid
 from tests.support.jobs import (
     QUIET,
     Shuffled,
     job,
     masks_of,
     same_masks,
+    small_messages,
     weights_of,
 )
 
@@ -59,3 +63,67 @@ def test_a_model_of_statistics_is_the_one_shot_model_to_the_last_bit(
     assert results["perplexity"] == told["perplexity"]
     assert results["sparsity"] == told["sparsity"]
     assert results["statistics"]["participants"] == 3 and results["ledger"]["bytes_up"] == 0
+
+
+def statistics_of(folder):
+    found = StatisticsFolder.open(folder)
+    return [found.arrays(block) for block in range(found.num_blocks)]
+
+
+def same(first, second):
+    return all(
+        one.keys() == two.keys() and all(np.array_equal(one[name], two[name]) for name in one)
+        for one, two in zip(first, second, strict=True)
+    )
+
+
+KINDS = "strategy.statistics='columns,values,moments'"
+
+
+def test_blocks_in_several_messages_and_messages_in_segments_are_the_same_statistics(
+    tmp_path, monkeypatch, collected
+):
+    job(tmp_path / "cut", *COLLECT, KINDS, "schedule.blocks_per_message=4")
+    small_messages(monkeypatch, 1 << 18)
+    grid = Shuffled(app, 3, seed=2)
+    job(tmp_path / "short", *COLLECT, KINDS, grid=grid)
+    fetched = [m for m in grid.sent if m.metadata.message_type == "query.fetch"]
+    assert fetched and grid.kept() == []
+    for name in ("cut", "short"):
+        assert same(statistics_of(collected), statistics_of(tmp_path / name))
+
+
+def test_an_operator_may_refuse_moments_and_send_sums(tmp_path):
+    own = {"partition-id": 0, "num-partitions": 2, "may-send": "masks,sums"}
+    grid = LocalGrid(app, 2, node_configs={0: own})
+    with pytest.raises(QuorumError, match="this job asks for moments"):
+        job(tmp_path / "no", *COLLECT, KINDS, "strategy.min_clients=2", grid=grid)
+    results = job(tmp_path / "yes", *COLLECT, grid=LocalGrid(app, 2, node_configs={0: own}))
+    assert results["statistics"]["participants"] == 2
+
+
+def test_a_client_that_sends_garbage_is_no_participant(tmp_path):
+    def garbage(partition, reply):
+        arrays = reply.content.array_records.get("arrays")
+        if partition == 1 and arrays is not None:
+            array = arrays["block-00001"]
+            arrays["block-00001"] = type(array)(
+                "uint8", array.shape, array.stype, array.data[:-1] + b"\xff"
+            )
+        return reply
+
+    results = job(tmp_path / "run", *COLLECT, grid=LocalGrid(app, 3, tamper=garbage))
+    assert results["ledger"]["refused"] == {"partition 1": 1}
+    told = StatisticsFolder.open(tmp_path / "run").manifest
+    assert [one.partition_id for one in told.participants] == [0, 2]
+    others = {place: {"partition-id": 2 * place, "num-partitions": 3} for place in (0, 1)}
+    job(tmp_path / "two", *COLLECT, grid=LocalGrid(app, 2, node_configs=others))
+    assert same(statistics_of(tmp_path / "run"), statistics_of(tmp_path / "two"))
+
+
+def test_nobody_is_asked_for_what_only_a_federation_knows(tmp_path):
+    with pytest.raises(ConfigError, match="`evaluation.federated` must be false"):
+        job(tmp_path / "run", *COLLECT, "evaluation.federated=true")
+    grid = LocalGrid(app, 2)
+    job(tmp_path / "own", *COLLECT, "evaluation.local_only=true", grid=grid)
+    assert not [m for m in grid.sent if m.metadata.message_type == "evaluate.local"]
