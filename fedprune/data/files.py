@@ -12,6 +12,7 @@ import lzma
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from fedprune.data.documents import Document, cut
@@ -187,7 +188,7 @@ def _documents(file: Path, root: Path, query: FileQuery, skipped: Skipped) -> It
         for number, row in enumerate(table_rows(file), start=1):
             place = _Place(f"'{file}' row {number}", f"{name}#{number}", group)
             yield from _row_documents(row, place, query, skipped)
-    elif kind in _JSON_SUFFIXES:
+    elif kind in _JSON_SUFFIXES or (kind not in _TEXT_SUFFIXES and _is_json_lines(file)):
         yield from _json_documents(file, root, query, skipped)
     else:
         yield from _text_documents(file, root, query.whole)
@@ -269,6 +270,16 @@ def _json_documents(
     for unit, number, row in _json_rows(file):
         place = _Place(f"'{file}' {unit} {number}", f"{name}#{number}", group)
         yield from _row_documents(row, place, query, skipped)
+
+
+def _is_json_lines(file: Path) -> bool:
+    """Whether the first lines of a file, whatever its name, are JSON objects."""
+    lines = islice((line for line in _read(file).split("\n") if line.strip()), 3)
+    try:
+        rows = [json.loads(line) for line in lines]
+    except (ValueError, RecursionError):
+        return False
+    return bool(rows) and all(isinstance(row, dict) for row in rows)
 
 
 def _json_rows(file: Path) -> Iterator[tuple[str, int, Mapping[str, object]]]:

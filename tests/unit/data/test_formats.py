@@ -79,6 +79,25 @@ def test_rows_by_whatever_name_as_a_file_and_in_a_folder(tmp_path, kind):
     assert not any(file.stat().st_size for file in (tmp_path / "cache").rglob("*"))
 
 
+@pytest.mark.parametrize("name", ["notes", "notes.data", "notes.rows.gz", "2026.11"])
+def test_lines_of_objects_are_rows_whatever_the_name(tmp_path, name):
+    packed = name.endswith(".gz")
+    (tmp_path / name).write_bytes(gzip.compress(lines()) if packed else b"\n" + lines())
+    for config in (files(tmp_path / name), replace(files(tmp_path), glob="*")):
+        assert [document.text for document in everything(config)] == TEXTS
+
+
+def test_what_only_looks_like_rows_is_text(tmp_path):
+    for name, text in (("a.conf", "{not json}\n"), ("b.txt", '{"text": "x"}\n'), ("c", "[1]\n")):
+        (tmp_path / name).write_text(text)
+        texts = {
+            document.text.strip()
+            for part in ("train", "heldout")
+            for document in load_documents(files(tmp_path / name), part)
+        }
+        assert texts - {""} == {text.strip()}
+
+
 def test_packed_texts(tmp_path):
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"one<|endoftext|>two"))
     assert [document.text for document in everything(files(tmp_path))] == ["one", "two"]
