@@ -226,7 +226,9 @@ def _run(  # noqa: PLR0913 - what a job is made of
         if statistics is not None:
             solution = _solved(strategy, loaded, statistics, tally)
         if solution.reshape is None and narrowing is not None:
-            solution = Solution(reshape=narrowing.reshape(tally.changes()))
+            solution = Solution(
+                reshape=narrowing.reshape(tally.changes()), summary=narrowing.summary
+            )
         perplexities, more = _measured(strategy, loaded, marks, tally, solution.reshape, tasks)
         further |= more
         if solution.reshape is not None:

@@ -44,8 +44,15 @@ class FedExperts(FederatedPruning):
     method_name = "fedexperts"
 
 
+class Depth(FederatedPruning):
+    """Fewer blocks, by summed cosines, and a linear map that stands in for them."""
+
+    method_name = "depth"
+
+
 __all__ = [
     "Collect",
+    "Depth",
     "FedExperts",
     "FedHessian",
     "FedPrLLM",
@@ -56,7 +63,7 @@ __all__ = [
 ]
 
 
-_NAMED = (FedPrLLM, FedSpaLLM, FedStats, FedHessian, Collect, FedExperts)
+_NAMED = (FedPrLLM, FedSpaLLM, FedStats, FedHessian, Collect, FedExperts, Depth)
 
 
 def strategy_class(method: str) -> type[FederatedPruning]:

@@ -17,7 +17,7 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from fedprune.config import RunConfig, for_round, resolved_allocation, to_yaml
+from fedprune.config import RunConfig, for_round, to_yaml
 from fedprune.errors import ConfigError, ReplyRefusedError, WireError
 from fedprune.logs import bound, note
 from fedprune.methods.collection import BlockStatistics
@@ -32,8 +32,8 @@ from fedprune.methods.exchange import (
 from fedprune.methods.public_model import PublicModel
 from fedprune.methods.registry import Assignment, exchanges, get_method
 from fedprune.methods.state import gathered, scattered
+from fedprune.methods.survey import SurveyExchange
 from fedprune.pruning.groups import block_specs
-from fedprune.pruning.owl import owl_sparsities
 from fedprune.records import Order, PruneReply, request
 from fedprune.results.ledger import Ledger
 from fedprune.results.run_status import RunStatus
@@ -118,9 +118,9 @@ class FederatedPruning(Strategy):
         self.store = store
         self.state = state or RunState()
         self.status = RunStatus()
-        if "allocation" in self.state.figures:  # of a survey that is over
-            known = self.state.figures["allocation"]["sparsities"]
-            self.config = resolved_allocation(config, known)
+        survey = exchanges(config).get("survey")
+        if isinstance(survey, SurveyExchange):  # which may be over
+            self.config = survey.settled(self.state.figures) or config
         self.model = model
         self.ledger = ledger
         self.cohort = Cohort([], self.ledger)
@@ -346,11 +346,13 @@ class FederatedPruning(Strategy):
         )
 
     def _survey(self, grid: Grid) -> None:
-        """Ask every client for the sums of the dense model and allocate the zeros by them."""
+        """Ask every client about the dense model and go on as follows from that."""
         state, config = self.state, self.config
         with state.timings.measure("survey"):
             state.step += 1
             exchange = exchanges(config)["survey"]
+            if not isinstance(exchange, SurveyExchange):
+                raise TypeError(f"a survey needs a SurveyExchange, got {exchange}.")
             blocks = tuple(range(self.model.num_blocks))
             sums = {block: exchange.aggregator(BlockTask(self.model, block)) for block in blocks}
             order = Order(blocks, 0, False, MESSAGE_BYTES, exchange.name)
@@ -366,11 +368,11 @@ class FederatedPruning(Strategy):
             reading = Reading(self.cohort, state.step, exchange, self.model)
             used = reading.fold_all(replies, orders, partial(self.fold, sums))
             self.cohort.check_quorum(len(used), config.strategy.min_clients)
-            shares = [sums[block].close() for block in blocks]
-            sparsities = owl_sparsities(shares, config.sparsity, config.allocation.spread)
-            state.figures["allocation"] = {"outlier_shares": shares, "sparsities": sparsities}
-            log(INFO, "allocation: %s", " ".join(f"{one:.3f}" for one in sparsities))
-            self.config = resolved_allocation(config, sparsities)
+            follows = exchange.settle([sums[block].close() for block in blocks])
+            state.figures |= follows
+            for what, figures in follows.items():
+                log(INFO, "%s: %s", what, " ".join(f"{one}" for one in figures.items()))
+            self.config = exchange.settled(state.figures) or config
         state.active = [client.partition for client in self.cohort.active]
         self._save()
 

@@ -13,7 +13,7 @@ from fedprune.errors import ConfigError
 from fedprune.methods.exchange import BlockExchange
 from fedprune.methods.public_model import PublicModel
 from fedprune.methods.statistics_folder import StatisticsFolder
-from fedprune.methods.survey import Survey
+from fedprune.methods.survey import Survey, SurveyExchange
 from fedprune.models.changes import Changes
 from fedprune.models.loading import LoadedModel
 from fedprune.models.reshape import Reshape
@@ -138,6 +138,11 @@ class Method(ABC):
         makes a model of.
         """
 
+    def survey(self, config: RunConfig) -> SurveyExchange | None:
+        """Return the exchange that is held before, about the dense model; by default for OWL."""
+        owl = config.allocation.name == "owl" and self.exchange(config).prunes
+        return Survey(config) if owl else None
+
     def check_model(self, config: RunConfig, loaded: LoadedModel) -> None:  # noqa: B027
         """Refuse a model of which the method could not make what it is to make.
 
@@ -228,9 +233,11 @@ def get_method(name: str) -> Method:
 
 def exchanges(config: RunConfig) -> dict[str, BlockExchange]:
     """Return the exchanges about blocks that a configuration asks for, by their names."""
-    found = [get_method(config.strategy.name).exchange(config)]
-    if config.allocation.name == "owl" and found[0].prunes:
-        found.append(Survey(config))
+    method = get_method(config.strategy.name)
+    found = [method.exchange(config)]
+    survey = method.survey(config)
+    if survey is not None:
+        found.append(survey)
     return {exchange.name: exchange for exchange in found}
 
 

@@ -91,6 +91,12 @@ class Narrowing:
     units: Units
     values: Mapping[str, object]
 
+    @property
+    def summary(self) -> str:
+        """What goes, in a clause."""
+        sizes = ", ".join(f"{key} {value}" for key, value in self.values.items())
+        return f"units in front of {self.units.linear} removed from every block: {sizes}"
+
     def reshape(self, changes: Changes) -> Reshape:
         """Return how the model loses the units that its changes made zeros of."""
         return compacted(self.model, self.units, self.values, changes)

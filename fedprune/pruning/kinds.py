@@ -6,10 +6,11 @@ from typing import Any
 from fedprune.errors import ConfigError
 from fedprune.plugins import STATISTICS, plugin_names
 from fedprune.pruning.block_kinds import BlockKind
+from fedprune.pruning.cosines import Cosines
 from fedprune.pruning.experts import ExpertSums
 from fedprune.pruning.statistics import KINDS, StatisticKind, get_kind
 
-BLOCK_KINDS: Mapping[str, BlockKind] = {kind.name: kind for kind in (ExpertSums(),)}
+BLOCK_KINDS: Mapping[str, BlockKind] = {kind.name: kind for kind in (Cosines(), ExpertSums())}
 """The kinds of whole blocks that are part of this package, by name."""
 
 

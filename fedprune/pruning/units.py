@@ -91,6 +91,32 @@ def find_units(model: LoadedModel, structure: Structure) -> Units:
     return known[structure]
 
 
+def last_writer(model: LoadedModel, block: int) -> str:
+    """Return the matrix that a block calls last, whose outputs it adds to the hidden states.
+
+    Parameters
+    ----------
+    model : LoadedModel
+        The dense model; unchanged.
+    block : int
+        Which block.
+
+    Raises
+    ------
+    ModelError
+        If the block does anything else with what that matrix returns: saying what.
+    """
+    trial = _Trial(model, block)
+    found = trial.last_written()
+    if found is None:
+        why = "routes tokens to experts" if trial.routed else "changes what its last matrix returns"
+        raise ModelError(
+            f"`{model.layout.prefix}.{block}` {why} before it adds it to the hidden states: no "
+            "linear map can be put into one matrix exactly."
+        )
+    return found
+
+
 _FOUND: WeakKeyDictionary[nn.Module, dict[str, Units]] = WeakKeyDictionary()
 
 
@@ -273,6 +299,31 @@ class _Trial:
             if by and not others and not leaking & set(by):
                 found[linear] = by
         return found
+
+    def last_written(self) -> str | None:
+        """Return the matrix that is called last, if its outputs are added to the block's."""
+        called: list[str] = []
+
+        def note(name: str, outputs: Tensor) -> None:
+            called.append(name)
+
+        self._run(1, note)
+        if self.routed or not called:
+            return None
+        last = called[-1]
+
+        def change(name: str, outputs: Tensor) -> None:
+            if name == last:
+                outputs[1] += self._amounts(outputs.shape[-1])
+
+        _, output = self._run(2, change)
+        added = self._amounts(self.linears[last].shape[0])
+        exact = (
+            output is not None
+            and output.shape[-1] == added.shape[-1]
+            and torch.allclose(output[1] - output[0], added, rtol=_CHANGED, atol=_CHANGED)
+        )
+        return last if exact else None
 
     def effects(self, producer: str, linear: str) -> Iterator[NDArray[np.bool_]]:
         """Yield which inputs of a matrix each output of another changes, some outputs at a time."""

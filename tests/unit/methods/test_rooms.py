@@ -15,7 +15,10 @@ FLOWER_FACING = ROOT / "strategies" / "__init__.py"
 
 
 # Words of plain English: only where they name the method, not where they say what is done.
-ENGLISH = {"collect": r"strategy(\.name)?=collect|==\s*[\"']collect[\"']"}
+ENGLISH = {
+    "depth": r"strategy(\.name)?=depth|==\s*[\"']depth[\"']",
+    "collect": r"strategy(\.name)?=collect|==\s*[\"']collect[\"']",
+}
 OWN_COMMANDS = {ROOT / "fedprune" / "cli" / "collect.py"}
 
 
@@ -45,7 +48,7 @@ def test_a_method_says_what_a_report_needs(name):
         assert words
     pruner = ["pruner=sparsegpt"] if name == "fedhessian" else []
     held = exchanges(config_from_overrides([f"strategy={name}", *pruner]))
-    assert list(held) == ["prune"]
+    assert list(held) == (["prune", "survey"] if name == "depth" else ["prune"])
     assert held["prune"].payload in PAYLOADS
 
 

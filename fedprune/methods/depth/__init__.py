@@ -1,0 +1,1 @@
+"""Depth: blocks that change least go, and a linear map stands in for them."""
