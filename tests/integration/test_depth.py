@@ -53,7 +53,7 @@ def test_the_choice_is_that_of_a_loop_over_all_tokens_for_any_split(tmp_path, co
     options = (*DEPTH, f"strategy.contiguous={str(contiguous).lower()}", "strategy.repair=false")
     options = (*options, "data.partition=iid")
     three = job(tmp_path / "three", *options, grid=Shuffled(app, 3))
-    told = three["method"]["removed_blocks"]
+    told = three["strategy"]["removed_blocks"]
     samples = [one for own in samples_of(3, *options) for one in own]
     states = hidden_states(whole_model(), samples)
     single = [influence(states, block, block) for block in range(6)]
@@ -66,7 +66,7 @@ def test_the_choice_is_that_of_a_loop_over_all_tokens_for_any_split(tmp_path, co
     else:
         assert told["blocks"] == sorted(sorted(range(6), key=single.__getitem__)[:2])
     again = job(tmp_path / "again", *options, grid=Shuffled(app, 3, seed=5))
-    assert again["method"]["removed_blocks"] == told
+    assert again["strategy"]["removed_blocks"] == told
 
 
 @pytest.mark.parametrize("family", ["llama", "opt"])
@@ -97,7 +97,7 @@ def test_the_map_is_that_of_least_squares_on_all_tokens(tmp_path, family):
         torch.testing.assert_close(new.bias.double(), bias, rtol=2e-3, atol=2e-3)
     left = (outputs @ expected - target).square().sum()
     explained = 1 - float(left / (target - outputs).square().sum())
-    (told,) = results["method"]["stand_ins"].values()
+    (told,) = results["strategy"]["stand_ins"].values()
     assert told == pytest.approx(explained, abs=1e-3)
 
 
@@ -106,7 +106,7 @@ def test_two_passes_end_with_a_folder_of_fewer_blocks(tmp_path):
     results = job(tmp_path / "run", *DEPTH, grid=grid)
     config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
     assert config["num_hidden_layers"] == 4
-    assert 0 not in results["method"]["removed_blocks"]["blocks"]
+    assert 0 not in results["strategy"]["removed_blocks"]["blocks"]
     up = {e["phase"]: e["bytes_up"] for e in results["ledger"]["entries"]}
     assert up["survey"] < 6000
     assert 4 * (128 * 129 // 2 + 128 * 128) < up["prune"] < 120_000
@@ -121,11 +121,11 @@ def test_two_passes_end_with_a_folder_of_fewer_blocks(tmp_path):
 
 def test_blocks_here_and_there_with_a_map_for_each(tmp_path):
     results = job(tmp_path / "run", *DEPTH, "strategy.blocks='1,4'")
-    assert set(results["method"]["stand_ins"]) == {
+    assert set(results["strategy"]["stand_ins"]) == {
         "model.layers.0.mlp.down_proj",
         "model.layers.3.mlp.down_proj",
     }
-    assert all(0 < share < 1 for share in results["method"]["stand_ins"].values())
+    assert all(0 < share < 1 for share in results["strategy"]["stand_ins"].values())
 
 
 def test_a_run_that_was_killed_after_the_survey_goes_on(tmp_path, monkeypatch):
@@ -145,7 +145,7 @@ def test_a_run_that_was_killed_after_the_survey_goes_on(tmp_path, monkeypatch):
     options = {"overrides": f"resume={tmp_path / 'run'}"}
     run_job(LocalGrid(app, 3), options, 12)
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert results["method"] == whole["method"]
+    assert results["strategy"] == whole["strategy"]
     assert results["perplexity"] == whole["perplexity"]
 
 

@@ -6,7 +6,7 @@ import torch
 import transformers as hf
 
 from fedprune.errors import ModelError
-from fedprune.pruning.units import find_units
+from fedprune.pruning.units import find_units, last_writer
 from tests.support.architectures import (
     FAMILIES,
     made_of,
@@ -78,3 +78,25 @@ def test_a_model_is_left_as_it_was():
     assert all(torch.equal(one, before[n]) for n, one in loaded.model.state_dict().items())
     forwards = [m for m in loaded.model.modules() if "forward" in m.__dict__]
     assert not forwards
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_matrix_that_is_added_to_the_hidden_states_last(family):
+    loaded = tiny_model(family)
+    if family in ("gemma2", "gemma3"):
+        with pytest.raises(ModelError, match="changes what its last matrix returns"):
+            last_writer(loaded, 0)
+        return
+    found = last_writer(loaded, 1)
+    assert found == list(loaded.layout.linears(1))[-1]
+
+
+def test_mixtures_have_heads_but_no_neurons_of_one_width():
+    sizes = {key: getattr(tiny_config("llama"), key) for key in _SIZES}
+    config = hf.MixtralConfig(**sizes, num_local_experts=3, num_experts_per_tok=2, head_dim=8)
+    loaded = made_of(config)
+    assert find_units(loaded, "heads").linear == "self_attn.o_proj"
+    with pytest.raises(ModelError, match="its experts are no units of one width"):
+        find_units(loaded, "ffn")
+    with pytest.raises(ModelError, match="routes tokens to experts"):
+        last_writer(loaded, 0)
