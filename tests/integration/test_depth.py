@@ -14,7 +14,7 @@ from fedprune.models.loading import load_model
 from tests.support.grid import LocalGrid
 from tests.support.jobs import Shuffled, job, opt_folder, samples_of, whole_model
 
-DEPTH = ("strategy=depth", "strategy.timeout=60", "sparsity=0.34")  # two of six blocks
+DEPTH = ("strategy=depth", "strategy.timeout=600", "sparsity=0.34")  # two of six blocks
 
 
 def hidden_states(model, samples):
@@ -109,7 +109,7 @@ def test_two_passes_end_with_a_folder_of_fewer_blocks(tmp_path):
     assert 0 not in results["strategy"]["removed_blocks"]["blocks"]
     up = {e["phase"]: e["bytes_up"] for e in results["ledger"]["entries"]}
     assert up["survey"] < 6000
-    assert 4 * (128 * 129 // 2 + 128 * 128) < up["prune"] < 120_000
+    assert 80_000 < up["prune"] < 110_000  # of 98,560 before they are packed
     folder = tmp_path / "run" / "model"
     loaded = load_model(config_from_overrides([f"model={folder}"]).model)
     assert len(loaded.layout.blocks) == 4

@@ -21,7 +21,7 @@ from fedprune.pruning.units import find_units
 from server_app.job import solve_job
 from tests.support.jobs import QUIET, Shuffled, job, opt_folder, samples_of, weights_of
 
-STRUCTURED = ("strategy=fedhessian", "pruner=structured", "sparsity=0.25", "strategy.timeout=60")
+STRUCTURED = ("strategy=fedhessian", "pruner=structured", "sparsity=0.25", "strategy.timeout=600")
 
 
 def central(clients, *overrides):
@@ -96,7 +96,7 @@ def test_the_demo_on_its_own_pruned_blocks_and_opt_with_biases(tmp_path):
 
 def test_a_collection_is_solved_for_any_width(tmp_path):
     folder = tmp_path / "collected"
-    job(folder, "strategy=collect", "strategy.statistics=moments", "strategy.timeout=60")
+    job(folder, "strategy=collect", "strategy.statistics=moments", "strategy.timeout=600")
     job(tmp_path / "run", *STRUCTURED, "schedule.prefix=dense")
     options = " ".join([*QUIET, "strategy=collect", "pruner=structured", "sparsity=0.25"])
     told = {"overrides": options, "output-dir": str(tmp_path / "solved")}
