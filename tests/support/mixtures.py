@@ -6,7 +6,10 @@ from contextlib import contextmanager
 from unittest.mock import patch
 
 import torch
+import transformers as hf
 from torch.nn import functional
+
+from fedprune.models.embedded import demo_model_path
 
 #: Family -> the router's weight and, where there is one, its correction bias inside a block.
 ROUTERS = {
@@ -74,7 +77,7 @@ def slow_sums(calls, module, experts: int) -> dict[str, list[int]]:
     for hidden, chosen, weights in calls:
         for token, indices, values in zip(hidden, chosen, weights, strict=True):
             for expert, weight in zip(indices.tolist(), values.tolist(), strict=True):
-                norm = float(expert_output(module, expert, token).norm())
+                norm = float(expert_output(module, expert, token).detach().norm())
                 for name, value in (
                     ("saliency", weight * norm),
                     ("weights", weight),
@@ -83,3 +86,27 @@ def slow_sums(calls, module, experts: int) -> dict[str, list[int]]:
                     sums[name][expert] += round(value * 2**24)
                 sums["tokens"][expert] += 1
     return sums
+
+
+def mixture_folder(folder):
+    """Write a Mixtral of three blocks of eight experts, random weights, the demo's tokenizer."""
+    sizes = {
+        "vocab_size": 1024,
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 48,
+        "max_position_embeddings": 128,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+    }
+    config = hf.MixtralConfig(**sizes)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        model = hf.AutoModelForCausalLM.from_config(config)
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    model.save_pretrained(folder)
+    hf.AutoTokenizer.from_pretrained(demo_model_path()).save_pretrained(folder)
+    return folder

@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from fedprune.pruning.experts import NORMS, SALIENCY, TOKENS, WEIGHTS
+from fedprune.pruning.experts import NORMS, SALIENCY, TOKENS, UNIT_BITS, WEIGHTS
 
 Ranking = Literal["reap", "frequency", "norm", "router_weight"]
 RANKINGS: tuple[str, ...] = get_args(Ranking)
@@ -28,7 +28,7 @@ _SUMS = {"reap": SALIENCY, "frequency": TOKENS, "norm": NORMS, "router_weight": 
 _MEANS = ("reap", "norm")
 
 SHARE_BITS = 32
-"""A client's share of its own scores is a whole number of units of 2**-SHARE_BITS."""
+"""A client's scores, and its shares of them, are whole numbers of units of 2**-SHARE_BITS."""
 
 Sums = Mapping[str, NDArray[Any]]
 """The arrays of :class:`fedprune.pruning.experts.ExpertSums` of one block."""
@@ -56,7 +56,8 @@ def mean_scores(sums: Sums, ranking: str) -> NDArray[np.int64]:
     many tokens scores no higher than one with few.
     """
     pairs = 1 if ranking in _MEANS else int(sums[TOKENS].sum())
-    return _units([score / pairs if pairs else score for score in expert_scores(sums, ranking)])
+    unit = 1 if _SUMS[ranking] == TOKENS else 2**UNIT_BITS
+    return _units([score / (max(pairs, 1) * unit) for score in expert_scores(sums, ranking)])
 
 
 def score_shares(sums: Sums, ranking: str) -> NDArray[np.int64]:

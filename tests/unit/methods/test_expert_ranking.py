@@ -39,8 +39,15 @@ def test_a_client_scores_no_higher_for_more_tokens():
         assert mean_scores(SUMS, ranking).tolist() == mean_scores(twice, ranking).tolist()
         assert score_shares(SUMS, ranking).tolist() == score_shares(twice, ranking).tolist()
         assert need_shares(SUMS, ranking).tolist() == need_shares(twice, ranking).tolist()
-    assert mean_scores(SUMS, "reap").tolist() == [4 * ONE, 3 * ONE, 0, 3 * ONE]
+    assert mean_scores(SUMS, "reap").tolist() == [n * ONE // 2**24 for n in (4, 3, 0, 3)]
     assert mean_scores(SUMS, "frequency").tolist() == [round(ONE * n / 47) for n in (10, 30, 0, 7)]
+
+
+def test_scores_of_many_clients_with_large_outputs_add_up():
+    largest = 2**18 * 2**24  # the norm of each output that is taken at most
+    sums = {**SUMS, "saliency": np.array([largest * 10, 0, 0, largest * 7])}
+    total = sum(mean_scores(sums, "reap") for _ in range(1000))
+    assert total.tolist() == [1000 * 2**18 * ONE, 0, 0, 1000 * 2**18 * ONE]
 
 
 def test_shares_are_of_a_clients_own_total():
