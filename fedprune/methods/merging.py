@@ -19,7 +19,7 @@ from fedprune.methods.statistics_folder import (
     write_manifest,
 )
 from fedprune.pruning.block_kinds import BlockKind
-from fedprune.pruning.kinds import find_kind
+from fedprune.pruning.kinds import find_kind, kind_names
 from fedprune.pruning.statistics import StatisticKind, get_kind
 
 
@@ -72,6 +72,12 @@ def _check_same(first: StatisticsFolder, other: StatisticsFolder) -> None:
     """Refuse folders whose sums mean different things."""
     other.check_model(first.manifest.model, first.manifest.shapes)
     one, two = first.manifest, other.manifest
+    for kind in one.kinds:
+        if kind not in kind_names():
+            raise ConfigError(
+                f"'{kind}' in '{first.path}' was collected for one model alone and does not add up "
+                "by itself. Collect it from all participants together."
+            )
     if set(one.kinds) != set(two.kinds) or one.inputs != two.inputs:
         raise ConfigError(
             f"'{first.path}' has {', '.join(one.kinds)} and '{other.path}' {', '.join(two.kinds)}: "
