@@ -31,6 +31,7 @@ from fedprune.errors import ModelError
 from fedprune.models.embedded import SHIPPED, TOKENIZER
 from fedprune.models.export import SHARD_BYTES, ShardWriter
 from fedprune.models.layout import find_layout
+from fedprune.models.names import as_saved
 from fedprune.seeds import derive_seed
 
 _CHUNK = 1 << 22  # weights drawn at a time, in float32
@@ -84,6 +85,19 @@ _OPEN_LLAMA_3B: dict[str, object] = {
     "num_hidden_layers": 26,
     "num_attention_heads": 32,
 }
+_QWEN3_30B_A3B: dict[str, object] = {
+    "hidden_size": 2048,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "moe_intermediate_size": 768,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "norm_topk_prob": True,
+    "vocab_size": 151936,
+    "max_position_embeddings": 40960,
+}
 _OPT_1_3B: dict[str, object] = {
     "hidden_size": 2048,
     "word_embed_proj_dim": 2048,
@@ -104,6 +118,7 @@ PRESETS: Mapping[str, tuple[str, Mapping[str, object]]] = MappingProxyType(
         "llama-2-70b": ("llama", _LLAMA_2 | _70B),
         "llama-3-8b": ("llama", _LLAMA_3),
         "llama-3-70b": ("llama", _LLAMA_3 | _70B),
+        "qwen3-30b-a3b": ("qwen3_moe", _QWEN3_30B_A3B),
         "opt-125m": ("opt", {}),
         "opt-1.3b": ("opt", _OPT_1_3B),
     }
@@ -290,7 +305,8 @@ def generate_model(draft: Draft, folder: Path, shard_bytes: int = SHARD_BYTES) -
         draft.model.config.save_pretrained(partial)
         shards = ShardWriter(partial, shard_bytes)
         for name in draft.stored:
-            shards.add({name: draft.draw(name)})
+            # Under the names of a published checkpoint: of fused experts each has its own.
+            shards.add(as_saved(draft.model, {name: draft.draw(name)}))
         shards.close()
 
 

@@ -8,6 +8,7 @@ calls: an image tower may be larger, and is none of them.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import repeat
 
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
@@ -224,6 +225,13 @@ def _check_blocks(kind: str, layout: DecoderLayout) -> None:
     linears = [
         linear for index in range(len(layout.blocks)) for linear in layout.linears(index).values()
     ]
+    hidden = next(filter(None, map(_unreached, range(len(layout.blocks)), repeat(layout))), None)
+    if hidden is not None:
+        raise ModelError(
+            f"{where}the matrices of its experts, `{layout.prefix}.{hidden}` for example, are not "
+            "kept one expert a slice, as the mixtures of transformers keep theirs, and cannot be "
+            "told apart. Set `model.path` to another decoder."
+        )
     prunable = sum(rows * columns for rows, columns in (linear.shape for linear in linears))
     total = sum(p.numel() for block in layout.blocks for p in block.parameters())
     if prunable < _LEAST_SHARE * total:
@@ -232,6 +240,19 @@ def _check_blocks(kind: str, layout: DecoderLayout) -> None:
             "nn.Linear or Conv1D layers that text passes, or in experts that can be told apart. "
             "Set `model.path` to another decoder."
         )
+
+
+def _unreached(index: int, layout: DecoderLayout) -> str | None:
+    """Return a matrix of a block's experts where none of theirs is prunable; None for none."""
+    reached = [linear.key for linear in layout.linears(index).values()]
+    for path, module in layout.blocks[index].named_modules():
+        if not _EXPERTS.search(path) or any(key.startswith(f"{path}.") for key in reached):
+            continue
+        for name, parameter in module.named_parameters():
+            matrix = parameter.ndim > 1 and not name.endswith("bias")
+            if matrix and not any(map(_ROUTER.search, name.split("."))):
+                return f"{index}.{path}.{name}"
+    return None
 
 
 def _prunable(block: nn.Module, width: int) -> Iterator[LinearRef]:
@@ -265,6 +286,7 @@ def _routes(path: str, parent: str) -> bool:
 
 
 _ROUTER = re.compile(r"router|(^|_)gate$")
+_EXPERTS = re.compile(r"(^|[._])experts$")
 
 
 def _width(model: nn.Module) -> int:

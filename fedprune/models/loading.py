@@ -15,7 +15,6 @@ from itertools import chain
 from pathlib import Path
 
 import torch
-from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import (
     AutoTokenizer,
@@ -23,7 +22,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from fedprune.config.schema import ModelConfig
@@ -36,6 +34,7 @@ from fedprune.models.architecture import (
     readable_errors,
     untie,
 )
+from fedprune.models.empty import empty_weights
 from fedprune.models.folder import (
     check_config,
     check_folder,
@@ -305,7 +304,7 @@ def _skeleton(
     source: str, architecture: PreTrainedConfig, dtype: torch.dtype | None
 ) -> PreTrainedModel:
     """Return a model without weights; the buffers that no checkpoint holds are real."""
-    with readable_errors(source), init_empty_weights(), no_init_weights():
+    with readable_errors(source), empty_weights():
         model: PreTrainedModel = auto_class(architecture).from_config(
             architecture, dtype=dtype, trust_remote_code=False
         )

@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.initialization import no_init_weights
 
 from fedprune.disk import new_folder
 from fedprune.errors import ModelError
 from fedprune.models.architecture import LAYER_KEYS, readable_errors
 from fedprune.models.changes import Changes, changed_tensors
+from fedprune.models.empty import empty_weights
 from fedprune.models.export import (
     SHARD_BYTES,
     ShardWriter,
@@ -98,7 +97,7 @@ def check_reshape(model: LoadedModel, reshape: Reshape) -> PreTrainedModel:
     try:
         with readable_errors(model.path):
             config = _new_config(decoder.config, total, kept, reshape.config)
-        with readable_errors(model.path), init_empty_weights(), no_init_weights():
+        with readable_errors(model.path), empty_weights():
             new: PreTrainedModel = type(decoder)._from_config(config, dtype=decoder.dtype)
     except ModelError as error:
         raise _refused(model, f"cannot be built so: {error}") from error

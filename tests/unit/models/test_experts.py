@@ -7,6 +7,7 @@ from torch import nn
 
 from fedprune.errors import ModelError
 from fedprune.models.changes import changed_tensors
+from fedprune.models.empty import empty_weights
 from fedprune.models.experts import expert_matrices, watched_experts
 from fedprune.models.layout import find_layout
 from fedprune.pruning.blocks import BlockWalk, input_groups
@@ -215,3 +216,36 @@ def test_experts_that_are_used_in_another_way_are_refused(module, message):
         with watched_experts(module, expert_matrices(module), lambda *_: None):
             module(torch.randn(3, 4))
     module(torch.randn(3, 4))  # nothing watches any more
+
+
+def test_experts_that_cannot_be_told_apart_are_refused_however_small_their_share():
+    config = hf.DbrxConfig(
+        d_model=64,
+        n_heads=4,
+        n_layers=2,
+        vocab_size=100,
+        ffn_config={"ffn_hidden_size": 8, "moe_num_experts": 2, "moe_top_k": 1},
+        attn_config={"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
+    )
+    with torch.device("meta"):
+        model = hf.AutoModelForCausalLM.from_config(config)
+    assert sum(p.numel() for n, p in model.named_parameters() if "experts" in n) < 16_000
+    with pytest.raises(ModelError, match=r"experts, `transformer.blocks.0.ffn.experts.mlp.w1`"):
+        find_layout(model)
+
+
+def test_a_model_of_experts_beyond_all_memory_is_built_without_any():
+    config = hf.Qwen3MoeConfig(
+        hidden_size=8192,
+        num_hidden_layers=1,
+        num_attention_heads=64,
+        num_key_value_heads=2,
+        vocab_size=20,
+        moe_intermediate_size=16384,
+        num_experts=4096,
+    )
+    with empty_weights():
+        model = hf.AutoModelForCausalLM.from_config(config)
+    shapes = find_layout(model).shapes()[0]  # 4096 * 3 * 8192 * 16384 float32: 6.6 TB
+    assert shapes["mlp.experts.4095.down_proj"] == (8192, 16384)
+    assert {tensor.device.type for tensor in model.buffers()} == {"cpu"}
