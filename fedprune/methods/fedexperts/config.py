@@ -21,7 +21,8 @@ class FedExpertsConfig(StrategyConfig):
     def check(self, run: RunConfig) -> Iterator[str]:
         """Yield what experts cannot be dropped by."""
         yield from told(
-            run, (_schedule, _sparsity, _allocation, _pattern, _exact_batches, _own_texts)
+            run,
+            (_schedule, _sparsity, _allocation, _pattern, _exact_batches, _own_texts, _selection),
         )
 
 
@@ -75,6 +76,16 @@ def _own_texts(run: RunConfig) -> Iterator[str]:
             "`evaluation.federated` must be false with strategy=fedexperts, got true: clients hear "
             "nothing of the smaller model, which is made when they are gone. Leave it out."
         )
+
+
+def _selection(run: RunConfig) -> Iterator[str]:
+    for key in ("targets", "ignore"):
+        value = getattr(run.pruner, key)
+        if value:
+            yield (
+                f"`pruner.{key}` must be empty with strategy=fedexperts, got {show(value)}: as many "
+                "experts go from each block, or nothing could load the model. Leave it out."
+            )
 
 
 CONFIG = FedExpertsConfig

@@ -31,6 +31,8 @@ def overrides(*options):
         (("allocation=per_block", "allocation.blocks='0.4,0.6'"), "one number of experts for all"),
         (("pruner.pattern='2:4'",), "`pruner.pattern` must be 'unstructured'"),
         (("pruner.batch_size=4",), "`pruner.batch_size` must be 1"),
+        (("pruner.ignore=model.layers.0",), "`pruner.ignore` must be empty"),
+        (("pruner.targets=mlp",), "`pruner.targets` must be empty"),
         (("evaluation.federated=true",), "`evaluation.federated` must be false"),
         (("strategy.ranking=best",), "strategy.ranking"),
         (("strategy.pooling=median",), "strategy.pooling"),
