@@ -83,8 +83,8 @@ def _selection(run: RunConfig) -> Iterator[str]:
         value = getattr(run.pruner, key)
         if value:
             yield (
-                f"`pruner.{key}` must be empty with strategy=fedexperts, got {show(value)}: as many "
-                "experts go from each block, or nothing could load the model. Leave it out."
+                f"`pruner.{key}` must be empty with strategy=fedexperts, got {show(value)}: from "
+                "each block as many experts go, or nothing could load the model. Leave it out."
             )
 
 
