@@ -231,7 +231,7 @@ def measure(
     names = task_names(config.evaluation.tasks)
     tasks = load_tasks(names) if names else {}
     device = pick_device(config.pruner.device)
-    loaded = load_model(config.model)
+    loaded = load_model(config.model, quantized=True)
     chosen = config.evaluation
     check_seq_len(loaded.model, chosen.seq_len, "evaluation.seq_len")
     windows, missing = {}, {}

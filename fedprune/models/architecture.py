@@ -17,6 +17,7 @@ from transformers import (
     GenerationConfig,
     PreTrainedConfig,
 )
+from transformers.utils import is_compressed_tensors_available
 
 from fedprune.errors import ModelError
 from fedprune.models.folder import GENERATION, is_local
@@ -40,8 +41,17 @@ _SIZE_ENDS = ("_size", "_dim", "_heads", "_embeddings", "_positions", "_experts"
 _MOST_SIZE = 1 << 28
 
 
-def read_config(source: str, revision: str | None) -> PreTrainedConfig:
+def read_config(source: str, revision: str | None, quantized: bool = False) -> PreTrainedConfig:
     """Return the configuration of a decoder in a folder or on the Hub.
+
+    Parameters
+    ----------
+    source : str
+        Folder or Hub id.
+    revision : str or None
+        Of a Hub id.
+    quantized : bool
+        Whether it may be of a checkpoint in compressed-tensors' form.
 
     Raises
     ------
@@ -57,7 +67,7 @@ def read_config(source: str, revision: str | None) -> PreTrainedConfig:
             found = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         else:
             found = CONFIG_MAPPING[name].from_dict(mended)
-    _check_config(source, found)
+    _check_config(source, found, quantized)
     return found
 
 
@@ -185,14 +195,28 @@ def _check_sizes(source: str, raw: Mapping[str, object]) -> None:
             )
 
 
-def _check_config(source: str, config: PreTrainedConfig) -> None:
+def _check_config(source: str, config: PreTrainedConfig, quantized: bool) -> None:
     if config.is_encoder_decoder or config.get_text_config(decoder=True).is_encoder_decoder:
         raise ModelError(
             f"`model.path` '{source}' is an encoder-decoder; only decoders can be pruned. "
             "Give a causal language model."
         )
-    if getattr(config, "quantization_config", None) is not None:
+    found = getattr(config, "quantization_config", None)
+    if found is None:
+        return
+    method = found.get("quant_method") if isinstance(found, Mapping) else "another form"
+    if not quantized:
         raise ModelError(
             f"`model.path` '{source}' is quantised; masks are made for full weights. "
-            "Give the unquantised checkpoint."
+            "Give the unquantised checkpoint; `fedprune evaluate` measures this one."
+        )
+    if method != "compressed-tensors":
+        raise ModelError(
+            f"`model.path` '{source}' is quantised by '{method}', of which only "
+            "compressed-tensors can be measured. Measure it with the tools that made it."
+        )
+    if not is_compressed_tensors_available():
+        raise ModelError(
+            f"`model.path` '{source}' is quantised, and the package compressed-tensors that "
+            "unpacks it is not there. Run: pip install 'fedprune[quantized]'"
         )

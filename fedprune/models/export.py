@@ -22,10 +22,12 @@ from fedprune.models.changes import Changes, changed_tensors
 from fedprune.models.fingerprint import Fingerprint, fingerprint
 from fedprune.models.folder import GENERATION, SAFETENSORS, SAFETENSORS_INDEX
 from fedprune.models.loading import LoadedModel, load_model
+from fedprune.models.quantized import QuantizedExport
 from fedprune.models.sidecar import SidecarWriter, read_sidecar, sidecar_metadata
 from fedprune.models.sources import tied_names
 from fedprune.models.weights import save_tensors
 from fedprune.wire.changes import keeps_survivors, mask_of
+from fedprune.wire.quantized import QuantizedWeight
 
 #: Where an export keeps its masks. Not beside the weights: servers that load a folder's every
 #: ``*.safetensors`` would take them for a shard.
@@ -108,7 +110,7 @@ def export_model(
         Block -> linear -> what becomes of it; asked for block by block.
     folder : Path
         Where the model goes: sharded safetensors with real zeros, configuration, tokenizer and
-        :data:`SIDECAR`.
+        :data:`SIDECAR`. Quantised weights go in compressed-tensors' form, and no masks beside.
     mark : Fingerprint, optional
         The dense model's, if it is known already; the masks say which model they are of.
 
@@ -122,15 +124,23 @@ def export_model(
     mark = fingerprint(model) if mark is None else mark
     with new_folder(folder) as partial:
         (partial / SIDECAR).parent.mkdir()
+        quantized = QuantizedExport(model)
         with SidecarWriter(partial / SIDECAR, model.layout.prefix) as masks:
-            kept = _write_weights(model, changes, partial, masks)
-            masks.close(
-                {
-                    "model": {"weights": mark.weights, "dtype": dtype_name(model)},
-                    "survivors": "kept" if kept else "changed",
-                }
-            )
-        write_configuration(model, partial)
+            kept = _write_weights(model, changes, partial, masks, quantized)
+            if not quantized.used:
+                masks.close(
+                    {
+                        "model": {"weights": mark.weights, "dtype": dtype_name(model)},
+                        "survivors": "kept" if kept else "changed",
+                    }
+                )
+        config = None
+        if quantized.used:
+            (partial / SIDECAR).parent.rmdir()
+            config = copy.deepcopy(model.model.config)
+            config.quantization_config = quantized.configuration()
+            config.dtype = model.model.dtype
+        write_configuration(model, partial, config)
 
 
 def apply_masks(base: str | Path, masks: Path, output: Path) -> None:
@@ -180,7 +190,11 @@ def apply_masks(base: str | Path, masks: Path, output: Path) -> None:
 
 
 def _write_weights(
-    model: LoadedModel, changes: Changes, folder: Path, masks: SidecarWriter
+    model: LoadedModel,
+    changes: Changes,
+    folder: Path,
+    masks: SidecarWriter,
+    quantized: QuantizedExport,
 ) -> bool:
     """Write every tensor once, block by block; return whether the survivors are as they were."""
     state, tied = model.model.state_dict(), tied_names(model.model)
@@ -189,19 +203,25 @@ def _write_weights(
     unread = tuple(f"{name}." for name in model.layout.unread)
     for names in model.source.together(outside):
         if all(name.startswith(unread) for name in names):
-            shards.add(model.source.untouched(names))
+            stored = model.source.untouched(names)
         else:
-            shards.add(model.source.stored({name: model.tensor(name) for name in names}))
+            stored = model.source.stored({name: model.tensor(name) for name in names})
+        quantized.left(stored)
+        shards.add(stored)
     for block in range(len(model.layout.blocks)):
         done = changes.get(block, {})
         kept = kept and all(map(keeps_survivors, done.values()))
         masks.add(block, {linear: mask_of(change) for linear, change in done.items()})
         inside = f"{prefix}{block}."
-        tensors = changed_tensors(model.layout, block, model.block_tensors(block), done)
+        coded = quantized.keys(block, done)
+        floats = {name: one for name, one in done.items() if not isinstance(one, QuantizedWeight)}
+        tensors = changed_tensors(model.layout, block, model.block_tensors(block), floats)
         model.prefetch(block + 1)
-        full = {f"{inside}{name}": tensor for name, tensor in tensors.items()}
+        full = {f"{inside}{name}": one for name, one in tensors.items() if name not in coded}
         saved = {name: full[name] for name in full if name in state and name not in tied}
-        shards.add(model.source.stored(saved))
+        stored = model.source.stored(saved)
+        quantized.left(stored)
+        shards.add(stored | quantized.tensors(block, done))
     shards.close()
     return kept
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     AutoTokenizer,
+    CompressedTensorsConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -172,7 +173,9 @@ _DTYPES: dict[str, torch.dtype | None] = {
 _log = logging.getLogger("flwr")
 
 
-def load_model(config: ModelConfig, path: str | None = None) -> LoadedModel:
+def load_model(
+    config: ModelConfig, path: str | None = None, *, quantized: bool = False
+) -> LoadedModel:
     """Load the model that a run prunes.
 
     Parameters
@@ -181,6 +184,9 @@ def load_model(config: ModelConfig, path: str | None = None) -> LoadedModel:
         Which model, which revision, and in which dtype ('auto': as stored).
     path : str, optional
         A node's own copy, used in place of ``config.path``.
+    quantized : bool
+        Whether a checkpoint in compressed-tensors' form is opened: to be measured, with the weights
+        that its codes stand for, all in memory.
 
     Raises
     ------
@@ -192,20 +198,22 @@ def load_model(config: ModelConfig, path: str | None = None) -> LoadedModel:
     revision = config.revision
     if is_local(source):
         check_folder(source)
-    architecture = read_config(source, revision)
+    architecture = read_config(source, revision, quantized)
+    packed = getattr(architecture, "quantization_config", None) is not None
     with readable_errors(source), progress_on_terminals_only():
         refuse_adapter(source, revision)
         tokenizer = AutoTokenizer.from_pretrained(
             source, config=architecture, revision=revision, trust_remote_code=False
         )
-        files = weight_files(source, revision)
+        files = [] if packed else weight_files(source, revision)
     loaded = _mapped(source, config, architecture, tokenizer, files) if files else None
-    if loaded is None:
+    if loaded is None and not packed:
         _log.warning(
             "'%s' cannot be read block by block and is held in memory whole: only safetensors "
             "files with the architecture's own names of weights can",
             source,
         )
+    if loaded is None:
         loaded = loaded_from(_whole(source, config, architecture), tokenizer, source)
     if config.name != "demo":
         loaded.side_files = partial(side_files, source, revision)
@@ -361,6 +369,9 @@ def _dtype(
 
 
 def _whole(source: str, config: ModelConfig, architecture: PreTrainedConfig) -> PreTrainedModel:
+    unpacked = {}
+    if getattr(architecture, "quantization_config", None) is not None:
+        unpacked["quantization_config"] = CompressedTensorsConfig(dequantize=True)
     with readable_errors(source), progress_on_terminals_only():
         model, report = auto_class(architecture).from_pretrained(
             source,
@@ -369,6 +380,7 @@ def _whole(source: str, config: ModelConfig, architecture: PreTrainedConfig) -> 
             dtype=_DTYPES[config.dtype] or "auto",
             trust_remote_code=False,
             output_loading_info=True,
+            **unpacked,
         )
     check_complete(source, sorted(report["missing_keys"]))
     return model
