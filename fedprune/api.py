@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fedprune.config import config_from_overrides
+from fedprune.config.schema import strategy_for
 from fedprune.data.documents import Document
 from fedprune.errors import ConfigError, DataError, ModelError
 from fedprune.evaluation.perplexity import Perplexity, perplexity, token_windows
@@ -40,7 +41,7 @@ def prune_locally(
     model: Model,
     texts: str | Tensor | Mapping[str, object] | Iterable[object],
     *,
-    sparsity: float = 0.5,
+    sparsity: float | None = None,
     pruner: str | Pruner = "wanda",
     overrides: str | Sequence[str] = (),
 ) -> dict[int, dict[str, Change]]:
@@ -54,18 +55,21 @@ def prune_locally(
         What to calibrate on: texts, joined and cut into samples of `pruner.seq_len` tokens, or
         samples of token ids: what a tokenizer returns (shape (1, tokens), or several samples in one
         batch), tensors, arrays, lists of ids, mappings with ``input_ids``, a data set of these.
-    sparsity : float
-        Share of zeros, at least 0 and below 1.
+    sparsity : float or None
+        Share of zeros, at least 0 and below 1; None: what `conf/` says, 0.5, or 0 for pruners that
+        quantise.
     pruner : str or Pruner
-        'wanda', 'ria', 'magnitude', 'sparsegpt', 'alps', 'sparseswaps', or one of your own.
+        'wanda', 'ria', 'magnitude', 'sparsegpt', 'alps', 'sparseswaps', 'gptq', 'rounding', or one
+        of your own.
     overrides : str or sequence of str
         Any other key of the configuration about pruning, as on the command line:
         ``["pruner.pattern='2:4'", "pruner.group=layer"]``.
 
     Returns
     -------
-    dict[int, dict[str, BitMask or SparseWeight]]
-        Block -> linear -> mask, or survivors with new values where the pruner changes them.
+    dict[int, dict[str, Change]]
+        Block -> linear -> mask, or survivors with new values, or a quantised weight, as the pruner
+        makes them.
 
     Raises
     ------
@@ -84,7 +88,10 @@ def prune_locally(
     # One of somebody's own need not be installed: it is given, and has the defaults of Wanda.
     named = [f"pruner={name}"] if isinstance(pruner, str) or name in NAMES else []
     typed = [overrides] if isinstance(overrides, str) else overrides
-    config = config_from_overrides([f"sparsity={sparsity}", *named, *typed])
+    # Not every strategy takes every pruner, and none is followed here.
+    goes_with = [f"strategy={strategy_for(name)}"] if named else []
+    share = [] if sparsity is None else [f"sparsity={sparsity}"]
+    config = config_from_overrides([*share, *named, *goes_with, *typed])
     loaded = select(_opened(model), config.pruner)
     samples = _samples(loaded, texts, config.pruner.seq_len)
     device, limits = pick_device(config.pruner.device), Limits.of(config.pruner)

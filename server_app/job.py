@@ -34,6 +34,7 @@ from fedprune.models.device import return_freed_memory
 from fedprune.models.export import export_model
 from fedprune.models.fingerprint import Fingerprint, fingerprint
 from fedprune.models.loading import LoadedModel, load_model
+from fedprune.models.quantized import check_quantizable
 from fedprune.models.reshape import Reshape, export_reshaped
 from fedprune.models.selection import select
 from fedprune.models.transfer import Offer
@@ -213,6 +214,8 @@ def _run(  # noqa: PLR0913 - what a job is made of
     covered.tell()
     files.identify(_identity(folder, model))
     model.check_pattern(config.pruner.pattern)
+    if config.pruner.bits is not None:
+        check_quantizable(loaded.layout, config.pruner.group_size, config.pruner.symmetric)
     tally = TrackedTally(folder, files, loaded, config.strategy.rounds, tracking)
     strategy = strategy_class(config.strategy.name)(config, model, tally, files.ledger, state)
     strategy.status = status

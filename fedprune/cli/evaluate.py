@@ -338,7 +338,7 @@ def _task_sentences(found: ZeroShot) -> Iterator[str]:
 
 def _size_sentence(sizes: ModelSizes) -> str:
     forms = {
-        "zeros written out": sizes.dense,
+        "on the disk": sizes.dense,
         "masks": sizes.masks,
         "masks and surviving values by count": sizes.bits_and_values,
     }

@@ -23,7 +23,7 @@ class ModelSizes:
     Attributes
     ----------
     dense : int or None
-        Safetensors files with zeros written out.
+        Safetensors files as they lie there: zeros written out, quantised weights packed.
     masks : int or None
         The sidecar with a bit a prunable weight.
     bits_and_values : int or None

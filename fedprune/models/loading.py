@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     AutoTokenizer,
-    CompressedTensorsConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -369,9 +368,9 @@ def _dtype(
 
 
 def _whole(source: str, config: ModelConfig, architecture: PreTrainedConfig) -> PreTrainedModel:
-    unpacked = {}
-    if getattr(architecture, "quantization_config", None) is not None:
-        unpacked["quantization_config"] = CompressedTensorsConfig(dequantize=True)
+    packed = getattr(architecture, "quantization_config", None)
+    if isinstance(packed, dict):
+        packed["dequantize"] = True
     with readable_errors(source), progress_on_terminals_only():
         model, report = auto_class(architecture).from_pretrained(
             source,
@@ -380,7 +379,6 @@ def _whole(source: str, config: ModelConfig, architecture: PreTrainedConfig) -> 
             dtype=_DTYPES[config.dtype] or "auto",
             trust_remote_code=False,
             output_loading_info=True,
-            **unpacked,
         )
     check_complete(source, sorted(report["missing_keys"]))
     return model

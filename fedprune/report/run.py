@@ -289,7 +289,7 @@ def _sizes(found: Mapping[str, float] | None) -> list[tuple[str, float]]:
     """Return what the exported files take; nothing where results do not tell."""
     names = {
         "base": "The dense model",
-        "dense": "Safetensors, zeros written out",
+        "dense": "Safetensors, zeros written out, codes packed",
         "masks": "Masks beside them",
         "bits_and_values": "Masks and surviving values alone, by count",
     }

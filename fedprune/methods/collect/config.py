@@ -21,6 +21,7 @@ class CollectConfig(StrategyConfig):
 
     pools = True
     removes_units = True
+    quantizes = True
 
     @property
     def kinds(self) -> tuple[str, ...]:

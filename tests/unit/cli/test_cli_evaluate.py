@@ -75,7 +75,7 @@ def test_what_is_printed(
         "perplexity 7.500 on mine (3 windows",
         "boolq: acc 0.5000 ± 0.2500",
         "mean accuracy 0.5000, lm-evaluation-harness 0.4.13",
-        "weights: 1.0 MB zeros written out, 31.2 kB masks, 531.2 kB masks and surviving values",
+        "weights: 1.0 MB on the disk, 31.2 kB masks, 531.2 kB masks and surviving values",
         "cpu, float32, 512 tokens a pass: 900 tokens/s without zeros, 901 with zeros multiplied",
         "mlp.up_proj (8x4): 1,500 us dense",
         "2:4 is not measured: this is a CPU.",
