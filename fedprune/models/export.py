@@ -106,7 +106,7 @@ def export_model(
     ----------
     model : LoadedModel
         The dense model; unchanged.
-    changes : Mapping[int, Mapping[str, BitMask or LinearUpdate or SparseWeight]]
+    changes : Mapping[int, Mapping[str, Change]]
         Block -> linear -> what becomes of it; asked for block by block.
     folder : Path
         Where the model goes: sharded safetensors with real zeros, configuration, tokenizer and
@@ -136,7 +136,6 @@ def export_model(
                 )
         config = None
         if quantized.used:
-            (partial / SIDECAR).parent.rmdir()
             config = copy.deepcopy(model.model.config)
             config.quantization_config = quantized.configuration()
             config.dtype = model.model.dtype

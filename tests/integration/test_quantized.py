@@ -71,7 +71,7 @@ def test_solvers_are_those_of_all_texts_in_one_place_but_for_rounding(tmp_path, 
     ]
     assert np.mean(errors) < 0.02
     sparsity = 0.5 if options is JOINT else 0
-    assert results["sparsity"]["achieved"] == pytest.approx(sparsity, abs=1e-3)
+    assert results["sparsity"]["overall"] == pytest.approx(sparsity, abs=1e-3)
 
 
 @pytest.mark.parametrize("options", [GPTQ, JOINT], ids=["gptq", "joint"])

@@ -14,7 +14,7 @@ from fedprune.config.schema import ModelConfig
 from fedprune.errors import ModelError
 from fedprune.evaluation.sizes import model_sizes
 from fedprune.models.changes import changed_tensors
-from fedprune.models.export import export_model
+from fedprune.models.export import SIDECAR, export_model
 from fedprune.models.loading import load_model
 from fedprune.models.quantized import check_quantizable, packed
 from fedprune.pruning.grid import Grid
@@ -119,7 +119,7 @@ def test_folders_load_as_they_were_simulated_where_nobody_knows_fedprune(tmp_pat
         export_model(loaded, changes, tmp_path / family)
         expected[family] = simulated(loaded, changes), str(dtype)
         # The folder without masks beside, and a second reader: `fedprune evaluate`.
-        assert not (tmp_path / family / "fedprune").exists()
+        assert not (tmp_path / family / SIDECAR).exists()
         again = opened(tmp_path / family)
         with torch.no_grad():
             logits = again.model(input_ids=torch.arange(3, 19)[None]).logits
