@@ -48,14 +48,14 @@ UNITS = ("depth", "fedexperts")
 @pytest.mark.parametrize("pruner", group_options("pruner"))
 @pytest.mark.parametrize("strategy", group_options("strategy"))
 def test_a_strategy_takes_the_pruners_that_use_its_statistics(strategy, pruner):
-    masks = set(group_options("pruner")) - {"gptq", "rounding"}
+    masks = set(group_options("pruner"))
     takes = {"fedstats": ("wanda", "ria", "rounding"), "fedhessian": MOMENTS}
     overrides = f"strategy={strategy} pruner={pruner}"
     if strategy in UNITS:  # whose solvers look at no pruner; their sparsity is a share of units
         composed(f"strategy={strategy}")
         return
     if strategy != "collect":
-        masks -= {"structured"}
+        masks -= {"structured", "gptq", "rounding"}
     if pruner in takes.get(strategy, masks):
         composed(overrides)
         return
