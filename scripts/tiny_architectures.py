@@ -237,10 +237,8 @@ _QWEN4 = {
     "indexer_compress_ratio": 4,
 }
 _ZAMBA = {
-    "num_hidden_layers": 6,
-    "layers_block_type": ["linear_attention", "linear_attention", "hybrid"]
-    + _LINEAR_FULL[:1]
-    + ["hybrid", "linear_attention"],
+    "num_hidden_layers": 8,
+    "layers_block_type": ["linear_attention", "linear_attention", "hybrid", "linear_attention"] * 2,
 }
 _DOTS3_TEXT = {
     "num_key_value_heads": 4,

@@ -286,7 +286,7 @@ def check_seq_len(model: PreTrainedModel, seq_len: int, key: str) -> None:
     """
     text = model.config.get_text_config()
     limit = getattr(text, "max_position_embeddings", None)
-    if limit is not None and seq_len > limit:
+    if limit is not None and 0 < limit < seq_len:  # XLNet writes -1 for none
         raise ModelError(
             f"`{key}` is {seq_len}, but {type(model).__name__} has {limit} positions. "
             f"Set `{key}` to at most {limit}."

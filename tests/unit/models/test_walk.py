@@ -6,14 +6,16 @@ import resource
 import psutil
 import pytest
 import torch
+import transformers as hf
 
 from fedprune.config import config_from_overrides
 from fedprune.errors import ModelError
 from fedprune.models import walk as module
 from fedprune.models.device import Limits, is_out_of_memory
+from fedprune.models.loading import loaded_from
 from fedprune.models.walk import HiddenStates, ModelWalk, memory_limit
 from fedprune.pruning.blocks import BlockWalk
-from tests.support.architectures import FAMILIES, tiny_model, token_samples
+from tests.support.architectures import FAMILIES, tiny_model, tiny_tokenizer, token_samples
 
 OUT_OF_MEMORY = (
     torch.OutOfMemoryError("CUDA out of memory."),
@@ -182,3 +184,18 @@ def test_a_walk_is_the_same_whether_its_hidden_states_fit_or_not(cache):
             walk.advance({})
     assert all(map(torch.equal, walks[0].hidden, walks[1].hidden))
     assert (cache / "spill").is_dir()
+
+
+def test_residuals_keep_their_type_between_two_processes():
+    sizes = {"num_heads": 8, "head_dim": 8, "expand": 2, "state_size": 8, "n_groups": 1}
+    config = hf.Mamba2Config(hidden_size=32, vocab_size=100, num_hidden_layers=3, **sizes)
+    torch.manual_seed(0)
+    loaded = loaded_from(hf.Mamba2ForCausalLM(config).bfloat16(), tiny_tokenizer())
+    samples = token_samples(2, 8)
+    walk = ModelWalk(loaded, samples)
+    walk.advance({})
+    assert {state.dtype for state in walk.hidden} == {torch.float32}  # `residual_in_fp32`
+    resumed = ModelWalk(loaded, samples, hidden=[*walk.hidden], start=1)
+    walk.advance({})
+    resumed.advance({})
+    assert all(map(torch.equal, resumed.hidden, walk.hidden))
