@@ -84,6 +84,9 @@ SAMPLED_WEIGHTS = 1 << 16
 """Weights of a whole model that are looked at."""
 
 
+_NO_FLAGS = np.zeros(0, dtype=np.uint8)
+
+
 @dataclass(frozen=True)
 class BlockSample:
     """What the masks of one block say at the sampled places.
@@ -118,12 +121,13 @@ class MaskSampler:
 
     def __init__(self, shapes: Mapping[str, tuple[int, int]], most: int, seed: int) -> None:
         sizes = [rows * columns for rows, columns in shapes.values()]
-        ends = np.cumsum(sizes)
-        self._weights = min(most, int(ends[-1]))
-        generator = np.random.default_rng(seed)
-        drawn = np.sort(generator.choice(int(ends[-1]), self._weights, replace=False))
-        parts = np.split(drawn, np.searchsorted(drawn, ends[:-1]))
+        ends, total = np.cumsum(sizes, dtype=np.int64), sum(sizes)
         starts = ends - sizes
+        self._weights = min(most, total)  # none of a block of which nothing is pruned
+        generator = np.random.default_rng(seed)
+        drawn = np.sort(generator.choice(total, self._weights, replace=False))
+        edges = np.searchsorted(drawn, [*starts, total])
+        parts = [drawn[first:last] for first, last in zip(edges, edges[1:], strict=False)]
         self._places = {
             name: part - start for name, part, start in zip(shapes, parts, starts, strict=True)
         }
@@ -153,7 +157,7 @@ class MaskSampler:
 
     def _sampled(self, masks: Mapping[str, BitMask]) -> NDArray[np.uint8]:
         flags = [masks[name].bits[at >> 3] >> (at & 7) & 1 for name, at in self._places.items()]
-        return np.packbits(np.concatenate(flags), bitorder="little")
+        return np.packbits(np.concatenate([_NO_FLAGS, *flags]), bitorder="little")
 
 
 def agreement_with_result(samples: Sequence[BlockSample]) -> dict[str, float]:

@@ -93,4 +93,4 @@ def test_what_stays_dense_is_counted_and_named():
     assert dense["model.layers.*.mlp.up_proj.weight"] == up
     assert sum(dense.values()) == 3 * attention + up
     assert half.unforeseen == 0
-    assert "stay dense (not selected): model.layers.*.mlp.up_proj.weight" in str(half)
+    assert "stay dense (not selected): model.layers.*.self_attn.q_proj.weight, " in str(half)
