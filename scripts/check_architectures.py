@@ -362,9 +362,9 @@ def _add_experts(
                 with torch.enable_grad():
                     weight.requires_grad_()
                     made = module(
-                        token.detach()[None],
-                        torch.tensor([[expert]]),
-                        torch.ones(1, 1, dtype=token.dtype),
+                        token.detach().repeat(2, 1),  # LongCat's code takes no single token
+                        torch.tensor([[expert], [expert]]),
+                        torch.ones(2, 1, dtype=token.dtype),
                     )
                     (slope,) = torch.autograd.grad(made[0, 0], weight)
                     weight.requires_grad_(False)

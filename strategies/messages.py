@@ -12,7 +12,7 @@ from fedprune.config import StrategyConfig
 from fedprune.errors import ReplyRefusedError, WireError
 from fedprune.flower.replies import SHORT_REPLY_BYTES, ReplyLimits
 from fedprune.methods.exchange import BlockExchange
-from fedprune.methods.public_model import PublicModel
+from fedprune.methods.public_model import FRAME_BYTES, PublicModel
 from fedprune.models.transfer import MOST_SEGMENT_BYTES
 from fedprune.records import (
     Order,
@@ -485,8 +485,10 @@ class Reading:
                 self.cohort.refuse(client, self.step, self.exchange.name, problem)
                 continue
             try:
+                # A frame more: a message about a block of which nothing is pruned is one, too.
                 most = {
-                    block: self.exchange.most_bytes(self.model, block) for block in order.blocks
+                    block: FRAME_BYTES + self.exchange.most_bytes(self.model, block)
+                    for block in order.blocks
                 }
                 reply = read_prune(message, order.blocks, most, self.exchange.form)
                 fold(reply, client)

@@ -11,7 +11,7 @@ from fedprune.models.loading import load_model
 from tests.support.jobs import job, masks_of, weights_of
 
 SELECTED = ("pruner.targets=mlp", "pruner.ignore=model.layers.0,re:.*gate_proj")
-LINEARS = {(block, f"mlp.{name}_proj") for block in (1, 2, 3) for name in ("up", "down")}
+LINEARS = {(block, f"mlp.{name}_proj") for block in range(1, 6) for name in ("up", "down")}
 
 
 @pytest.mark.parametrize(
