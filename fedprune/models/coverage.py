@@ -1,13 +1,17 @@
 """What of a model's blocks is not pruned: matrices that stay dense, by name, and their share."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from logging import INFO, WARNING, getLogger
 
 from fedprune.models.layout import DecoderLayout
 
 MUCH = 0.1
 """Share of the blocks' matrices above which it is a warning that they stay dense."""
+
+NOT_SELECTED = "not selected"
+NEVER_CALLED = "not called by text"
+SHARED = "of several blocks together"
 
 _log = getLogger("flwr")
 _SHOWN = 6  # names in a line of the log
@@ -24,10 +28,17 @@ class Coverage:
     dense : Mapping[str, int]
         Name inside the block of a parameter that stays as it is, of two or more dimensions and no
         bias -> its weights, or what is left of them, in all blocks together; the largest first.
+    why : Mapping[str, str]
+        Name of a parameter -> why it stays dense, where that is known: :data:`NOT_SELECTED`,
+        :data:`NEVER_CALLED` or :data:`SHARED`.
+    not_selected : int
+        Weights that stay dense because the user has not selected them.
     """
 
     prunable: int
     dense: Mapping[str, int]
+    why: Mapping[str, str] = field(default_factory=dict)
+    not_selected: int = 0
 
     @property
     def share(self) -> float:
@@ -35,16 +46,30 @@ class Coverage:
         kept = sum(self.dense.values())
         return kept / (kept + self.prunable) if kept else 0.0
 
+    @property
+    def unasked(self) -> float:
+        """The part of this share that nobody has asked for."""
+        kept = sum(self.dense.values())
+        return (kept - self.not_selected) / (kept + self.prunable) if kept else 0.0
+
     def to_dict(self) -> dict[str, object]:
         """Return plain JSON values."""
-        return {"share": self.share, "dense": dict(self.dense)}
+        return {
+            "share": self.share,
+            "dense": dict(self.dense),
+            "why": dict(self.why),
+            "unasked": self.unasked,
+        }
 
     def tell(self) -> None:
         """Say in the log what stays dense; loudly where it is much."""
         if self.dense:
-            names = ", ".join(list(self.dense)[:_SHOWN])
+            names = ", ".join(
+                f"{name} ({self.why[name]})" if name in self.why else name
+                for name in list(self.dense)[:_SHOWN]
+            )
             more = f" and {len(self.dense) - _SHOWN} more" if len(self.dense) > _SHOWN else ""
-            level = WARNING if self.share > MUCH else INFO
+            level = WARNING if self.unasked > MUCH else INFO
             _log.log(
                 level,
                 "%.2f %% of the matrices in the blocks stay dense: %s%s",
@@ -62,7 +87,9 @@ def coverage(layout: DecoderLayout) -> Coverage:
     layout : DecoderLayout
         The blocks; their weights may be on the meta device.
     """
-    prunable, dense = 0, dict[str, int]()
+    prunable, dense, not_selected = 0, dict[str, int](), 0
+    why: dict[str, str] = {}
+    reasons = _reasons(layout)
     for index, block in enumerate(layout.blocks):
         taken: dict[str, int] = {}
         for linear in layout.linears(index).values():
@@ -73,4 +100,25 @@ def coverage(layout: DecoderLayout) -> Coverage:
             left = parameter.numel() - taken.get(name, 0)
             if left and parameter.ndim > 1 and not name.endswith("bias"):
                 dense[name] = dense.get(name, 0) + left
-    return Coverage(prunable, dict(sorted(dense.items(), key=lambda one: -one[1])))
+                reason = reasons.get(f"{layout.prefix}.{index}.{name}")
+                if reason is not None:
+                    why[name] = reason
+                    not_selected += left if reason == NOT_SELECTED else 0
+    ordered = dict(sorted(dense.items(), key=lambda one: -one[1]))
+    return Coverage(prunable, ordered, why, not_selected)
+
+
+def _reasons(layout: DecoderLayout) -> dict[str, str]:
+    """Return parameter, by its name in the model -> why it stays dense."""
+    found: dict[str, str] = {}
+    for reason, names in (
+        (NOT_SELECTED, layout.left_out),
+        (NEVER_CALLED, layout.passage.idle),
+        (SHARED, layout.shared),
+    ):
+        for name in names:
+            found[f"{name}.weight"] = reason
+            # An expert's slice is called by holder, number and parameter.
+            holder, _, parameter = name.rpartition(".")
+            found.setdefault(f"{holder.rpartition('.')[0]}.{parameter}", reason)
+    return found

@@ -9,7 +9,7 @@ from fedprune.report.clients import client_agreement
 from fedprune.report.linears import reporters
 from fedprune.results import text
 from fedprune.results.perplexity import headline
-from fedprune.results.unread import left_as_stored
+from fedprune.results.unread import left_as_stored, left_dense
 
 Level = Literal["problem", "warning", "hint"]
 
@@ -115,10 +115,10 @@ def _dense(results: Mapping[str, Any]) -> Iterator[Note]:
     covered = results.get("coverage") or {"dense": {}}
     if covered["dense"]:
         yield Note(
-            "warning" if covered["share"] > _MUCH_DENSE else "hint",
+            "warning" if covered.get("unasked", covered["share"]) > _MUCH_DENSE else "hint",
             f"{text.percent(covered['share'], 2)} of the matrices in the blocks stay dense",
-            f"They are not considered: {text.listing(covered['dense'])}. The sparsity is that of "
-            "all others.",
+            f"They are not considered: {text.listing(left_dense(covered))}. "
+            "The sparsity is that of all others.",
         )
 
 

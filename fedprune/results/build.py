@@ -345,6 +345,8 @@ def _method(config: RunConfig) -> dict[str, object]:
         "pruner": config.pruner.name,
         "pattern": str(config.pruner.pattern),
         "group": config.pruner.group,
+        "targets": config.pruner.targets,
+        "ignore": config.pruner.ignore,
         "allocation": config.allocation.name,
         "fraction": strategy.fraction,
     }

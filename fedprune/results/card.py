@@ -11,7 +11,7 @@ from fedprune.config import RunConfig
 from fedprune.models.folder import is_local
 from fedprune.results.perplexity import DENSE, FEDERATED, MODELS, fidelity_table, perplexity_at
 from fedprune.results.text import figure, markdown_table, size, size_change
-from fedprune.results.unread import left_as_stored, loading_code
+from fedprune.results.unread import left_as_stored, left_dense, loading_code
 
 CARD = "README.md"
 
@@ -134,7 +134,7 @@ def _untouched(results: Mapping[str, Any]) -> dict[str, str]:
     rows, covered, experts = {}, results.get("coverage"), results.get("experts")
     if covered and covered["dense"]:
         share = f"{covered['share']:.2%} of the blocks' matrices"
-        rows["matrices that stay dense"] = f"{', '.join(covered['dense'])} ({share})"
+        rows["matrices that stay dense"] = f"{', '.join(left_dense(covered))} ({share})"
     if experts and experts["few"] is not None:
         rows[f"experts that saw fewer than {experts['few_tokens']} tokens"] = (
             f"{experts['few']} of {experts['experts']}, {experts['unseen']} of them none"
@@ -164,6 +164,7 @@ def _method(config: RunConfig, results: Mapping[str, Any]) -> list[Sequence[str]
         "strategy": config.strategy.name,
         **made,
         **_untouched(results),
+        **{key: value for key in ("targets", "ignore") if (value := getattr(config.pruner, key))},
         "clients": str(len(results["clients"])),
         "calibration": f"{config.pruner.num_calibration_samples} samples of "
         f"{config.pruner.seq_len} tokens a client",

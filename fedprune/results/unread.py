@@ -31,3 +31,9 @@ def loading_code(results: Mapping[str, Any], folder: str) -> str:
         f"model = {auto}.from_pretrained(folder)\n"
         f"{what} = {kind}.from_pretrained(folder)"
     )
+
+
+def left_dense(coverage: Mapping[str, Any]) -> list[str]:
+    """Return the matrices in the blocks that stayed dense, each with the reason if it is known."""
+    why = coverage.get("why", {})
+    return [f"{name} ({why[name]})" if name in why else name for name in coverage["dense"]]

@@ -36,14 +36,14 @@ def test_only_what_is_selected_is_pruned(tmp_path, options):
             assert torch.equal(weight, dense.weight(block, name))
     assert set(results["sparsity"]["linears"]) == {f"model.layers.{b}.{n}" for b, n in LINEARS}
     assert results["sparsity"]["overall"] == pytest.approx(0.5, abs=0.01)
-    assert results["considered"]["pruned"] == results["sparsity"]["weights"]
-    assert set(results["considered"]["dense"]) == {"not selected"}
+    assert set(results["coverage"]["why"].values()) == {"not selected"}
+    assert results["coverage"]["unasked"] == 0 < results["coverage"]["share"]
     assert results["method"]["targets"] == "mlp"
     measured = results["perplexity"]["stdlib"]
     if measured["centralized"] is not None:  # the same selection, and exact sums
         assert measured["centralized"] == measured["pruned"]
     card = (tmp_path / "run" / "model" / "README.md").read_text()
-    assert "left dense in the blocks" in card and "not selected" in card
+    assert "mlp.gate_proj.weight (not selected)" in card
     page = (tmp_path / "run" / "report.html").read_text()
     assert "of the matrices in the blocks stay dense" in page
 

@@ -1,10 +1,12 @@
 """What `pruner.targets` and `pruner.ignore` leave of a model's matrices, and what is said of it."""
 
 import pytest
+import torch
 
 from fedprune.config import config_from_overrides
 from fedprune.errors import ConfigError
-from fedprune.models.considered import NOT_SELECTED, considered
+from fedprune.models.coverage import NEVER_CALLED, NOT_SELECTED, coverage
+from fedprune.models.layout import find_layout
 from fedprune.models.selection import select, selected
 from tests.support.architectures import tiny_model
 
@@ -79,18 +81,23 @@ def test_without_entries_a_model_stays_as_it_is():
     assert select(loaded, config_from_overrides([]).pruner) is loaded
 
 
-def test_what_stays_dense_is_counted_and_named():
+def test_what_is_not_selected_is_counted_and_no_warning():
     loaded = tiny_model()
-    whole = considered(loaded.layout)
-    assert whole.share == 1 and not whole.dense
-    half = considered(selected(loaded.layout, ["mlp"], ["model.layers.0.mlp.up_proj"]))
+    assert not coverage(loaded.layout).dense
+    half = coverage(selected(loaded.layout, ["mlp"], ["model.layers.0.mlp.up_proj"]))
     sizes = loaded.layout.shapes()[0]
     attention = sum(a * b for name, (a, b) in sizes.items() if "attn" in name)
     up = sizes["mlp.up_proj"][0] * sizes["mlp.up_proj"][1]
-    assert half.weights == whole.weights
-    assert half.pruned == whole.weights - 3 * attention - up
-    dense = half.dense[NOT_SELECTED]
-    assert dense["model.layers.*.mlp.up_proj.weight"] == up
-    assert sum(dense.values()) == 3 * attention + up
-    assert half.unforeseen == 0
-    assert "stay dense (not selected): model.layers.*.self_attn.q_proj.weight, " in str(half)
+    assert half.dense["mlp.up_proj.weight"] == up
+    assert sum(half.dense.values()) == half.not_selected == 3 * attention + up
+    assert half.unasked == 0 < half.share
+    assert half.why["mlp.up_proj.weight"] == NOT_SELECTED
+
+
+def test_what_is_never_called_is_told_from_what_is_not_selected():
+    loaded = tiny_model()
+    loaded.layout.blocks[1].spare = torch.nn.Linear(32, 64)
+    found = coverage(selected(find_layout(loaded.model), ["mlp"], []))
+    assert found.why["spare.weight"] == NEVER_CALLED
+    total = sum(found.dense.values()) + found.prunable
+    assert found.unasked == 32 * 64 / total
