@@ -237,7 +237,8 @@ def _check_blocks(kind: str, layout: DecoderLayout) -> None:
     if prunable < _LEAST_SHARE * total:
         raise ModelError(
             f"{where}only {prunable / total:.0%} of the weights in `{layout.prefix}` are in "
-            "nn.Linear or Conv1D layers that text passes, or in experts that can be told apart. "
+            "nn.Linear or Conv1D layers that text passes and no other block shares, or in experts "
+            "that can be told apart. "
             "Set `model.path` to another decoder."
         )
 

@@ -30,7 +30,12 @@ def test_routers_are_named_and_nothing_of_a_plain_decoder():
     found = coverage(tiny_model("mixtral").layout)
     assert found.dense == {"mlp.gate.weight": 2 * 4 * 32}
     assert list(coverage(tiny_model("llama4").layout).dense) == ["feed_forward.router.weight"]
-    assert found.to_dict() == {"share": found.share, "dense": dict(found.dense)}
+    assert found.to_dict() == {
+        "share": found.share,
+        "dense": dict(found.dense),
+        "why": {},
+        "unasked": found.share,
+    }
 
 
 def test_much_that_stays_dense_is_a_warning(caplog):
