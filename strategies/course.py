@@ -28,6 +28,7 @@ from fedprune.methods.exchange import (
     BlockResult,
     BlockTask,
     Contributor,
+    NothingPruned,
 )
 from fedprune.methods.public_model import PublicModel
 from fedprune.methods.registry import Assignment, exchanges, get_method
@@ -421,7 +422,9 @@ class FederatedPruning(Strategy):
             task = BlockTask(
                 self.model, block, state.round, before[block], self._total, state.figures
             )
-            opened = exchange.aggregator(task)
+            # Of a block of which nothing is pruned only who answered is of interest.
+            empty = exchange.prunes and not self.model.shapes[block]
+            opened = NothingPruned(exchange, task) if empty else exchange.aggregator(task)
             if exchange.prunes and not isinstance(opened, BlockAggregator):
                 raise TypeError(f"an exchange that prunes needs a BlockAggregator, got {opened}.")
             self._open[block] = opened

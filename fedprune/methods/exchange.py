@@ -272,6 +272,33 @@ class BlockAggregator(Aggregator[A, BlockResult]):
         return encode_update(result.changes)
 
 
+class NothingPruned(BlockAggregator[None]):
+    """Counts the answers about a block that has nothing to prune, whatever the method."""
+
+    def __init__(self, exchange: "BlockExchange", task: BlockTask) -> None:
+        super().__init__(exchange, task)
+        self._clients = 0
+
+    def check(self, payload: bytes, client: Contributor) -> None:
+        """Take any answer: it is within its size, and nothing is read of it."""
+
+    def add(self, answer: None, client: Contributor) -> None:
+        """Count a client."""
+        self._clients += 1
+
+    def close(self) -> BlockResult:
+        """Return a block without changes."""
+        return BlockResult(self.task.block, {}, self._clients, self._clients)
+
+    def state(self) -> Arrays:
+        """Return how many have answered."""
+        return {"clients": np.array([self._clients], dtype=np.uint64)}
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from :meth:`state`."""
+        (self._clients,) = (int(count) for count in arrays["clients"])
+
+
 class BlockExchange(ABC):
     """One question to every client about some blocks.
 
