@@ -10,9 +10,12 @@ from transformers import AutoModelForCausalLM
 from client_app.app import app
 from fedprune.config import config_from_overrides
 from fedprune.errors import ConfigError
+from fedprune.methods.statistics_folder import StatisticsFolder
 from fedprune.models.loading import load_model
+from server_app.job import run_job, solve_job
+from strategies.course import FederatedPruning
 from tests.support.grid import LocalGrid
-from tests.support.jobs import Shuffled, job, opt_folder, samples_of, whole_model
+from tests.support.jobs import QUIET, Shuffled, job, opt_folder, samples_of, whole_model
 
 DEPTH = ("strategy=depth", "strategy.timeout=600", "sparsity=0.34")  # two of six blocks
 
@@ -114,9 +117,9 @@ def test_two_passes_end_with_a_folder_of_fewer_blocks(tmp_path):
     loaded = load_model(config_from_overrides([f"model={folder}"]).model)
     assert len(loaded.layout.blocks) == 4
     assert results["smaller"]["summary"].startswith("2 of 6 blocks removed")
-    repaired = results["perplexity"]
-    plain = job(tmp_path / "plain", *DEPTH, "strategy.repair=false", "sparsity=0.34")
-    assert plain["perplexity"]["dense"] == repaired["dense"]
+    (repaired,) = results["perplexity"].values()
+    (plain,) = job(tmp_path / "plain", *DEPTH, "strategy.repair=false")["perplexity"].values()
+    assert plain["dense"] == repaired["dense"] and plain["pruned"] != repaired["pruned"]
 
 
 def test_blocks_here_and_there_with_a_map_for_each(tmp_path):
@@ -130,8 +133,6 @@ def test_blocks_here_and_there_with_a_map_for_each(tmp_path):
 
 def test_a_run_that_was_killed_after_the_survey_goes_on(tmp_path, monkeypatch):
     whole = job(tmp_path / "whole", *DEPTH)
-    from strategies.course import FederatedPruning
-
     with monkeypatch.context() as patch:
 
         def killed(*_args, **_more):
@@ -140,8 +141,6 @@ def test_a_run_that_was_killed_after_the_survey_goes_on(tmp_path, monkeypatch):
         patch.setattr(FederatedPruning, "_rounds", killed)
         with pytest.raises(KeyboardInterrupt):
             job(tmp_path / "run", *DEPTH)
-    from server_app.job import run_job
-
     options = {"overrides": f"resume={tmp_path / 'run'}"}
     run_job(LocalGrid(app, 3), options, 12)
     results = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -167,3 +166,19 @@ def test_what_cannot_be_is_refused_before_anybody_is_asked(tmp_path, options, er
     with pytest.raises(error, match=why):
         job(tmp_path / "run", *DEPTH, *options, grid=grid)
     assert not grid.sent
+
+
+def test_collected_cosines_are_enough_to_remove_blocks_without_a_map(tmp_path):
+    folder = tmp_path / "collected"
+    job(folder, "strategy=collect", "strategy.statistics=cosines", "strategy.timeout=600")
+    found = StatisticsFolder.open(folder)
+    plain = ("strategy.contiguous=false", "strategy.repair=false")
+    options = " ".join([*QUIET, *DEPTH, *plain])
+    solve_job(found, {"overrides": options, "output-dir": str(tmp_path / "solved")}, 12)
+    solved = json.loads((tmp_path / "solved" / "results.json").read_text())
+    federated = job(tmp_path / "run", *DEPTH, *plain)
+    assert solved["strategy"]["removed_blocks"] == federated["strategy"]["removed_blocks"]
+    assert solved["perplexity"] == federated["perplexity"]
+    options = " ".join([*QUIET, *DEPTH, "strategy.repair=false"])
+    with pytest.raises(ConfigError, match="`strategy.contiguous` needs cosines over blocks in a"):
+        solve_job(found, {"overrides": options, "output-dir": str(tmp_path / "row")}, 12)
