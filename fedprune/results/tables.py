@@ -36,7 +36,9 @@ def render(results: Mapping[str, Any]) -> Group:
     results : Mapping
         The content of `results.json`.
     """
-    tables = [_perplexities(results)]
+    measured = any(found["dense"] is not None for found in results["perplexity"].values())
+    only_statistics = "statistics" in results and not measured and not results["sparsity"]["zeros"]
+    tables = [_collected(results) if only_statistics else _perplexities(results)]
     if results.get("fidelity"):
         tables.append(_fidelity(results["fidelity"]))
     if "federated_evaluation" in results:
@@ -89,6 +91,16 @@ def pivot_table(pivot: Pivot) -> Table:
 
 def _text(text: str) -> Text:
     return Text(printable(text))
+
+
+def _collected(results: Mapping[str, Any]) -> Table:
+    """Return what a collection gathered, of which no model was made yet."""
+    found = results["statistics"]
+    title = f"{results['method']['strategy']} · {', '.join(found['kinds'])}"
+    table = text_table(title, ["participants", "tokens", "bytes kept"], _caption(results), labels=0)
+    row = [f"{found['participants']:,}", f"{found['tokens']:,}", size_text(found["bytes"])]
+    add_rows(table, [row])
+    return table
 
 
 def _perplexities(results: Mapping[str, Any]) -> Table:

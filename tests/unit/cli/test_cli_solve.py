@@ -8,6 +8,7 @@ import pytest
 from fedprune.cli import main
 from fedprune.models.export import SIDECAR
 from fedprune.models.sidecar import read_sidecar
+from fedprune.results.tables import plain_table
 
 QUICK = (
     "evaluation.max_windows=1",
@@ -33,6 +34,8 @@ def test_a_collection_ends_with_statistics_and_no_model(stats):
     assert (stats / "statistics" / "statistics.json").is_file() and not (stats / "model").exists()
     results = json.loads((stats / "results.json").read_text())
     assert results["statistics"]["kinds"] == ["columns"] and results["statistics"]["tokens"] == 288
+    shown = plain_table(results)
+    assert "collect · columns" in shown and "288" in shown and "pruned" not in shown
     assert results["sparsity"]["zeros"] == 0 and (stats / "report.html").is_file()
 
 
