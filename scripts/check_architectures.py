@@ -362,9 +362,10 @@ def _add_experts(
                 with torch.enable_grad():
                     weight.requires_grad_()
                     made = module(
-                        token.detach().repeat(2, 1),  # LongCat's code takes no single token
-                        torch.tensor([[expert], [expert]]),
-                        torch.ones(2, 1, dtype=token.dtype),
+                        # Twice, for two experts that are one: some code takes nothing single.
+                        token.detach().repeat(2, 1),
+                        torch.tensor([[expert, expert]] * 2),
+                        torch.tensor([[1, 0]] * 2, dtype=token.dtype),
                     )
                     (slope,) = torch.autograd.grad(made[0, 0], weight)
                     weight.requires_grad_(False)

@@ -1,7 +1,5 @@
 """A run prunes what was selected of a model, exactly, and leaves all else as it was."""
 
-import json
-
 import pytest
 import torch
 
@@ -20,7 +18,7 @@ LINEARS = {(block, f"mlp.{name}_proj") for block in range(1, 6) for name in ("up
         ("strategy=fedprllm",),
         ("strategy=fedspallm",),
         ("strategy=fedstats", "schedule=iterative", "evaluation.centralized=true"),
-        ("strategy=fedhessian",),
+        ("strategy=fedhessian", "pruner=sparsegpt"),
         ("strategy=fedstats", "allocation=owl", "allocation.spread=0.1"),
         ("strategy=fedprllm", "pruner=magnitude"),
     ],
@@ -51,5 +49,4 @@ def test_only_what_is_selected_is_pruned(tmp_path, options):
 def test_an_entry_that_matches_nothing_ends_a_run_before_anybody_is_asked(tmp_path):
     with pytest.raises(ConfigError, match="'ffn' matches nothing that can be pruned"):
         job(tmp_path / "run", "strategy=fedprllm", "pruner.targets=ffn")
-    ledger = json.loads((tmp_path / "run" / "ledger.json").read_text())
-    assert not ledger["entries"]
+    assert not (tmp_path / "run" / "ledger.json").exists()  # nobody was asked for anything
