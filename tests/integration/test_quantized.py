@@ -63,12 +63,11 @@ def test_solvers_are_those_of_all_texts_in_one_place_but_for_rounding(tmp_path, 
     expected, found = central(3, *options, ITERATIVE), made_by(tmp_path / "run")
     # Moments are sums of float32 in another order: a code on the edge may fall to the other side.
     first = [key for key in expected if key[0] == 0]
-    differing = [(found[key] != expected[key].dense()).float().mean() for key in first]
+    # The last bits of a float32 scale are of the moments', too; another code is a step of a tenth.
+    pairs = [(found[key], expected[key].dense()) for key in first]
+    differing = [(~torch.isclose(a, b, rtol=1e-3, atol=0)).float().mean() for a, b in pairs]
     assert np.mean(differing) < 1e-3
-    errors = [
-        float((found[key] - expected[key].dense()).float().norm() / found[key].float().norm())
-        for key in expected
-    ]
+    errors = [float((a - b).norm() / b.norm()) for a, b in pairs]
     assert np.mean(errors) < 0.02
     sparsity = 0.5 if options is JOINT else 0
     assert results["sparsity"]["overall"] == pytest.approx(sparsity, abs=1e-3)
