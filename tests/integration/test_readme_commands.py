@@ -38,6 +38,8 @@ ELSEWHERE = {
     "fedprune supernode": "tests/e2e/test_secure_federation.py",
     "fedprune run federation.connection=NAME": "tests/e2e/test_sites_of_their_own.py",
     "fedprune status RUN --watch": "tests/unit/cli/test_cli_status.py",
+    "fedprune run strategy=fedexperts": "tests/integration/test_fedexperts.py",
+    "fedprune ledger verify": "tests/integration/test_site_control.py",
     "pip install ./examples/plugin": "tests/integration/test_plugins.py, as pip leaves it",
     "fedprune run strategy=fedabsolute pruner.name=gentle schedule=iterative": (
         "tests/integration/test_plugins.py"
@@ -77,6 +79,11 @@ def site(tmp_path_factory):
     assert main(["run", *small([]), f"output_dir={folder / 'runs' / 'NAME'}"]) == 0
     for name in "ab":
         shutil.copytree(folder / "runs" / "NAME", folder / "runs" / name)
+    runs = folder / "runs"
+    kinds = "strategy.statistics='columns,moments'"
+    assert main(["collect", *small([kinds]), f"output_dir={runs / 'collected'}"]) == 0
+    solve = ["solve", str(runs / "collected"), "sparsity=0.6", f"output_dir={runs / 'solved'}"]
+    assert main(solve) == 0
     return folder
 
 
@@ -134,8 +141,14 @@ def test_every_line_is_run_here_or_elsewhere():
 def test_a_line_of_the_readme_runs(words, typed, tmp_path, capsys):
     _, command, *arguments = typed(words)
     expected = {0}
-    if command == "run" and "resume=runs/NAME" not in words:
+    if command in ("run", "collect") and "resume=runs/NAME" not in words:
         arguments = [*small(arguments), f"output_dir={tmp_path / 'run'}"]
+    elif command == "audit":
+        arguments = [*arguments, "pruner.num_calibration_samples=1", "pruner.seq_len=32"]
+    elif command == "solve":
+        arguments.append(f"output_dir={tmp_path / 'run'}")
+    elif command == "sweep" and "from=runs/collected" in words:
+        arguments = [*arguments, f"output_dir={tmp_path / 'sweep'}", "--jobs", "1"]
     elif command == "run":
         arguments.append("federation.backend=inline")
     elif command == "sweep":
