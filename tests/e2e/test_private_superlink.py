@@ -72,7 +72,7 @@ def main(grid: Grid, context: Context) -> None:
     while len(nodes := list(grid.get_node_ids())) < 2:
         time.sleep(0.1)
     requests = [Message(RecordDict(), node, "query.who") for node in nodes]
-    for reply in grid.send_and_receive(requests, timeout=60):
+    for reply in grid.send_and_receive(requests, timeout=600):
         say("CLIENT", reply.content["me"]["file"])
     if context.run_config["then"] == "fail":
         raise RuntimeError("told to fail")

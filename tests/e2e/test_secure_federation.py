@@ -72,7 +72,8 @@ def test_secure_federation_gives_the_masks_of_one_process(federation, expected, 
     assert sorted(rounds) == [1, 1, 2, 2]
     for node in federation.nodes:
         assert not list(node.home.glob("nodes/run-*/partition-*"))
-    assert not re.search(r"Traceback", federation.logs())
+    trace = re.search(r"(?s)Traceback.{,3000}", federation.logs())
+    assert trace is None, trace[0]
 
 
 def test_a_node_that_is_ended_says_goodbye_and_may_come_back_at_once(federation) -> None:

@@ -27,7 +27,7 @@ def few():
 def test_the_words_of_a_small_set_are_recovered_from_every_payload(few):
     masks, sums, moments, pooled_masks, pooled = few.releases
     assert (masks.sent_by, sums.sent_by[-1]) == (("FedPrLLM", "FedSpaLLM"), "FedStats")
-    assert moments.sent_by == ("FedHessian",)
+    assert "FedHessian" in moments.sent_by
     for one in (masks, sums, moments):
         assert one.words.recall > 0.95 and one.words.precision > 0.95
         assert one.words.guess_recall < 0.6

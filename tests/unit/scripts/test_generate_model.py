@@ -122,6 +122,7 @@ def test_presets_have_the_published_sizes() -> None:
             "llama-3-70b": 70.554,
             "opt-125m": 0.125,
             "opt-1.3b": 1.316,
+            "qwen3-30b-a3b": 30.532,
         },
         abs=0.0006,
     )
