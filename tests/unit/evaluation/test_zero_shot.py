@@ -121,7 +121,7 @@ def test_what_cannot_be_had_is_told_before_anything_runs(tmp_path):
     with pytest.raises(DataError, match="data set of task .* cannot be had"):
         load_tasks([str(path)])
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ModelError, match="cannot load the model"):
+    with pytest.raises(ModelError, match="cannot be loaded"):
         zero_shot(str(tmp_path), {}, "cpu")
 
 
