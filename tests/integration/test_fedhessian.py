@@ -7,36 +7,20 @@ import torch
 from client_app.app import app
 from fedprune.config import block_sparsity, config_from_overrides
 from fedprune.errors import ConfigError
-from fedprune.models.loading import load_model
-from fedprune.pruning.blocks import BlockWalk, prune_blocks
-from fedprune.pruning.groups import block_specs
-from fedprune.pruning.registry import make_pruner
 from tests.support.grid import LocalGrid
 from tests.support.jobs import (
-    QUIET,
     Shuffled,
+    central,
     described,
     job,
     masks_of,
     opt_folder,
     same_masks,
-    samples_of,
     weights_of,
 )
 
 HESSIAN = ("strategy=fedhessian", "pruner=sparsegpt")
 ITERATIVE = "schedule=iterative"
-
-
-def central(clients: int, *overrides: str):
-    """The same pruner on one pooled walk: (block, linear) -> survivors with values."""
-    config = config_from_overrides([*QUIET, *overrides])
-    loaded = load_model(config.model)
-    total = len(loaded.layout.blocks)
-    samples = [sample for own in samples_of(clients, *overrides) for sample in own]
-    specs = block_specs(config, range(total), total)
-    made = prune_blocks(BlockWalk(loaded, samples), make_pruner(config.pruner), specs)
-    return {(b, name): change for b, changes in made for name, change in changes.items()}
 
 
 @pytest.mark.parametrize("family", ["llama", "opt"])

@@ -10,28 +10,14 @@ from fedprune.cli.evaluate import measure
 from fedprune.config import config_from_overrides
 from fedprune.errors import ConfigError, ModelError
 from fedprune.models.loading import load_model
-from fedprune.pruning.blocks import BlockWalk, prune_blocks
-from fedprune.pruning.groups import block_specs
-from fedprune.pruning.registry import make_pruner
 from tests.support.grid import LocalGrid
-from tests.support.jobs import QUIET, Shuffled, job, samples_of, weights_in
+from tests.support.jobs import QUIET, Shuffled, central, job, weights_in
 
 SMALL = "pruner.group_size=32"
 ROUNDING = ("strategy=fedstats", "pruner=rounding", SMALL)
 GPTQ = ("strategy=fedhessian", "pruner=gptq", SMALL)
 JOINT = ("strategy=fedhessian", "pruner=sparsegpt", "pruner.bits=4", SMALL, "sparsity=0.5")
 ITERATIVE = "schedule=iterative"
-
-
-def central(clients: int, *overrides: str):
-    """The same pruner on one pooled walk: (block, linear) -> quantised weight."""
-    config = config_from_overrides([*QUIET, *overrides])
-    loaded = load_model(config.model)
-    total = len(loaded.layout.blocks)
-    samples = [sample for own in samples_of(clients, *overrides) for sample in own]
-    specs = block_specs(config, range(total), total)
-    made = prune_blocks(BlockWalk(loaded, samples), make_pruner(config.pruner), specs)
-    return {(b, name): change for b, changes in made for name, change in changes.items()}
 
 
 def made_by(folder):

@@ -13,9 +13,13 @@ from fedprune.config import config_from_overrides
 from fedprune.data.clients import client_samples
 from fedprune.data.texts import load_documents
 from fedprune.models.embedded import demo_model_path
-from fedprune.models.export import SIDECAR
+from fedprune.models.export import SIDECAR, export_model
 from fedprune.models.loading import LoadedModel, load_model, loaded_from
 from fedprune.models.sidecar import read_sidecar
+from fedprune.pruning.blocks import BlockWalk, prune_blocks
+from fedprune.pruning.groups import block_specs
+from fedprune.pruning.registry import make_pruner
+from fedprune.wire.masks import BitMask
 from server_app.job import run_job
 from tests.support.grid import LocalGrid
 
@@ -90,6 +94,31 @@ def samples_of(clients: int, *overrides: str) -> list[list[torch.Tensor]]:
         [s.tokens for s in client_samples(config, documents, tokenizer, partition, clients)]
         for partition in range(clients)
     ]
+
+
+def central(clients: int, *overrides: str):
+    """The same pruner on one pooled walk: (block, linear) -> what becomes of it."""
+    config = config_from_overrides([*QUIET, *overrides])
+    loaded = load_model(config.model)
+    total = len(loaded.layout.blocks)
+    samples = [sample for own in samples_of(clients, *overrides) for sample in own]
+    specs = block_specs(config, range(total), total)
+    made = prune_blocks(BlockWalk(loaded, samples), make_pruner(config.pruner), specs)
+    return {(b, name): change for b, changes in made for name, change in changes.items()}
+
+
+def striped_demo(folder: Path, every: int) -> Path:
+    """Export the demo model with the first half of every so many weights of a row and no others."""
+    loaded = load_model(config_from_overrides([]).model)
+    changes = {
+        block: {
+            name: BitMask.from_bool(np.indices(shape)[1] % every < every // 2)
+            for name, shape in named.items()
+        }
+        for block, named in enumerate(loaded.layout.shapes())
+    }
+    export_model(loaded, changes, folder)
+    return folder
 
 
 def opt_folder(folder: Path, dtype: torch.dtype = torch.float32) -> Path:

@@ -4,7 +4,6 @@ import json
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from fedprune.cli import evaluate, main
@@ -14,10 +13,8 @@ from fedprune.evaluation.sizes import ModelSizes
 from fedprune.evaluation.speed import LinearSpeed, Speed
 from fedprune.evaluation.zero_shot import ZeroShot
 from fedprune.models.embedded import demo_model_path
-from fedprune.models.export import export_model
-from fedprune.models.loading import load_model
-from fedprune.wire.masks import BitMask
 from tests.support.architectures import tiny_model
+from tests.support.jobs import striped_demo
 
 LINEAR = LinearSpeed("mlp.up_proj", (8, 4), 0.0015, None)
 
@@ -163,16 +160,7 @@ def measured(*overrides: str) -> evaluate.Findings:
 @pytest.fixture(scope="module")
 def pruned_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo model with all but the first of every two weights of a row gone."""
-    loaded = load_model(config_from_overrides([]).model)
-    changes = {
-        block: {
-            name: BitMask.from_bool(np.indices(shape)[1] % 2 < 1) for name, shape in named.items()
-        }
-        for block, named in enumerate(loaded.layout.shapes())
-    }
-    folder = tmp_path_factory.mktemp("sparsity=0.5") / "half=gone"
-    export_model(loaded, changes, folder)
-    return folder
+    return striped_demo(tmp_path_factory.mktemp("sparsity=0.5") / "half=gone", 2)
 
 
 SHORT = ("evaluation.max_windows=2", "evaluation.seq_len=32")

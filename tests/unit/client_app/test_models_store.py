@@ -298,7 +298,7 @@ def test_a_model_is_read_once(offer, monkeypatch):
     store, digest = ModelStore(MOST), offer.manifest.digest
     deliver(store, offer)
     store.heal(digest)
-    monkeypatch.setattr(models_store, "_sha256", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr(models_store, "file_sha256", lambda path: pytest.fail("read again"))
     store.heal(digest)
     assert store.find(digest) is not None
 

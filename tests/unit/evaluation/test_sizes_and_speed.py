@@ -1,6 +1,5 @@
 """What files take and how fast models are; the parts that need a device are skipped without one."""
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -10,9 +9,9 @@ from fedprune.evaluation import speed
 from fedprune.evaluation.sizes import ModelSizes, model_sizes
 from fedprune.evaluation.speed import is_two_four, measure_speed, why_not_sparse
 from fedprune.models.embedded import demo_model_path
-from fedprune.models.export import SIDECAR, export_model
+from fedprune.models.export import SIDECAR
 from fedprune.models.loading import load_model
-from fedprune.wire.masks import BitMask
+from tests.support.jobs import striped_demo
 
 CPU = torch.device("cpu")
 
@@ -20,16 +19,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def pruned(tmp_path_factory):
     """The demo model with two of every four weights gone, as a folder."""
-    loaded = load_model(config_from_overrides([]).model)
-    changes = {
-        block: {
-            name: BitMask.from_bool(np.indices(shape)[1] % 4 < 2) for name, shape in named.items()
-        }
-        for block, named in enumerate(loaded.layout.shapes())
-    }
-    folder = tmp_path_factory.mktemp("pruned") / "model"
-    export_model(loaded, changes, folder)
-    return folder
+    return striped_demo(tmp_path_factory.mktemp("pruned") / "model", 4)
 
 
 def test_sizes_by_counting_every_weight(pruned):
