@@ -1,19 +1,17 @@
 """The ClientApp: thin handlers around what a node does."""
 
-from functools import lru_cache
-
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client_app.approval import check_approval
 from client_app.evaluation import evaluate_local, evaluate_own_texts
-from client_app.guard import answer
+from client_app.guard import answer, read_configuration
 from client_app.handshake import report
 from client_app.model import block_shapes, take_model
 from client_app.node import NodeContext, agreed, use_threads
 from client_app.scratch import InboxQuota, Scratch
 from client_app.session import fetch, prune
-from fedprune.config import RunConfig, from_yaml
+from fedprune.config import RunConfig
 from fedprune.errors import ReplyRefusedError
 from fedprune.logs import set_up
 from fedprune.records import (
@@ -33,10 +31,6 @@ set_up("client")
 app = ClientApp()
 
 
-# A simulation's process answers many messages of one run: the same text is checked once.
-_read = lru_cache(maxsize=4)(from_yaml)
-
-
 def _asked(message: Message, context: Context) -> tuple[RunConfig, NodeContext]:
     """Return the configuration that a request brings, and this node in the request's job."""
     node = NodeContext.of(message, context)
@@ -48,7 +42,7 @@ def _asked(message: Message, context: Context) -> tuple[RunConfig, NodeContext]:
 
 
 def _configuration(message: Message) -> RunConfig:
-    return _read(str(requested(message, "config_yaml", str)))
+    return read_configuration(str(requested(message, "config_yaml", str)))
 
 
 @app.query("handshake")

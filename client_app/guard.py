@@ -56,7 +56,7 @@ def _sent(message: Message, reply: Message) -> Sent:
     ):  # some requests bring none, one that is wrong is refused
         text = str(requested(message, "config_yaml", str))
         configuration = hashlib.sha256(text.encode()).hexdigest()
-        config = _read(text)
+        config = read_configuration(text)
         strategy, sends = config.strategy.name, ",".join(sorted(payloads(config)))
     error = reply.error.reason or "" if reply.has_error() else ""
     size, digest = (
@@ -78,8 +78,8 @@ def _sent(message: Message, reply: Message) -> Sent:
     )
 
 
-# One process answers many messages of one run: the same text is checked once.
-_read = lru_cache(maxsize=4)(from_yaml)
+# A simulation's process answers many messages of one run: the same text is checked once.
+read_configuration = lru_cache(maxsize=4)(from_yaml)
 
 
 def _answer(message: Message, work: Callable[[], RecordDict]) -> Message:

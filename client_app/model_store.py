@@ -1,7 +1,6 @@
 """Models that servers send: by the operator's limit and on the disk."""
 
 import contextlib
-import hashlib
 import logging
 import os
 import shutil
@@ -15,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from client_app.unused import DAY_SECONDS, long_unused
-from fedprune.disk import commit_file, home, is_refusal, replace_file, sync
+from fedprune.disk import commit_file, file_sha256, home, is_refusal, replace_file, sync
 from fedprune.errors import ModelError, ReplyRefusedError, WireError
 from fedprune.models.transfer import Manifest, ModelFile, is_digest
 
@@ -290,17 +289,12 @@ def _known_sha256(path: Path) -> str:
 
 @lru_cache(maxsize=4096)
 def _sha256_once(path: Path, inode: int, changed: int) -> str:
-    return _sha256(path)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return file_sha256(path)
 
 
 def _close(growing: Path, file: ModelFile) -> None:
     """Give a file that has grown to its size its name, if it is what it should be."""
-    found = _sha256(growing)
+    found = file_sha256(growing)
     if found != file.sha256:
         growing.unlink()
         raise ModelError(

@@ -1,6 +1,7 @@
 """Files and folders that are whole or absent, also after a kill or a power cut; and the cache."""
 
 import errno
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -43,6 +44,12 @@ def replace_file(target: Path, data: bytes, *, lasting: bool = True, mode: int =
         commit_file(partial, target)
     else:
         partial.replace(target)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, read piece by piece, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_at(target: Path, start: int, data: bytes) -> None:

@@ -71,6 +71,25 @@ def _data_path(run: RunConfig) -> Iterator[str]:
         )
 
 
+def samples_alone(run: RunConfig, way_out: str = "Leave it out.") -> Iterator[str]:
+    """Yield why a method whose sums are exact runs its samples one by one."""
+    size = run.pruner.batch_size
+    if size > 1:
+        yield (
+            f"`pruner.batch_size` must be 1 with strategy={run.strategy.name}, got {size}: its "
+            f"sums are exact only where a sample runs alone. {way_out}"
+        )
+
+
+def dense_model_only(run: RunConfig) -> Iterator[str]:
+    """Yield why a method that asks about the dense model has no other schedule."""
+    if run.schedule.name != "one_shot":
+        yield (
+            f"`schedule.name` must be 'one_shot' with strategy={run.strategy.name}, which sees the "
+            f"dense model only, got {show(run.schedule.name)}. Set schedule=one_shot."
+        )
+
+
 def _heldout_split(run: RunConfig) -> Iterator[str]:
     if isinstance(run.data, HubDataConfig) and run.data.heldout_split == run.data.split:
         yield (

@@ -108,6 +108,37 @@ class BlockResult:
     tokens: Mapping[str, int] = field(default_factory=dict)
     heard: Mapping[str, tuple[int, float]] = field(default_factory=dict)
 
+    @classmethod
+    def voted(
+        cls,
+        block: int,
+        changes: Mapping[str, Change],
+        heard: Mapping[str, tuple[int, float]],
+        histograms: Mapping[str, NDArray[np.int64]],
+        sample: BlockSample,
+    ) -> "BlockResult":
+        """Return a block of whose linears not all clients may have said something.
+
+        Parameters
+        ----------
+        block, changes, histograms, sample
+            See the class.
+        heard : Mapping[str, tuple[int, float]]
+            Name of the linear -> how many clients were counted, and how many of equal weight they
+            stand for; of an expert that nobody's tokens reached none.
+        """
+        voters, effective = max(heard.values())
+        return cls(
+            block,
+            changes,
+            voters,
+            effective,
+            histograms,
+            sample,
+            tokens={name: 0 for name, (clients, _) in heard.items() if not clients},
+            heard={name: one for name, one in heard.items() if one != (voters, effective)},
+        )
+
     @property
     def masks(self) -> dict[str, BitMask]:
         """Name of the linear -> global mask."""

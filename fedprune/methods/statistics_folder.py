@@ -6,7 +6,6 @@ model they are, who took part, how everything was collected, and how long each f
 SHA-256. ``docs/statistics.md`` describes every key. A folder that was cut or edited is refused.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from fedprune import __version__
 from fedprune.config import RunConfig, from_yaml
-from fedprune.disk import replace_file
+from fedprune.disk import file_sha256, replace_file
 from fedprune.errors import ConfigError, ModelError, WireError
 from fedprune.methods.parts import TOKENS
 from fedprune.methods.sketches import rebuild
@@ -169,7 +168,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write ``statistics.json``, which makes a folder whole; the blocks' files are there."""
     names = [block_file(block) for block in range(len(manifest.shapes))]
     files = {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
+        name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)}
         for name in names
     }
     told = {one.name: getattr(manifest, one.name) for one in fields(manifest)}
@@ -236,7 +235,7 @@ class StatisticsFolder:
     @property
     def digest(self) -> str:
         """SHA-256 of the manifest, which has those of all files."""
-        return _sha256(self.path / MANIFEST)
+        return file_sha256(self.path / MANIFEST)
 
     def check_model(self, marks: Fingerprint, shapes: Sequence[Mapping[str, object]]) -> None:
         """Refuse a model that the statistics are not of.
@@ -344,7 +343,7 @@ class StatisticsFolder:
         name = block_file(block)
         path = self.path / name
         try:
-            if _sha256(path) != self.manifest.files[name]["sha256"]:
+            if file_sha256(path) != self.manifest.files[name]["sha256"]:
                 raise _damaged(self.path, f"`{name}` was edited: its SHA-256 is another")
             with safe_open(path, framework="numpy") as file:
                 yield _Lazy(file)
@@ -415,11 +414,6 @@ def is_block_kind(name: str) -> bool:
 
 def _under(arrays: Mapping[str, NDArray[Any]], prefix: str) -> Arrays:
     return {name.removeprefix(prefix): arrays[name] for name in arrays if name.startswith(prefix)}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _damaged(folder: Path, what: str) -> ConfigError:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fedprune.config import RunConfig, to_overrides
-from fedprune.disk import replace_file
+from fedprune.disk import file_sha256, replace_file
 from fedprune.errors import ModelError
 
 PROVENANCE = Path("fedprune", "provenance.json")
@@ -131,8 +131,7 @@ def hashes(folder: Path) -> dict[str, str]:
     for path in sorted(one for one in folder.rglob("*") if one.is_file()):
         name = path.relative_to(folder)
         if name not in (PROVENANCE, Path(_CARD)):
-            with path.open("rb") as file:
-                found[name.as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+            found[name.as_posix()] = file_sha256(path)
     return found
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fedprune.config import RunConfig, StrategyConfig
-from fedprune.config.relations import told
+from fedprune.config.relations import dense_model_only, samples_alone, told
 from fedprune.config.schema import Count, Text
 from fedprune.config.suggest import show
 
@@ -30,28 +30,13 @@ class CollectConfig(StrategyConfig):
 
     def check(self, run: RunConfig) -> Iterator[str]:
         """Yield what a pass over the dense model rules out."""
-        yield from told(run, (self._names, self._schedule, self._batches, self._pooling))
+        yield from told(run, (self._names, dense_model_only, samples_alone, self._pooling))
 
     def _names(self, run: RunConfig) -> Iterator[str]:
         if "" in self.kinds:
             yield (
                 "`strategy.statistics` must be names separated by commas, got "
                 f"{show(self.statistics)}. Write strategy.statistics='columns,moments'."
-            )
-
-    def _schedule(self, run: RunConfig) -> Iterator[str]:
-        if run.schedule.name != "one_shot":
-            yield (
-                "`schedule.name` must be 'one_shot' with strategy=collect, which sees the dense "
-                f"model only, got {show(run.schedule.name)}. Set schedule=one_shot."
-            )
-
-    def _batches(self, run: RunConfig) -> Iterator[str]:
-        size = run.pruner.batch_size
-        if size > 1:
-            yield (
-                f"`pruner.batch_size` must be 1 with strategy=collect, got {size}: its sums are "
-                "exact only where a sample runs alone. Leave it out."
             )
 
     def _pooling(self, run: RunConfig) -> Iterator[str]:

@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 from fedprune.config import RunConfig, StrategyConfig
-from fedprune.config.relations import told
+from fedprune.config.relations import dense_model_only, samples_alone, told
 from fedprune.config.schema import Count, Share
 from fedprune.config.suggest import show
 
@@ -36,22 +36,7 @@ class DepthConfig(StrategyConfig):
 
     def check(self, run: RunConfig) -> Iterator[str]:
         """Yield what a pass over the dense model rules out, and numbers that contradict."""
-        yield from told(run, (self._schedule, self._batches, self._allocation, self._count))
-
-    def _schedule(self, run: RunConfig) -> Iterator[str]:
-        if run.schedule.name != "one_shot":
-            yield (
-                f"`schedule.name` must be 'one_shot' with strategy={self.name}, which sees the "
-                f"dense model only, got {show(run.schedule.name)}. Set schedule=one_shot."
-            )
-
-    def _batches(self, run: RunConfig) -> Iterator[str]:
-        size = run.pruner.batch_size
-        if size > 1:
-            yield (
-                f"`pruner.batch_size` must be 1 with strategy={self.name}, got {size}: its sums "
-                "are exact only where a sample runs alone. Leave it out."
-            )
+        yield from told(run, (dense_model_only, samples_alone, self._allocation, self._count))
 
     def _allocation(self, run: RunConfig) -> Iterator[str]:
         if run.allocation.name != "uniform":

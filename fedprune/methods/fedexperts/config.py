@@ -1,10 +1,11 @@
 """FedExperts' keys; ``conf/strategy/fedexperts.yaml`` has their defaults and what they mean."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Literal
 
 from fedprune.config import RunConfig, StrategyConfig
-from fedprune.config.relations import told
+from fedprune.config.relations import samples_alone, told
 from fedprune.config.suggest import show
 
 
@@ -22,7 +23,7 @@ class FedExpertsConfig(StrategyConfig):
         """Yield what experts cannot be dropped by."""
         yield from told(
             run,
-            (_schedule, _sparsity, _allocation, _pattern, _exact_batches, _own_texts, _selection),
+            (_schedule, _sparsity, _allocation, _pattern, _samples_alone, _own_texts, _selection),
         )
 
 
@@ -61,15 +62,6 @@ def _pattern(run: RunConfig) -> Iterator[str]:
         )
 
 
-def _exact_batches(run: RunConfig) -> Iterator[str]:
-    size = run.pruner.batch_size
-    if size > 1:
-        yield (
-            f"`pruner.batch_size` must be 1 with strategy=fedexperts, got {size}: its sums are "
-            "exact only where a sample runs alone. Leave it out, or choose another strategy."
-        )
-
-
 def _own_texts(run: RunConfig) -> Iterator[str]:
     if run.evaluation.federated:
         yield (
@@ -87,5 +79,7 @@ def _selection(run: RunConfig) -> Iterator[str]:
                 "each block as many experts go, or nothing could load the model. Leave it out."
             )
 
+
+_samples_alone = partial(samples_alone, way_out="Leave it out, or choose another strategy.")
 
 CONFIG = FedExpertsConfig

@@ -84,7 +84,6 @@ class VoteAggregator(BlockAggregator[dict[str, BitMask]]):
         changes: dict[str, Change] = {}
         histograms: dict[str, NDArray[np.int64]] = {}
         decoded = self._decoded()
-        voters, effective = max(map(_voters, self._counters.values()))
         heard = {name: _voters(votes) for name, votes in self._counters.items()}
         for name in self.shapes:
             votes = self._counters.pop(name)
@@ -96,16 +95,7 @@ class VoteAggregator(BlockAggregator[dict[str, BitMask]]):
             changes[name] = LinearUpdate(mask, keeps, votes.total)
             histograms[name] = votes.histogram()
         sample = self._sampler.close({name: mask_of(change) for name, change in changes.items()})
-        return BlockResult(
-            self.task.block,
-            changes,
-            voters,
-            effective,
-            histograms,
-            sample,
-            tokens={name: 0 for name, (clients, _) in heard.items() if not clients},
-            heard={name: one for name, one in heard.items() if one != (voters, effective)},
-        )
+        return BlockResult.voted(self.task.block, changes, heard, histograms, sample)
 
     def state(self) -> Arrays:
         """Return all that was counted as arrays."""

@@ -80,8 +80,7 @@ class SurvivorAggregator(BlockAggregator[dict[str, SparseWeight]]):
         config, block = self.exchange.config, self.task.block
         votes = {name: found.votes for name, found in self._sums.items()}
         heard = {name: (one.clients, one.effective_clients) for name, one in votes.items()}
-        voters, effective = max(heard.values())
-        if not voters:
+        if not any(clients for clients, _ in heard.values()):
             _log.log(WARNING, "block %d: no client reported it; it stays as it was", block)
             return BlockResult(block, self.task.before, 0, 0.0)
         spec = self.exchange.result_spec(block, self.task.model.num_blocks)
@@ -103,16 +102,7 @@ class SurvivorAggregator(BlockAggregator[dict[str, SparseWeight]]):
             changes[name] = mask if untouched else SparseWeight.from_dense(mean.to(dtype), mask)
         histograms = {name: one.histogram() for name, one in votes.items() if one.clients}
         sample = self._sampler.close({name: mask_of(change) for name, change in changes.items()})
-        return BlockResult(
-            block,
-            changes,
-            voters,
-            effective,
-            histograms,
-            sample,
-            tokens={name: 0 for name, (clients, _) in heard.items() if not clients},
-            heard={name: one for name, one in heard.items() if one != (voters, effective)},
-        )
+        return BlockResult.voted(block, changes, heard, histograms, sample)
 
     def state(self) -> Arrays:
         """Return the sums as arrays."""

@@ -1,10 +1,11 @@
 """FedStats' keys; ``conf/strategy/fedstats.yaml`` has their defaults and what they mean."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Literal
 
 from fedprune.config import RunConfig, StrategyConfig
-from fedprune.config.relations import told
+from fedprune.config.relations import samples_alone, told
 from fedprune.config.schema import strategy_for
 from fedprune.config.suggest import show
 
@@ -20,7 +21,7 @@ class FedStatsConfig(StrategyConfig):
 
     def check(self, run: RunConfig) -> Iterator[str]:
         """Yield which pruners and batches need more than the sums."""
-        yield from told(run, (_pruner, _exact_batches))
+        yield from told(run, (_pruner, _samples_alone))
 
 
 def _pruner(run: RunConfig) -> Iterator[str]:
@@ -34,13 +35,6 @@ def _pruner(run: RunConfig) -> Iterator[str]:
         )
 
 
-def _exact_batches(run: RunConfig) -> Iterator[str]:
-    size = run.pruner.batch_size
-    if size > 1:
-        yield (
-            f"`pruner.batch_size` must be 1 with strategy=fedstats, got {size}: its sums are exact "
-            "only where a sample runs alone. Leave it out, or choose another strategy."
-        )
-
+_samples_alone = partial(samples_alone, way_out="Leave it out, or choose another strategy.")
 
 CONFIG = FedStatsConfig
