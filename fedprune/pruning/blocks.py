@@ -339,10 +339,11 @@ def input_groups(model: LoadedModel) -> Groups:
     ModelError
         If a linear is never called, as experts of a routed block may not be.
     """
-    walk = BlockWalk(model, [torch.tensor([0, 1])])
+    walk, columns = BlockWalk(model, [torch.tensor([0, 1])]), get_kind("columns")
     groups = []
     while walk.blocks_left:
-        groups.append(tuple(names for names, _ in shared_inputs(walk.collect())))
+        inputs = walk.observe([columns]).linears[columns.name]
+        groups.append(tuple(names for names, _ in shared_inputs(inputs)))
         if walk.blocks_left > 1:
             walk.advance({})
         else:

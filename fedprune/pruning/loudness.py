@@ -6,7 +6,7 @@ import torch
 
 from fedprune.models.loading import LoadedModel
 from fedprune.pruning.blocks import BlockWalk
-from fedprune.pruning.statistics import ColumnStatistics
+from fedprune.pruning.statistics import ColumnStatistics, get_kind
 
 _PROBES = 4
 _TOKENS = 8
@@ -35,11 +35,11 @@ def most_mean_squares(model: LoadedModel) -> tuple[Mapping[str, float], ...]:
     last = int(table.weight.shape[0]) // 2
     tokens = torch.linspace(0, last, _PROBES * _TOKENS).long()
     walks = [BlockWalk(model, [tokens[number::_PROBES]]) for number in range(_PROBES)]
-    found = []
+    found, columns = [], get_kind("columns")
     while walks[0].blocks_left:
         probes: dict[str, list[float]] = {}
         for walk in walks:
-            for name, sums in walk.collect().items():
+            for name, sums in walk.observe([columns]).linears[columns.name].items():
                 if isinstance(sums, ColumnStatistics) and sums.tokens:
                     mean = float(sums.sum_squares.mean(dtype=torch.float64)) / sums.tokens
                     probes.setdefault(name, []).append(mean)
