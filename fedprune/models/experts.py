@@ -24,7 +24,8 @@ from torch.overrides import TorchFunctionMode
 
 from fedprune.errors import ModelError
 
-_PROJECTIONS = ("gate_up_proj", "gate_proj", "up_proj", "down_proj")
+PROJECTIONS = ("gate_up_proj", "gate_proj", "up_proj", "down_proj")
+"""What families call their parameters with a slice for each expert."""
 _EAGER = "eager"  # the library's word for a module's own forward
 _LINEAR = (functional.linear,)
 _PRODUCTS = (
@@ -71,7 +72,7 @@ def expert_matrices(module: nn.Module, width: int = 0) -> dict[str, bool]:
         if sizes == (columns, rows):
             return {"weight": False}
         return {"weight": True} if sizes == (rows, columns) else {}
-    if not fused or not width or not set(fused) <= set(_PROJECTIONS):
+    if not fused or not width or not set(fused) <= set(PROJECTIONS):
         return {}
     lies = {name: _lies(name, parameter, width) for name, parameter in fused.items()}
     known = {one for one in lies.values() if one is not None}

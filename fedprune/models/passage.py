@@ -20,12 +20,12 @@ from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from fedprune.errors import ModelError
+from fedprune.models.experts import PROJECTIONS
 
 HIDDEN = "hidden_states"
 _PROBE_TOKENS = 8
 _PARAMETER = 0.5  # of the hollow copy: any number that neither divides by zero nor overflows
 _SEEDS = (1, 2)
-_PROJECTIONS = ("gate_up_proj", "gate_proj", "up_proj", "down_proj")
 _PRODUCTS = (nn.Linear.forward, Conv1D.forward)
 
 
@@ -293,7 +293,7 @@ def _dtype(args: Sequence[object], kwargs: Mapping[str, object]) -> torch.dtype:
 def _holds_experts(module: nn.Module) -> bool:
     """Whether a module has parameters with a matrix for each of many experts."""
     own = dict(module.named_parameters(recurse=False))
-    return any(own[name].ndim == 3 for name in _PROJECTIONS if name in own)
+    return any(own[name].ndim == 3 for name in PROJECTIONS if name in own)
 
 
 def _random(shape: Sequence[int], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
