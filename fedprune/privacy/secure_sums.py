@@ -1,0 +1,279 @@
+"""Sums over clients of which nobody sees a term: what both halves of the protocol agree on.
+
+Bonawitz et al., Practical Secure Aggregation (CCS 2017), with its masks, drop-outs and consistency
+check; above :data:`COMPLETE` clients each has :data:`DEGREE` neighbours (Bell et al., CCS 2020).
+The keys of all sums of a run are made and shared at once, each sum has its own.
+`docs/secure_sums.md` says what is sent and what holds against whom;
+:mod:`fedprune.privacy.secure_client` and :mod:`fedprune.privacy.secure_server` are the two halves.
+
+A client's masked words are, modulo 2**bits and with clients in the order of their names::
+
+    y_u = x_u + stream(own_u) + sum_{v > u} stream(pair_uv) - sum_{v < u} stream(pair_uv)
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedprune.errors import ConfigError, WireError
+from fedprune.wire.arrays import Arrays, ArraySpec, encode_arrays
+
+BITS = (8, 16, 32, 64, 128)
+DEGREE = 100
+COMPLETE = DEGREE + 1
+"""Up to so many clients each is a neighbour of every other."""
+LEAST_COHORT = 2
+"""A sum over fewer is a client's answer."""
+
+KEY = 32  # bytes of a key, a seed, a hash
+SIGNATURE = 64
+MOST_CLIENTS = 1 << 16
+MOST_SUMS = 1 << 14
+_MOST_TEXT = 1 << 24
+_PLAN = ("run", "sums", "layout", "numbers")
+
+
+class Signer(Protocol):
+    """A site's signing key, as :class:`fedprune.privacy.signing.SigningKey`."""
+
+    def sign(self, data: bytes, *, purpose: str, run: str) -> bytes:
+        """Return a signature of 64 bytes."""
+        ...
+
+
+class Verifier(Protocol):
+    """Who may take part, as :class:`fedprune.privacy.roster.Roster`."""
+
+    def holds(self, site: str, signature: bytes, data: bytes, *, purpose: str, run: str) -> bool:
+        """Whether a signature is that of a site that may take part."""
+        ...
+
+
+@dataclass(frozen=True)
+class Words:
+    """The terms of a sum: unsigned integers, added modulo 2**bits.
+
+    Parameters
+    ----------
+    length : int
+        How many words.
+    bits : int
+        8, 16, 32, 64 or 128 each. A word of 128 bits is a row of two uint64, the lower one first.
+
+    Raises
+    ------
+    ConfigError
+        If there are no such words.
+    """
+
+    length: int
+    bits: int
+
+    def __post_init__(self) -> None:
+        """Check that numpy has such words."""
+        if self.bits not in BITS or not 1 <= self.length < 1 << 48:
+            raise ConfigError(
+                f"A secure sum has 1 or more words of {', '.join(map(str, BITS))} bits, got "
+                f"{self.length} of {self.bits}."
+            )
+
+    @property
+    def spec(self) -> ArraySpec:
+        """Type and shape of an array of them."""
+        if self.bits == 128:
+            return ArraySpec("uint64", (self.length, 2))
+        return ArraySpec(f"uint{self.bits}", (self.length,))
+
+
+@dataclass(frozen=True)
+class SumPlan:
+    """Which sums a run will ask for; everybody has the same or finds that signatures do not hold.
+
+    Parameters
+    ----------
+    run : str
+        What no other run is called.
+    sums : Mapping[str, Words]
+        Their names and terms, in the order in which keys are made.
+    floor : int
+        The fewest clients that a sum may be of.
+    spares : int
+        Keys for sums that have to be taken again.
+
+    Raises
+    ------
+    ConfigError
+        If there are no sums, too many, or the floor is below :data:`LEAST_COHORT`.
+    """
+
+    run: str
+    sums: Mapping[str, Words]
+    floor: int
+    spares: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        if not 1 <= len(self.sums) <= self.keys <= MOST_SUMS:
+            raise ConfigError(
+                f"A run has 1 to {MOST_SUMS} secure sums with their spares, got {self.keys}."
+            )
+        if not LEAST_COHORT <= self.floor <= MOST_CLIENTS:
+            raise ConfigError(
+                f"A secure sum is over {LEAST_COHORT} to {MOST_CLIENTS} clients, got a floor of "
+                f"{self.floor} (`privacy.min_cohort`)."
+            )
+
+    @property
+    def keys(self) -> int:
+        """How many keys each client makes."""
+        return len(self.sums) + self.spares
+
+    def words(self, sum_name: str) -> Words:
+        """Return the terms of a sum; WireError if it is not planned."""
+        if sum_name not in self.sums:
+            raise WireError("the sum that was asked for is not one of this run's plan.")
+        return self.sums[sum_name]
+
+    def key_of(self, sum_name: str, spare: int | None) -> int:
+        """Return the place of a sum's own key, or of a spare one; WireError if there is none."""
+        self.words(sum_name)
+        if spare is None:
+            return list(self.sums).index(sum_name)
+        if not 0 <= spare < self.spares:
+            raise WireError(f"this run's plan has {self.spares} spare sums, there is no {spare}.")
+        return len(self.sums) + spare
+
+    def to_bytes(self) -> bytes:
+        """Return it as named arrays; the same plan is the same bytes."""
+        layout = [(words.length, words.bits) for words in self.sums.values()]
+        return encode_arrays(
+            {
+                "run": text_array(self.run),
+                "sums": text_array(json.dumps(list(self.sums))),
+                "layout": np.array(layout, np.uint64),
+                "numbers": np.array([self.floor, self.spares], np.uint64),
+            }
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Read what :meth:`to_bytes` made; WireError if it is something else."""
+        arrays = Arrays(data, _PLAN)
+        run, told = take_text(arrays, "run"), take_text(arrays, "sums")
+        names = read_names(told)
+        layout = arrays.take("layout", ArraySpec("uint64", (len(names), 2))).tolist()
+        floor, spares = arrays.take("numbers", ArraySpec("uint64", (2,))).tolist()
+        arrays.finish()
+        try:
+            words = [Words(length, bits) for length, bits in layout]
+            return cls(run, dict(zip(names, words, strict=True)), floor, spares)
+        except ConfigError as error:
+            raise WireError(f"a plan of secure sums: {error}") from None
+
+    @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 of the plan."""
+        return hashlib.sha256(bound("plan", self.to_bytes())).digest()
+
+
+def quorum(clients: int) -> int:
+    """Return how many of the clients must answer and sign: two thirds, rounded up."""
+    return -(-2 * clients // 3)
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Who shares masks and secrets with whom: everybody, or a random regular graph of a seed.
+
+    The graph joins each client with those that stand at 50 distances, both ways, from it in a ring.
+    The places in the ring and the distances are in the order of hashes of the seed.
+
+    Parameters
+    ----------
+    clients : int
+        How many.
+    seed : bytes
+        What all clients' fresh keys have gone into.
+    """
+
+    clients: int
+    seed: bytes = field(repr=False)
+
+    @property
+    def threshold(self) -> int:
+        """Shares that open a secret: more than half of the holders, two thirds if all are."""
+        return quorum(self.clients) if self.clients <= COMPLETE else DEGREE // 2 + 1
+
+    @property
+    def degree(self) -> int:
+        """Neighbours of each client."""
+        return min(self.clients - 1, DEGREE)
+
+    def holders(self, client: int) -> list[int]:
+        """Return a client's neighbours and itself, in order: who holds shares of its secrets.
+
+        They are also those of whose secrets it holds shares. The first has share 1.
+        """
+        if self.clients <= COMPLETE:
+            return list(range(self.clients))
+        ring, places, distances = self._ring
+        around = [sign * step for step in distances for sign in (-1, 1)]
+        return sorted(ring[(places[client] + step) % self.clients] for step in (0, *around))
+
+    @cached_property
+    def _ring(self) -> tuple[list[int], list[int], list[int]]:
+        ring = sorted(range(self.clients), key=lambda one: self._hash("place", one))
+        places = [0] * self.clients
+        for place, client in enumerate(ring):
+            places[client] = place
+        steps = range(1, (self.clients + 1) // 2)
+        distances = sorted(steps, key=lambda step: self._hash("distance", step))
+        return ring, places, distances[: DEGREE // 2]
+
+    def _hash(self, label: str, number: int) -> bytes:
+        return hashlib.sha256(bound(label, self.seed, number.to_bytes(8, "little"))).digest()
+
+
+def bound(label: str, *parts: bytes) -> bytes:
+    """Return bytes that no other label and parts give, to be hashed, signed or bound to a key."""
+    given = (b"fedprune secure sums 1", label.encode(), *parts)
+    return b"".join(len(part).to_bytes(8, "little") + part for part in given)
+
+
+def text_array(text: str) -> NDArray[np.uint8]:
+    """Return text as an array of bytes."""
+    return np.frombuffer(text.encode(), np.uint8)
+
+
+def take_text(arrays: Arrays, name: str) -> str:
+    """Take text out of a message; WireError if it is none."""
+    shape = arrays.announced(name).shape
+    if len(shape) != 1 or shape[0] > _MOST_TEXT:
+        raise WireError(f"'{name}' must be text of at most {_MOST_TEXT} bytes.")
+    try:
+        return bytes(arrays.take(name, ArraySpec("uint8", shape))).decode()
+    except UnicodeDecodeError:
+        raise WireError(f"'{name}' must be text.") from None
+
+
+def names_array(names: Sequence[str]) -> NDArray[np.uint8]:
+    """Return names as an array of bytes."""
+    return text_array(json.dumps(list(names)))
+
+
+def read_names(text: str) -> list[str]:
+    """Return different names of what :func:`json.dumps` made of a list of such; else WireError."""
+    try:
+        names: Any = json.loads(text)
+    except (ValueError, RecursionError):
+        names = None
+    sound = isinstance(names, list) and all(isinstance(name, str) and name for name in names)
+    if not sound or len(set(names)) != len(names) or json.dumps(names) != text:
+        raise WireError("a list of names must be different names in JSON.")
+    return list(names)
