@@ -63,6 +63,7 @@ def _payloads(value: object) -> tuple[str, ...]:
 Text = Annotated[str, AfterValidator(_printable)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 _COUNT = "a whole number of at least 1"
+_FILE = "the path of a file, in quotes"
 
 
 class NodeConfig(BaseModel):
@@ -90,6 +91,10 @@ class NodeConfig(BaseModel):
         What may leave it, of :data:`PAYLOADS`.
     ledger : str or None
         The file that records what leaves the node.
+    signing_key : str or None
+        The file of the key that its site signs with.
+    roster : str or None
+        The file of the sites whose keys it trusts; needs a ``signing_key``.
     approve : str
         Whether a job waits for its operator's word: 'ask' or 'all'.
     layer_fraction : float or None
@@ -132,7 +137,9 @@ class NodeConfig(BaseModel):
         Field(description=f"some of {', '.join(PAYLOADS)}, separated by commas, in quotes"),
     ] = PAYLOADS
     approve: Literal["all", "ask"] = Field("all", description="'all' or 'ask'")
-    ledger: Text | None = Field(None, description="the path of a file, in quotes")
+    ledger: Text | None = Field(None, description=_FILE)
+    signing_key: Text | None = Field(None, description=_FILE)
+    roster: Text | None = Field(None, description=_FILE)
     layer_fraction: float | None = Field(
         None,
         gt=0,
@@ -211,6 +218,11 @@ class NodeConfig(BaseModel):
             yield (
                 f"`max-samples` {_WHERE} must be at least `min-samples`, {self.min_samples}, "
                 f"got {self.max_samples}."
+            )
+        if self.roster is not None and self.signing_key is None:
+            yield (
+                f"`roster` {_WHERE} needs `signing-key`, the key that this site has in it: what "
+                "the site did not sign itself it does not trust."
             )
         if 0 < self.num_partitions <= self.partition_id:
             yield (

@@ -3,7 +3,8 @@
 #
 #   certs.sh server NAME_OR_IP...   the authority if there is none, the server's certificate for these
 #                                   names, the secret that SuperLink and executor share
-#   certs.sh node SITE...           a key pair for each site, and the secret of its two containers
+#   certs.sh node SITE...           two key pairs for each site, to connect and to sign, and the secret
+#                                   of its two containers
 #   certs.sh renew [NAME_OR_IP...]  a new server certificate, for the same names if none is given; the
 #                                   old one stays beside it
 #   certs.sh show                   every certificate and its last day
@@ -13,7 +14,8 @@
 #   ca/ca.key                 signs server certificates; mounted nowhere, keep a copy offline
 #   server/                   what the server machine mounts: server.pem, server.key, superexec.secret
 #   keys/SITE.pub             what the server must know of a site
-#   nodes/SITE/               what the site's machine mounts: node.key, superexec.secret, ca.crt
+#   nodes/SITE/               what the site's machine mounts: node.key, signing.key, superexec.secret,
+#                             ca.crt; signing.key.pub is what a roster lists
 # DAYS (default 365) and CA_DAYS (default 3650) say how long certificates are good for.
 set -euo pipefail
 umask 077
@@ -167,6 +169,14 @@ make_node() {
       cp -n "$folder/node.key.pub" "$out/keys/$site.pub"
       chmod 0644 "$folder/node.key.pub" "$out/keys/$site.pub"
       say "made: $out/keys/$site.pub, for the server's folder 'keys'"
+    fi
+    if [ -e "$folder/signing.key" ]; then
+      say "exists: $folder/signing.key"
+    else
+      ssh-keygen -q -t ed25519 -N "" -C "$site" -f "$folder/signing.key"
+      hand_over "$folder/signing.key"
+      chmod 0644 "$folder/signing.key.pub"
+      say "made: $folder/signing.key, and signing.key.pub for the roster"
     fi
     make_secret "$folder/superexec.secret"
     if [ -e "$folder/ca.crt" ]; then

@@ -25,6 +25,7 @@ from health import check
 
 _AUTHORITY = "/run/secrets/ca.crt"
 _SECRET = "/run/secrets/superexec.secret"
+_DEFAULTS = {"data-path": "/data", "signing-key": "/run/secrets/signing.key"}
 _CGROUP = Path("/sys/fs/cgroup")
 _POLL_SECONDS = 1.0
 _SERVER = re.compile(r"\S+:\d{1,5}")
@@ -92,8 +93,9 @@ def node_config(environment: Mapping[str, str]) -> str:
             raise SystemExit(f"`{key}` must not be in NODE_CONFIG: say {name} in the node's .env.")
     if "num-partitions" in keys and environment.get("NUM_PARTITIONS"):
         raise SystemExit("`num-partitions` is in NODE_CONFIG and in NUM_PARTITIONS: say it once.")
-    if "data-path" not in keys:
-        words.append('data-path="/data"')
+    for key, path in _DEFAULTS.items():
+        if key not in keys:
+            words.append(f'{key}="{path}"')
     return " ".join(filter(None, [*words, own]))
 
 

@@ -193,6 +193,43 @@ def _approve(arguments: Namespace) -> int:
     return run_approve(arguments.job, whole=arguments.whole)
 
 
+def _roster_arguments(parser: ArgumentParser) -> None:
+    verbs = parser.add_subparsers(dest="what", required=True, metavar="what")
+    add = verbs.add_parser("add", help="add a site, or its new key; makes the file")
+    add.add_argument("path", type=Path, metavar="ROSTER", help="the file, in TOML")
+    add.add_argument("site", metavar="SITE", help="the name that results call it by")
+    add.add_argument("key", type=Path, metavar="KEY.pub", help="the public half of its signing key")
+    add.add_argument(
+        "--min-cohort", type=int, metavar="N", help="no sum over fewer sites is opened (2)"
+    )
+    add.add_argument(
+        "--signatures", type=int, metavar="N", help="how many sites must sign it (all)"
+    )
+    sign = verbs.add_parser("sign", help="sign it as the site that has the key")
+    sign.add_argument(
+        "path", type=Path, metavar="ROSTER", help="the file; - reads it from a pipe and prints it"
+    )
+    sign.add_argument("--key", type=Path, required=True, help="the site's signing key")
+    show = verbs.add_parser("show", help="print who is in it and whose signatures hold")
+    show.add_argument("path", type=Path, metavar="ROSTER", help="the file")
+
+
+def _roster(arguments: Namespace) -> int:
+    from fedprune.cli.roster import add_site, show_roster, sign_roster
+
+    if arguments.what == "show":
+        return show_roster(arguments.path)
+    if arguments.what == "sign":
+        return sign_roster(arguments.path, arguments.key)
+    return add_site(
+        arguments.path,
+        arguments.site,
+        arguments.key,
+        min_cohort=arguments.min_cohort,
+        signatures=arguments.signatures,
+    )
+
+
 def _verify_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL_DIR", help="an exported model, or a run's folder")
     parser.add_argument(
@@ -418,6 +455,13 @@ COMMANDS: dict[str, Command] = {
         'approve="ask" in their --node-config, or say yes to one of them.',
         _approve_arguments,
         _approve,
+    ),
+    "roster": Command(
+        "make, sign or show the list of a federation's sites and their keys",
+        "A roster names the sites, the keys that they sign with and the least cohort, and is "
+        "signed by the sites. A node whose --node-config names it trusts no key outside it.",
+        _roster_arguments,
+        _roster,
     ),
     "ledger": Command(
         "show or verify a site's own record of what left it",

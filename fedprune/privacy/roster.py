@@ -65,14 +65,26 @@ class Roster:
         try:
             with path.open("rb") as file:
                 data = file.read(_MOST_BYTES + 1)
-            if len(data) > _MOST_BYTES:
-                raise _wrong(path, f"it has more than {_MOST_BYTES:,} bytes")
-            plain = tomllib.loads(data.decode())
         except OSError as error:
             raise ConfigError(
                 f"The roster '{path}' cannot be read: {error.strerror}. {_MAKE}",
                 outside="This node's roster cannot be read; its own log says why.",
             ) from None
+        return cls.parse(data, f"'{path}'")
+
+    @classmethod
+    def parse(cls, data: bytes, path: str) -> Self:
+        """Read a roster from the bytes of its file; ``path`` is what an error calls it.
+
+        Raises
+        ------
+        ConfigError
+            If it is no roster; says what is wrong with it.
+        """
+        try:
+            if len(data) > _MOST_BYTES:
+                raise _wrong(path, f"it has more than {_MOST_BYTES:,} bytes")
+            plain = tomllib.loads(data.decode())
         except (ValueError, RecursionError) as error:
             raise _wrong(path, f"it is no TOML, {error}") from None
         for key in plain:
@@ -81,7 +93,7 @@ class Roster:
         if (plain.get("format"), plain.get("version")) != (_FORMAT, _VERSION):
             raise _wrong(path, f"`format` must be '{_FORMAT}' and `version` {_VERSION}")
         keys = {
-            name: PublicKey.parse(text, f"'{name}' in '{path}'")
+            name: PublicKey.parse(text, f"'{name}' in {path}")
             for name, text in _table(path, plain, "sites").items()
         }
         signatures = {
@@ -102,14 +114,18 @@ class Roster:
         ConfigError
             If it cannot be written.
         """
+        try:
+            replace_file(path, self.text.encode())
+        except OSError as error:
+            raise ConfigError(f"The roster '{path}' cannot be written: {error.strerror}.") from None
+
+    @property
+    def text(self) -> str:
+        """The file's content."""
         plain = self._content()
         plain["sites"] = {name: key.text for name, key in self.keys.items()}
         told = {name: base64.b64encode(one).decode() for name, one in self.signatures.items()}
-        text = tomli_w.dumps(plain | {"signatures": told})
-        try:
-            replace_file(path, text.encode())
-        except OSError as error:
-            raise ConfigError(f"The roster '{path}' cannot be written: {error.strerror}.") from None
+        return tomli_w.dumps(plain | {"signatures": told})
 
     @property
     def problems(self) -> list[str]:
@@ -216,7 +232,7 @@ class Roster:
         return found if found.digest == self.digest else replace(found, signatures={})
 
     def signed(self, key: SigningKey) -> Self:
-        """Return it with the signature of the site that has this key.
+        """Return it with the signature of the site that has this key, and those that hold.
 
         Raises
         ------
@@ -230,7 +246,8 @@ class Roster:
                 "fedprune roster add ROSTER SITE KEY.pub"
             )
         made = key.sign(bytes.fromhex(self.digest), purpose=_PURPOSE, run="")
-        return replace(self, signatures={**self.signatures, site: made})
+        kept = {name: self.signatures[name] for name in self.signed_by}
+        return replace(self, signatures={**kept, site: made})
 
     def _content(self) -> dict[str, Any]:
         needed = self.signatures_needed
@@ -243,21 +260,21 @@ class Roster:
         }
 
 
-def _table(path: Path, plain: Mapping[str, Any], key: str) -> dict[str, str]:
+def _table(path: str, plain: Mapping[str, Any], key: str) -> dict[str, str]:
     table = plain.get(key, {})
     if not isinstance(table, dict) or not all(isinstance(one, str) for one in table.values()):
         raise _wrong(path, f"[{key}] must be lines 'SITE = \"...\"', got {show(table)}")
     return table
 
 
-def _number(path: Path, plain: Mapping[str, Any], key: str) -> int | None:
+def _number(path: str, plain: Mapping[str, Any], key: str) -> int | None:
     value = plain.get(key)
     if value is None or (type(value) is int and 0 <= value <= _MOST):
         return value
     raise _wrong(path, f"`{key}` must be a whole number, got {show(value)}")
 
 
-def _signature(path: Path, name: str, text: str) -> bytes:
+def _signature(path: str, name: str, text: str) -> bytes:
     try:
         found = base64.b64decode(text, validate=True)
     except ValueError:
@@ -272,8 +289,8 @@ def _listed(names: list[str]) -> str:
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
 
-def _wrong(path: Path, why: str) -> ConfigError:
+def _wrong(path: str, why: str) -> ConfigError:
     return ConfigError(
-        f"The roster '{path}' cannot be used: {why}.",
+        f"The roster {path} cannot be used: {why}.",
         outside="This node's roster cannot be used; its own log says why.",
     )

@@ -16,9 +16,12 @@ from flwr.cli.supernode.register import try_load_public_key
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.cli.flower_supernode import _try_setup_client_authentication
 
+from fedprune.privacy.signing import PublicKey, SigningKey
 from tests.support.containers import DOCKER
+from tests.support.signing import signed_roster
 
 APP = 49999
+OF_A_SITE = ("node.key", "node.key.pub", "signing.key", "signing.key.pub", "superexec.secret")
 pytestmark = pytest.mark.skipif(
     not (shutil.which("openssl") and shutil.which("ssh-keygen")),
     reason="openssl or ssh-keygen is not installed",
@@ -58,7 +61,7 @@ def test_makes_what_the_compose_files_mount(made):
     wanted = {"ca.crt", "ca/ca.key", "keys/a.pub", "keys/b-2.pub"}
     wanted |= {f"server/{name}" for name in ("server.pem", "server.key", "superexec.secret")}
     for site in ("a", "b-2"):
-        files = ("node.key", "node.key.pub", "superexec.secret", "ca.crt")
+        files = (*OF_A_SITE, "ca.crt")
         wanted |= {f"nodes/{site}/{name}" for name in files}
     assert set(contents(made)) == wanted
 
@@ -87,6 +90,14 @@ def test_keys_are_what_flower_loads(made):
     assert isinstance(private.curve, ec.SECP384R1)
     assert try_load_public_key(made / "keys/a.pub") == public_key_to_bytes(public)
     assert (made / "keys/a.pub").read_bytes() != (made / "keys/b-2.pub").read_bytes()
+
+
+def test_signing_keys_are_what_a_roster_lists_and_signs_with(made):
+    keys = {site: SigningKey.read(made / f"nodes/{site}/signing.key") for site in ("a", "b-2")}
+    listed = {site: PublicKey.read(made / f"nodes/{site}/signing.key.pub") for site in keys}
+    assert listed == {site: key.public for site, key in keys.items()}
+    assert len(set(listed.values())) == 2
+    signed_roster(keys).verify(listed["a"])
 
 
 def test_secrets_are_long_and_each_its_own(made):
@@ -134,7 +145,7 @@ def test_overwrites_nothing_and_goes_on(made):
     assert again.returncode == 0 and again.stdout.count("exists: ") == 3
     more = certs(made, "node", "a", "c")
     assert more.returncode == 0
-    assert more.stdout.count("exists: ") == 4 and more.stdout.count("made: ") == 3
+    assert more.stdout.count("exists: ") == 5 and more.stdout.count("made: ") == 4
     after = contents(made)
     assert {name: after[name] for name in before} == before
     assert {name.split("/")[-2] for name in set(after) - set(before)} == {"c", "keys"}
@@ -145,7 +156,7 @@ def test_a_site_can_make_its_own_key_without_the_authority(tmp_path):
     assert done.returncode == 0 and "put the server's ca.crt" in done.stdout
     assert set(contents(tmp_path / "certs")) == {
         "keys/alone.pub",
-        *(f"nodes/alone/{name}" for name in ("node.key", "node.key.pub", "superexec.secret")),
+        *(f"nodes/alone/{name}" for name in OF_A_SITE),
     }
 
 

@@ -119,7 +119,7 @@ def test_secrets_are_files_and_each_service_has_its_own_only(file, name):
             "cli": {"ca.crt"},
             "gateway": {"ca.crt", "server.pem", "server.key"},
             "supernode": {"ca.crt", "node.key", "superexec.secret"},
-            "node-executor": {"superexec.secret"},
+            "node-executor": {"signing.key", "superexec.secret"},
         }[kind]
     )
 

@@ -111,6 +111,7 @@ def test_executor_starts_no_more_threads_than_it_may_run(tmp_path, files, count)
     assert start.threads(tmp_path, 8) == count
 
 
+SIGNS = 'signing-key="/run/secrets/signing.key"'
 NODE = {"SERVER": "fed.example.org:8443", "SITE": "site-a", "PARTITION_ID": "4"}
 
 
@@ -122,17 +123,21 @@ def test_supernode_speaks_to_the_server_with_its_key_and_its_settings():
     assert options["--root-certificates"] == "/run/secrets/ca.crt"
     assert options["--auth-supernode-private-key"] == "/run/secrets/node.key"
     assert (options["--isolation"], options["--host"]) == ("process", "runtime")
-    expected = 'site="site-a" partition-id=4 num-partitions=9 data-path="/data" text-key="body"'
+    expected = (
+        f'site="site-a" partition-id=4 num-partitions=9 data-path="/data" {SIGNS} text-key="body"'
+    )
     assert options["--node-config"] == expected
     assert "--insecure" not in words
 
 
 def test_supernode_takes_what_is_said_twice_once_or_says_where_it_belongs():
     config = start.node_config(NODE | {"NODE_CONFIG": 'data-path="/data/notes"'})
-    assert config == 'site="site-a" partition-id=4 data-path="/data/notes"'
+    assert config == f'site="site-a" partition-id=4 {SIGNS} data-path="/data/notes"'
+    config = start.node_config(NODE | {"NODE_CONFIG": 'signing-key="/site/key"'})
+    assert config == 'site="site-a" partition-id=4 data-path="/data" signing-key="/site/key"'
     # What stands in quotes is no key.
     config = start.node_config(NODE | {"NODE_CONFIG": 'glob="site= data-path=x"'})
-    assert config.startswith('site="site-a" partition-id=4 data-path="/data" glob=')
+    assert config.startswith(f'site="site-a" partition-id=4 data-path="/data" {SIGNS} glob=')
     for key, name in (("site", "SITE"), ("partition-id", "PARTITION_ID")):
         with pytest.raises(SystemExit, match=f"`{key}` must not be in NODE_CONFIG: say {name}"):
             start.node_config(NODE | {"NODE_CONFIG": f"threads=2 {key}=1"})
