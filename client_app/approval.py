@@ -102,6 +102,7 @@ def _core(config: RunConfig) -> str:
         config.schedule,
         config.strategy,
         config.evaluation,
+        config.privacy,
     ]
     told = [part.model_dump_json() for part in parts]
     return hashlib.sha256(

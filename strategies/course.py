@@ -115,6 +115,8 @@ class FederatedPruning(Strategy):
                 f"`strategy.name` must be '{self.method_name}' for {type(self).__name__}, got "
                 f"'{config.strategy.name}'."
             )
+        if config.privacy.secure:
+            raise ConfigError("`privacy.secure` must be false: sums under masks are not built yet.")
         self.config = config
         self.store = store
         self.state = state or RunState()

@@ -90,6 +90,16 @@ def dense_model_only(run: RunConfig) -> Iterator[str]:
         )
 
 
+def sketches_add(run: RunConfig) -> Iterator[str]:
+    """Yield why sketches that are made of one client's moments cannot be sums under masks."""
+    if run.privacy.secure and run.strategy.moments == "eigen":
+        yield (
+            "`strategy.moments` must be 'nystrom', 'float32' or 'float16' with `privacy.secure` "
+            "true, got 'eigen': eigenvectors are one client's own, and do not add up. Set "
+            "strategy.moments=nystrom."
+        )
+
+
 def _heldout_split(run: RunConfig) -> Iterator[str]:
     if isinstance(run.data, HubDataConfig) and run.data.heldout_split == run.data.split:
         yield (
@@ -257,6 +267,33 @@ def _pooling(run: RunConfig) -> Iterator[str]:
         )
 
 
+def _cohort(run: RunConfig) -> Iterator[str]:
+    least, cohort = run.strategy.min_clients, run.privacy.min_cohort
+    if run.privacy.secure and least < cohort:
+        yield (
+            f"`strategy.min_clients` must be at least `privacy.min_cohort` {cohort} with "
+            f"`privacy.secure` true, or the run could not open what it was sent, got {least}. Set "
+            f"strategy.min_clients={cohort}, or a lower privacy.min_cohort."
+        )
+
+
+def _under_masks(run: RunConfig) -> Iterator[str]:
+    if not run.privacy.secure:
+        return
+    weights = run.strategy.client_weights
+    if weights != "equal":
+        yield (
+            "`strategy.client_weights` must be 'equal' with `privacy.secure` true, where nobody "
+            f"can see whether an answer has the weight that its client claims, got {show(weights)}."
+            " Leave it out."
+        )
+    if run.evaluation.federated:
+        yield (
+            "`evaluation.federated` must be false with `privacy.secure` true, got true: what each "
+            "client measures on its own texts is a figure of one client. Leave it out."
+        )
+
+
 def _prefix(run: RunConfig) -> Iterator[str]:
     if run.schedule.name == "iterative" and run.schedule.prefix == "dense":
         yield (
@@ -314,6 +351,8 @@ RELATIONS: tuple[Relation, ...] = (
     _allocation_mean,
     _spread,
     _pooling,
+    _cohort,
+    _under_masks,
     _schedule,
     _prefix,
     _baselines,

@@ -390,6 +390,13 @@ class AllocationConfig(Section):
         return [float(part) for part in self.blocks.split(",")] if self.blocks else []
 
 
+class PrivacyConfig(Section):
+    """What keeps a single client's answer from the server."""
+
+    secure: bool
+    min_cohort: Annotated[int, Field(ge=2)]
+
+
 class EvaluationConfig(Section):
     """How perplexity is measured, on which texts, and which baselines."""
 
@@ -450,6 +457,7 @@ class RunConfig(Section):
     strategy: SerializeAsAny[StrategyConfig]
     schedule: ScheduleConfig
     allocation: AllocationConfig
+    privacy: PrivacyConfig
     evaluation: EvaluationConfig
     federation: FederationConfig
     card: CardConfig

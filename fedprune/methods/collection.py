@@ -5,7 +5,7 @@ one collection serves every sparsity, pattern, allocation and solver
 (:mod:`fedprune.methods.statistics_folder`).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from fedprune.methods.exchange import (
 from fedprune.methods.parts import Part, Sums, make_part
 from fedprune.methods.public_model import PublicModel
 from fedprune.methods.state import Arrays, gathered, numbers, scattered
+from fedprune.methods.word_sums import Layout, Words, part_of, prefixed
 from fedprune.pruning.block_kinds import BlockKind, BlockSite
 from fedprune.pruning.blocks import BlockWalk
 from fedprune.pruning.groups import MaskSpec
@@ -122,13 +123,13 @@ class CollectionAggregator(Aggregator[dict[str, Any], BlockStatistics]):
     Attributes
     ----------
     sums_integers : bool
-        Whether all of them are exact.
+        Whether all of them are sums of integers.
     """
 
     def __init__(self, task: BlockTask, parts: Mapping[str, Part]) -> None:
         self.task = task
-        self.sums_integers = all(part.exact for part in parts.values())
         self._sums: dict[str, Sums] = {name: part.sums(task) for name, part in parts.items()}
+        self.sums_integers = all(sums.sums_integers for sums in self._sums.values())
         self._most = {name: part.most_bytes(task.model, task.block) for name, part in parts.items()}
         self._clients = 0
 
@@ -152,6 +153,22 @@ class CollectionAggregator(Aggregator[dict[str, Any], BlockStatistics]):
         for name, found in answer.items():
             self._sums[name].add(found, client)
         self._clients += 1
+
+    def layout(self, clients: int) -> Layout:
+        """Return the words of every statistic."""
+        return prefixed({name: sums.layout(clients) for name, sums in self._sums.items()})
+
+    def words(self, answer: dict[str, Any], client: Contributor, clients: int) -> Words:
+        """Return one client's checked statistics as words."""
+        return prefixed(
+            {name: sums.words(answer[name], client, clients) for name, sums in self._sums.items()}
+        )
+
+    def add_total(self, total: Mapping[str, NDArray[Any]], clients: Sequence[Contributor]) -> None:
+        """Add the sums of all clients."""
+        for name, sums in self._sums.items():
+            sums.add_total(part_of(total, name), clients)
+        self._clients = len(clients)
 
     def close(self) -> BlockStatistics:
         """Return the sums of every statistic."""

@@ -20,6 +20,7 @@ from fedprune.errors import ConfigError, ModelError, WireError
 from fedprune.methods.agreement import BlockSample
 from fedprune.methods.public_model import PublicModel
 from fedprune.methods.state import Arrays
+from fedprune.methods.word_sums import Layout, Words
 from fedprune.pruning.blocks import BlockWalk
 from fedprune.pruning.groups import MaskSpec, check_mask
 from fedprune.pruning.pruner import Pruner
@@ -198,11 +199,52 @@ class Aggregator(ABC, Generic[A, R]):
     Attributes
     ----------
     sums_integers : bool
-        Whether the sums are elementwise sums of integers, whatever the order, so that they could be
-        taken under secure aggregation.
+        Whether the sums are elementwise sums of integers, whatever the order, so that they can be
+        taken under secure aggregation. Then there are :meth:`layout`, :meth:`words` and
+        :meth:`add_total`, and adding clients one by one comes to the same as adding their total.
     """
 
     sums_integers: bool = False
+
+    def layout(self, clients: int) -> Layout:
+        """Return the words that a client's answer is, where so many clients' are added up."""
+        raise TypeError(f"{type(self).__name__} has no sums of integers.")
+
+    def words(self, answer: A, client: Contributor, clients: int) -> Words:
+        """Return a checked answer as the words of :meth:`layout`; called beside the texts.
+
+        Parameters
+        ----------
+        answer : object
+            What :meth:`check` returned.
+        client : Contributor
+            Whose it is.
+        clients : int
+            How many clients' words are added up at most.
+
+        Raises
+        ------
+        WireError
+            If a number is so large that the sum of so many like it would overflow.
+        """
+        raise TypeError(f"{type(self).__name__} has no sums of integers.")
+
+    def add_total(self, total: Mapping[str, NDArray[Any]], clients: Sequence[Contributor]) -> None:
+        """Add the sums of some clients' words in place of their answers; nothing was added before.
+
+        Parameters
+        ----------
+        total : Mapping[str, NDArray]
+            Name -> sums of words, modulo two to the power of their bits, as :meth:`layout` says.
+        clients : Sequence[Contributor]
+            Whose sums they are.
+
+        Raises
+        ------
+        WireError
+            If such clients' answers cannot come to that. Nothing is added then.
+        """
+        raise TypeError(f"{type(self).__name__} has no sums of integers.")
 
     @abstractmethod
     def check(self, payload: bytes, client: Contributor) -> A:

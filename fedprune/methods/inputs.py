@@ -1,12 +1,15 @@
 """Sums over clients of what enters a block's linears, checked against the model."""
 
 from collections.abc import Mapping, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+from numpy.typing import NDArray
 
 from fedprune.errors import WireError
 from fedprune.methods.exchange import Aggregator, BlockTask, Contributor
 from fedprune.methods.state import CountedSums, Keepable
 from fedprune.methods.sums import SumsPool
+from fedprune.methods.word_sums import Layout, Words, part_of, prefixed
 from fedprune.pruning.statistics import ColumnStatistics, Statistic, shared_inputs
 from fedprune.wire.sums import InputSums, decode_sums, encode_sums
 
@@ -73,6 +76,39 @@ class ColumnAggregator(CountedSums, Aggregator[list[InputSums], R], Generic[R]):
             self._pools[group.linears].add(group)
         self.clients += 1
 
+    def layout(self, clients: int) -> Layout:
+        """Return the words of the pooled sums of each input."""
+        model, block = self.task.model, self.task.block
+        return prefixed(
+            {
+                linears[0]: pool.layout(model.shapes[block][linears[0]][1])
+                for linears, pool in self._pools.items()
+            }
+        )
+
+    def words(self, answer: list[InputSums], client: Contributor, clients: int) -> Words:
+        """Return a client's checked sums as they are pooled."""
+        found = {one.linears: one for one in answer}
+        return prefixed(
+            {
+                linears[0]: pool.words(found[linears], clients)
+                for linears, pool in self._pools.items()
+            }
+        )
+
+    def add_total(self, total: Mapping[str, NDArray[Any]], clients: Sequence[Contributor]) -> None:
+        """Take the sums of clients' words, which must be of the tokens that they promised."""
+        found = {linears: SumsPool(pool.mode) for linears, pool in self._pools.items()}
+        for linears, pool in found.items():
+            pool.add_total(linears, part_of(total, linears[0]))
+        together = all_together(clients)
+        check_tokens({one[0]: pool.seen for one, pool in found.items()}, self.task, together)
+        for linears, pool in found.items():
+            if pool.mode == "tokens":
+                check_loudness(self.task, linears, pool.total(), pool.seen)
+        self._pools = found
+        self.clients = len(clients)
+
     def statistics(self) -> dict[str, ColumnStatistics]:
         """Return linear -> pooled statistics; linears that share an input share the object."""
         found: dict[str, ColumnStatistics] = {}
@@ -87,6 +123,14 @@ class ColumnAggregator(CountedSums, Aggregator[list[InputSums], R], Generic[R]):
     def parts(self) -> dict[str, Keepable]:
         """Return the sums of each input, by the first linear that reads it."""
         return {linears[0]: pool for linears, pool in self._pools.items()}
+
+
+def all_together(clients: Sequence[Contributor]) -> Contributor:
+    """Return several clients as one, as far as their sums are checked by what they promised."""
+    known = all(client.tokens for client in clients)
+    names = ", ".join(client.name for client in clients)
+    weight = sum(client.weight for client in clients)
+    return Contributor(names, weight, sum(client.tokens for client in clients) if known else 0)
 
 
 def check_inputs(sent: Sequence[tuple[str, ...]], expected: Sequence[tuple[str, ...]]) -> None:

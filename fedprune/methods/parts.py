@@ -6,21 +6,29 @@ input is called by the first linear that reads it, or ``{array}`` of the block i
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedprune.config import RunConfig
-from fedprune.errors import QuorumError
+from fedprune.errors import QuorumError, WireError
 from fedprune.methods.exchange import Aggregator, BlockTask, Contributor
-from fedprune.methods.inputs import ColumnAggregator, column_bytes, encode_statistics
+from fedprune.methods.fixed_point import from_fixed, to_fixed
+from fedprune.methods.inputs import (
+    ColumnAggregator,
+    all_together,
+    column_bytes,
+    encode_statistics,
+)
 from fedprune.methods.moment_sums import MomentSums
 from fedprune.methods.moments import MomentPool, input_moments, plan_inputs
 from fedprune.methods.public_model import PublicModel
 from fedprune.methods.state import Arrays
 from fedprune.methods.statistics import StatisticSums, encode_statistic, expected
+from fedprune.methods.word_sums import Layout, Words, WordSpec, signed
 from fedprune.pruning.block_kinds import BlockKind, BlockSite
 from fedprune.pruning.blocks import Observed
 from fedprune.pruning.statistics import Statistic, StatisticKind, get_kind
@@ -40,8 +48,6 @@ class Part(ABC):
         The kind's.
     kind : StatisticKind or BlockKind
         What is recorded.
-    exact : bool
-        Whether sums over clients are sums of integers.
     """
 
     kind: StatisticKind[Any] | BlockKind
@@ -50,11 +56,6 @@ class Part(ABC):
     def name(self) -> str:
         """The kind's name."""
         return self.kind.name
-
-    @property
-    def exact(self) -> bool:
-        """Whether sums over clients are sums of integers."""
-        return self.kind.exact
 
     @abstractmethod
     def encode(self, observed: Observed, site: BlockSite) -> bytes:
@@ -146,8 +147,6 @@ class _ColumnSums(ColumnAggregator[Arrays]):
 class MomentPart(InputPart):
     """Second moments, whole or as sketches (`strategy.moments`), pooled as `strategy.pooling`."""
 
-    exact = False
-
     def encode(self, observed: Observed, site: BlockSite) -> bytes:
         """See `Part.encode`."""
         found = observed.linears[self.name]
@@ -221,8 +220,13 @@ class BlockPart(Part):
         return _BlockSums(task, self.kind)
 
 
+def _whole(spec: ArraySpec) -> bool:
+    return np.dtype(spec.stored).kind in "iu"
+
+
 class _BlockSums(Aggregator[Arrays, Arrays]):
     def __init__(self, task: BlockTask, kind: BlockKind) -> None:
+        self.sums_integers = kind.exact or kind.elementwise
         self._kind, self._site = kind, task.model.sites[task.block]
         self._specs: dict[str, ArraySpec] = kind.specs(self._site)
         self._total: Arrays | None = None
@@ -234,6 +238,39 @@ class _BlockSums(Aggregator[Arrays, Arrays]):
 
     def add(self, answer: Arrays, client: Contributor) -> None:
         self._total = dict(answer) if self._total is None else self._kind.add(self._total, answer)
+
+    def layout(self, clients: int) -> Layout:
+        return {
+            name: WordSpec(prod(spec.shape), 64 if _whole(spec) else 128)
+            for name, spec in self._specs.items()
+        }
+
+    def words(self, answer: Arrays, client: Contributor, clients: int) -> Words:
+        found = {}
+        for name, spec in self._specs.items():
+            array = answer[name]
+            if not _whole(spec):
+                found[name] = to_fixed(array, clients)
+                continue
+            if array.size and int(np.abs(array).max()) >= (1 << 62) // clients:
+                raise WireError(
+                    f"'{self._kind.name}.{name}' holds a number too large to be added up over "
+                    f"{clients} clients."
+                )
+            found[name] = signed(array)
+        return found
+
+    def add_total(self, total: Mapping[str, NDArray[Any]], clients: Sequence[Contributor]) -> None:
+        found = {
+            name: (
+                total[name].view(np.int64).astype(spec.dtype)
+                if _whole(spec)
+                else from_fixed(total[name])
+            ).reshape(spec.shape)
+            for name, spec in self._specs.items()
+        }
+        self._kind.check(found, self._site, all_together(clients).tokens)
+        self._total = found
 
     def close(self) -> Arrays:
         if self._total is None:

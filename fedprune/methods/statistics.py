@@ -22,10 +22,11 @@ from fedprune.methods.exchange import (
     BlockTask,
     Contributor,
 )
-from fedprune.methods.inputs import check_tokens
+from fedprune.methods.inputs import all_together, check_tokens
 from fedprune.methods.public_model import PublicModel
 from fedprune.methods.state import CountedSums, Keepable
 from fedprune.methods.sums import StatisticPool
+from fedprune.methods.word_sums import Layout, Words, part_of, prefixed
 from fedprune.pruning.blocks import BlockWalk, prune_on
 from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.registry import make_pruner
@@ -130,6 +131,7 @@ class StatisticSums(CountedSums, Aggregator[dict[str, Statistic], R], Generic[R]
 
     def __init__(self, task: BlockTask, kind: StatisticKind[Any]) -> None:
         self.task = task
+        self.sums_integers = kind.exact
         self._inputs, shapes = task.model.inputs[task.block], task.model.shapes[task.block]
         self._expected = expected(kind, self._inputs, shapes)
         self._pools = {
@@ -155,6 +157,25 @@ class StatisticSums(CountedSums, Aggregator[dict[str, Statistic], R], Generic[R]
         for name, found in answer.items():
             self._pools[name].add(found)
         self.clients += 1
+
+    def layout(self, clients: int) -> Layout:
+        """Return the words of the statistic of each input."""
+        return prefixed({name: pool.layout() for name, pool in self._pools.items()})
+
+    def words(self, answer: dict[str, Statistic], client: Contributor, clients: int) -> Words:
+        """Return one client's checked statistics as words."""
+        return prefixed(
+            {name: pool.words(answer[name], clients) for name, pool in self._pools.items()}
+        )
+
+    def add_total(self, total: Mapping[str, NDArray[Any]], clients: Sequence[Contributor]) -> None:
+        """Add the statistic of all clients, which must be of the tokens that they promised."""
+        found = {name: pool.read_total(part_of(total, name)) for name, pool in self._pools.items()}
+        tokens = {name: one.tokens for name, one in found.items()}
+        check_tokens(tokens, self.task, all_together(clients))
+        for name, one in found.items():
+            self._pools[name].add(one)
+        self.clients = len(clients)
 
     def results(self) -> Iterator[tuple[tuple[str, ...], Statistic]]:
         """Yield each input's linears and pooled statistic."""

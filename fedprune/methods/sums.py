@@ -14,10 +14,13 @@ from numpy.typing import NDArray
 
 from fedprune.errors import ConfigError, QuorumError, WireError
 from fedprune.methods.state import Arrays, numbers
+from fedprune.methods.word_sums import Layout, Words, WordSpec, pair, signed
 from fedprune.pruning.statistics import ColumnStatistics, Statistic, StatisticKind
-from fedprune.wire.sums import LIMIT, ExactSums, InputSums
+from fedprune.wire.sums import BITS, LIMIT, ExactSums, InputSums
 
 _LARGEST = np.nextafter(np.float32(LIMIT), np.float32(0))
+
+_ROOM = 1 << 62  # what a sum of words with a sign stays below
 
 Pooling = Literal["tokens", "clients", "scaled"]
 
@@ -52,6 +55,44 @@ class StatisticPool:
         elif found.tokens:
             self._total = self._kind.add(self._total, found)
 
+    def layout(self) -> Layout:
+        """Return the words that a client's statistic is; TypeError unless the kind is exact."""
+        if not self._kind.exact:
+            raise TypeError(f"'{self._kind.name}' is no sum of integers.")
+        arrays = self._kind.arrays(self._example())
+        words = {name: WordSpec(array.size, 64) for name, array in arrays.items()}
+        return {**words, "tokens": WordSpec(1, 64)}
+
+    def words(self, found: Statistic, clients: int) -> Words:
+        """Return a client's statistic as words; `WireError` if the sum of so many could overflow.
+
+        Numbers that add up keep a sign, and room for all clients.
+        """
+        known = found if found.tokens else self._example(0)
+        arrays = {**self._kind.arrays(known), "tokens": np.array([known.tokens])}
+        for name, array in arrays.items():
+            if array.size and max(abs(int(array.min())), int(array.max())) >= _ROOM // clients:
+                raise WireError(
+                    f"'{self._kind.name}.{name}' holds a number too large to be added up over "
+                    f"{clients} clients."
+                )
+        return {name: signed(array) for name, array in arrays.items()}
+
+    def read_total(self, total: Mapping[str, NDArray[Any]]) -> Statistic:
+        """Return the statistic of sums of words, for :meth:`add`; WireError if it cannot be one."""
+        arrays = self._kind.arrays(self._example())
+        (tokens,) = (int(n) for n in total["tokens"].view(np.int64))
+        sums = {name: total[name].view(np.int64).reshape(arrays[name].shape) for name in arrays}
+        return self.read(sums, tokens)
+
+    def _example(self, tokens: int = 1) -> Statistic:
+        """Return the statistic of inputs that are zero."""
+        empty = self._kind.start(self._width)
+        if tokens:
+            empty.add(torch.zeros(tokens, self._width))
+        found: Statistic = empty.close()
+        return found
+
     def result(self) -> Statistic:
         """Return the statistic of all clients' tokens.
 
@@ -65,8 +106,7 @@ class StatisticPool:
         return self._total
 
     def _nothing(self) -> Statistic:
-        nothing: Statistic = self._kind.start(self._width).close()
-        return nothing
+        return self._example(0)
 
     def state(self) -> Arrays:
         """Return the sums as arrays."""
@@ -97,6 +137,8 @@ class SumsPool:
 
     Attributes
     ----------
+    mode : str
+        As given.
     seen : int
         Tokens of all clients, whatever the mode.
 
@@ -111,7 +153,7 @@ class SumsPool:
             raise ConfigError(
                 f"`strategy.pooling` must be one of 'tokens', 'clients', 'scaled', got '{mode}'."
             )
-        self._mode = mode
+        self.mode = mode
         self._linears: tuple[str, ...] = ()
         self._sums: ExactSums | None = None
         self._tokens = 0
@@ -133,13 +175,45 @@ class SumsPool:
                 f"Sums of {pooled.size} columns that enter {', '.join(linears)} do not pool with "
                 f"{sums.sums.size} columns that enter {', '.join(sums.linears)}."
             )
-        if self._mode == "tokens":
+        if self.mode == "tokens":
             pooled.merge(sums.sums)
         elif sums.tokens:
-            pooled.add(_mean_squares(sums, scaled=self._mode == "scaled"))
+            pooled.add(_mean_squares(sums, scaled=self.mode == "scaled"))
         self._linears, self._sums = linears, pooled
-        self._tokens += sums.tokens if self._mode == "tokens" else min(sums.tokens, 1)
+        self._tokens += sums.tokens if self.mode == "tokens" else min(sums.tokens, 1)
         self.seen += sums.tokens
+
+    def layout(self, width: int) -> Layout:
+        """Return the words that a client's sums of so many columns are."""
+        return {"sums": WordSpec(width, BITS), "counts": WordSpec(2, 64)}
+
+    def words(self, sums: InputSums, clients: int) -> Words:
+        """Return a client's sums as they are pooled; `WireError` if so many could overflow."""
+        own = SumsPool(self.mode)
+        own.add(sums)
+        high, low = own._exact().words()
+        if int(high.max(initial=0)) >= (1 << 64) // clients - 1:
+            raise WireError(
+                f"the sums of the input of {' '.join(sums.linears)} are too large to be added up "
+                f"over {clients} clients."
+            )
+        return {"sums": pair(high, low), "counts": numbers(own._tokens, own.seen)}
+
+    def add_total(self, linears: tuple[str, ...], total: Mapping[str, NDArray[Any]]) -> None:
+        """Take the sums of clients' words in place of their sums; nothing was added before."""
+        self._tokens, self.seen = (int(n) for n in total["counts"])
+        self._linears = linears
+        low, high = total["sums"].T
+        self._sums = ExactSums.from_words(high.copy(), low.copy())
+
+    def total(self) -> float:
+        """Return the sum over the columns of what was added, rounded."""
+        return float(self._exact().to_float64().sum())
+
+    def _exact(self) -> ExactSums:
+        if self._sums is None:
+            raise QuorumError("No client sent sums of this input, so there is nothing to pool.")
+        return self._sums
 
     def result(self) -> tuple[NDArray[np.float32], int]:
         """Return the pooled sums, float32 of shape (d_in,), and the tokens that they stand for.
@@ -152,9 +226,7 @@ class SumsPool:
         QuorumError
             If no client was added.
         """
-        if self._sums is None:
-            raise QuorumError("No client sent sums of this input, so there is nothing to pool.")
-        return self._sums.to_float32(), self._tokens
+        return self._exact().to_float32(), self._tokens
 
     def statistic(self) -> ColumnStatistics:
         """Return :meth:`result` as a statistic, with the sums before they were rounded."""

@@ -85,6 +85,9 @@ class BlockKind(ABC):
         What `strategy.statistics` and a statistics folder call it.
     exact : bool
         Whether all arrays are integers that add up elementwise, and so exactly.
+    elementwise : bool
+        Whether arrays that are no integers add up elementwise, too: then they can be summed under
+        masks, in fixed point.
     payload : str
         What leaves a node, of :data:`fedprune.methods.exchange.PAYLOADS`; its operator allows it.
     together : bool
@@ -94,6 +97,7 @@ class BlockKind(ABC):
 
     name: str
     exact: bool = False
+    elementwise: bool = False
     payload: str = "sums"
     together: bool = False
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fedprune.config import RunConfig, StrategyConfig
-from fedprune.config.relations import dense_model_only, samples_alone, told
+from fedprune.config.relations import dense_model_only, samples_alone, sketches_add, told
 from fedprune.config.schema import Count, Text
 from fedprune.config.suggest import show
 
@@ -30,7 +30,9 @@ class CollectConfig(StrategyConfig):
 
     def check(self, run: RunConfig) -> Iterator[str]:
         """Yield what a pass over the dense model rules out."""
-        yield from told(run, (self._names, dense_model_only, samples_alone, self._pooling))
+        yield from told(
+            run, (self._names, dense_model_only, samples_alone, self._pooling, sketches_add)
+        )
 
     def _names(self, run: RunConfig) -> Iterator[str]:
         if "" in self.kinds:

@@ -53,6 +53,7 @@ class Transitions(BlockKind):
 
     name = "transitions"
     payload = "moments"
+    elementwise = True
     together = True
 
     def __init__(self, blocks: Sequence[int]) -> None:

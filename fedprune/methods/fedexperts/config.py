@@ -23,8 +23,25 @@ class FedExpertsConfig(StrategyConfig):
         """Yield what experts cannot be dropped by."""
         yield from told(
             run,
-            (_schedule, _sparsity, _allocation, _pattern, _samples_alone, _own_texts, _selection),
+            (
+                _schedule,
+                _sparsity,
+                _allocation,
+                _pattern,
+                _samples_alone,
+                _own_texts,
+                _selection,
+                self._pooling,
+            ),
         )
+
+    def _pooling(self, run: RunConfig) -> Iterator[str]:
+        if run.privacy.secure and self.pooling == "worst_client":
+            yield (
+                "`strategy.pooling` must not be 'worst_client' with `privacy.secure` true: it "
+                "compares what each client by itself would lose, and there are sums only. Set "
+                "strategy.pooling=clients, where each counts the same."
+            )
 
 
 def _schedule(run: RunConfig) -> Iterator[str]:

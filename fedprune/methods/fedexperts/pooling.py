@@ -6,7 +6,7 @@ shares of their total (scaled). Where no client may lose more than it must (wors
 clients' needs are looked at side by side, and only the choice that follows is kept.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,9 @@ from fedprune.methods.fedexperts.ranking import mean_scores, need_shares, score_
 from fedprune.methods.fedexperts.selection import drop_fairly, grouped
 from fedprune.methods.parts import BlockPart, Sums
 from fedprune.methods.state import Arrays
+from fedprune.methods.word_sums import Layout, Words, WordSpec, part_of, prefixed, signed
 from fedprune.models.mixture import router_groups
-from fedprune.pruning.experts import ExpertSums
+from fedprune.pruning.experts import TOKENS, ExpertSums
 
 SCORES, DROPPED, LOST, EXCESS = "scores", "dropped", "lost", "excess"
 
@@ -34,16 +35,12 @@ class PooledExperts(BlockPart):
         super().__init__(ExpertSums())
         self._config = config
 
-    @property
-    def exact(self) -> bool:
-        """Whether sums over clients are sums of integers: only where they are by tokens."""
-        return self._config.strategy.pooling == "tokens"
-
     def sums(self, task: BlockTask) -> Sums:
         """Return empty sums; those of a block without experts are empty whatever the pooling."""
         total = super().sums(task)
         some = self.kind.specs(task.model.sites[task.block])
-        return _SideBySide(total, task, self._config) if some and not self.exact else total
+        by_tokens = self._config.strategy.pooling == "tokens"
+        return _SideBySide(total, task, self._config) if some and not by_tokens else total
 
 
 class _SideBySide(Aggregator[Any, Arrays]):
@@ -53,6 +50,7 @@ class _SideBySide(Aggregator[Any, Arrays]):
         self._total, self._task, self._config = total, task, config
         self._pooling, self._ranking = str(config.strategy.pooling), config.strategy.ranking
         self._fair = self._pooling == "worst_client"
+        self.sums_integers = not self._fair
         self._rows: list[NDArray[np.int64]] = []
 
     def check(self, payload: bytes, client: Contributor) -> Any:
@@ -62,6 +60,20 @@ class _SideBySide(Aggregator[Any, Arrays]):
         row = _ROWS[self._pooling](answer, self._ranking)
         self._rows = [*self._rows, row] if self._fair or not self._rows else [self._rows[0] + row]
         self._total.add(answer, client)
+
+    def layout(self, clients: int) -> Layout:
+        experts = self._task.model.sites[self._task.block]
+        (count,) = ExpertSums().specs(experts)[TOKENS].shape
+        return {"row": WordSpec(count, 64), **prefixed({"total": self._total.layout(clients)})}
+
+    def words(self, answer: Any, client: Contributor, clients: int) -> Words:
+        row = _ROWS[self._pooling](answer, self._ranking)
+        total = self._total.words(answer, client, clients)
+        return {"row": signed(row), **prefixed({"total": total})}
+
+    def add_total(self, total: Mapping[str, NDArray[Any]], clients: Sequence[Contributor]) -> None:
+        self._total.add_total(part_of(total, "total"), clients)
+        self._rows = [total["row"].view(np.int64).copy()]
 
     def close(self) -> Arrays:
         kept = dict(self._total.close())

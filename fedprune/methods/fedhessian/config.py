@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fedprune.config import RunConfig, StrategyConfig
-from fedprune.config.relations import told
+from fedprune.config.relations import sketches_add, told
 from fedprune.config.schema import SECOND_MOMENTS, Count, StructuredConfig, strategy_for
 from fedprune.config.suggest import show
 
@@ -25,7 +25,7 @@ class FedHessianConfig(StrategyConfig):
 
     def check(self, run: RunConfig) -> Iterator[str]:
         """Yield which pruners use no second moments, and what only a sketch has."""
-        yield from told(run, (_pruner, self._bits, self._whole))
+        yield from told(run, (_pruner, self._bits, self._whole, sketches_add))
 
     def _bits(self, run: RunConfig) -> Iterator[str]:
         if self.moments in ("float32", "float16") and self.bits_per_weight is not None:

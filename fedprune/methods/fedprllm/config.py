@@ -22,7 +22,7 @@ class FedPrLLMConfig(StrategyConfig):
     def check(self, run: RunConfig) -> Iterator[str]:
         """Yield what decoded votes cannot go together with."""
         if self.decode:
-            yield from told(run, (_decodable, _one_threshold))
+            yield from told(run, (_decodable, _one_threshold, _not_masked))
 
 
 def _decodable(run: RunConfig) -> Iterator[str]:
@@ -47,6 +47,15 @@ def _one_threshold(run: RunConfig) -> Iterator[str]:
             "`pruner.pattern` must be 'unstructured' with `strategy.decode` true, which needs one "
             f"threshold for a whole row, got {show(run.pruner.pattern)}. Set "
             "pruner.pattern=unstructured, or strategy.decode=false."
+        )
+
+
+def _not_masked(run: RunConfig) -> Iterator[str]:
+    if run.privacy.secure:
+        yield (
+            "`strategy.decode` must be false with `privacy.secure` true, got true: it reads the "
+            "norms out of each client's own mask, and there are sums of votes only. Set "
+            "strategy=fedstats, whose sums are those norms, exact and a hundredth of the bytes."
         )
 
 

@@ -27,7 +27,7 @@ class FedSpaLLMConfig(StrategyConfig):
 
     def check(self, run: RunConfig) -> Iterator[str]:
         """Yield what rounds, layer sampling and coverage cannot go together with."""
-        yield from told(run, (_ramp, _iterative, _coverage))
+        yield from told(run, (_ramp, _iterative, _coverage, _same_blocks))
 
 
 def _ramp(run: RunConfig) -> Iterator[str]:
@@ -59,6 +59,15 @@ def _coverage(run: RunConfig) -> Iterator[str]:
         yield (
             f"`strategy.coverage` must be at most `strategy.min_clients` {clients}, got "
             f"{coverage}. Set strategy.min_clients={coverage} or strategy.coverage={clients}."
+        )
+
+
+def _same_blocks(run: RunConfig) -> Iterator[str]:
+    share = run.strategy.layer_fraction
+    if run.privacy.secure and share != 1:
+        yield (
+            "`strategy.layer_fraction` must be 1 with `privacy.secure` true, where every client's "
+            f"masks cancel those of the others in every sum, got {share:g}. Leave it out."
         )
 
 

@@ -74,7 +74,7 @@ def answers(clients):
 @pytest.mark.parametrize("pooling", ["tokens", "clients", "scaled", "worst_client"])
 def test_a_killed_run_goes_on_to_the_same_arrays_in_any_order(pooling):
     part = PooledExperts(overrides(f"strategy.pooling={pooling}"))
-    assert part.exact == (pooling == "tokens")
+    assert part.sums(task()).sums_integers == (pooling != "worst_client")
     whole, client = part.sums(task()), Contributor("a", tokens=10_000)
     for answer in answers(5):
         whole.add(whole.check(encode_arrays(answer), client), client)

@@ -1,0 +1,108 @@
+"""Answers as whole numbers of a fixed width, and their sums: what can be added up under masks.
+
+An aggregator whose sums are of integers says how many words of how many bits a client's answer is
+(:meth:`fedprune.methods.exchange.Aggregator.layout`), makes them of a checked answer and takes the
+sums of all clients' words in place of the answers. Words add up modulo two to the power of their
+bits, so that a negative number is its two's complement, and no order shows.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedprune.errors import WireError
+
+WIDTHS = (8, 16, 32, 64, 128)
+"""The bits that a word can have."""
+
+Words = dict[str, NDArray[Any]]
+"""Name -> words: uint8 to uint64 of shape (count,), of 128 bits uint64 of shape (count, 2), the
+lower half first."""
+
+
+@dataclass(frozen=True)
+class WordSpec:
+    """Words of one kind in an answer.
+
+    Attributes
+    ----------
+    count : int
+        How many.
+    bits : int
+        Of each, one of :data:`WIDTHS`.
+    """
+
+    count: int
+    bits: int
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all of them."""
+        return self.count * self.bits // 8
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of the array that holds them."""
+        return np.dtype(f"uint{min(self.bits, 64)}")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the array that holds them."""
+        return (self.count, 2) if self.bits == 128 else (self.count,)
+
+
+Layout = dict[str, WordSpec]
+"""Name -> words, in the order in which they are sent."""
+
+
+def counter_bits(most: int) -> int:
+    """Return the bits of a word that counts up to ``most``."""
+    return next(bits for bits in WIDTHS if most >> bits == 0)
+
+
+def add_words(total: NDArray[Any], words: NDArray[Any]) -> None:
+    """Add words to a running sum in place, modulo two to the power of their bits."""
+    if words.ndim == 1:
+        total += words
+        return
+    total[:, 0] += words[:, 0]
+    carry = total[:, 0] < words[:, 0]
+    total[:, 1] += words[:, 1]
+    total[:, 1] += carry
+
+
+def check_words(words: Mapping[str, NDArray[Any]], layout: Layout) -> None:
+    """Raise ``WireError`` unless arrays are the words of a layout."""
+    if list(words) != list(layout):
+        raise WireError(f"expected words of {', '.join(layout)}, got {', '.join(words)}.")
+    for name, spec in layout.items():
+        array = words[name]
+        if array.dtype != spec.dtype or array.shape != spec.shape:
+            raise WireError(
+                f"the words '{name}' must be {spec.dtype} of shape {spec.shape}, got {array.dtype} "
+                f"of shape {array.shape}."
+            )
+
+
+def pair(high: NDArray[np.uint64], low: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return words of 128 bits of their halves, each of shape (count,)."""
+    return np.stack((low, high), axis=1)
+
+
+def prefixed(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the words, or the layouts, of several parts, each name behind that of its part."""
+    return {f"{part}/{name}": one for part, own in parts.items() for name, one in own.items()}
+
+
+def part_of(words: Mapping[str, NDArray[Any]], part: str) -> Words:
+    """Return the words of one part of what :func:`prefixed` made."""
+    prefix = f"{part}/"
+    return {n.removeprefix(prefix): w for n, w in words.items() if n.startswith(prefix)}
+
+
+def signed(words: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Return integers as words of 64 bits, negative ones as their two's complement."""
+    return np.asarray(words, dtype=np.int64).view(np.uint64).reshape(-1)
