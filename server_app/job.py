@@ -210,6 +210,7 @@ def _run(  # noqa: PLR0913 - what a job is made of
         narrowing = plan_narrowing(loaded, make_pruner(config.pruner), config.sparsity)
         units = None if narrowing is None else narrowing.units
         model = _public_model(config, loaded, marks, _offer(config, loaded), units)
+        config = get_method(config.strategy.name).settled(config, model)
     covered = coverage(loaded.layout)
     covered.tell()
     files.identify(_identity(folder, model))

@@ -27,12 +27,14 @@ from fedprune.pruning.statistics import (
     shared_inputs,
 )
 from fedprune.seeds import derive_seed
+from fedprune.wire.inputs import input_name
 from fedprune.wire.moments import Columns, InputMoments, Sketch, Triangle
 
 Form = Literal["float32", "float16", "eigen", "nystrom", "columns"]
 
 _RANK_SHARE = 16  # a sketch's rank is this share of the width unless a budget decides
-_HEAD_BYTES = 4096  # names, counts and checksums of an input
+_HEAD_BYTES = 512  # counts, lengths and a checksum of an input's arrays, without their names
+_NAMES = 4  # how often an input's name stands there
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class InputPlan:
             "float16": 2 * self.width * (self.width + 1) // 2 + 4 * self.width,
             "columns": 4 * self.width,
         }
-        return _HEAD_BYTES + size.get(self.form, sketch_bits(self.width, self.rank) // 8 + 1)
+        head = _HEAD_BYTES + _NAMES * len(input_name(self.linears))
+        return head + size.get(self.form, sketch_bits(self.width, self.rank) // 8 + 1)
 
 
 def plan_inputs(

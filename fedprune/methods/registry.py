@@ -161,6 +161,18 @@ class Method(ABC):
             Saying why not, and what to do.
         """
 
+    def settled(self, config: RunConfig, model: PublicModel) -> RunConfig:
+        """Return the configuration with what follows from the model's shapes; by default as it is.
+
+        Asked on the server before anybody else is asked anything; clients hear the answer.
+
+        Raises
+        ------
+        ConfigError
+            If what is asked for cannot be had of this model.
+        """
+        return config
+
     def solve(
         self, config: RunConfig, loaded: LoadedModel, statistics: StatisticsFolder
     ) -> Solution:

@@ -82,6 +82,20 @@ def test_more_bits_of_a_sketch_come_nearer_to_the_whole(tmp_path):
     assert far[4] < far[0.5]
 
 
+@pytest.mark.parametrize("megabytes", [0.25, 1.2, 2.5])
+def test_answers_keep_within_a_budget(tmp_path, megabytes):
+    options = (*HESSIAN, "allocation=owl", ITERATIVE, f"strategy.budget_mb={megabytes}")
+    results = job(tmp_path / "run", *options, clients=2)
+    sent: dict[str, int] = {}
+    for entry in results["ledger"]["entries"]:
+        if entry["phase"] in ("survey", "prune"):
+            sent[entry["client"]] = sent.get(entry["client"], 0) + entry["bytes_up"]
+    messages = 7 * 2000  # what stands around the answers
+    assert 0.5 * megabytes * 1e6 < max(sent.values()) < megabytes * 1e6 + messages
+    expected = {0.25: "eigen", 1.2: "float16", 2.5: "float32"}[megabytes]
+    assert results["method"]["moments"] == expected
+
+
 def test_wide_inputs_send_their_sums_only(tmp_path):
     options = (*HESSIAN, "schedule.prefix=dense", "strategy.max_width=200")
     job(tmp_path / "run", *options, clients=2)

@@ -16,6 +16,7 @@ class FedHessianConfig(StrategyConfig):
 
     moments: Literal["float32", "float16", "eigen", "nystrom"]
     bits_per_weight: Annotated[float, Field(gt=0)] | None
+    budget_mb: Annotated[float, Field(gt=0)] | None
     max_width: Count | None
 
     pools = True
@@ -25,7 +26,7 @@ class FedHessianConfig(StrategyConfig):
 
     def check(self, run: RunConfig) -> Iterator[str]:
         """Yield which pruners use no second moments, and what only a sketch has."""
-        yield from told(run, (_pruner, self._bits, self._whole, sketches_add))
+        yield from told(run, (_pruner, self._bits, self._budget, self._whole, sketches_add))
 
     def _bits(self, run: RunConfig) -> Iterator[str]:
         if self.moments in ("float32", "float16") and self.bits_per_weight is not None:
@@ -33,6 +34,13 @@ class FedHessianConfig(StrategyConfig):
                 f"`strategy.bits_per_weight` must be null with `strategy.moments` "
                 f"{show(self.moments)}, which sends every entry, got {show(self.bits_per_weight)}. "
                 "Set strategy.moments=eigen or strategy.moments=nystrom."
+            )
+
+    def _budget(self, run: RunConfig) -> Iterator[str]:
+        if self.budget_mb is not None and self.bits_per_weight is not None:
+            yield (
+                "`strategy.bits_per_weight` must be null with `strategy.budget_mb`, from which it "
+                f"follows, got {show(self.bits_per_weight)}. Leave one of the two out."
             )
 
     def _whole(self, run: RunConfig) -> Iterator[str]:

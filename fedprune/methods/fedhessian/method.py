@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from fedprune.config import RunConfig
 from fedprune.methods.exchange import Answer, BlockExchange, BlockPlace, BlockTask
+from fedprune.methods.fedhessian.budget import fit_budget
 from fedprune.methods.fedhessian.moments import MomentAggregator
 from fedprune.methods.moments import InputPlan, input_moments, plan_inputs
 from fedprune.methods.public_model import PublicModel
@@ -62,9 +63,8 @@ class MomentExchange(BlockExchange):
 
     def announcement(self, model: PublicModel) -> str:
         """Say what it costs."""
-        blocks = range(model.num_blocks)
-        total = sum(self.most_bytes(model, block) for block in blocks)
-        masks = sum(map(model.mask_bytes, blocks))
+        total = _most_bytes(self, model)
+        masks = sum(map(model.mask_bytes, range(model.num_blocks)))
         return (
             f"every client will send about {size_text(total)} of second moments "
             f"({self.config.strategy.moments}; its masks would be {size_text(masks)})"
@@ -85,6 +85,31 @@ class FedHessian(Method):
     def exchange(self, config: RunConfig) -> MomentExchange:
         """Return the exchange that is held about every block."""
         return MomentExchange(config)
+
+    def settled(self, config: RunConfig, model: PublicModel) -> RunConfig:
+        """Return what fits `strategy.budget_mb`, where there is one; a survey is paid for too."""
+        if config.strategy.budget_mb is None:
+            return config
+        before = 0 if self.survey(config) is None else _survey_bytes(model)
+        return fit_budget(config, lambda one: before + _most_bytes(self.exchange(one), model))
+
+
+_COLUMN_BYTES = 5  # of an exact sum as sums of squares are; what one can take at most is far more
+_INPUT_BYTES = 512
+
+
+def _survey_bytes(model: PublicModel) -> int:
+    """Return about what a client's column sums of all blocks take."""
+    return sum(
+        _INPUT_BYTES + _COLUMN_BYTES * shapes[linears[0]][1]
+        for inputs, shapes in zip(model.inputs, model.shapes, strict=True)
+        for linears in inputs
+    )
+
+
+def _most_bytes(exchange: BlockExchange, model: PublicModel) -> int:
+    """Return the most bytes of a client's answers about all blocks."""
+    return sum(exchange.most_bytes(model, block) for block in range(model.num_blocks))
 
 
 METHOD = FedHessian()
