@@ -85,3 +85,7 @@ def test_bits_and_a_budget_contradict_each_other():
 def test_a_budget_is_a_positive_number(megabytes):
     with pytest.raises(ConfigError, match="budget_mb"):
         config(f"strategy.budget_mb={megabytes}")
+
+
+def test_under_masks_sketches_are_such_as_add_up():
+    assert settled(0.02, "privacy.secure=true").strategy.moments == "nystrom"
