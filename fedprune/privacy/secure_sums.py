@@ -1,20 +1,22 @@
 """Sums over clients of which nobody sees a term: what both halves of the protocol agree on.
 
 Bonawitz et al., Practical Secure Aggregation (CCS 2017), with its masks, drop-outs and consistency
-check; above :data:`COMPLETE` clients each has :data:`DEGREE` neighbours (Bell et al., CCS 2020).
-The keys of all sums of a run are made and shared at once, each sum has its own.
-`docs/secure_sums.md` says what is sent and what holds against whom;
-:mod:`fedprune.privacy.secure_client` and :mod:`fedprune.privacy.secure_server` are the two halves.
+check; among many clients each has 100 neighbours (Bell et al., CCS 2020). The keys of all sums of a
+run are made and shared at once, each sum has its own. `docs/secure_sums.md` says what is sent and
+what holds against whom; :mod:`fedprune.privacy.secure_client` and
+:mod:`fedprune.privacy.secure_server` are the two halves.
 
 A client's masked words are, modulo 2**bits and with clients in the order of their names::
 
     y_u = x_u + stream(own_u) + sum_{v > u} stream(pair_uv) - sum_{v < u} stream(pair_uv)
+
+where own_u is the key of u's self seed and pair_uv the key that u and its neighbour v agree on.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol, Self
 
@@ -25,9 +27,6 @@ from fedprune.errors import ConfigError, WireError
 from fedprune.wire.arrays import Arrays, ArraySpec, encode_arrays
 
 BITS = (8, 16, 32, 64, 128)
-DEGREE = 100
-COMPLETE = DEGREE + 1
-"""Up to so many clients each is a neighbour of every other."""
 LEAST_COHORT = 2
 """A sum over fewer is a client's answer."""
 
@@ -180,64 +179,6 @@ class SumPlan:
     def digest(self) -> bytes:
         """SHA-256 of the plan."""
         return hashlib.sha256(bound("plan", self.to_bytes())).digest()
-
-
-def quorum(clients: int) -> int:
-    """Return how many of the clients must answer and sign: two thirds, rounded up."""
-    return -(-2 * clients // 3)
-
-
-@dataclass(frozen=True)
-class Neighbours:
-    """Who shares masks and secrets with whom: everybody, or a random regular graph of a seed.
-
-    The graph joins each client with those that stand at 50 distances, both ways, from it in a ring.
-    The places in the ring and the distances are in the order of hashes of the seed.
-
-    Parameters
-    ----------
-    clients : int
-        How many.
-    seed : bytes
-        What all clients' fresh keys have gone into.
-    """
-
-    clients: int
-    seed: bytes = field(repr=False)
-
-    @property
-    def threshold(self) -> int:
-        """Shares that open a secret: more than half of the holders, two thirds if all are."""
-        return quorum(self.clients) if self.clients <= COMPLETE else DEGREE // 2 + 1
-
-    @property
-    def degree(self) -> int:
-        """Neighbours of each client."""
-        return min(self.clients - 1, DEGREE)
-
-    def holders(self, client: int) -> list[int]:
-        """Return a client's neighbours and itself, in order: who holds shares of its secrets.
-
-        They are also those of whose secrets it holds shares. The first has share 1.
-        """
-        if self.clients <= COMPLETE:
-            return list(range(self.clients))
-        ring, places, distances = self._ring
-        around = [sign * step for step in distances for sign in (-1, 1)]
-        return sorted(ring[(places[client] + step) % self.clients] for step in (0, *around))
-
-    @cached_property
-    def _ring(self) -> tuple[list[int], list[int], list[int]]:
-        ring = sorted(range(self.clients), key=lambda one: self._hash("place", one))
-        places = [0] * self.clients
-        for place, client in enumerate(ring):
-            places[client] = place
-        steps = range(1, (self.clients + 1) // 2)
-        distances = sorted(steps, key=lambda step: self._hash("distance", step))
-        return ring, places, distances[: DEGREE // 2]
-
-    def _hash(self, label: str, number: int) -> bytes:
-        return hashlib.sha256(bound(label, self.seed, number.to_bytes(8, "little"))).digest()
 
 
 def bound(label: str, *parts: bytes) -> bytes:
