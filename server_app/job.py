@@ -24,6 +24,7 @@ from fedprune.logs import bound, job_mark, note
 from fedprune.methods.collection import Collection
 from fedprune.methods.registry import Solution, exchanges, get_method
 from fedprune.methods.statistics_folder import (
+    MANIFEST,
     Manifest,
     Participant,
     StatisticsFolder,
@@ -31,11 +32,10 @@ from fedprune.methods.statistics_folder import (
 )
 from fedprune.models.coverage import coverage
 from fedprune.models.device import return_freed_memory
-from fedprune.models.export import export_model
 from fedprune.models.fingerprint import Fingerprint, fingerprint
 from fedprune.models.loading import LoadedModel, load_model
 from fedprune.models.quantized import check_quantizable
-from fedprune.models.reshape import Reshape, export_reshaped
+from fedprune.models.reshape import Reshape, write_model
 from fedprune.models.selection import select
 from fedprune.models.transfer import Offer
 from fedprune.models.unread import describe
@@ -167,7 +167,8 @@ def _results(
             tracking.finish(results)
             if folder.model.exists():
                 write_card(folder.model, config, results)
-                write_provenance(folder.model, config, folder.config_text(), results)
+                followed = _followed(folder, config)
+                write_provenance(folder.model, followed, folder.config_text(), results)
             return results
     except FedpruneError as error:
         raise _noted(error, folder, files, state) from error
@@ -178,6 +179,13 @@ def _results(
         # Nobody foresaw it: what it says is kept beside the run, and its traceback in the log.
         _noted(FedpruneError(f"{type(error).__name__}: {error}."), folder, files, state)
         raise
+
+
+def _followed(folder: RunFolder, config: RunConfig) -> RunConfig:
+    """Return the configuration with what a survey settled, if that was collected by."""
+    if not (folder.statistics / MANIFEST).is_file():
+        return config
+    return StatisticsFolder.open(folder.statistics).manifest.config
 
 
 def _noted(
@@ -229,10 +237,9 @@ def _run(  # noqa: PLR0913 - what a job is made of
         solution = Solution()
         if statistics is not None:
             solution = _solved(strategy, loaded, statistics, tally)
-        if solution.reshape is None and narrowing is not None:
-            solution = Solution(
-                reshape=narrowing.reshape(tally.changes()), summary=narrowing.summary
-            )
+        if narrowing is not None:  # of what is on the disk, so that nothing is solved again
+            reshape = narrowing.reshape(tally.changes())
+            solution = Solution(reshape=reshape, summary=narrowing.summary)
         perplexities, more = _measured(strategy, loaded, marks, tally, solution.reshape, tasks)
         further |= more
         if solution.reshape is not None:
@@ -325,21 +332,22 @@ def _measured(  # noqa: PLR0913 - what is measured, and where it goes
 ) -> tuple[list[Perplexities], dict[str, object]]:
     """Export and measure what a run made."""
     timings, folder, changes = strategy.state.timings, tally.folder.model, tally.changes()
-    smaller = None
-    if reshape is not None:
-        show(strategy.status, "export", 0, 1, "writing the smaller model")
+
+    def write(what: str) -> None:
+        show(strategy.status, "export", 0, 1, f"writing the {what} model")
         with timings.measure("export"):
             if not folder.exists():  # which appears whole
-                export_reshaped(loaded, changes, reshape, folder, marks)
+                write_model(loaded, changes, reshape, folder, marks)
+
+    smaller = None
+    if reshape is not None:
+        write("smaller")
         chosen = replace(strategy.config.model, name="hf", path=str(folder), revision=None)
         smaller = load_model(chosen)
     with timings.measure("evaluate"):
         perplexities = measure(strategy.config, loaded, changes, strategy, smaller)
     if reshape is None:
-        show(strategy.status, "export", 0, 1, "writing the pruned model")
-        with timings.measure("export"):
-            if not folder.exists():
-                export_model(loaded, changes, folder, marks)
+        write("pruned")
     with timings.measure("zero_shot"):
         return perplexities, further_results(strategy, loaded, folder, tasks)
 

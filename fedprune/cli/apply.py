@@ -1,4 +1,4 @@
-"""`fedprune apply`: a pruned model of its base model and its masks alone."""
+"""`fedprune apply`: a model of its base model and what says what remains of it."""
 
 from pathlib import Path
 
@@ -6,6 +6,8 @@ from rich.console import Console
 
 from fedprune.cli.screen import say
 from fedprune.models.export import SIDECAR, apply_masks
+from fedprune.models.kept import KEPT, is_kept
+from fedprune.models.reshape import apply_kept
 
 
 def run_apply(base: str, masks: str, output: str) -> int:
@@ -16,7 +18,8 @@ def run_apply(base: str, masks: str, output: str) -> int:
     base : str
         The dense model: a folder, a Hub id, or 'demo'.
     masks : str
-        The masks of an export, or the folder of a model or a run that has them.
+        The masks of an export, what it says of the units that remain where it has fewer, or the
+        folder of a model or a run that has one of these.
     output : str
         A new folder.
 
@@ -26,9 +29,11 @@ def run_apply(base: str, masks: str, output: str) -> int:
         If the masks are another model's, or the folder is taken.
     """
     found, target = Path(masks).expanduser(), Path(output).expanduser().absolute()
-    for inside in (found / SIDECAR, found / "model" / SIDECAR):
-        if inside.is_file():
-            found = inside
-    apply_masks(base, found, target)
+    for folder in (found, found / "model"):
+        for inside in (folder / SIDECAR, folder / KEPT):
+            if inside.is_file():
+                found = inside
+    make = apply_kept if is_kept(found) else apply_masks
+    make(base, found, target)
     say(Console(), str(target))
     return 0

@@ -13,10 +13,10 @@ from fedprune.config import RunConfig, config_from_overrides, to_overrides
 from fedprune.errors import ConfigError, ModelError
 from fedprune.methods.registry import get_method
 from fedprune.methods.statistics_folder import StatisticsFolder
-from fedprune.models.export import export_model
-from fedprune.models.fingerprint import Fingerprint, fingerprint
-from fedprune.models.loading import LoadedModel, load_model
-from fedprune.models.reshape import export_reshaped
+from fedprune.models.fingerprint import fingerprint
+from fedprune.models.loading import load_model
+from fedprune.models.reshape import write_model
+from fedprune.models.selection import select
 from fedprune.results.environment import source_digest
 from fedprune.results.provenance import (
     Provenance,
@@ -74,12 +74,13 @@ def _made_again(
             "a model whose clients pruned along has none."
         )
     config = _configuration(told, statistics, overrides)
-    loaded = load_model(config.model)
+    loaded = select(load_model(config.model), config.pruner)
     mark = fingerprint(loaded)
     statistics.check_model(mark, loaded.layout.shapes())
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".verify-") as beside:
         again = Path(beside) / "model"
-        _write(loaded, config, statistics, again, mark)
+        solution = get_method(config.strategy.name).solve(config, loaded, statistics)
+        write_model(loaded, solution.changes, solution.reshape, again, mark)
         wrong = list(differences(weights_of(told.files), weights_of(hashes(again))))
     if wrong and source_digest() != told.code:
         wrong.append(f"these are other sources ({source_digest()[:16]}) than made it")
@@ -97,17 +98,3 @@ def _configuration(
         return config_from_overrides([*before, *told.choices, *overrides])
     except ConfigError as error:
         raise ModelError(f"The provenance has choices that cannot be followed: {error}") from error
-
-
-def _write(
-    loaded: LoadedModel,
-    config: RunConfig,
-    statistics: StatisticsFolder,
-    folder: Path,
-    mark: Fingerprint,
-) -> None:
-    solution = get_method(config.strategy.name).solve(config, loaded, statistics)
-    if solution.reshape is None:
-        export_model(loaded, solution.changes, folder, mark)
-    else:
-        export_reshaped(loaded, solution.changes, solution.reshape, folder, mark)

@@ -1,6 +1,6 @@
 """Models made of collected statistics, without any client."""
 
-from functools import partial
+from functools import lru_cache, partial
 
 from fedprune.config import RunConfig, block_sparsity, resolved_allocation
 from fedprune.errors import ModelError
@@ -8,6 +8,7 @@ from fedprune.methods.registry import Solution
 from fedprune.methods.statistics_folder import StatisticsFolder
 from fedprune.models.changes import Recalled
 from fedprune.models.loading import LoadedModel
+from fedprune.pruning.compaction import plan_narrowing
 from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.owl import outlier_share, owl_sparsities
 from fedprune.pruning.pruner import Pruner
@@ -55,8 +56,13 @@ def prune_from(config: RunConfig, loaded: LoadedModel, statistics: StatisticsFol
         figures["allocation"] = {"outlier_shares": shares, "sparsities": sparsities}
         config = resolved_allocation(config, sparsities)
     blocks = range(statistics.num_blocks)
-    solve = partial(_block, config, loaded, statistics, pruner)
-    return Solution(Recalled(blocks, solve), figures=figures)
+    # What writes a narrower model asks for a block's changes several times in a row.
+    solve = lru_cache(maxsize=1)(partial(_block, config, loaded, statistics, pruner))
+    changes = Recalled(blocks, solve)
+    narrowing = plan_narrowing(loaded, pruner, config.sparsity)
+    if narrowing is None:
+        return Solution(changes, figures=figures)
+    return Solution(changes, narrowing.reshape(changes), figures, narrowing.summary)
 
 
 def _block(

@@ -245,12 +245,12 @@ class StatisticsFolder:
         marks : Fingerprint
             Of the model.
         shapes : Sequence[Mapping[str, tuple[int, int]]]
-            Block -> linear -> (d_out, d_in).
+            Block -> linear that is to be pruned -> (d_out, d_in): all that were collected, or some.
 
         Raises
         ------
         ModelError
-            With both fingerprints.
+            With both fingerprints; if a linear is not among those that were collected.
         """
         told = self.manifest.model
         if (told.weights, told.config) != (marks.weights, marks.config):
@@ -261,10 +261,11 @@ class StatisticsFolder:
                 f"(`model.path` '{self.manifest.config.model.path}', `model.dtype` "
                 f"'{self.manifest.config.model.dtype}'), or collect statistics of this one."
             )
-        if [dict(one) for one in shapes] != [dict(one) for one in self.manifest.shapes]:
+        both = zip(shapes, self.manifest.shapes, strict=False)
+        if len(shapes) != self.num_blocks or any(dict(a).items() - b.items() for a, b in both):
             raise ModelError(
-                f"The statistics in '{self.path}' are of other linears than this model has here. "
-                "Use the release of fedprune that collected them, or collect again."
+                f"The statistics in '{self.path}' are not of all linears that are to be pruned. "
+                "Give `pruner.targets` and `pruner.ignore` as in the collection, or collect again."
             )
 
     def summary(self) -> dict[str, object]:

@@ -161,13 +161,33 @@ def apply_masks(base: str | Path, masks: Path, output: Path) -> None:
         damaged, or the folder is taken or cannot be written.
     """
     said = sidecar_metadata(masks)
-    known = said.get("model")
-    known = known if isinstance(known, dict) else {}
     if said.get("survivors") == "changed":
         raise ModelError(
             f"'{masks}' is of a model whose survivors have new values, which masks do not hold. "
             "Keep the model's own folder."
         )
+    loaded, mark = base_model(base, masks, said.get("model"))
+    export_model(loaded, read_sidecar(masks), output, mark)
+
+
+def base_model(base: str | Path, sidecar: Path, said: object) -> tuple[LoadedModel, Fingerprint]:
+    """Load the dense model that a sidecar was made for.
+
+    Parameters
+    ----------
+    base : str or Path
+        The dense model: a folder, a Hub id, or 'demo'.
+    sidecar : Path
+        For errors.
+    said : object
+        What the sidecar says of the model: a mapping with ``weights`` and ``dtype``.
+
+    Raises
+    ------
+    ModelError
+        If it is another model.
+    """
+    known = said if isinstance(said, dict) else {}
     said_dtype, demo = known.get("dtype"), str(base) == "demo"
     config = ModelConfig.model_validate(
         {
@@ -182,10 +202,10 @@ def apply_masks(base: str | Path, masks: Path, output: Path) -> None:
     mark = fingerprint(loaded)
     if "weights" in known and known["weights"] != mark.weights:
         raise ModelError(
-            f"'{masks}' is of another model: its weights have the SHA-256 {known['weights']}, "
+            f"'{sidecar}' is of another model: its weights have the SHA-256 {known['weights']}, "
             f"those of '{base}' have {mark.weights}. Give the model that was pruned."
         )
-    export_model(loaded, read_sidecar(masks), output, mark)
+    return loaded, mark
 
 
 def _write_weights(

@@ -26,11 +26,14 @@ from fedprune.models.empty import empty_weights
 from fedprune.models.export import (
     SHARD_BYTES,
     ShardWriter,
+    base_model,
     check_changes,
     dtype_name,
+    export_model,
     write_configuration,
 )
 from fedprune.models.fingerprint import Fingerprint, fingerprint
+from fedprune.models.kept import KEPT, KeptWriter, chosen, read_kept
 from fedprune.models.loading import LoadedModel
 from fedprune.models.sources import tied_names
 
@@ -158,6 +161,24 @@ def _check_all_made(model: LoadedModel, missing: set[str]) -> None:
         raise _refused(model, f"it expects {', '.join(sorted(missing)[:3])}, which nothing made")
 
 
+def write_model(
+    model: LoadedModel,
+    changes: Changes,
+    reshape: Reshape | None,
+    folder: Path,
+    mark: Fingerprint | None = None,
+) -> None:
+    """Write what became of a model: pruned, quantised, or with fewer units.
+
+    Parameters and errors are those of :func:`fedprune.models.export.export_model` where ``reshape``
+    is None, otherwise of :func:`export_reshaped`.
+    """
+    if reshape is None:
+        export_model(model, changes, folder, mark)
+    else:
+        export_reshaped(model, changes, reshape, folder, mark)
+
+
 def export_reshaped(
     model: LoadedModel,
     changes: Changes,
@@ -176,7 +197,8 @@ def export_reshaped(
     reshape : Reshape
         Which units remain.
     folder : Path
-        Where the model goes: sharded safetensors, configuration, tokenizer and :data:`ORIGIN`.
+        Where the model goes: sharded safetensors, configuration, tokenizer, :data:`ORIGIN` and
+        :data:`fedprune.models.kept.KEPT`.
     mark : Fingerprint, optional
         The dense model's, if it is known already.
 
@@ -189,12 +211,12 @@ def export_reshaped(
     check_changes(model, changes)
     new = check_reshape(model, reshape)
     mark = fingerprint(model) if mark is None else mark
+    kept = KeptWriter()
     with new_folder(folder) as partial:
-        before, after = _write_weights(model, changes, reshape, new, partial)
+        before, after = _write_weights(model, changes, reshape, new, partial, kept)
         write_configuration(model, partial, new.config)
         (partial / ORIGIN).parent.mkdir()
         origin = {
-            **_FORMAT,
             "model": {
                 "weights": mark.weights,
                 "config": mark.config,
@@ -205,7 +227,47 @@ def export_reshaped(
             "config": dict(reshape.config),
             "parameters": {"before": before, "after": after},
         }
-        (partial / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps({**_FORMAT, **origin}, indent=2) + "\n"
+        (partial / ORIGIN).write_text(text, encoding="utf-8")
+        kept.close(partial / KEPT, origin)
+
+
+def apply_kept(base: str | Path, kept: Path, output: Path) -> None:
+    """Make a smaller model of the dense model and what says which of its units remain.
+
+    Parameters
+    ----------
+    base : str or Path
+        The dense model: a folder, a Hub id, or 'demo'.
+    kept : Path
+        The ``kept.safetensors`` of an export.
+    output : Path
+        A new folder; its weights become what the export's were, bit for bit.
+
+    Raises
+    ------
+    ModelError
+        If the file is another model's, damaged, or of a model whose weights have new values; if the
+        folder is taken or cannot be written.
+    """
+    said, remains = read_kept(kept)
+    if said.get("survivors") != "kept":
+        raise ModelError(
+            f"'{kept}' is of a model that was refitted after units went, and says which went, not "
+            "the new values. Keep the model's own folder."
+        )
+    loaded, mark = base_model(base, kept, said.get("model"))
+    state = loaded.model.state_dict()
+    for name, vectors in remains.items():
+        shape = tuple(state[name].shape) if name in state else ()
+        if any(dim >= len(shape) or len(one) != shape[dim] for dim, one in vectors.items()):
+            raise ModelError(f"'{kept}' is damaged: `{name}` has shape {shape} in the dense model.")
+
+    def cut(name: str, tensor: Tensor) -> Tensor:
+        return chosen(tensor, remains.get(name, {}))
+
+    reshape = Reshape(said["config"], tuple(said["blocks"]), cut)
+    export_reshaped(loaded, {}, reshape, output, mark)
 
 
 def read_origin(folder: Path) -> dict[str, Any] | None:
@@ -331,8 +393,13 @@ def _is_number(key: str, was: Any, now: Any, moved: Mapping[int, int], number: i
     return moved.get(was) == now or same_distance
 
 
-def _write_weights(
-    model: LoadedModel, changes: Changes, reshape: Reshape, new: PreTrainedModel, folder: Path
+def _write_weights(  # noqa: PLR0913 - what is written, and what of it is noted
+    model: LoadedModel,
+    changes: Changes,
+    reshape: Reshape,
+    new: PreTrainedModel,
+    folder: Path,
+    kept: KeptWriter,
 ) -> tuple[int, int]:
     """Write every tensor once, block by block; return how many parameters there were and are."""
     state, tied = model.model.state_dict(), tied_names(model.model)
@@ -340,11 +407,12 @@ def _write_weights(
     shards, prefix = ShardWriter(folder, SHARD_BYTES), f"{model.layout.prefix}."
     missing = {name for name in wanted if name not in twins}
 
-    def add(name: str, target: str, tensor: Tensor) -> dict[str, Tensor]:
+    def add(name: str, target: str, tensor: Tensor, dense: Tensor) -> dict[str, Tensor]:
         left = reshape.tensors(name, tensor)
         if left is None:
             return {}
         _check_fits(model, name, left, wanted.get(target))
+        kept.add(name, dense, left, reshape.tensors)
         missing.discard(target)
         return {target: left.contiguous()}
 
@@ -355,18 +423,20 @@ def _write_weights(
             shards.add(model.source.untouched(names))
             missing.difference_update(names)
             continue
-        kept: dict[str, Tensor] = {}
+        whole: dict[str, Tensor] = {}
         for name in names:
-            kept |= add(name, name, model.tensor(name))
-        shards.add(model.source.stored(kept))
+            tensor = model.tensor(name)
+            whole |= add(name, name, tensor, tensor)
+        shards.add(model.source.stored(whole))
     for number, block in enumerate(_kept(model, reshape)):
         inside, there = f"{prefix}{block}.", f"{prefix}{number}."
         done = changes.get(block, {})
-        tensors = changed_tensors(model.layout, block, model.block_tensors(block), done)
+        dense = model.block_tensors(block)
+        tensors = changed_tensors(model.layout, block, dense, done)
         left: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
             if inside + name in state and inside + name not in tied:
-                left |= add(inside + name, there + name, tensor)
+                left |= add(inside + name, there + name, tensor, dense[name])
         shards.add(model.source.stored(left))
     _check_all_made(model, missing)
     shards.close()

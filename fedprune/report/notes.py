@@ -8,8 +8,8 @@ from typing import Any, Literal
 from fedprune.report.clients import client_agreement
 from fedprune.report.linears import reporters
 from fedprune.results import text
+from fedprune.results.left_alone import left_as_stored, left_dense
 from fedprune.results.perplexity import headline
-from fedprune.results.unread import left_as_stored, left_dense
 
 Level = Literal["problem", "warning", "hint"]
 

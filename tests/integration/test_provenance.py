@@ -1,12 +1,16 @@
 """Models held against where they come from, and made again of the statistics that they are of."""
 
+import importlib.util
 import json
 import shutil
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from fedprune.cli import main
+from fedprune.disk import file_sha256
 from fedprune.errors import ModelError
+from fedprune.models.kept import KEPT, read_kept
 from fedprune.results.provenance import PROVENANCE, read_provenance
 
 SMALL = (
@@ -58,6 +62,76 @@ def test_a_changed_file_is_named(made, tmp_path, capsys, name):
     if name != "config.json":
         assert verify(model) == 1
         assert f"`{name}` is missing" in capsys.readouterr().err
+
+
+quantized = pytest.mark.skipif(
+    importlib.util.find_spec("compressed_tensors") is None,
+    reason="compressed-tensors is not installed: pip install 'fedprune[quantized]'",
+)
+
+
+@pytest.fixture(scope="module")
+def moments(tmp_path_factory):
+    """A collection of what every kind of model is made of."""
+    folder = tmp_path_factory.mktemp("moments") / "collected"
+    kinds = "strategy.statistics='columns,moments,cosines'"
+    assert main(["collect", *SMALL, kinds, f"output_dir={folder}"]) == 0
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        (("pruner=structured", "sparsity=0.25"), "changed"),
+        (("pruner=structured", "sparsity=0.25", "pruner.repair=false"), "kept"),
+        (
+            (
+                *("strategy=depth", "strategy.remove=1", "strategy.contiguous=false"),
+                "strategy.repair=false",
+            ),
+            "kept",
+        ),
+        (("pruner=wanda", "sparsity=0.5", "pruner.ignore='mlp.down_proj'"), ""),
+        pytest.param(("pruner=rounding", "pruner.group_size=32"), "", marks=quantized),
+        pytest.param(("pruner=gptq", "pruner.group_size=32"), "", marks=quantized),
+        pytest.param(
+            ("pruner=sparsegpt", "pruner.bits=4", "pruner.group_size=32", "sparsity=0.5"),
+            "",
+            marks=quantized,
+        ),
+    ],
+    ids=["refitted", "narrower", "shallower", "ignoring", "rounding", "gptq", "joint"],
+)
+def test_every_kind_of_model_follows_from_its_statistics(moments, tmp_path, capsys, options, what):
+    made = tmp_path / "made"
+    small = ["evaluation.max_windows=2", f"output_dir={made}"]
+    assert main(["solve", str(moments), *options, *small]) == 0
+    assert verify(made) == 0
+    assert verify(made, moments) == 0
+    assert "every byte of weights and masks follows" in " ".join(capsys.readouterr().out.split())
+    if what:
+        assert read_kept(made / "model" / KEPT)[0]["survivors"] == what
+    # Whoever changes a weight can also write another hash of it; the statistics tell.
+    weights = made / "model" / "model.safetensors"
+    tensors = load_file(weights)
+    name = next(one for one in tensors if "down_proj.weight" in one and "shape" not in one)
+    tensors[name].view(-1)[0] += 1
+    save_file(tensors, weights, {"format": "pt"})
+    told = made / "model" / PROVENANCE
+    plain = json.loads(told.read_text())
+    plain["files"]["model.safetensors"] = file_sha256(weights)
+    told.write_text(json.dumps(plain))
+    assert verify(made) == 0
+    assert verify(made, moments) == 1
+    assert "`model.safetensors` is another" in capsys.readouterr().err
+
+
+def test_a_model_with_a_map_in_place_of_blocks_follows_from_its_run(tmp_path, capsys):
+    made = tmp_path / "run"
+    run = ["run", "strategy=depth", "strategy.remove=1", *SMALL, f"output_dir={made}"]
+    assert main([*run, "evaluation.local_only=false", "evaluation.centralized=false"]) == 0
+    assert verify(made, made) == 0
+    assert "every byte of weights and masks follows" in " ".join(capsys.readouterr().out.split())
 
 
 def test_other_choices_do_not_give_the_same_bytes(made, tmp_path, capsys):

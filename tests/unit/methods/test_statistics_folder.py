@@ -142,8 +142,11 @@ def test_statistics_of_another_model_and_what_was_not_collected(everyone, loaded
     everyone.check_model(marks, shapes)
     with pytest.raises(ModelError, match="are of another model"):
         everyone.check_model(Fingerprint(marks.config, "0" * 64, ""), shapes)
-    with pytest.raises(ModelError, match="other linears"):
+    with pytest.raises(ModelError, match="not of all linears"):
         everyone.check_model(marks, shapes[1:])
+    with pytest.raises(ModelError, match="not of all linears"):
+        everyone.check_model(marks, [{**one, "more": (1, 1)} for one in shapes])
+    everyone.check_model(marks, [dict(list(one.items())[:2]) for one in shapes])  # pruner.ignore
     told = "strategy.statistics=columns,values,moments,cosines"
     with pytest.raises(ConfigError, match=told):
         everyone.require("cosines", "depth")
