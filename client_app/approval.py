@@ -1,4 +1,4 @@
-"""Jobs that wait for an operator's word: `approve="ask"` in the node's configuration.
+"""Jobs that wait for an operator's word, or that a standing policy allows without it.
 
 What is approved is what a job does here: the model, texts, samples, strategy and evaluation of its
 configuration, what it asks to be sent, and the sources that answer. A job that goes on after a
@@ -8,21 +8,26 @@ anything else does.
 
 import hashlib
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from client_app.node import payloads
+from client_app.ledger import sent_in_a_day
+from client_app.node import cohort, payloads
 from client_app.node_config import NodeConfig
+from client_app.policy import Asked, Policy
 from fedprune.config import RunConfig, to_yaml
 from fedprune.disk import home, replace_file
 from fedprune.errors import ConfigError
 from fedprune.methods.registry import get_method
+from fedprune.privacy.signing import PublicKey, SigningKey
 from fedprune.results.environment import source_digest
 
 ASK = "ask"
 _LEAST_PREFIX = 6
+_log = logging.getLogger("flwr")
 _MOST_WAITING = 1000  # a server that asks for ever must not fill the disk
 
 
@@ -48,6 +53,8 @@ class Request:
         All of it, as YAML.
     approved : str
         When the operator said yes; "" before that.
+    limits : tuple of str
+        Why the standing policy does not allow it, in sentences; none where there is no policy.
     """
 
     key: str
@@ -58,10 +65,14 @@ class Request:
     summary: tuple[str, ...]
     configuration: str
     approved: str = ""
+    limits: tuple[str, ...] = ()
 
 
 def check_approval(config: RunConfig, settings: NodeConfig) -> None:
     """Refuse a job that its operator must approve and did not; a new one is noted for them.
+
+    A standing policy approves what is within all its limits. What is not waits for the operator
+    where they are asked, and is refused where they are not.
 
     Parameters
     ----------
@@ -73,24 +84,100 @@ def check_approval(config: RunConfig, settings: NodeConfig) -> None:
     Raises
     ------
     ConfigError
-        If it waits for the operator's word.
+        If it waits for the operator's word, or the policy does not allow it; names the limit.
     """
+    asks = settings.approve == ASK
+    if (not asks and settings.policy is None) or _approved(config, settings):
+        return
+    limits = tuple(_limits(config, settings))
+    if settings.policy is not None and not limits:
+        return
+    beyond = f" Its standing policy does not allow it: {' '.join(limits)}" if limits else ""
+    if not asks:
+        raise ConfigError(f"Its operator is not asked (`approve`).{beyond}")
+    key = _noted(config, settings, limits)
+    raise ConfigError(
+        f"Its operator has not approved this job yet (`approve` in the node's --node-config is "
+        f"'{ASK}').{beyond} There: fedprune approve {key[:12]}. Then start it again."
+    )
+
+
+def daily_limit(config: RunConfig, settings: NodeConfig) -> int | None:
+    """Return how many bytes may leave within 24 hours for a job; None where there is no limit.
+
+    What the operator has approved by its key has none.
+
+    Raises
+    ------
+    ConfigError
+        If the policy cannot be used.
+    """
+    if settings.policy is None or _approved(config, settings):
+        return None
+    return _policy(settings).bytes_per_day
+
+
+def _approved(config: RunConfig, settings: NodeConfig) -> bool:
+    """Whether the operator has said yes to a job by its key."""
     if settings.approve != ASK:
-        return
-    asked, core = payloads(config), _core(config)
-    known = [_read(place) for place in _folder(settings.partition_id).glob(f"{core[:16]}-*.json")]
-    if any(one.approved and asked <= set(one.sends) for one in known):
-        return
-    sends = tuple(sorted(asked))
+        return False
+    asked = payloads(config)
+    known = _known_of(settings, _core(config))
+    return any(one.approved and asked <= set(one.sends) for one in known)
+
+
+def _noted(config: RunConfig, settings: NodeConfig, limits: tuple[str, ...]) -> str:
+    """Note a job for the operator if it is new, and return its key."""
+    sends, core = tuple(sorted(payloads(config))), _core(config)
     key = hashlib.sha256(f"{core}\n{sends}".encode()).hexdigest()
-    if key not in {one.key for one in known}:
+    if key not in {one.key for one in _known_of(settings, core)}:
         site, partition = settings.site, settings.partition_id
         told = summary(config), to_yaml(config)
-        _note(Request(key, sends, site, partition, _now(), *told), core)
-    raise ConfigError(
-        "Its operator has not approved this job yet (`approve` in the node's --node-config is "
-        f"'{ASK}'). There: fedprune approve {key[:12]}. Then start it again."
+        _note(Request(key, sends, site, partition, _now(), *told, limits=limits), core)
+    return key
+
+
+def _known_of(settings: NodeConfig, core: str) -> list[Request]:
+    return [_read(place) for place in _folder(settings.partition_id).glob(f"{core[:16]}-*.json")]
+
+
+def _limits(config: RunConfig, settings: NodeConfig) -> Iterator[str]:
+    """Yield why a node's policy does not allow a job; nothing where it does or there is none."""
+    if settings.policy is None:
+        return
+    try:
+        policy = _policy(settings)
+    except ConfigError as error:
+        _log.warning("%s", error)
+        yield error.outside
+        return
+    evaluation = config.evaluation
+    asked = Asked(
+        strategy=config.strategy.name,
+        payloads=payloads(config),
+        cohort=cohort(config),
+        eps=None,
+        perplexities=evaluation.local_only or evaluation.federated,
     )
+    yield from policy.limits(asked, datetime.now(UTC).date())
+    most = policy.bytes_per_day
+    if most is None:
+        return
+    if settings.ledger is None:
+        yield "`mb-per-day` needs `ledger` in the node's --node-config, which counts."
+    elif (sent := sent_in_a_day(Path(settings.ledger).expanduser())) >= most:
+        yield f"`mb-per-day` is {policy.mb_per_day:g}, {sent:,} bytes left within 24 hours."
+
+
+def _policy(settings: NodeConfig) -> Policy:
+    """Return a node's policy, whose signature holds."""
+    policy = Policy.read(Path(str(settings.policy)).expanduser())
+    if settings.operator_key is not None:
+        key = PublicKey.parse(settings.operator_key, "`operator-key`")
+    else:
+        key = SigningKey.read(Path(str(settings.signing_key)).expanduser()).public
+    policy.verify(key)
+    return policy
 
 
 def _core(config: RunConfig) -> str:
@@ -192,6 +279,7 @@ def _read(place: Path) -> Request:
     try:
         found = json.loads(place.read_bytes())
         found |= {name: tuple(found[name]) for name in ("summary", "sends")}
+        found["limits"] = tuple(found.get("limits", ()))
         request = Request(**found)
     except (ValueError, TypeError, KeyError) as error:
         raise _damaged(place) from error
@@ -216,4 +304,5 @@ def told(found: Sequence[Request]) -> list[str]:
         state = f"approved {same[0].approved}" if same[0].approved else "waiting"
         lines += [f"{key[:12]}  asked {same[0].asked} of {sites}: {state}"]
         lines += [f"  {sentence}" for sentence in same[0].summary]
+        lines += [f"  Beyond the standing policy: {sentence}" for sentence in same[0].limits]
     return lines

@@ -10,10 +10,12 @@ from pathlib import Path
 
 from flwr.app import Context, Error, Message, RecordDict
 
-from client_app.ledger import LedgerError, Sent, append
+from client_app.approval import daily_limit
+from client_app.ledger import DailyLimitError, LedgerError, Sent, append
 from client_app.node import payloads
-from fedprune.config import from_yaml
-from fedprune.errors import FedpruneError
+from client_app.node_config import NodeConfig
+from fedprune.config import RunConfig, from_yaml
+from fedprune.errors import ConfigError, FedpruneError
 from fedprune.flower.messages import content_bytes
 from fedprune.logs import bound, job_mark, log_failure
 from fedprune.records import requested
@@ -41,23 +43,39 @@ def _recorded(message: Message, context: Context, reply: Message) -> Message:
     path = context.node_config.get("ledger")
     if not isinstance(path, str) or not path:
         return reply
+    ledger = Path(path).expanduser()
+    text, config = _asked(message)
     try:
-        append(Path(path).expanduser(), _sent(message, reply))
+        most = None if reply.has_error() or config is None else _daily_limit(config, context)
+        append(ledger, _sent(message, reply, text, config), most)
     except LedgerError as error:
         _log.error("%s", error)
         return Message(Error(_RAISED, f"LedgerError: {error.outside}"), reply_to=message)
+    except (DailyLimitError, ConfigError) as error:
+        _log.info("%s is not answered: %s", message.metadata.message_type, error)
+        refusal = Error(_RAISED, f"{type(error).__name__}: {error.outside}")
+        return _recorded(message, context, Message(refusal, reply_to=message))
     return reply
 
 
-def _sent(message: Message, reply: Message) -> Sent:
-    told, configuration, strategy, sends = message.metadata, "", "", ""
-    with contextlib.suppress(
-        FedpruneError
-    ):  # some requests bring none, one that is wrong is refused
+def _asked(message: Message) -> tuple[str, RunConfig | None]:
+    """Return the configuration that a request brings; some bring none, one that is wrong is None.
+
+    Its text is "" where there is none.
+    """
+    text = ""
+    with contextlib.suppress(FedpruneError):
         text = str(requested(message, "config_yaml", str))
-        configuration = hashlib.sha256(text.encode()).hexdigest()
-        config = read_configuration(text)
-        strategy, sends = config.strategy.name, ",".join(sorted(payloads(config)))
+        return text, read_configuration(text)
+    return text, None
+
+
+def _daily_limit(config: RunConfig, context: Context) -> int | None:
+    return daily_limit(config, NodeConfig.read(dict(context.node_config)))
+
+
+def _sent(message: Message, reply: Message, text: str, config: RunConfig | None) -> Sent:
+    told = message.metadata
     error = reply.error.reason or "" if reply.has_error() else ""
     size, digest = (
         (len(error.encode()), hashlib.sha256(error.encode()).hexdigest())
@@ -69,9 +87,9 @@ def _sent(message: Message, reply: Message) -> Sent:
         str(told.run_id),
         told.group_id,
         source_digest(),
-        configuration,
-        strategy,
-        sends,
+        hashlib.sha256(text.encode()).hexdigest() if text else "",
+        "" if config is None else config.strategy.name,
+        "" if config is None else ",".join(sorted(payloads(config))),
         size,
         digest,
         error,

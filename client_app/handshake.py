@@ -4,7 +4,6 @@ import logging
 
 from client_app import model, texts
 from client_app.approval import check_approval
-from client_app.identity import Identity
 from client_app.model import lacks_model
 from client_app.node import NodeContext, agreed, free_bytes, megaflops, memory_bytes, use_threads
 from client_app.scratch import Scratch
@@ -40,7 +39,6 @@ def report(config: RunConfig, node: NodeContext, digest: str) -> NodeReport:
     try:
         wanted, config = config, agreed(settings, config)
         check_approval(wanted, settings)
-        Identity.of(settings)
         use_threads(settings.threads)
         device = str(pick_device(config.pruner.device))
         texts.own_documents(config, node)  # before a model comes that may take hours

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from filelock import FileLock
@@ -21,10 +21,15 @@ NOTHING = "0" * 64
 """What the first entry is chained to."""
 
 _BLOCK = 4096
+_DAY = timedelta(days=1)
 
 
 class LedgerError(FedpruneError):
     """A ledger that is damaged or cannot be written."""
+
+
+class DailyLimitError(FedpruneError):
+    """More would leave within 24 hours than may."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,10 @@ class Sent:
         SHA-256 of the answer's object tree, as Flower identifies it.
     error : str
         The words of an answer that is an error; "" otherwise.
+    masked : bool
+        Whether it tells nothing without those of other clients: secure sums.
+    eps : float
+        What the noise in it guarantees for the whole run; 0 where there is none.
     """
 
     request: str
@@ -65,6 +74,8 @@ class Sent:
     bytes: int
     digest: str
     error: str = ""
+    masked: bool = False
+    eps: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -94,7 +105,7 @@ class Entry(Sent):
         return hashlib.sha256(_line(self)).hexdigest()
 
 
-def append(path: Path, sent: Sent) -> Entry:
+def append(path: Path, sent: Sent, most_bytes: int | None = None) -> Entry:
     """Add an entry; it is on the disk when this returns.
 
     Parameters
@@ -103,11 +114,15 @@ def append(path: Path, sent: Sent) -> Entry:
         The ledger; made if it is not there.
     sent : Sent
         What is about to leave.
+    most_bytes : int, optional
+        The most that may leave within 24 hours, this included.
 
     Raises
     ------
     LedgerError
         If it cannot be written, or its last entry is damaged.
+    DailyLimitError
+        If it would be more than ``most_bytes``; then there is no entry.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -118,6 +133,8 @@ def append(path: Path, sent: Sent) -> Entry:
             whole, line = _last_line(file.fileno())
             size = os.fstat(file.fileno()).st_size
             last = _read(line) if line else None
+            if most_bytes is not None:
+                _check_limit(_sent_in_a_day(file.fileno(), whole), sent.bytes, most_bytes)
             entry = Entry(
                 **asdict(sent),
                 number=0 if last is None else last.number + 1,
@@ -139,6 +156,26 @@ def append(path: Path, sent: Sent) -> Entry:
             "must mend that.",
         ) from error
     return entry
+
+
+def sent_in_a_day(path: Path) -> int:
+    """Return how many bytes left within the last 24 hours.
+
+    Raises
+    ------
+    LedgerError
+        If the ledger is damaged or cannot be read; one that is not there yet holds nothing.
+    """
+    try:
+        with path.open("rb", buffering=0) as file:
+            return _sent_in_a_day(file.fileno(), os.fstat(file.fileno()).st_size)
+    except FileNotFoundError:
+        return 0
+    except (OSError, ValueError) as error:
+        raise LedgerError(
+            f"The ledger '{path}' cannot be counted ({error}).",
+            outside="This node's ledger cannot be counted. Its operator must mend that.",
+        ) from error
 
 
 def entries(path: Path) -> Iterator[Entry]:
@@ -200,6 +237,39 @@ _EXAMPLE = Entry("", "", "", "", "", "", "", 0, "")
 
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
+
+
+def _check_limit(before: int, size: int, most: int) -> None:
+    if before + size > most:
+        raise DailyLimitError(
+            f"this answer has {size:,} bytes, {before:,} left within 24 hours, and this site's "
+            f"standing policy allows {most:,} (`mb-per-day`)."
+        )
+
+
+def _sent_in_a_day(file: int, end: int) -> int:
+    """Return the bytes of the answers within 24 hours that stand before ``end``."""
+    since = (datetime.now(UTC) - _DAY).isoformat(timespec="milliseconds")
+    total = 0
+    for line in _backwards(file, end):
+        entry = _read(line)
+        if entry.time < since:
+            break
+        total += entry.bytes
+    return total
+
+
+def _backwards(file: int, end: int) -> Iterator[bytes]:
+    """Yield whole lines, the last one first."""
+    found = b""
+    while end:
+        size = min(_BLOCK, end)
+        end -= size
+        first, *lines = (os.pread(file, size, end) + found).splitlines(keepends=True)
+        yield from (line for line in reversed(lines) if line.endswith(b"\n"))
+        found = first
+    if found.endswith(b"\n"):
+        yield found
 
 
 def _last_line(file: int) -> tuple[int, bytes]:

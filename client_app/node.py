@@ -1,5 +1,6 @@
 """Which node this is: its partition, its operator's settings, its scratch folder."""
 
+import logging
 import re
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import psutil
 import torch
 from flwr.app import Context, Message
 
+from client_app.identity import Identity
 from client_app.node_config import NodeConfig
 from fedprune.config import RunConfig, replace
 from fedprune.disk import home
@@ -18,6 +20,7 @@ from fedprune.logs import note
 from fedprune.memory import free_memory
 from fedprune.methods.registry import exchanges
 
+_log = logging.getLogger("flwr")
 _JOB = re.compile(r"[0-9a-f]{32}")
 
 
@@ -106,6 +109,11 @@ def payloads(config: RunConfig) -> set[str]:
     return {exchange.payload for exchange in exchanges(config).values()}
 
 
+def cohort(config: RunConfig) -> int:
+    """Return over how few clients' sum an answer may be opened; 1: the server sees each."""
+    return config.privacy.min_cohort if config.privacy.secure else 1
+
+
 def _objections(settings: NodeConfig, config: RunConfig) -> Iterator[str]:
     asked, seq_len = config.pruner.num_calibration_samples, config.pruner.seq_len
     samples = min(asked, settings.max_samples or asked)
@@ -121,6 +129,7 @@ def _objections(settings: NodeConfig, config: RunConfig) -> Iterator[str]:
             f"{samples} samples of {seq_len} tokens, {samples * seq_len}. Raise "
             "`pruner.num_calibration_samples` or `pruner.seq_len`."
         )
+    yield from _small_cohort(settings, config)
     if settings.data_path is not None and config.data.source == "files":
         yield (
             f"`data-path` {_WHERE} says which texts this node reads, and no others: this job names "
@@ -133,6 +142,31 @@ def _objections(settings: NodeConfig, config: RunConfig) -> Iterator[str]:
             f"{' and '.join(forbidden)} (`strategy.name` '{config.strategy.name}', "
             f"`allocation.name` '{config.allocation.name}'). Choose another strategy, or ask its "
             "operator."
+        )
+
+
+def _small_cohort(settings: NodeConfig, config: RunConfig) -> Iterator[str]:
+    """Yield why answers of this site may not be opened over so few; a roster has its own floor."""
+    try:
+        roster = Identity.of(settings).roster
+    except ConfigError as error:
+        _log.warning("%s", error)
+        yield error.outside
+        return
+    agreed_on = 1 if roster is None else roster.min_cohort
+    least = agreed_on if settings.min_cohort is None else settings.min_cohort
+    where = "in this site's roster" if settings.min_cohort is None else _WHERE
+    if not config.privacy.secure and least > 1:
+        yield (
+            f"`min-cohort` {where} is {least}, this job shows the server each client's own answer. "
+            f"Set privacy.secure=true privacy.min_cohort={max(least, agreed_on)}, or ask its "
+            "operator, whom `min-cohort=1` lets it take part."
+        )
+    elif config.privacy.secure and cohort(config) < max(least, agreed_on):
+        yield (
+            f"`min-cohort` {where if least >= agreed_on else 'of its roster'} is "
+            f"{max(least, agreed_on)}, this job opens sums over {cohort(config)} clients. Raise "
+            "`privacy.min_cohort`."
         )
 
 

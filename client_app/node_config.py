@@ -89,12 +89,19 @@ class NodeConfig(BaseModel):
         It calibrates on no more than these.
     may_send : tuple of str
         What may leave it, of :data:`PAYLOADS`.
+    min_cohort : int or None
+        The fewest clients over whose sum its answers may be opened; 1 lets the server see them, and
+        None leaves it to the roster.
     ledger : str or None
         The file that records what leaves the node.
     signing_key : str or None
         The file of the key that its site signs with.
     roster : str or None
         The file of the sites whose keys it trusts; needs a ``signing_key``.
+    policy : str or None
+        The file of the jobs that it allows without asking.
+    operator_key : str or None
+        The public key that must have signed the policy; that of ``signing_key`` if left out.
     approve : str
         Whether a job waits for its operator's word: 'ask' or 'all'.
     layer_fraction : float or None
@@ -136,10 +143,15 @@ class NodeConfig(BaseModel):
         BeforeValidator(_payloads),
         Field(description=f"some of {', '.join(PAYLOADS)}, separated by commas, in quotes"),
     ] = PAYLOADS
+    min_cohort: Count | None = Field(None, description=_COUNT)
     approve: Literal["all", "ask"] = Field("all", description="'all' or 'ask'")
     ledger: Text | None = Field(None, description=_FILE)
     signing_key: Text | None = Field(None, description=_FILE)
     roster: Text | None = Field(None, description=_FILE)
+    policy: Text | None = Field(None, description=_FILE)
+    operator_key: Text | None = Field(
+        None, description="an Ed25519 public key in quotes, 'ssh-ed25519 AAAA...'"
+    )
     layer_fraction: float | None = Field(
         None,
         gt=0,
@@ -223,6 +235,10 @@ class NodeConfig(BaseModel):
             yield (
                 f"`roster` {_WHERE} needs `signing-key`, the key that this site has in it: what "
                 "the site did not sign itself it does not trust."
+            )
+        if self.policy is not None and self.signing_key is None and self.operator_key is None:
+            yield (
+                f"`policy` {_WHERE} needs `operator-key` or `signing-key`, the key that signed it."
             )
         if 0 < self.num_partitions <= self.partition_id:
             yield (

@@ -1,11 +1,21 @@
-"""`fedprune approve`: the jobs that wait for this site's operator, and the operator's word."""
+"""`fedprune approve`: the jobs that wait for this site's operator, and the operator's word.
+
+A word for one job, or a signature under a policy for many.
+"""
 
 import sys
+from pathlib import Path
 
 from rich.console import Console
 
 from client_app.approval import approve, requests, told
+from client_app.policy import Policy, signed_text
 from fedprune.cli.screen import say
+from fedprune.disk import replace_file
+from fedprune.errors import ConfigError
+from fedprune.privacy.signing import SigningKey
+
+_PIPE = "-"
 
 
 def run_approve(job: str, *, whole: bool) -> int:
@@ -36,3 +46,36 @@ def run_approve(job: str, *, whole: bool) -> int:
         for key in dict.fromkeys(one.key for one in found):
             say(screen, next(one.configuration for one in found if one.key == key))
     return 0
+
+
+def sign_policy(path: Path, key: Path) -> int:
+    """Sign a standing policy after showing what it allows; return the exit code.
+
+    With "-" for a path it is read from standard input and written to standard output.
+
+    Raises
+    ------
+    ConfigError
+        If the file is no policy, or the key is unfit.
+    """
+    piped = str(path) == _PIPE
+    text = sys.stdin.read() if piped else _text(path)
+    private, policy = SigningKey.read(key), Policy.parse(text.encode(), path)
+    signed = signed_text(text, policy, private)
+    Policy.parse(signed.encode(), path).verify(private.public)
+    if piped:
+        sys.stdout.write(signed)
+    else:
+        replace_file(path, signed.encode())
+    screen = Console(stderr=piped)
+    for line in policy.told():
+        say(screen, line)
+    say(screen, f"Signed with the key {private.public.fingerprint}")
+    return 0
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"The standing policy '{path}' cannot be read: {error}.") from None

@@ -185,11 +185,25 @@ def _approve_arguments(parser: ArgumentParser) -> None:
         "job", nargs="?", default="", metavar="JOB", help="approve the job whose key begins so"
     )
     parser.add_argument("--whole", action="store_true", help="print the configurations, too")
+    parser.add_argument(
+        "--policy",
+        type=Path,
+        metavar="POLICY",
+        help="sign a standing policy instead; - reads it from a pipe and prints it",
+    )
+    parser.add_argument("--key", type=Path, help="the key that signs it")
 
 
 def _approve(arguments: Namespace) -> int:
-    from fedprune.cli.approve import run_approve
+    from fedprune.cli.approve import run_approve, sign_policy
+    from fedprune.errors import ConfigError
 
+    if (arguments.policy is None) != (arguments.key is None) or (
+        arguments.policy is not None and arguments.job
+    ):
+        raise ConfigError("Say either JOB, or --policy POLICY and --key KEY.")
+    if arguments.policy is not None:
+        return sign_policy(arguments.policy, arguments.key)
     return run_approve(arguments.job, whole=arguments.whole)
 
 
@@ -452,7 +466,8 @@ COMMANDS: dict[str, Command] = {
     "approve": Command(
         "show the jobs that wait for this site's operator, or approve one",
         "Show in plain words what jobs would take from the nodes of this machine that have "
-        'approve="ask" in their --node-config, or say yes to one of them.',
+        'approve="ask" in their --node-config, or say yes to one of them; or sign a standing '
+        "policy, which allows what is within its limits without asking.",
         _approve_arguments,
         _approve,
     ),

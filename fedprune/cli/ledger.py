@@ -68,7 +68,9 @@ def _table(found: Sequence[Entry]) -> Table:
     table = text_table("what left this site", header, labels=5)
     together: dict[tuple[str, ...], list[Entry]] = {}
     for entry in found:
-        key = (entry.job, entry.configuration, entry.strategy, entry.request, entry.sends)
+        kinds = entry.sends + (" masked" if entry.masked else "")
+        kinds += f" eps {entry.eps:g}" if entry.eps else ""
+        key = (entry.job, entry.configuration, entry.strategy, entry.request, kinds)
         together.setdefault(key, []).append(entry)
     for (job, _, strategy, request, sends), group in together.items():
         errors = sum(bool(entry.error) for entry in group)
