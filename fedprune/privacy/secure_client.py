@@ -20,6 +20,7 @@ from fedprune.privacy.secure_masks import (
     new_secret,
     opened,
     own_key,
+    private_key,
     public_key,
     sealed,
 )
@@ -151,14 +152,14 @@ class SecureClient:
         holders = graph.holders[peers.own]
         parts = shamir.split(secrets.reshape(-1, shamir.SECRET), graph.threshold, len(holders))
         parts = parts.reshape(len(holders), -1)
-        sent = []
+        sent, channel = [], private_key(self._secrets.channel)
         for holder, part in zip(holders.tolist(), parts, strict=True):
             if holder != peers.own:
                 info = roll.box_binding(peers.own, holder)
-                key = agreed_key(self._secrets.channel, peers.channel(holder), info)
+                key = agreed_key(channel, peers.channel(holder), info)
                 sent.append(_array(sealed(key, part.tobytes(), info)))
         boxes = encode_arrays({"boxes": np.stack(sent)})
-        own = parts[graph.number(peers.own, peers.own)]
+        own = parts[graph.column(peers.own, peers.own)]
         kept = encode_arrays({"adverts": _array(adverts), "boxes": _array(boxes), "own": own})
         self._disk.write("shares.bin", kept)
         return boxes
@@ -193,6 +194,7 @@ class SecureClient:
         found = self._read_boxes(boxes)
         if kept is None:
             self._disk.write("boxes.bin", boxes)
+        self._held = found
         return tuple(self._peers.roll.names[dealer] for dealer in found.damaged)
 
     def masked(self, sum_name: str, words: NDArray[Any], spare: int | None = None) -> bytes:
@@ -376,12 +378,17 @@ class SecureClient:
     def _streams(self, key: int) -> Iterator[tuple[bytes, bool]]:
         """Yield the keys of all masks on this client's words, and whether they are taken off."""
         peers, roll, own = self._peers, self._peers.roll, self._peers.own
+        private = private_key(self._secrets.private_keys[key].tobytes())
         yield own_key(self._secrets.seeds[key].tobytes(), roll.own_binding(key, own)), False
         for other in peers.others:
             if self._held.members[other]:
                 info = roll.pair_binding(key, own, other)
-                secret = self._secrets.private_keys[key].tobytes()
-                yield agreed_key(secret, peers.public_key(other, key), info), other < own
+                try:
+                    stream = agreed_key(private, peers.public_key(other, key), info)
+                except WireError as error:
+                    name = roll.names[other]
+                    raise ReplyRefusedError(f"of the keys of '{name}' {error}") from None
+                yield stream, other < own
 
     def _signed_advert(self) -> bytes:
         statement = advert_statement(self._plan, self._secrets.digest)
@@ -453,18 +460,18 @@ class SecureClient:
         holders = roll.neighbours.holders[own]
         shares = np.zeros((len(holders), size), np.uint8)
         given = np.zeros(len(holders), np.uint8)
-        place = roll.neighbours.number(own, own)
+        place = roll.neighbours.column(own, own)
         shares[place], given[place] = own_shares, 1
-        damaged = []
+        damaged, channel = [], private_key(self._secrets.channel)
         for other, box in zip(peers.others, boxes, strict=True):
             if members[other]:
                 info = roll.box_binding(other, own)
-                key = agreed_key(self._secrets.channel, peers.channel(other), info)
+                key = agreed_key(channel, peers.channel(other), info)
                 plain = opened(key, box.tobytes(), info)
                 if plain is None:
                     damaged.append(other)
                     continue
-                place = roll.neighbours.number(own, other)
+                place = roll.neighbours.column(own, other)
                 shares[place], given[place] = _array(plain), 1
         return _Held(members, given, shares.reshape(-1, self._plan.keys, 2, KEY), tuple(damaged))
 

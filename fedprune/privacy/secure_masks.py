@@ -34,12 +34,26 @@ def new_secret() -> bytes:
     return os.urandom(32)
 
 
+def private_key(secret: bytes) -> X25519PrivateKey:
+    """Return the private key that a secret is."""
+    return X25519PrivateKey.from_private_bytes(secret)
+
+
 def public_key(secret: bytes) -> bytes:
     """Return the public key of a private one."""
-    return X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw()
+    return private_key(secret).public_key().public_bytes_raw()
 
 
-def agreed_key(secret: bytes, public: bytes, info: bytes) -> bytes:
+def is_public_key(public: bytes) -> bool:
+    """Whether a public key is no point with which every secret gives the same."""
+    try:
+        agreed_key(private_key(new_secret()), public, b"")
+    except WireError:
+        return False
+    return True
+
+
+def agreed_key(private: X25519PrivateKey, public: bytes, info: bytes) -> bytes:
     """Return the key that two parties share for one purpose.
 
     Raises
@@ -48,9 +62,7 @@ def agreed_key(secret: bytes, public: bytes, info: bytes) -> bytes:
         If the public key is one with which every secret gives the same.
     """
     try:
-        shared = X25519PrivateKey.from_private_bytes(secret).exchange(
-            X25519PublicKey.from_public_bytes(public)
-        )
+        shared = private.exchange(X25519PublicKey.from_public_bytes(public))
     except ValueError:
         raise WireError("a public key is none of X25519's.") from None
     return own_key(shared, info)

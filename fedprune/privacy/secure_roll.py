@@ -74,8 +74,17 @@ class Neighbours:
         steps = np.concatenate(([0], far, -far))
         return np.sort(ring[(places[:, None] + steps) % self.clients], axis=1)
 
-    def number(self, dealer: int, holder: int) -> int:
-        """Return the number of a holder's shares of a dealer's secrets, less one."""
+    @cached_property
+    def columns(self) -> NDArray[np.int64]:
+        """In which column of a holder's row each dealer stands, of the shape of :attr:`holders`.
+
+        That of holder ``holders[dealer, i]`` is ``columns[dealer, i]``.
+        """
+        rows = (np.argmax(self.holders[row] == one, 1) for one, row in enumerate(self.holders))
+        return np.stack(list(rows))
+
+    def column(self, dealer: int, holder: int) -> int:
+        """Return the column of a holder in its dealer's row."""
         return int(np.searchsorted(self.holders[dealer], holder))
 
     def _by_hash(self, label: str, numbers: NDArray[np.int64]) -> NDArray[np.int64]:

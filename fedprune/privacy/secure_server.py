@@ -2,7 +2,7 @@
 
 import hashlib
 import itertools
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,9 @@ from fedprune.privacy.secure_masks import (
     add_stream,
     add_words,
     agreed_key,
+    is_public_key,
     own_key,
+    private_key,
     public_key,
 )
 from fedprune.privacy.secure_roll import (
@@ -141,6 +143,9 @@ class SecureServer:
         run = self.plan.run
         if not self._roster.holds(name, signature, statement, purpose=ADVERT, run=run):
             raise WireError(f"the keys that '{name}' sent are not signed by a site of that name.")
+        for public in (advert.channel, *advert.keys):
+            if not is_public_key(public.tobytes()):
+                raise WireError(f"among the keys that '{name}' sent is one that hides nothing.")
         self._adverts[name] = advert
 
     def close_adverts(self) -> None:
@@ -203,9 +208,9 @@ class SecureServer:
         boxes = np.zeros((roll.neighbours.degree, self._box_bytes), np.uint8)
         for place, dealer in enumerate(self._neighbours(name)):
             if self.joined[dealer]:
-                number = roll.neighbours.number(dealer, own)
-                number -= dealer < own  # a dealer keeps its own
-                boxes[place] = self._boxes[roll.names[dealer]][number]
+                column = roll.neighbours.column(dealer, own)
+                column -= dealer < own  # a dealer keeps its own
+                boxes[place] = self._boxes[roll.names[dealer]][column]
         return encode_arrays({"members": self.joined, "boxes": boxes})
 
     def sum(self, name: str, spare: int | None = None) -> "MaskedSum":
@@ -303,7 +308,7 @@ class MaskedSum:
         self._answered = np.zeros(size, np.uint8)
         self._given = np.zeros((size, holders), np.uint8)
         self._shares = np.zeros((size, holders, KEY), np.uint8)
-        self._misfits: set[tuple[int, int]] = set()  # dealer, holder
+        self._misfits = np.zeros((size, holders), bool)  # as the graph's holders
 
     @property
     def arrived(self) -> tuple[str, ...]:
@@ -441,12 +446,13 @@ class MaskedSum:
                 info = self._roll.own_binding(self._key, place)
                 add_stream(found, own_key(secret, info), subtract=True)
                 continue
+            private = private_key(secret)
             for other in self._roll.neighbours.holders[place].tolist():
                 if inside[other]:
                     info = self._roll.pair_binding(self._key, place, other)
                     public = self._server.public_key(other, self._key)
                     # What the other one, which is in, added for the one that is not, goes.
-                    add_stream(found, agreed_key(secret, public, info), subtract=other < place)
+                    add_stream(found, agreed_key(private, public, info), subtract=other < place)
         return found
 
     @property
@@ -456,7 +462,9 @@ class MaskedSum:
         Of whose secret, and from whom: either may be to blame, who is in many of them is.
         """
         names = self._roll.names
-        return tuple((names[dealer], names[holder]) for dealer, holder in sorted(self._misfits))
+        rows, columns = np.nonzero(self._misfits)
+        holders = self._roll.neighbours.holders[rows, columns]
+        return tuple((names[one], names[other]) for one, other in zip(rows, holders, strict=True))
 
     def state(self) -> State:
         """Return all of this sum as arrays; they share memory with it."""
@@ -496,20 +504,17 @@ class MaskedSum:
             raise WireError(f"'{name}' is no member of this run's secure sums.")
         return place
 
-    def _holders_of(self, dealer: int) -> list[int]:
-        """Return who has given a share of a dealer's secret that is not known to be wrong."""
-        number = self._roll.neighbours.number
-        return [
-            holder
-            for holder in self._roll.neighbours.holders[dealer].tolist()
-            if self._given[holder, number(holder, dealer)] and (dealer, holder) not in self._misfits
-        ]
+    @property
+    def _available(self) -> NDArray[np.bool_]:
+        """Which shares of each one's secret are there and not known to be wrong, by column."""
+        graph = self._roll.neighbours
+        given: NDArray[np.bool_] = self._given[graph.holders, graph.columns] > 0
+        return given & ~self._misfits
 
     def _short(self) -> list[int]:
         """Return the members of whose secrets there are too few shares."""
-        least = self._roll.neighbours.threshold
-        places = np.flatnonzero(self._members).tolist()
-        return [one for one in places if len(self._holders_of(one)) < least]
+        few = self._available.sum(1) < self._roll.neighbours.threshold
+        return np.flatnonzero(few & (self._members > 0)).tolist()
 
     def _opened(self) -> dict[int, bytes]:
         """Return what opens the sum: a self seed of who is in, a private key of who is not."""
@@ -520,23 +525,22 @@ class MaskedSum:
                 f"{len(self.answered)} clients have answered; for the secrets of "
                 f"{self._named(short)} that is fewer than the {least} shares it takes."
             )
-        dealers = np.flatnonzero(self._members).tolist()
-        secrets = self._combined([(one, self._holders_of(one)[:least]) for one in dealers])
-        found = dict(zip(dealers, secrets, strict=True))
-        found.update(
-            (one, self._searched(one)) for one in dealers if not self._fits(one, found[one])
-        )
-        return found
+        dealers = np.flatnonzero(self._members)
+        columns = np.argsort(~self._available[dealers], axis=1, kind="stable")[:, :least]
+        found = dict(zip(dealers.tolist(), self._combined(dealers, columns), strict=True))
+        wrong = [dealer for dealer, secret in found.items() if not self._fits(dealer, secret)]
+        return found | {dealer: self._searched(dealer) for dealer in wrong}
 
     def _searched(self, dealer: int) -> bytes:
         """Return a secret that is as it was advertised, of shares some of which are wrong."""
-        suspects = {holder for _, holder in self._misfits}
-        for out, rest in _left_out(
-            self._holders_of(dealer), self._roll.neighbours.threshold, suspects
-        ):
-            (secret,) = self._combined([(dealer, rest)])
+        graph = self._roll.neighbours
+        columns = np.flatnonzero(self._available[dealer]).tolist()
+        known = set(graph.holders[self._misfits].tolist())
+        suspects = [one for one in columns if graph.holders[dealer, one] in known]
+        for out, rest in _left_out(columns, graph.threshold, suspects):
+            (secret,) = self._combined(np.array([dealer]), np.array([rest]))
             if self._fits(dealer, secret):
-                self._misfits.update((dealer, holder) for holder in out)
+                self._misfits[dealer, list(out)] = True
                 return secret
         raise QuorumError(
             f"The shares of the secret of {self._named([dealer])} do not fit: it, or some of those "
@@ -551,31 +555,25 @@ class MaskedSum:
         kind = _SEED if self._inside[dealer] else _PRIVATE_KEY
         return self._server.checked_public(dealer, self._key, kind, secret)
 
-    def _combined(self, chosen: Sequence[tuple[int, Sequence[int]]]) -> list[bytes]:
-        """Return the secrets that the shares of chosen holders give."""
-        graph = self._roll.neighbours
-        numbers = [[graph.number(dealer, one) + 1 for one in holders] for dealer, holders in chosen]
-        shares = [
-            [self._shares[one, graph.number(one, dealer)] for one in holders]
-            for dealer, holders in chosen
-        ]
-        halves = np.array(shares).reshape(*np.shape(numbers), -1, shamir.SECRET)
-        found = shamir.combine(np.array(numbers), halves)
-        return [bytes(one.reshape(-1)) for one in found]
+    def _combined(self, dealers: NDArray[np.int64], columns: NDArray[np.int64]) -> list[bytes]:
+        """Return the secrets that the shares in some columns give, a row of them a dealer."""
+        graph, rows = self._roll.neighbours, dealers[:, None]
+        shares = self._shares[graph.holders[rows, columns], graph.columns[rows, columns]]
+        halves = shares.reshape(*columns.shape, -1, shamir.SECRET)
+        return [one.tobytes() for one in shamir.combine(columns + 1, halves)]
 
 
 def _left_out(
-    holders: Sequence[int], least: int, suspects: Container[int]
+    columns: Sequence[int], least: int, suspects: Sequence[int]
 ) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
     """Yield who is left out, suspects and then the fewest first, and as many as it takes."""
-    known = [one for one in holders if one in suspects]
-    others = [one for one in holders if one not in suspects]
-    if known and len(others) >= least:
-        yield known, others[:least]
+    others = [one for one in columns if one not in suspects]
+    if suspects and len(others) >= least:
+        yield suspects, others[:least]
     tries = (
-        (out, [one for one in holders if one not in out][:least])
-        for count in range(1, len(holders) - least + 1)
-        for out in itertools.combinations(holders[: least + count], count)
+        (out, [one for one in columns if one not in out][:least])
+        for count in range(1, len(columns) - least + 1)
+        for out in itertools.combinations(columns[: least + count], count)
     )
     yield from itertools.islice(tries, _MOST_TRIES)
 

@@ -214,7 +214,9 @@ def read_names(text: str) -> list[str]:
         names: Any = json.loads(text)
     except (ValueError, RecursionError):
         names = None
-    sound = isinstance(names, list) and all(isinstance(name, str) and name for name in names)
+    sound = isinstance(names, list) and all(
+        isinstance(name, str) and name and name.isprintable() for name in names
+    )
     if not sound or len(set(names)) != len(names) or json.dumps(names) != text:
-        raise WireError("a list of names must be different names in JSON.")
+        raise WireError("a list of names must be different printable names in JSON.")
     return list(names)
