@@ -1,6 +1,9 @@
-"""Say of every class of AutoModelForCausalLM whether it can be pruned from end to end.
+"""Say of every class of transformers that writes text whether it can be pruned from end to end.
 
-    python scripts/check_architectures.py [MODEL_TYPE ...] [--json FILE] [--markdown FILE]
+    python scripts/check_architectures.py [MODEL_TYPE ...] [--class causal|image-text]
+                                          [--json FILE] [--markdown FILE]
+
+Those of AutoModelForCausalLM, or of AutoModelForImageTextToText, whose text decoder is pruned.
 
 A tiny model of each is written by plain transformers and loaded again: what does not come back with
 the same logits, plain transformers cannot do. Then three clients prune it together on sums, block
@@ -10,7 +13,8 @@ deployment. It works if
 - the masks are those of one client with all texts, bit for bit,
 - and those of Wanda as written here, on plain transformers with hooks, with as many zeros in each
   row as were asked for,
-- the exported model, loaded by plain transformers, has the logits of the masked original,
+- the exported model, loaded by plain transformers, has the weights of the masked original bit for
+  bit, towers for images among them, and its logits,
 - the perplexity of the masked model is the one that plain transformers gives,
 - what has no mask of the matrices in the blocks is named.
 
@@ -31,14 +35,15 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from fedprune.config import config_from_overrides
@@ -67,6 +72,10 @@ _HEADINGS = {
     WRONG: "runs, but fails a check",
     CRASHES: "crashes",
     PLAIN: "plain transformers cannot build, run, save and reload it",
+}
+_AUTO: dict[str, type[Any]] = {
+    "causal": AutoModelForCausalLM,
+    "image-text": AutoModelForImageTextToText,
 }
 SPARSITY = 0.5
 _TOKENS = 32
@@ -111,15 +120,25 @@ class Found:
     notes: list[str] = field(default_factory=list)
 
 
-def check(model_type: str, folder: Path) -> Found:
-    """Return what becomes of a tiny model of a type; its files go into ``folder``."""
+def check(model_type: str, folder: Path, kind: str = "causal") -> Found:
+    """Return what becomes of a tiny model of a type; its files go into ``folder``.
+
+    Parameters
+    ----------
+    model_type : str
+        What its configuration calls it.
+    folder : Path
+        Empty.
+    kind : {"causal", "image-text"}
+        By which of the library's classes it is loaded.
+    """
     dense = folder / "dense"
     try:
-        _write_plain(model_type, dense)
+        _write_plain(model_type, dense, kind)
     except Exception as error:
         return Found(model_type, PLAIN, _said(error))
     try:
-        return _pruned(model_type, dense, folder / "pruned")
+        return _pruned(model_type, dense, folder / "pruned", kind)
     except FedpruneError as error:
         return Found(model_type, REFUSED, str(error).replace(str(dense), "FOLDER"))
     except CheckError as error:
@@ -128,23 +147,31 @@ def check(model_type: str, folder: Path) -> Found:
         return Found(model_type, CRASHES, _said(error))
 
 
-def _write_plain(model_type: str, folder: Path) -> None:
+def _write_plain(model_type: str, folder: Path, kind: str) -> None:
     """Write a tiny model, after checking that plain transformers brings it back."""
     model, tokens = tiny_model(model_type), torch.stack(_samples()[:2])
     model.save_pretrained(folder)  # first: RWKV scales its weights when it runs
-    before = _logits(model, tokens)
     tiny_tokenizer().save_pretrained(folder)
-    again = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+    again, told = _AUTO[kind].from_pretrained(folder, dtype="auto", output_loading_info=True)
+    if told["missing_keys"]:
+        raise CheckError(f"it comes back without {sorted(told['missing_keys'])[0]}")
+    again.eval()
+    try:
+        before = _logits(model, tokens)
+    except Exception:
+        if kind == "causal":
+            raise
+        return  # it needs an image, and must be refused for that
     after = _logits(again, tokens)
     if not bool(torch.isfinite(before).all()):
         raise CheckError("its logits are not finite")
-    if not torch.allclose(before, after, rtol=0, atol=1e-4):
-        raise CheckError("it comes back from its folder with other logits")
     if not torch.equal(after, _logits(again, tokens)):
         raise CheckError("its logits differ from call to call")
+    if not torch.allclose(before, after, rtol=0, atol=1e-4):
+        raise CheckError("it comes back from its folder with other logits")
 
 
-def _pruned(model_type: str, dense: Path, exported: Path) -> Found:
+def _pruned(model_type: str, dense: Path, exported: Path, kind: str) -> Found:
     config = _config(dense)
     expected = model_shapes(config.model)
     loaded = load_model(config.model)
@@ -159,14 +186,27 @@ def _pruned(model_type: str, dense: Path, exported: Path) -> Found:
     changes = _changes(config, loaded)
     _compare_perplexity(loaded, plain, changes)
     export_model(loaded, changes, exported)
-    again = AutoModelForCausalLM.from_pretrained(exported, dtype="auto").eval()
-    for sample in _samples()[:2]:
-        if not torch.equal(_logits(again, sample[None]), _logits(plain, sample[None])):
-            raise CheckError("the exported model has other logits than the masked original")
+    _compare_export(exported, plain, kind)
     done = sum(mask.numel() for masks in federated.values() for mask in masks.values())
     count = sum(len(masks) for masks in federated.values())
     left = 1 - done / sum(matrices.values())
     return Found(model_type, WORKS, linears=count, dense=round(left, 4), notes=notes)
+
+
+def _compare_export(exported: Path, masked: PreTrainedModel, kind: str) -> None:
+    again, told = _AUTO[kind].from_pretrained(exported, dtype="auto", output_loading_info=True)
+    if type(again) is not type(masked):
+        raise CheckError(f"the exported model loads as {type(again).__name__}")
+    if told["missing_keys"] or told["unexpected_keys"]:
+        odd = sorted([*told["missing_keys"], *told["unexpected_keys"]])
+        raise CheckError(f"the exported model lacks or adds `{odd[0]}`")
+    state = again.state_dict()
+    for name, tensor in masked.state_dict().items():
+        if not torch.equal(state[name], tensor):
+            raise CheckError(f"`{name}` of the exported model is not that of the masked original")
+    for sample in _samples()[:2]:
+        if not torch.equal(_logits(again.eval(), sample[None]), _logits(masked, sample[None])):
+            raise CheckError("the exported model has other logits than the masked original")
 
 
 def _config(folder: Path) -> Any:
@@ -361,16 +401,30 @@ def _add_experts(
                 weight = module.get_parameter(parameter)
                 with torch.enable_grad():
                     weight.requires_grad_()
-                    made = module(
-                        # Twice, for two experts that are one: some code takes nothing single.
-                        token.detach().repeat(2, 1),
-                        torch.tensor([[expert, expert]] * 2),
-                        torch.tensor([[1, 0]] * 2, dtype=token.dtype),
-                    )
+                    with _without_norms(module):
+                        made = module(
+                            # Twice, for two experts that are one: some code takes nothing single.
+                            token.detach().repeat(2, 1),
+                            torch.tensor([[expert, expert]] * 2),
+                            torch.tensor([[1, 0]] * 2, dtype=token.dtype),
+                        )
                     (slope,) = torch.autograd.grad(made[0, 0], weight)
                     weight.requires_grad_(False)
                 vector = slope[expert].sum(int(slope[expert][1:].count_nonzero() > 0))
                 sums[own[expert, parameter]] += vector.double().square()
+
+
+@contextmanager
+def _without_norms(experts: nn.Module) -> Iterator[None]:
+    """Take off what normalises experts' outputs: an output then comes of one row of a matrix."""
+    norms = {name: child for name, child in experts.named_children() if "norm" in name}
+    for name in norms:
+        setattr(experts, name, nn.Identity())
+    try:
+        yield
+    finally:
+        for name, child in norms.items():
+            setattr(experts, name, child)
 
 
 def _matrix(plain: PreTrainedModel, where: str, linear: LinearRef) -> Tensor:
@@ -416,18 +470,18 @@ def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]} ({place})"
 
 
-def _in_process(model_type: str, target: Path) -> None:
+def _in_process(model_type: str, target: Path, kind: str) -> None:
     """Check a model type and leave what was found in a file."""
     torch.set_num_threads(1)
     folder = Path(tempfile.mkdtemp(prefix=f"{model_type}-"))
     try:
-        found = check(model_type, folder)
+        found = check(model_type, folder, kind)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     target.write_text(json.dumps(asdict(found)))
 
 
-def check_apart(model_type: str, timeout: float) -> Found:
+def check_apart(model_type: str, timeout: float, kind: str = "causal") -> Found:
     """Check a model type in a process of its own.
 
     Parameters
@@ -436,12 +490,14 @@ def check_apart(model_type: str, timeout: float) -> Found:
         Which one.
     timeout : float
         Seconds after which it is given up.
+    kind : {"causal", "image-text"}
+        By which of the library's classes it is loaded.
     """
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder, "found.json")
         process = multiprocessing.get_context("fork").Process(
-            target=_in_process, args=(model_type, target)
+            target=_in_process, args=(model_type, target, kind)
         )
         process.start()
         process.join(timeout)
@@ -481,16 +537,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Check model types and write what was found; 1 if one crashes or fails a check."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("model_types", nargs="*", metavar="MODEL_TYPE", help="default: all")
+    parser.add_argument(
+        "--class", dest="kind", choices=tuple(_AUTO), default="causal", help="default: causal"
+    )
     parser.add_argument("--json", type=Path, help="where the findings go, one a model type")
     parser.add_argument("--markdown", type=Path, help="where the table goes")
     parser.add_argument("--timeout", type=float, default=300, help="seconds for a model type")
     args = parser.parse_args(argv)
-    unknown = sorted(set(args.model_types) - set(MODEL_TYPES))
+    unknown = sorted(set(args.model_types) - set(MODEL_TYPES[args.kind]))
     if unknown:
-        parser.error(f"AutoModelForCausalLM knows no {', '.join(unknown)}.")
+        parser.error(f"{_AUTO[args.kind].__name__} knows no {', '.join(unknown)}.")
     found = []
-    for model_type in args.model_types or MODEL_TYPES:
-        one = check_apart(model_type, args.timeout)
+    for model_type in args.model_types or MODEL_TYPES[args.kind]:
+        one = check_apart(model_type, args.timeout, args.kind)
         found.append(one)
         print(f"{one.model_type:28} {one.seconds:6.1f} s  {one.outcome:8} {one.reason}", flush=True)
         if args.json:

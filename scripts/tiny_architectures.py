@@ -1,4 +1,4 @@
-"""Tiny random models of every class that AutoModelForCausalLM of transformers knows.
+"""Tiny random models of every class of AutoModelForCausalLM and AutoModelForImageTextToText.
 
 A configuration is made of its class's own fields: those that give sizes become small, the others
 keep their defaults. What that cannot guess stands in `_EXCEPTIONS`, one entry a model type.
@@ -18,8 +18,11 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
 
-MODEL_TYPES: tuple[str, ...] = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-"""Every model type that AutoModelForCausalLM knows."""
+MODEL_TYPES: dict[str, tuple[str, ...]] = {
+    "causal": tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+    "image-text": tuple(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES),
+}
+"""The model types of AutoModelForCausalLM, and those of AutoModelForImageTextToText."""
 
 VOCABULARY = 512
 Values = dict[str, Any]
@@ -149,10 +152,24 @@ def small_values(
         if entry.name in table and not unset and not isinstance(default, tuple | list):
             values[entry.name] = table[entry.name]
     for name, part in inside.items():
-        if name not in given and part.__name__ != "AutoConfig":
-            encoder = "vision" in name or "audio" in name
-            values[name] = small_values(part, parts.get(name), tower=encoder)
+        if name in given:
+            continue
+        found = _part_of(kind, name) if part.__name__ == "AutoConfig" else part
+        if found is not None:
+            encoder = any(word in name for word in ("vision", "audio", "encoder"))
+            values[name] = small_values(found, parts.get(name), tower=encoder)
+            if found is not part:
+                values[name]["model_type"] = found.model_type
     return values | given
+
+
+def _part_of(kind: type[PreTrainedConfig], name: str) -> type[PreTrainedConfig] | None:
+    """Return the class of what a configuration takes for a part that may be of any class."""
+    try:
+        part = getattr(kind(), name, None)
+    except Exception:  # some cannot be made without arguments
+        return None
+    return type(part) if isinstance(part, PreTrainedConfig) else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,6 +269,44 @@ _DOTS3_TEXT = {
     "swa_qk_nope_head_dim": 16,
     "swa_v_head_dim": 16,
 }
+
+_HEADS = _GROUPED | {"head_dim": 16}
+_LATENT = {"num_key_value_heads": 4, "head_dim": 8}
+_ENCODER_DECODER = {
+    "vocab_size": VOCABULARY,
+    "d_model": 64,
+    "hidden_size": 64,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 128,
+    "decoder_ffn_dim": 128,
+    "max_position_embeddings": 256,
+    **_SPECIAL_TOKENS,
+}
+_KOSMOS_TEXT = {
+    "vocab_size": VOCABULARY,
+    "embed_dim": 64,
+    "layers": 3,
+    "ffn_dim": 128,
+    "attention_heads": 4,
+    "max_position_embeddings": 256,
+    **_SPECIAL_TOKENS,
+}
+_CODEBOOK = {
+    "embed_dim": 8,
+    "num_embeddings": 16,
+    "latent_channels": 32,
+    "base_channels": 32,
+    "channel_multiplier": [1, 1],
+    "num_res_blocks": 1,
+}
+
+
+def _rope(*sections: int, **values: Any) -> Values:
+    """Return positions of several axes; each gets so many pairs of a head."""
+    return {"rope_parameters": {**_ROPE, "mrope_section": list(sections), **values}}
 
 
 def _dbrx(kind: type[PreTrainedConfig]) -> PreTrainedConfig:
@@ -592,6 +647,142 @@ _EXCEPTIONS: dict[str, Callable[[type[PreTrainedConfig]], PreTrainedConfig]] = {
             }
         ),
     ),
+    # Images and text.
+    "chameleon": lambda kind: kind(
+        **_GROUPED,
+        vq_config={**_CODEBOOK, "resolution": 16},
+        vocabulary_map={"<image>": 500, "IMGIMGBSA": 501, "IMGIMGBSZ": 502},
+    ),
+    "cohere_compass": _text(
+        layer_types=["sliding_attention"] * 3 + ["full_attention"],
+        rope_parameters={"sliding_attention": _ROPE, "full_attention": _ROPE},
+    ),
+    "cosmos3_edge": _text(**_rope(4, 2, 2)),
+    "deepseek_ocr2": _Shape(
+        {
+            "vision_config": {
+                "sam_config": {
+                    **_SMALL_TOWER,
+                    "output_channels": 16,
+                    "mlp_dim": 64,
+                    "window_size": 2,
+                    "global_attn_indexes": [1],
+                    "downsample_channels": [16, 64],
+                },
+                "encoder_config": _GROUPED,
+            }
+        },
+        {
+            "text_config": {
+                "head_dim": 16,
+                "num_experts_per_tok": 2,
+                "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
+            }
+        },
+    ),
+    "diffusion_gemma": _text(
+        num_experts=4, top_k_experts=2, moe_intermediate_size=32, layer_types=_SLIDING_FULL * 2
+    ),
+    "ernie4_5_vl_moe": _text(**_rope(3, 3, 2), moe_intermediate_size=[32, 16]),
+    "florence2": lambda kind: kind(
+        text_config={"model_type": "bart", **_ENCODER_DECODER},
+        vision_config={
+            "depths": [1, 1],
+            "patch_size": [4, 2],
+            "patch_stride": [4, 2],
+            "patch_padding": [0, 0],
+            "patch_prenorm": [False, True],
+            "embed_dim": [16, 32],
+            "num_heads": [2, 2],
+            "num_groups": [2, 2],
+            "window_size": 2,
+            "projection_dim": 64,
+        },
+    ),
+    **dict.fromkeys(("glm4v", "glm46v", "glm_ocr", "glmga"), _text(**_rope(2, 3, 3))),
+    "glm4v_moe": _text(**_rope(1, 1, 2)),
+    "glm5_next": _text(
+        num_key_value_heads=4, index_kpool=4, qk_rope_head_dim=0, head_dim=0, qk_nope_head_dim=16
+    ),
+    "granite4_vision": _Shape(
+        {"deepstack_layer_map": [[0, 1]], "downsample_rate": "1/2"},
+        {"vision_config": {"hidden_size": 64, "num_attention_heads": 4}},
+    ),
+    "hunyuan_vl": _text(num_key_value_heads=2, head_dim=16, **_rope(2, 2, 2, 2)),
+    "inkling2": _Shape(parts={"vision_config": {"text_hidden_size": 64}}),
+    "janus": lambda kind: kind(
+        text_config={"model_type": "llama", **_HEADS},
+        vision_config={**_SMALL_TOWER, "projection_dim": 64, "mlp_ratio": 2},
+        vq_config={
+            **_CODEBOOK,
+            "num_patches": 4,
+            "projection_dim": 64,
+            "image_token_embed_dim": 64,
+            "num_hidden_layers": 2,
+            "hidden_size": 64,
+        },
+    ),
+    "kimi_k25": _text(**_LATENT),
+    "kosmos-2": lambda kind: kind(
+        text_config=_KOSMOS_TEXT,
+        vision_config={**_SMALL_TOWER, "intermediate_size": 64},
+        latent_query_num=4,
+    ),
+    "kosmos-2.5": lambda kind: kind(
+        text_config=_KOSMOS_TEXT,
+        vision_config={
+            **_SMALL_TOWER,
+            "intermediate_size": 64,
+            "patch_embed_hidden_size": 48,
+            "patch_size": 4,
+            "max_num_patches": 16,
+            "head_dim": 16,
+        },
+        latent_query_num=4,
+    ),
+    **_each("mistral4", **_LATENT),
+    "mistral_large4": _text(**_LATENT),
+    "molmo2": _Shape(
+        {
+            "adapter_config": {
+                "hidden_size": 32,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 2,
+                "head_dim": 16,
+                "intermediate_size": 64,
+                "text_hidden_size": 64,
+                "vision_feature_layer": [-1, 0],
+            }
+        },
+        {"vision_config": {"image_size": [32, 32], "head_dim": 16, "num_key_value_heads": 2}},
+    ),
+    "muse_glimmer": _Shape({"out_hidden_size": 64, "projector_hidden_size": 64}),
+    "muse_spark": _Shape(
+        {"out_hidden_size": 64, "projector_hidden_size": 64},
+        {
+            "text_config": {"moe_hidden_size": 32},
+            "audio_config": {
+                "patch_sizes": [4, 4],
+                "hidden_sizes": [16, 32],
+                "depths": [1, 1],
+                "num_hidden_layers": 2,
+                "out_hidden_size": 64,
+            },
+        },
+    ),
+    "nemotron_h_omni": _Shape(
+        {"vision_hidden_size": 32, "projector_hidden_size": 64},
+        {
+            "vision_config": {"video_temporal_patch_size": 2},
+            "text_config": {
+                "layers_block_type": ["linear_attention", "mlp", "full_attention", "moe"]
+            },
+        },
+    ),
+    **dict.fromkeys(
+        ("paddleocr_vl", "qwen2_vl", "qwen2_5_vl", "qwen2_5_omni_thinker"), _text(**_rope(4, 2, 2))
+    ),
+    "step3p7": _text(sliding_window=8, layer_types=_SLIDING_FULL * 2),
     **_each(
         "gemma2 gemma3_text cohere2 exaone4 vaultgemma olmo3 cwm mimo_v2_flash",
         layer_types=_SLIDING_FULL * 2,
@@ -623,7 +814,7 @@ def saved_class(model_type: str) -> type[PreTrainedModel]:
 def tiny_model(model_type: str) -> PreTrainedModel:
     """Return a tiny model of a type; every weight is random, so that no zero hides a fault."""
     config, kind = tiny_config(model_type), saved_class(model_type)
-    if kind is causal_class(model_type) and not isinstance(config, kind.config_class):
+    if isinstance(config.get_text_config(), kind.config_class):
         config = config.get_text_config()
     torch.manual_seed(0)
     model: PreTrainedModel = kind._from_config(config).float().eval()

@@ -203,6 +203,8 @@ def unread(found: Trace, prefix: str) -> frozenset[str]:
         for name in _uncalled(found, "", found.model, prefix)
         if not _shares(found.model.get_submodule(name), owners)
     )
+    if not names:
+        return names
     # A module may use another's weight without calling it: these run without them.
     for name in names:
         for module in found.model.get_submodule(name).modules():
@@ -303,9 +305,30 @@ def _random(shape: Sequence[int], dtype: torch.dtype, generator: torch.Generator
 def _run(hollow: nn.Module) -> object:
     """Run a hollow copy on a few tokens; what is after the blocks runs too."""
     tokens = torch.arange(3, 3 + _PROBE_TOKENS)[None]
-    with torch.no_grad(), torch.random.fork_rng([]), plain_forward(hollow), torch.device("cpu"):
+    with (
+        torch.no_grad(),
+        torch.random.fork_rng([]),
+        plain_forward(hollow),
+        torch.device("cpu"),
+        _one_thread(),
+    ):
         torch.manual_seed(0)
         return hollow(input_ids=tokens, use_cache=False)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch compute in one thread for a while.
+
+    On thousands of tiny tensors threads mostly wait for each other: where cores are busy the pass
+    takes ten times as long and more.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -177,6 +177,21 @@ def test_linears_that_are_never_called_are_no_linears():
     assert layout.shapes() == [{"linear": (8, 8)}, {}, {"linear": (8, 8)}]
 
 
+def test_tiny_tensors_are_traced_in_one_thread():
+    found, before = [], torch.get_num_threads()
+
+    def run(layers, hidden):
+        found.append(torch.get_num_threads())
+        return chain(layers, hidden)
+
+    torch.set_num_threads(3)
+    try:
+        find_layout(Decoder(run))
+        assert set(found) == {1} and torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_refuses_blocks_that_return_something_else(monkeypatch):
     monkeypatch.setattr(Block, "forward", lambda self, hidden: {"hidden": hidden})
     with pytest.raises(ModelError, match="returned dict, expected its hidden states"):

@@ -17,6 +17,11 @@ SAMPLE = (
     "big_bird whisper git mllama glm_moe_dsa blt hrm_text"
 ).split()
 
+#: Towers of several kinds, one without any, mixtures, attention to images inside the text's blocks.
+IMAGE_TEXT = (
+    "qwen3_vl qwen2_5_vl gemma3 llama4 mistral3 internvl paligemma mllama chameleon qwen3_5_moe"
+).split()
+
 REFUSALS = {
     "hrm_text": "more than once",
     "xlm": "needs what earlier blocks",
@@ -41,9 +46,28 @@ def test_a_sample_of_all_architectures(tmp_path, model_type):
         assert (found.outcome, found.reason) == (WORKS, "")
 
 
-def test_the_sample_is_of_forty_that_transformers_knows():
+def test_a_model_of_images_and_text_is_pruned_from_end_to_end(tmp_path):
+    found = check("llava", tmp_path, "image-text")
+    assert (found.outcome, found.reason) == (WORKS, "")
+
+
+def test_a_model_that_needs_an_image_is_refused_for_that(tmp_path):
+    found = check("blip-2", tmp_path, "image-text")
+    assert found.outcome == REFUSED and "pixel_values" in found.reason
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", IMAGE_TEXT)
+def test_a_sample_of_all_that_see_images(tmp_path, model_type):
+    found = check(model_type, tmp_path, "image-text")
+    assert (found.outcome, found.reason) == (WORKS, "")
+
+
+def test_the_samples_are_of_what_transformers_knows():
     assert len(set(SAMPLE)) == 40
-    assert {*SAMPLE, *FEW} <= set(MODEL_TYPES)
+    assert {*SAMPLE, *FEW} <= set(MODEL_TYPES["causal"])
+    assert len(set(IMAGE_TEXT)) == 10
+    assert set(IMAGE_TEXT) <= set(MODEL_TYPES["image-text"])
 
 
 def test_a_table_counts_and_gives_reasons():
@@ -64,3 +88,6 @@ def test_an_unknown_model_type_is_told(capsys):
     with pytest.raises(SystemExit):
         main(["lama"])
     assert "AutoModelForCausalLM knows no lama" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--class", "image-text", "llama"])
+    assert "AutoModelForImageTextToText knows no llama" in capsys.readouterr().err
