@@ -10,19 +10,24 @@ from client_app.handshake import report
 from client_app.model import block_shapes, take_model
 from client_app.node import NodeContext, agreed, use_threads
 from client_app.scratch import InboxQuota, Scratch
+from client_app.secure import SecureNode, join
 from client_app.session import fetch, prune
 from fedprune.config import RunConfig
 from fedprune.errors import ReplyRefusedError
 from fedprune.logs import set_up
 from fedprune.records import (
     held_record,
+    keys_record,
     local_record,
     own_text_record,
+    parts_record,
     read_ahead,
     read_bundle,
     read_final,
+    read_keys_request,
     read_model_segment,
     read_order,
+    read_parts,
     report_record,
     requested,
 )
@@ -77,6 +82,57 @@ def prune_blocks(message: Message, context: Context) -> Message:
     def work() -> RecordDict:
         order, bundle = read_order(message), read_bundle(message)
         return prune(*_asked(message, context), order, bundle, read_ahead(message))
+
+    return answer(message, context, work)
+
+
+@app.query("keys")
+def make_keys(message: Message, context: Context) -> Message:
+    """Make this node's keys for the run's secure sums, and send the public ones."""
+
+    def work() -> RecordDict:
+        config, node = _asked(message, context)
+        with Scratch(node.scratch).exclusive():
+            return keys_record(join(config, node, read_keys_request(message)))
+
+    return answer(message, context, work)
+
+
+@app.query("shares")
+def share_secrets(message: Message, context: Context) -> Message:
+    """Send the others shares of this node's secrets, which only they can read."""
+
+    def work() -> RecordDict:
+        config, node = _asked(message, context)
+        adverts = read_parts(message, ["adverts"])["adverts"]
+        with Scratch(node.scratch).exclusive():
+            return parts_record({"shares": SecureNode.of(config, node).client.shares(adverts)})
+
+    return answer(message, context, work)
+
+
+@app.query("sign")
+def sign_cohort(message: Message, context: Context) -> Message:
+    """Sign who is in some secure sums, if this node agrees."""
+
+    def work() -> RecordDict:
+        config, node = _asked(message, context)
+        with Scratch(node.scratch).exclusive():
+            client, lists = SecureNode.of(config, node).client, read_parts(message)
+            return parts_record({name: client.sign(name, one) for name, one in lists.items()})
+
+    return answer(message, context, work)
+
+
+@app.query("unmask")
+def unmask_sums(message: Message, context: Context) -> Message:
+    """Send shares that open some secure sums, if enough others have signed who is in them."""
+
+    def work() -> RecordDict:
+        config, node = _asked(message, context)
+        with Scratch(node.scratch).exclusive():
+            client, asked = SecureNode.of(config, node).client, read_parts(message)
+            return parts_record({name: client.unmask(name, one) for name, one in asked.items()})
 
     return answer(message, context, work)
 

@@ -24,7 +24,15 @@ from fedprune.wire.changes import Change
 
 
 def evaluate_local(config: RunConfig, node: NodeContext) -> LocalResult:
-    """Measure the perplexity of this node's own pruned model on the held-out texts."""
+    """Measure the perplexity of this node's own pruned model on the held-out texts.
+
+    Raises
+    ------
+    ReplyRefusedError
+        If the job's sums are secure: what one client's model can do tells of that client.
+    """
+    if config.privacy.secure:
+        raise ReplyRefusedError("with `privacy.secure` no client's own model is measured.")
     loaded = model.dense_model(config, node)
     windows = texts.windows(config, node)
     if config.data.name not in windows:

@@ -25,7 +25,10 @@ _STALE_SECONDS = 7 * DAY_SECONDS
 _PRIVATE = 0o600
 _OUTBOX = "outbox.bin"
 _MODEL = "model.sha256"
-_INBOX = re.compile(r"update|start-\d{5}|final")
+_INBOX = re.compile(r"update|start-\d{5}|shares|final")
+SENT = "sent"
+"""A file that says that something was sent under masks; it stays when all else goes."""
+
 _log = logging.getLogger("flwr")
 
 
@@ -193,12 +196,25 @@ class Scratch:
             If the name is none that an order needs: it becomes part of the file's.
         """
         if not _INBOX.fullmatch(name):
-            raise ReplyRefusedError("a segment is of 'update', 'start-NNNNN' or 'final'.")
+            raise ReplyRefusedError("a segment is of 'update', 'start-NNNNN', 'shares' or 'final'.")
         return self.folder / f"inbox-{name}.bin"
 
+    @property
+    def secure(self) -> Path:
+        """The folder of what secure sums need kept: secrets, and what was said."""
+        return self.folder / "secure"
+
     def remove(self) -> None:
-        """Delete the folder."""
+        """Delete the folder; what was sent under masks must not be sent under others.
+
+        Whoever could make a node forget that could ask twice, about other clients.
+        """
+        sent = (self.secure / SENT).exists()
         shutil.rmtree(self.folder, ignore_errors=True)
+        if sent:
+            self._make()
+            self.secure.mkdir(mode=0o700, exist_ok=True)
+            (self.secure / SENT).touch(mode=_PRIVATE)
 
     def forget(self) -> None:
         """Delete the folder, and the job's where no other node of this machine has one in it."""

@@ -10,11 +10,13 @@ from torch import Tensor
 from client_app import model, texts
 from client_app.node import NodeContext
 from client_app.scratch import Scratch
+from client_app.secure import SecureNode, is_secure
 from fedprune.config import RunConfig
 from fedprune.disk import is_refusal
 from fedprune.errors import ReplyRefusedError, WireError
 from fedprune.logs import note
 from fedprune.methods.exchange import Answer, BlockExchange, BlockPlace
+from fedprune.methods.masked import FORM
 from fedprune.methods.registry import exchanges
 from fedprune.models.device import Limits, pick_device
 from fedprune.pruning.blocks import BlockWalk
@@ -73,7 +75,8 @@ def prune(
 def fetch(config: RunConfig, node: NodeContext, order: Order, number: int) -> RecordDict:
     """Return a later part of the reply to an order."""
     part = Scratch(node.scratch).segment(number, order.segment_bytes)
-    return fetched_record(part, asked_exchange(config, order).form)
+    form = FORM if is_secure(config, node) else asked_exchange(config, order).form
+    return fetched_record(part, form)
 
 
 def asked_exchange(config: RunConfig, order: Order) -> BlockExchange:
@@ -124,6 +127,10 @@ def check_order(
         raise ReplyRefusedError(
             f"the model has blocks 0-{num_blocks - 1}, asked for {first}-{final}."
         )
+    if order.round > exchange.config.strategy.rounds:
+        raise ReplyRefusedError(
+            f"this job has {exchange.config.strategy.rounds} rounds, asked for round {order.round}."
+        )
     iterative = is_iterative(exchange.config, exchange)
     if iterative and len(order.blocks) > 1:
         raise ReplyRefusedError(
@@ -157,6 +164,7 @@ def keeps_local_model(config: RunConfig, exchange: BlockExchange) -> bool:
     """Whether a node's own changes of all blocks make its own pruned model as it goes."""
     return (
         config.evaluation.local_only
+        and not config.privacy.secure
         and exchange.prunes
         and config.schedule.name != "iterative"
         and config.schedule.prefix == "local"
@@ -188,8 +196,11 @@ class Session:
     def reply(self, bundle: Mapping[str, bytes]) -> RecordDict:
         """Work on the blocks and return the reply's content, or the first part of it."""
         started, order = time.monotonic(), self.order
-        self._scratch.go_on_from(order.resume)
-        payloads, samples = self._work(bundle)
+        form = self.exchange.form
+        if is_secure(self.config, self.node):
+            (payloads, samples), form = self._hidden(bundle), FORM
+        else:
+            payloads, samples = self._work(bundle)
         whole = sum(map(len, payloads.values())) <= order.segment_bytes
         reply = PruneReply(
             blocks=payloads if whole else {},
@@ -198,13 +209,24 @@ class Session:
             peak_device_bytes=peak_device_bytes(),
             num_examples=samples,
         )
-        content = prune_record(reply, self.exchange.form)
+        content = prune_record(reply, form)
         if not whole:
             data = b"".join(payloads.values())
             sizes = {block: len(part) for block, part in payloads.items()}
             self._scratch.save_outbox(data)
-            split_record(content, data[: order.segment_bytes], sizes, self.exchange.form)
+            split_record(content, data[: order.segment_bytes], sizes, form)
         return content
+
+    def _hidden(self, bundle: Mapping[str, bytes]) -> tuple[dict[int, bytes], int]:
+        """Return what :meth:`_work` does, under masks; what was sent is sent again as it was."""
+        secure = SecureNode.of(self.config, self.node)
+        if "shares" in bundle:
+            secure.receive(bundle["shares"])
+        kept = secure.kept(self.order)
+        if kept is not None:
+            return kept
+        payloads, samples = self._work(bundle)
+        return secure.hide(self.exchange, self.order, payloads, samples), samples
 
     @property
     def _scratch(self) -> Scratch:
@@ -222,6 +244,7 @@ class Session:
 
     def _work(self, bundle: Mapping[str, bytes]) -> tuple[dict[int, bytes], int]:
         """Return the payloads by block, and how many samples made them."""
+        self._scratch.go_on_from(self.order.resume)
         loaded = model.dense_model(self.config, self.node)
         check_order(self.exchange, self.order, len(loaded.layout.blocks), bundle)
         walk = self._walk(bundle)

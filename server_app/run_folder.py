@@ -272,6 +272,7 @@ class StateFiles:
     identity: Mapping[str, str] = field(init=False, default_factory=dict)
     _update: str | None = field(init=False, default=None)  # names of files that `run.json` names
     _partial: str | None = field(init=False, default=None)
+    _secure: str | None = field(init=False, default=None)
     _entries: int = field(init=False, default=0)  # of the ledger that are on the disk,
     _size: int = field(init=False, default=0)  # and the bytes that they take
 
@@ -311,6 +312,10 @@ class StateFiles:
         update = f"update-{state.round}-{state.chunk}.bin" if state.update is not None else None
         if state.update is not None and update is not None and update != self._update:
             replace_file(self.folder / update, state.update)
+        secure = f"secure-{state.attempts}.bin" if state.secure is not None else None
+        if state.secure is not None and secure is not None and secure != self._secure:
+            replace_file(self.folder / secure, state.secure)
+        self._secure = secure
         self._update, self._partial = (
             update,
             self._save_partial(state, partial) if partial else None,
@@ -321,11 +326,12 @@ class StateFiles:
             "identity": dict(self.identity),
             "update": self._update,
             "partial": self._partial,
+            "secure": self._secure,
             "ledger": self._size,
             "state": state.to_dict(),
         }
         replace_file(self.folder / _RUN, json.dumps(plain).encode())
-        kept = {_RUN, _LEDGER, self._update, self._partial}
+        kept = {_RUN, _LEDGER, self._update, self._partial, self._secure}
         for path in self.folder.iterdir():
             if path.name not in kept:
                 path.unlink()
@@ -351,14 +357,16 @@ class StateFiles:
             raise ValueError(f"`format` must be {_FORMAT}, got {plain['format']!r}")
         self.identity = plain["identity"]
         self._update, self._partial, self._size = plain["update"], plain["partial"], plain["ledger"]
+        self._secure = plain["secure"]
         update = (self.folder / self._update).read_bytes() if self._update else None
+        secure = (self.folder / self._secure).read_bytes() if self._secure else None
         with (self.folder / _LEDGER).open("rb") as file:
             lines = file.read(self._size)
         if len(lines) != self._size:
             raise ValueError(f"`{_LEDGER}` must have {self._size} bytes, got {len(lines)}")
         self.ledger.entries[:] = [Entry(**json.loads(line)) for line in lines.splitlines()]
         self._entries = len(self.ledger.entries)
-        return RunState.from_dict(plain["state"], update)
+        return RunState.from_dict(plain["state"], update, secure)
 
     def _save_partial(self, state: RunState, partial: Mapping[str, NDArray[Any]]) -> str:
         name, arrays = f"partial-{state.step}-{len(state.folded)}.npz", dict[str, Any](partial)

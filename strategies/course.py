@@ -18,7 +18,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedprune.config import RunConfig, for_round, to_yaml
-from fedprune.errors import ConfigError, ReplyRefusedError, WireError
+from fedprune.errors import ConfigError, QuorumError, ReplyRefusedError, WireError
 from fedprune.logs import bound, note
 from fedprune.methods.collection import BlockStatistics
 from fedprune.methods.exchange import (
@@ -30,6 +30,7 @@ from fedprune.methods.exchange import (
     Contributor,
     NothingPruned,
 )
+from fedprune.methods.masked import MaskedAggregator, MaskedExchange, planned
 from fedprune.methods.public_model import PublicModel
 from fedprune.methods.registry import Assignment, exchanges, get_method
 from fedprune.methods.state import gathered, scattered
@@ -56,14 +57,23 @@ from strategies.progress import (
     announce,
     evaluating,
     greeting,
+    keying,
     sending,
     show,
     surveying,
 )
+from strategies.secure import SecureSums, plan_sums
 from strategies.state import RunState, SavePace, Store, damaged_state
 
 Open = Mapping[int, Aggregator[Any, Any]]
 """Block -> its running sums."""
+
+_NOMINAL_CLIENTS = 255  # by which blocks are dealt out to messages before anybody is there
+
+
+def _inner(aggregator: Aggregator[Any, Any]) -> Aggregator[Any, Any]:
+    return aggregator.inner if isinstance(aggregator, MaskedAggregator) else aggregator
+
 
 
 class FederatedPruning(Strategy):
@@ -115,8 +125,6 @@ class FederatedPruning(Strategy):
                 f"`strategy.name` must be '{self.method_name}' for {type(self).__name__}, got "
                 f"'{config.strategy.name}'."
             )
-        if config.privacy.secure:
-            raise ConfigError("`privacy.secure` must be false: sums under masks are not built yet.")
         self.config = config
         self.store = store
         self.state = state or RunState()
@@ -140,13 +148,20 @@ class FederatedPruning(Strategy):
         per_message = 1 if self.iterative else config.schedule.blocks_per_message
         if self.exchange.together:
             per_message = model.num_blocks
-        most = partial(self.exchange.most_bytes, model)
-        self.chunks = block_chunks(model.num_blocks, per_message, most)
+        self._secure: SecureSums | None = None
+        self._most = self._most_bytes(_NOMINAL_CLIENTS)
+        self.chunks = block_chunks(model.num_blocks, per_message, self._most.__getitem__)
 
     @property
     def exchange(self) -> BlockExchange:
         """The exchange that is held about every block, by the configuration of now."""
         return self.method.exchange(self.config)
+
+    def sent(self, exchange: BlockExchange) -> BlockExchange:
+        """Return an exchange as its answers travel: as it is, or under masks."""
+        if self._secure is None:
+            return exchange
+        return MaskedExchange(exchange, self._secure.clients)
 
     def summary(self) -> None:
         """Log what will happen."""
@@ -224,12 +239,13 @@ class FederatedPruning(Strategy):
         """Fold the replies for a chunk in as they arrive, then aggregate its blocks."""
         blocks, state = self.chunks[server_round - 1], self.state
         exchange, opened = self.exchange, dict(self._open)
-        reading = Reading(self.cohort, state.step, exchange, self.model)
+        reading = Reading(self.cohort, state.step, self.sent(exchange), self.model)
         reading.fold_all(replies, self.asked(blocks), partial(self.fold, opened), self._folded)
         self.cohort.check_quorum(len(self.cohort.active), self.config.strategy.min_clients)
+        self._unmask(opened)
         self._open = {}
         for block in blocks:
-            aggregator = opened.pop(block)
+            aggregator = _inner(opened.pop(block))
             done: BlockResult | BlockStatistics = aggregator.close()
             if isinstance(done, BlockStatistics):
                 self.store.keep(done)
@@ -265,7 +281,7 @@ class FederatedPruning(Strategy):
         ReplyRefusedError
             Naming the block and what is wrong; then nothing has been added.
         """
-        told = Contributor(client.name, self._weight(client), client.report.tokens)
+        told = self._contributor(client)
         checked = {}
         for block, payload in reply.blocks.items():
             try:
@@ -280,24 +296,36 @@ class FederatedPruning(Strategy):
         number = self.state.round - 1
         return self.store.recall(number, block) if number else {}
 
-    def bundle(self, order: Order) -> dict[str, bytes]:
-        """Return the encoded changes that go with an order.
+    def bundle(self, node_id: int, order: Order) -> dict[str, bytes]:
+        """Return the encoded changes that go with a node's order.
 
         The update of the block before, where the schedule is iterative; else what the round before
-        made of the blocks to prune.
+        made of the blocks to prune. With its first order under masks come the shares of the others'
+        secrets.
         """
+        shares = self._shares(node_id)
         if self.iterative:
             update = self.state.update
-            return {"update": update} if update is not None and order.blocks[0] else {}
+            return shares | ({"update": update} if update is not None and order.blocks[0] else {})
         starts = {block: self._starts.get(block) for block in order.blocks}
-        return {f"start-{block:05d}": data for block, data in starts.items() if data is not None}
+        found = {f"start-{block:05d}": data for block, data in starts.items() if data is not None}
+        return shares | found
+
+    def _shares(self, node_id: int) -> dict[str, bytes]:
+        partition = next(c.partition for c in self.cohort.active if c.node_id == node_id)
+        if self._secure is None or partition in self.state.handed:
+            return {}
+        return {"shares": self._secure.shares_for(partition)}
 
     def asked(self, blocks: range) -> dict[int, Order]:
         """Return node id -> what each client that has not answered yet is to do of these blocks."""
-        final = self.state.round == self.config.strategy.rounds
+        if self.state.closed:
+            return {}
+        number = self.state.round
+        final = number == self.config.strategy.rounds
         waiting = [c for c in self.cohort.active if c.partition not in self.state.folded]
         assigned = self._assignment.blocks
-        return next_orders(waiting, assigned, blocks, self.state.positions, final)
+        return next_orders(waiting, assigned, blocks, self.state.positions, final, number)
 
     def exchange_client(self, grid: Grid) -> ExchangeClient:
         """Return how messages are sent now."""
@@ -314,9 +342,16 @@ class FederatedPruning(Strategy):
 
     def window(self) -> int:
         """Return how many requests may be under way at once."""
-        most = partial(self.exchange.most_bytes, self.model)
-        largest = max(sum(map(most, chunk)) for chunk in self.chunks)
+        largest = max(sum(map(self._most.__getitem__, chunk)) for chunk in self.chunks)
         return window_for(self.config.strategy.window, max(largest, len(self.state.update or b"")))
+
+    def _most_bytes(self, clients: int) -> list[int]:
+        """Return block -> the most bytes of a client's reply about it, by the configuration."""
+        if not self.config.privacy.secure:
+            return [self.exchange.most_bytes(self.model, b) for b in range(self.model.num_blocks)]
+        (pruning, *_) = planned(self.config, self.model.num_blocks)
+        masked = MaskedExchange(pruning, clients)
+        return [masked.most_bytes(self.model, block) for block in range(self.model.num_blocks)]
 
     def _gather(self, grid: Grid) -> None:
         state, new = self.state, not self.state.clients
@@ -332,6 +367,32 @@ class FederatedPruning(Strategy):
         self._open_round(state.round, opened)
         if new:
             self._save()
+        self._grid = grid
+        if self.config.privacy.secure:
+            self._exchange_keys()
+
+    def _exchange_keys(self) -> None:
+        """Set the run's secure sums up, or go on with those that are."""
+        state, config = self.state, self.config
+        if state.secure is not None:
+            try:
+                self._secure = SecureSums.from_bytes(state.secure)
+            except (KeyError, ValueError, WireError) as error:
+                raise damaged_state(f"{type(error).__name__}: {error}") from error
+            return
+        with state.timings.measure("keys"):
+            # Another name each time: keys of an attempt that was cut short serve no other.
+            state.attempts += 1
+            self._save()
+            job, clients = f"{state.job}/{state.attempts}", len(self.cohort.active)
+            plan = plan_sums(config, self.model, job, clients)
+            to, report = self.exchange_client(self._grid), keying(self.status)
+            self._secure = SecureSums.set_up(to, plan, self.model, report)
+            self.cohort.check_quorum(len(self.cohort.active), config.strategy.min_clients)
+            state.secure = self._secure.to_bytes()
+            state.figures["secure"] = self._secure.figures()
+            state.active = [client.partition for client in self.cohort.active]
+        self._save()
 
     def _open_round(self, number: int, clients: list[Client]) -> None:
         """Assign the blocks of a round; one that goes on in its middle is opened again."""
@@ -343,6 +404,29 @@ class FederatedPruning(Strategy):
         for name, figure in self._assignment.figures.items():
             self.state.figures.setdefault(name, [])[number - 1 :] = [figure]
 
+    def _contributor(self, client: Client) -> Contributor:
+        return Contributor(client.name, self._weight(client), client.report.tokens)
+
+    def _unmask(self, opened: Open) -> None:
+        """Open the sums of some blocks, where they are under masks."""
+        if self._secure is None:
+            return
+        masked = [one for one in opened.values() if isinstance(one, MaskedAggregator)]
+        to, report = self.exchange_client(self._grid), keying(self.status)
+        try:
+            self._secure.open(to, masked, self._contributor, partial(self._keep, opened), report)
+        except WireError as error:
+            raise QuorumError(
+                f"the sum of {len(self.state.folded)} clients' answers is refused, and nobody can "
+                f"see whose is wrong: {error} Run again with others."
+            ) from error
+
+    def _keep(self, opened: Open) -> None:
+        """Put closed sums on the disk, before anybody is told who is in them."""
+        masked = [one for one in opened.values() if isinstance(one, MaskedAggregator)]
+        self.state.closed = all(one.closed for one in masked)
+        self.store.save(self.state, gathered({str(block): one for block, one in opened.items()}))
+
     def _weight(self, client: Client) -> int:
         return self.cohort.weights[client.node_id] * self._assignment.weights.get(
             client.partition, 1
@@ -352,25 +436,34 @@ class FederatedPruning(Strategy):
         """Ask every client about the dense model and go on as follows from that."""
         state, config = self.state, self.config
         with state.timings.measure("survey"):
-            state.step += 1
             exchange = exchanges(config)["survey"]
             if not isinstance(exchange, SurveyExchange):
                 raise TypeError(f"a survey needs a SurveyExchange, got {exchange}.")
             blocks = tuple(range(self.model.num_blocks))
-            sums = {block: exchange.aggregator(BlockTask(self.model, block)) for block in blocks}
+            tasks = {block: BlockTask(self.model, block) for block in blocks}
+            sums = {block: self._sums(exchange, task) for block, task in tasks.items()}
+            self._open, sent = dict(sums), self.sent(exchange)
+            if state.closed:
+                self._restore()
+            else:
+                state.folded.clear()
+                state.step += 1
             order = Order(blocks, 0, False, MESSAGE_BYTES, exchange.name)
-            orders = {client.node_id: order for client in self.cohort.active}
+            active = [] if state.closed else self.cohort.active
+            orders = {client.node_id: order for client in active}
             client = self.exchange_client(grid)
-            most = sum(exchange.most_bytes(self.model, block) for block in blocks)
+            most = sum(sent.most_bytes(self.model, block) for block in blocks)
             replies = client.replies(
-                client.requests(orders, lambda order: {}),
+                client.requests(orders, lambda node_id, order: self._shares(node_id)),
                 exchange.name,
                 report=surveying(self.status),
-                joiner=client.joiner(orders, exchange.form, most),
+                joiner=client.joiner(orders, sent.form, most),
             )
-            reading = Reading(self.cohort, state.step, exchange, self.model)
-            used = reading.fold_all(replies, orders, partial(self.fold, sums))
-            self.cohort.check_quorum(len(used), config.strategy.min_clients)
+            reading = Reading(self.cohort, state.step, sent, self.model)
+            reading.fold_all(replies, orders, partial(self.fold, sums), self._surveyed)
+            self.cohort.check_quorum(len(state.folded), config.strategy.min_clients)
+            self._unmask(sums)
+            state.end_exchange()
             follows = exchange.settle([sums[block].close() for block in blocks])
             state.figures |= follows
             for what, figures in follows.items():
@@ -378,6 +471,14 @@ class FederatedPruning(Strategy):
             self.config = exchange.settled(state.figures) or config
         state.active = [client.partition for client in self.cohort.active]
         self._save()
+
+    def _surveyed(self, client: Client, order: Order) -> None:
+        self.state.folded.append(client.partition)
+        self._hand(client)
+
+    def _hand(self, client: Client) -> None:
+        if self._secure is not None and client.partition not in self.state.handed:
+            self.state.handed.append(client.partition)
 
     def _rounds(self, grid: Grid, result: Result) -> None:
         target, state = self.config, self.state
@@ -399,13 +500,14 @@ class FederatedPruning(Strategy):
         else:
             self.state.step += 1
         self._pace.reset()
-        most = sum(exchange.most_bytes(self.model, block) for block in blocks)
+        sent = self.sent(exchange)
+        most = sum(sent.most_bytes(self.model, block) for block in blocks)
         client, asked = self.exchange_client(grid), self.asked(blocks)
         replies = client.replies(
             self.configure_train(number, ArrayRecord(), ConfigRecord(), grid),
             exchange.name,
             report=self._course.pruning(blocks, self.state.round),
-            joiner=client.joiner(asked, exchange.form, most),
+            joiner=client.joiner(asked, sent.form, most),
             again=client.again(asked, self.bundle),
         )
         _, metrics = self.aggregate_train(number, replies)
@@ -421,18 +523,24 @@ class FederatedPruning(Strategy):
         }
         self._open = {}
         for block in blocks:
-            task = BlockTask(
-                self.model, block, state.round, before[block], self._total, state.figures
-            )
+            total = self._total if self._secure is None else self._secure.clients
+            task = BlockTask(self.model, block, state.round, before[block], total, state.figures)
             # Of a block of which nothing is pruned only who answered is of interest.
             empty = exchange.prunes and not self.model.shapes[block]
-            opened = NothingPruned(exchange, task) if empty else exchange.aggregator(task)
-            if exchange.prunes and not isinstance(opened, BlockAggregator):
+            opened = NothingPruned(exchange, task) if empty else self._sums(exchange, task)
+            if exchange.prunes and not isinstance(_inner(opened), BlockAggregator):
                 raise TypeError(f"an exchange that prunes needs a BlockAggregator, got {opened}.")
             self._open[block] = opened
 
+    def _sums(self, exchange: BlockExchange, task: BlockTask) -> Aggregator[Any, Any]:
+        """Return empty sums for a block, under masks where the run's are."""
+        if self._secure is None:
+            return exchange.aggregator(task)
+        return self._secure.masked(exchange, task, self.cohort.clients)
+
     def _folded(self, client: Client, order: Order) -> None:
         self.state.folded.append(client.partition)
+        self._hand(client)
         # A client stays at its block until it hears what became of it.
         self.state.positions[client.partition] = order.blocks[-1] + (0 if self.iterative else 1)
         if self._pace.due:
@@ -452,7 +560,8 @@ class FederatedPruning(Strategy):
         state = self.state
         if not self.exchange.prunes:
             return
-        if self.config.evaluation.local_only and not state.local:
+        secure = self.config.privacy.secure  # then nothing of a single client is asked for
+        if self.config.evaluation.local_only and not state.local and not secure:
             with state.timings.measure("local"):
                 self._evaluate(grid, result)
             self._save()

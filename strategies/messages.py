@@ -35,6 +35,7 @@ def next_orders(
     blocks: range,
     positions: Mapping[int, int],
     final: bool,
+    number: int = 1,
 ) -> dict[int, Order]:
     """Return node id -> what each client that works on these blocks is to do.
 
@@ -50,6 +51,8 @@ def next_orders(
         Partition -> the block where its client goes on.
     final : bool
         Whether this is the last round.
+    number : int
+        The round, from 1.
     """
     found = {}
     for client in clients:
@@ -58,7 +61,7 @@ def next_orders(
         if mine:
             last = final and mine[-1] == own[-1]
             start = positions.get(client.partition, 0)
-            found[client.node_id] = Order(mine, start, last, MESSAGE_BYTES)
+            found[client.node_id] = Order(mine, start, last, MESSAGE_BYTES, round=number)
     return found
 
 
@@ -188,8 +191,8 @@ FORGET = "query.forget"
 _FORGET_SECONDS = 60.0
 _FORGET_WINDOW = 256
 
-Bundle = Callable[[Order], Mapping[str, bytes]]
-"""Order -> the named bytes that go with it."""
+Bundle = Callable[[int, Order], Mapping[str, bytes]]
+"""(Node id, its order) -> the named bytes that go with it."""
 
 Ahead = Mapping[int, Mapping[str, int]]
 """Node id -> name -> bytes of what was delivered before its order."""
@@ -251,8 +254,8 @@ class ExchangeClient:
         ----------
         orders : Mapping[int, Order]
             Node id -> its order.
-        bundle : Callable[[Order], Mapping[str, bytes]]
-            What goes with an order.
+        bundle : Callable[[int, Order], Mapping[str, bytes]]
+            What goes with a node's order.
         ahead : Mapping[int, Mapping[str, int]], optional
             What :meth:`deliver` has sent.
         """
@@ -260,7 +263,7 @@ class ExchangeClient:
             order = orders.get(client.node_id)
             if order is not None:
                 sent = ahead.get(client.node_id) if ahead else None
-                found = {} if sent else bundle(order)
+                found = {} if sent else bundle(client.node_id, order)
                 content = order_record(self.config_yaml, order, found, sent)
                 yield self.message(client, PRUNE, content)
 
@@ -269,7 +272,8 @@ class ExchangeClient:
         clients = {client.node_id: client for client in self.cohort.active}
 
         def message(node_id: int) -> Message:
-            order, found = orders[node_id], bundle(orders[node_id])
+            order = orders[node_id]
+            found = bundle(node_id, order)
             sent = _sizes(found) if _is_long(found) else None
             content = order_record(self.config_yaml, order, {} if sent else found, sent)
             return self.message(clients[node_id], PRUNE, content)
@@ -345,7 +349,7 @@ class ExchangeClient:
         Mapping[int, Mapping[str, int]]
             Node id -> name -> bytes of what was sent to it.
         """
-        found = {node_id: bundle(order) for node_id, order in orders.items()}
+        found = {node_id: bundle(node_id, order) for node_id, order in orders.items()}
         long = {node_id: each for node_id, each in found.items() if _is_long(each)}
         if not long:
             return {}

@@ -104,6 +104,17 @@ def surveying(status: RunStatus) -> Report:
     return _counting(status, "survey", "clients measure the dense model")
 
 
+def keying(status: RunStatus) -> Callable[[str], Report]:
+    """Return, for a step of the protocol of secure sums, what to tell after each answer."""
+    said = {
+        "keys": "clients sent keys for secure sums",
+        "shares": "clients shared their secrets",
+        "sign": "clients signed who is in a sum",
+        "unmask": "clients opened a sum",
+    }
+    return lambda step: _counting(status, "keys", said[step])
+
+
 def greeting(status: RunStatus) -> Report:
     """Return what to tell after each answer of the handshake."""
     return _counting(status, "handshake", "nodes have answered")

@@ -40,6 +40,14 @@ class RunState:
         The partitions whose replies about the next chunk are counted.
     update : bytes or None
         What clients hear of the block before, where the schedule is iterative.
+    secure : bytes or None
+        The keys and shares of the run's secure sums, where it has such.
+    attempts : int
+        How often keys were asked for; each time for a plan of another name.
+    handed : list of int
+        The partitions whose clients have the shares of the others' secrets.
+    closed : bool
+        Whether it is fixed, and may have been told, who is in the sums of the next chunk.
     figures : dict[str, object]
         What else the results tell of the strategy; plain JSON values.
     local : dict[str, LocalResult]
@@ -62,6 +70,10 @@ class RunState:
     step: int = 0
     folded: list[int] = field(default_factory=list)
     update: bytes | None = None
+    secure: bytes | None = None
+    attempts: int = 0
+    handed: list[int] = field(default_factory=list)
+    closed: bool = False
     figures: dict[str, Any] = field(default_factory=dict)
     local: dict[str, LocalResult] = field(default_factory=dict)
     own_texts: dict[str, Any] = field(default_factory=dict)
@@ -77,13 +89,18 @@ class RunState:
     def end_chunk(self, active: Iterable[int]) -> None:
         """Note that a chunk's blocks are aggregated, and who is asked for the next."""
         self.chunk += 1
-        self.folded.clear()
+        self.end_exchange()
         self.active = list(active)
 
+    def end_exchange(self) -> None:
+        """Note that all answers to an exchange have become what they come to."""
+        self.folded.clear()
+        self.closed = False
+
     def to_dict(self) -> dict[str, object]:
-        """Return all but ``update`` as plain JSON values."""
+        """Return all but ``update`` and ``secure`` as plain JSON values."""
         plain = {one.name: getattr(self, one.name) for one in fields(self)}
-        del plain["update"]
+        del plain["update"], plain["secure"]
         return plain | {
             "clients": [asdict(report) for report in self.clients],
             "positions": {str(partition): block for partition, block in self.positions.items()},
@@ -92,7 +109,9 @@ class RunState:
         }
 
     @classmethod
-    def from_dict(cls, plain: Mapping[str, Any], update: bytes | None) -> "RunState":
+    def from_dict(
+        cls, plain: Mapping[str, Any], update: bytes | None, secure: bytes | None = None
+    ) -> "RunState":
         """Undo :meth:`to_dict`; KeyError, TypeError or ValueError if that made something else."""
         return cls(
             **{
@@ -103,6 +122,7 @@ class RunState:
                 "timings": Timings(plain["timings"]),
             },
             update=update,
+            secure=secure,
         )
 
 

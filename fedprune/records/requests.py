@@ -10,8 +10,8 @@ from fedprune.errors import ReplyRefusedError
 from fedprune.records.fields import array_bytes, byte_array, kebab, typed
 
 BUNDLE_FORMAT = "fedprune.changes.v3"
-_NAMES = re.compile(r"update|start-\d{5}|segment")
-_DELIVERED = re.compile(r"update|start-\d{5}")
+_NAMES = re.compile(r"update|start-\d{5}|segment|shares")
+_DELIVERED = re.compile(r"update|start-\d{5}|shares")
 _AHEAD = "ahead"
 _LEAST_SEGMENT = 1 << 16
 
@@ -32,6 +32,8 @@ class Order:
         Longer replies come in segments of this many bytes.
     exchange : str
         What is asked about the blocks: the name of an exchange that the configuration asks for.
+    round : int
+        The round over all blocks, from 1.
     """
 
     blocks: tuple[int, ...]
@@ -39,6 +41,7 @@ class Order:
     last: bool
     segment_bytes: int
     exchange: str = "prune"
+    round: int = 1
 
     def __post_init__(self) -> None:
         """Refuse orders that nobody can follow."""
@@ -48,6 +51,8 @@ class Order:
                 f"an order must name increasing blocks at or after block {self.resume}, "
                 f"got {list(self.blocks)[:8]}."
             )
+        if self.round < 1:
+            raise ReplyRefusedError(f"'round' must be at least 1, got {self.round}.")
         if self.segment_bytes < _LEAST_SEGMENT:
             raise ReplyRefusedError(
                 f"'segment-bytes' must be at least {_LEAST_SEGMENT}, got {self.segment_bytes}."
@@ -111,6 +116,7 @@ def read_order(message: Message) -> Order:
         last=bool(typed(record, "last", bool)),
         segment_bytes=int(str(typed(record, "segment-bytes", int))),
         exchange=str(typed(record, "exchange", str)),
+        round=int(str(typed(record, "round", int))),
     )
 
 
@@ -126,7 +132,7 @@ def read_ahead(message: Message) -> dict[str, int]:
     found = {name: size for name, size in record.items() if type(size) is int and size > 0}
     if len(found) != len(record) or not all(_DELIVERED.fullmatch(name) for name in found):
         raise ReplyRefusedError(
-            "the record 'ahead' lists 'update' and 'start-NNNNN' with their bytes only."
+            "the record 'ahead' lists 'update', 'start-NNNNN' and 'shares' with their bytes only."
         )
     return found
 
@@ -144,7 +150,8 @@ def read_bundle(message: Message) -> dict[str, bytes]:
     arrays = message.content.array_records.get("arrays")
     if arrays is None or not all(_NAMES.fullmatch(name) for name in arrays):
         raise ReplyRefusedError(
-            "the request's record 'arrays' may hold 'update', 'start-NNNNN' and 'segment' only."
+            "the request's record 'arrays' may hold 'update', 'start-NNNNN', 'shares' and "
+            "'segment' only."
         )
     return {name: array_bytes(array, BUNDLE_FORMAT) for name, array in arrays.items()}
 

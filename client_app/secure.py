@@ -1,0 +1,297 @@
+"""A node's part in secure sums: its keys, its answers under masks, and what it refuses to open.
+
+Its secrets lie in its folder for the job, since every message may be another process, and go with
+that folder. What it has sent under masks it sends again as it was, and never otherwise.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from logging import getLogger
+from pathlib import Path
+
+import numpy as np
+
+from client_app import model
+from client_app.identity import Identity
+from client_app.node import NodeContext
+from client_app.scratch import SENT, Scratch
+from fedprune.config import RunConfig
+from fedprune.disk import replace_file
+from fedprune.errors import ReplyRefusedError, WireError
+from fedprune.methods.exchange import BlockExchange, BlockTask, Contributor
+from fedprune.methods.masked import packed, payload_of, sum_name, word_layout
+from fedprune.methods.public_model import PublicModel
+from fedprune.models.loading import LoadedModel
+from fedprune.privacy.secure_client import SecureClient
+from fedprune.privacy.secure_sums import Signer, SumPlan, Verifier
+from fedprune.privacy.unsigned import Unsigned
+from fedprune.pruning.block_kinds import BlockSite
+from fedprune.pruning.registry import make_pruner
+from fedprune.pruning.structured import unit_pruner
+from fedprune.pruning.units import find_units
+from fedprune.records import Keys, KeysOrder, Order
+from fedprune.records.secure import Inputs
+from fedprune.wire.arrays import Arrays, encode_arrays
+
+_PLAN, _TOLD, _ANSWER = "plan.bin", "told.json", "answer.bin"
+_PRIVATE = 0o600
+_log = getLogger("flwr")
+
+
+def is_secure(config: RunConfig, node: NodeContext) -> bool:
+    """Whether a job's answers go under masks here.
+
+    Raises
+    ------
+    ReplyRefusedError
+        If they did before and are not to do so now.
+    """
+    if not config.privacy.secure and _folder(node).exists():
+        raise ReplyRefusedError(
+            "this node's answers to this job are under masks (`privacy.secure`), and stay so."
+        )
+    return config.privacy.secure
+
+
+def join(config: RunConfig, node: NodeContext, order: KeysOrder) -> Keys:
+    """Make this node's keys for the sums of a plan.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run's configuration as the server sent it.
+    node : NodeContext
+        This node; its folder for the job gets the secrets.
+    order : KeysOrder
+        The plan, and what else it takes to make words.
+
+    Raises
+    ------
+    ReplyRefusedError
+        If the plan is not one that the configuration and this node's operator allow, or this node
+        has answered under another one of the same job.
+    """
+    if not config.privacy.secure:
+        raise ReplyRefusedError("this job's configuration does not ask for `privacy.secure`.")
+    plan = _plan(order.plan)
+    job = node.scratch.parent.name.removeprefix("job-")
+    if plan.run.partition("/")[0] != job:
+        raise ReplyRefusedError("the plan of secure sums is that of another job.")
+    if plan.floor < config.privacy.min_cohort:
+        raise ReplyRefusedError(
+            f"the plan's sums are over {plan.floor} clients or more, `privacy.min_cohort` is "
+            f"{config.privacy.min_cohort}."
+        )
+    folder = _folder(node)
+    if _read(folder / _PLAN) != order.plan:
+        if (folder / SENT).exists():
+            raise ReplyRefusedError(
+                "this node has answered in this job before, under other keys: the same sums over "
+                "other clients would tell who makes the difference."
+            )
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    told = {"clients": order.clients, "inputs": order.inputs}
+    replace_file(folder / _TOLD, json.dumps(told).encode(), mode=_PRIVATE)
+    replace_file(folder / _PLAN, order.plan, mode=_PRIVATE)
+    found = SecureNode.of(config, node)
+    return Keys(found.client.advertise(), found.member.name, found.member.roster)
+
+
+@dataclass(frozen=True)
+class Member:
+    """Who this node is in the protocol, and whom it trusts.
+
+    Attributes
+    ----------
+    name : str
+        Its site's in the roster, or that of its partition.
+    signer : Signer
+        Its site's key.
+    verifier : Verifier
+        The roster.
+    roster : str
+        SHA-256 of the roster; "" without one.
+    least : int
+        The roster's least cohort.
+    """
+
+    name: str
+    signer: Signer
+    verifier: Verifier
+    roster: str = ""
+    least: int = 2
+
+    @classmethod
+    def of(cls, node: NodeContext) -> "Member":
+        """Read what the node's configuration names; ConfigError if a file is unfit."""
+        identity = Identity.of(node.settings)
+        key, roster = identity.key, identity.roster
+        if roster is None or key is None:
+            return cls(f"partition {node.partition_id}", Unsigned(), Unsigned())
+        name = str(roster.site_of(key.public))
+        return cls(name, key, roster, roster.digest, roster.min_cohort)
+
+
+@dataclass(frozen=True)
+class SecureNode:
+    """A node that has joined a plan.
+
+    Attributes
+    ----------
+    config : RunConfig
+        The run's configuration.
+    node : NodeContext
+        This node.
+    member : Member
+        Who it is.
+    plan : SumPlan
+        The plan.
+    clients : int
+        How many clients' words are added up at most.
+    inputs : tuple
+        Block -> inputs, as the server sees the model.
+    """
+
+    config: RunConfig
+    node: NodeContext
+    member: Member
+    plan: SumPlan
+    clients: int
+    inputs: Inputs
+
+    @classmethod
+    def of(cls, config: RunConfig, node: NodeContext) -> "SecureNode":
+        """Return this node as it joined; ReplyRefusedError if it did not."""
+        plan, told = _read(_folder(node) / _PLAN), _read(_folder(node) / _TOLD)
+        if plan is None or told is None:
+            raise ReplyRefusedError(
+                "this node has no keys for the run's secure sums: it missed an earlier message, or "
+                "its folder was emptied. It can take part in the next run."
+            )
+        values = json.loads(told)
+        inputs = tuple(tuple(map(tuple, block)) for block in values["inputs"])
+        return cls(config, node, Member.of(node), _plan(plan), values["clients"], inputs)
+
+    @cached_property
+    def client(self) -> SecureClient:
+        """The client's half of the protocol."""
+        least = max(self.config.privacy.min_cohort, self.member.least)
+        member, folder = self.member, _folder(self.node) / "protocol"
+        return SecureClient(
+            self.plan, member.name, member.signer, member.verifier, folder, floor=least
+        )
+
+    def receive(self, shares: bytes) -> None:
+        """Take the shares of the others' secrets."""
+        for name in self.client.receive(shares):
+            _log.warning("what '%s' shared of its secrets cannot be opened", name)
+
+    def kept(self, order: Order) -> tuple[dict[int, bytes], int] | None:
+        """Return what was answered to this very order, and of how many samples; None if nothing."""
+        data = _read(_folder(self.node) / _ANSWER)
+        if data is None:
+            return None
+        names = ["order", "samples", *map(str, order.blocks)]
+        try:
+            arrays = Arrays(data, names)
+            told = arrays.take("order", arrays.announced("order")).tobytes()
+            if told != _mark(order):
+                return None
+            (samples,) = arrays.take("samples", arrays.announced("samples")).tolist()
+            blocks = {
+                block: arrays.take(str(block), arrays.announced(str(block))).tobytes()
+                for block in order.blocks
+            }
+        except WireError:  # of other blocks
+            return None
+        return blocks, samples
+
+    def hide(
+        self, exchange: BlockExchange, order: Order, payloads: Mapping[int, bytes], samples: int
+    ) -> dict[int, bytes]:
+        """Return the payloads of blocks under masks, and keep them until another order comes.
+
+        Raises
+        ------
+        WireError
+            If an answer is not one that can be added up.
+        ReplyRefusedError
+            As :meth:`fedprune.privacy.secure_client.SecureClient.masked`.
+        """
+        found = _public_model(self.config, model.dense_model(self.config, self.node), self.inputs)
+        hidden = {
+            block: payload_of(
+                self._masked(
+                    exchange,
+                    BlockTask(found, block, order.round, total_weight=self.clients),
+                    payload,
+                )
+            )
+            for block, payload in payloads.items()
+        }
+        folder = _folder(self.node)
+        parts = {str(block): np.frombuffer(data, np.uint8) for block, data in hidden.items()}
+        told = {"order": np.frombuffer(_mark(order), np.uint8), "samples": np.array([samples])}
+        replace_file(folder / _ANSWER, encode_arrays({**told, **parts}), mode=_PRIVATE)
+        return hidden
+
+    def _masked(self, exchange: BlockExchange, task: BlockTask, payload: bytes) -> dict[int, bytes]:
+        layout = word_layout(exchange, task, self.clients)
+        if not layout:
+            return {}
+        aggregator, me = exchange.aggregator(task), Contributor("this node")
+        words = aggregator.words(aggregator.check(payload, me), me, self.clients)
+        # From here on no other plan is accepted in this job.
+        (_folder(self.node) / SENT).touch(mode=_PRIVATE)
+        return {
+            bits: self.client.masked(sum_name(exchange.name, task.round, task.block, bits), some)
+            for bits, some in packed(words, layout).items()
+        }
+
+
+def _public_model(config: RunConfig, loaded: LoadedModel, inputs: Inputs) -> PublicModel:
+    """Return this node's model as the server's aggregators know it."""
+    layout, blocks = loaded.layout, range(len(loaded.layout.blocks))
+    structured = unit_pruner(make_pruner(config.pruner))
+    return PublicModel(
+        shapes=tuple(layout.shapes()),
+        config_hash="",
+        weights_hash="",
+        code_hash="",
+        weight=loaded.weight,
+        inputs=inputs,
+        sites=tuple(BlockSite.of(loaded, block) for block in blocks),
+        experts=tuple(
+            frozenset(name for name, ref in layout.linears(block).items() if ref.expert)
+            for block in blocks
+        ),
+        units=None if structured is None else find_units(loaded, structured.structure),
+    )
+
+
+def _mark(order: Order) -> bytes:
+    told = json.dumps([order.exchange, order.round, order.resume, order.last, *order.blocks])
+    return hashlib.sha256(told.encode()).digest()
+
+
+def _plan(data: bytes) -> SumPlan:
+    try:
+        return SumPlan.from_bytes(data)
+    except WireError as error:
+        raise ReplyRefusedError(str(error)) from None
+
+
+def _folder(node: NodeContext) -> Path:
+    return Scratch(node.scratch).secure
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None

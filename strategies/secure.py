@@ -1,0 +1,337 @@
+"""The server's part in secure sums: keys and shares before the rounds, an opening after each sum.
+
+What is said stands in :mod:`fedprune.privacy`; here it becomes messages, and survives a kill.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from logging import INFO, WARNING
+from typing import Any
+
+import numpy as np
+from flwr.app import Message, RecordDict
+from flwr.common.logger import log
+
+from fedprune.config import RunConfig
+from fedprune.errors import ReplyRefusedError, WireError
+from fedprune.flower.replies import SHORT_REPLY_BYTES
+from fedprune.methods.exchange import BlockExchange, BlockTask, Contributor
+from fedprune.methods.masked import MaskedAggregator, MaskedExchange, planned, sum_name, widths
+from fedprune.methods.public_model import PublicModel
+from fedprune.privacy.secure_server import MaskedSum, SecureServer
+from fedprune.privacy.secure_sums import SumPlan, Words
+from fedprune.privacy.unsigned import Unsigned
+from fedprune.records import (
+    KeysOrder,
+    keys_request,
+    parts_request,
+    read_keys,
+    read_parts,
+)
+from fedprune.wire.arrays import Arrays, array_names, encode_arrays
+from strategies.cohort import Client
+from strategies.exchange import Outcome
+from strategies.messages import ExchangeClient
+
+KEYS = "query.keys"
+SHARES = "query.shares"
+SIGN = "query.sign"
+UNMASK = "query.unmask"
+
+_KEY_BYTES = 64  # of a key of the plan: a public key and a commitment, or two shares
+_BOX_BYTES = 1024  # beside the shares in what is for one reader
+_MOST_NEIGHBOURS = 101
+_OPENING_BYTES = 8192  # beside the shares in what opens a sum
+
+Report = Callable[[str], Callable[[int, int], None]]
+"""Step of the protocol -> what to tell after each answer."""
+
+
+def plan_sums(config: RunConfig, model: PublicModel, job: str, clients: int) -> SumPlan:
+    """Return every sum that a run will ask for.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run's.
+    model : PublicModel
+        The model's blocks.
+    job : str
+        What the plan is of.
+    clients : int
+        How many are asked for keys.
+
+    Raises
+    ------
+    ConfigError
+        If what is asked for are no sums of integers.
+    """
+    sums: dict[str, Words] = {}
+    for exchange in planned(config, model.num_blocks):
+        numbers = range(1, config.strategy.rounds + 1) if exchange.prunes else range(1, 2)
+        for number in numbers:
+            masked = MaskedExchange(exchange, clients)
+            for block in range(model.num_blocks):
+                for bits, count in widths(masked.layout(model, block, number)).items():
+                    sums[sum_name(exchange.name, number, block, bits)] = Words(count, bits)
+    return SumPlan(job, sums, config.privacy.min_cohort)
+
+
+@dataclass
+class SecureSums:
+    """A run's secure sums, set up.
+
+    Attributes
+    ----------
+    server : SecureServer
+        The server's half of the protocol.
+    clients : int
+        How many clients' words are added up at most.
+    names : dict[int, str]
+        Partition -> what the protocol calls its client.
+    rosters : dict[int, str]
+        Partition -> SHA-256 of the roster by which it trusts the others; "" if it trusts anybody.
+    """
+
+    server: SecureServer
+    clients: int
+    names: dict[int, str] = field(default_factory=dict)
+    rosters: dict[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def set_up(
+        cls, to: ExchangeClient, plan: SumPlan, model: PublicModel, report: Report
+    ) -> "SecureSums":
+        """Gather keys, and the shares of their secrets that clients have for each other.
+
+        Parameters
+        ----------
+        to : ExchangeClient
+            How messages are sent; who does not answer, or wrongly, is left out.
+        plan : SumPlan
+            What the run will ask for.
+        model : PublicModel
+            Which linears share an input.
+        report : Report
+            Told of the answers.
+
+        Raises
+        ------
+        QuorumError
+            If too few have answered.
+        """
+        asked = to.cohort.active
+        found = cls(SecureServer(plan, Unsigned()), len(asked))
+        server, keys = found.server, plan.keys
+        order = KeysOrder(plan.to_bytes(), len(asked), model.inputs)
+        content = keys_request(to.config_yaml, order)
+        most = _KEY_BYTES * (keys + 1)
+        _ask(to, KEYS, lambda _: content, most, found._take_keys, report)
+        server.close_adverts()
+
+        def adverts(client: Client) -> Any:
+            told = server.adverts_for(found.names[client.partition])
+            return parts_request(to.config_yaml, {"adverts": told})
+
+        def take(client: Client, reply: Message) -> None:
+            shares = read_parts(reply, ["shares"])["shares"]
+            server.add_shares(found.names[client.partition], shares)
+
+        neighbours = min(len(server.participants), _MOST_NEIGHBOURS)
+        most = neighbours * (_KEY_BYTES * keys + _BOX_BYTES)
+        _ask(to, SHARES, adverts, most, take, report)
+        server.close_shares()
+        found._tell()
+        return found
+
+    @property
+    def authenticated(self) -> bool:
+        """Whether all clients trust each other by one roster, and nobody else."""
+        return len(set(self.rosters.values())) == 1 and all(self.rosters.values())
+
+    def figures(self) -> dict[str, Any]:
+        """Return what the results tell of it."""
+        server = self.server
+        return {
+            "clients": len(server.members),
+            "threshold": server.quorum,
+            "min_cohort": server.plan.floor,
+            "sums": len(server.plan.sums),
+            "authenticated": self.authenticated,
+        }
+
+    def shares_for(self, partition: int) -> bytes:
+        """Return the shares of the others' secrets for a client."""
+        return self.server.boxes_for(self.names[partition])
+
+    def masked(
+        self, exchange: BlockExchange, task: BlockTask, clients: Iterable[Client]
+    ) -> MaskedAggregator[Any]:
+        """Return empty sums of clients' masked words of a block."""
+        layout = MaskedExchange(exchange, self.clients).layout(task.model, task.block, task.round)
+        names = (sum_name(exchange.name, task.round, task.block, bits) for bits in widths(layout))
+        return MaskedAggregator(
+            exchange.aggregator(task),
+            layout,
+            {name: self.server.sum(name) for name in names},
+            {client.name: self.names.get(client.partition, "") for client in clients},
+        )
+
+    def open(
+        self,
+        to: ExchangeClient,
+        aggregators: Iterable[MaskedAggregator[Any]],
+        contributor: Callable[[Client], Contributor],
+        keep: Callable[[], None],
+        report: Report,
+    ) -> list[Client]:
+        """Open the sums of some blocks, and hand them on; return whose they are.
+
+        Parameters
+        ----------
+        to : ExchangeClient
+            How messages are sent.
+        aggregators : Iterable[MaskedAggregator]
+            The blocks, all of which the same clients have answered.
+        contributor : Callable[[Client], Contributor]
+            A client as its sums are checked by it.
+        keep : Callable[[], None]
+            Puts the sums on the disk: before anybody is told who is in them.
+        report : Report
+            Told of the answers.
+
+        Raises
+        ------
+        QuorumError
+            If too few clients are in the sums, sign the list of them or answer; nothing is opened.
+        WireError
+            If such clients' answers cannot come to such sums.
+        """
+        blocks = list(aggregators)
+        sums = {name: one for block in blocks for name, one in block.sums.items()}
+        if not sums:
+            return to.cohort.active
+        try:
+            for one in sums.values():
+                one.close()
+        finally:
+            keep()
+        self._exchange(to, SIGN, sums, {n: s.cohort for n, s in sums.items()}, report)
+        asked = {name: one.unmask_request() for name, one in sums.items()}
+        self._exchange(to, UNMASK, sums, asked, report)
+        inside = set(next(iter(sums.values())).arrived)
+        clients = [c for c in to.cohort.clients if self.names.get(c.partition) in inside]
+        for block in blocks:
+            block.open([contributor(client) for client in clients])
+        liars = sorted({name for one in sums.values() for name in one.liars})
+        if liars:
+            log(WARNING, "wrong shares of secrets, left out: %s", ", ".join(liars))
+        return clients
+
+    def _exchange(
+        self,
+        to: ExchangeClient,
+        kind: str,
+        sums: Mapping[str, MaskedSum],
+        asked: Mapping[str, bytes],
+        report: Report,
+    ) -> None:
+        """Ask every client about some sums, and give each sum what it gets."""
+        content = parts_request(to.config_yaml, asked)
+
+        def take(client: Client, reply: Message) -> None:
+            found, name = read_parts(reply, list(sums)), self.names[client.partition]
+            for which, data in found.items():
+                if kind == SIGN:
+                    sums[which].add_signature(name, data)
+                else:
+                    sums[which].add_unmask(name, data)
+
+        shares = min(len(self.server.participants), _MOST_NEIGHBOURS) * _KEY_BYTES
+        most = len(sums) * (_OPENING_BYTES + shares)
+        _ask(to, kind, lambda _: content, most, take, report)
+
+    def _take_keys(self, client: Client, reply: Message) -> None:
+        keys, partition = read_keys(reply), client.partition
+        name = keys.name if keys.roster else f"partition {partition}"
+        if keys.name != name or name in self.names.values():
+            raise ReplyRefusedError(
+                f"it is called '{keys.name}' in secure sums, as another client is, or as it cannot "
+                "be. With a roster each site takes part with one node."
+            )
+        self.server.add_advert(name, keys.advert)
+        self.names[partition], self.rosters[partition] = name, keys.roster
+
+    def _tell(self) -> None:
+        server = self.server
+        log(
+            INFO,
+            "secure sums: %d clients, opened by %d or more, over %d or more",
+            len(server.members),
+            server.quorum,
+            server.roll.least,
+        )
+        if not self.authenticated:
+            log(
+                WARNING,
+                "secure sums without a roster that all clients share: they hold against a server "
+                "that follows the protocol and is curious, not against one that makes up clients. "
+                "Name a `roster` in every node's --node-config (docs/secure_sums.md).",
+            )
+
+    def to_bytes(self) -> bytes:
+        """Return all that another process needs to go on."""
+        told = {
+            "clients": self.clients,
+            "names": [[number, name] for number, name in self.names.items()],
+            "rosters": [[number, one] for number, one in self.rosters.items()],
+        }
+        plan = np.frombuffer(self.server.plan.to_bytes(), np.uint8)
+        text = np.frombuffer(json.dumps(told).encode(), np.uint8)
+        return encode_arrays({"plan": plan, "told": text, **self.server.state()})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "SecureSums":
+        """Undo :meth:`to_bytes`; ValueError, KeyError or WireError if that made something else."""
+        message = Arrays(data, array_names(data))
+        arrays = {name: message.take(name, message.announced(name)) for name in message.names}
+        told = json.loads(arrays.pop("told").tobytes())
+        server = SecureServer(SumPlan.from_bytes(arrays.pop("plan").tobytes()), Unsigned())
+        server.restore(arrays)
+        return cls(server, told["clients"], dict(told["names"]), dict(told["rosters"]))
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """Replies in one message, of a length that is known."""
+
+    reply_bytes: int
+
+    def take(self, outcome: Outcome) -> Outcome:
+        return outcome
+
+
+def _ask(
+    to: ExchangeClient,
+    kind: str,
+    content: Callable[[Client], RecordDict],
+    most: int,
+    take: Callable[[Client, Message], None],
+    report: Report,
+) -> None:
+    """Ask all clients of a run; one that answers wrongly is left out."""
+    phase = kind.partition(".")[2]
+    messages = (to.message(client, kind, content(client)) for client in to.cohort.active)
+    gate = _Whole(SHORT_REPLY_BYTES + most)
+    for reply in to.replies(messages, phase, report(phase), gate):
+        client = to.cohort.sender(reply)
+        if client is None:
+            continue
+        try:
+            take(client, reply)
+        except (ReplyRefusedError, WireError) as error:
+            to.cohort.refuse(client, to.step, phase, str(error))
+            to.cohort.leave_out(client)
+        else:
+            to.cohort.ledger.add(to.cohort.entry(client, to.step, phase))
