@@ -58,6 +58,7 @@ from strategies.progress import (
     evaluating,
     greeting,
     keying,
+    opening,
     sending,
     show,
     surveying,
@@ -73,7 +74,6 @@ _NOMINAL_CLIENTS = 255  # by which blocks are dealt out to messages before anybo
 
 def _inner(aggregator: Aggregator[Any, Any]) -> Aggregator[Any, Any]:
     return aggregator.inner if isinstance(aggregator, MaskedAggregator) else aggregator
-
 
 
 class FederatedPruning(Strategy):
@@ -412,7 +412,7 @@ class FederatedPruning(Strategy):
         if self._secure is None:
             return
         masked = [one for one in opened.values() if isinstance(one, MaskedAggregator)]
-        to, report = self.exchange_client(self._grid), keying(self.status)
+        to, report = self.exchange_client(self._grid), opening(self.status)
         try:
             self._secure.open(to, masked, self._contributor, partial(self._keep, opened), report)
         except WireError as error:

@@ -104,15 +104,14 @@ def surveying(status: RunStatus) -> Report:
     return _counting(status, "survey", "clients measure the dense model")
 
 
-def keying(status: RunStatus) -> Callable[[str], Report]:
-    """Return, for a step of the protocol of secure sums, what to tell after each answer."""
-    said = {
-        "keys": "clients sent keys for secure sums",
-        "shares": "clients shared their secrets",
-        "sign": "clients signed who is in a sum",
-        "unmask": "clients opened a sum",
-    }
-    return lambda step: _counting(status, "keys", said[step])
+def keying(status: RunStatus) -> Report:
+    """Return what to tell after each answer while keys for secure sums are exchanged."""
+    return _counting(status, "keys", "clients have sent keys, or shares of their secrets")
+
+
+def opening(status: RunStatus) -> Report:
+    """Return what to tell after each answer that helps to open a sum: no line of its own."""
+    return status.answers
 
 
 def greeting(status: RunStatus) -> Report:

@@ -33,6 +33,7 @@ from fedprune.wire.arrays import Arrays, array_names, encode_arrays
 from strategies.cohort import Client
 from strategies.exchange import Outcome
 from strategies.messages import ExchangeClient
+from strategies.progress import Report
 
 KEYS = "query.keys"
 SHARES = "query.shares"
@@ -43,9 +44,6 @@ _KEY_BYTES = 64  # of a key of the plan: a public key and a commitment, or two s
 _BOX_BYTES = 1024  # beside the shares in what is for one reader
 _MOST_NEIGHBOURS = 101
 _OPENING_BYTES = 8192  # beside the shares in what opens a sum
-
-Report = Callable[[str], Callable[[int, int], None]]
-"""Step of the protocol -> what to tell after each answer."""
 
 
 def plan_sums(config: RunConfig, model: PublicModel, job: str, clients: int) -> SumPlan:
@@ -224,9 +222,9 @@ class SecureSums:
         clients = [c for c in to.cohort.clients if self.names.get(c.partition) in inside]
         for block in blocks:
             block.open([contributor(client) for client in clients])
-        liars = sorted({name for one in sums.values() for name in one.liars})
-        if liars:
-            log(WARNING, "wrong shares of secrets, left out: %s", ", ".join(liars))
+        for dealer, holder in sorted({pair for one in sums.values() for pair in one.misfits}):
+            text = "a share of the secrets of '%s' that '%s' gave does not fit and was left out"
+            log(WARNING, text, dealer, holder)
         return clients
 
     def _exchange(
@@ -324,7 +322,7 @@ def _ask(
     phase = kind.partition(".")[2]
     messages = (to.message(client, kind, content(client)) for client in to.cohort.active)
     gate = _Whole(SHORT_REPLY_BYTES + most)
-    for reply in to.replies(messages, phase, report(phase), gate):
+    for reply in to.replies(messages, phase, report, gate):
         client = to.cohort.sender(reply)
         if client is None:
             continue

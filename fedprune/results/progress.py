@@ -9,6 +9,7 @@ LABELS = {
     "connect": "connecting",
     "handshake": "asking nodes who they are",
     "model": "sending the model to nodes",
+    "keys": "exchanging keys for secure sums",
     "survey": "surveying",
     "deliver": "delivering pruned blocks",
     "prune": "pruning",
@@ -20,7 +21,7 @@ LABELS = {
     "done": "done",
 }
 """What a person reads for each phase: in terminal and log, in `fedprune status`, on pages."""
-PHASES = ("connect", "handshake", "model", "survey", "prune", "evaluate", "export", "done")
+PHASES = ("connect", "handshake", "model", "keys", "survey", "prune", "evaluate", "export", "done")
 """Those that a run's status goes through once the model is loaded, in their order."""
 _BETWEEN = " · "
 _QUIET_SECONDS = 15.0

@@ -1,0 +1,58 @@
+"""Whole runs under masks end with the very bytes of plain ones, whoever vanishes meanwhile."""
+
+import pytest
+
+from client_app.app import app
+from fedprune.models.export import SIDECAR
+from tests.support.grid import LocalGrid
+from tests.support.jobs import job
+
+SECURE = "privacy.secure=true"
+RUNS = {
+    "fedstats": ["strategy=fedstats"],
+    "fedstats, iterative": ["strategy=fedstats", "schedule=iterative"],
+}
+
+
+def made(folder):
+    """Return the bytes of the masks and of the model that a run exported."""
+    model = folder / "model"
+    weights = sorted(model.glob("*.safetensors"))
+    assert weights
+    return [(model / SIDECAR).read_bytes(), *(path.read_bytes() for path in weights)]
+
+
+def secure(folder, *overrides, clients=3, grid=None, cohort=3):
+    least = [f"privacy.min_cohort={cohort}", f"strategy.min_clients={cohort}"]
+    return job(folder, SECURE, *least, *overrides, clients=clients, grid=grid)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_masks_are_those_of_a_plain_run_byte_for_byte(tmp_path, name):
+    job(tmp_path / "plain", *RUNS[name])
+    results = secure(tmp_path / "secure", *RUNS[name])
+    assert made(tmp_path / "secure") == made(tmp_path / "plain")
+    told = results["strategy"]["secure"]
+    assert (told["clients"], told["threshold"], told["min_cohort"]) == (3, 2, 3)
+    assert not told["authenticated"]
+
+
+def test_what_travels_is_not_what_a_plain_run_sends(tmp_path):
+    plain, hidden = LocalGrid(app, 3), LocalGrid(app, 3)
+    sent = {}
+    for name, grid in (("plain", plain), ("secure", hidden)):
+        kept = sent[name] = []
+
+        def keep(partition, reply, kept=kept):
+            if reply.metadata.message_type == "train.prune":
+                kept.append(b"".join(array.data for array in reply.content["arrays"].values()))
+            return reply
+
+        grid._tamper = keep
+        more = [SECURE] if name == "secure" else []
+        job(tmp_path / name, "strategy=fedstats", "strategy.min_clients=3", *more, grid=grid)
+    assert len(sent["plain"]) == len(sent["secure"]) == 3
+    for data in sent["secure"]:
+        words = data[-4096:]
+        # Bytes of AES are spread evenly: none of 256 is missing for long.
+        assert len(set(words)) > 250
