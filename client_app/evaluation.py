@@ -16,9 +16,10 @@ from fedprune.methods.registry import get_method
 from fedprune.models.changes import Changes, Recalled
 from fedprune.models.device import Limits, pick_device
 from fedprune.models.loading import LoadedModel
-from fedprune.pruning.blocks import BlockWalk, pruned_in_passing
+from fedprune.pruning.blocks import pruned_in_passing
 from fedprune.pruning.groups import block_specs
-from fedprune.pruning.registry import make_pruner
+from fedprune.pruning.paired import walk_for
+from fedprune.pruning.registry import make_pruner, towards
 from fedprune.records import FINAL, FinalOrder, LocalResult
 from fedprune.wire.changes import Change
 
@@ -58,9 +59,10 @@ def _own_changes(config: RunConfig, node: NodeContext) -> Changes:
         return Recalled(blocks, lambda block: scratch.load_changes(block, shapes[block]))
     # What it did in the rounds belongs to the common model: it prunes once more, alone.
     device, limits = pick_device(config.pruner.device), Limits.of(config.pruner)
-    walk = BlockWalk(loaded, texts.tokens(config, node), device, limits=limits)
+    pruner = towards(make_pruner(config.pruner), config)
+    walk = walk_for(pruner)(loaded, texts.tokens(config, node), device, limits=limits)
     specs = block_specs(config, blocks, len(shapes))
-    return pruned_in_passing(walk, make_pruner(config.pruner), specs)
+    return pruned_in_passing(walk, pruner, specs)
 
 
 def evaluate_own_texts(config: RunConfig, node: NodeContext, order: FinalOrder) -> OwnTextResult:

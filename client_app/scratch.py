@@ -65,25 +65,28 @@ class Scratch:
         finally:
             lock.release()
 
-    def save_hidden(self, block: int, hidden: Sequence[torch.Tensor]) -> None:
-        """Keep the inputs of ``block``, one tensor of shape (1, seq_len, d) a sample."""
-        self._save(self._hidden(block), hidden)
+    def save_hidden(self, block: int, hidden: Sequence[torch.Tensor], dense: bool = False) -> None:
+        """Keep the inputs of ``block``, one tensor of shape (1, seq_len, d) a sample.
+
+        Those behind the blocks as they became, or those in the ``dense`` model.
+        """
+        self._save(self._hidden(block, dense), hidden)
 
     def go_on_from(self, block: int) -> None:
         """Forget the inputs of all blocks but one, that from which the server goes on."""
-        for found in self.folder.glob("hidden-*"):
-            if found != self._hidden(block):
+        for found in (*self.folder.glob("hidden-*"), *self.folder.glob("dense-*")):
+            if found not in (self._hidden(block), self._hidden(block, dense=True)):
                 found.unlink()
 
-    def load_hidden(self, block: int) -> list[torch.Tensor]:
-        """Return the inputs of ``block``.
+    def load_hidden(self, block: int, dense: bool = False) -> list[torch.Tensor]:
+        """Return the inputs of ``block``, as :meth:`save_hidden` kept them.
 
         Raises
         ------
         ReplyRefusedError
             If this node did not prune the blocks before, or its folder was emptied.
         """
-        return self._load(self._hidden(block), f"inputs of block {block}")
+        return self._load(self._hidden(block, dense), f"inputs of block {block}")
 
     @property
     def has_samples(self) -> bool:
@@ -262,8 +265,8 @@ class Scratch:
         with contextlib.suppress(OSError):
             os.utime(self.folder.parent)
 
-    def _hidden(self, block: int) -> Path:
-        return self.folder / f"hidden-{block:05d}.safetensors"
+    def _hidden(self, block: int, dense: bool = False) -> Path:
+        return self.folder / f"{'dense' if dense else 'hidden'}-{block:05d}.safetensors"
 
     @property
     def _samples(self) -> Path:

@@ -21,6 +21,7 @@ from fedprune.methods.registry import exchanges
 from fedprune.models.device import Limits, pick_device
 from fedprune.pruning.blocks import BlockWalk
 from fedprune.pruning.groups import MaskSpec, block_specs
+from fedprune.pruning.paired import PairedWalk
 from fedprune.pruning.registry import make_pruner
 from fedprune.records import Order, PruneReply, fetched_record, prune_record, split_record
 from fedprune.results.environment import peak_device_bytes, peak_rss_bytes
@@ -99,6 +100,11 @@ def asked_exchange(config: RunConfig, order: Order) -> BlockExchange:
 def is_iterative(config: RunConfig, exchange: BlockExchange) -> bool:
     """Whether blocks come one by one, each with what became of the one before."""
     return config.schedule.name == "iterative" and exchange.prunes
+
+
+def carries_dense(config: RunConfig) -> bool:
+    """Whether an exchange of this run compares with the dense model, block by block."""
+    return any(exchange.carries_dense for exchange in exchanges(config).values())
 
 
 def check_order(
@@ -255,6 +261,8 @@ class Session:
                 self._scratch.save_changes(block, answer.changes)
         if not self.order.last and (self._iterative or walk.position not in payloads):
             self._scratch.save_hidden(walk.position, walk.hidden)
+            if isinstance(walk, PairedWalk):
+                self._scratch.save_hidden(walk.position, walk.dense_hidden, dense=True)
         return payloads, walk.num_samples
 
     def _walk(self, bundle: Mapping[str, bytes]) -> BlockWalk:
@@ -262,11 +270,15 @@ class Session:
         loaded = model.dense_model(self.config, self.node)
         device, limits = pick_device(self.config.pruner.device), Limits.of(self.config.pruner)
         start, scratch = self.order.resume, self._scratch
-        if start:
-            hidden, samples = scratch.load_hidden(start), scratch.load_samples()
-            walk = BlockWalk(loaded, samples, device, hidden=hidden, start=start, limits=limits)
+        samples = scratch.load_samples() if start else self._samples()
+        hidden = scratch.load_hidden(start) if start else None
+        if carries_dense(self.config):
+            dense = scratch.load_hidden(start, dense=True) if start else None
+            walk: BlockWalk = PairedWalk(
+                loaded, samples, device, hidden=hidden, dense=dense, start=start, limits=limits
+            )
         else:
-            walk = BlockWalk(loaded, self._samples(), device, limits=limits)
+            walk = BlockWalk(loaded, samples, device, hidden=hidden, start=start, limits=limits)
         if "update" in bundle:
             # Read before anything runs; the hidden states kept are the inputs of its block.
             update = read_update(self.exchange, BlockPlace.of(walk), bundle["update"])

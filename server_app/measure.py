@@ -27,9 +27,10 @@ from fedprune.models.device import Limits, pick_device
 from fedprune.models.loading import LoadedModel
 from fedprune.models.reshape import read_origin
 from fedprune.models.sources import tied_names
-from fedprune.pruning.blocks import BlockWalk, pruned_in_passing
+from fedprune.pruning.blocks import pruned_in_passing
 from fedprune.pruning.groups import block_specs
-from fedprune.pruning.registry import make_pruner
+from fedprune.pruning.paired import walk_for
+from fedprune.pruning.registry import make_pruner, towards
 from fedprune.results.build import Fidelity, Perplexities
 from strategies import FederatedPruning
 from strategies.progress import show
@@ -129,10 +130,11 @@ def centralized_changes(
         )
         samples += [sample.tokens for sample in found]
     device, limits = pick_device(config.pruner.device), Limits.of(config.pruner)
-    walk = BlockWalk(loaded, samples, device, limits=limits)
+    pruner = towards(make_pruner(config.pruner), config)
+    walk = walk_for(pruner)(loaded, samples, device, limits=limits)
     count = len(loaded.layout.blocks)
     specs = block_specs(config, range(count), count)
-    return pruned_in_passing(walk, make_pruner(config.pruner), specs)
+    return pruned_in_passing(walk, pruner, specs)
 
 
 def _dense_scores(

@@ -335,6 +335,7 @@ class StrategyConfig(Choice):
         "moments": "float32",
         "bits_per_weight": None,
         "max_width": None,
+        "target": "pruned",
     }
 
     pools: ClassVar[bool] = False

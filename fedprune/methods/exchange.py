@@ -393,6 +393,9 @@ class BlockExchange(ABC):
     together : bool
         Whether a client is asked about all blocks in one message, since it keeps something from
         block to block.
+    carries_dense : bool
+        Whether a client's walk carries the dense model's hidden states beside its own
+        (:class:`fedprune.pruning.paired.PairedWalk`).
     """
 
     name: ClassVar[str] = "prune"
@@ -400,6 +403,7 @@ class BlockExchange(ABC):
     prunes: ClassVar[bool] = True
     shares_inputs: bool = False
     together: bool = False
+    carries_dense: bool = False
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config

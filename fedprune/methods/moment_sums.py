@@ -13,7 +13,7 @@ from fedprune.methods.moments import InputPlan, MomentPool, diagonal_of
 from fedprune.methods.state import CountedSums, Keepable
 from fedprune.methods.sums import SumsPool
 from fedprune.pruning.statistics import ColumnStatistics, MomentStatistics
-from fedprune.wire.moments import Columns, InputMoments, Sketch, Triangle, decode_moments
+from fedprune.wire.moments import Columns, Cross, InputMoments, Sketch, Triangle, decode_moments
 from fedprune.wire.sums import ExactSums, InputSums
 
 R = TypeVar("R")
@@ -57,11 +57,25 @@ class MomentSums(CountedSums, Aggregator[list[InputMoments], R], Generic[R]):
                     f"the moments of {' '.join(group.linears)} must be of form '{plan.form}' and "
                     f"rank {plan.rank}, got another."
                 )
+            if (group.cross is not None) != plan.crossed:
+                told = "with" if plan.crossed else "without"
+                raise WireError(
+                    f"the moments of {' '.join(group.linears)} must come {told} the cross moment "
+                    "(`strategy.target`)."
+                )
             total = float(diagonal_of(group).sum(dtype=np.float64))
             check_loudness(self.task, group.linears, total, group.tokens)
             if isinstance(group.body, Triangle):
                 check_moments(group.body, " ".join(group.linears))
+                if group.cross is not None:
+                    self._check_cross(group, group.body, group.cross)
         return found
+
+    def _check_cross(self, group: InputMoments, triangle: Triangle, cross: Cross) -> None:
+        """Refuse a cross moment that no inputs can have, or only ones of another model."""
+        name = " ".join(group.linears)
+        dense = check_cross(triangle, cross, name)
+        check_loudness(self.task, group.linears, dense, group.tokens)
 
     def add(self, answer: list[InputMoments], client: Contributor) -> None:
         """Add one client's checked moments."""
@@ -94,7 +108,7 @@ class MomentSums(CountedSums, Aggregator[list[InputMoments], R], Generic[R]):
             if linears in self.columns:
                 yield linears, self.columns[linears].statistic()
             else:
-                yield linears, MomentStatistics(*self.moments.pop(linears).result())
+                yield linears, self.moments.pop(linears).statistic()
 
 
 def check_moments(triangle: Triangle, name: str) -> None:
@@ -126,6 +140,45 @@ def check_moments(triangle: Triangle, name: str) -> None:
             f"the moments of {name} are not those of any inputs: they are not positive "
             "semi-definite."
         )
+
+
+def check_cross(triangle: Triangle, cross: Cross, name: str) -> float:
+    """Refuse a cross moment that inputs of these second moments cannot have.
+
+    By the inequality of Cauchy and Schwarz ``E_ij**2 <= S_i G_jj``, and the dense model's own sums
+    of squares, ``G_jj + 2 E_jj + S_j``, are not negative.
+
+    Parameters
+    ----------
+    triangle : Triangle
+        G, the second moments of the inputs behind pruned blocks.
+    cross : Cross
+        E and S.
+    name : str
+        What the input is called.
+
+    Returns
+    -------
+    float
+        The sum over columns of the dense model's sums of squares.
+
+    Raises
+    ------
+    WireError
+        If an entry is larger than it can be, beyond rounding.
+    """
+    diagonal, squares = triangle.diagonal.astype(np.float64), cross.squares.astype(np.float64)
+    # What float32 sums of products may be off, relative to the mean column.
+    room = _SHIFT * np.sqrt(diagonal.mean() * squares.mean())
+    most = (1 + _SHIFT) * np.sqrt(squares)[:, None] * np.sqrt(diagonal) + room
+    dense = diagonal + 2 * cross.values.diagonal().astype(np.float64) + squares
+    least = -_SHIFT * (diagonal.mean() + squares.mean())
+    if not bool((np.abs(cross.values) <= most).all()) or not bool((dense >= least).all()):
+        raise WireError(
+            f"the cross moment of {name} is not one of inputs with these second moments: entries "
+            "are larger than Cauchy-Schwarz allows."
+        )
+    return float(dense.clip(0).sum())
 
 
 def _form(group: InputMoments) -> tuple[str, int]:

@@ -1,6 +1,6 @@
 """Second moments of a federated Hessian: what clients send of each input, and how it is pooled."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,13 +22,14 @@ from fedprune.methods.sketches import (
 from fedprune.methods.state import Arrays, numbers
 from fedprune.pruning.statistics import (
     ColumnStatistics,
+    Deviation,
     MomentStatistics,
     Statistic,
     shared_inputs,
 )
 from fedprune.seeds import derive_seed
 from fedprune.wire.inputs import input_name
-from fedprune.wire.moments import Columns, InputMoments, Sketch, Triangle
+from fedprune.wire.moments import Columns, Cross, InputMoments, Sketch, Triangle
 
 Form = Literal["float32", "float16", "eigen", "nystrom", "columns"]
 
@@ -53,6 +54,8 @@ class InputPlan:
         Columns of a sketch, else 0.
     seed : int
         Of the public matrix of Nystrom sketches.
+    crossed : bool
+        Whether the cross moment with the dense model's inputs goes with it.
     """
 
     linears: tuple[str, ...]
@@ -60,6 +63,7 @@ class InputPlan:
     form: Form
     rank: int
     seed: int
+    crossed: bool = False
 
     @property
     def most_bytes(self) -> int:
@@ -70,7 +74,10 @@ class InputPlan:
             "columns": 4 * self.width,
         }
         head = _HEAD_BYTES + _NAMES * len(input_name(self.linears))
-        return head + size.get(self.form, sketch_bits(self.width, self.rank) // 8 + 1)
+        own = size.get(self.form, sketch_bits(self.width, self.rank) // 8 + 1)
+        entry = 2 if self.form == "float16" else 4
+        cross = self.width * (entry * self.width + 4) if self.crossed else 0
+        return head + (own + _HEAD_BYTES + cross if self.crossed else own)
 
 
 def plan_inputs(
@@ -78,6 +85,7 @@ def plan_inputs(
     block: int,
     inputs: Sequence[tuple[str, ...]],
     shapes: Mapping[str, tuple[int, int]],
+    routed: Collection[str] = (),
 ) -> list[InputPlan]:
     """Return how the moments of each of a block's inputs travel.
 
@@ -87,13 +95,16 @@ def plan_inputs(
     Parameters
     ----------
     config : RunConfig
-        `strategy.moments`, `strategy.bits_per_weight` and `strategy.max_width`.
+        `strategy.moments`, `strategy.bits_per_weight`, `strategy.max_width`, `strategy.target`.
     block : int
         Index of the block.
     inputs : Sequence of tuples
         The linears that share an input, for each distinct input.
     shapes : Mapping
         Name of the linear -> (d_out, d_in).
+    routed : Collection of str
+        The linears of experts: other tokens reach them in the dense model, so that nothing can be
+        compared.
 
     Raises
     ------
@@ -117,6 +128,8 @@ def plan_inputs(
             form=chosen[strategy.moments] if fits else "columns",
             rank=rank,
             seed=derive_seed(config.seed, "nystrom", block, linears[0]),
+            # The first block's inputs are the dense model's.
+            crossed=strategy.target == "dense" and fits and block > 0 and linears[0] not in routed,
         )
         for linears, width, fits, rank in zip(inputs, widths, narrow, ranks, strict=True)
     ]
@@ -158,6 +171,7 @@ def input_moments(
     block: int,
     statistics: Mapping[str, Statistic],
     shapes: Mapping[str, tuple[int, int]],
+    routed: Collection[str] = (),
 ) -> list[InputMoments]:
     """Return what a client tells of each distinct input of a block.
 
@@ -171,12 +185,30 @@ def input_moments(
         Name of the linear -> what was recorded; shared inputs share the object.
     shapes : Mapping[str, tuple[int, int]]
         Name of the linear -> (d_out, d_in).
+    routed : Collection of str
+        As for :func:`plan_inputs`.
     """
     shared = dict(shared_inputs(statistics))
     return [
-        InputMoments(plan.linears, shared[plan.linears].tokens, _body(plan, shared[plan.linears]))
-        for plan in plan_inputs(config, block, list(shared), shapes)
+        InputMoments(
+            plan.linears,
+            shared[plan.linears].tokens,
+            _body(plan, shared[plan.linears]),
+            _cross(plan, shared[plan.linears]),
+        )
+        for plan in plan_inputs(config, block, list(shared), shapes, routed)
     ]
+
+
+def _cross(plan: InputPlan, known: Statistic) -> Cross | None:
+    if not plan.crossed or not isinstance(known, MomentStatistics):
+        return None
+    precision: Literal["float32", "float16"] = "float16" if plan.form == "float16" else "float32"
+    deviation = known.deviation
+    if deviation is None:  # of inputs that are not seen token by token: a weight stays its target
+        zeros = np.zeros((plan.width, plan.width), dtype=np.float32)
+        return Cross(zeros, zeros[0], precision)
+    return Cross(deviation.cross.cpu().numpy(), deviation.squares.cpu().numpy(), precision)
 
 
 def _body(plan: InputPlan, known: Statistic) -> Triangle | Sketch | Columns:
@@ -216,6 +248,8 @@ class MomentPool:
         self._mode = mode
         self._seed = seed
         self._total: Tensor | None = None
+        self._cross: Tensor | None = None
+        self._squares: Tensor | None = None
         self._vectors: NDArray[np.float64] | None = None
         self._diagonal: NDArray[np.float64] | None = None
         self._tokens = 0
@@ -239,6 +273,8 @@ class MomentPool:
         else:
             whole = rebuild(body) if isinstance(body, Sketch) else torch.from_numpy(body.matrix())
             self._add_matrix(whole, factor)
+        if moments.cross is not None:
+            self._add_cross(moments.cross, factor)
         self._tokens += moments.tokens if self._mode == "tokens" else min(moments.tokens, 1)
         self.seen += moments.tokens
 
@@ -257,6 +293,14 @@ class MomentPool:
             raise QuorumError("No client sent moments of this input, so there is nothing to pool.")
         return self._total.float(), self._tokens
 
+    def statistic(self) -> MomentStatistics:
+        """Return :meth:`result` as a statistic, with the deviation where clients told it."""
+        moments, tokens = self.result()
+        if self._cross is None or self._squares is None:
+            return MomentStatistics(moments, tokens)
+        deviation = Deviation(self._cross.float(), self._squares.float())
+        return MomentStatistics(moments, tokens, deviation)
+
     @property
     def tokens(self) -> int:
         """The tokens that the sums stand for; unless pooled by tokens, one a client."""
@@ -274,6 +318,8 @@ class MomentPool:
         found: Arrays = {"counts": numbers(self._tokens, self.seen)}
         if self._total is not None:
             found["total"] = self._total.numpy()
+        if self._cross is not None and self._squares is not None:
+            found |= {"cross": self._cross.numpy(), "squares": self._squares.numpy()}
         if self._vectors is not None and self._diagonal is not None:
             found |= {"vectors": self._vectors, "diagonal": self._diagonal}
         return found
@@ -283,6 +329,9 @@ class MomentPool:
         self._tokens, self.seen = (int(n) for n in arrays["counts"])
         if "total" in arrays:
             self._total = torch.from_numpy(arrays["total"].copy())
+        if "cross" in arrays:
+            self._cross = torch.from_numpy(arrays["cross"].copy())
+            self._squares = torch.from_numpy(arrays["squares"].copy())
         if "vectors" in arrays:
             self._vectors = arrays["vectors"].copy()
             self._diagonal = arrays["diagonal"].copy()
@@ -304,6 +353,13 @@ class MomentPool:
                 f"Moments of {len(self._total)} columns do not pool with {len(matrix)}."
             )
         self._total.add_(matrix.double(), alpha=factor)
+
+    def _add_cross(self, cross: Cross, factor: float) -> None:
+        if self._cross is None or self._squares is None:
+            self._cross = torch.zeros(cross.values.shape, dtype=torch.float64)
+            self._squares = torch.zeros(cross.squares.shape, dtype=torch.float64)
+        self._cross.add_(torch.from_numpy(cross.values).double(), alpha=factor)
+        self._squares.add_(torch.from_numpy(cross.squares).double(), alpha=factor)
 
     def _add_products(self, sketch: Sketch, factor: float) -> None:
         if self._vectors is None or self._diagonal is None:

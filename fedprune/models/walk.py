@@ -265,6 +265,21 @@ class ModelWalk:
         self._hidden = ()
         self._leave_block()
 
+    def outputs(self) -> Iterator[Tensor]:
+        """Yield what the current block gives each sample, a CPU tensor as :attr:`hidden` has."""
+        return self._outputs(self._tensors())
+
+    def take_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Run the current block with tensors that are on the device already, if none are held."""
+        if self._resident is None:
+            self._resident = tensors
+
+    def batch_by(self, size: int) -> None:
+        """Run so many samples at once from here on."""
+        if size != self._batch_size:
+            self._batch_size = size
+            self._embed(keep=False)
+
     def not_finite(self) -> str:
         """Say which weights, or inputs, of the current block are NaN or infinite; "" if none.
 

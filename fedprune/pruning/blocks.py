@@ -136,11 +136,20 @@ class BlockWalk(ModelWalk):
 
         def run() -> dict[str, Statistic]:
             with StatisticsRecorder(linears, recorded, max_width) as recorder:
-                for _ in self._outputs(self._tensors()):
-                    pass  # the outputs of the dense block are of no use
+                self._run(recorder)
                 return recorder.statistics()
 
         return self._recorded(run)
+
+    def _run(self, recorder: StatisticsRecorder) -> None:
+        """Run the block dense on every sample while somebody watches."""
+        if recorder.paired:
+            raise ModelError(
+                "Inputs are compared with the dense model's on a walk that carries both "
+                "(fedprune.pruning.paired.PairedWalk)."
+            )
+        for _ in self.outputs():
+            pass  # the outputs of the dense block are of no use
 
     def observe(
         self,

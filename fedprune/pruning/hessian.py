@@ -100,6 +100,49 @@ def damped(moments: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     return hessian, dead
 
 
+def retargeted(weight: Tensor, moments: Tensor, cross: Tensor, damping: float) -> Tensor:
+    """Return the weight whose outputs for the inputs behind pruned blocks are the dense model's.
+
+    With x_t the dense model's input of token t and x~_t the input behind pruned blocks, it is the
+    W' that minimises ``sum_t ||W x_t - W' x~_t||^2 + lambda ||W' - W||^2``. Where the gradient is
+    zero, ``W' (G + lambda I) = W (sum_t x_t x~_t^T + lambda I)`` with ``G = sum_t x~_t x~_t^T``:
+
+        W' = W + W E (G + lambda I)^-1,   E = sum_t (x_t - x~_t) x~_t^T
+
+    so damping draws towards W, and where nothing deviates W' is W. A solver that minimises
+    ``tr((W' - X) G (W' - X)^T)`` over X then minimises ``sum_t ||W x_t - X x~_t||^2`` but for a
+    constant: it is the asymmetric calibration of GPTAQ (Li et al., arXiv 2504.02692) for any
+    solver.
+
+    Parameters
+    ----------
+    weight : Tensor
+        W, shape (d_out, d_in), any floating dtype.
+    moments : Tensor
+        G, shape (d_in, d_in), symmetric.
+    cross : Tensor
+        E, shape (d_in, d_in).
+    damping : float
+        lambda as a share of the mean diagonal (see `damped`). An input that was always zero keeps
+        its weights.
+
+    Returns
+    -------
+    Tensor
+        W', float32, shape (d_out, d_in).
+
+    Raises
+    ------
+    ModelError
+        As `damped` and `cholesky`.
+    """
+    hessian, _ = damped(moments, damping)
+    lower = cholesky(hessian, damping)
+    whole = weight.detach().to(torch.float32)
+    shift = (whole @ cross.to(torch.float32)).T.to(lower.dtype)
+    return whole + torch.cholesky_solve(shift, lower).T.to(torch.float32)
+
+
 def cholesky(hessian: Tensor, damping: float) -> Tensor:
     """Return the lower Cholesky factor, float32, or float64 where float32 does not suffice.
 

@@ -16,7 +16,8 @@ BLOCK_KINDS: Mapping[str, BlockKind] = {kind.name: kind for kind in (Cosines(), 
 
 def kind_names() -> tuple[str, ...]:
     """Return the names of all kinds that can be asked for here."""
-    return tuple(dict.fromkeys((*KINDS, *BLOCK_KINDS, *plugin_names(STATISTICS))))
+    alone = (name for name, kind in KINDS.items() if not kind.paired)
+    return tuple(dict.fromkeys((*alone, *BLOCK_KINDS, *plugin_names(STATISTICS))))
 
 
 def find_kind(name: str) -> StatisticKind[Any] | BlockKind:

@@ -18,7 +18,13 @@ from torch.utils.weak import TensorWeakRef
 from fedprune.errors import ModelError, WireError
 from fedprune.models.experts import watched_experts
 from fedprune.models.layout import LinearRef
-from fedprune.pruning.statistics import Recording, Statistic, StatisticKind, get_kind
+from fedprune.pruning.statistics import (
+    PairedRecording,
+    Recording,
+    Statistic,
+    StatisticKind,
+    get_kind,
+)
 
 
 @dataclass
@@ -36,9 +42,12 @@ class _Record:
         held = self.last() if self.last is not None else None
         return held is inputs and self.version == inputs._version
 
-    def add(self, inputs: Tensor) -> None:
+    def add(self, inputs: Tensor, dense: Tensor | None) -> None:
         self.last, self.version = TensorWeakRef(inputs), inputs._version
-        self.recording.add(inputs)
+        if dense is not None and isinstance(self.recording, PairedRecording):
+            self.recording.compare(inputs, dense)
+        else:
+            self.recording.add(inputs)
 
 
 class StatisticsRecorder:
@@ -52,6 +61,16 @@ class StatisticsRecorder:
         What is recorded.
     max_width : int or None
         Of wider inputs ``kind.instead`` is recorded, if there is one.
+
+    Attributes
+    ----------
+    paired : bool
+        Whether inputs are to be compared with the dense model's.
+    dense_runs : bool
+        Set while a batch runs with the dense model's inputs: what enters linears then is not
+        recorded, but compared with what does when the same batch runs next.
+    rows : int
+        Tokens of that batch; inputs of fewer, those of experts, are not compared.
     """
 
     def __init__(
@@ -66,6 +85,10 @@ class StatisticsRecorder:
         self._max_width = max_width
         self._records: dict[str, _Record] = {}
         self._watching = ExitStack()
+        self._dense: dict[str, Tensor] = {}
+        self.paired = kind.paired
+        self.dense_runs = False
+        self.rows = 0
 
     def __enter__(self) -> Self:
         """Start to watch."""
@@ -112,6 +135,10 @@ class StatisticsRecorder:
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def add(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if self.dense_runs:
+                if args[0].shape[:-1].numel() == self.rows:
+                    self._dense[name] = args[0].clone()  # some blocks change it in place later
+                return
             record = self._records.get(name) or self._adopted(name, args[0])
             if record.leader == name:
                 self._added(name, record, args[0])
@@ -125,7 +152,8 @@ class StatisticsRecorder:
 
     def _added(self, name: str, record: _Record, inputs: Tensor) -> None:
         try:
-            record.add(inputs)
+            dense = self._dense.pop(name, None)
+            record.add(inputs, dense if inputs.shape[:-1].numel() == self.rows else None)
         except WireError:
             raise WireError(f"The inputs of `{name}` are not finite.") from None
 
@@ -137,7 +165,7 @@ class StatisticsRecorder:
 
         def add(parameter: str, expert: int, inputs: Tensor) -> None:
             name = names.get((parameter, expert))
-            if name is not None:
+            if name is not None and not self.dense_runs:
                 self._added(name, self._records[name], inputs)
 
         return watched_experts(linears[0].module, lies, add)

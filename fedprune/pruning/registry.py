@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import cast
 
-from fedprune.config import PrunerConfig
+from fedprune.config import PrunerConfig, RunConfig
 from fedprune.config.schema import PRUNER_TYPES, StructuredConfig
 from fedprune.errors import ConfigError
 from fedprune.plugins import PRUNERS, load_plugin, plugin_names
@@ -17,7 +17,12 @@ from fedprune.pruning.sparsegpt import SparseGptPruner
 from fedprune.pruning.sparseswaps import SparseSwapsPruner
 from fedprune.pruning.statistics import NOTHING, get_kind
 from fedprune.pruning.structured import StructuredPruner
-from fedprune.pruning.wanda import MagnitudePruner, WandaPruner, WithColumnsFallback
+from fedprune.pruning.wanda import (
+    DenseTarget,
+    MagnitudePruner,
+    WandaPruner,
+    WithColumnsFallback,
+)
 
 NAMES = tuple(name for name, kind in PRUNER_TYPES.items() if kind is not StructuredConfig)
 
@@ -103,6 +108,13 @@ def make_solver(config: PrunerConfig) -> Pruner:
     if isinstance(pruner, StructuredPruner):
         return pruner
     return WithColumnsFallback(pruner, make_grid(config), config.damping)
+
+
+def towards(pruner: Pruner, config: RunConfig) -> Pruner:
+    """Return a solver that comes close to what `strategy.target` says."""
+    if config.strategy.target != "dense":
+        return pruner
+    return DenseTarget(pruner, config.pruner.damping)
 
 
 def make_grid(config: PrunerConfig) -> Grid | None:

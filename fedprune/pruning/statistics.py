@@ -21,7 +21,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from torch import Tensor
 
 from fedprune.errors import ConfigError, WireError
 from fedprune.plugins import STATISTICS, load_plugin, plugin_names
-from fedprune.pruning.hessian import Factor, inverse_factor
+from fedprune.pruning.hessian import Factor, inverse_factor, retargeted
 from fedprune.wire.sums import LIMBS, ExactSums
 
 Arrays = dict[str, NDArray[Any]]
@@ -67,6 +67,15 @@ class Recording(Protocol[S_co]):
         ...
 
 
+@runtime_checkable
+class PairedRecording(Protocol):
+    """A recording that also sees what the same tokens are in the dense model."""
+
+    def compare(self, inputs: Tensor, dense: Tensor) -> None:
+        """Add what enters the linears, and what does in the dense model, row by row the same."""
+        ...
+
+
 class StatisticKind(ABC, Generic[S]):
     """A named sum over calibration tokens, and how it is recorded, carried and added up.
 
@@ -83,12 +92,17 @@ class StatisticKind(ABC, Generic[S]):
         The kind that is recorded of inputs too wide for this one (`strategy.max_width`).
     payload : str
         What leaves a node, of :data:`fedprune.methods.exchange.PAYLOADS`; its operator allows it.
+    paired : bool
+        Whether its recordings compare inputs with those of the dense model
+        (:class:`PairedRecording`), so that a walk must carry both
+        (:class:`fedprune.pruning.paired.PairedWalk`).
     """
 
     name: str
     exact: bool = False
     instead: str | None = None
     payload: str = "sums"
+    paired: bool = False
 
     @abstractmethod
     def start(self, width: int) -> Recording[S]:
@@ -148,6 +162,30 @@ class ColumnStatistics(ColumnSums):
         return self.sum_squares.double().sqrt().float()
 
 
+@dataclass(frozen=True, eq=False)
+class Deviation:
+    """How the inputs x~ behind pruned blocks differ from those of the dense model, x.
+
+    Both are sums over tokens, and add up over clients like second moments.
+
+    Parameters
+    ----------
+    cross : Tensor
+        sum_t (x_t - x~_t) x~_t^T, float32, shape (d_in, d_in), not symmetric. With the second
+        moments it is the cross moment of dense and pruned inputs, sum_t x_t x~_t^T.
+    squares : Tensor
+        sum_t (x_t - x~_t)_j**2, float32, shape (d_in,).
+    """
+
+    cross: Tensor
+    squares: Tensor
+
+    def dense_squares(self, moments: Tensor) -> Tensor:
+        """Return sum_t x_tj**2 of the dense model's inputs, float64, shape (d_in,)."""
+        pruned, cross = moments.diagonal().double(), self.cross.diagonal().double()
+        return pruned + 2 * cross + self.squares.double()
+
+
 @dataclass
 class MomentStatistics:
     """Second moments of a linear's inputs: G = sum_t x_t x_t^T, the Hessian of its output error.
@@ -160,10 +198,13 @@ class MomentStatistics:
         Symmetric, float32, shape (d_in, d_in).
     tokens : int
         Number of tokens summed.
+    deviation : Deviation or None
+        How the inputs differ from the dense model's, where that was recorded and can be told.
     """
 
     moments: Tensor
     tokens: int
+    deviation: Deviation | None = None
     _factors: dict[float, Factor] = field(default_factory=dict, repr=False, compare=False)
     _ordered: dict[float, tuple[Tensor, Factor]] = field(
         default_factory=dict, repr=False, compare=False
@@ -173,6 +214,16 @@ class MomentStatistics:
     def columns(self) -> ColumnStatistics:
         """The diagonal: sums of squares, rounded."""
         return ColumnStatistics(self.moments.diagonal().clone(), self.tokens)
+
+    def target(self, weight: Tensor, damping: float) -> Tensor:
+        """Return the weight to come close to, shape (d_out, d_in).
+
+        Where the deviation is known, the one whose outputs for these inputs are the dense model's
+        (see `hessian.retargeted`); else the weight as it is.
+        """
+        if self.deviation is None:
+            return weight
+        return retargeted(weight, self.moments, self.deviation.cross, damping)
 
     def factor(self, damping: float) -> Factor:
         """Return the factor of the damped inverse, computed once (see `hessian.inverse_factor`)."""
@@ -435,8 +486,77 @@ class _MomentRecording:
         return MomentStatistics(total, self._tokens)
 
 
+class PairedMoments(SecondMoments):
+    """Second moments, and how the inputs differ from those of the dense model.
+
+    The arrays are those of :class:`SecondMoments`, ``cross`` and ``squares`` (:class:`Deviation`).
+    Inputs that not every token reaches, an expert's, are not compared: other tokens may reach it
+    in the dense model.
+    """
+
+    name = "paired_moments"
+    paired = True
+
+    def start(self, width: int) -> "_PairedRecording":
+        """See `StatisticKind.start`."""
+        return _PairedRecording(width)
+
+    def arrays(self, statistic: MomentStatistics) -> Arrays:
+        """See `StatisticKind.arrays`."""
+        found, deviation = super().arrays(statistic), statistic.deviation
+        width = len(statistic.moments)
+        cross = torch.zeros(width, width) if deviation is None else deviation.cross
+        squares = torch.zeros(width) if deviation is None else deviation.squares
+        return found | {"cross": cross.cpu().numpy(), "squares": squares.cpu().numpy()}
+
+    def read(self, arrays: Mapping[str, NDArray[Any]], width: int, tokens: int) -> MomentStatistics:
+        """See `StatisticKind.read`."""
+        parts = {name: array for name, array in arrays.items() if name not in ("cross", "squares")}
+        found = super().read(parts, width, tokens)
+        for name, shape in (("cross", (width, width)), ("squares", (width,))):
+            part = arrays.get(name)
+            right = part is not None and part.dtype == np.float32 and part.shape == shape
+            if part is None or not right or not np.isfinite(part).all():
+                raise WireError(f"'{name}' must be one finite float32 array of shape {shape}.")
+        deviation = Deviation(*(torch.from_numpy(arrays[name]) for name in ("cross", "squares")))
+        return MomentStatistics(found.moments, tokens, deviation)
+
+    def add(self, first: MomentStatistics, second: MomentStatistics) -> MomentStatistics:
+        """See `StatisticKind.add`."""
+        found, both = super().add(first, second), (first.deviation, second.deviation)
+        known = [one for one in both if one is not None]
+        if known:
+            cross = sum(one.cross.double() for one in known)
+            squares = sum(one.squares.double() for one in known)
+            found.deviation = Deviation(
+                torch.as_tensor(cross).float(), torch.as_tensor(squares).float()
+            )
+        return found
+
+
+class _PairedRecording(_MomentRecording):
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self._cross: Tensor | None = None
+        self._squares: Tensor | None = None
+
+    def compare(self, inputs: Tensor, dense: Tensor) -> None:
+        self.add(inputs)
+        flat = inputs.detach().reshape(-1, inputs.shape[-1]).to(torch.float32)
+        away = dense.detach().reshape(flat.shape).to(torch.float32) - flat
+        cross, squares = away.T @ flat, away.square().sum(0)
+        self._cross = cross if self._cross is None else self._cross.add_(cross)
+        self._squares = squares if self._squares is None else self._squares.add_(squares)
+
+    def close(self) -> MomentStatistics:
+        found = super().close()
+        if self._cross is not None and self._squares is not None:
+            found.deviation = Deviation(self._cross, self._squares)
+        return found
+
+
 KINDS: Mapping[str, StatisticKind[Any]] = {
-    kind.name: kind for kind in (ColumnSquares(), ValueKind(), SecondMoments())
+    kind.name: kind for kind in (ColumnSquares(), ValueKind(), SecondMoments(), PairedMoments())
 }
 """The kinds that are part of this package, by name."""
 

@@ -10,8 +10,14 @@ from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.pruner import Pruner, input_norms
 from fedprune.pruning.rounding import round_weight
 from fedprune.pruning.selection import prune_products
-from fedprune.pruning.statistics import NOTHING, ColumnStatistics, MomentStatistics, Statistic
-from fedprune.wire.changes import Change
+from fedprune.pruning.statistics import (
+    NOTHING,
+    ColumnStatistics,
+    MomentStatistics,
+    PairedMoments,
+    Statistic,
+)
+from fedprune.wire.changes import Change, SparseWeight
 from fedprune.wire.masks import BitMask
 
 
@@ -99,3 +105,43 @@ class WithColumnsFallback:
         if self.grid is None:
             return mask
         return round_weight(weight, stats.sums, self.grid, self.damping, mask)
+
+
+@dataclass(frozen=True)
+class DenseTarget:
+    """A solver that comes close to the dense model's outputs instead of the dense weight's.
+
+    Parameters
+    ----------
+    pruner : Pruner
+        Prunes, or quantises, the weight that gives the dense model's outputs
+        (`MomentStatistics.target`).
+    damping : float
+        Draws that weight towards the dense one.
+    """
+
+    pruner: Pruner
+    damping: float
+    needs: str = PairedMoments.name
+
+    @property
+    def name(self) -> str:
+        """The solver's name."""
+        return self.pruner.name
+
+    @property
+    def updates(self) -> bool:
+        """Whether survivors change, which they do."""
+        return True
+
+    def prune(self, weight: Tensor, stats: Statistic | None, spec: MaskSpec) -> Change:
+        """Return what becomes of one linear (see `Pruner.prune`)."""
+        if not isinstance(stats, MomentStatistics) or stats.deviation is None:
+            return self.pruner.prune(weight, stats, spec)
+        target = stats.target(weight, self.damping)
+        change = self.pruner.prune(target, stats, spec)
+        if isinstance(change, SparseWeight):
+            return SparseWeight(change.mask, change.values.to(weight.dtype))
+        # The scales of quantised weights have the type of the weight that they are found for.
+        same = weight.dtype == target.dtype
+        return change if same else self.pruner.prune(target.to(weight.dtype), stats, spec)

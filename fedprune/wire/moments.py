@@ -11,6 +11,8 @@ Body                    Arrays
                         float32; ``eigen`` or ``nystrom``: the vectors divided by it, float16,
                         shape (r, d)
 ``Columns``             ``diagonal``, float32
+``Cross``, float32      ``deviations``, float32; ``cross`` row by row, float32, shape (d, d)
+``Cross``, float16      ``deviations``, float32; ``cross_correlations``, float16, shape (d, d)
 ======================  ============================================================================
 """
 
@@ -35,7 +37,9 @@ from fedprune.wire.inputs import (
 Precision = Literal["float32", "float16"]
 
 _DIAGONAL, _TRIANGLE, _CORRELATIONS, _SCALES = "diagonal", "triangle", "correlations", "scales"
-_PARTS = (_DIAGONAL, _TRIANGLE, _CORRELATIONS, _SCALES, "eigen", "nystrom")
+_CROSS, _CROSS_CORRELATIONS, _DEVIATIONS = "cross", "cross_correlations", "deviations"
+_CROSSED = (_CROSS, _CROSS_CORRELATIONS, _DEVIATIONS)
+_PARTS = (_DIAGONAL, _TRIANGLE, _CORRELATIONS, _SCALES, "eigen", "nystrom", *_CROSSED)
 _ONE = 0x3C00  # 1.0 in float16
 _STRIP = 256  # rows mirrored at a time: a strip's columns stay in a core's cache
 
@@ -241,6 +245,74 @@ class Sketch:
 
 
 @dataclass(frozen=True, eq=False)
+class Cross:
+    """How inputs behind pruned blocks, x~, differ from those of the dense model, x.
+
+    Additive like second moments. It travels in float32, or as ``E_ij / sqrt(S_i G_jj)`` in float16
+    beside the squares: numbers from -1 to 1, by the inequality of Cauchy and Schwarz.
+
+    Parameters
+    ----------
+    values : NDArray[np.float32]
+        E = sum over tokens of (x - x~) x~^T, shape (d, d), finite.
+    squares : NDArray[np.float32]
+        S = sum over tokens of (x - x~)_j**2, shape (d,), finite and not negative.
+    precision : {"float32", "float16"}
+        How it travels.
+
+    Raises
+    ------
+    WireError
+        If the parts do not fit each other.
+    """
+
+    values: NDArray[np.float32]
+    squares: NDArray[np.float32]
+    precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be a cross moment."""
+        check_columns(self.squares, "Squares of deviations")
+        shape = (self.squares.size, self.squares.size)
+        if self.values.dtype != np.float32 or self.values.shape != shape:
+            raise WireError(
+                f"A cross moment is float32 of shape {shape}, got {self.values.dtype} of shape "
+                f"{self.values.shape}."
+            )
+        if not np.isfinite(self.values).all():
+            raise WireError("A cross moment must be finite.")
+
+    def correlations(self, diagonal: NDArray[np.float32]) -> NDArray[np.float16]:
+        """Return E_ij / sqrt(S_i G_jj), zero where that is zero, shape (d, d)."""
+        rows, columns = _inverse_roots(self.squares), _inverse_roots(diagonal)
+        # One factor after the other: their product alone may be beyond float32.
+        scaled = self.values * rows[:, None] * columns
+        found: NDArray[np.float16] = scaled.clip(-1, 1).astype(np.float16)
+        return found
+
+    @classmethod
+    def from_correlations(
+        cls,
+        diagonal: NDArray[np.float32],
+        squares: NDArray[np.float32],
+        correlations: NDArray[np.float16],
+    ) -> Self:
+        """Undo :meth:`correlations`; WireError if one is NaN or not from -1 to 1."""
+        if (correlations.view(np.uint16) & 0x7FFF).max(initial=0) > _ONE:
+            raise WireError("Correlations must be from -1 to 1.")
+        check_columns(squares, "Squares of deviations")
+        values = correlations.astype(np.float32)
+        values *= np.sqrt(squares)[:, None]
+        values *= np.sqrt(diagonal)
+        return cls(values, squares, "float16")
+
+
+def _inverse_roots(squares: NDArray[np.float32]) -> NDArray[np.float32]:
+    roots = np.sqrt(squares)
+    return np.divide(1, roots, out=np.zeros_like(roots), where=roots > 0)
+
+
+@dataclass(frozen=True, eq=False)
 class InputMoments:
     """What one client says of the second moments of an input.
 
@@ -252,6 +324,8 @@ class InputMoments:
         Number of tokens summed; 0 where none came, of an expert for instance.
     body : Triangle or Sketch or Columns
         All of the moments, or some.
+    cross : Cross or None
+        Beside a triangle: how the inputs differ from the dense model's, where that is told.
 
     Raises
     ------
@@ -262,11 +336,17 @@ class InputMoments:
     linears: tuple[str, ...]
     tokens: int
     body: Triangle | Sketch | Columns
+    cross: Cross | None = None
 
     def __post_init__(self) -> None:
         """Refuse what is no input."""
         check_input(self.linears, self.tokens)
         body = self.body
+        if self.cross is not None:
+            check_nothing(self.tokens, self.cross.values)
+            check_nothing(self.tokens, self.cross.squares)
+            if not isinstance(body, Triangle) or self.cross.squares.size != body.width:
+                raise WireError("a cross moment goes with a triangle of the same width.")
         if isinstance(body, Sketch):
             check_nothing(self.tokens, body.vectors)
             check_nothing(self.tokens, body.diagonal)
@@ -287,7 +367,10 @@ def encode_moments(groups: Sequence[InputMoments]) -> bytes:
     WireError
         If a triangle that travels in float16 cannot be one of second moments.
     """
-    return encode_inputs((group.linears, group.tokens, _parts(group.body)) for group in groups)
+    return encode_inputs(
+        (group.linears, group.tokens, {**_parts(group.body), **_cross_parts(group)})
+        for group in groups
+    )
 
 
 def decode_moments(
@@ -309,7 +392,8 @@ def decode_moments(
     """
 
     def read(one: InputArrays) -> InputMoments:
-        return InputMoments(one.linears, one.tokens(), _body(one))
+        body = _body(one)
+        return InputMoments(one.linears, one.tokens(), body, _cross(one, body))
 
     return decode_inputs(data, shapes, _PARTS, read)
 
@@ -323,6 +407,29 @@ def _parts(body: Triangle | Sketch | Columns) -> dict[str, NDArray[np.generic]]:
     if body.precision == "float16":
         return {_DIAGONAL: body.diagonal, _CORRELATIONS: body.correlations()}
     return {_TRIANGLE: body.values}
+
+
+def _cross_parts(group: InputMoments) -> dict[str, NDArray[np.generic]]:
+    cross, body = group.cross, group.body
+    if cross is None or not isinstance(body, Triangle):
+        return {}
+    found: dict[str, NDArray[np.generic]] = {_DEVIATIONS: cross.squares}
+    if cross.precision == "float16":
+        return found | {_CROSS_CORRELATIONS: cross.correlations(body.diagonal)}
+    return found | {_CROSS: cross.values}
+
+
+def _cross(one: InputArrays, body: Triangle | Sketch | Columns) -> Cross | None:
+    if not one.statistics.intersection(_CROSSED):
+        return None
+    if not isinstance(body, Triangle):
+        raise WireError("a cross moment goes with a triangle.")
+    squares = one.take(_DEVIATIONS, "float32", one.width).astype(np.float32)
+    if _CROSS_CORRELATIONS in one.statistics:
+        halves = one.take(_CROSS_CORRELATIONS, "float16", one.width, one.width)
+        return Cross.from_correlations(body.diagonal, squares, halves.astype(np.float16))
+    values = one.take(_CROSS, "float32", one.width, one.width).astype(np.float32)
+    return Cross(values, squares)
 
 
 def _body(one: InputArrays) -> Triangle | Sketch | Columns:

@@ -186,3 +186,53 @@ def test_decoded_votes_come_nearer_to_pooled_statistics_than_votes(tmp_path):
     }
     assert far["decoded"] < far["votes"]
     assert up["decoded"] == up["votes"]
+
+
+@pytest.mark.parametrize("pruner", ["sparsegpt", "alps"])
+def test_the_dense_model_is_the_target_of_all_clients_together(tmp_path, pruner):
+    """As on all texts in one place."""
+    options = (*HESSIAN, ITERATIVE, f"pruner={pruner}", "sparsity=0.6", "data.partition=iid")
+    options = (*options, "pruner.num_calibration_samples=8")  # or the target follows a few tokens
+    results = {
+        target: job(tmp_path / target, *options, f"strategy.target={target}", grid=Shuffled(app, 3))
+        for target in ("pruned", "dense")
+    }
+    assert results["dense"]["method"]["target"] == "dense"
+    described(results["dense"])
+    expected = central(3, *options, "strategy.target=dense")
+    masks = masks_of(tmp_path / "dense")
+    last = 6 if pruner == "sparsegpt" else 2  # ALPS searches: a rounding sends it another way
+    compared = [key for key in expected if key[0] < last]
+    differing = [np.mean(masks[key] != expected[key].mask.to_bool()) for key in compared]
+    assert np.median(differing) < 5e-3 and max(differing) < 0.1
+    other = masks_of(tmp_path / "pruned")
+    assert all(np.mean(masks[key] != other[key]) > 0.01 for key in compared if key[0])
+    up = {
+        target: [e["bytes_up"] for e in found["ledger"]["entries"] if e["phase"] == "prune"]
+        for target, found in results.items()
+    }
+    # Of the first block there is nothing to compare; of the others a whole matrix more.
+    assert up["dense"][0] == pytest.approx(up["pruned"][0], rel=0.01)
+    assert up["dense"][-1] == pytest.approx(3 * up["pruned"][-1], rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("schedule=one_shot",), "schedule=iterative"),
+        ((ITERATIVE, "strategy.moments=eigen"), "a sketch leaves out"),
+        ((ITERATIVE, "strategy.moments=nystrom"), "a sketch leaves out"),
+        ((ITERATIVE, "pruner=structured"), "removes units"),
+        ((ITERATIVE, "privacy.secure=true"), "sums under masks"),
+    ],
+)
+def test_where_the_dense_target_means_nothing_it_is_refused(options, words):
+    with pytest.raises(ConfigError, match=words):
+        config_from_overrides([*HESSIAN, "strategy.target=dense", *options])
+
+
+def test_a_budget_takes_no_sketch_for_the_dense_target(tmp_path):
+    grid, options = LocalGrid(app, 2), ("strategy.target=dense", "strategy.budget_mb=0.1")
+    with pytest.raises(ConfigError, match="at least .* with strategy.target=dense"):
+        job(tmp_path / "run", *HESSIAN, ITERATIVE, *options, grid=grid)
+    assert not grid.sent

@@ -16,9 +16,10 @@ from fedprune.models.embedded import demo_model_path
 from fedprune.models.export import SIDECAR, export_model
 from fedprune.models.loading import LoadedModel, load_model, loaded_from
 from fedprune.models.sidecar import read_sidecar
-from fedprune.pruning.blocks import BlockWalk, prune_blocks
+from fedprune.pruning.blocks import prune_blocks
 from fedprune.pruning.groups import block_specs
-from fedprune.pruning.registry import make_pruner
+from fedprune.pruning.paired import walk_for
+from fedprune.pruning.registry import make_pruner, towards
 from fedprune.wire.masks import BitMask
 from server_app.job import run_job
 from tests.support.grid import LocalGrid
@@ -103,7 +104,8 @@ def central(clients: int, *overrides: str):
     total = len(loaded.layout.blocks)
     samples = [sample for own in samples_of(clients, *overrides) for sample in own]
     specs = block_specs(config, range(total), total)
-    made = prune_blocks(BlockWalk(loaded, samples), make_pruner(config.pruner), specs)
+    pruner = towards(make_pruner(config.pruner), config)
+    made = prune_blocks(walk_for(pruner)(loaded, samples), pruner, specs)
     return {(b, name): change for b, changes in made for name, change in changes.items()}
 
 

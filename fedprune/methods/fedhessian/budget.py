@@ -46,6 +46,13 @@ def fit_budget(config: RunConfig, size: Size) -> RunConfig:
         found = _sized(config, moments, None)
         if size(found) <= budget:
             return _told(config, found, size)
+    if strategy.target == "dense":  # of which a sketch leaves out what counts
+        needed = size(_sized(config, "float16", None))
+        raise ConfigError(
+            f"`strategy.budget_mb` must be at least {ceil(needed / 1e4) / 100:g} with "
+            f"strategy.target=dense, which takes whole moments, got {strategy.budget_mb:g}. Raise "
+            "it, or set strategy.target=pruned."
+        )
     # Under masks only what is linear adds up.
     adds_up = strategy.moments == "nystrom" or config.privacy.secure
     sketch = "nystrom" if adds_up else "eigen"

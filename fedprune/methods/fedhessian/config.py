@@ -18,6 +18,7 @@ class FedHessianConfig(StrategyConfig):
     bits_per_weight: Annotated[float, Field(gt=0)] | None
     budget_mb: Annotated[float, Field(gt=0)] | None
     max_width: Count | None
+    target: Literal["pruned", "dense"]
 
     pools = True
     quantizes = True
@@ -26,7 +27,8 @@ class FedHessianConfig(StrategyConfig):
 
     def check(self, run: RunConfig) -> Iterator[str]:
         """Yield which pruners use no second moments, and what only a sketch has."""
-        yield from told(run, (_pruner, self._bits, self._budget, self._whole, sketches_add))
+        rules = (_pruner, self._bits, self._budget, self._whole, self._target, sketches_add)
+        yield from told(run, rules)
 
     def _bits(self, run: RunConfig) -> Iterator[str]:
         if self.moments in ("float32", "float16") and self.bits_per_weight is not None:
@@ -49,6 +51,33 @@ class FedHessianConfig(StrategyConfig):
                 f"`strategy.max_width` must be null with pruner={run.pruner.name}, which repairs "
                 f"the widest matrices with their second moments, got {self.max_width}. Set "
                 "strategy.max_width=null; strategy.moments=eigen sends less."
+            )
+
+    def _target(self, run: RunConfig) -> Iterator[str]:
+        if self.target != "dense":
+            return
+        if run.schedule.name != "iterative":
+            yield (
+                f"`strategy.target` must be 'pruned' with schedule={run.schedule.name}, where "
+                "clients never hear what becomes of earlier blocks, so that their inputs cannot "
+                "be compared with the dense model's, got 'dense'. Set schedule=iterative."
+            )
+        if self.moments not in ("float32", "float16"):
+            yield (
+                f"`strategy.moments` must be 'float32' or 'float16' with strategy.target=dense, "
+                f"got {show(self.moments)}: the target divides by the smallest directions of the "
+                "moments, which a sketch leaves out. Set strategy.moments=float16, or "
+                "strategy.target=pruned."
+            )
+        if run.privacy.secure:
+            yield (
+                "`strategy.target` must be 'pruned' with `privacy.secure` true, got 'dense': cross "
+                "moments cannot be sums under masks yet. Leave it out."
+            )
+        if isinstance(run.pruner, StructuredConfig):
+            yield (
+                f"`strategy.target` must be 'pruned' with pruner={run.pruner.name}, which removes "
+                "units, got 'dense'. Leave it out, or set pruner=alps."
             )
 
 

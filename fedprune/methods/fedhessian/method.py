@@ -29,16 +29,23 @@ class MomentExchange(BlockExchange):
     payload = "moments"
     shares_inputs = True
 
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__(config)
+        self.carries_dense = config.strategy.target == "dense"
+
     def answer(self, walk: BlockWalk, spec: MaskSpec, local_prefix: bool) -> Answer:
         """Return this client's moments of the block where a walk stands."""
         needed = read_linears(walk.model, make_pruner(self.config.pruner))
-        statistics = walk.collect("moments", self.config.strategy.max_width, needed)
+        kind = "paired_moments" if self.carries_dense and walk.position else "moments"
+        statistics = walk.collect(kind, self.config.strategy.max_width, needed)
         place = BlockPlace.of(walk)
         own = {}
         if local_prefix:
             pruner = make_solver(self.config.pruner)
             own = prune_on(walk, statistics, pruner, spec)
-        groups = input_moments(self.config, place.block, statistics, place.shapes)
+        linears = walk.model.layout.linears(place.block)
+        routed = frozenset(name for name, linear in linears.items() if linear.expert)
+        groups = input_moments(self.config, place.block, statistics, place.shapes, routed)
         return Answer(encode_moments(groups), own)
 
     def most_bytes(self, model: PublicModel, block: int) -> int:
@@ -48,7 +55,7 @@ class MomentExchange(BlockExchange):
     def plans(self, model: PublicModel, block: int) -> list[InputPlan]:
         """Return how the moments of each of a block's inputs travel."""
         inputs = model.inputs[block] if model.units is None else ((model.units.linear,),)
-        return plan_inputs(self.config, block, inputs, model.shapes[block])
+        return plan_inputs(self.config, block, inputs, model.shapes[block], model.routed(block))
 
     def check_result(self, changes: Mapping[str, Change], block: int, num_blocks: int) -> None:
         """Raise ``WireError`` unless changes are what the server was to make of a block."""
@@ -65,8 +72,9 @@ class MomentExchange(BlockExchange):
         """Say what it costs."""
         total = _most_bytes(self, model)
         masks = sum(map(model.mask_bytes, range(model.num_blocks)))
+        crossed = " and cross moments with the dense model's inputs" if self.carries_dense else ""
         return (
-            f"every client will send about {size_text(total)} of second moments "
+            f"every client will send about {size_text(total)} of second moments{crossed} "
             f"({self.config.strategy.moments}; its masks would be {size_text(masks)})"
         )
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from fedprune.methods.exchange import BlockAggregator, BlockExchange, BlockResult, BlockTask
 from fedprune.methods.moment_sums import MomentSums
 from fedprune.methods.moments import InputPlan
-from fedprune.pruning.registry import make_solver
+from fedprune.pruning.registry import make_solver, towards
 from fedprune.wire.moments import InputMoments
 
 
@@ -31,5 +31,6 @@ class MomentAggregator(MomentSums[BlockResult], BlockAggregator[list[InputMoment
     def close(self) -> BlockResult:
         """Reconstruct the block on the pooled moments."""
         # An input of which only sums are known is pruned on these.
-        pruner = make_solver(self.exchange.config.pruner)
+        config = self.exchange.config
+        pruner = towards(make_solver(config.pruner), config)
         return self.pruned_on(self.results(), pruner, self.clients, self.tokens())

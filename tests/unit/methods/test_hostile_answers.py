@@ -1,5 +1,7 @@
 """Answers in the right form that no texts can have made are refused; honest ones never are."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,13 +15,13 @@ from fedprune.methods.exchange import BlockTask, Contributor
 from fedprune.methods.fedspallm import average
 from fedprune.methods.fedspallm.average import check_survivors
 from fedprune.methods.inputs import check_tokens
-from fedprune.methods.moment_sums import check_moments
+from fedprune.methods.moment_sums import check_cross, check_moments
 from fedprune.methods.public_model import PublicModel
 from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.statistics import MomentStatistics
 from fedprune.wire.changes import SparseWeight, decode_update, encode_update
-from fedprune.wire.moments import InputMoments, Triangle, decode_moments, encode_moments
+from fedprune.wire.moments import Cross, InputMoments, Triangle, decode_moments, encode_moments
 from fedprune.wire.sums import ExactSums, InputSums, decode_sums, encode_sums
 from tests.support.grid import LocalGrid
 from tests.support.jobs import job
@@ -79,6 +81,36 @@ def test_moments_of_no_inputs_are_refused(change, tokens):
     assert np.linalg.eigvalsh(matrix).min() < -0.01 * np.abs(matrix).mean()
     with pytest.raises(WireError, match="moments of a "):
         check_moments(sent(matrix, "float32"), "a")
+
+
+def crossed(width: int = 24, seed: int = 0) -> tuple[Triangle, np.ndarray, np.ndarray]:
+    draw = np.random.default_rng(seed)
+    own = (draw.standard_normal((50, width)) * draw.lognormal(0, 2, width)).astype(np.float32)
+    away = (own * draw.normal(-0.3, 0.5, own.shape)).astype(np.float32)
+    return Triangle.from_matrix(own.T @ own), away.T @ own, np.square(away).sum(0)
+
+
+@given(st.integers(1, 40), st.integers(0, 99))
+def test_cross_moments_of_any_inputs_pass(width, seed):
+    triangle, cross, squares = crossed(width, seed)
+    for precision in ("float32", "float16"):
+        group = InputMoments(("a",), 5, triangle, Cross(cross, squares, precision))
+        (found,) = decode_moments(encode_moments([group]), {"a": (3, width)})
+        dense = triangle.diagonal + 2 * cross.diagonal() + squares
+        total = check_cross(found.body, found.cross, "a")
+        assert total == pytest.approx(float(dense.clip(0).sum()), rel=0.01, abs=1e-3)
+
+
+@pytest.mark.parametrize("factor", [3.0, 1e6])
+def test_cross_moments_of_no_inputs_are_refused(factor):
+    triangle, cross, squares = crossed()
+    parallel = np.sqrt(np.outer(squares, triangle.diagonal)).astype(np.float32)
+    for wrong in (parallel * factor, -parallel * factor, cross + factor * parallel):
+        with pytest.raises(WireError, match="cross moment of a"):
+            check_cross(triangle, Cross(wrong, squares), "a")
+    with pytest.raises(WireError, match="cross moment of a"):
+        check_cross(triangle, Cross(cross, np.zeros_like(squares)), "a")
+    check_cross(triangle, Cross(np.zeros_like(cross), squares), "a")
 
 
 def test_tokens_are_those_of_the_handshake():
@@ -228,6 +260,26 @@ def negated(data: bytes) -> bytes:
     return encode_moments(groups)
 
 
+def with_cross(change):
+    """Change the first cross moment and its squares; the first block has none."""
+
+    def changed(data: bytes) -> bytes:
+        first, *rest = decode_moments(data, SHAPES)
+        if first.cross is None:
+            return data
+        return encode_moments([replace(first, cross=Cross(*change(first.cross))), *rest])
+
+    return changed
+
+
+def far_away(cross: Cross):
+    return cross.values, cross.squares * np.float32(1e9)
+
+
+def too_correlated(cross: Cross):
+    return cross.values * np.float32(1e3), cross.squares
+
+
 def tenfold(data: bytes) -> bytes:
     sent = decode_update(data, SHAPES)
     forged = {
@@ -264,4 +316,18 @@ def test_a_run_goes_on_without_the_client_by_name(tmp_path, options, change, wor
     assert results["ledger"]["refused"] == {"partition 1": 1}
     (refused,) = [e["refused"] for e in results["ledger"]["entries"] if e["refused"]]
     assert "block 0" in refused and words in refused
+    assert results["sparsity"]["overall"] > 0.49
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [(far_away, "of the public model stays below"), (too_correlated, "Cauchy-Schwarz")],
+)
+def test_a_run_goes_on_without_a_false_cross_moment(tmp_path, change, words):
+    grid = LocalGrid(app, 3, tamper=lying(with_cross(change)))
+    options = ("strategy=fedhessian", "pruner=sparsegpt", "schedule=iterative")
+    results = job(tmp_path / "run", *options, "strategy.target=dense", grid=grid)
+    assert results["ledger"]["refused"] == {"partition 1": 1}
+    (refused,) = [e["refused"] for e in results["ledger"]["entries"] if e["refused"]]
+    assert "block 1" in refused and words in refused
     assert results["sparsity"]["overall"] > 0.49

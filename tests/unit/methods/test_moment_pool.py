@@ -6,9 +6,19 @@ import torch
 
 from fedprune.config import config_from_overrides
 from fedprune.errors import QuorumError, WireError
-from fedprune.methods.moments import MomentPool, diagonal_of, plan_inputs
+from fedprune.methods.moments import MomentPool, diagonal_of, input_moments, plan_inputs
 from fedprune.methods.sketches import eigen_sketch, nystrom_sketch, rebuild
-from fedprune.wire.moments import Columns, InputMoments, Triangle
+from fedprune.pruning.groups import MaskSpec
+from fedprune.pruning.registry import make_solver, towards
+from fedprune.pruning.statistics import get_kind
+from fedprune.wire.moments import (
+    Columns,
+    Cross,
+    InputMoments,
+    Triangle,
+    decode_moments,
+    encode_moments,
+)
 
 D, SEED = 12, 5
 SHAPES = {"q": (24, 16), "k": (8, 16), "o": (16, 16), "down": (16, 48)}
@@ -106,3 +116,70 @@ def test_a_budget_is_kept_and_its_bound_holds():
         sum(plan.rank * (16 * plan.width + 32) + 32 * plan.width for plan in found) <= 8 * weights
     )
     assert all(plan.rank <= plan.width // 2 for plan in found)
+
+
+def whole_numbers(samples: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Inputs behind pruned blocks and in the dense model, of whose products no digit is lost."""
+    draw = torch.Generator().manual_seed(3)
+    own = [torch.randint(-8, 9, (1, 10, D), generator=draw).float() for _ in range(samples)]
+    return [(x, x + torch.randint(-3, 4, x.shape, generator=draw)) for x in own]
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_cross_moments_pool_and_go_on_from_their_state(precision):
+    pool, again = MomentPool("tokens"), MomentPool("tokens")
+    for seed in range(3):
+        matrix = moments(seed)
+        cross = Cross(0.1 * matrix.numpy(), 0.01 * matrix.diagonal().numpy(), precision)
+        pool.add(InputMoments(("a",), 40, Triangle.from_matrix(matrix.numpy(), precision), cross))
+    again.restore(pool.state())
+    for one in (pool, again):
+        found = one.statistic()
+        assert torch.allclose(found.deviation.cross, 0.1 * found.moments, rtol=1e-3, atol=1e-2)
+        expected = 0.01 * found.moments.diagonal()
+        assert torch.allclose(found.deviation.squares, expected, rtol=1e-3)
+    assert torch.equal(pool.statistic().deviation.cross, again.statistic().deviation.cross)
+
+
+@pytest.mark.parametrize("clients", [3, 16])
+@pytest.mark.parametrize("name", ["sparsegpt", "alps", "sparseswaps", "gptq"])
+def test_any_number_of_clients_give_the_weights_of_one(name, clients):
+    """Bit for bit, where the sums themselves are exact."""
+    sparse = "sparsity=0" if name == "gptq" else "sparsity=0.5"
+    options = ["strategy=fedhessian", "schedule=iterative", f"pruner={name}", sparse]
+    options += ["pruner.group_size=null"] if name == "gptq" else []
+    config = config_from_overrides([*options, "strategy.target=dense"])
+    samples, kind = whole_numbers(16), get_kind("paired_moments")
+    weight = torch.randn(8, D, generator=torch.Generator().manual_seed(0))
+    spec = MaskSpec(config.sparsity, config.pruner.pattern, config.pruner.group)
+    made = []
+    for count in (1, clients):
+        pool = MomentPool("tokens")
+        for client in range(count):
+            recording = kind.start(D)
+            for own, dense in samples[client::count]:
+                recording.compare(own, dense)
+            payload = encode_moments(
+                input_moments(config, 1, {"a": recording.close()}, {"a": (8, D)})
+            )
+            (found,) = decode_moments(payload, {"a": (8, D)})
+            pool.add(found)
+        solver = towards(make_solver(config.pruner), config)
+        made.append(solver.prune(weight, pool.statistic(), spec))
+    assert torch.equal(made[0].dense(), made[1].dense())
+    plain = make_solver(config.pruner).prune(weight, pool.statistic(), spec)
+    assert not torch.equal(made[0].dense(), plain.dense())
+
+
+def test_the_cross_moment_travels_where_it_says_something():
+    wanted = ("strategy.target=dense", "schedule=iterative")
+    found = plans(*wanted)
+    assert [plan.crossed for plan in found] == [True] * 3
+    assert [plan.crossed for plan in plans(*wanted, "strategy.max_width=16")] == [True, True, False]
+    config = config_from_overrides(["strategy=fedhessian", "pruner=sparsegpt", *wanted])
+    assert not any(plan.crossed for plan in plan_inputs(config, 0, INPUTS, SHAPES))
+    routed = plan_inputs(config, 1, INPUTS, SHAPES, ["down"])
+    assert [plan.crossed for plan in routed] == [True, True, False]
+    for plan, plain in zip(found, plans(), strict=True):
+        size = plan.most_bytes - plain.most_bytes
+        assert 0 <= size - 4 * plan.width * (plan.width + 1) <= 512  # and its arrays' headers

@@ -9,6 +9,7 @@ from fedprune.errors import WireError
 from fedprune.wire.arrays import encode_arrays
 from fedprune.wire.moments import (
     Columns,
+    Cross,
     InputMoments,
     Sketch,
     Triangle,
@@ -216,3 +217,44 @@ def test_what_may_be_off_the_diagonal_is_read():
 def test_what_cannot_be_is_not_made(make, words):
     with pytest.raises(WireError, match=words):
         make()
+
+
+def crossed(width: int, precision: str, seed: int = 0) -> InputMoments:
+    draw = np.random.default_rng(seed)
+    own = (draw.standard_normal((9, width)) * draw.lognormal(0, 3, width)).astype(np.float32)
+    away = (own * draw.lognormal(-1, 1, own.shape)).astype(np.float32)
+    cross = Cross(away.T @ own, np.square(away).sum(0), precision)
+    gram = own.T @ own
+    triangle = Triangle.from_matrix(np.triu(gram) + np.triu(gram, 1).T, precision)
+    return InputMoments(("a",), 9, triangle, cross)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize("width", [1, 7, 20])
+def test_cross_moments_arrive(precision, width):
+    sent = crossed(width, precision)
+    (found,) = decode_moments(encode_moments([sent]), {"a": (2, width)})
+    assert np.array_equal(found.cross.squares, sent.cross.squares)
+    assert found.cross.precision == precision
+    if precision == "float32":
+        assert np.array_equal(found.cross.values, sent.cross.values)
+    roots = np.sqrt(np.outer(sent.cross.squares, sent.body.diagonal).astype(np.float64))
+    error = np.abs(found.cross.values.astype(np.float64) - sent.cross.values) / roots
+    assert error.max() < 2.0**-11 + 1e-5
+
+
+def test_damaged_cross_moments_are_refused():
+    group = crossed(6, "float16")
+    check_damage(lambda data: decode_moments(data, {"a": (2, 6)}), encode_moments([group]))
+    nan = np.full((6, 6), np.nan, dtype=np.float32)
+    with pytest.raises(WireError, match="finite"):
+        Cross(nan, group.cross.squares)
+    with pytest.raises(WireError, match="negative"):
+        Cross(group.cross.values, -group.cross.squares)
+    with pytest.raises(WireError, match="triangle"):
+        InputMoments(("a",), 9, Columns(group.cross.squares), group.cross)
+    with pytest.raises(WireError, match="no tokens"):
+        InputMoments(("a",), 0, Triangle.from_matrix(np.zeros((6, 6), "f4")), group.cross)
+    halves = np.full((6, 6), 2.0, dtype=np.float16)
+    with pytest.raises(WireError, match="from -1 to 1"):
+        Cross.from_correlations(group.body.diagonal, group.cross.squares, halves)
