@@ -128,9 +128,10 @@ def main() -> None:
     arguments = parse_arguments()
     found: dict[str, list[Figures]] = {}
     dense = in_bfloat16(arguments.model, arguments.results / "dense")
-    for seed in arguments.seeds:
-        place = arguments.results / f"seed-{seed}"
+    places = {seed: arguments.results / f"seed-{seed}" for seed in arguments.seeds}
+    for seed, place in places.items():
         make(arguments, place, seed)
+    for place in places.values():
         for name, one in measured(arguments, dense, place).items():
             found.setdefault(name, []).append(one)
     print(table(found))
@@ -251,8 +252,9 @@ def evaluated(arguments: argparse.Namespace, models: Sequence[Path]) -> list[dic
     sets = ",".join(map(str, others))
     command = [
         *("fedprune", "evaluate", *map(str, models), f"data={first}"),
-        *(f"evaluation.datasets='{sets}'", "model.dtype=bfloat16", "--json"),
+        *(f"evaluation.datasets='{sets}'", "model.dtype=bfloat16"),
         *(f"evaluation.seq_len={arguments.seq_len}", f"evaluation.max_windows={arguments.windows}"),
+        "--json",
     ]
     print(shlex.join(command), file=sys.stderr, flush=True)
     ended = subprocess.run(
