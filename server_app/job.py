@@ -217,7 +217,8 @@ def _run(  # noqa: PLR0913 - what a job is made of
         marks = fingerprint(loaded)
         narrowing = plan_narrowing(loaded, make_pruner(config.pruner), config.sparsity)
         units = None if narrowing is None else narrowing.units
-        model = _public_model(config, loaded, marks, _offer(config, loaded), units)
+        asks = not isinstance(source, StatisticsFolder)
+        model = _public_model(config, loaded, marks, _offer(config, loaded), units, asks)
         config = get_method(config.strategy.name).settled(config, model)
     covered = coverage(loaded.layout)
     covered.tell()
@@ -400,15 +401,17 @@ def _offer(config: RunConfig, loaded: LoadedModel) -> Offer | None:
     return Offer.of(loaded.path, config.model.revision, MESSAGE_BYTES)
 
 
-def _public_model(
+def _public_model(  # noqa: PLR0913 - what nodes may need
     config: RunConfig,
     loaded: LoadedModel,
     marks: Fingerprint,
     offer: Offer | None,
     units: Units | None,
+    asks: bool,
 ) -> PublicModel:
+    """Describe the model to those who are asked; with nobody to ask it is not run on any token."""
     layout = loaded.layout
-    traced = any(exchange.shares_inputs for exchange in exchanges(config).values())
+    traced = asks and any(exchange.shares_inputs for exchange in exchanges(config).values())
     return PublicModel(
         shapes=tuple(
             {name: ref.shape for name, ref in layout.linears(block).items()}

@@ -37,8 +37,8 @@ from strategies.progress import show
 
 Measured = Mapping[str, Perplexity]
 
-# A sweep's runs share model and texts. Bounded, since a process may see many, and each entry keeps
-# hidden states in memory or on the disk.
+# Models that are made of the same statistics share it. Bounded, since a process may see many, and
+# each entry keeps hidden states in memory or on the disk.
 _DENSE: dict[tuple[object, ...], tuple[Measured, Sequence[torch.Tensor]]] = {}
 _MOST_DENSE = 2
 

@@ -1,8 +1,10 @@
 """Inline jobs in processes of their own: what one leaves in memory or dies of is its own affair.
 
-Each process is forked from one that has loaded torch already, so that it begins at once. None
-outlives the command line or its interruption: Ctrl-C is the parent's to answer, who tells them to
-end, and one whose parent has died ends by itself.
+Each process is forked from one that has loaded torch already, so that it begins at once. Models of
+collected statistics, which ask no clients anything, are made one after another in the same process:
+what it has read of the dense model and compiled serves them all. None outlives the command line or
+its interruption: Ctrl-C is the parent's to answer, who tells them to end, and one whose parent has
+died ends by itself.
 """
 
 import contextlib
@@ -28,6 +30,7 @@ _CONTEXT.set_forkserver_preload(["client_app.app", "server_app.job"])
 _THREADS = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
 _END_SECONDS = 10.0
 
+Worker = tuple[ForkServerProcess, Pipe]
 Started = tuple[ForkServerProcess, int, Job]
 
 
@@ -50,12 +53,12 @@ def run_each(
     int, str or Ended
         A job's place, and a warning for the screen, or at last how it ended.
     """
-    todo, running = iter(jobs), dict[Pipe, Started]()
+    todo, running, idle = iter(jobs), dict[Pipe, Started](), list[Worker]()
     try:
         while True:
             while len(running) < at_once and (found := next(todo, None)) is not None:
                 place, job = found
-                process, pipe = _start(job, threads)
+                process, pipe = _given(job, idle, threads)
                 running[pipe] = (process, place, job)
             if not running:
                 return
@@ -64,17 +67,34 @@ def run_each(
                 process, place, job = running[pipe]
                 told = _heard(process, pipe, job)
                 if isinstance(told, Ended):
-                    _end([(process, pipe)])
                     del running[pipe]
+                    if job.statistics and told.status.completed:
+                        idle.append((process, pipe))
+                    else:
+                        _end([(process, pipe)])
                 yield place, told
     finally:
         # Also in the middle of a job; what it has written until then stays.
-        _end([(process, pipe) for pipe, (process, _, _) in running.items()])
+        _end([*idle, *((process, pipe) for pipe, (process, _, _) in running.items())])
 
 
-def _start(job: Job, threads: int) -> tuple[ForkServerProcess, Pipe]:
+def _given(job: Job, idle: list[Worker], threads: int) -> Worker:
+    """Give a job to a process that made another model of statistics, or to a new one."""
+    while job.statistics and idle:
+        process, pipe = idle.pop()
+        with contextlib.suppress(OSError):  # it has died meanwhile
+            pipe.send(job)
+            return process, pipe
+        _end([(process, pipe)])
+    process, pipe = _start(threads)
+    with contextlib.suppress(OSError):  # who listens to it is told
+        pipe.send(job)
+    return process, pipe
+
+
+def _start(threads: int) -> Worker:
     mine, theirs = _CONTEXT.Pipe()
-    process = _CONTEXT.Process(target=_work, args=(theirs, job, dict(os.environ)), daemon=True)
+    process = _CONTEXT.Process(target=_work, args=(theirs, dict(os.environ)), daemon=True)
     with _first_environment(threads), _deaf_to_interrupts():
         process.start()
     theirs.close()
@@ -89,7 +109,7 @@ def _heard(process: ForkServerProcess, pipe: Pipe, job: Job) -> str | Ended:
         return Ended(RunStatus("failed", _death(process.exitcode)), "", job.folder, "")
 
 
-def _end(workers: list[tuple[ForkServerProcess, Pipe]]) -> None:
+def _end(workers: list[Worker]) -> None:
     for process, _ in workers:
         process.terminate()
     for process, pipe in workers:
@@ -151,14 +171,15 @@ class _PipeView:
         self._pipe.send(text)
 
 
-def _work(pipe: Pipe, job: Job, environment: Mapping[str, str]) -> None:
-    """Run a job until it or the parent ends."""
+def _work(pipe: Pipe, environment: Mapping[str, str]) -> None:
+    """Run the jobs that come until there are no more or the parent ends."""
     signal.signal(signal.SIGTERM, _interrupt)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.update(environment)
     # An interrupted job takes its files away before the process ends.
-    with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
-        pipe.send(perform(job, _PipeView(pipe), _no_superlink))
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError, EOFError, KeyboardInterrupt):
+        while True:
+            pipe.send(perform(pipe.recv(), _PipeView(pipe), _no_superlink))
 
 
 def _end_with_parent() -> None:

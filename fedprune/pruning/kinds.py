@@ -30,6 +30,8 @@ def find_kind(name: str) -> StatisticKind[Any] | BlockKind:
     """
     if name in BLOCK_KINDS:
         return BLOCK_KINDS[name]
+    if name in KINDS:  # packages are not looked for, which takes a while
+        return KINDS[name]
     if name not in kind_names():
         known = ", ".join(f"'{one}'" for one in kind_names())
         raise ConfigError(f"There is no statistic '{name}', only {known}.")
