@@ -1,9 +1,6 @@
 """Quantised folders: transformers reads of them exactly the weights that were simulated."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -21,34 +18,9 @@ from fedprune.pruning.grid import Grid
 from fedprune.pruning.rounding import round_weight
 from fedprune.wire.masks import BitMask
 from tests.support.architectures import made_of, tiny_config, tiny_model
+from tests.support.fresh import in_a_fresh_process
 
 pytest.importorskip("compressed_tensors")
-
-LOAD = """
-import json, sys, torch
-from transformers import AutoModelForCausalLM
-found = {}
-for folder in sys.argv[2:]:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-    with torch.no_grad():
-        logits = model(input_ids=torch.arange(3, 19)[None]).logits
-    found[folder] = logits, str(model.dtype)
-assert "fedprune" not in sys.modules
-torch.save(found, sys.argv[1])
-"""
-
-
-def in_a_fresh_process(folders, tmp_path):
-    """Return folder -> logits and dtype in a process that knows nothing of this package."""
-    out = tmp_path / "logits.pt"
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    environment.pop("PYTHONPATH", None)
-    command = [sys.executable, "-c", LOAD, str(out), *map(str, folders)]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return torch.load(out)
 
 
 def quantize(loaded, grid, density=1.0):

@@ -23,6 +23,7 @@ from tests.support.architectures import (
     tiny_tokenizer,
     token_samples,
 )
+from tests.support.smaller import logits_without
 
 
 def deep(family, blocks=5, **more):
@@ -31,24 +32,6 @@ def deep(family, blocks=5, **more):
     config.pop("layer_types", None)
     config |= {kind.attribute_map.get("num_hidden_layers", "num_hidden_layers"): blocks, **more}
     return made_of(kind.from_dict(config))
-
-
-def logits_without(loaded, removed, tokens):
-    """What the dense model says when some of its blocks hand on what they are given."""
-
-    def hand_on(_module, args, kwargs, output):
-        hidden = args[0] if args else kwargs["hidden_states"]
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-
-    handles = [
-        loaded.layout.blocks[block].register_forward_hook(hand_on, with_kwargs=True)
-        for block in removed
-    ]
-    with torch.no_grad():
-        found = loaded.model(input_ids=tokens, use_cache=False).logits
-    for handle in handles:
-        handle.remove()
-    return found
 
 
 def load(folder, **more):

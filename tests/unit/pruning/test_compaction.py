@@ -6,46 +6,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from fedprune.errors import ModelError
-from fedprune.models.changes import changed_tensors
 from fedprune.models.reshape import export_reshaped
-from fedprune.pruning.compaction import compacted, narrowed_config
-from fedprune.pruning.statistics import MomentStatistics
-from fedprune.pruning.structured import StructuredPruner
+from fedprune.pruning.compaction import narrowed_config
 from fedprune.pruning.units import find_units
 from tests.support.architectures import FAMILIES, made_of, tiny_config, tiny_model, token_samples
+from tests.support.smaller import shrunk, simulated
 
 _FFN = [family for family in FAMILIES if family != "bloom"]
 _HEADS = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi"]
-
-
-def shrunk(loaded, structure, sparsity=0.5):
-    """Changes of every block on moments of random inputs, and how the model is compacted."""
-    units, pruner = find_units(loaded, structure), StructuredPruner(structure, 8, True, 0.01)
-    changes = {}
-    for block in range(len(loaded.layout.blocks)):
-        weights = {name: loaded.weight(block, name) for name in units.linears}
-        width = weights[units.linear].shape[1]
-        inputs = torch.randn(4 * width, width, generator=torch.Generator().manual_seed(block))
-        stats = MomentStatistics(inputs.T @ inputs, len(inputs))
-        changes[block] = pruner.prune_units(weights, stats, units, sparsity)
-    kept = changes[0][units.linear].mask.to_bool().any(0).sum() // units.size
-    return changes, compacted(loaded, units, narrowed_config(loaded, units, int(kept)), changes)
-
-
-def simulated(loaded, changes, tokens):
-    """What the dense architecture says with the changed weights."""
-    state = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
-    for block, done in changes.items():
-        prefix = f"{loaded.layout.prefix}.{block}."
-        tensors = changed_tensors(loaded.layout, block, loaded.block_tensors(block), done)
-        state |= {prefix + n: t for n, t in tensors.items() if prefix + n in state}
-    before = loaded.model.state_dict()
-    before = {name: tensor.clone() for name, tensor in before.items()}
-    loaded.model.load_state_dict(state)
-    with torch.no_grad():
-        logits = loaded.model(input_ids=tokens).logits
-    loaded.model.load_state_dict(before)
-    return logits
 
 
 @pytest.mark.parametrize(
