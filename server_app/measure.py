@@ -14,7 +14,6 @@ from fedprune.evaluation.perplexity import (
     Perplexity,
     evaluation_windows,
     last_states,
-    perplexities,
     perplexity_of,
     scores,
 )
@@ -33,7 +32,7 @@ from fedprune.pruning.paired import walk_for
 from fedprune.pruning.registry import make_pruner, towards
 from fedprune.results.build import Fidelity, Perplexities
 from strategies import FederatedPruning
-from strategies.progress import show
+from strategies.progress import Report, measuring, show
 
 Measured = Mapping[str, Perplexity]
 
@@ -73,18 +72,19 @@ def measure(
     windows = evaluation_windows(config, loaded.tokenizer)
     steps = 3 if config.evaluation.centralized else 2
 
-    def step(number: int, what: str) -> None:
-        show(strategy.status, "evaluate", number, steps, what)
+    def step(number: int, what: str) -> Report:
+        return measuring(strategy.status, number, steps, what)
 
-    step(0, "dense model")
-    dense, states = _dense_scores(config, loaded, strategy.model.weights_hash, windows)
-    step(1, "pruned model")
+    dense, states = _dense_scores(
+        config, loaded, strategy.model.weights_hash, windows, step(0, "dense model")
+    )
     made = (loaded, changes) if smaller is None else (smaller, {})
-    found = {"pruned": _scores(config, made[0], windows, made[1], states)}
+    told = step(1, "pruned model")
+    found = {"pruned": _scores(config, made[0], windows, made[1], states, told)}
     if config.evaluation.centralized and windows and strategy.exchange.prunes:
-        step(2, "centralised baseline: one client with all samples")
+        told = step(2, "centralised baseline: one client with all samples")
         central = centralized_changes(config, loaded, strategy)
-        found["centralized"] = _scores(config, loaded, windows, central, states)
+        found["centralized"] = _scores(config, loaded, windows, central, states, told)
     step(steps, "done")
     labels = dict.fromkeys([config.data.name, *windows])
     return [
@@ -142,6 +142,7 @@ def _dense_scores(
     loaded: LoadedModel,
     weights_hash: str,
     windows: Mapping[str, torch.Tensor],
+    told: Report,
 ) -> tuple[Measured, LastStates]:
     """Return what the dense model makes of the windows, once for all runs of a process."""
     key = (weights_hash, config.evaluation, config.data, config.pruner.device)
@@ -149,7 +150,7 @@ def _dense_scores(
         while len(_DENSE) >= _MOST_DENSE:
             _DENSE.pop(next(iter(_DENSE)))
         device, limits = _means(config)
-        states = last_states(loaded, windows, device, limits=limits)
+        states = last_states(loaded, windows, device, limits=limits, told=told)
         _DENSE[key] = scores(states, windows, device, limits), states.hidden
     measured, hidden = _DENSE[key]
     return measured, LastStates(loaded, hidden)
@@ -161,9 +162,11 @@ def _scores(
     windows: Mapping[str, torch.Tensor],
     changes: Changes,
     dense: LastStates,
+    told: Report,
 ) -> Measured:
     device, limits = _means(config)
-    return perplexities(loaded, windows, device, changes, limits, dense)
+    states = last_states(loaded, windows, device, changes, limits, told)
+    return scores(states, windows, device, limits, dense, changes)
 
 
 def _means(config: RunConfig) -> tuple[torch.device, Limits]:

@@ -13,7 +13,9 @@ from fedprune.results.run_status import RunStatus
 from fedprune.results.text import duration_text, size_text
 
 Report = Callable[[int, int], None]
-"""Told after each answer of an exchange: how many have come, and of how many."""
+"""Told after each answer, or after each block: how many there are, and of how many."""
+
+_QUIET_SECONDS = 5.0
 
 
 def show(status: RunStatus, phase: str, done: int, total: int, *details: str) -> None:
@@ -162,3 +164,27 @@ def announce(name: str, config: RunConfig, blocks: int, messages: int, prunes: b
         messages,
         least,
     )
+
+
+def measuring(
+    status: RunStatus,
+    number: int,
+    steps: int,
+    what: str,
+    clock: Callable[[], float] = time.monotonic,
+) -> Report:
+    """Tell that a step of the evaluation begins; return what to tell after each of its blocks.
+
+    Of blocks that follow each other quickly hardly one has a line.
+    """
+    show(status, "evaluate", number, steps, what)
+    told = clock()
+
+    def report(done: int, total: int) -> None:
+        nonlocal told
+        if done < total and clock() >= told + _QUIET_SECONDS:
+            told = clock()
+            where = f"block {done}/{total}"
+            show(status, "evaluate", number * total + done, steps * total, what, where)
+
+    return report

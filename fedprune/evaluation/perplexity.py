@@ -8,7 +8,7 @@ prediction is held against the dense one as well.
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from types import MappingProxyType
@@ -67,6 +67,10 @@ class Perplexity:
     reason: str = ""
     kl: float | None = None
     top1: float | None = None
+
+
+def _nobody(done: int, total: int) -> None:
+    """Is told how far an evaluation is, where nobody wants to know."""
 
 
 def token_windows(
@@ -201,11 +205,16 @@ def last_states(
     device: str | torch.device = "cpu",
     changes: Changes = _DENSE,
     limits: Limits = LIMITS,
+    told: Callable[[int, int], None] = _nobody,
 ) -> LastStates:
-    """Carry windows through all blocks; parameters and errors as :func:`perplexities` has them."""
+    """Carry windows through all blocks; parameters and errors as :func:`perplexities` has them.
+
+    ``told`` hears after each block how many are done, and of how many.
+    """
     walk = ModelWalk(model, _rows(windows), device, limits=limits)
     while walk.blocks_left:
         walk.advance(changes.get(walk.position, {}))
+        told(walk.position, walk.position + walk.blocks_left)
     return LastStates(model, walk.hidden)
 
 

@@ -6,7 +6,7 @@ from fedprune.results.ledger import Entry, Ledger
 from fedprune.results.progress import Progress
 from fedprune.results.run_status import RunStatus
 from strategies import progress
-from strategies.progress import Course, evaluating, greeting, show, surveying
+from strategies.progress import Course, evaluating, greeting, measuring, show, surveying
 
 
 class Clock:
@@ -96,3 +96,16 @@ def test_show(lines):
     show(status, "export", 0, 1, "writing the pruned model")
     assert (status.now.phase, status.now.details) == ("export", ["writing the pruned model"])
     assert lines()[0].text == "writing the pruned model"
+
+
+def test_an_evaluation_tells_of_its_blocks_every_few_seconds(lines):
+    clock, status = Clock(), RunStatus()
+    report = measuring(status, 1, 2, "pruned model", clock)
+    for done in range(1, 9):
+        clock.now += 2
+        report(done, 8)
+    assert [(step.done, step.total, step.text) for step in lines()] == [
+        (1, 2, "pruned model"),
+        (11, 16, "pruned model · block 3/8"),
+        (14, 16, "pruned model · block 6/8"),
+    ]
