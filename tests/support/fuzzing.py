@@ -3,6 +3,7 @@
 Checksums are made right again, or a fuzzer would never get past them.
 """
 
+import json
 import tracemalloc
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
@@ -10,6 +11,9 @@ from typing import TypeVar
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
+
+from fedprune.wire.arrays import _DTYPES, _PLACES, ArraySpec, _header, _order
+from tests.support.damage import sealed, split
 
 T = TypeVar("T")
 
@@ -86,6 +90,46 @@ def anything(valid: Sequence[bytes]) -> st.SearchStrategy[bytes]:
         st.binary(max_size=200),
     )
     return st.one_of(st.binary(max_size=300), heads, changed(valid), changed(valid))
+
+
+def _parts(message: bytes) -> dict[str, tuple[ArraySpec, bytes]]:
+    """Return the arrays of a message as it has them."""
+    header, body = split(message)
+    found = {}
+    for name, entry in json.loads(header).items():
+        if name != "__metadata__":
+            start, stop = entry["data_offsets"]
+            spec = ArraySpec(_DTYPES[entry["dtype"]], tuple(entry["shape"]))
+            found[name] = spec, body[start:stop]
+    return found
+
+
+@st.composite
+def rearranged(draw: st.DrawFn, valid: Sequence[bytes]) -> bytes:
+    """Draw a valid message with arrays dropped, renamed, of another type or shape, or changed."""
+    arrays = _parts(draw(st.sampled_from(valid)))
+    names = sorted({name for one in valid for name in _parts(one)})
+    for _ in range(draw(st.integers(1, 3))):
+        name = draw(st.sampled_from(names))
+        spec, body = arrays.pop(name, (ArraySpec("uint8", (0,)), b""))
+        change = draw(st.sampled_from(["drop", "rename", "dtype", "shape", "size", "bytes"]))
+        if change == "drop":
+            continue
+        if change == "rename":
+            name = draw(st.sampled_from([*names, name.partition(".deflate")[0]]))
+        elif change == "dtype":
+            spec = ArraySpec(draw(st.sampled_from(sorted(_PLACES))), spec.shape)
+        elif change == "shape":
+            spec = ArraySpec(spec.dtype, spec.shape[::-1] if draw(st.booleans()) else (len(body),))
+        elif change == "size":
+            spec = ArraySpec(spec.dtype, (draw(st.integers(0, 300)),))
+        else:
+            body = draw(st.binary(min_size=1, max_size=len(body) + 1)) + body
+        arrays[name] = spec, (body + bytes(spec.nbytes))[: spec.nbytes]
+    specs = {name: spec for name, (spec, _) in arrays.items()}
+    body = b"".join(arrays[name][1] for name in _order(specs))
+    header = _header(specs, "0" * 8)
+    return sealed(len(header).to_bytes(8, "little") + header + body)
 
 
 def survives(
