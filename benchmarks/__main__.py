@@ -5,6 +5,7 @@ from benchmarks import (
     bench_floor,
     bench_masks,
     bench_memory,
+    bench_secure,
     bench_sparsegpt,
     bench_votes,
 )
@@ -18,6 +19,7 @@ def main() -> None:
         bench_sparsegpt,
         bench_floor,
         bench_memory,
+        bench_secure,
         bench_federation,
     ):
         benchmark.main()

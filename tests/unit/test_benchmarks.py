@@ -15,6 +15,7 @@ from benchmarks import (
     bench_floor,
     bench_masks,
     bench_memory,
+    bench_secure,
     bench_sparsegpt,
     bench_votes,
     measure,
@@ -85,6 +86,14 @@ def test_memory(out, shape):
     bench_memory.main(shape, (1,), (2, 3), roles.measured)
     found = [(row["role"], row["blocks"], row["clients"]) for row in rows(out, "memory")]
     assert found[-2:] == [("server", 1, 3), ("plain-server", 1, 3)] and len(found) == 6
+
+
+def test_secure_sums(out):
+    bench_secure.main(3, 64, 2, (128, 8), 1)
+    assert [row["bits"] for row in rows(out, "masks_of_sums")] == [8, 16, 32, 64, 128]
+    steps = rows(out, "secure")
+    assert [row["step"] for row in steps[:3]] == ["keys", "shares", "receive"]
+    assert len(steps) == 2 * 8 and steps[7]["bytes up"] > 2 * steps[3]["bytes up"] > 0
 
 
 def test_federation(out):
