@@ -12,7 +12,7 @@ from fedprune.config import RunConfig
 from fedprune.errors import DataError, ReplyRefusedError, WireError
 from fedprune.evaluation.own_texts import OwnTextResult
 from fedprune.evaluation.perplexity import perplexities, perplexity
-from fedprune.methods.registry import get_method
+from fedprune.methods.registry import main_exchange
 from fedprune.models.changes import Changes, Recalled
 from fedprune.models.device import Limits, pick_device
 from fedprune.models.loading import LoadedModel
@@ -54,7 +54,7 @@ def _own_changes(config: RunConfig, node: NodeContext) -> Changes:
     loaded = model.dense_model(config, node)
     shapes = loaded.layout.shapes()
     blocks = range(len(shapes))
-    if keeps_local_model(config, get_method(config.strategy.name).exchange(config)):
+    if keeps_local_model(config, main_exchange(config)):
         scratch = Scratch(node.scratch)
         return Recalled(blocks, lambda block: scratch.load_changes(block, shapes[block]))
     # What it did in the rounds belongs to the common model: it prunes once more, alone.
@@ -114,7 +114,7 @@ def _final_changes(
             f"{found} bytes arrived for blocks {list(sizes)[:8]}."
         )
     places = dict(zip(sizes, starts, strict=True))
-    exchange = get_method(config.strategy.name).exchange(config)
+    exchange = main_exchange(config)
 
     def recall(block: int) -> dict[str, Change]:
         with path.open("rb") as file:

@@ -25,7 +25,7 @@ _STALE_SECONDS = 7 * DAY_SECONDS
 _PRIVATE = 0o600
 _OUTBOX = "outbox.bin"
 _MODEL = "model.sha256"
-_INBOX = re.compile(r"update|start-\d{5}|shares|final")
+_INBOX = re.compile(r"update|start-\d{5}|public-\d{5}|shares|final")
 SENT = "sent"
 """A file that says that something was sent under masks; it stays when all else goes."""
 
@@ -113,6 +113,17 @@ class Scratch:
             raise ReplyRefusedError(f"this node did not prune block {block} in this run.") from None
         return decode_update(data, shapes)
 
+    def save_answer(self, exchange: str, block: int, payload: bytes) -> None:
+        """Keep what this node says of a block, where it must not say anything else later."""
+        self._write(f"answer-{exchange}-{block:05d}.bin", payload)
+
+    def load_answer(self, exchange: str, block: int) -> bytes | None:
+        """Return what this node has said of a block, None if nothing."""
+        try:
+            return (self.folder / f"answer-{exchange}-{block:05d}.bin").read_bytes()
+        except OSError:
+            return None
+
     def save_model(self, digest: str) -> None:
         """Keep which of the models that came from servers this job is about."""
         self._write(_MODEL, digest.encode())
@@ -199,7 +210,9 @@ class Scratch:
             If the name is none that an order needs: it becomes part of the file's.
         """
         if not _INBOX.fullmatch(name):
-            raise ReplyRefusedError("a segment is of 'update', 'start-NNNNN', 'shares' or 'final'.")
+            raise ReplyRefusedError(
+                "a segment is of 'update', 'start-NNNNN', 'public-NNNNN', 'shares' or 'final'."
+            )
         return self.folder / f"inbox-{name}.bin"
 
     @property

@@ -68,7 +68,7 @@ def prune(
             session = Session(config, node, order, asked_exchange(config, order))
             return session.reply({**scratch.read_inbox(ahead), **bundle})
         except Exception as error:
-            if not is_refusal(error):
+            if not is_refusal(error) and not asked_exchange(config, order).once:
                 scratch.remove()
             raise
 
@@ -308,13 +308,26 @@ class Session:
                 start = bundle.get(f"start-{block:05d}")
                 if start is not None:
                     walk.start_from(read_start(BlockPlace.of(walk), start))
-                answer = self.exchange.answer(walk, specs.get(block, dense), self._local_prefix)
+                answer = self._answer(walk, specs.get(block, dense), bundle)
                 changes = dict(answer.changes) if self._local_prefix else {}
                 yield block, answer
             finished = block == order.blocks[-1] and order.last
             if finished or block == total - 1 or self._iterative:
                 return
             self._leave(walk, changes)
+
+    def _answer(self, walk: BlockWalk, spec: MaskSpec, bundle: Mapping[str, bytes]) -> Answer:
+        """Return the answer about the block where a walk stands, the same one if it was given."""
+        exchange, block = self.exchange, walk.position
+        exchange.hear(block, bundle.get(f"public-{block:05d}", b""))
+        if not exchange.once:
+            return exchange.answer(walk, spec, self._local_prefix)
+        kept = self._scratch.load_answer(exchange.name, block)
+        if kept is not None:
+            return Answer(kept)
+        answer = exchange.answer(walk, spec, self._local_prefix)
+        self._scratch.save_answer(exchange.name, block, answer.payload)
+        return answer
 
     def _leave(self, walk: BlockWalk, changes: Mapping[str, Change]) -> None:
         """Go on to the next block, running this one only where somebody needs what it returns."""

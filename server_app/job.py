@@ -22,7 +22,8 @@ from fedprune.errors import ConfigError, FedpruneError
 from fedprune.evaluation.zero_shot import Tasks
 from fedprune.logs import bound, job_mark, note
 from fedprune.methods.collection import Collection
-from fedprune.methods.registry import Solution, exchanges, get_method
+from fedprune.methods.public_text import PublicText
+from fedprune.methods.registry import Solution, exchanges, get_method, main_exchange
 from fedprune.methods.statistics_folder import (
     MANIFEST,
     Manifest,
@@ -430,7 +431,16 @@ def _public_model(  # noqa: PLR0913 - what nodes may need
             frozenset(name for name, ref in layout.linears(block).items() if ref.expert)
             for block in range(len(layout.blocks))
         ),
+        public=_public_text(config, loaded),
     )
+
+
+def _public_text(config: RunConfig, loaded: LoadedModel) -> PublicText | None:
+    """Return what public text makes of the model, where something is measured by it."""
+    kind = main_exchange(config).columns
+    if config.privacy.epsilon is None or kind is None:
+        return None
+    return PublicText.of(config, loaded, kind)
 
 
 def _clients(strategy: FederatedPruning) -> list[dict[str, object]]:

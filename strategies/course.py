@@ -32,7 +32,7 @@ from fedprune.methods.exchange import (
 )
 from fedprune.methods.masked import MaskedAggregator, MaskedExchange, planned
 from fedprune.methods.public_model import PublicModel
-from fedprune.methods.registry import Assignment, exchanges, get_method
+from fedprune.methods.registry import Assignment, exchanges, get_method, main_exchange
 from fedprune.methods.state import gathered, scattered
 from fedprune.methods.survey import SurveyExchange
 from fedprune.pruning.groups import block_specs
@@ -155,7 +155,7 @@ class FederatedPruning(Strategy):
     @property
     def exchange(self) -> BlockExchange:
         """The exchange that is held about every block, by the configuration of now."""
-        return self.method.exchange(self.config)
+        return main_exchange(self.config)
 
     def sent(self, exchange: BlockExchange) -> BlockExchange:
         """Return an exchange as its answers travel: as it is, or under masks."""
@@ -306,10 +306,17 @@ class FederatedPruning(Strategy):
         shares = self._shares(node_id)
         if self.iterative:
             update = self.state.update
-            return shares | ({"update": update} if update is not None and order.blocks[0] else {})
+            before = {"update": update} if update is not None and order.blocks[0] else {}
+            return shares | before | self._told(order)
         starts = {block: self._starts.get(block) for block in order.blocks}
         found = {f"start-{block:05d}": data for block, data in starts.items() if data is not None}
-        return shares | found
+        return shares | found | self._told(order)
+
+    def _told(self, order: Order) -> dict[str, bytes]:
+        """Return what clients must know of the public model to answer."""
+        exchange = self.exchange
+        said = {block: exchange.told(self.model, block) for block in order.blocks}
+        return {f"public-{block:05d}": data for block, data in said.items() if data}
 
     def _shares(self, node_id: int) -> dict[str, bytes]:
         partition = next(c.partition for c in self.cohort.active if c.node_id == node_id)

@@ -294,6 +294,44 @@ def _under_masks(run: RunConfig) -> Iterator[str]:
         )
 
 
+def _noise(run: RunConfig) -> Iterator[str]:
+    """Yield what a guarantee for every sample does not go with."""
+    privacy = run.privacy
+    if privacy.epsilon is None:
+        return
+    asked = f"with `privacy.epsilon` {privacy.epsilon:g}"
+    if run.strategy.pooling != "tokens":
+        yield (
+            f"`strategy.pooling` must be 'tokens' {asked}, got {show(run.strategy.pooling)}: what "
+            "one sample can change is known of sums only. Leave it out."
+        )
+    if run.pruner.batch_size > 1:
+        yield (
+            f"`pruner.batch_size` must be 1 {asked}, got {run.pruner.batch_size}: what a sample "
+            "adds is limited sample by sample. Leave it out."
+        )
+    if run.data.sampling == "published":
+        yield (
+            f"`data.sampling` must be 'packed' {asked}, got 'published', which may take the same "
+            "text several times. Set data.sampling=packed."
+        )
+    for key in ("local_only", "federated"):
+        if getattr(run.evaluation, key):
+            yield (
+                f"`evaluation.{key}` must be false {asked}, got true: a client's figures have no "
+                f"noise. Set evaluation.{key}=false."
+            )
+    if privacy.first_input == "own":
+        yield (
+            f"`privacy.first_input` must be 'public' or 'auto' {asked}, got 'own'. Leave it out."
+        )
+    if privacy.secure and privacy.tolerate >= privacy.min_cohort:
+        yield (
+            f"`privacy.tolerate` must be below `privacy.min_cohort` {privacy.min_cohort} {asked}, "
+            f"got {privacy.tolerate}: somebody's noise must remain. Set privacy.tolerate=0."
+        )
+
+
 def _prefix(run: RunConfig) -> Iterator[str]:
     if run.schedule.name == "iterative" and run.schedule.prefix == "dense":
         yield (
@@ -353,6 +391,7 @@ RELATIONS: tuple[Relation, ...] = (
     _pooling,
     _cohort,
     _under_masks,
+    _noise,
     _schedule,
     _prefix,
     _baselines,

@@ -392,10 +392,27 @@ class AllocationConfig(Section):
 
 
 class PrivacyConfig(Section):
-    """What keeps a single client's answer from the server."""
+    """What keeps a single client's answer from the server, and a single sample from everybody."""
 
     secure: bool
     min_cohort: Annotated[int, Field(ge=2)]
+    epsilon: Annotated[float, Field(ge=0.01, le=100)] | None
+    delta: Annotated[float, Field(ge=1e-15, le=1e-2)]
+    tolerate: Annotated[int, Field(ge=0)]
+    clip: Annotated[float, Field(ge=0.1, le=100)]
+    first_input: Literal["auto", "public", "own"]
+    public_text: str
+
+    @property
+    def noise_shares(self) -> int:
+        """How many clients' noise makes a sum's; 1 where the server sees each client's own."""
+        return max(1, self.min_cohort - self.tolerate) if self.secure else 1
+
+    @property
+    def first_is_public(self) -> bool:
+        """Whether the first block's inputs are public text's, not the clients'."""
+        protected = self.secure or self.epsilon is not None
+        return self.first_input == "public" or (self.first_input == "auto" and protected)
 
 
 class EvaluationConfig(Section):

@@ -218,6 +218,39 @@ def last_states(
     return LastStates(model, walk.hidden)
 
 
+def predictions(
+    model: LoadedModel,
+    windows: Tensor,
+    device: str | torch.device = "cpu",
+    limits: Limits = LIMITS,
+) -> Iterator[Tensor]:
+    """Yield for each window the logits of what follows its tokens, but for the last one.
+
+    Parameters
+    ----------
+    model : LoadedModel
+        The dense model; unchanged.
+    windows : Tensor
+        Token ids, int64, shape (windows, seq_len).
+    device : str or torch.device
+        Where blocks run.
+    limits : Limits
+        As for :func:`perplexities`.
+
+    Yields
+    ------
+    Tensor
+        Shape (seq_len - 1, vocabulary), on the device.
+    """
+    hidden = last_states(model, {"": windows}, device, limits=limits).hidden
+    outer = {name: tensor.to(device) for name, tensor in model.outer_tensors().items()}
+    for start in range(0, len(windows), limits.batch_size):
+        some = slice(start, start + limits.batch_size)
+        states = torch.cat(list(hidden[some])).to(device)
+        with torch.no_grad():
+            yield from output_of(model, windows[some].to(device), states, outer)[:, :-1]
+
+
 def scores(
     states: LastStates,
     windows: Mapping[str, Tensor],

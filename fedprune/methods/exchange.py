@@ -9,7 +9,7 @@ half knows of Flower. A method is made of exchanges, and so is a survey of the d
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from fedprune.methods.word_sums import Layout, Words
 from fedprune.pruning.blocks import BlockWalk
 from fedprune.pruning.groups import MaskSpec, check_mask
 from fedprune.pruning.pruner import Pruner
-from fedprune.pruning.statistics import Statistic
+from fedprune.pruning.statistics import ColumnKind, ColumnSums, Statistic
 from fedprune.pruning.structured import unit_pruner
 from fedprune.pruning.units import Units
 from fedprune.pruning.wanda import prune_known
@@ -33,6 +33,9 @@ from fedprune.wire.masks import BitMask
 
 A = TypeVar("A")
 R = TypeVar("R")
+
+Pooled = Mapping[tuple[str, ...], ColumnSums]
+"""Linears that share an input -> what all clients together know of it."""
 
 PAYLOADS = ("masks", "weights", "sums", "moments")
 """What can leave a node, by how much of its texts that can tell: masks least."""
@@ -396,14 +399,22 @@ class BlockExchange(ABC):
     carries_dense : bool
         Whether a client's walk carries the dense model's hidden states beside its own
         (:class:`fedprune.pruning.paired.PairedWalk`).
+    once : bool
+        Whether a client must not answer twice about a block, but say the same again: another answer
+        would have other noise in it.
+    columns : ColumnKind or None
+        The statistic that is all a client sends, where it is one of columns; then the aggregator
+        has a method ``add_pooled(Pooled, clients)``, which takes it of all clients together.
     """
 
-    name: ClassVar[str] = "prune"
+    name: str = "prune"
     payload: str
-    prunes: ClassVar[bool] = True
+    prunes: bool = True
     shares_inputs: bool = False
     together: bool = False
     carries_dense: bool = False
+    once: bool = False
+    columns: ColumnKind | None = None
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
@@ -429,6 +440,9 @@ class BlockExchange(ABC):
             Whether the walk goes on with this client's own pruned block, which the answer then
             brings.
         """
+
+    def hear(self, block: int, data: bytes) -> None:  # noqa: B027 - most hear nothing
+        """Take what :meth:`told` says of a block, before :meth:`answer` is asked about it."""
 
     @property
     def keeps_local_model(self) -> bool:
@@ -461,6 +475,10 @@ class BlockExchange(ABC):
             check_scaling(change, name, expected=False)
 
     # --------------------------------------------------------------------------- on the server
+
+    def told(self, model: PublicModel, block: int) -> bytes:
+        """Return what clients must know of the public model to answer; b"" if nothing."""
+        return b""
 
     @abstractmethod
     def most_bytes(self, model: PublicModel, block: int) -> int:

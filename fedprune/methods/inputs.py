@@ -6,12 +6,12 @@ from typing import Any, Generic, TypeVar
 from numpy.typing import NDArray
 
 from fedprune.errors import WireError
-from fedprune.methods.exchange import Aggregator, BlockTask, Contributor
+from fedprune.methods.exchange import Aggregator, BlockTask, Contributor, Pooled
 from fedprune.methods.state import CountedSums, Keepable
 from fedprune.methods.sums import SumsPool
 from fedprune.methods.word_sums import Layout, Words, part_of, prefixed
 from fedprune.pruning.statistics import ColumnStatistics, Statistic, shared_inputs
-from fedprune.wire.sums import InputSums, decode_sums, encode_sums
+from fedprune.wire.sums import ExactSums, InputSums, decode_sums, encode_sums
 
 R = TypeVar("R")
 
@@ -108,6 +108,13 @@ class ColumnAggregator(CountedSums, Aggregator[list[InputSums], R], Generic[R]):
                 check_loudness(self.task, linears, pool.total(), pool.seen)
         self._pools = found
         self.clients = len(clients)
+
+    def add_pooled(self, pooled: Pooled, clients: int) -> None:
+        """Add what so many clients know together (see `BlockExchange.columns`)."""
+        for linears, found in pooled.items():
+            exact = found.exact or ExactSums(found.sums.numel())
+            self._pools[linears].add(InputSums(linears, exact, found.tokens))
+        self.clients += clients
 
     def statistics(self) -> dict[str, ColumnStatistics]:
         """Return linear -> pooled statistics; linears that share an input share the object."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fedprune.config import Pattern
 from fedprune.errors import ModelError
+from fedprune.methods.public_text import PublicText
 from fedprune.models.transfer import Offer
 from fedprune.pruning.block_kinds import BlockSite
 from fedprune.pruning.groups import check_divides
@@ -45,6 +46,8 @@ class PublicModel:
         there are none.
     units : Units, optional
         What can go altogether in every block, where the pruner removes that.
+    public : PublicText, optional
+        What is known of public text, where `privacy` needs it.
     """
 
     shapes: tuple[Mapping[str, tuple[int, int]], ...]
@@ -58,6 +61,7 @@ class PublicModel:
     sites: tuple[BlockSite, ...] = ()
     experts: tuple[frozenset[str], ...] = ()
     units: Units | None = None
+    public: PublicText | None = None
 
     @property
     def num_blocks(self) -> int:

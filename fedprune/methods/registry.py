@@ -11,6 +11,7 @@ from fedprune import methods
 from fedprune.config import RunConfig
 from fedprune.errors import ConfigError
 from fedprune.methods.exchange import BlockExchange
+from fedprune.methods.noisy import with_noise
 from fedprune.methods.public_model import PublicModel
 from fedprune.methods.statistics_folder import StatisticsFolder
 from fedprune.methods.survey import Survey, SurveyExchange
@@ -103,6 +104,7 @@ __all__ = [
     "Words",
     "exchanges",
     "get_method",
+    "main_exchange",
     "method_names",
 ]
 
@@ -246,11 +248,30 @@ def get_method(name: str) -> Method:
 def exchanges(config: RunConfig) -> dict[str, BlockExchange]:
     """Return the exchanges about blocks that a configuration asks for, by their names."""
     method = get_method(config.strategy.name)
-    found = [method.exchange(config)]
+    found = [main_exchange(config)]
     survey = method.survey(config)
     if survey is not None:
+        if config.privacy.epsilon is not None:
+            raise ConfigError(
+                "`privacy.epsilon` must be null where clients are asked about the dense model "
+                f"first, as with allocation={config.allocation.name}, got "
+                f"{config.privacy.epsilon:g}: what follows from their answers would have to be "
+                "part of the same promise. Set allocation=uniform, or allocation=per_block with "
+                "the sparsities of a run on public text."
+            )
         found.append(survey)
     return {exchange.name: exchange for exchange in found}
+
+
+def main_exchange(config: RunConfig) -> BlockExchange:
+    """Return the exchange that is held about every block, with noise where `privacy` wants it.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot have noise (:func:`fedprune.methods.noisy.with_noise`).
+    """
+    return with_noise(get_method(config.strategy.name).exchange(config))
 
 
 _OURS = {

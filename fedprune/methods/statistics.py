@@ -21,6 +21,7 @@ from fedprune.methods.exchange import (
     BlockResult,
     BlockTask,
     Contributor,
+    Pooled,
 )
 from fedprune.methods.inputs import all_together, check_tokens
 from fedprune.methods.public_model import PublicModel
@@ -30,7 +31,13 @@ from fedprune.methods.word_sums import Layout, Words, part_of, prefixed
 from fedprune.pruning.blocks import BlockWalk, prune_on
 from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.registry import make_pruner
-from fedprune.pruning.statistics import Statistic, StatisticKind, get_kind, shared_inputs
+from fedprune.pruning.statistics import (
+    ColumnKind,
+    Statistic,
+    StatisticKind,
+    get_kind,
+    shared_inputs,
+)
 from fedprune.wire.arrays import ArraySpec, decode_arrays, encode_arrays, most_bytes
 
 R = TypeVar("R")
@@ -53,6 +60,7 @@ class StatisticExchange(BlockExchange):
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config)
         self.kind: StatisticKind[Any] = get_kind(make_pruner(config.pruner).needs)
+        self.columns = self.kind if isinstance(self.kind, ColumnKind) else None
 
     @property
     def form(self) -> str:
@@ -176,6 +184,12 @@ class StatisticSums(CountedSums, Aggregator[dict[str, Statistic], R], Generic[R]
         for name, one in found.items():
             self._pools[name].add(one)
         self.clients = len(clients)
+
+    def add_pooled(self, pooled: Pooled, clients: int) -> None:
+        """Add what so many clients know together (see `BlockExchange.columns`)."""
+        for linears, found in pooled.items():
+            self._pools[linears[0]].add(found)
+        self.clients += clients
 
     def results(self) -> Iterator[tuple[tuple[str, ...], Statistic]]:
         """Yield each input's linears and pooled statistic."""

@@ -15,6 +15,7 @@ from fedprune.methods.public_model import PublicModel
 from fedprune.pruning.blocks import BlockWalk
 from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.owl import outlier_share, owl_sparsities
+from fedprune.pruning.statistics import ColumnSquares
 
 
 class SurveyExchange(BlockExchange):
@@ -51,6 +52,7 @@ class Survey(SurveyExchange):
 
     payload = "sums"
     shares_inputs = True
+    columns = ColumnSquares()
 
     def settle(self, found: Sequence[float]) -> dict[str, Any]:
         """Return the sparsity of each block that the outliers of all blocks come to."""

@@ -149,7 +149,7 @@ class BlockWalk(ModelWalk):
                 "(fedprune.pruning.paired.PairedWalk)."
             )
         for _ in self.outputs():
-            pass  # the outputs of the dense block are of no use
+            recorder.end_sample()  # the outputs of the dense block are of no use
 
     def observe(
         self,
@@ -194,6 +194,8 @@ class BlockWalk(ModelWalk):
                     for handle in recording.hooks():
                         stack.callback(handle.remove)
                 for output in self._outputs(self._tensors()):
+                    for recorder in recorders.values():
+                        recorder.end_sample()
                     if states is not None:
                         states.append(output)
                 found = {name: recorder.statistics() for name, recorder in recorders.items()}

@@ -21,6 +21,7 @@ from fedprune.models.layout import LinearRef
 from fedprune.pruning.statistics import (
     PairedRecording,
     Recording,
+    SampleRecording,
     Statistic,
     StatisticKind,
     get_kind,
@@ -113,6 +114,12 @@ class StatisticsRecorder:
         """Stop to watch."""
         self._watching.close()
 
+    def end_sample(self) -> None:
+        """Tell records that must know it that a sample is over."""
+        for record in {id(one): one for one in self._records.values()}.values():
+            if isinstance(record.recording, SampleRecording):
+                record.recording.end_sample()
+
     def statistics(self) -> dict[str, Statistic]:
         """Return the statistic of every map; maps that share their input share the object.
 
@@ -181,4 +188,4 @@ class StatisticsRecorder:
         """Return an empty record of a map's input."""
         width = self._linears[name].shape[1]
         wide = self._max_width is not None and width > self._max_width
-        return (self._narrow if wide else self._kind).start(width)
+        return (self._narrow if wide else self._kind).start_at(name, width)

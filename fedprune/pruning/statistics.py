@@ -76,6 +76,15 @@ class PairedRecording(Protocol):
         ...
 
 
+@runtime_checkable
+class SampleRecording(Protocol):
+    """A record that must know where one sample ends and the next begins."""
+
+    def end_sample(self) -> None:
+        """Take it that all inputs of a sample were added; called after each, if they run alone."""
+        ...
+
+
 class StatisticKind(ABC, Generic[S]):
     """A named sum over calibration tokens, and how it is recorded, carried and added up.
 
@@ -107,6 +116,10 @@ class StatisticKind(ABC, Generic[S]):
     @abstractmethod
     def start(self, width: int) -> Recording[S]:
         """Return an empty record of an input of so many columns, d_in."""
+
+    def start_at(self, linear: str, width: int) -> Recording[S]:
+        """Return an empty record of a linear's input; by default it is alike for all."""
+        return self.start(width)
 
     @abstractmethod
     def arrays(self, statistic: S) -> Arrays:

@@ -10,8 +10,8 @@ from fedprune.errors import ReplyRefusedError
 from fedprune.records.fields import array_bytes, byte_array, kebab, typed
 
 BUNDLE_FORMAT = "fedprune.changes.v3"
-_NAMES = re.compile(r"update|start-\d{5}|segment|shares")
-_DELIVERED = re.compile(r"update|start-\d{5}|shares")
+_NAMES = re.compile(r"update|start-\d{5}|public-\d{5}|segment|shares")
+_DELIVERED = re.compile(r"update|start-\d{5}|public-\d{5}|shares")
 _AHEAD = "ahead"
 _LEAST_SEGMENT = 1 << 16
 
@@ -132,7 +132,8 @@ def read_ahead(message: Message) -> dict[str, int]:
     found = {name: size for name, size in record.items() if type(size) is int and size > 0}
     if len(found) != len(record) or not all(_DELIVERED.fullmatch(name) for name in found):
         raise ReplyRefusedError(
-            "the record 'ahead' lists 'update', 'start-NNNNN' and 'shares' with their bytes only."
+            "the record 'ahead' lists 'update', 'start-NNNNN', 'public-NNNNN' and 'shares' with "
+            "their bytes only."
         )
     return found
 
@@ -150,8 +151,8 @@ def read_bundle(message: Message) -> dict[str, bytes]:
     arrays = message.content.array_records.get("arrays")
     if arrays is None or not all(_NAMES.fullmatch(name) for name in arrays):
         raise ReplyRefusedError(
-            "the request's record 'arrays' may hold 'update', 'start-NNNNN', 'shares' and "
-            "'segment' only."
+            "the request's record 'arrays' may hold 'update', 'start-NNNNN', 'public-NNNNN', "
+            "'shares' and 'segment' only."
         )
     return {name: array_bytes(array, BUNDLE_FORMAT) for name, array in arrays.items()}
 

@@ -21,7 +21,7 @@ from fedprune.methods.registry import Method, Words
 from fedprune.pruning.blocks import BlockWalk, prune_on
 from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.registry import make_pruner
-from fedprune.pruning.statistics import ColumnStatistics
+from fedprune.pruning.statistics import ColumnSquares, ColumnStatistics
 from fedprune.pruning.wanda import prune_known
 from fedprune.wire.changes import Change, checksum_of
 from fedprune.wire.sums import InputSums, PooledSums, decode_pooled, encode_pooled, is_pooled
@@ -32,6 +32,7 @@ class SumsExchange(BlockExchange):
 
     payload = "sums"
     shares_inputs = True
+    columns = ColumnSquares()
 
     def answer(self, walk: BlockWalk, spec: MaskSpec, local_prefix: bool) -> Answer:
         """Return this client's sums of the block where a walk stands."""

@@ -1,0 +1,237 @@
+"""Text that is nobody's: what the public model writes itself, or a text that is given.
+
+It tells how large inputs are before anything of a client's is known, and stands in for clients'
+texts where these would show too much.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedprune.config import RunConfig
+from fedprune.data.documents import Document
+from fedprune.data.samples import packed_samples
+from fedprune.errors import ConfigError, DataError
+from fedprune.evaluation.perplexity import predictions
+from fedprune.models.device import Limits, pick_device
+from fedprune.models.loading import LoadedModel
+from fedprune.pruning.blocks import BlockWalk
+from fedprune.pruning.statistics import Statistic, StatisticKind
+from fedprune.seeds import derive_seed
+
+_SAMPLES = 32
+_LENGTH = 128
+_ROUNDS = 6
+_BATCH = 16
+_ALIKE = 1e-3  # of an input: as much may rounding change it
+
+
+@dataclass(frozen=True)
+class PublicText:
+    """What public text makes of a model's inputs.
+
+    Attributes
+    ----------
+    tokens : int
+        How many there are.
+    statistics : tuple of Mapping
+        Block -> linear -> statistic of its input.
+    alone : frozenset of str
+        Linears of the first block whose input tells of one token and its place, and of no other.
+    """
+
+    tokens: int
+    statistics: tuple[Mapping[str, Statistic], ...]
+    alone: frozenset[str]
+
+    @classmethod
+    def of(cls, config: RunConfig, loaded: LoadedModel, kind: StatisticKind[Any]) -> "PublicText":
+        """Return it for a statistic; errors as :func:`public_samples`."""
+        samples = public_samples(config, loaded)
+        statistics = public_statistics(loaded, samples, kind, config)
+        return cls(sum(map(len, samples)), statistics, token_inputs(loaded))
+
+
+def public_samples(config: RunConfig, loaded: LoadedModel) -> list[Tensor]:
+    """Return samples of public text, each int64 of shape (tokens,).
+
+    Parameters
+    ----------
+    config : RunConfig
+        `privacy.public_text`, a file of plain text, or "" for what the model writes; `seed`.
+    loaded : LoadedModel
+        The dense model.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be read, or has too little text for two samples.
+    """
+    length, path = min(_LENGTH, config.pruner.seq_len), config.privacy.public_text
+    seed = derive_seed(config.seed, "public text")
+    if not path:
+        return written(loaded, _SAMPLES, length, seed, config)
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"`privacy.public_text` must be a file of plain text, got '{path}': {error}. Leave it "
+            "out for text that the model writes itself."
+        ) from None
+    documents = [Document(text, "public", "public")]
+    for count in (_SAMPLES, 16, 4, 2):
+        try:
+            found = packed_samples(documents, loaded.tokenizer, count, length, seed)
+            return [one.tokens for one in found]
+        except DataError:
+            continue
+    raise ConfigError(
+        f"`privacy.public_text` must have at least {2 * length} tokens, '{path}' has fewer. Give "
+        "more text, or leave it out for text that the model writes itself."
+    )
+
+
+def written(
+    loaded: LoadedModel, count: int, length: int, seed: int, config: RunConfig
+) -> list[Tensor]:
+    """Return what a model writes by itself, all places of all samples at once, in a few rounds.
+
+    Each round draws every token anew from what the model expects after the tokens before it of the
+    round before. After n rounds the first n tokens of a sample are drawn as one after another; the
+    others come near. The model passes block by block, as everywhere.
+
+    Parameters
+    ----------
+    loaded : LoadedModel
+        The dense model.
+    count, length : int
+        Samples, and tokens of each.
+    seed : int
+        Of the draw.
+    config : RunConfig
+        `pruner.device`, and the memory that a walk may use.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    rows, tokenizer = _vocabulary(loaded), loaded.tokenizer
+    first = next((i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None), 0)
+    tokens = torch.randint(0, rows, (count, length), generator=draw)
+    tokens[:, 0] = int(first)
+    device = pick_device(config.pruner.device)
+    limits = Limits(_BATCH, config.pruner.hidden_memory_mb, "pruner.seq_len")
+    for _ in range(_ROUNDS):
+        for row, logits in enumerate(predictions(loaded, tokens, device, limits)):
+            chances = torch.softmax(logits[:, :rows].float().cpu(), dim=-1)
+            tokens[row, 1:] = torch.multinomial(chances, 1, generator=draw)[:, 0]
+    return list(tokens)
+
+
+def _vocabulary(loaded: LoadedModel) -> int:
+    """Return how many tokens the tokenizer can make; an embedding may have rows of no token."""
+    return min(len(loaded.tokenizer), int(loaded.model.get_input_embeddings().weight.shape[0]))
+
+
+def public_statistics(
+    loaded: LoadedModel,
+    samples: Sequence[Tensor],
+    kind: StatisticKind[Any],
+    config: RunConfig,
+    blocks: int | None = None,
+) -> tuple[Mapping[str, Statistic], ...]:
+    """Return for each block: linear -> what public text makes of its input.
+
+    Parameters
+    ----------
+    loaded : LoadedModel
+        The dense model; unchanged.
+    samples : Sequence[Tensor]
+        The text.
+    kind : StatisticKind
+        What is recorded.
+    config : RunConfig
+        The device and memory that a walk may use.
+    blocks : int, optional
+        Only the first so many.
+    """
+    limits = Limits(1, config.pruner.hidden_memory_mb, "pruner.seq_len")
+    walk = BlockWalk(loaded, samples, pick_device(config.pruner.device), limits=limits)
+    found: list[Mapping[str, Statistic]] = []
+    while len(found) < (blocks or len(loaded.layout.blocks)):
+        found.append(walk.observe([kind]).linears[kind.name])
+        if walk.blocks_left == 1:
+            break
+        walk.advance({})
+    return tuple(found)
+
+
+def token_inputs(loaded: LoadedModel) -> frozenset[str]:
+    """Return the linears of the first block whose input at a token no other token changes.
+
+    Sums over such inputs are sums over the vocabulary, and tell which words there are.
+
+    Parameters
+    ----------
+    loaded : LoadedModel
+        The dense model; unchanged.
+    """
+    last = _vocabulary(loaded) - 1
+    pairs = [(0, last // 3), (last, last // 3), (last // 2, last // 3)]
+    found: list[Mapping[str, Statistic]] = []
+    for pair in pairs:
+        found.append(BlockWalk(loaded, [torch.tensor(pair)]).observe([_LAST]).linears[_LAST.name])
+    return frozenset(
+        name
+        for name, first in found[0].items()
+        if isinstance(first, _Last) and all(first.like(other[name]) for other in found[1:])
+    )
+
+
+@dataclass
+class _Last:
+    """What enters a linear at the last token of a sample; None where that is not known."""
+
+    vector: Tensor | None
+    tokens: int = 0
+
+    def like(self, other: Statistic) -> bool:
+        if self.vector is None or not isinstance(other, _Last) or other.vector is None:
+            return False
+        most = float(self.vector.abs().max())
+        return float((self.vector - other.vector).abs().max()) <= _ALIKE * most
+
+
+class _LastRecording:
+    def __init__(self) -> None:
+        self._found = _Last(None)
+
+    def add(self, inputs: Tensor) -> None:
+        if inputs.ndim == 3:  # others are tokens that were routed somewhere
+            self._found.vector = inputs[0, -1].detach().float().cpu()
+
+    def close(self) -> _Last:
+        return self._found
+
+
+class _LastKind(StatisticKind[_Last]):
+    """The input at the last token, which never leaves this process."""
+
+    name = "last"
+
+    def start(self, width: int) -> _LastRecording:
+        return _LastRecording()
+
+    def arrays(self, statistic: _Last) -> dict[str, NDArray[Any]]:
+        raise RuntimeError("single inputs are not sent.")
+
+    def read(self, arrays: Mapping[str, NDArray[Any]], width: int, tokens: int) -> _Last:
+        raise RuntimeError("single inputs are not sent.")
+
+    def add(self, first: _Last, second: _Last) -> _Last:
+        return second
+
+
+_LAST = _LastKind()
