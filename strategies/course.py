@@ -8,7 +8,7 @@ and what becomes of it is the method's (:mod:`fedprune.methods`).
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from logging import INFO
+from logging import INFO, WARNING
 from typing import Any, ClassVar
 from zipfile import BadZipFile
 
@@ -39,6 +39,7 @@ from fedprune.pruning.groups import block_specs
 from fedprune.records import Order, PruneReply, request
 from fedprune.results.ledger import Ledger
 from fedprune.results.run_status import RunStatus
+from fedprune.results.words import MUCH_NOISE, guarantee_sentences, noise_sentences
 from fedprune.wire.changes import Change, encode_update
 from strategies.cohort import Client, Cohort, gather, known_cohort
 from strategies.evaluation import EVALUATE_LOCAL, OwnTexts, collect_local
@@ -370,6 +371,7 @@ class FederatedPruning(Strategy):
             )
             met = handshake.run(grid, greeting(self.status), sending(self.status))
             self.cohort = gather(met, state, self.config, self.ledger)
+        self._promise()
         opened = [client for client in self.cohort.clients if client.partition in state.opened]
         self._open_round(state.round, opened)
         if new:
@@ -400,6 +402,18 @@ class FederatedPruning(Strategy):
             state.figures["secure"] = self._secure.figures()
             state.active = [client.partition for client in self.cohort.active]
         self._save()
+
+    def _promise(self) -> None:
+        """Say, before anybody is asked anything, what the run guarantees about each sample."""
+        clients = self.cohort.active
+        samples = sum(client.report.samples for client in clients)
+        promise = self.exchange.promise(self.model, samples, len(clients))
+        if not promise:
+            return
+        self.state.figures["privacy"] = promise
+        log(INFO, "%s", guarantee_sentences(promise))
+        much = promise["relative_noise"] > MUCH_NOISE
+        log(WARNING if much else INFO, "%s", noise_sentences(promise))
 
     def _open_round(self, number: int, clients: list[Client]) -> None:
         """Assign the blocks of a round; one that goes on in its middle is opened again."""

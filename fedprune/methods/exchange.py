@@ -512,6 +512,18 @@ class BlockExchange(ABC):
         """
         raise ConfigError(f"Clients of {self.config.strategy.name} send no changes of blocks.")
 
+    def promise(self, model: PublicModel, samples: int, clients: int) -> dict[str, Any]:
+        """Return what is guaranteed about each sample, for the results; empty if nothing is.
+
+        Parameters
+        ----------
+        model : PublicModel
+            The public model.
+        samples, clients : int
+            All samples of those who take part, and how many these are.
+        """
+        return {}
+
     def announcement(self, model: PublicModel) -> str:
         """Return a sentence for the log before anybody is asked; "" for none."""
         return ""

@@ -12,7 +12,7 @@ The method itself knows nothing of it: its aggregator gets the sum as if a clien
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedprune.config import RunConfig
+from fedprune.config.schema import strategy_for
 from fedprune.errors import ConfigError, ModelError, ReplyRefusedError, WireError
 from fedprune.methods.exchange import (
     Aggregator,
@@ -363,13 +364,19 @@ class NoisyExchange(BlockExchange):
         """See `BlockExchange.result_spec`."""
         return self.inner.result_spec(block, num_blocks)
 
-    def announcement(self, model: PublicModel) -> str:
-        """Say what is promised, and how many samples it takes for a tenth of noise."""
-        promise, noise = guarantee(self.config), self.relative_noise(model, 1, 1)
-        return (
-            f"noise for epsilon {promise.epsilon:g}, delta {promise.delta:g} a sample over the "
-            f"whole run, {_who(promise)}: one tenth of a sum over {math.ceil(10 * noise):,} samples"
-        )
+    def promise(self, model: PublicModel, samples: int, clients: int) -> dict[str, Any]:
+        """Return what is guaranteed about each sample, and how much noise that takes."""
+        found, plan = guarantee(self.config), Plan.of(model)
+        return {
+            **asdict(found),
+            "clip": self.config.privacy.clip,
+            "columns": plan.total,
+            "public_inputs": sorted(plan.public),
+            "samples": samples,
+            "clients": clients,
+            "relative_noise": self.relative_noise(model, samples, clients),
+            "samples_for_a_tenth": math.ceil(10 * self.relative_noise(model, 1, clients)),
+        }
 
     def relative_noise(self, model: PublicModel, samples: int, clients: int) -> float:
         """Return the noise of a column in multiples of what samples like public text make of it.
@@ -386,12 +393,6 @@ class NoisyExchange(BlockExchange):
         promise, total = guarantee(self.config), Plan.of(model).total
         width = promise.multiplier * math.sqrt(max(1.0, clients / promise.shares))
         return width * self.config.privacy.clip * math.sqrt(total) / max(1, samples)
-
-
-def _who(promise: Guarantee) -> str:
-    if promise.shares == 1:
-        return "every client's own sums"
-    return f"a sum over {promise.shares} clients that add theirs"
 
 
 class NoisySums(Aggregator[Arrays, Any]):
@@ -553,7 +554,7 @@ def with_noise(exchange: BlockExchange) -> BlockExchange:
             f"`privacy.epsilon` must be null with strategy={config.strategy.name} and pruner="
             f"{config.pruner.name}, got {config.privacy.epsilon:g}: what a text adds to its "
             f"{exchange.payload} has no limit, or noise would leave nothing of it. Set "
-            "strategy=fedstats pruner=wanda, or privacy.epsilon=null."
+            f"strategy={strategy_for('wanda')} pruner=wanda, or privacy.epsilon=null."
         )
     if exchange.prunes and config.schedule.name == "one_shot" and config.schedule.prefix == "local":
         raise ConfigError(

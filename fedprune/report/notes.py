@@ -10,6 +10,7 @@ from fedprune.report.linears import reporters
 from fedprune.results import text
 from fedprune.results.left_alone import left_as_stored, left_dense
 from fedprune.results.perplexity import headline
+from fedprune.results.words import MUCH_NOISE, guarantee_sentences, noise_sentences
 
 Level = Literal["problem", "warning", "hint"]
 
@@ -36,7 +37,7 @@ def notes(results: Mapping[str, Any]) -> list[Note]:
     """Return what is worth a warning in `results.json`; an empty list is good news."""
     checks = (
         *(_refused, _uncovered, _quality, _zeros, _dense, _experts),
-        *(_poor, _outliers, _violations, _tied, _unread),
+        *(_poor, _outliers, _violations, _tied, _unread, _privacy),
     )
     found = [note for check in checks for note in check(results)]
     return sorted(found, key=lambda note: _LEVELS.index(note.level))
@@ -51,6 +52,16 @@ def _unread(results: Mapping[str, Any]) -> Iterator[Note]:
             f"Its blocks are `{results['model']['blocks']}`. Left as their files hold them, with "
             f"so many weights: {left}. Sparsity is the share of zeros among what "
             "could be pruned, sizes are of the whole checkpoint.",
+        )
+
+
+def _privacy(results: Mapping[str, Any]) -> Iterator[Note]:
+    promise = results["strategy"].get("privacy")
+    if promise:
+        yield Note(
+            "warning" if promise["relative_noise"] > MUCH_NOISE else "hint",
+            f"Every sample has a guarantee: epsilon {promise['epsilon']:g}",
+            f"{guarantee_sentences(promise)} {noise_sentences(promise)}",
         )
 
 

@@ -13,6 +13,7 @@ from fedprune.results.left_alone import left_as_stored, left_dense
 from fedprune.results.loading_code import loading_code
 from fedprune.results.perplexity import DENSE, FEDERATED, MODELS, fidelity_table, perplexity_at
 from fedprune.results.text import figure, markdown_table, size, size_change
+from fedprune.results.words import guarantee_sentences
 
 CARD = "README.md"
 
@@ -263,6 +264,10 @@ def privacy_statement(config: RunConfig, results: Mapping[str, Any]) -> str:
     sent.append("its name, numbers of samples and tokens, times, memory, versions and hashes")
     # There is agreement where clients sent masks.
     public = config.pruner.name == "magnitude" and results["agreement"] and not surveyed
-    told = _PUBLIC if public else f"{words['tells']} {_WORDS}"
+    told = f"{words['tells']} {_WORDS} {_END}"
+    if public:
+        told = f"{_PUBLIC} {_END}"
+    elif "privacy" in words:
+        told = guarantee_sentences(words["privacy"])
     left = f"Each client sent the server: {'; '.join(sent)}."
-    return f"{left} No text, token, hidden state or gradient left a client. {told} {_END}"
+    return f"{left} No text, token, hidden state or gradient left a client. {told}"

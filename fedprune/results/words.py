@@ -1,6 +1,11 @@
 """What a method says of itself in reports."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+MUCH_NOISE = 0.1
+"""Of a sum: with more, part of the result is public text's."""
 
 
 @dataclass(frozen=True)
@@ -23,3 +28,33 @@ class Words:
     does: str
     sends: str
     tells: str
+
+
+def guarantee_sentences(promise: Mapping[str, Any]) -> str:
+    """Return in words what `strategy.privacy` of `results.json` says of each sample."""
+    by = (
+        "Noise that every client adds to its own sums"
+        if promise["shares"] == 1
+        else f"Noise that {promise['shares']} clients add together, of which one sees nothing"
+    )
+    return (
+        f"{by} guarantees ({promise['epsilon']:g}, {promise['delta']:g})-differential privacy to "
+        f"each calibration sample over all that is sent of it in the run, whether it is there or "
+        f"not; that another is in its place, epsilon {promise['replaced_epsilon']:.3g}. Numbers of "
+        "samples and tokens are not covered."
+    )
+
+
+def noise_sentences(promise: Mapping[str, Any]) -> str:
+    """Return in words how much the noise leaves of the samples."""
+    told = (
+        f"The noise is {promise['relative_noise']:.0%} of a column's sum over "
+        f"{promise['samples']:,} samples of {promise['clients']} clients"
+    )
+    if promise["relative_noise"] <= MUCH_NOISE:
+        return f"{told}."
+    return (
+        f"{told}; for a tenth {promise['samples_for_a_tenth']:,} would do. As far as the noise "
+        "hides the clients' texts the result follows public text. Raise "
+        "`pruner.num_calibration_samples` or `privacy.epsilon`, or let more clients take part."
+    )

@@ -1,0 +1,104 @@
+"""Whole runs with noise: the guarantee is told, and who is asked twice says the same."""
+
+import numpy as np
+import pytest
+
+from client_app.app import app
+from fedprune.errors import ConfigError
+from fedprune.methods import public_text
+from tests.support.grid import LocalGrid
+from tests.support.jobs import job, masks_of, same_masks
+
+pytest.importorskip("dp_accounting", reason="dp-accounting is not installed")
+pytest.importorskip("opendp", reason="opendp is not installed")
+
+NOISY = ("strategy=fedstats", "privacy.epsilon=50", "schedule.prefix=dense")
+ITERATIVE = ("strategy=fedstats", "privacy.epsilon=50", "schedule=iterative")
+
+
+@pytest.fixture(autouse=True)
+def short_text(monkeypatch):
+    monkeypatch.setattr(public_text, "_SAMPLES", 4)
+    monkeypatch.setattr(public_text, "_ROUNDS", 1)
+
+
+@pytest.mark.parametrize("options", [NOISY, ITERATIVE])
+def test_a_run_tells_what_it_guarantees(tmp_path, options, caplog):
+    caplog.set_level("INFO", "flwr")
+    results = job(tmp_path / "run", *options)
+    promise = results["strategy"]["privacy"]
+    assert (promise["epsilon"], promise["delta"], promise["shares"]) == (50.0, 1e-6, 1)
+    assert (promise["samples"], promise["clients"]) == (6, 3)
+    assert promise["relative_noise"] > 0.1
+    assert promise["samples_for_a_tenth"] > 6
+    said = caplog.text
+    assert "(50, 1e-06)-differential privacy" in said
+    assert said.index("differential privacy") < said.index("fedprune: pruning")
+    assert f"{promise['samples_for_a_tenth']:,} would do" in said
+    for name in ("model/README.md", "report.html"):
+        assert "differential privacy" in (tmp_path / "run" / name).read_text(), name
+    assert results["sparsity"]["overall"] == pytest.approx(0.5, abs=0.01)
+
+
+class Asked(LocalGrid):
+    """Asks every node a second time for each answer, and keeps both."""
+
+    def __init__(self, *args, **more):
+        super().__init__(*args, **more)
+        self.answers: list[tuple[dict[int, bytes], dict[int, bytes]]] = []
+
+    def deliver(self, message):
+        first = super().deliver(message)
+        if message.metadata.message_type == "train.prune":
+            found = [first, super().deliver(message)]
+            self.answers.append(tuple(dict(_blocks(one)) for one in found))
+        return first
+
+
+def _blocks(message):
+    for name, record in message.content.array_records.items():
+        for key, array in record.items():
+            yield f"{name}.{key}", bytes(array.data)
+
+
+@pytest.mark.parametrize("options", [NOISY, ITERATIVE])
+def test_a_node_that_is_asked_twice_has_one_answer(tmp_path, options):
+    grid = Asked(app, 2)
+    job(tmp_path / "run", *options, grid=grid)
+    assert grid.answers
+    for first, second in grid.answers:
+        assert first and first == second
+
+
+def test_another_run_has_other_noise(tmp_path):
+    for name in ("one", "other"):
+        job(tmp_path / name, *NOISY)
+    assert not same_masks(masks_of(tmp_path / "one"), masks_of(tmp_path / "other"))
+
+
+def test_the_less_noise_the_nearer_to_the_plain_run(tmp_path):
+    plain = ("strategy=fedstats", "schedule.prefix=dense", "pruner.num_calibration_samples=24")
+    job(tmp_path / "plain", *plain)
+    expected, near = masks_of(tmp_path / "plain"), []
+    for epsilon in (0.01, 100):
+        job(tmp_path / f"run-{epsilon}", *plain, f"privacy.epsilon={epsilon}")
+        found = masks_of(tmp_path / f"run-{epsilon}")
+        near.append(np.mean([(found[key] == expected[key]).mean() for key in expected]))
+    assert near[0] < near[1] and near[1] > 0.9
+
+
+def test_what_cannot_have_noise_is_refused_before_anybody_is_asked(tmp_path):
+    grid = LocalGrid(app, 2)
+    with pytest.raises(ConfigError, match="has no limit"):
+        job(tmp_path / "votes", "strategy=fedprllm", "privacy.epsilon=8", grid=grid)
+    assert not grid.sent
+    with pytest.raises(ConfigError, match="must be a file of plain text"):
+        job(tmp_path / "text", *NOISY, "privacy.public_text=/nowhere/text", grid=grid)
+    assert not grid.sent
+
+
+def test_public_text_can_be_given(tmp_path):
+    text = tmp_path / "public.txt"
+    text.write_text("This is public: it stands in a book that anybody may read. " * 60)
+    results = job(tmp_path / "run", *NOISY, f"privacy.public_text={text}")
+    assert results["strategy"]["privacy"]["public_inputs"]
