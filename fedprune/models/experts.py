@@ -1,11 +1,12 @@
 """Experts whose matrices are slices of one parameter, and how the tokens routed to each are seen.
 
-Mixtures of experts keep a projection of all experts in one 3-D parameter. There are two contracts:
+Mixtures of experts keep a projection of all experts in one parameter:
 
-* ``transformers``' own, ``@use_experts_implementation``, which 64 of its model files follow: the
-  module says by ``is_transposed`` how its parameters lie;
-* modules without it whose parameters are called by the same names (Llama 4), or ``weight`` beside
-  ``input_size`` and ``output_size`` (JetMoE): they are told by their shapes.
+* of three dimensions by ``transformers``' own contract, ``@use_experts_implementation``, which 64
+  of its model files follow: the module says by ``is_transposed`` how its parameters lie;
+* of three dimensions in modules without it whose parameters are called by the same names (Llama 4),
+  or ``weight`` beside ``input_size`` and ``output_size`` (JetMoE): they are told by their shapes;
+* of two, all experts' rows one after another, under MegaBlocks' names (DBRX).
 
 Which tokens an expert gets is seen at the products themselves: while the experts' module runs as it
 is written, without any of the library's grouped kernels, every product by a slice of its parameters
@@ -26,6 +27,9 @@ from fedprune.errors import ModelError
 
 PROJECTIONS = ("gate_up_proj", "gate_proj", "up_proj", "down_proj")
 """What families call their parameters with a slice for each expert."""
+_STACKED = {"w1": False, "v1": False, "w2": True}
+"""MegaBlocks' names of experts' stacked rows, and whether a slice of them is (d_in, d_out)."""
+_CONTRACT = ("has_gate", "is_transposed")  # what ``use_experts_implementation`` sets
 _EAGER = "eager"  # the library's word for a module's own forward
 _LINEAR = (functional.linear,)
 _PRODUCTS = (
@@ -42,6 +46,38 @@ Seen = Callable[[str, int, Tensor], None]
 """What is told of a product: the parameter, the expert, its inputs of shape (tokens, d_in)."""
 
 
+def fused_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters of a module's own that hold a matrix for each of many experts, by name.
+
+    This alone says what fused experts are; a module without any has none.
+    """
+    own = dict(module.named_parameters(recurse=False))
+    if stacked_experts(module):
+        return own
+    fused = {name: parameter for name, parameter in own.items() if parameter.ndim == 3}
+    if follows_contract(module):
+        return fused
+    if set(fused) == {"weight"}:
+        sizes = getattr(module, "input_size", None), getattr(module, "output_size", None)
+        return fused if set(sizes) == set(fused["weight"].shape[1:]) else {}
+    return fused if set(fused) <= set(PROJECTIONS) else {}
+
+
+def follows_contract(module: nn.Module) -> bool:
+    """Whether the library calls a module with what a router chose, and marks it so."""
+    return all(hasattr(module, flag) for flag in _CONTRACT)
+
+
+def stacked_experts(module: nn.Module) -> int:
+    """Return how many experts' rows are stacked in each of a module's parameters; 0 for none."""
+    own = dict(module.named_parameters(recurse=False))
+    count = getattr(module, "moe_num_experts", getattr(module, "num_experts", 0))
+    if not own or not set(own) <= set(_STACKED) or not isinstance(count, int) or count < 1:
+        return 0
+    fits = all(one.ndim == 2 and one.shape[0] % count == 0 for one in own.values())
+    return count if fits else 0
+
+
 def expert_matrices(module: nn.Module, width: int = 0) -> dict[str, bool]:
     """Return the parameters of fused experts in a module, and whether they are (d_in, d_out).
 
@@ -55,24 +91,17 @@ def expert_matrices(module: nn.Module, width: int = 0) -> dict[str, bool]:
     Returns
     -------
     dict[str, bool]
-        Name of the parameter, of shape (experts, ., .) -> True if a slice is stored as
-        (d_in, d_out); empty for a module that holds no fused experts.
+        Name of the parameter, whose first dimension counts experts or all their rows -> True if a
+        slice is stored as (d_in, d_out); empty for a module that holds no fused experts.
     """
-    fused = {
-        name: parameter
-        for name, parameter in module.named_parameters(recurse=False)
-        if parameter.ndim == 3
-    }
-    transposed = getattr(module, "is_transposed", None)
-    if transposed is not None and hasattr(module, "has_gate"):
-        return dict.fromkeys(fused, bool(transposed))
+    fused = fused_parameters(module)
+    if stacked_experts(module):
+        return {name: _STACKED[name] for name in fused}
+    if follows_contract(module):
+        return dict.fromkeys(fused, bool(module.is_transposed))
     if set(fused) == {"weight"}:
-        sizes = getattr(module, "input_size", None), getattr(module, "output_size", None)
-        rows, columns = fused["weight"].shape[1:]
-        if sizes == (columns, rows):
-            return {"weight": False}
-        return {"weight": True} if sizes == (rows, columns) else {}
-    if not fused or not width or not set(fused) <= set(PROJECTIONS):
+        return {"weight": fused["weight"].shape[1] != getattr(module, "output_size", None)}
+    if not width:
         return {}
     lies = {name: _lies(name, parameter, width) for name, parameter in fused.items()}
     known = {one for one in lies.values() if one is not None}
@@ -86,7 +115,20 @@ def num_experts(module: nn.Module, names: Sequence[str]) -> int:
 
     LongCat's gate has slices for experts that do nothing; they are never multiplied by.
     """
-    return min(module.get_parameter(name).shape[0] for name in names)
+    return stacked_experts(module) or min(module.get_parameter(name).shape[0] for name in names)
+
+
+def by_expert(parameter: Tensor, stacked: int) -> Tensor:
+    """Return a view of a parameter whose first dimension counts experts.
+
+    Parameters
+    ----------
+    parameter : Tensor
+        Of fused experts.
+    stacked : int
+        What :func:`stacked_experts` says of its module.
+    """
+    return parameter.view(stacked, -1, parameter.shape[-1]) if stacked else parameter
 
 
 def _lies(name: str, parameter: Tensor, width: int) -> bool | None:
@@ -117,11 +159,11 @@ def watched_experts(module: nn.Module, lies: Mapping[str, bool], seen: Seen) -> 
         From the module's forward, if a parameter is used otherwise than in a product, or lies
         otherwise than it seemed to.
     """
-    running = ExitStack()
+    running, stacked = ExitStack(), stacked_experts(module)
 
     def enter(_module: nn.Module, _args: object) -> None:
         # What stands in for the parameters while a block runs is only known when it does.
-        parameters = {name: getattr(module, name).detach() for name in lies}
+        parameters = {name: by_expert(getattr(module, name).detach(), stacked) for name in lies}
         running.enter_context(_Watch(parameters, lies, seen))
 
     def leave(_module: nn.Module, _args: object, _output: object) -> None:

@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from fedprune.errors import ModelError
-from fedprune.models.experts import expert_matrices, num_experts
+from fedprune.models.experts import by_expert, expert_matrices, num_experts, stacked_experts
 from fedprune.models.passage import Passage, is_linear, passage, trace, unread
 
 # Below this share of weights in linear maps, pruning them would miss what the blocks are made of.
@@ -31,17 +31,21 @@ class ExpertSlice:
     holder : str
         Path of the module inside the block, for example ``mlp.experts``.
     parameter : str
-        Name of its 3-D parameter, for example ``down_proj``.
+        Name of its parameter, for example ``down_proj``.
     index : int
         The expert: which slice.
     transposed : bool
         Whether a slice is stored as (d_in, d_out).
+    stacked : int
+        How many experts' rows the parameter holds one after another; 0 where a dimension of its
+        own counts them.
     """
 
     holder: str
     parameter: str
     index: int
     transposed: bool
+    stacked: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,8 @@ class LinearRef:
 
     def orient(self, stored: Tensor) -> Tensor:
         """Return the matrix as a (d_out, d_in) view of the stored parameter; write through it."""
-        part = stored[self.expert.index] if self.expert else stored
+        one = self.expert
+        part = by_expert(stored, one.stacked)[one.index] if one else stored
         return part.T if self.transposed else part
 
 
@@ -260,22 +265,30 @@ def _prunable(block: nn.Module, width: int) -> Iterator[LinearRef]:
     """Yield a block's prunable matrices."""
     modules = dict(block.named_modules())
     fused = {path: expert_matrices(module, width) for path, module in modules.items()}
-    parents = {path.rpartition(".")[0] for path, found in fused.items() if found}
+    parents = {parent for path, found in fused.items() if found for parent in _above(path)}
     for path, module in modules.items():
         if is_linear(module):
             if not any(_routes(path, parent) for parent in parents):
                 yield LinearRef(path, module, _shape(module))
             continue
-        matrices = fused[path]
+        matrices, stacked = fused[path], stacked_experts(module)
         for index in range(num_experts(module, list(matrices)) if matrices else 0):
             for parameter, transposed in matrices.items():
-                first, second = module.get_parameter(parameter).shape[1:]
+                whole = module.get_parameter(parameter).detach()
+                first, second = by_expert(whole, stacked).shape[1:]
                 yield LinearRef(
                     f"{path}.{index}" if parameter == "weight" else f"{path}.{index}.{parameter}",
                     module,
                     (second, first) if transposed else (first, second),
-                    ExpertSlice(path, parameter, index, transposed),
+                    ExpertSlice(path, parameter, index, transposed, stacked),
                 )
+
+
+def _above(path: str) -> tuple[str, ...]:
+    """Return where the router of fused experts may be: beside them, or beside what wraps them."""
+    parts = path.split(".")[:-1]
+    wraps = [number for number, part in enumerate(parts) if part == "experts"]
+    return (".".join(parts), *(".".join(parts[:number]) for number in wraps))
 
 
 def _routes(path: str, parent: str) -> bool:

@@ -1,12 +1,15 @@
 """The experts of a mixture: where they are, what belongs to each, and the model with fewer of them.
 
-Nothing here knows a family. Experts are the modules that the library itself calls with what a
-router chose (``use_experts_implementation`` marks their classes). What has a part for each of them,
+Nothing here knows a family. Experts are modules that hold fused matrices
+(:mod:`fedprune.models.experts`) and are called with what a router chose, as the library's contract
+says, or with all tokens for each of them, those not routed to it as zeros (Llama 4). What has a
+part for each of them,
 their weights and biases, rows of the router, its correction biases, is what comes out in another
 size when the architecture is built with fewer; and the key of the configuration that counts them is
 the one that does this.
 """
 
+import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,12 +21,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from fedprune.errors import ModelError
+from fedprune.models.experts import follows_contract, fused_parameters, num_experts
 from fedprune.models.loading import LoadedModel
+from fedprune.models.passage import is_linear
 from fedprune.models.reshape import Reshape, check_reshape
-
-_FLAGS = ("has_gate", "has_bias", "is_transposed", "is_concatenated")
-# Weights of all experts in one parameter: expert, output, input, or the last two the other way.
-_FUSED = 3
 
 Keep = Mapping[int, tuple[int, ...]]
 """Block -> the experts that remain, ascending; only of blocks that have experts."""
@@ -38,14 +39,19 @@ class Experts:
     name : str
         Path inside the block, ``mlp.experts`` for instance.
     module : nn.Module
-        What is called as ``experts(hidden_states, top_k_index, top_k_weights)``.
+        What is called as ``experts(hidden_states, top_k_index, top_k_weights)``, or, if there is a
+        ``router``, as ``experts(hidden_states)`` with rows for each expert in turn.
     count : int
         How many there are.
+    router : nn.Module or None
+        What returns the weight of each expert for each token, zero where it is not chosen; the
+        experts' inputs have been multiplied by it. None where the experts get these weights.
     """
 
     name: str
     module: nn.Module
     count: int
+    router: nn.Module | None = None
 
 
 def find_experts(block: nn.Module) -> Experts | None:
@@ -56,33 +62,51 @@ def find_experts(block: nn.Module) -> Experts | None:
     ModelError
         If it has several mixtures, or experts that are not stored together.
     """
-    found = [
-        Experts(name, module, _count(name, module))
-        for name, module in block.named_modules()
-        if _is_mixture(module)
-    ]
+    modules = dict(block.named_modules())
+    found: dict[str, Experts] = {}
+    for holder, module in modules.items():
+        matrices = fused_parameters(module)
+        if matrices:
+            one = _called(block, modules, holder, num_experts(module, list(matrices)))
+            found[one.name] = one
     if len(found) > 1:
-        names = ", ".join(f"`{one.name}`" for one in found)
+        names = ", ".join(f"`{name}`" for name in found)
         raise ModelError(
             f"A block of {type(block).__name__} has several mixtures of experts, {names}, of which "
             "each has its own router. Prune its weights instead."
         )
-    return found[0] if found else None
+    return next(iter(found.values()), None)
 
 
-def _is_mixture(module: nn.Module) -> bool:
-    """Whether the library calls a module with what a router chose."""
-    return hasattr(module, "_apply_gate") and all(hasattr(module, flag) for flag in _FLAGS)
+def _called(block: nn.Module, modules: Mapping[str, nn.Module], holder: str, count: int) -> Experts:
+    """Return how a block calls the experts whose matrices a module of it holds."""
+    above, _, _ = holder.rpartition(".")
+    for name in (holder, above):
+        if follows_contract(modules[name]) or _arguments(modules[name]) == _CHOSEN:
+            return Experts(name, modules[name], count)
+    # Rows of the router's matrix are experts, and its call returns a weight for each.
+    routers = [
+        child
+        for child in modules[above].children()
+        if is_linear(child) and child.get_parameter("weight").shape[0] == count
+    ]
+    if len(_arguments(modules[holder])) == 1 and len(routers) == 1:
+        return Experts(holder, modules[holder], count, routers[0])
+    kind = type(modules[above])
+    raise ModelError(
+        f"`{above}` ({kind.__name__}) in {type(block).__name__} calls its experts, "
+        f"{type(modules[holder]).__name__}, in a way of its own: neither with the experts that a "
+        "router chose for each token, nor with all tokens for each expert. Prune its weights "
+        "instead (strategy=fedstats, for example)."
+    )
 
 
-def _count(name: str, module: nn.Module) -> int:
-    counts = {len(p) for p in module.parameters(recurse=False) if p.dim() == _FUSED}
-    if len(counts) != 1:
-        raise ModelError(
-            f"The experts in `{name}` ({type(module).__name__}) are not stored together, so that "
-            "it cannot be told how many there are. Prune its weights instead."
-        )
-    return counts.pop()
+_CHOSEN = ("hidden_states", "top_k_index", "top_k_weights")
+
+
+def _arguments(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of what a module is called with."""
+    return tuple(inspect.signature(type(module).forward).parameters)[1:]
 
 
 @dataclass(frozen=True)
@@ -291,9 +315,10 @@ def _cuts_all(model: LoadedModel, mixture: Mixture, dims: Mapping[str, int]) -> 
     for block in mixture.experts:
         experts = find_experts(model.layout.blocks[block])
         there = f"{model.layout.prefix}.{block}.{experts.name if experts else ''}"
-        for name, parameter in experts.module.named_parameters(recurse=False) if experts else ():
-            if parameter.dim() == _FUSED and dims.get(f"{there}.{name}") != 0:
-                return False
+        for path, module in experts.module.named_modules() if experts else ():
+            for name in fused_parameters(module):
+                if dims.get(".".join(filter(None, (there, path, name)))) != 0:
+                    return False
     return True
 
 

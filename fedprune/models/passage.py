@@ -20,7 +20,7 @@ from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from fedprune.errors import ModelError
-from fedprune.models.experts import PROJECTIONS
+from fedprune.models.experts import fused_parameters
 
 HIDDEN = "hidden_states"
 _PROBE_TOKENS = 8
@@ -268,8 +268,9 @@ def _hollow(model: nn.Module) -> nn.Module:
             rows, columns = module.get_parameter("weight").shape
             width = columns if isinstance(module, Conv1D) else rows
             module.__dict__["forward"] = partial(_stand_in, number, width)
-        elif _holds_experts(module):
-            module.__dict__["forward"] = partial(_stand_in, number, None)
+        elif fused_parameters(module):
+            wide = getattr(module, "output_size", None)  # else what goes in
+            module.__dict__["forward"] = partial(_stand_in, number, wide)
     return hollow
 
 
@@ -290,12 +291,6 @@ def _stand_in(seed: int, width: int | None, *args: object, **kwargs: object) -> 
 def _dtype(args: Sequence[object], kwargs: Mapping[str, object]) -> torch.dtype:
     found = next(one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)).dtype
     return found if found.is_floating_point else torch.get_default_dtype()
-
-
-def _holds_experts(module: nn.Module) -> bool:
-    """Whether a module has parameters with a matrix for each of many experts."""
-    own = dict(module.named_parameters(recurse=False))
-    return any(own[name].ndim == 3 for name in PROJECTIONS if name in own)
 
 
 def _random(shape: Sequence[int], dtype: torch.dtype, generator: torch.Generator) -> Tensor:

@@ -2,8 +2,10 @@
 
 For REAP (Lasby et al., arXiv 2510.13999, Eq. 9) and its rivals: of each expert the tokens routed to
 it, the weights that the router gave it, the L2 norms of its outputs before they are weighted, and
-the products of the last two. Every number becomes an integer by itself, a count of units of 2**-24,
-before it meets any other: so sums are the same for any split of the texts and any order.
+the products of the last two. Llama 4 multiplies an expert's input by the router's weight, in place
+of its output: norm and product are then both the norm of what comes out. Every number becomes an
+integer by itself, a count of units of 2**-24, before it meets any other: so sums are the same for
+any split of the texts and any order.
 """
 
 from collections.abc import Mapping, MutableMapping
@@ -80,6 +82,7 @@ class ExpertRecording:
 
     def __init__(self, experts: Experts | None) -> None:
         self._experts = experts
+        self._weights: Tensor | None = None
         count = experts.count if experts else 0
         self._sums = {name: np.zeros(count, dtype=np.int64) for name in _ARRAYS if experts}
         self.top_k = 0
@@ -90,8 +93,13 @@ class ExpertRecording:
         if self._experts is None:
             return []
         # After the call: inputs of the experts' matrices may be watched while it lasts.
-        module = self._experts.module
-        return [module.register_forward_hook(self._called, with_kwargs=True)]
+        module, router = self._experts.module, self._experts.router
+        if router is None:
+            return [module.register_forward_hook(self._called, with_kwargs=True)]
+        return [
+            router.register_forward_hook(self._routed),
+            module.register_forward_hook(self._called_on_all),
+        ]
 
     def close(self) -> Arrays:
         """Return the sums of all calls."""
@@ -110,6 +118,23 @@ class ExpertRecording:
             part = slice(start, start + rows)
             self._add(module, hidden[part], chosen[part], weights[part])
 
+    def _routed(self, router: nn.Module, _args: object, output: Any) -> None:
+        """Keep the weights that the router gives the experts, (tokens, experts)."""
+        weights = output[0] if isinstance(output, tuple) else output
+        self._weights = weights.detach().reshape(-1, len(self._sums[TOKENS]))
+
+    def _called_on_all(self, module: nn.Module, _args: object, output: Tensor) -> None:
+        """Add what experts make of all tokens, the rows of each expert after another."""
+        weights = self._weights
+        if weights is None:
+            raise RuntimeError("experts were called before their router.")
+        expert, token = torch.nonzero(weights.T, as_tuple=True)
+        made = output.detach().reshape(weights.shape[1], len(weights), -1)
+        self.top_k = max(self.top_k, int((weights != 0).sum(1).max()))
+        norm = torch.linalg.vector_norm(made[expert, token].float(), dim=-1).double()
+        weight = weights[token, expert].double().abs()
+        self._add_units(expert, {SALIENCY: norm, WEIGHTS: weight, NORMS: norm})
+
     def _add(self, module: nn.Module, hidden: Tensor, chosen: Tensor, weights: Tensor) -> None:
         """Add some tokens: hidden (tokens, width), chosen and weights (tokens, top_k)."""
         count = len(self._sums[TOKENS])
@@ -119,9 +144,12 @@ class ExpertRecording:
         # experts' own code says what one of them gives, in whatever form it keeps them.
         ones = torch.ones_like(weight).unsqueeze(-1)
         output = module.forward(hidden[token], expert.unsqueeze(-1), ones)
-        norm = torch.linalg.vector_norm(output.float(), dim=-1).double()
+        norm = torch.linalg.vector_norm(output.reshape(len(token), -1).float(), dim=-1).double()
         weight = weight.double().abs()
-        found = {SALIENCY: weight * norm, WEIGHTS: weight, NORMS: norm}
+        self._add_units(expert, {SALIENCY: weight * norm, WEIGHTS: weight, NORMS: norm})
+
+    def _add_units(self, expert: Tensor, found: Mapping[str, Tensor]) -> None:
+        """Add numbers of pairs of token and expert, float64, to the experts' sums."""
         for name, values in found.items():
             # Written so that NaN fails, which is not below.
             if not bool((values < _LARGEST).all()):

@@ -86,6 +86,21 @@ _EXPERTS: dict[str, Callable[[], hf.PreTrainedConfig]] = {
         num_local_experts=4,
         num_experts_per_tok=1,
     ),
+    # Rows of all experts one after another in parameters of two dimensions.
+    "dbrx": lambda: hf.DbrxConfig(
+        **_COMMON,
+        d_model=32,
+        n_layers=2,
+        n_heads=4,
+        max_seq_len=POSITIONS,
+        ffn_config={
+            "hidden_size": 32,
+            "ffn_hidden_size": 24,
+            "moe_num_experts": 4,
+            "moe_top_k": 2,
+        },
+        attn_config={"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 1e4},
+    ),
     # One parameter a module, and experts of attention.
     "jetmoe": lambda: hf.JetMoeConfig(
         **_COMMON,

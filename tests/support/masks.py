@@ -48,7 +48,9 @@ def expected_state(loaded: LoadedModel, masks: Masks) -> dict[str, Tensor]:
         for name, mask in named.items():
             linear = loaded.layout.linears(block)[name]
             stored = state[loaded.layout.parameter_name(block, name)]
-            if linear.expert is not None:
+            if linear.expert is not None and linear.expert.stacked:
+                stored = stored.chunk(linear.expert.stacked)[linear.expert.index]
+            elif linear.expert is not None:
                 stored = stored[linear.expert.index]
             keep = torch.from_numpy(mask.to_bool())
             stored[~(keep.T if linear.transposed else keep)] = 0

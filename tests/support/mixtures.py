@@ -18,6 +18,8 @@ ROUTERS = {
     "olmoe": ("mlp.gate.weight", None),
     "gpt_oss": ("mlp.router.weight", None),
     "deepseek_v3": ("mlp.gate.weight", "mlp.gate.e_score_correction_bias"),
+    "llama4": ("feed_forward.router.weight", None),
+    "dbrx": ("ffn.router.layer.weight", None),
 }
 
 
@@ -54,6 +56,12 @@ def restricted_routers(loaded, family: str, keep: Mapping[int, Sequence[int]]):
 
 def expert_output(module, expert: int, token: torch.Tensor) -> torch.Tensor:
     """Return what one expert makes of one token, from the formula, in double precision."""
+    if hasattr(module, "mlp"):  # DBRX
+        w1, v1, w2 = (
+            part.double().chunk(module.num_experts)[expert]
+            for part in (module.mlp.w1, module.mlp.v1, module.mlp.w2)
+        )
+        return (functional.silu(w1 @ token.double()) * (v1 @ token.double())) @ w2
     gate_up, down = module.gate_up_proj[expert].double(), module.down_proj[expert].double()
     if not module.is_transposed:
         gate_up, down = gate_up.T, down.T
@@ -75,6 +83,7 @@ def slow_sums(calls, module, experts: int) -> dict[str, list[int]]:
     """Return a block's exact sums from what its experts were called with, token by token."""
     sums = {name: [0] * experts for name in ("saliency", "weights", "norms", "tokens")}
     for hidden, chosen, weights in calls:
+        hidden = hidden.reshape(-1, hidden.shape[-1])
         for token, indices, values in zip(hidden, chosen, weights, strict=True):
             for expert, weight in zip(indices.tolist(), values.tolist(), strict=True):
                 norm = float(expert_output(module, expert, token).detach().norm())
