@@ -7,6 +7,7 @@ from client_app.approval import check_approval
 from client_app.evaluation import evaluate_local, evaluate_own_texts
 from client_app.guard import answer, read_configuration
 from client_app.handshake import report
+from client_app.identity import Identity
 from client_app.model import block_shapes, take_model
 from client_app.node import NodeContext, agreed, use_threads
 from client_app.scratch import InboxQuota, Scratch
@@ -16,12 +17,14 @@ from fedprune.config import RunConfig
 from fedprune.errors import ReplyRefusedError
 from fedprune.logs import set_up
 from fedprune.records import (
+    attested_record,
     held_record,
     keys_record,
     local_record,
     own_text_record,
     parts_record,
     read_ahead,
+    read_attest_request,
     read_bundle,
     read_final,
     read_keys_request,
@@ -162,6 +165,26 @@ def take_segment(message: Message, context: Context) -> Message:
         InboxQuota.of(block_shapes(config, node)).check(scratch, name, start + len(segment))
         scratch.receive(name, start, segment)
         return RecordDict({"received": ConfigRecord({"start": start})})
+
+    return answer(message, context, work)
+
+
+@app.query("attest")
+def attest(message: Message, context: Context) -> Message:
+    """Sign what the server says that the run made, with this site's key."""
+
+    def work() -> RecordDict:
+        results = read_attest_request(message)
+        _, node = _asked(message, context)
+        key = Identity.of(node.settings).key
+        if key is None:
+            raise ReplyRefusedError("this node has no `signing-key`.")
+        return attested_record(
+            {
+                what: key.sign(bytes.fromhex(digest), purpose=what, run=node.job)
+                for what, digest in results.items()
+            }
+        )
 
     return answer(message, context, work)
 

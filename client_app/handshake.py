@@ -4,6 +4,7 @@ import logging
 
 from client_app import model, texts
 from client_app.approval import check_approval
+from client_app.identity import Identity
 from client_app.model import lacks_model
 from client_app.node import NodeContext, agreed, free_bytes, megaflops, memory_bytes, use_threads
 from client_app.scratch import Scratch
@@ -32,13 +33,15 @@ def report(config: RunConfig, node: NodeContext, digest: str) -> NodeReport:
     """
     hashes, problem, lacking = Fingerprint("", "", ""), "", False
     found: list[Sample] = []
-    device, settings = "", node.settings
+    device, signer, settings = "", "", node.settings
     Scratch(node.scratch).sweep()
     for warning in settings.warnings:
         _log.warning("%s", warning)
     try:
         wanted, config = config, agreed(settings, config)
         check_approval(wanted, settings)
+        key = Identity.of(settings).key
+        signer = "" if key is None else key.public.text
         use_threads(settings.threads)
         device = str(pick_device(config.pruner.device))
         texts.own_documents(config, node)  # before a model comes that may take hours
@@ -68,4 +71,5 @@ def report(config: RunConfig, node: NodeContext, digest: str) -> NodeReport:
         layer_permille=settings.layer_permille,
         lacks_model=lacking,
         warnings=" ".join(settings.warnings),
+        signer=signer,
     )

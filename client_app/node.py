@@ -67,6 +67,11 @@ class NodeContext:
         return self.settings.site
 
     @property
+    def job(self) -> str:
+        """The run's key, 32 hexadecimal digits, which stays the same when it goes on."""
+        return self.scratch.parent.name.removeprefix("job-")
+
+    @property
     def partition_id(self) -> int:
         """Which share of the data it holds."""
         return self.settings.partition_id

@@ -8,6 +8,7 @@ from flwr.app import RecordDict
 from torch import Tensor
 
 from client_app import model, texts
+from client_app.identity import Identity
 from client_app.node import NodeContext
 from client_app.scratch import Scratch
 from client_app.secure import SecureNode, is_secure
@@ -19,6 +20,7 @@ from fedprune.methods.exchange import Answer, BlockExchange, BlockPlace
 from fedprune.methods.masked import FORM
 from fedprune.methods.registry import exchanges
 from fedprune.models.device import Limits, pick_device
+from fedprune.privacy.attestation import ANSWER, answer_statement, digests_of
 from fedprune.pruning.blocks import BlockWalk
 from fedprune.pruning.groups import MaskSpec, block_specs
 from fedprune.pruning.paired import PairedWalk
@@ -214,6 +216,7 @@ class Session:
             peak_rss_bytes=peak_rss_bytes(),
             peak_device_bytes=peak_device_bytes(),
             num_examples=samples,
+            signature=self._signature(payloads),
         )
         content = prune_record(reply, form)
         if not whole:
@@ -233,6 +236,14 @@ class Session:
             return kept
         payloads, samples = self._work(bundle)
         return secure.hide(self.exchange, self.order, payloads, samples), samples
+
+    def _signature(self, payloads: Mapping[int, bytes]) -> bytes:
+        """Return its site's signature over what is sent, b"" where the site has no key."""
+        key = Identity.of(self.node.settings).key
+        if key is None:
+            return b""
+        statement = answer_statement(digests_of(payloads))
+        return key.sign(statement, purpose=ANSWER, run=self.node.job)
 
     @property
     def _scratch(self) -> Scratch:

@@ -17,7 +17,7 @@ from fedprune.config import (
     resumption,
     to_yaml,
 )
-from fedprune.disk import home, is_refusal
+from fedprune.disk import file_sha256, home, is_refusal
 from fedprune.errors import ConfigError, FedpruneError
 from fedprune.evaluation.zero_shot import Tasks
 from fedprune.logs import bound, job_mark, note
@@ -40,6 +40,7 @@ from fedprune.models.reshape import Reshape, write_model
 from fedprune.models.selection import select
 from fedprune.models.transfer import Offer
 from fedprune.models.unread import describe
+from fedprune.privacy.attestation import MODEL, SIGNATURES, STATISTICS
 from fedprune.pruning.block_kinds import BlockSite
 from fedprune.pruning.blocks import input_groups
 from fedprune.pruning.compaction import plan_narrowing
@@ -52,7 +53,7 @@ from fedprune.report.page import leave_report
 from fedprune.results.build import Facts, Perplexities, build_results
 from fedprune.results.card import write_card
 from fedprune.results.environment import source_digest
-from fedprune.results.provenance import write_provenance
+from fedprune.results.provenance import SIGNATURES_OF_A_MODEL, write_provenance
 from fedprune.results.run_status import RunStatus, WatchedLedger
 from fedprune.results.tables import plain_table
 from fedprune.results.tracking import Tracking, check_tracker
@@ -62,6 +63,7 @@ from strategies import FederatedPruning, PublicModel, strategy_class
 from strategies.cohort import Client, Cohort
 from strategies.messages import MESSAGE_BYTES
 from strategies.progress import show
+from strategies.signatures import gather_signatures
 from strategies.state import RunState
 
 
@@ -164,12 +166,16 @@ def _results(
         note(job=job_mark(state.job))
         status.catch_up(files.ledger)
         with state.timings.measure("total"), Tracking(config, folder.path) as tracking:
-            results = _run(source, config, run_id, folder, files, state, tracking, status)
+            results, strategy = _run(source, config, run_id, folder, files, state, tracking, status)
             tracking.finish(results)
+            made: dict[str, str] = {}
             if folder.model.exists():
                 write_card(folder.model, config, results)
                 followed = _followed(folder, config)
-                write_provenance(folder.model, followed, folder.config_text(), results)
+                made[MODEL] = write_provenance(
+                    folder.model, followed, folder.config_text(), results, state.job
+                )
+            _signed(source, strategy, folder, made)
             return results
     except FedpruneError as error:
         raise _noted(error, folder, files, state) from error
@@ -180,6 +186,29 @@ def _results(
         # Nobody foresaw it: what it says is kept beside the run, and its traceback in the log.
         _noted(FedpruneError(f"{type(error).__name__}: {error}."), folder, files, state)
         raise
+
+
+def _signed(
+    source: Source, strategy: FederatedPruning, folder: RunFolder, made: Mapping[str, str]
+) -> None:
+    """Let the clients that have keys sign what the run made, and keep their signatures beside it.
+
+    A model that is made of statistics without the clients stays unsigned; its statistics may be.
+    """
+    if isinstance(source, StatisticsFolder):
+        return
+    statistics = folder.statistics / MANIFEST
+    results = dict(made) | ({STATISTICS: file_sha256(statistics)} if statistics.is_file() else {})
+    clients = strategy.cohort.clients
+    if not any(client.report.signer for client in clients) or not results:
+        return
+    show(strategy.status, "export", 1, 1, "clients sign what was made")
+    config_yaml = to_yaml(strategy.config)
+    found = gather_signatures(source, clients, strategy.state, config_yaml, results)
+    if MODEL in results:
+        found.write(folder.model / SIGNATURES_OF_A_MODEL)
+    if STATISTICS in results:
+        found.write(folder.statistics / SIGNATURES)
 
 
 def _followed(folder: RunFolder, config: RunConfig) -> RunConfig:
@@ -209,7 +238,7 @@ def _run(  # noqa: PLR0913 - what a job is made of
     state: RunState,
     tracking: Tracking,
     status: RunStatus,
-) -> dict[str, object]:
+) -> tuple[dict[str, object], FederatedPruning]:
     timings = state.timings
     with timings.measure("load"):
         tasks = wanted_tasks(config)
@@ -264,7 +293,7 @@ def _run(  # noqa: PLR0913 - what a job is made of
     )
     if make_pruner(config.pruner).needs == NOTHING:
         results["experts"] = None  # nobody looked at a token
-    return results | {"coverage": covered.to_dict()} | further
+    return results | {"coverage": covered.to_dict()} | further, strategy
 
 
 def _asked(

@@ -65,6 +65,7 @@ from strategies.progress import (
     surveying,
 )
 from strategies.secure import SecureSums, plan_sums
+from strategies.signatures import note_answer
 from strategies.state import RunState, SavePace, Store, damaged_state
 
 Open = Mapping[int, Aggregator[Any, Any]]
@@ -289,6 +290,7 @@ class FederatedPruning(Strategy):
                 checked[block] = opened[block].check(payload, told)
             except WireError as error:
                 raise ReplyRefusedError(f"block {block}: {error}") from None
+        note_answer(self.state, reply, client)
         for block, answer in checked.items():
             opened[block].add(answer, told)
 

@@ -54,6 +54,9 @@ class RunState:
         Client's name -> what it measured on its own pruned model.
     own_texts : dict[str, object]
         What clients measured of the final model on their own texts.
+    signed : dict[str, list]
+        A client's public key -> the answers that it signed: block -> SHA-256 of what it sent, and
+        the signature in hexadecimal digits.
     over : bool
         Whether nothing more is asked of the nodes.
     timings : Timings
@@ -77,6 +80,7 @@ class RunState:
     figures: dict[str, Any] = field(default_factory=dict)
     local: dict[str, LocalResult] = field(default_factory=dict)
     own_texts: dict[str, Any] = field(default_factory=dict)
+    signed: dict[str, list[Any]] = field(default_factory=dict)
     over: bool = False
     timings: Timings = field(default_factory=Timings)
 

@@ -254,12 +254,15 @@ def _verify_arguments(parser: ArgumentParser) -> None:
         help="what it was made of, to make it again",
     )
     parser.add_argument("overrides", nargs="*", metavar="model=PATH", help="the dense model")
+    parser.add_argument(
+        "--roster", type=Path, metavar="ROSTER", help="the file that says who the signers are"
+    )
 
 
 def _verify(arguments: Namespace) -> int:
     from fedprune.cli.verify import run_verify
 
-    return run_verify(arguments.model, arguments.statistics, arguments.overrides)
+    return run_verify(arguments.model, arguments.statistics, arguments.overrides, arguments.roster)
 
 
 def _ledger_arguments(parser: ArgumentParser) -> None:
@@ -487,8 +490,8 @@ COMMANDS: dict[str, Command] = {
     ),
     "verify": Command(
         "hold a model against where it says it comes from",
-        "Check every file of an exported model against its provenance; with the statistics that "
-        "it was made of, make it again and say whether every byte follows.",
+        "Check every file of an exported model against its provenance, and who signed that; with "
+        "the statistics that it was made of, make it again and say whether every byte follows.",
         _verify_arguments,
         _verify,
     ),

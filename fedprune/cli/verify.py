@@ -10,6 +10,7 @@ from rich.console import Console
 from fedprune.cli.evaluate import model_folder
 from fedprune.cli.screen import say
 from fedprune.config import RunConfig, config_from_overrides, to_overrides
+from fedprune.disk import file_sha256
 from fedprune.errors import ConfigError, ModelError
 from fedprune.methods.registry import get_method
 from fedprune.methods.statistics_folder import StatisticsFolder
@@ -17,8 +18,19 @@ from fedprune.models.fingerprint import fingerprint
 from fedprune.models.loading import load_model
 from fedprune.models.reshape import write_model
 from fedprune.models.selection import select
+from fedprune.privacy.attestation import (
+    MODEL,
+    SIGNATURES,
+    STATISTICS,
+    Signatures,
+    Verdict,
+    judge,
+)
+from fedprune.privacy.roster import Roster
 from fedprune.results.environment import source_digest
 from fedprune.results.provenance import (
+    PROVENANCE,
+    SIGNATURES_OF_A_MODEL,
     Provenance,
     differences,
     hashes,
@@ -29,7 +41,9 @@ from fedprune.results.provenance import (
 from fedprune.results.text import count
 
 
-def run_verify(model: str, statistics: str, overrides: Sequence[str]) -> int:
+def run_verify(
+    model: str, statistics: str, overrides: Sequence[str], roster: Path | None = None
+) -> int:
     """Hold a model against its provenance and return the exit code, 1 if something is not so.
 
     Parameters
@@ -40,12 +54,18 @@ def run_verify(model: str, statistics: str, overrides: Sequence[str]) -> int:
         The statistics folder that it was made of, to make it again; "" for its files alone.
     overrides : sequence of str
         ``model=PATH`` where the dense model is not where the collection had it.
+    roster : Path, optional
+        The roster that says who signed.
 
     Raises
     ------
     FedpruneError
-        If the model has no provenance, or the statistics or the dense model are not those.
+        If the model has no provenance, the statistics or the dense model are not those, or the
+        roster does not hold.
     """
+    sites = None if roster is None else Roster.read(roster)
+    if sites is not None:
+        sites.verify()
     folder = model_folder(model)
     told = read_provenance(folder)
     screen, found = Console(), hashes(folder)
@@ -54,13 +74,31 @@ def run_verify(model: str, statistics: str, overrides: Sequence[str]) -> int:
         say(screen, f"{count(len(told.files), 'file is', 'files are')} as the run made them.")
         say(screen, f"Base model: weights {told.base['weights_hash']}")
         say(screen, f"Made by sources {told.code}, with {count(told.clients, 'client')}.")
-    if statistics and not wrong:
-        wrong = list(_made_again(folder, told, StatisticsFolder.open(statistics), overrides))
+    collected = StatisticsFolder.open(statistics) if statistics else None
+    if collected is not None and not wrong:
+        wrong = list(_made_again(folder, told, collected, overrides))
         if not wrong:
             say(screen, "Made again of the statistics: every byte of weights and masks follows.")
+    verdict = _signed(folder, told, collected, sites)
+    for line in verdict.holds:
+        say(screen, line)
+    wrong += verdict.wrong
     for one in wrong:
         sys.stderr.write(f"fedprune verify: {one}\n")
     return 1 if wrong else 0
+
+
+def _signed(
+    folder: Path, told: Provenance, statistics: StatisticsFolder | None, roster: Roster | None
+) -> Verdict:
+    """Say who signed a model, or the statistics that it was made of."""
+    found = Signatures.read(folder / SIGNATURES_OF_A_MODEL)
+    if found is None and statistics is not None:
+        runs = statistics.manifest.runs
+        job = runs[0] if len(runs) == 1 else ""  # merged ones are signed by nobody
+        found = Signatures.read(statistics.path / SIGNATURES)
+        return judge(found, STATISTICS, statistics.digest, job, roster)
+    return judge(found, MODEL, file_sha256(folder / PROVENANCE), told.job, roster)
 
 
 def _made_again(

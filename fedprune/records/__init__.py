@@ -5,6 +5,12 @@ are checked, nothing is unpickled.
 """
 
 from fedprune.flower.messages import message_bytes
+from fedprune.records.attestation import (
+    attest_request,
+    attested_record,
+    read_attest_request,
+    read_attested,
+)
 from fedprune.records.fields import shown
 from fedprune.records.models import (
     ModelSegment,
@@ -67,6 +73,8 @@ __all__ = [
     "NodeReport",
     "Order",
     "PruneReply",
+    "attest_request",
+    "attested_record",
     "fetched_record",
     "final_record",
     "held_record",
@@ -83,6 +91,8 @@ __all__ = [
     "segment_record",
     "prune_record",
     "read_ahead",
+    "read_attest_request",
+    "read_attested",
     "read_bundle",
     "read_final",
     "read_held",

@@ -7,8 +7,11 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 
 from fedprune.errors import ReplyRefusedError
 from fedprune.evaluation.own_texts import OwnTextResult
+from fedprune.privacy.signing import SIGNATURE_BYTES
 from fedprune.records.fields import array_bytes, byte_array, figure
 from fedprune.records.requests import read_bundle, request, requested
+
+_SIGNATURE = "signature"
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class PruneReply:
         Peak memory of the node's process and of its accelerator (0 without one).
     num_examples : int
         Calibration samples used.
+    signature : bytes
+        Of the hashes of all blocks, by the node's site; b"" where that has no key.
     """
 
     blocks: dict[int, bytes]
@@ -32,6 +37,7 @@ class PruneReply:
     peak_rss_bytes: int
     peak_device_bytes: int
     num_examples: int
+    signature: bytes = b""
 
 
 def prune_record(reply: PruneReply, form: str) -> RecordDict:
@@ -55,7 +61,10 @@ def prune_record(reply: PruneReply, form: str) -> RecordDict:
             "num-examples": reply.num_examples,
         }
     )
-    return RecordDict({"arrays": arrays, "metrics": metrics})
+    records = RecordDict({"arrays": arrays, "metrics": metrics})
+    if reply.signature:
+        records[_SIGNATURE] = ConfigRecord({_SIGNATURE: reply.signature})
+    return records
 
 
 def read_prune(
@@ -80,8 +89,12 @@ def read_prune(
         If blocks are missing, unasked, oversized or of another format, or a figure is wrong.
     """
     content = message.content
-    if set(content) != {"arrays", "metrics"}:
-        raise ReplyRefusedError("a prune reply holds the records 'arrays' and 'metrics' only.")
+    signed = content.config_records.get(_SIGNATURE) or ConfigRecord()
+    signature = signed.get(_SIGNATURE, b"")
+    if set(content) - {_SIGNATURE} != {"arrays", "metrics"} or not isinstance(signature, bytes):
+        raise ReplyRefusedError(
+            "a prune reply holds the records 'arrays' and 'metrics', maybe 'signature', only."
+        )
     arrays = content.array_records.get("arrays")
     metrics = content.metric_records.get("metrics")
     if arrays is None or metrics is None:
@@ -103,6 +116,7 @@ def read_prune(
         peak_rss_bytes=int(figure(metrics, "peak-rss-bytes")),
         peak_device_bytes=int(figure(metrics, "peak-device-bytes")),
         num_examples=int(figure(metrics, "num-examples")),
+        signature=signature[: SIGNATURE_BYTES + 1],
     )
 
 

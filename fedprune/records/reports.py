@@ -13,6 +13,7 @@ _MOST_PARTITIONS = 2**31
 _MOST = 2**62  # of anything that is counted
 _LONGEST_NAME = 64
 _HASH = re.compile(r"[0-9a-z]{0,64}")
+_SIGNER = re.compile(r"(ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI[0-9A-Za-z+/]{43})?")
 _IDS = re.compile(r"[0-9A-Za-z,]*")
 _WHOLE = 1000  # thousandths
 _KINDS: Mapping[object, type] = {int: int, bool: bool}
@@ -54,6 +55,8 @@ class NodeReport:
         Whether it waits for the server's model; hashes and samples are empty until it has come.
     warnings : str
         What its operator should look at; "" if nothing is odd.
+    signer : str
+        The public key that its site signs answers with, as a line of OpenSSH; "" without one.
     """
 
     partition_id: int
@@ -74,6 +77,7 @@ class NodeReport:
     layer_permille: int = 0
     lacks_model: bool = False
     warnings: str = ""
+    signer: str = ""
 
     @property
     def name(self) -> str:
@@ -133,5 +137,7 @@ def _check_names(report: NodeReport) -> None:
     for key in ("config_hash", "weights_hash", "code_hash"):
         if not _HASH.fullmatch(getattr(report, key)):
             raise ReplyRefusedError(f"'{kebab(key)}' must be a hash in hexadecimal digits.")
+    if not _SIGNER.fullmatch(report.signer):
+        raise ReplyRefusedError("'signer' must be an Ed25519 key, 'ssh-ed25519 AAAA...'.")
     if not _IDS.fullmatch(report.sample_ids):
         raise ReplyRefusedError("'sample-ids' must be hashes separated by commas.")

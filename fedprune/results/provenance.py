@@ -17,6 +17,9 @@ from fedprune.disk import file_sha256, replace_file
 from fedprune.errors import ModelError
 
 PROVENANCE = Path("fedprune", "provenance.json")
+SIGNATURES_OF_A_MODEL = Path("fedprune", "signatures.json")
+"""What sites signed: of their answers, and of the provenance's file."""
+
 FORMAT = "fedprune-provenance"
 VERSION = 1
 
@@ -42,6 +45,9 @@ class Provenance:
         SHA-256 of the whole resolved configuration, which has paths and stays with the run.
     clients : int
         How many took part.
+    job : str
+        The key of the run that made it, which its sites' signatures hold for; "" where there was
+        none.
     statistics : str
         SHA-256 of `statistics.json`, which has those of all its files; "" where the model was not
         made of collected statistics.
@@ -57,12 +63,13 @@ class Provenance:
     clients: int
     statistics: str
     files: Mapping[str, str]
+    job: str = ""
 
 
 def write_provenance(
-    folder: Path, config: RunConfig, text: str, results: Mapping[str, Any]
-) -> None:
-    """Write where a model comes from into its folder.
+    folder: Path, config: RunConfig, text: str, results: Mapping[str, Any], job: str
+) -> str:
+    """Write where a model comes from into its folder, and return the file's SHA-256.
 
     Parameters
     ----------
@@ -74,6 +81,8 @@ def write_provenance(
         The same as YAML, as it stands beside the results.
     results : Mapping
         The content of `results.json`.
+    job : str
+        The run's key.
     """
     model = results["model"]
     found = Provenance(
@@ -89,11 +98,14 @@ def write_provenance(
         clients=len(results["clients"]),
         statistics=results.get("statistics", {}).get("sha256", ""),
         files=hashes(folder),
+        job=job,
     )
     plain = {"format": FORMAT, "version": VERSION, **asdict(found)}
     place = folder / PROVENANCE
     place.parent.mkdir(exist_ok=True)
-    replace_file(place, (json.dumps(plain, indent=1) + "\n").encode())
+    data = (json.dumps(plain, indent=1) + "\n").encode()
+    replace_file(place, data)
+    return hashlib.sha256(data).hexdigest()
 
 
 def read_provenance(folder: Path) -> Provenance:
@@ -126,11 +138,11 @@ def read_provenance(folder: Path) -> Provenance:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file of a model but its card and this file, by path inside."""
+    """Return the SHA-256 of a model's files but its card, this one and signatures, by path."""
     found = {}
     for path in sorted(one for one in folder.rglob("*") if one.is_file()):
         name = path.relative_to(folder)
-        if name not in (PROVENANCE, Path(_CARD)):
+        if name not in (PROVENANCE, SIGNATURES_OF_A_MODEL, Path(_CARD)):
             found[name.as_posix()] = file_sha256(path)
     return found
 

@@ -122,7 +122,7 @@ def test_prune_reply_with_impossible_figures_is_refused(value):
 def test_extra_or_swapped_records_are_refused():
     content = prune_record(REPLY, MASKS)
     content["text"] = ConfigRecord({"a": "b"})
-    with pytest.raises(ReplyRefusedError, match="'arrays' and 'metrics' only"):
+    with pytest.raises(ReplyRefusedError, match="'arrays' and 'metrics', maybe 'signature', only"):
         read_prune(message(content), range(4, 6), LIMITS, MASKS)
     swapped = RecordDict({"arrays": MetricRecord({"a": 1}), "metrics": MetricRecord({"a": 1})})
     with pytest.raises(ReplyRefusedError, match="must be an ArrayRecord"):
