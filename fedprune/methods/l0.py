@@ -21,6 +21,7 @@ from fedprune.jit import jit
 from fedprune.methods.state import Arrays, gathered, scattered
 from fedprune.methods.vote_selection import Rule, select, select_nm
 from fedprune.methods.votes import VoteCounter
+from fedprune.methods.word_sums import Layout, Words, WordSpec
 from fedprune.wire.changes import SparseWeight
 from fedprune.wire.masks import BitMask, packed_size, popcount
 
@@ -129,6 +130,35 @@ class WeightSums:
                 f"Its largest weight is {largest:g}, but with these public weights none may be "
                 f"above {self._limit:g}. Its pruner has diverged; raise `pruner.damping` there."
             )
+
+    def layout(self, clients: int, moves: bool) -> Layout:
+        """Return the words of one client's survivors: its votes, and where they move their sums."""
+        sums = {"sums": WordSpec(self._sums.size, 64)} if moves else {}
+        return {**sums, **self.votes.layout(clients)}
+
+    def words(self, change: SparseWeight | None, clients: int, moves: bool) -> Words:
+        """Return one client's survivors as words; None abstains. Nothing was added before."""
+        votes = self.votes.words(None if change is None else change.mask, clients)
+        if not moves:
+            return votes
+        if change is not None:
+            self.add(change)
+        return {"sums": self._sums.view(np.uint64), **votes}
+
+    def add_total(self, total: Mapping[str, NDArray[Any]]) -> None:
+        """Take the sums of clients' words in place of their survivors; nothing was added before.
+
+        Raises
+        ------
+        WireError
+            If a sum is larger than that of so many clients can be.
+        """
+        sums = total["sums"].view(np.int64) if "sums" in total else self._sums
+        most = total["keeps"].astype(np.float64) * (self._limit * 2 * self._scale)
+        if (np.abs(sums.astype(np.float64)) > most).any():
+            raise WireError("a sum of weights is larger than those of its clients can be.")
+        self.votes.add_total(total)
+        self._sums[:] = sums
 
     def mean(self, kind: Average) -> Tensor:
         """Return the aggregated weight, float32, shape (d_out, d_in).

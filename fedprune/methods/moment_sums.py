@@ -1,19 +1,29 @@
 """The running second moments of a block's inputs, checked as they come from clients."""
 
-from collections.abc import Iterator, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fedprune.errors import WireError
 from fedprune.methods.exchange import Aggregator, BlockTask, Contributor
-from fedprune.methods.inputs import check_inputs, check_loudness, check_tokens
+from fedprune.methods.inputs import all_together, check_inputs, check_loudness, check_tokens
 from fedprune.methods.moments import InputPlan, MomentPool, diagonal_of
 from fedprune.methods.state import CountedSums, Keepable
 from fedprune.methods.sums import SumsPool
+from fedprune.methods.word_sums import Layout, Words, part_of, prefixed
 from fedprune.pruning.statistics import ColumnStatistics, MomentStatistics
-from fedprune.wire.moments import Columns, Cross, InputMoments, Sketch, Triangle, decode_moments
+from fedprune.wire.moments import (
+    Columns,
+    Cross,
+    InputMoments,
+    Precision,
+    Sketch,
+    Triangle,
+    decode_moments,
+)
 from fedprune.wire.sums import ExactSums, InputSums
 
 R = TypeVar("R")
@@ -38,6 +48,7 @@ class MomentSums(CountedSums, Aggregator[list[InputMoments], R], Generic[R]):
 
     def __init__(self, task: BlockTask, pooling: str, plans: Sequence[InputPlan]) -> None:
         self.task = task
+        self.sums_integers = all(plan.form != "eigen" for plan in plans)
         self.plans = {plan.linears: plan for plan in plans}
         self.columns = {p.linears: SumsPool(pooling) for p in plans if p.form == "columns"}
         self.moments = {
@@ -81,12 +92,56 @@ class MomentSums(CountedSums, Aggregator[list[InputMoments], R], Generic[R]):
         """Add one client's checked moments."""
         for group in answer:
             if group.linears in self.columns:
-                exact = ExactSums(len(diagonal_of(group)))
-                exact.add(diagonal_of(group))
-                self.columns[group.linears].add(InputSums(group.linears, exact, group.tokens))
+                self.columns[group.linears].add(_exact(group))
             else:
                 self.moments[group.linears].add(group)
         self.clients += 1
+
+    def layout(self, clients: int) -> Layout:
+        """Return the words of the moments, or the sums, of each input."""
+        return prefixed(
+            {
+                linears[0]: self.columns[linears].layout(plan.width)
+                if linears in self.columns
+                else self.moments[linears].layout(plan)
+                for linears, plan in self.plans.items()
+            }
+        )
+
+    def words(self, answer: list[InputMoments], client: Contributor, clients: int) -> Words:
+        """Return one client's checked moments as they are pooled."""
+        found = {group.linears: group for group in answer}
+        return prefixed(
+            {
+                linears[0]: self.columns[linears].words(_exact(found[linears]), clients)
+                if linears in self.columns
+                else self.moments[linears].words(found[linears], clients)
+                for linears in self.plans
+            }
+        )
+
+    def add_total(self, total: Mapping[str, NDArray[Any]], clients: Sequence[Contributor]) -> None:
+        """Take the moments of all clients, which must be of the tokens that they promised."""
+        seen = {linears[0]: int(total[f"{linears[0]}/counts"][1].item()) for linears in self.plans}
+        check_tokens(seen, self.task, all_together(clients))
+        for linears in self.plans:
+            part = part_of(total, linears[0])
+            if linears in self.columns:
+                self.columns[linears].add_total(linears, part)
+                continue
+            pool = self.moments[linears]
+            pool.add_total(part)
+            squares = pool.squares()
+            if not (squares >= 0).all():
+                raise WireError(f"the moments of {' '.join(linears)} have a negative diagonal.")
+            if pool.mode == "tokens":
+                check_loudness(self.task, linears, float(squares.sum()), pool.seen)
+            if "triangle" in part:
+                matrix = pool.result()[0].numpy()
+                check_moments(
+                    Triangle.from_matrix(matrix, _precision(self.plans[linears])), " ".join(linears)
+                )
+        self.clients = len(clients)
 
     def parts(self) -> dict[str, Keepable]:
         """Return the sums of each input, by the first linear that reads it."""
@@ -179,6 +234,17 @@ def check_cross(triangle: Triangle, cross: Cross, name: str) -> float:
             "are larger than Cauchy-Schwarz allows."
         )
     return float(dense.clip(0).sum())
+
+
+def _exact(group: InputMoments) -> InputSums:
+    """Return the sums of squares of an input of which nothing else is known."""
+    exact = ExactSums(len(diagonal_of(group)))
+    exact.add(diagonal_of(group))
+    return InputSums(group.linears, exact, group.tokens)
+
+
+def _precision(plan: InputPlan) -> Precision:
+    return "float16" if plan.form == "float16" else "float32"
 
 
 def _form(group: InputMoments) -> tuple[str, int]:

@@ -1,5 +1,6 @@
 """Second moments of a federated Hessian: what clients send of each input, and how it is pooled."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from fedprune.config import RunConfig
 from fedprune.errors import QuorumError, WireError
+from fedprune.methods.fixed_point import from_fixed, to_fixed, to_float32
 from fedprune.methods.sketches import (
     InputShape,
     eigen_sketch,
@@ -20,6 +22,7 @@ from fedprune.methods.sketches import (
     sketch_bits,
 )
 from fedprune.methods.state import Arrays, numbers
+from fedprune.methods.word_sums import Layout, Words, WordSpec, add_words
 from fedprune.pruning.statistics import (
     ColumnStatistics,
     Deviation,
@@ -34,6 +37,8 @@ from fedprune.wire.moments import Columns, Cross, InputMoments, Sketch, Triangle
 Form = Literal["float32", "float16", "eigen", "nystrom", "columns"]
 
 _RANK_SHARE = 16  # a sketch's rank is this share of the width unless a budget decides
+_SKETCH, _CROSS = ("vectors", "diagonal"), ("cross", "squares")
+Fixed = NDArray[np.uint64]
 _HEAD_BYTES = 512  # counts, lengths and a checksum of an input's arrays, without their names
 _NAMES = 4  # how often an input's name stands there
 
@@ -225,10 +230,11 @@ def _body(plan: InputPlan, known: Statistic) -> Triangle | Sketch | Columns:
 
 
 class MomentPool:
-    """Running second moments of one input over clients, in float64.
+    """Running second moments of one input over clients.
 
-    Sums of float32 numbers in float64 are exact but for numbers that differ by a factor of 2**29
-    and more; what is left of the order of arrival goes when they are rounded to float32.
+    Sketches are added in fixed point, exactly. Matrices are added in float64: sums of float32
+    numbers are exact but for numbers that differ by a factor of 2**29 and more; what is left of the
+    order of arrival goes when they are rounded to float32.
 
     Parameters
     ----------
@@ -245,13 +251,12 @@ class MomentPool:
     """
 
     def __init__(self, mode: str, seed: int = 0) -> None:
-        self._mode = mode
+        self.mode = mode
         self._seed = seed
         self._total: Tensor | None = None
         self._cross: Tensor | None = None
         self._squares: Tensor | None = None
-        self._vectors: NDArray[np.float64] | None = None
-        self._diagonal: NDArray[np.float64] | None = None
+        self._sketch: tuple[Fixed, Fixed] | None = None  # vectors, diagonal
         self._tokens = 0
         self.seen = 0
 
@@ -275,7 +280,7 @@ class MomentPool:
             self._add_matrix(whole, factor)
         if moments.cross is not None:
             self._add_cross(moments.cross, factor)
-        self._tokens += moments.tokens if self._mode == "tokens" else min(moments.tokens, 1)
+        self._tokens += moments.tokens if self.mode == "tokens" else min(moments.tokens, 1)
         self.seen += moments.tokens
 
     def result(self) -> tuple[Tensor, int]:
@@ -308,10 +313,65 @@ class MomentPool:
 
     def sketch(self) -> Sketch | None:
         """Return the sum of Nystrom sketches, of which the moments are rebuilt, else None."""
-        if self._vectors is None or self._diagonal is None:
+        if self._sketch is None:
             return None
-        vectors, diagonal = self._vectors.astype(np.float32), self._diagonal.astype(np.float32)
-        return Sketch(vectors, diagonal, "nystrom")
+        vectors, diagonal = map(to_float32, self._sketch)
+        return Sketch(vectors.reshape(len(diagonal), -1), diagonal, "nystrom")
+
+    def squares(self) -> NDArray[np.float64]:
+        """Return the pooled sums of squares of the columns, float64, shape (d_in,)."""
+        if self._sketch is not None:
+            return from_fixed(self._sketch[1])
+        if self._total is None:
+            raise QuorumError("No client sent moments of this input, so there is nothing to pool.")
+        found: NDArray[np.float64] = self._total.diagonal().numpy()
+        return found
+
+    def layout(self, plan: InputPlan) -> Layout:
+        """Return the words that a client's moments are, which travel by a plan."""
+        entries = {"triangle": WordSpec(plan.width * (plan.width + 1) // 2, 128)}
+        if plan.form == "nystrom":
+            sizes = (plan.width * plan.rank, plan.width)
+            entries = {n: WordSpec(size, 128) for n, size in zip(_SKETCH, sizes, strict=True)}
+        if plan.crossed:
+            sizes = (plan.width * plan.width, plan.width)
+            entries |= {n: WordSpec(size, 128) for n, size in zip(_CROSS, sizes, strict=True)}
+        return {**entries, "counts": WordSpec(2, 64)}
+
+    def words(self, moments: InputMoments, clients: int) -> Words:
+        """Return a client's moments as they are pooled; `WireError` if so many could overflow."""
+        body, factor = moments.body, self._factor(moments)
+        tokens = moments.tokens if self.mode == "tokens" else min(moments.tokens, 1)
+        counts = numbers(tokens, moments.tokens)
+        if isinstance(body, Columns):
+            raise WireError("column sums alone do not add to second moments.")
+        parts = {"triangle": body.values} if isinstance(body, Triangle) else {}
+        if isinstance(body, Sketch):
+            parts = dict(zip(_SKETCH, _parts(body), strict=True))
+        if moments.cross is not None:
+            parts |= {"cross": moments.cross.values, "squares": moments.cross.squares}
+        found: Words = {
+            name: to_fixed(factor * part.astype(np.float64), clients)
+            for name, part in parts.items()
+        }
+        return {**found, "counts": counts}
+
+    def add_total(self, total: Mapping[str, NDArray[Any]]) -> None:
+        """Take the sums of clients' words in place of their moments; nothing was added before."""
+        self._tokens, self.seen = (int(n) for n in total["counts"])
+        if "cross" in total:
+            cross, squares = (torch.from_numpy(from_fixed(total[name])) for name in _CROSS)
+            self._cross, self._squares = cross.reshape(len(squares), -1), squares
+        if "triangle" not in total:
+            vectors, diagonal = (total[name].copy() for name in _SKETCH)
+            self._sketch = vectors, diagonal
+            return
+        values = torch.from_numpy(from_fixed(total["triangle"]))
+        width = (math.isqrt(8 * len(values) + 1) - 1) // 2
+        row, column = torch.triu_indices(width, width)
+        self._total = torch.zeros((width, width), dtype=torch.float64)
+        self._total[row, column] = values
+        self._total[column, row] = values
 
     def state(self) -> Arrays:
         """Return the sums as arrays."""
@@ -320,8 +380,8 @@ class MomentPool:
             found["total"] = self._total.numpy()
         if self._cross is not None and self._squares is not None:
             found |= {"cross": self._cross.numpy(), "squares": self._squares.numpy()}
-        if self._vectors is not None and self._diagonal is not None:
-            found |= {"vectors": self._vectors, "diagonal": self._diagonal}
+        if self._sketch is not None:
+            found |= dict(zip(_SKETCH, self._sketch, strict=True))
         return found
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -332,15 +392,15 @@ class MomentPool:
         if "cross" in arrays:
             self._cross = torch.from_numpy(arrays["cross"].copy())
             self._squares = torch.from_numpy(arrays["squares"].copy())
-        if "vectors" in arrays:
-            self._vectors = arrays["vectors"].copy()
-            self._diagonal = arrays["diagonal"].copy()
+        if all(name in arrays for name in _SKETCH):
+            vectors, diagonal = (arrays[name].copy() for name in _SKETCH)
+            self._sketch = vectors, diagonal
 
     def _factor(self, moments: InputMoments) -> float:
         """Return what a client's moments are multiplied by."""
-        if self._mode == "tokens":
+        if self.mode == "tokens":
             return 1.0
-        if self._mode == "clients":
+        if self.mode == "clients":
             return 1.0 / max(moments.tokens, 1)
         mean = float(diagonal_of(moments).mean(dtype=np.float64))
         return 1.0 / mean if mean else 0.0
@@ -362,15 +422,21 @@ class MomentPool:
         self._squares.add_(torch.from_numpy(cross.squares).double(), alpha=factor)
 
     def _add_products(self, sketch: Sketch, factor: float) -> None:
-        if self._vectors is None or self._diagonal is None:
-            self._vectors = np.zeros(sketch.vectors.shape)
-            self._diagonal = np.zeros(sketch.diagonal.shape)
-        if self._vectors.shape != sketch.vectors.shape:
+        added = [to_fixed(factor * part.astype(np.float64)) for part in _parts(sketch)]
+        if self._sketch is None:
+            self._sketch = added[0], added[1]
+            return
+        if [part.shape for part in self._sketch] != [part.shape for part in added]:
             raise WireError(
-                f"Sketches of shape {self._vectors.shape} do not pool with {sketch.vectors.shape}."
+                f"Sketches of {len(self._sketch[1])} columns do not pool with such of shape "
+                f"{sketch.vectors.shape}."
             )
-        self._vectors += factor * sketch.vectors.astype(np.float64)
-        self._diagonal += factor * sketch.diagonal.astype(np.float64)
+        for total, part in zip(self._sketch, added, strict=True):
+            add_words(total, part)
+
+
+def _parts(sketch: Sketch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    return sketch.vectors, sketch.diagonal
 
 
 def diagonal_of(moments: InputMoments) -> NDArray[np.float32]:

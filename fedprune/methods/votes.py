@@ -6,7 +6,7 @@ wide as the total asks for, so none can overflow. Inside, the planes count the c
 weight, which is what a mask's bits say; votes, the clients that prune it, are the rest.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 from fedprune.errors import ConfigError, WireError
 from fedprune.methods.state import Arrays, numbers
+from fedprune.methods.word_sums import Layout, WordSpec, counter_bits
+from fedprune.methods.word_sums import Words as Sent
+from fedprune.pruning.groups import MaskSpec, check_votes
 from fedprune.wire.masks import BitMask, packed_size
 
 Words = NDArray[np.uint64]
@@ -118,6 +121,36 @@ class VoteCounter:
         votes: NDArray[np.uint16 | np.uint32] = self.keeps(start, stop).astype(dtype)
         return np.subtract(self.total, votes, out=votes)
 
+    def layout(self, clients: int) -> Layout:
+        """Return the words of one client's vote, where so many clients vote."""
+        bits = counter_bits(clients)
+        return {"keeps": WordSpec(self.numel, bits), "clients": WordSpec(1, bits)}
+
+    def words(self, mask: BitMask | None, clients: int) -> Sent:
+        """Return one client's vote as words: to keep, weight by weight; None abstains."""
+        layout = self.layout(clients)
+        if mask is None:
+            return {name: np.zeros(spec.shape, spec.dtype) for name, spec in layout.items()}
+        keeps = mask.to_bool().reshape(-1).astype(layout["keeps"].dtype)
+        return {"keeps": keeps, "clients": np.ones(1, layout["clients"].dtype)}
+
+    def add_total(self, total: Mapping[str, NDArray[Any]]) -> None:
+        """Take the sums of clients' words in place of their masks; nothing was added before.
+
+        Raises
+        ------
+        WireError
+            If a weight has more votes than there are clients.
+        """
+        keeps, (clients,) = total["keeps"], (int(n) for n in total["clients"])
+        if keeps.max(initial=0) > clients:
+            raise WireError(f"a weight has {int(keeps.max())} votes of {clients} clients.")
+        self._clients = self._total = self._squares = clients
+        self._widen()
+        for digit, plane in enumerate(self._planes):
+            bits = np.packbits(keeps >> digit & 1, bitorder="little")
+            plane.view(np.uint8)[: bits.size] = bits
+
     def histogram(self) -> NDArray[np.int64]:
         """Return how many weights have each number of votes, shape (total + 1,).
 
@@ -183,6 +216,42 @@ class VoteCounter:
     def _widen(self) -> None:
         while len(self._planes) < self._total.bit_length():
             self._planes.append(np.zeros(_words(self.numel), dtype=np.uint64))
+
+
+def check_vote(
+    words: Mapping[str, NDArray[Any]],
+    clients: Sequence[object],
+    spec: MaskSpec,
+    shape: tuple[int, int],
+    name: str,
+    routed: bool,
+) -> None:
+    """Refuse sums of votes that so many clients' masks cannot come to.
+
+    Parameters
+    ----------
+    words : Mapping[str, NDArray]
+        Sums of :meth:`VoteCounter.words`.
+    clients : Sequence
+        Whose they are.
+    spec : MaskSpec
+        What every client's mask looks like.
+    shape : tuple of int
+        (d_out, d_in).
+    name : str
+        The linear, for the message.
+    routed : bool
+        Whether clients may abstain.
+
+    Raises
+    ------
+    WireError
+        Saying what is wrong.
+    """
+    (voters,) = (int(n) for n in words["clients"])
+    if voters > len(clients) or (voters < len(clients) and not routed):
+        raise WireError(f"linear '{name}': {voters} votes of {len(clients)} clients.")
+    check_votes(words["keeps"].reshape(shape), voters, spec, name)
 
 
 def _check_weight(weight: int, total: int) -> None:

@@ -6,6 +6,7 @@ is checked against them: a client that abstains, over-votes or sends noise shows
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -135,13 +136,40 @@ def check_mask(mask: BitMask, spec: MaskSpec, name: str) -> None:
     WireError
         Naming linear, group, expected and found survivors.
     """
-    if spec.pattern.n is not None and spec.pattern.m is not None:
-        expected = spec.pattern.n
+    if spec.pattern.m is not None:
         found = mask.to_bool().reshape(-1, spec.pattern.m).sum(axis=1, dtype=np.int64)
-        what = f"group of {spec.pattern.m} inputs"
+    elif spec.group == "layer":
+        found = np.array([mask.survivors])
+    elif spec.group == "row":
+        found = mask.row_survivors()
     else:
-        expected, found = _unstructured(mask, spec)
-        what = "matrix" if spec.group == "layer" else spec.group
+        found = mask.to_bool().sum(axis=0, dtype=np.int64)
+    _check_groups(found, *_survivors(mask.shape, spec), name)
+
+
+def check_votes(keeps: NDArray[Any], clients: int, spec: MaskSpec, name: str) -> None:
+    """Refuse sums of masks whose groups do not have the survivors of so many clients.
+
+    Parameters
+    ----------
+    keeps : NDArray
+        How many clients keep each weight, whole numbers of shape (d_out, d_in).
+    clients : int
+        How many there are.
+    spec, name
+        As for :func:`check_mask`, errors too.
+    """
+    if spec.pattern.m is not None:
+        found = keeps.reshape(-1, spec.pattern.m).sum(axis=1, dtype=np.int64)
+    elif spec.group == "layer":
+        found = np.array([keeps.sum(dtype=np.int64)])
+    else:
+        found = keeps.sum(axis=1 if spec.group == "row" else 0, dtype=np.int64)
+    expected, what = _survivors((len(keeps), keeps.shape[1]), spec)
+    _check_groups(found, clients * expected, what, name)
+
+
+def _check_groups(found: NDArray[np.int64], expected: int, what: str, name: str) -> None:
     wrong = np.flatnonzero(found != expected)
     if wrong.size:
         first = int(wrong[0])
@@ -151,12 +179,10 @@ def check_mask(mask: BitMask, spec: MaskSpec, name: str) -> None:
         )
 
 
-def _unstructured(mask: BitMask, spec: MaskSpec) -> tuple[int, NDArray[np.int64]]:
-    d_out, d_in = mask.shape
-    if spec.group == "layer":
-        total = d_out * d_in
-        return total - pruned_count(total, spec.sparsity, spec.rounding), np.array([mask.survivors])
-    if spec.group == "row":
-        return d_in - pruned_count(d_in, spec.sparsity, spec.rounding), mask.row_survivors()
-    columns = mask.to_bool().sum(axis=0, dtype=np.int64)
-    return d_out - pruned_count(d_out, spec.sparsity, spec.rounding), columns
+def _survivors(shape: tuple[int, int], spec: MaskSpec) -> tuple[int, str]:
+    """Return how many of a group survive, and what a group is called."""
+    if spec.pattern.n is not None and spec.pattern.m is not None:
+        return spec.pattern.n, f"group of {spec.pattern.m} inputs"
+    size = {"layer": shape[0] * shape[1], "row": shape[1], "column": shape[0]}[spec.group]
+    what = "matrix" if spec.group == "layer" else spec.group
+    return size - pruned_count(size, spec.sparsity, spec.rounding), what

@@ -6,7 +6,7 @@ import torch
 
 from fedprune.config import config_from_overrides, to_yaml
 from fedprune.methods.collection import Collection
-from fedprune.methods.exchange import BlockTask, Contributor
+from fedprune.methods.exchange import BlockExchange, BlockTask, Contributor
 from fedprune.methods.public_model import PublicModel
 from fedprune.methods.statistics_folder import (
     Manifest,
@@ -47,11 +47,11 @@ def drawn(loaded: LoadedModel, clients: int, samples: int = 2, tokens: int = 24,
     ]
 
 
-def answers(loaded: LoadedModel, exchange: Collection, samples) -> list[bytes]:
+def answers(loaded: LoadedModel, exchange: BlockExchange, samples, spec=DENSE) -> list[bytes]:
     """Return what a client with these samples says of every block."""
     walk, found = BlockWalk(loaded, samples), []
     while walk.blocks_left:
-        found.append(exchange.answer(walk, DENSE, False).payload)
+        found.append(exchange.answer(walk, spec, False).payload)
         if walk.blocks_left == 1:
             return found
         walk.advance({})

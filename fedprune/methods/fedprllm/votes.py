@@ -1,7 +1,7 @@
 """The running votes on one block: checked masks in, global masks out."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -21,7 +21,8 @@ from fedprune.methods.exchange import (
 )
 from fedprune.methods.state import Arrays, Keepable, gathered, scattered
 from fedprune.methods.vote_selection import Rule, select, select_nm
-from fedprune.methods.votes import VoteCounter
+from fedprune.methods.votes import VoteCounter, check_vote
+from fedprune.methods.word_sums import Layout, Words, part_of, prefixed
 from fedprune.pruning.groups import block_specs, check_mask
 from fedprune.pruning.statistics import ColumnStatistics
 from fedprune.pruning.wanda import MagnitudePruner, WandaPruner
@@ -41,10 +42,9 @@ class VoteAggregator(BlockAggregator[dict[str, BitMask]]):
     almost none.
     """
 
-    sums_integers = True
-
     def __init__(self, exchange: BlockExchange, task: BlockTask) -> None:
         super().__init__(exchange, task)
+        self.sums_integers = not exchange.config.strategy.decode
         config, block, model = exchange.config, task.block, task.model
         self._spec = block_specs(config, range(block, block + 1), model.num_blocks)[block]
         self._counters = {name: VoteCounter(r * c) for name, (r, c) in self.shapes.items()}
@@ -78,6 +78,31 @@ class VoteAggregator(BlockAggregator[dict[str, BitMask]]):
             shares = self.task.figures.setdefault(_VIOLATIONS, {})
             share = self._decode(known, client.weight)
             shares[client.name] = max(share, shares.get(client.name, 0.0))
+
+    def layout(self, clients: int) -> Layout:
+        """Return the words of a client's votes on each linear."""
+        return prefixed({name: one.layout(clients) for name, one in self._counters.items()})
+
+    def words(self, answer: dict[str, BitMask], client: Contributor, clients: int) -> Words:
+        """Return one client's checked masks as votes to keep."""
+        routed = self.task.model.routed(self.task.block)
+        return prefixed(
+            {
+                name: counter.words(
+                    None if name in routed and abstains(answer[name]) else answer[name], clients
+                )
+                for name, counter in self._counters.items()
+            }
+        )
+
+    def add_total(self, total: Mapping[str, NDArray[Any]], clients: Sequence[Contributor]) -> None:
+        """Take the votes of all clients; each group has as many as they have survivors."""
+        parts = {name: part_of(total, name) for name in self._counters}
+        routed = self.task.model.routed(self.task.block)
+        for name, part in parts.items():
+            check_vote(part, clients, self._spec, self.shapes[name], name, name in routed)
+        for name, part in parts.items():
+            self._counters[name].add_total(part)
 
     def close(self) -> BlockResult:
         """Return the global masks, which have exactly the zeros that are asked for."""

@@ -1,6 +1,6 @@
 """The running averages of one block's survivors: checked weights in, the global block out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from logging import WARNING, getLogger
 from typing import Any
 
@@ -22,6 +22,8 @@ from fedprune.methods.exchange import (
 from fedprune.methods.l0 import WeightSums, expand
 from fedprune.methods.state import Arrays, gathered, scattered
 from fedprune.methods.vote_selection import Rule
+from fedprune.methods.votes import check_vote
+from fedprune.methods.word_sums import Layout, Words, part_of, prefixed
 from fedprune.pruning.groups import MaskSpec, block_specs, check_mask
 from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.wanda import MagnitudePruner
@@ -41,6 +43,8 @@ _CHUNK = 1 << 20  # weights looked at at a time
 
 class SurvivorAggregator(BlockAggregator[dict[str, SparseWeight]]):
     """Sums of what clients kept of one block, and votes."""
+
+    sums_integers = True
 
     def __init__(self, exchange: BlockExchange, task: BlockTask) -> None:
         super().__init__(exchange, task)
@@ -74,6 +78,28 @@ class SurvivorAggregator(BlockAggregator[dict[str, SparseWeight]]):
         masks = {name: BitMask.from_bool(np.ones(s, np.bool_)) for name, s in self.shapes.items()}
         masks |= {name: weight.mask for name, weight in answer.items()}
         self._sampler.add(client.name, masks)
+
+    def layout(self, clients: int) -> Layout:
+        """Return the words of a client's survivors of each linear."""
+        return prefixed({n: one.layout(clients, self._moves) for n, one in self._sums.items()})
+
+    def words(self, answer: dict[str, SparseWeight], client: Contributor, clients: int) -> Words:
+        """Return one client's checked survivors as words."""
+        return prefixed(
+            {
+                name: one.words(answer.get(name), clients, self._moves)
+                for name, one in self._sums.items()
+            }
+        )
+
+    def add_total(self, total: Mapping[str, NDArray[Any]], clients: Sequence[Contributor]) -> None:
+        """Take the sums of all clients; each group has as many votes as they have survivors."""
+        parts = {name: part_of(total, name) for name in self._sums}
+        routed = self.task.model.routed(self.task.block)
+        for name, part in parts.items():
+            check_vote(part, clients, self._spec, self.shapes[name], name, name in routed)
+        for name, part in parts.items():
+            self._sums[name].add_total(part)
 
     def close(self) -> BlockResult:
         """Average the block; one that nobody reported stays as the round before left it."""

@@ -9,6 +9,7 @@ from fedprune.methods.exchange import BlockTask, Contributor
 from fedprune.methods.registry import exchanges, get_method
 from fedprune.methods.word_sums import WordSpec, add_words, check_words, counter_bits
 from fedprune.models.loading import load_model
+from fedprune.pruning.groups import MaskSpec
 from tests.support.architectures import tiny_model
 from tests.support.statistics import answers, drawn, public
 
@@ -36,20 +37,40 @@ EXCHANGES = {
     "collected": lambda: exchange(
         "strategy=collect", "strategy.statistics='columns,values,cosines'"
     ),
+    "votes": lambda: exchange("strategy=fedprllm"),
+    "votes of 2:4": lambda: exchange("strategy=fedprllm", "pruner.pattern='2:4'"),
+    "survivors": lambda: exchange("strategy=fedspallm", "pruner=sparsegpt"),
+    "survivors that do not move": lambda: exchange("strategy=fedspallm"),
+    "sketches": lambda: moments("nystrom"),
+    "sketches by clients": lambda: moments("nystrom", "strategy.pooling=clients"),
+    "moments": lambda: moments("float32"),
+    "half moments": lambda: moments("float16", "strategy.max_width=200"),
 }
+
+
+def moments(form: str, *overrides: str):
+    return exchange(
+        "strategy=fedhessian", "pruner=sparsegpt", f"strategy.moments={form}", *overrides
+    )
+
+
+def without_agreement(state):
+    """Leave out the few bits of each client's masks, which there are none of under masks."""
+    return {name: array for name, array in state.items() if not name.startswith("sample/")}
 
 
 def added(aggregator, payloads, clients):
     for payload, client in zip(payloads, clients, strict=True):
         aggregator.add(aggregator.check(payload, client), client)
-    return aggregator.state()
+    return without_agreement(aggregator.state())
 
 
-def summed(aggregator, payloads, clients):
+def summed(asked, task, payloads, clients):
     """Return the sums of the clients' words, each made by an aggregator that holds nothing else."""
-    layout = aggregator.layout(len(clients))
+    layout = asked.aggregator(task).layout(len(clients))
     total = {name: np.zeros(spec.shape, spec.dtype) for name, spec in layout.items()}
     for payload, client in zip(payloads, clients, strict=True):
+        aggregator = asked.aggregator(task)
         words = aggregator.words(aggregator.check(payload, client), client, len(clients))
         check_words(words, layout)
         for name, one in words.items():
@@ -57,21 +78,27 @@ def summed(aggregator, payloads, clients):
     return total
 
 
-def test_the_sum_of_words_is_what_answers_one_by_one_come_to():
-    loaded = load_model(config_from_overrides([]).model)
+@pytest.fixture(scope="module")
+def loaded():
+    return load_model(config_from_overrides([]).model)
+
+
+@pytest.mark.parametrize("name", EXCHANGES)
+def test_the_sum_of_words_is_what_answers_one_by_one_come_to(loaded, name):
     model, samples = public(loaded), drawn(loaded, CLIENTS)
-    clients = contributors(samples)
-    for made in EXCHANGES.values():
-        asked = made()
-        told = [answers(loaded, asked, one) for one in samples]
-        for block in range(model.num_blocks):
-            task, payloads = BlockTask(model, block), [one[block] for one in told]
-            expected = added(asked.aggregator(task), payloads, clients)
-            assert asked.aggregator(task).sums_integers
-            total = summed(asked.aggregator(task), payloads[::-1], clients[::-1])
-            found = asked.aggregator(task)
-            found.add_total(total, clients)
-            assert same(found.state(), expected)
+    clients, asked = contributors(samples), EXCHANGES[name]()
+    pruner = asked.config.pruner
+    spec = MaskSpec(asked.config.sparsity, pruner.pattern, pruner.group)
+    told = [answers(loaded, asked, one, spec) for one in samples]
+    for block in (0, model.num_blocks - 1):
+        task = BlockTask(model, block, total_weight=CLIENTS)
+        payloads = [one[block] for one in told]
+        expected = added(asked.aggregator(task), payloads, clients)
+        assert asked.aggregator(task).sums_integers
+        total = summed(asked, task, payloads[::-1], clients[::-1])
+        found = asked.aggregator(task)
+        found.add_total(total, clients)
+        assert same(without_agreement(found.state()), expected)
 
 
 @pytest.mark.parametrize("pooling", ["tokens", "clients", "scaled"])
@@ -85,7 +112,7 @@ def test_the_sum_of_experts_words_is_what_answers_one_by_one_come_to(pooling):
         task, payloads = BlockTask(model, block), [one[block] for one in told]
         expected = added(asked.aggregator(task), payloads, clients)
         found = asked.aggregator(task)
-        found.add_total(summed(asked.aggregator(task), payloads, clients), clients)
+        found.add_total(summed(asked, task, payloads, clients), clients)
         assert same(found.state(), expected)
 
 
@@ -102,9 +129,51 @@ def test_sums_of_other_tokens_than_were_promised_are_refused():
     for name in ("columns", "survey", "collected"):
         asked = EXCHANGES[name]()
         payloads = [answers(loaded, asked, one)[0] for one in samples]
-        total = summed(asked.aggregator(BlockTask(model, 0)), payloads, clients)
+        total = summed(asked, BlockTask(model, 0), payloads, clients)
         with pytest.raises(WireError, match=r"tokens"):
             asked.aggregator(BlockTask(model, 0)).add_total(total, [*clients, clients[0]])
+
+
+def changed(total, name, change):
+    """Return sums of words of which some are others."""
+    (name,) = (one for one in total if one.endswith(name))
+    array = total[name].copy()
+    change(array)
+    return {**total, name: array}
+
+
+def a_vote_more(keeps):
+    keeps[np.flatnonzero(keeps < CLIENTS)[0]] += 1
+
+
+def too_many_votes(keeps):
+    row = keeps[:192]  # of the first output: as many as before, but a client votes twice
+    row[row.argmax()] = CLIENTS + 1
+    row[np.flatnonzero((row > 0) & (row <= CLIENTS))[0]] -= 1
+
+
+@pytest.mark.parametrize(
+    ("exchange", "name", "change", "said"),
+    [
+        ("votes", "q_proj/keeps", a_vote_more, "row 0 must have"),
+        ("votes", "q_proj/keeps", too_many_votes, "6 votes of 5"),
+        ("votes", "q_proj/clients", lambda one: one.__isub__(1), "4 votes of 5 clients"),
+        ("survivors", "q_proj/keeps", a_vote_more, "matrix 0 must have"),
+        ("survivors", "q_proj/sums", lambda one: one.fill(1 << 62), "larger than those"),
+        ("sketches", "q_proj/diagonal", lambda one: one.fill(2**64 - 1), "negative diagonal"),
+        ("moments", "q_proj/triangle", lambda one: one[1:2].fill(1 << 60), "semi-definite"),
+    ],
+)
+def test_sums_that_no_answers_come_to_are_refused(loaded, exchange, name, change, said):
+    model, samples = public(loaded), drawn(loaded, CLIENTS)
+    clients, asked = contributors(samples), EXCHANGES[exchange]()
+    task, pruner = BlockTask(model, 0, total_weight=CLIENTS), asked.config.pruner
+    spec = MaskSpec(0.5, pruner.pattern, pruner.group)
+    payloads = [answers(loaded, asked, one, spec)[0] for one in samples]
+    total = summed(asked, task, payloads, clients)
+    asked.aggregator(task).add_total(total, clients)
+    with pytest.raises(WireError, match=said):
+        asked.aggregator(task).add_total(changed(total, name, change), clients)
 
 
 @pytest.mark.parametrize(("most", "bits"), [(3, 8), (255, 8), (256, 16), (1 << 40, 64)])
