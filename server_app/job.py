@@ -439,9 +439,9 @@ def _public_model(  # noqa: PLR0913 - what nodes may need
     units: Units | None,
     asks: bool,
 ) -> PublicModel:
-    """Describe the model to those who are asked; with nobody to ask it is not run on any token."""
+    """Describe the model to those who are asked, and what their answers are held against."""
     layout = loaded.layout
-    traced = asks and any(exchange.shares_inputs for exchange in exchanges(config).values())
+    traced = any(exchange.shares_inputs for exchange in exchanges(config).values())
     return PublicModel(
         shapes=tuple(
             {name: ref.shape for name, ref in layout.linears(block).items()}
@@ -452,7 +452,7 @@ def _public_model(  # noqa: PLR0913 - what nodes may need
         code_hash=source_digest(),
         weight=lambda block, name: loaded.weight(block, name),
         inputs=input_groups(loaded) if traced else (),
-        loudness=most_mean_squares(loaded) if traced else (),
+        loudness=most_mean_squares(loaded) if traced and asks else (),
         offer=offer,
         units=units,
         sites=tuple(BlockSite.of(loaded, block) for block in range(len(layout.blocks))),

@@ -22,6 +22,18 @@ def collected(tmp_path_factory):
     return folder
 
 
+def test_moments_serve_many_models_too(tmp_path):
+    folder, out = tmp_path / "collected", tmp_path / "out"
+    moments = ["strategy.statistics='columns,moments'", "federation.backend=inline"]
+    assert main(["collect", *SMALL, QUICK, *moments, f"output_dir={folder}"]) == 0
+    sweep = ["sweep", f"from={folder}", "pruner=sparsegpt,wanda", "sparsity=0.5,0.7", QUICK]
+    assert main([*sweep, f"output_dir={out}"]) == 0
+    found = {path.parent.name: perplexities(path.parent) for path in out.glob("*/results.json")}
+    assert len(found) == 4
+    half, more = (found[f"pruner=sparsegpt,sparsity={one}"]["pruned"] for one in ("0.5", "0.7"))
+    assert half < more
+
+
 @pytest.fixture
 def started(monkeypatch):
     """The processes that are started for jobs."""
