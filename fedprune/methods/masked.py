@@ -38,7 +38,6 @@ R = TypeVar("R")
 FORM = "fedprune.masked.v1"
 """The format of masked payloads: named arrays, those of each width as the protocol made them."""
 
-_WORDS = "words"
 _WIDE = 128
 _FRAME = 1024  # bytes that the names and lengths of a width take
 
@@ -226,7 +225,7 @@ class MaskedAggregator(Aggregator[dict[int, bytes], R], Generic[R]):
         """Take masked words apart; what they hide cannot be looked at."""
         message, found = Message(payload, map(str, self._widths)), {}
         for bits, count in self._widths.items():
-            expected = {_WORDS: Words(count, bits).spec}
+            expected = Words(count, bits).message
             announced = message.announced(str(bits))
             if announced.nbytes > most_bytes(expected) or announced.dtype != "uint8":
                 raise WireError(f"masked words of {bits} bits must be bytes, and no more than are.")

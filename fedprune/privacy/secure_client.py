@@ -33,6 +33,7 @@ from fedprune.privacy.secure_roll import (
     advert_statement,
     commitment,
     commitments_digest,
+    context_digest,
     listed,
     take_bits,
 )
@@ -53,6 +54,7 @@ from fedprune.wire.arrays import Arrays, ArraySpec, decode_arrays, encode_arrays
 _PRIVATE = 0o600
 _ADVERTS = ("names", "digests", "signatures", "channels", "keys", "commitments")
 _NOBODY = bytes(KEY)  # stands for a hash that is not there
+_TELLING = 32  # fewer words that two sums have in common are counts that come with every answer
 
 
 class SecureClient:
@@ -197,7 +199,13 @@ class SecureClient:
         self._held = found
         return tuple(self._peers.roll.names[dealer] for dealer in found.damaged)
 
-    def masked(self, sum_name: str, words: NDArray[Any], spare: int | None = None) -> bytes:
+    def masked(
+        self,
+        sum_name: str,
+        words: NDArray[Any],
+        spare: int | None = None,
+        context: bytes = b"",
+    ) -> bytes:
         """Return this client's words under its masks.
 
         Parameters
@@ -208,6 +216,9 @@ class SecureClient:
             Of the sum's :attr:`Words.spec`.
         spare : int, optional
             To take the sum again under a spare key, 0 <= spare < plan.spares.
+        context : bytes
+            All that the server told this client and that its words depend on. Between clients that
+            were told different things masks do not cancel.
 
         Returns
         -------
@@ -230,9 +241,11 @@ class SecureClient:
                 f"{words.shape}."
             )
         hidden = np.array(words, words.dtype.newbyteorder("="), order="C")
-        for stream, subtract in self._streams(key):
+        telling = hashlib.sha256(hidden.data).digest() if words.size >= _TELLING else _NOBODY
+        told = context_digest(context)
+        for stream, subtract in self._streams(key, told):
             add_stream(hidden, stream, subtract=subtract)
-        data = encode_arrays({"words": hidden})
+        data = encode_arrays({"words": hidden, "context": _array(told)})
         digest = hashlib.sha256(data).digest()
         before = said.masked[key].tobytes()
         if before == digest:
@@ -244,7 +257,7 @@ class SecureClient:
             )
         if said.cohorts[key].any():
             raise ReplyRefusedError("this node has signed who is in this sum: it is closed.")
-        said.masked[key] = _array(digest)
+        said.masked[key], said.words[key] = _array(digest), _array(telling)
         self._disk.write("said.bin", said.to_bytes())
         return data
 
@@ -271,7 +284,8 @@ class SecureClient:
             If the list is malformed.
         ReplyRefusedError
             If it has fewer than the floor or the quorum, has this client in it though it sent
-            nothing, or is another than one signed before for the same sum, also under a spare key.
+            nothing, or is another than one signed before for the same sum, also under a spare key,
+            or for another to which this client sent the same words.
         """
         key, said = self._asked(sum_name, spare)
         size = self._peers.roll.size
@@ -357,12 +371,13 @@ class SecureClient:
         if cohort[self._peers.own] and not said.masked[key].any():
             raise ReplyRefusedError("this node is said to be in a sum for which it sent nothing.")
         digest = _array(hashlib.sha256(bound("cohort", cohort.tobytes())).digest())
+        same_words = said.words[key].any() & (said.words == said.words[key]).all(axis=1)
         same_sum = said.sums == said.sums[key]
-        agreed = said.cohorts[same_sum & said.cohorts.any(axis=1)]
+        agreed = said.cohorts[(same_sum | same_words) & said.cohorts.any(axis=1)]
         if (agreed != digest).any():
             raise ReplyRefusedError(
-                "this node has agreed to another list of who is in this sum; two sums over "
-                "different clients would tell who makes the difference."
+                "this node has agreed to another list of who is in this sum, or in one of the same "
+                "words; two sums over different clients would tell who makes the difference."
             )
         if not said.cohorts[key].any():
             said.cohorts[key] = digest
@@ -375,14 +390,14 @@ class SecureClient:
     def _holds(self, name: str, signature: bytes, data: bytes, purpose: str) -> bool:
         return self._roster.holds(name, signature, data, purpose=purpose, run=self._plan.run)
 
-    def _streams(self, key: int) -> Iterator[tuple[bytes, bool]]:
+    def _streams(self, key: int, context: bytes) -> Iterator[tuple[bytes, bool]]:
         """Yield the keys of all masks on this client's words, and whether they are taken off."""
         peers, roll, own = self._peers, self._peers.roll, self._peers.own
         private = private_key(self._secrets.private_keys[key].tobytes())
         yield own_key(self._secrets.seeds[key].tobytes(), roll.own_binding(key, own)), False
         for other in peers.others:
             if self._held.members[other]:
-                info = roll.pair_binding(key, own, other)
+                info = roll.pair_binding(key, context, own, other)
                 try:
                     stream = agreed_key(private, peers.public_key(other, key), info)
                 except WireError as error:
@@ -535,21 +550,27 @@ class _Said:
 
     masked: Bits  # (keys, 32): SHA-256 of what was sent, zeros for nothing
     cohorts: Bits  # (keys, 32): SHA-256 of the list agreed to
+    words: Bits  # (keys, 32): SHA-256 of what was sent, without its masks
     sums: NDArray[np.int64]  # (keys,): which sum it served, -1 for none
 
     @classmethod
     def nothing(cls, keys: int) -> "_Said":
         empty = np.zeros((keys, KEY), np.uint8)
-        return cls(empty, empty.copy(), np.full(keys, -1, np.int64))
+        return cls(empty, empty.copy(), empty.copy(), np.full(keys, -1, np.int64))
 
     @classmethod
     def read(cls, data: bytes, keys: int) -> "_Said":
         hashes = ArraySpec("uint8", (keys, KEY))
-        expected = {"masked": hashes, "cohorts": hashes, "sums": ArraySpec("int64", (keys,))}
+        expected = {
+            "masked": hashes,
+            "cohorts": hashes,
+            "words": hashes,
+            "sums": ArraySpec("int64", (keys,)),
+        }
         return cls(**{name: array.copy() for name, array in decode_arrays(data, expected).items()})
 
     def to_bytes(self) -> bytes:
-        return encode_arrays({"masked": self.masked, "cohorts": self.cohorts, "sums": self.sums})
+        return encode_arrays(vars(self))
 
 
 class _Disk:

@@ -149,10 +149,10 @@ class Roll:
         """Return what shares are bound to on their way from one to another."""
         return bound("shares", self.digest, *self._encoded(sender, receiver))
 
-    def pair_binding(self, key: int, one: int, other: int) -> bytes:
+    def pair_binding(self, key: int, context: bytes, one: int, other: int) -> bytes:
         """Return what the mask of two clients under one of the plan's keys is bound to."""
         pair = self._encoded(min(one, other), max(one, other))
-        return bound("pair mask", self.digest, _number(key), *pair)
+        return bound("pair mask", self.digest, _number(key), context, *pair)
 
     def own_binding(self, key: int, client: int) -> bytes:
         """Return what a client's self mask under one of the plan's keys is bound to."""
@@ -205,6 +205,11 @@ def commitment(seed: bytes) -> bytes:
 def advert_statement(plan: SumPlan, digest: bytes) -> bytes:
     """Return what a client signs of its advert."""
     return bound("signed advert", plan.digest, digest)
+
+
+def context_digest(context: bytes) -> bytes:
+    """Return the SHA-256 of what clients were told before they answered."""
+    return hashlib.sha256(bound("context", context)).digest()
 
 
 def take_bits(arrays: Arrays, name: str, size: int) -> Bits:

@@ -30,6 +30,7 @@ from fedprune.privacy.secure_roll import (
     advert_statement,
     commitment,
     commitments_digest,
+    context_digest,
     listed,
 )
 from fedprune.privacy.secure_sums import (
@@ -213,9 +214,12 @@ class SecureServer:
                 boxes[place] = self._boxes[roll.names[dealer]][column]
         return encode_arrays({"members": self.joined, "boxes": boxes})
 
-    def sum(self, name: str, spare: int | None = None) -> "MaskedSum":
-        """Return a sum of the plan, empty; WireError if it or the spare key is not planned."""
-        return MaskedSum(self, name, self.plan.key_of(name, spare))
+    def sum(self, name: str, spare: int | None = None, context: bytes = b"") -> "MaskedSum":
+        """Return a sum of the plan, empty; WireError if it or the spare key is not planned.
+
+        ``context`` is all that every client is told and that its words depend on.
+        """
+        return MaskedSum(self, name, self.plan.key_of(name, spare), context_digest(context))
 
     def checked_public(self, place: int, key: int, kind: int, secret: bytes) -> bool:
         """Whether a secret is the self seed (0) or private key (1) that somebody advertised."""
@@ -292,13 +296,15 @@ class MaskedSum:
         The sum.
     key : int
         Place of its key.
+    context : bytes
+        SHA-256 of what clients were told.
     """
 
-    def __init__(self, server: SecureServer, name: str, key: int) -> None:
-        self._server, self._name, self._key = server, name, key
+    def __init__(self, server: SecureServer, name: str, key: int, context: bytes) -> None:
+        self._server, self._name, self._key, self._context = server, name, key, context
         self._roll, self._members = server.roll, server.joined
-        spec = server.plan.words(name).spec
-        self._spec = spec
+        self._message = server.plan.words(name).message
+        spec = self._message["words"]
         self._running = np.zeros(spec.shape, spec.dtype)
         size, holders = self._roll.size, self._roll.neighbours.degree + 1
         self._digests = np.zeros((size, KEY), np.uint8)
@@ -326,7 +332,9 @@ class MaskedSum:
         ReplyRefusedError if they come after :meth:`close`.
         """
         place = self._place(name)
-        words = _decoded(name, data, {"words": self._spec})["words"]
+        told = _decoded(name, data, self._message)
+        if told["context"].tobytes() != self._context:
+            raise WireError(f"'{name}' answered to something else than all were told.")
         digest = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
         if self._digests[place].any():
             if not np.array_equal(self._digests[place], digest):
@@ -334,7 +342,7 @@ class MaskedSum:
             return
         if self._cohort is not None:
             raise ReplyRefusedError(f"'{name}' came too late for this sum: it is closed.")
-        add_words(self._running, words)
+        add_words(self._running, told["words"])
         self._digests[place] = digest
 
     def close(self) -> None:
@@ -449,7 +457,7 @@ class MaskedSum:
             private = private_key(secret)
             for other in self._roll.neighbours.holders[place].tolist():
                 if inside[other]:
-                    info = self._roll.pair_binding(self._key, place, other)
+                    info = self._roll.pair_binding(self._key, self._context, place, other)
                     public = self._server.public_key(other, self._key)
                     # What the other one, which is in, added for the one that is not, goes.
                     add_stream(found, agreed_key(private, public, info), subtract=other < place)

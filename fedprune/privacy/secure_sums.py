@@ -10,7 +10,10 @@ A client's masked words are, modulo 2**bits and with clients in the order of the
 
     y_u = x_u + stream(own_u) + sum_{v > u} stream(pair_uv) - sum_{v < u} stream(pair_uv)
 
-where own_u is the key of u's self seed and pair_uv the key that u and its neighbour v agree on.
+where own_u is the key of u's self seed and pair_uv the key that u and its neighbour v agree on, for
+this sum and in this context: all that the server told a client before it answered. A server that
+tells two clients different things, so that one of them can be told from the sum, gets words whose
+masks do not cancel (Pasquini et al., Eluding Secure Aggregation, CCS 2022).
 """
 
 import hashlib
@@ -88,6 +91,11 @@ class Words:
         if self.bits == 128:
             return ArraySpec("uint64", (self.length, 2))
         return ArraySpec(f"uint{self.bits}", (self.length,))
+
+    @property
+    def message(self) -> dict[str, ArraySpec]:
+        """The arrays of a client's masked words on the wire."""
+        return {"words": self.spec, "context": ArraySpec("uint8", (KEY,))}
 
 
 @dataclass(frozen=True)

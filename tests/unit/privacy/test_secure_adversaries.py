@@ -131,6 +131,58 @@ def test_a_sum_is_never_of_two_cohorts_also_under_a_spare_key(five):
     assert integers(total) == plain_sum(SUMS["a"], terms.values())
 
 
+def test_sums_of_the_same_words_are_of_one_cohort_whatever_they_are_called(tmp_path):
+    """A survey and the pruning after it, of the same statistics: who left would be told."""
+    found = sites(tmp_path, 5, {"survey": Words(40, 64), "prune": Words(40, 64)}).set_up()
+    gone, rest = found.names[0], found.names[1:]
+    terms = drawn(Words(40, 64), found.names)
+    found.total("survey", terms)
+    masked = found.masked("prune", terms, absent=[gone])
+    masked.close()
+    for name in rest:
+        with pytest.raises(ReplyRefusedError, match="or in one of the same words"):
+            found.client(name).sign("prune", masked.cohort)
+    again = found.masked("prune", terms)
+    total = found.unmasked(again, "prune", found.signed(again, "prune"))
+    assert integers(total) == plain_sum(Words(40, 64), terms.values())
+
+
+def test_short_sums_of_the_same_counts_may_be_of_other_cohorts(five):
+    terms = drawn(SUMS["a"], five.names)
+    five.total("a", terms)
+    rest = five.names[1:]
+    total = five.total("b", terms, absent=five.names[:1])
+    assert integers(total) == plain_sum(SUMS["b"], [terms[name] for name in rest])
+
+
+def test_a_site_that_was_told_something_else_is_not_told_from_the_sum(five):
+    """A model that makes all others answer what the server knows: one site's words would be left.
+
+    A site says what it was told, so a server that means no harm leaves it out. One that does adds
+    the words all the same; they are hidden by masks that nothing opens.
+    """
+    victim, rest = five.names[0], five.names[1:]
+    secret = drawn(SUMS["a"], [victim])[victim]
+    known = np.zeros(6, np.uint64)
+    masked = five.server.sum("a", context=b"what makes answers zero")
+    for name in rest:
+        answer = five.client(name).masked("a", known, context=b"what makes answers zero")
+        masked.add(name, answer)
+    answer = five.client(victim).masked("a", secret, context=b"the model")
+    with pytest.raises(WireError, match=f"'{victim}' answered to something else"):
+        masked.add(victim, answer)
+    told = arrays_of(five.client(rest[0]).masked("a", known, context=b"what makes answers zero"))
+    forged = {**arrays_of(answer), "context": told["context"]}
+    masked.add(victim, encode_arrays(forged))
+    total = five.unmasked(masked, "a", five.signed(masked, "a"))
+    assert not np.array_equal(total, secret) and (total != secret).all()
+    # With one thing told to all it would have been read off.
+    fair = five.server.sum("b")
+    for name in five.names:
+        fair.add(name, five.client(name).masked("b", secret if name == victim else known))
+    assert np.array_equal(five.unmasked(fair, "b", five.signed(fair, "b")), secret)
+
+
 def test_lists_with_too_few_or_with_who_was_never_there(tmp_path):
     found = sites(tmp_path, 6, SUMS, floor=5)
     found.advertise()
@@ -394,28 +446,32 @@ def test_a_site_that_signed_a_list_without_it_sends_no_words_any_more(five):
 
 
 @pytest.mark.parametrize(
-    "message",
+    "words",
     [
-        {"words": np.zeros(5, np.uint64)},
-        {"words": np.zeros(7, np.uint64)},
-        {"words": np.zeros((6, 1), np.uint64)},
-        {"words": np.zeros(6, np.int64)},
-        {"words": np.zeros(6, np.uint32)},
-        {"words": np.full(6, np.nan)},
-        {"word": np.zeros(6, np.uint64)},
-        {"words": np.zeros(6, np.uint64), "more": np.zeros(1, np.uint8)},
+        np.zeros(5, np.uint64),
+        np.zeros(7, np.uint64),
+        np.zeros((6, 1), np.uint64),
+        np.zeros(6, np.int64),
+        np.zeros(6, np.uint32),
+        np.full(6, np.nan),
     ],
 )
-def test_words_of_another_form_are_refused_and_the_client_named(five, message):
+def test_words_of_another_form_are_refused_and_the_client_named(five, words):
     name = five.names[0]
     masked = five.server.sum("a")
-    with pytest.raises(WireError, match=f"'{name}' sent for a secure sum"):
-        masked.add(name, encode_arrays(message))
+    context = arrays_of(five.client(name).masked("a", np.zeros(6, np.uint64)))["context"]
+    sound = {"words": np.zeros(6, np.uint64), "context": context}
+    for message in (
+        {**sound, "words": words},
+        {**sound, "more": words},
+        {"words": sound["words"]},
+        {**sound, "context": context[1:]},
+    ):
+        with pytest.raises(WireError, match=f"'{name}' sent for a secure sum"):
+            masked.add(name, encode_arrays(message))
     assert masked.arrived == () and not masked._running.any()
-    words = next(iter(message.values()))
-    if "words" in message and len(message) == 1:
-        with pytest.raises(WireError, match=r"must be uint64\[6\]"):
-            five.client(name).masked("a", words)
+    with pytest.raises(WireError, match=r"must be uint64\[6\]"):
+        five.client(name).masked("a", words)
 
 
 def test_adverts_that_are_not_the_senders_or_hide_nothing_are_refused(tmp_path):

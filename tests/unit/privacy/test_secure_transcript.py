@@ -12,7 +12,9 @@ import pytest
 
 from fedprune.privacy.secure_client import SecureClient
 from fedprune.privacy.secure_masks import add_stream, agreed_key, own_key, private_key
+from fedprune.privacy.secure_roll import context_digest
 from fedprune.privacy.secure_sums import Words
+from fedprune.wire.arrays import decode_arrays
 from tests.support.secure_sums import Sites, drawn, sites
 
 WORDS = Words(1 << 16, 8)
@@ -32,8 +34,8 @@ def leave_out(monkeypatch):
     streams = SecureClient._streams
 
     def patch(of: str, place: int):
-        def fewer(client, key):
-            for number, one in enumerate(streams(client, key)):
+        def fewer(client, key, context):
+            for number, one in enumerate(streams(client, key, context)):
                 if client._name != of or number != place:
                     yield one
 
@@ -57,7 +59,8 @@ def known_pairs(found: Sites, words, colluders) -> None:
     public = found.server.public_key(VICTIM, 0)
     for other in colluders:
         secret = found.client(found.names[other])._secrets.private_keys[0].tobytes()
-        key = agreed_key(private_key(secret), public, roll.pair_binding(0, VICTIM, other))
+        binding = roll.pair_binding(0, context_digest(b""), VICTIM, other)
+        key = agreed_key(private_key(secret), public, binding)
         add_stream(words, key, subtract=True)  # the victim is the first: it added it
 
 
@@ -105,7 +108,8 @@ def what_is_left_of_who_is_late(folder, which: int):
     secret, roll = masked._opened()[VICTIM], found.server.roll
     for other in range(1, 5):
         public = found.server.public_key(other, 0)
-        key = agreed_key(private_key(secret), public, roll.pair_binding(0, VICTIM, other))
+        binding = roll.pair_binding(0, context_digest(b""), VICTIM, other)
+        key = agreed_key(private_key(secret), public, binding)
         add_stream(left, key, subtract=True)
     return left, found
 
@@ -114,7 +118,7 @@ def words_of(found: Sites, terms):
     """Return the victim's masked words, as they came."""
     name = found.names[VICTIM]
     answer = found.client(name).masked(SUM, terms[name])
-    return np.frombuffer(answer, np.uint8)[-WORDS.length :].copy()
+    return decode_arrays(answer, WORDS.message)["words"].copy()
 
 
 ATTACKS = {
