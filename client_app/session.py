@@ -22,7 +22,7 @@ from fedprune.methods.registry import exchanges
 from fedprune.models.device import Limits, pick_device
 from fedprune.privacy.attestation import ANSWER, answer_statement, digests_of
 from fedprune.pruning.blocks import BlockWalk
-from fedprune.pruning.groups import MaskSpec, block_specs
+from fedprune.pruning.groups import BlockSpec, block_specs
 from fedprune.pruning.paired import PairedWalk
 from fedprune.pruning.registry import make_pruner
 from fedprune.records import Order, PruneReply, fetched_record, prune_record, split_record
@@ -310,7 +310,7 @@ class Session:
     ) -> Iterator[tuple[int, Answer]]:
         """Yield each ordered block's answer; blocks between them stay dense."""
         config, order, total = self.config, self.order, walk.position + walk.blocks_left
-        dense = MaskSpec(0.0, config.pruner.pattern, config.pruner.group)
+        dense = BlockSpec(0.0, config.pruner.pattern, config.pruner.group)
         specs = block_specs(config, range(total), total) if self.exchange.prunes else {}
         while walk.position <= order.blocks[-1]:
             block, changes = walk.position, {}
@@ -327,7 +327,7 @@ class Session:
                 return
             self._leave(walk, changes)
 
-    def _answer(self, walk: BlockWalk, spec: MaskSpec, bundle: Mapping[str, bytes]) -> Answer:
+    def _answer(self, walk: BlockWalk, spec: BlockSpec, bundle: Mapping[str, bytes]) -> Answer:
         """Return the answer about the block where a walk stands, the same one if it was given."""
         exchange, block = self.exchange, walk.position
         exchange.hear(block, bundle.get(f"public-{block:05d}", b""))

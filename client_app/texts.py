@@ -40,7 +40,7 @@ def windows(config: RunConfig, node: NodeContext) -> dict[str, torch.Tensor]:
 
 def _neutral(config: RunConfig) -> RunConfig:
     """Return the configuration without what changes from one round to the next."""
-    allocation = replace(config.allocation, name="uniform", blocks="")
+    allocation = replace(config.allocation, name="uniform", blocks="", linears="")
     return replace(config, sparsity=0.0, allocation=allocation)
 
 

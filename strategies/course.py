@@ -35,7 +35,7 @@ from fedprune.methods.public_model import PublicModel
 from fedprune.methods.registry import Assignment, exchanges, get_method, main_exchange
 from fedprune.methods.state import gathered, scattered
 from fedprune.methods.survey import SurveyExchange
-from fedprune.pruning.groups import block_specs
+from fedprune.pruning.groups import check_allocation
 from fedprune.records import Order, PruneReply, request
 from fedprune.results.ledger import Ledger
 from fedprune.results.run_status import RunStatus
@@ -138,14 +138,13 @@ class FederatedPruning(Strategy):
         self.ledger = ledger
         self.cohort = Cohort([], self.ledger)
         self.method = get_method(config.strategy.name)
-        # The sparsities of `owl` follow from a survey of the clients.
         if not self.exchange.prunes and config.evaluation.federated:
             raise ConfigError(
                 f"`evaluation.federated` must be false with strategy={config.strategy.name}: its "
                 "model is made when the clients are done. Leave it out."
             )
-        if self.exchange.prunes and config.allocation.name != "owl":
-            block_specs(config, range(model.num_blocks), model.num_blocks)
+        if self.exchange.prunes:
+            check_allocation(self.config, model.shapes)
         self.iterative = config.schedule.name == "iterative"
         per_message = 1 if self.iterative else config.schedule.blocks_per_message
         if self.exchange.together:

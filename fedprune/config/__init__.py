@@ -1,5 +1,6 @@
 """Typed configuration: composed by Hydra, checked before any model loads, frozen afterwards."""
 
+from fedprune.config.allocation import allocation_of
 from fedprune.config.compose import (
     SHORTCUTS,
     Resumption,
@@ -34,7 +35,9 @@ from fedprune.config.schema import (
 from fedprune.config.sparsity import (
     block_sparsity,
     for_round,
+    linear_sparsities,
     resolved_allocation,
+    resolved_linears,
     round_sparsity,
 )
 from fedprune.config.validation import from_yaml, to_yaml
@@ -55,6 +58,7 @@ __all__ = [
     "ScheduleConfig",
     "StrategyConfig",
     "TrackingConfig",
+    "allocation_of",
     "block_sparsity",
     "compose_config",
     "config_from_mapping",
@@ -65,9 +69,11 @@ __all__ = [
     "flatten",
     "for_round",
     "from_yaml",
+    "linear_sparsities",
     "register_strategy",
     "replace",
     "resolved_allocation",
+    "resolved_linears",
     "resumed_config",
     "resumption",
     "round_sparsity",

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import PurePosixPath, PureWindowsPath
 
+from fedprune.config.allocation import SURVEYED, allocation_of
 from fedprune.config.overrides import dataset_problems
 from fedprune.config.schema import (
     HubDataConfig,
@@ -132,22 +133,25 @@ def _pattern(run: RunConfig) -> Iterator[str]:
         )
 
 
-def _allocation_blocks(run: RunConfig) -> Iterator[str]:
-    name, blocks = run.allocation.name, run.allocation.blocks
-    if name in ("uniform", "owl") and blocks:
-        yield (
-            f"`allocation.blocks` must be empty with allocation={name}, got {show(blocks)}. "
-            "Write allocation=per_block."
-        )
-    if name == "per_block" and not blocks:
-        yield (
-            "`allocation.blocks` must list a sparsity for each block with allocation=per_block, "
-            "got ''. Write allocation.blocks=0.4,0.6 or allocation=uniform."
-        )
+def _allocation_lists(run: RunConfig) -> Iterator[str]:
+    name, allocation = run.allocation.name, run.allocation
+    lists = {"blocks": ("per_block", "0.4,0.6"), "linears": ("per_linear", "'mlp.up_proj=0.4,0.6'")}
+    for key, (owner, example) in lists.items():
+        value = getattr(allocation, key)
+        if name != owner and value:
+            yield (
+                f"`allocation.{key}` must be empty with allocation={name}, got {show(value)}. "
+                f"Write allocation={owner}."
+            )
+        if name == owner and not value:
+            yield (
+                f"`allocation.{key}` must list a sparsity for each block with allocation={owner}, "
+                f"got ''. Write allocation.{key}={example} or allocation=uniform."
+            )
 
 
 def _allocation_pattern(run: RunConfig) -> Iterator[str]:
-    if run.allocation.name != "uniform" and run.pruner.pattern.structured:
+    if allocation_of(run) != "uniform" and run.pruner.pattern.structured:
         yield (
             "`allocation.name` must be 'uniform' with an N:M pattern, got "
             f"{show(run.allocation.name)}. Set pruner.pattern=unstructured."
@@ -167,16 +171,17 @@ def _allocation_mean(run: RunConfig) -> Iterator[str]:
 
 
 def _spread(run: RunConfig) -> Iterator[str]:
-    if run.allocation.name != "owl":
+    chosen = allocation_of(run)
+    if chosen not in SURVEYED:
         return
     sparsity, spread = run.sparsity, run.allocation.spread
     most = min(sparsity, 1 - sparsity)
     if most == 0:
         yield (
-            "`sparsity` must be above 0 with allocation=owl, which moves zeros from some blocks "
-            "to others, got 0. Raise it, or set allocation=uniform."
+            f"`sparsity` must be above 0 with allocation={chosen}, which moves zeros from some "
+            "matrices to others, got 0. Raise it, or set allocation=uniform."
         )
-    elif spread >= most:
+    elif chosen == "owl" and spread >= most:
         yield (
             f"`allocation.spread` must be below {most:g} with `sparsity` {sparsity:g}, so that "
             f"every block's sparsity is at least 0 and below 1, got {spread:g}. "
@@ -249,7 +254,7 @@ def _units(run: RunConfig) -> Iterator[str]:
             f"`pruner.pattern` must be 'unstructured' with pruner={name}, which removes whole rows "
             f"and columns, got '{run.pruner.pattern}'. Leave it out."
         )
-    if run.allocation.name != "uniform":
+    if allocation_of(run) != "uniform":
         yield (
             f"`allocation.name` must be 'uniform' with pruner={name}, got "
             f"{show(run.allocation.name)}: transformers and vLLM have one width for all blocks and "
@@ -258,8 +263,8 @@ def _units(run: RunConfig) -> Iterator[str]:
 
 
 def _pooling(run: RunConfig) -> Iterator[str]:
-    strategy, allocation = run.strategy, run.allocation.name
-    if strategy.pooling != "tokens" and not strategy.pools and allocation != "owl":
+    strategy, allocation = run.strategy, allocation_of(run)
+    if strategy.pooling != "tokens" and not strategy.pools and allocation not in SURVEYED:
         yield (
             f"`strategy.pooling` must be 'tokens' with strategy={strategy.name} and allocation="
             f"{allocation}, which pool no statistics, got {show(strategy.pooling)}. Leave it out, "
@@ -384,7 +389,7 @@ RELATIONS: tuple[Relation, ...] = (
     _pruner_group,
     _quantized,
     _units,
-    _allocation_blocks,
+    _allocation_lists,
     _allocation_pattern,
     _allocation_mean,
     _spread,

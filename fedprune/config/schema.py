@@ -348,6 +348,9 @@ class StrategyConfig(Choice):
             own.insert(0, "pooling")
         return {key: getattr(self, key) for key in own}
 
+    allocates: ClassVar[bool] = True
+    """Whether blocks and linears can have sparsities of their own."""
+
     quantizes: ClassVar[bool] = False
     """Whether the server prunes itself, so that what it makes may be quantised weights."""
 
@@ -370,25 +373,52 @@ class ScheduleConfig(Section):
     prefix: Literal["local", "dense"]
 
 
-class AllocationConfig(Section):
-    """How the zeros are spread over blocks."""
+_SPARSITY = r"0(\.[0-9]{1,6})?"
+_NAMED = re.compile(rf"[^=,;\s]+=({_SPARSITY}|-)(,({_SPARSITY}|-)){{0,1023}}")
 
-    name: Literal["uniform", "per_block", "owl"]
+
+def _named_sparsities(text: str) -> str:
+    names = [entry.split("=")[0] for entry in text.split(";")] if text else []
+    if len(set(names)) < len(names) or not all(
+        map(_NAMED.fullmatch, text.split(";") if text else ())
+    ):
+        raise ValueError(
+            "must be linears' names, each once and with its sparsity in every block, separated by "
+            "semicolons, such as 'self_attn.q_proj=0.4,0.6;mlp.up_proj=0.5,-'"
+        )
+    return text
+
+
+class AllocationConfig(Section):
+    """How the zeros are spread over blocks and linears."""
+
+    name: Literal["uniform", "per_block", "per_linear", "owl", "sensitivity", "auto"]
     blocks: Annotated[
         str,
         _matching(
-            r"(0(\.[0-9]{1,6})?(,0(\.[0-9]{1,6})?){0,1023})?",
+            rf"({_SPARSITY}(,{_SPARSITY}){{0,1023}})?",
             "sparsities at least 0 and below 1, one a block, separated by commas, such as "
             "'0.4,0.6'",
         ),
     ]
+    linears: Annotated[str, AfterValidator(_named_sparsities)]
     threshold: Annotated[float, Field(gt=0)]
     spread: Annotated[float, Field(ge=0, lt=1)]
+    texts: Count
 
     @property
     def listed(self) -> list[float]:
         """The sparsities in `blocks`."""
         return [float(part) for part in self.blocks.split(",")] if self.blocks else []
+
+    @property
+    def named(self) -> dict[str, list[float | None]]:
+        """The sparsities in `linears`: name -> one a block, None in one that has no such linear."""
+        entries = (entry.split("=") for entry in self.linears.split(";") if entry)
+        return {
+            name: [None if part == "-" else float(part) for part in listed.split(",")]
+            for name, listed in entries
+        }
 
 
 class PrivacyConfig(Section):

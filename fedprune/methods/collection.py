@@ -28,7 +28,7 @@ from fedprune.methods.state import Arrays, gathered, numbers, scattered
 from fedprune.methods.word_sums import Layout, Words, part_of, prefixed
 from fedprune.pruning.block_kinds import BlockKind, BlockSite
 from fedprune.pruning.blocks import BlockWalk
-from fedprune.pruning.groups import MaskSpec
+from fedprune.pruning.groups import BlockSpec
 from fedprune.pruning.kinds import find_kind
 from fedprune.pruning.statistics import StatisticKind
 from fedprune.results.text import size_text
@@ -90,7 +90,7 @@ class Collection(BlockExchange):
         """The format of the payloads, with its version."""
         return "fedprune.collection.v1"
 
-    def answer(self, walk: BlockWalk, spec: MaskSpec, local_prefix: bool) -> Answer:
+    def answer(self, walk: BlockWalk, spec: BlockSpec, local_prefix: bool) -> Answer:
         """Return this client's statistics of the block where a walk stands."""
         if walk.position == 0:
             self._kept.clear()

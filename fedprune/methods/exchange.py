@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedprune.config import RunConfig, block_sparsity
+from fedprune.config import RunConfig
 from fedprune.errors import ConfigError, ModelError, WireError
 from fedprune.methods.agreement import BlockSample
 from fedprune.methods.public_model import PublicModel
 from fedprune.methods.state import Arrays
 from fedprune.methods.word_sums import Layout, Words
 from fedprune.pruning.blocks import BlockWalk
-from fedprune.pruning.groups import MaskSpec, check_mask
+from fedprune.pruning.groups import BlockSpec, block_spec, check_mask
 from fedprune.pruning.pruner import Pruner
 from fedprune.pruning.statistics import ColumnKind, ColumnSums, Statistic
 from fedprune.pruning.structured import unit_pruner
@@ -337,7 +337,9 @@ class BlockAggregator(Aggregator[A, BlockResult]):
         for linears, statistics in known:
             for name in linears:
                 try:
-                    changes[name] = prune_known(pruner, self.weight(name), statistics, spec)
+                    changes[name] = prune_known(
+                        pruner, self.weight(name), statistics, spec.of(name)
+                    )
                 except ModelError as error:
                     raise ModelError(f"block {block}, linear '{name}': {error}") from error
         ordered = {name: changes[name] for name in self.shapes}
@@ -427,14 +429,14 @@ class BlockExchange(ABC):
     # ------------------------------------------------------------------------ beside the texts
 
     @abstractmethod
-    def answer(self, walk: BlockWalk, spec: MaskSpec, local_prefix: bool) -> Answer:
+    def answer(self, walk: BlockWalk, spec: BlockSpec, local_prefix: bool) -> Answer:
         """Return what this client says of the block where a walk stands; the walk stays there.
 
         Parameters
         ----------
         walk : BlockWalk
             Carries this client's samples.
-        spec : MaskSpec
+        spec : BlockSpec
             What a client's masks of the block must look like.
         local_prefix : bool
             Whether the walk goes on with this client's own pruned block, which the answer then
@@ -471,7 +473,7 @@ class BlockExchange(ABC):
         """Raise ``WireError`` unless changes are what the server was to make of a block."""
         spec = self.result_spec(block, num_blocks)
         for name, change in changes.items():
-            check_mask(mask_of(change), spec, name)
+            check_mask(mask_of(change), spec.of(name), name)
             check_scaling(change, name, expected=False)
 
     # --------------------------------------------------------------------------- on the server
@@ -488,10 +490,9 @@ class BlockExchange(ABC):
     def aggregator(self, task: BlockTask) -> Aggregator[Any, Any]:
         """Return empty sums for a block: a `BlockAggregator` where blocks are pruned."""
 
-    def result_spec(self, block: int, num_blocks: int) -> MaskSpec:
+    def result_spec(self, block: int, num_blocks: int) -> BlockSpec:
         """Return what the server's masks of a block must look like."""
-        sparsity = block_sparsity(self.config, block, num_blocks)
-        return MaskSpec(sparsity, self.config.pruner.pattern, self.config.pruner.group)
+        return block_spec(self.config, block, num_blocks)
 
     def answer_of(
         self, changes: Mapping[str, Change], weight: Callable[[str], Tensor]

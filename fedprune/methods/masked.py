@@ -29,7 +29,7 @@ from fedprune.methods.word_sums import Words as WordArrays
 from fedprune.privacy.secure_server import MaskedSum
 from fedprune.privacy.secure_sums import Words
 from fedprune.pruning.blocks import BlockWalk
-from fedprune.pruning.groups import MaskSpec
+from fedprune.pruning.groups import BlockSpec
 from fedprune.wire.arrays import Arrays as Message
 from fedprune.wire.arrays import decode_arrays, encode_arrays, most_bytes
 
@@ -136,7 +136,7 @@ class MaskedExchange(BlockExchange):
         """The format of masked payloads."""
         return FORM
 
-    def answer(self, walk: BlockWalk, spec: MaskSpec, local_prefix: bool) -> Answer:
+    def answer(self, walk: BlockWalk, spec: BlockSpec, local_prefix: bool) -> Answer:
         """Return what the inner exchange answers; the node masks it."""
         return self.inner.answer(walk, spec, local_prefix)
 

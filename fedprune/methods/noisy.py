@@ -45,7 +45,7 @@ from fedprune.models.loading import LoadedModel
 from fedprune.privacy.accounting import Guarantee, own_scale
 from fedprune.privacy.noise import NORM_BITS, clipped, discrete_gaussian, part_norm, unit
 from fedprune.pruning.blocks import BlockWalk, input_groups
-from fedprune.pruning.groups import MaskSpec
+from fedprune.pruning.groups import BlockSpec
 from fedprune.pruning.statistics import ColumnKind, ColumnSums, StatisticKind, shared_inputs
 from fedprune.wire.arrays import ArraySpec, decode_arrays, encode_arrays, most_bytes
 from fedprune.wire.changes import Change
@@ -261,7 +261,7 @@ class NoisyExchange(BlockExchange):
         """Take the scale of a block; whatever it is, what a sample adds stays within its length."""
         self._scales[block] = data
 
-    def answer(self, walk: BlockWalk, spec: MaskSpec, local_prefix: bool) -> Answer:
+    def answer(self, walk: BlockWalk, spec: BlockSpec, local_prefix: bool) -> Answer:
         """Return this client's sums of the block where a walk stands, with its noise."""
         block, plan = walk.position, Plan.here(walk.model)
         self._here = plan
@@ -360,7 +360,7 @@ class NoisyExchange(BlockExchange):
         """Return empty sums for a block."""
         return (NoisyBlock if self.prunes else NoisySums)(self, task)
 
-    def result_spec(self, block: int, num_blocks: int) -> MaskSpec:
+    def result_spec(self, block: int, num_blocks: int) -> BlockSpec:
         """See `BlockExchange.result_spec`."""
         return self.inner.result_spec(block, num_blocks)
 

@@ -48,6 +48,9 @@ class PublicModel:
         What can go altogether in every block, where the pruner removes that.
     public : PublicText, optional
         What is known of public text, where `privacy` needs it.
+    sensitivities : Callable
+        Returns for each block: name of the linear -> how much the loss minds a change of its
+        outputs (`fedprune.pruning.output_gradients.mean_squares`); it takes its time.
     """
 
     shapes: tuple[Mapping[str, tuple[int, int]], ...]
@@ -62,6 +65,7 @@ class PublicModel:
     experts: tuple[frozenset[str], ...] = ()
     units: Units | None = None
     public: PublicText | None = None
+    sensitivities: Callable[[], tuple[Mapping[str, float], ...]] = tuple
 
     @property
     def num_blocks(self) -> int:

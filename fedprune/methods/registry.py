@@ -14,7 +14,7 @@ from fedprune.methods.exchange import BlockExchange
 from fedprune.methods.noisy import with_noise
 from fedprune.methods.public_model import PublicModel
 from fedprune.methods.statistics_folder import StatisticsFolder
-from fedprune.methods.survey import Survey, SurveyExchange
+from fedprune.methods.survey import SurveyExchange, survey_for
 from fedprune.models.changes import Changes
 from fedprune.models.loading import LoadedModel
 from fedprune.models.reshape import Reshape
@@ -141,9 +141,8 @@ class Method(ABC):
         """
 
     def survey(self, config: RunConfig) -> SurveyExchange | None:
-        """Return the exchange that is held before, about the dense model; by default for OWL."""
-        owl = config.allocation.name == "owl" and self.exchange(config).prunes
-        return Survey(config) if owl else None
+        """Return the exchange that is held before, about the dense model: `allocation`'s."""
+        return survey_for(config) if self.exchange(config).prunes else None
 
     def check_model(self, config: RunConfig, loaded: LoadedModel) -> None:  # noqa: B027
         """Refuse a model of which the method could not make what it is to make.

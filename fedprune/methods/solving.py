@@ -1,18 +1,23 @@
 """Models made of collected statistics, without any client."""
 
+from collections.abc import Mapping
 from functools import lru_cache, partial
 
-from fedprune.config import RunConfig, block_sparsity, resolved_allocation
+from fedprune.config import RunConfig, allocation_of, resolved_allocation, resolved_linears
+from fedprune.config.allocation import SURVEYED
 from fedprune.errors import ModelError
 from fedprune.methods.registry import Solution
 from fedprune.methods.statistics_folder import StatisticsFolder
+from fedprune.methods.survey import by_outliers, by_sensitivity
 from fedprune.models.changes import Recalled
 from fedprune.models.loading import LoadedModel
 from fedprune.pruning.compaction import plan_narrowing
-from fedprune.pruning.groups import MaskSpec
-from fedprune.pruning.owl import outlier_share, owl_sparsities
+from fedprune.pruning.groups import block_spec, check_allocation
+from fedprune.pruning.output_gradients import mean_squares
+from fedprune.pruning.owl import outlier_share
 from fedprune.pruning.pruner import Pruner
 from fedprune.pruning.registry import make_solver
+from fedprune.pruning.sensitivity import Curve, block_curves
 from fedprune.pruning.statistics import NOTHING, ColumnStatistics, Statistic
 from fedprune.pruning.structured import unit_pruner
 from fedprune.pruning.units import find_units
@@ -49,13 +54,19 @@ def prune_from(config: RunConfig, loaded: LoadedModel, statistics: StatisticsFol
     if pruner.needs != NOTHING:
         statistics.require(pruner.needs, f"`pruner.name` '{pruner.name}'")
     figures: dict[str, object] = {}
-    if config.allocation.name == "owl":
-        statistics.require("columns", "allocation=owl")
-        shares = [_outliers(config, loaded, statistics, b) for b in range(statistics.num_blocks)]
-        sparsities = owl_sparsities(shares, config.sparsity, config.allocation.spread)
-        figures["allocation"] = {"outlier_shares": shares, "sparsities": sparsities}
-        config = resolved_allocation(config, sparsities)
-    blocks = range(statistics.num_blocks)
+    blocks, chosen = range(statistics.num_blocks), allocation_of(config)
+    if chosen in SURVEYED:
+        statistics.require("columns", f"allocation={chosen}")
+    if chosen == "owl":
+        shares = [_outliers(config, loaded, statistics, block) for block in blocks]
+        figures["allocation"] = told = by_outliers(config, shares)
+        config = resolved_allocation(config, told["sparsities"])
+    elif chosen == "sensitivity":
+        minded = mean_squares(config, loaded)
+        curves = [_curves(config, loaded, statistics, b, minded[b]) for b in blocks]
+        figures["allocation"] = told = by_sensitivity(config, curves)
+        config = resolved_linears(config, told["sparsities"])
+    check_allocation(config, loaded.layout.shapes())
     # What writes a narrower model asks for a block's changes several times in a row.
     solve = lru_cache(maxsize=1)(partial(_block, config, loaded, statistics, pruner))
     changes = Recalled(blocks, solve)
@@ -72,8 +83,7 @@ def _block(
     pruner: Pruner,
     block: int,
 ) -> dict[str, Change]:
-    sparsity = block_sparsity(config, block, statistics.num_blocks)
-    spec = MaskSpec(sparsity, config.pruner.pattern, config.pruner.group)
+    spec = block_spec(config, block, statistics.num_blocks)
     known: dict[str, Statistic] = {}
     if pruner.needs != NOTHING:
         known = statistics.linears(block, pruner.needs)
@@ -83,13 +93,13 @@ def _block(
         weights = {name: loaded.weight(block, name) for name in loaded.layout.linears(block)}
         units = find_units(loaded, structured.structure)
         try:
-            return structured.prune_units(weights, known.get(units.linear), units, sparsity)
+            return structured.prune_units(weights, known.get(units.linear), units, spec.sparsity)
         except ModelError as error:
             raise ModelError(f"block {block}: {error}") from error
     for name in loaded.layout.linears(block):
         try:
             weight = loaded.weight(block, name)
-            found[name] = prune_known(pruner, weight, known.get(name), spec)
+            found[name] = prune_known(pruner, weight, known.get(name), spec.of(name))
         except ModelError as error:
             raise ModelError(f"block {block}, linear '{name}': {error}") from error
     return found
@@ -98,7 +108,24 @@ def _block(
 def _outliers(
     config: RunConfig, loaded: LoadedModel, statistics: StatisticsFolder, block: int
 ) -> float | None:
-    found = statistics.linears(block, "columns")
-    columns = {name: one for name, one in found.items() if isinstance(one, ColumnStatistics)}
+    columns = _columns(statistics, block)
     weights = {name: loaded.weight(block, name) for name in loaded.layout.linears(block)}
     return outlier_share(weights, columns, config.allocation.threshold)
+
+
+def _curves(
+    config: RunConfig,
+    loaded: LoadedModel,
+    statistics: StatisticsFolder,
+    block: int,
+    sensitivities: Mapping[str, float],
+) -> dict[str, Curve]:
+    linears = loaded.layout.linears(block)
+    experts = {name for name, linear in linears.items() if linear.expert}
+    weight, columns = partial(loaded.weight, block), _columns(statistics, block)
+    return block_curves(weight, columns, sensitivities, config.pruner.group, experts)
+
+
+def _columns(statistics: StatisticsFolder, block: int) -> dict[str, ColumnStatistics]:
+    found = statistics.linears(block, "columns")
+    return {name: one for name, one in found.items() if isinstance(one, ColumnStatistics)}

@@ -29,7 +29,7 @@ from fedprune.methods.state import CountedSums, Keepable
 from fedprune.methods.sums import StatisticPool
 from fedprune.methods.word_sums import Layout, Words, part_of, prefixed
 from fedprune.pruning.blocks import BlockWalk, prune_on
-from fedprune.pruning.groups import MaskSpec
+from fedprune.pruning.groups import BlockSpec
 from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.statistics import (
     ColumnKind,
@@ -67,7 +67,7 @@ class StatisticExchange(BlockExchange):
         """The format of the payloads, which the kind decides."""
         return f"fedprune.{self.kind.name}.v1"
 
-    def answer(self, walk: BlockWalk, spec: MaskSpec, local_prefix: bool) -> Answer:
+    def answer(self, walk: BlockWalk, spec: BlockSpec, local_prefix: bool) -> Answer:
         """Return this client's statistics of the block where a walk stands."""
         statistics = walk.collect(self.kind.name)
         own = {}

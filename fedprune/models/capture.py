@@ -206,14 +206,15 @@ def output_of(
         What a walk has after the last block: what that returned for them, shape (batch, seq_len,
         d_model), or bytes (:class:`fedprune.models.carried.Carried`).
     outer : Mapping[str, Tensor]
-        The model's tensors outside its blocks, on the device of ``tokens`` and ``last``.
+        The model's tensors outside its blocks, on the device of ``tokens`` and ``last``. Where
+        ``last`` asks for its gradient, the logits can be differentiated by it.
 
     Returns
     -------
     Tensor
         Shape (batch, seq_len, vocabulary).
     """
-    passage = model.layout.passage
+    passage, grad = model.layout.passage, last.requires_grad
     if passage.plain:
         final, tail = passage.order[-1], passage.tail
 
@@ -222,7 +223,7 @@ def output_of(
             return hidden if tail is None else (hidden, *tail)
 
         with _replaced(model, stand_in):
-            output = _call(model, tokens, outer)
+            output = _call(model, tokens, outer, grad)
     else:
         carried = Carried.unpack(last)
         moved = Carried(
@@ -363,9 +364,11 @@ def _forward(model: LoadedModel, tokens: Tensor, tensors: Mapping[str, Tensor]) 
         _call(model, tokens, tensors)
 
 
-def _call(model: LoadedModel, tokens: Tensor, tensors: Mapping[str, Tensor]) -> ModelOutput:
+def _call(
+    model: LoadedModel, tokens: Tensor, tensors: Mapping[str, Tensor], grad: bool = False
+) -> ModelOutput:
     inputs = {"input_ids": tokens, "use_cache": False}
-    with torch.no_grad(), plain_forward(model.model):
+    with torch.set_grad_enabled(grad), plain_forward(model.model):
         return functional_call(model.model, dict(tensors), (), inputs)
 
 

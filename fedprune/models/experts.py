@@ -141,7 +141,9 @@ def _lies(name: str, parameter: Tensor, width: int) -> bool | None:
 
 
 @contextmanager
-def watched_experts(module: nn.Module, lies: Mapping[str, bool], seen: Seen) -> Iterator[None]:
+def watched_experts(
+    module: nn.Module, lies: Mapping[str, bool], seen: Seen, gradients: bool = False
+) -> Iterator[None]:
     """Tell of everything that is multiplied by a slice of a module's parameters.
 
     Parameters
@@ -152,6 +154,8 @@ def watched_experts(module: nn.Module, lies: Mapping[str, bool], seen: Seen) -> 
         What :func:`expert_matrices` says of it.
     seen : Callable
         Called with the parameter, the expert and the inputs, for each product.
+    gradients : bool
+        Call it with the gradients of the outputs instead, (tokens, d_out), when they are known.
 
     Raises
     ------
@@ -164,7 +168,7 @@ def watched_experts(module: nn.Module, lies: Mapping[str, bool], seen: Seen) -> 
     def enter(_module: nn.Module, _args: object) -> None:
         # What stands in for the parameters while a block runs is only known when it does.
         parameters = {name: by_expert(getattr(module, name).detach(), stacked) for name in lies}
-        running.enter_context(_Watch(parameters, lies, seen))
+        running.enter_context(_Watch(parameters, lies, seen, gradients))
 
     def leave(_module: nn.Module, _args: object, _output: object) -> None:
         running.close()
@@ -200,9 +204,14 @@ class _Watch(TorchFunctionMode):
     """Sees every product by a slice of some parameters."""
 
     def __init__(
-        self, parameters: Mapping[str, Tensor], lies: Mapping[str, bool], seen: Seen
+        self,
+        parameters: Mapping[str, Tensor],
+        lies: Mapping[str, bool],
+        seen: Seen,
+        gradients: bool,
     ) -> None:
         super().__init__()
+        self._gradients = gradients
         self._parameters = parameters
         self._lies = lies
         self._seen = seen
@@ -220,7 +229,7 @@ class _Watch(TorchFunctionMode):
             inputs, weight = (*args, *(kwargs or {}).values())[:2]
             name = self._name(weight)
             if name is not None:
-                self._product(name, inputs.detach(), weight.detach(), func in _LINEAR)
+                self._product(name, inputs.detach(), weight.detach(), func in _LINEAR, output)
         elif isinstance(output, Tensor) and self._name(output) is None:
             for name in filter(None, map(self._name, args)):
                 raise ModelError(
@@ -238,7 +247,9 @@ class _Watch(TorchFunctionMode):
                     return name
         return None
 
-    def _product(self, name: str, inputs: Tensor, weight: Tensor, linear: bool) -> None:
+    def _product(
+        self, name: str, inputs: Tensor, weight: Tensor, linear: bool, output: Any
+    ) -> None:
         stored = self._parameters[name]
         as_stored = weight.stride()[-2:] == stored.stride()[-2:]
         if (linear == as_stored) is self._lies[name]:
@@ -250,8 +261,23 @@ class _Watch(TorchFunctionMode):
         if weight.ndim == 2:
             away = weight.data_ptr() - stored.data_ptr()
             expert = away // (stored.stride(0) * stored.element_size())
-            self._seen(name, expert, inputs.reshape(-1, inputs.shape[-1]))
+
+            def one(shown: Tensor) -> None:
+                self._seen(name, expert, shown.reshape(-1, shown.shape[-1]))
+
+            self._show(inputs, output, one)
             return
-        for expert, rows in enumerate(inputs):
-            # Every expert gets all tokens, those that are not routed to it as zeros.
-            self._seen(name, expert, rows[(rows != 0).any(-1)])
+
+        def each(shown: Tensor) -> None:
+            for expert, rows in enumerate(inputs):
+                # Every expert gets all tokens, those that are not routed to it as zeros.
+                self._seen(name, expert, shown[expert][(rows != 0).any(-1)])
+
+        self._show(inputs, output, each)
+
+    def _show(self, inputs: Tensor, output: Any, look: Callable[[Tensor], None]) -> None:
+        """Let the inputs be looked at now, or the gradients of the output when they are known."""
+        if not self._gradients:
+            look(inputs)
+        elif output.requires_grad:
+            output.register_hook(look)

@@ -14,7 +14,7 @@ from fedprune.models.device import explain_out_of_memory
 from fedprune.models.loading import LoadedModel
 from fedprune.models.walk import HiddenStates, ModelWalk
 from fedprune.pruning.block_kinds import BlockKind, BlockSite
-from fedprune.pruning.groups import MaskSpec
+from fedprune.pruning.groups import BlockSpec
 from fedprune.pruning.pruner import Pruner
 from fedprune.pruning.recorder import StatisticsRecorder
 from fedprune.pruning.statistics import (
@@ -219,7 +219,7 @@ class BlockWalk(ModelWalk):
             raise self._said_why(error) from error
 
 
-def prune_block(walk: BlockWalk, pruner: Pruner, spec: MaskSpec) -> dict[str, Change]:
+def prune_block(walk: BlockWalk, pruner: Pruner, spec: BlockSpec) -> dict[str, Change]:
     """Return what a pruner makes of the block where a walk stands; the walk stays there.
 
     Parameters
@@ -228,7 +228,7 @@ def prune_block(walk: BlockWalk, pruner: Pruner, spec: MaskSpec) -> dict[str, Ch
         Stands at the block.
     pruner : Pruner
         Turns each weight and its statistics into a mask, or into survivors with new values.
-    spec : MaskSpec
+    spec : BlockSpec
         Sparsity, pattern and comparison group.
 
     Returns
@@ -252,7 +252,7 @@ def read_linears(model: LoadedModel, pruner: Pruner) -> tuple[str, ...] | None:
 
 
 def prune_on(
-    walk: BlockWalk, statistics: Mapping[str, Statistic], pruner: Pruner, spec: MaskSpec
+    walk: BlockWalk, statistics: Mapping[str, Statistic], pruner: Pruner, spec: BlockSpec
 ) -> dict[str, Change]:
     """Prune the block where a walk stands on given statistics; else as :func:`prune_block`.
 
@@ -267,14 +267,14 @@ def prune_on(
             return structured.prune_units(walk.weights(), stats, units, spec.sparsity)
         for name, weight in walk.weights().items():
             try:
-                changes[name] = prune_known(pruner, weight, statistics.get(name), spec)
+                changes[name] = prune_known(pruner, weight, statistics.get(name), spec.of(name))
             except ModelError as error:
                 raise ModelError(f"`{walk.full_name(name)}`: {error}") from error
     return changes
 
 
 def prune_blocks(
-    walk: BlockWalk, pruner: Pruner, specs: Mapping[int, MaskSpec]
+    walk: BlockWalk, pruner: Pruner, specs: Mapping[int, BlockSpec]
 ) -> Iterator[tuple[int, dict[str, Change]]]:
     """Prune consecutive blocks, each on inputs made by the pruned blocks before it.
 
@@ -285,7 +285,7 @@ def prune_blocks(
         comes after a model's last block, so its output is not computed and ``hidden`` ends empty.
     pruner : Pruner
         Turns each weight and its statistics into a mask, or into survivors with new values.
-    specs : Mapping[int, MaskSpec]
+    specs : Mapping[int, BlockSpec]
         Index of the block -> its sparsity, pattern and comparison group; consecutive blocks.
 
     Yields
@@ -304,7 +304,7 @@ def prune_blocks(
         yield index, changes
 
 
-def pruned_in_passing(walk: BlockWalk, pruner: Pruner, specs: Mapping[int, MaskSpec]) -> Changes:
+def pruned_in_passing(walk: BlockWalk, pruner: Pruner, specs: Mapping[int, BlockSpec]) -> Changes:
     """Return what :func:`prune_blocks` makes, each block when it is asked for, none kept.
 
     For a model that is evaluated once, block by block: blocks must be asked for once each, in

@@ -5,15 +5,18 @@ the decimal number that the configuration shows, not its nearest binary fraction
 is checked against them: a client that abstains, over-votes or sends noise shows there.
 """
 
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedprune.config.allocation import SURVEYED, allocation_of
 from fedprune.config.pattern import GROUPS, Pattern, Rounding, pruned_count
 from fedprune.config.schema import RunConfig
-from fedprune.config.sparsity import block_sparsity
+from fedprune.config.sparsity import block_sparsity, linear_sparsities
 from fedprune.errors import ConfigError, ModelError, WireError
 from fedprune.wire.masks import BitMask
 
@@ -21,6 +24,9 @@ NOT_FINITE = (
     "Importance scores hold NaN or infinite values. "
     "Check the weights, and the calibration inputs of this linear."
 )
+
+
+_MEAN = 1e-3  # how far the mean of listed sparsities may be from `sparsity`
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,41 @@ class MaskSpec:
             )
 
 
+@dataclass(frozen=True)
+class BlockSpec:
+    """What the masks of a block's linears must look like.
+
+    Parameters
+    ----------
+    sparsity : float
+        Of every linear that has none of its own.
+    pattern : Pattern
+        See :class:`MaskSpec`.
+    group : str
+        See :class:`MaskSpec`.
+    rounding : {"floor", "ceil"}
+        See :class:`MaskSpec`.
+    linears : Mapping[str, float]
+        Name of a linear -> sparsity of its own; a ``*`` stands for the number of each expert.
+    """
+
+    sparsity: float
+    pattern: Pattern
+    group: str
+    rounding: Rounding = "floor"
+    linears: Mapping[str, float] = field(default_factory=dict)
+
+    def of(self, name: str) -> MaskSpec:
+        """Return what the mask of one of the block's linears must look like."""
+        own = self.linears.get(name, self.linears.get(any_expert(name), self.sparsity))
+        return MaskSpec(own, self.pattern, self.group, self.rounding)
+
+
+def any_expert(name: str) -> str:
+    """Return the name that all experts' linears have together: ``mlp.experts.*.up_proj``."""
+    return re.sub(r"\.[0-9]+(?=\.)", ".*", name)
+
+
 def expected_survivors(shape: tuple[int, int], spec: MaskSpec) -> int:
     """Return how many weights of a (d_out, d_in) matrix survive under `spec`.
 
@@ -94,7 +135,17 @@ def check_divides(pattern: Pattern, d_in: int) -> None:
         )
 
 
-def block_specs(config: RunConfig, blocks: range, num_blocks: int) -> dict[int, MaskSpec]:
+def block_spec(config: RunConfig, block: int, num_blocks: int) -> BlockSpec:
+    """Return what a client's masks of a block must look like; as :func:`block_specs`."""
+    return BlockSpec(
+        block_sparsity(config, block, num_blocks),
+        config.pruner.pattern,
+        config.pruner.group,
+        linears=linear_sparsities(config, block, num_blocks),
+    )
+
+
+def block_specs(config: RunConfig, blocks: range, num_blocks: int) -> dict[int, BlockSpec]:
     """Return what a client's masks of each block must look like.
 
     Parameters
@@ -111,12 +162,47 @@ def block_specs(config: RunConfig, blocks: range, num_blocks: int) -> dict[int, 
     ConfigError
         If the allocation is for another number of blocks.
     """
-    return {
-        block: MaskSpec(
-            block_sparsity(config, block, num_blocks), config.pruner.pattern, config.pruner.group
+    return {block: block_spec(config, block, num_blocks) for block in blocks}
+
+
+def check_allocation(config: RunConfig, shapes: Sequence[Mapping[str, tuple[int, int]]]) -> None:
+    """Refuse an allocation that is another model's, or has another mean than `sparsity`.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Its `allocation`; nothing is said of one that clients' statistics decide.
+    shapes : Sequence of Mapping
+        Block -> name of the linear -> (d_out, d_in).
+
+    Raises
+    ------
+    ConfigError
+        Saying what does not fit.
+    """
+    if allocation_of(config) in SURVEYED:
+        return
+    specs = block_specs(config, range(len(shapes)), len(shapes))
+    if config.allocation.name != "per_linear":
+        return
+    known = {one for linears in shapes for name in linears for one in (name, any_expert(name))}
+    for name in config.allocation.named:
+        if name not in known:
+            raise ConfigError(
+                f"`allocation.linears` names '{name}', which no block of the model has. Its "
+                f"linears are {', '.join(dict.fromkeys(map(any_expert, shapes[0])))}."
+            )
+    zeros = total = 0.0
+    for block, linears in enumerate(shapes):
+        for name, (rows, columns) in linears.items():
+            zeros += specs[block].of(name).sparsity * rows * columns
+            total += rows * columns
+    if total and abs(zeros / total - config.sparsity) > _MEAN:
+        raise ConfigError(
+            f"The mean of `allocation.linears` over all weights must be `sparsity` "
+            f"{config.sparsity:g}, got {zeros / total:.4f}. Set sparsity={zeros / total:.4f}, or "
+            "change the list."
         )
-        for block in blocks
-    }
 
 
 def check_mask(mask: BitMask, spec: MaskSpec, name: str) -> None:

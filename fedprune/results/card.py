@@ -7,7 +7,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from fedprune.config import RunConfig
+from fedprune.config import RunConfig, allocation_of
+from fedprune.config.allocation import SURVEYED
 from fedprune.models.folder import is_local
 from fedprune.results.left_alone import left_as_stored, left_dense
 from fedprune.results.loading_code import loading_code
@@ -152,7 +153,7 @@ def _method(config: RunConfig, results: Mapping[str, Any]) -> list[Sequence[str]
         "pruner": config.pruner.name,
         "zeros among prunable weights": f"{sparsity['overall']:.2%} of {sparsity['weights']:,}",
         "pattern": str(config.pruner.pattern),
-        "allocation over blocks": config.allocation.name,
+        "allocation of zeros": config.allocation.name,
         "schedule": config.schedule.name,
     }
     if results.get("smaller"):
@@ -255,7 +256,7 @@ def privacy_statement(config: RunConfig, results: Mapping[str, Any]) -> str:
     results : Mapping
         The content of `results.json`.
     """
-    surveyed, words = config.allocation.name == "owl", results["strategy"]
+    surveyed, words = allocation_of(config) in SURVEYED, results["strategy"]
     sent = [words["sends"]]
     if surveyed:
         sent.append("before that, sums of squared inputs of the dense model")

@@ -19,7 +19,7 @@ from fedprune.models.export import SIDECAR, apply_masks
 from fedprune.models.loading import load_model
 from fedprune.models.sources import MappedWeights
 from fedprune.pruning.blocks import BlockWalk, prune_block
-from fedprune.pruning.groups import MaskSpec
+from fedprune.pruning.groups import BlockSpec
 from fedprune.pruning.registry import make_pruner
 from fedprune.wire.changes import mask_of
 from tests.support.architectures import tiny_config
@@ -142,7 +142,7 @@ def on_one_machine(folder: Path, pruner: str, samples, schedule: str) -> dict:
     kinds = make_pruner(config_from_overrides([f"pruner={pruner}"]).pruner)
     while walk.blocks_left:
         block = walk.position
-        made = prune_block(walk, kinds, MaskSpec(0.5, Pattern(), "row"))
+        made = prune_block(walk, kinds, BlockSpec(0.5, Pattern(), "row"))
         found |= {(block, name): mask_of(one).to_bool() for name, one in made.items()}
         walk.advance(made if schedule == "iterative" else {})
     return found

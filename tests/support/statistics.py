@@ -19,9 +19,9 @@ from fedprune.models.fingerprint import fingerprint
 from fedprune.models.loading import LoadedModel
 from fedprune.pruning.block_kinds import BlockSite
 from fedprune.pruning.blocks import BlockWalk, input_groups
-from fedprune.pruning.groups import MaskSpec
+from fedprune.pruning.groups import BlockSpec
 
-DENSE = MaskSpec(0.0, "unstructured", "row")
+DENSE = BlockSpec(0.0, "unstructured", "row")
 
 
 def public(loaded: LoadedModel) -> PublicModel:

@@ -17,6 +17,7 @@ NEEDS = {("model", "hf"): ["model.path=/x"]} | {
     ("data", name): ["data.path=/x"] for name in ("files", "hub")
 }
 NEEDS[("allocation", "per_block")] = ["allocation.blocks=0.4,0.6"]
+NEEDS[("allocation", "per_linear")] = ["allocation.linears=mlp.up_proj=0.5,0.5"]
 NEEDS[("strategy", "fedhessian")] = ["pruner=sparsegpt"]
 NEEDS[("pruner", "gptq")] = ["strategy=fedhessian"]
 NEEDS[("pruner", "rounding")] = ["strategy=fedstats"]

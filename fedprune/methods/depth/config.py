@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from fedprune.config import RunConfig, StrategyConfig
+from fedprune.config import RunConfig, StrategyConfig, allocation_of
 from fedprune.config.relations import dense_model_only, samples_alone, told
 from fedprune.config.schema import Count, Share
 from fedprune.config.suggest import show
@@ -29,6 +29,8 @@ class DepthConfig(StrategyConfig):
     repair: bool
     damping: Share
 
+    allocates = False
+
     @property
     def chosen(self) -> tuple[int, ...]:
         """The blocks in `blocks`, ascending."""
@@ -39,7 +41,7 @@ class DepthConfig(StrategyConfig):
         yield from told(run, (dense_model_only, samples_alone, self._allocation, self._count))
 
     def _allocation(self, run: RunConfig) -> Iterator[str]:
-        if run.allocation.name != "uniform":
+        if allocation_of(run) != "uniform":
             yield (
                 f"`allocation.name` must be 'uniform' with strategy={self.name}, which makes no "
                 f"zeros, got {show(run.allocation.name)}. Set allocation=uniform."

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Literal
 
-from fedprune.config import RunConfig, StrategyConfig
+from fedprune.config import RunConfig, StrategyConfig, allocation_of
 from fedprune.config.relations import samples_alone, told
 from fedprune.config.suggest import show
 
@@ -18,6 +18,7 @@ class FedExpertsConfig(StrategyConfig):
     ]
 
     pools = True
+    allocates = False
 
     def check(self, run: RunConfig) -> Iterator[str]:
         """Yield what experts cannot be dropped by."""
@@ -61,7 +62,7 @@ def _sparsity(run: RunConfig) -> Iterator[str]:
 
 
 def _allocation(run: RunConfig) -> Iterator[str]:
-    if run.allocation.name != "uniform":
+    if allocation_of(run) != "uniform":
         yield (
             "`allocation.name` must be 'uniform' with strategy=fedexperts, got "
             f"{show(run.allocation.name)}: a configuration of transformers holds one number of "

@@ -15,7 +15,7 @@ from fedprune.methods.moments import InputPlan, input_moments, plan_inputs
 from fedprune.methods.public_model import PublicModel
 from fedprune.methods.registry import Method, Words
 from fedprune.pruning.blocks import BlockWalk, prune_on, read_linears
-from fedprune.pruning.groups import MaskSpec
+from fedprune.pruning.groups import BlockSpec
 from fedprune.pruning.registry import make_pruner, make_solver
 from fedprune.pruning.structured import check_units, unit_pruner
 from fedprune.results.text import size_text
@@ -33,7 +33,7 @@ class MomentExchange(BlockExchange):
         super().__init__(config)
         self.carries_dense = config.strategy.target == "dense"
 
-    def answer(self, walk: BlockWalk, spec: MaskSpec, local_prefix: bool) -> Answer:
+    def answer(self, walk: BlockWalk, spec: BlockSpec, local_prefix: bool) -> Answer:
         """Return this client's moments of the block where a walk stands."""
         needed = read_linears(walk.model, make_pruner(self.config.pruner))
         kind = "paired_moments" if self.carries_dense and walk.position else "moments"

@@ -8,6 +8,7 @@ the pooled norms prune better than votes.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -23,7 +24,7 @@ from fedprune.methods.fedprllm.votes import VoteAggregator
 from fedprune.methods.public_model import PublicModel
 from fedprune.methods.registry import Method, Words
 from fedprune.pruning.blocks import BlockWalk, prune_on
-from fedprune.pruning.groups import MaskSpec, check_mask
+from fedprune.pruning.groups import BlockSpec, check_mask
 from fedprune.pruning.registry import make_pruner
 from fedprune.wire.changes import Change, mask_of
 from fedprune.wire.masks import BitMask, encode_masks
@@ -38,7 +39,7 @@ class MaskExchange(BlockExchange):
         super().__init__(config)
         self.shares_inputs = config.strategy.decode
 
-    def answer(self, walk: BlockWalk, spec: MaskSpec, local_prefix: bool) -> Answer:
+    def answer(self, walk: BlockWalk, spec: BlockSpec, local_prefix: bool) -> Answer:
         """Return this client's masks of the block where a walk stands."""
         pruner = make_pruner(self.config.pruner)
         statistics = walk.collect(pruner.needs)
@@ -51,7 +52,7 @@ class MaskExchange(BlockExchange):
         """Refuse masks that do not have the zeros asked for, or survivors scaled unasked."""
         spec = self.result_spec(block, num_blocks)
         for name, change in changes.items():
-            check_mask(mask_of(change), spec, name)
+            check_mask(mask_of(change), spec.of(name), name)
             check_scaling(change, name, self.config.strategy.scaling)
 
     def most_bytes(self, model: PublicModel, block: int) -> int:
@@ -68,12 +69,12 @@ class MaskExchange(BlockExchange):
         """Return a client's masks."""
         return {name: mask_of(change) for name, change in changes.items()}
 
-    def result_spec(self, block: int, num_blocks: int) -> MaskSpec:
+    def result_spec(self, block: int, num_blocks: int) -> BlockSpec:
         """Votes compete within `strategy.group`; decoded norms prune as the clients did."""
         spec = super().result_spec(block, num_blocks)
         strategy = self.config.strategy
         group = spec.group if strategy.decode else strategy.group
-        return MaskSpec(spec.sparsity, spec.pattern, group)
+        return replace(spec, group=group)
 
 
 class FedPrLLM(Method):

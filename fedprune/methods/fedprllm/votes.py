@@ -23,7 +23,7 @@ from fedprune.methods.state import Arrays, Keepable, gathered, scattered
 from fedprune.methods.vote_selection import Rule, select, select_nm
 from fedprune.methods.votes import VoteCounter, check_vote
 from fedprune.methods.word_sums import Layout, Words, part_of, prefixed
-from fedprune.pruning.groups import block_specs, check_mask
+from fedprune.pruning.groups import block_spec, check_mask
 from fedprune.pruning.statistics import ColumnStatistics
 from fedprune.pruning.wanda import MagnitudePruner, WandaPruner
 from fedprune.seeds import derive_seed
@@ -46,7 +46,7 @@ class VoteAggregator(BlockAggregator[dict[str, BitMask]]):
         super().__init__(exchange, task)
         self.sums_integers = not exchange.config.strategy.decode
         config, block, model = exchange.config, task.block, task.model
-        self._spec = block_specs(config, range(block, block + 1), model.num_blocks)[block]
+        self._spec = block_spec(config, block, model.num_blocks)
         self._counters = {name: VoteCounter(r * c) for name, (r, c) in self.shapes.items()}
         self._sampler = MaskSampler.of_block(model, block, config.seed)
         self._decoders: dict[tuple[str, ...], Decoder] = {}
@@ -62,7 +62,7 @@ class VoteAggregator(BlockAggregator[dict[str, BitMask]]):
         routed = self.task.model.routed(self.task.block)
         for name, mask in masks.items():
             if not (name in routed and abstains(mask)):
-                check_mask(mask, self._spec, name)
+                check_mask(mask, self._spec.of(name), name)
         return masks
 
     def add(self, answer: dict[str, BitMask], client: Contributor) -> None:
@@ -150,7 +150,7 @@ class VoteAggregator(BlockAggregator[dict[str, BitMask]]):
 
     def _by_magnitude(self, name: str) -> LinearUpdate:
         spec = self.exchange.result_spec(self.task.block, self.task.model.num_blocks)
-        mask = MagnitudePruner().prune(self.weight(name), None, spec)
+        mask = MagnitudePruner().prune(self.weight(name), None, spec.of(name))
         scaling = self.exchange.config.strategy.scaling
         keeps = np.ones(mask.survivors, dtype=np.uint8) if scaling else None
         return LinearUpdate(mask, keeps, 1)
@@ -166,12 +166,13 @@ class VoteAggregator(BlockAggregator[dict[str, BitMask]]):
                 continue
             statistics = ColumnStatistics(torch.from_numpy(decoder.pooled()), 1)
             for name in linears:
-                masks[name] = WandaPruner().prune(self.weight(name), statistics, self._spec)
+                spec = self._spec.of(name)
+                masks[name] = WandaPruner().prune(self.weight(name), statistics, spec)
         self._decoders = {}
         return masks
 
     def _select(self, votes: VoteCounter, name: str) -> BitMask:
-        config, block, spec = self.exchange.config, self.task.block, self._spec
+        config, block, spec = self.exchange.config, self.task.block, self._spec.of(name)
         strategy = config.strategy
         rule = Rule(
             group=strategy.group,

@@ -24,7 +24,7 @@ from fedprune.methods.state import Arrays, gathered, scattered
 from fedprune.methods.vote_selection import Rule
 from fedprune.methods.votes import check_vote
 from fedprune.methods.word_sums import Layout, Words, part_of, prefixed
-from fedprune.pruning.groups import MaskSpec, block_specs, check_mask
+from fedprune.pruning.groups import MaskSpec, block_spec, check_mask
 from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.wanda import MagnitudePruner
 from fedprune.seeds import derive_seed
@@ -49,7 +49,7 @@ class SurvivorAggregator(BlockAggregator[dict[str, SparseWeight]]):
     def __init__(self, exchange: BlockExchange, task: BlockTask) -> None:
         super().__init__(exchange, task)
         config, block, model = exchange.config, task.block, task.model
-        self._spec = block_specs(config, range(block, block + 1), model.num_blocks)[block]
+        self._spec = block_spec(config, block, model.num_blocks)
         self._moves = make_pruner(config.pruner).updates or task.round > 1
         self._sampler = MaskSampler.of_block(model, block, config.seed)
         self._sums = {
@@ -68,7 +68,7 @@ class SurvivorAggregator(BlockAggregator[dict[str, SparseWeight]]):
             if not (name in routed and isinstance(change, BitMask) and abstains(change))
         }
         for name, weight in found.items():
-            check_mask(weight.mask, self._spec, name)
+            check_mask(weight.mask, self._spec.of(name), name)
         return found
 
     def add(self, answer: dict[str, SparseWeight], client: Contributor) -> None:
@@ -109,14 +109,14 @@ class SurvivorAggregator(BlockAggregator[dict[str, SparseWeight]]):
         if not any(clients for clients, _ in heard.values()):
             _log.log(WARNING, "block %d: no client reported it; it stays as it was", block)
             return BlockResult(block, self.task.before, 0, 0.0)
-        spec = self.exchange.result_spec(block, self.task.model.num_blocks)
+        specs = self.exchange.result_spec(block, self.task.model.num_blocks)
         strategy, pattern = config.strategy, config.pruner.pattern
         # In a first round a pruner that changes no weights leaves the public ones: masks say all.
         same = strategy.average == "l0" and not make_pruner(config.pruner).updates
         untouched = same and self.task.round == 1
         changes: dict[str, Change] = {}
         for name in list(self._sums):
-            found = self._sums.pop(name)
+            found, spec = self._sums.pop(name), specs.of(name)
             if not heard[name][0]:  # an expert that nobody's tokens reached
                 changes[name] = self._by_magnitude(name, spec, untouched)
                 continue

@@ -7,6 +7,7 @@ block is sure to be pruned by `strategy.coverage` clients.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from fedprune.methods.fedspallm.sampling import sample_blocks
 from fedprune.methods.public_model import PublicModel
 from fedprune.methods.registry import Assignment, Method, Participant, Words
 from fedprune.pruning.blocks import BlockWalk, prune_on
-from fedprune.pruning.groups import MaskSpec
+from fedprune.pruning.groups import BlockSpec
 from fedprune.pruning.registry import make_pruner
 from fedprune.wire.changes import (
     Change,
@@ -36,7 +37,7 @@ class SurvivorExchange(BlockExchange):
 
     payload = "weights"
 
-    def answer(self, walk: BlockWalk, spec: MaskSpec, local_prefix: bool) -> Answer:
+    def answer(self, walk: BlockWalk, spec: BlockSpec, local_prefix: bool) -> Answer:
         """Return this client's survivors of the block where a walk stands."""
         pruner = make_pruner(self.config.pruner)
         statistics = walk.collect(pruner.needs)
@@ -88,11 +89,11 @@ class SurvivorExchange(BlockExchange):
             found[name] = change
         return found
 
-    def result_spec(self, block: int, num_blocks: int) -> MaskSpec:
+    def result_spec(self, block: int, num_blocks: int) -> BlockSpec:
         """Return the global sparsity of the whole matrix (Eq. 6)."""
         spec = super().result_spec(block, num_blocks)
         up = self.config.strategy.rounding == "ceil"
-        return MaskSpec(spec.sparsity, spec.pattern, "layer", "ceil" if up else "floor")
+        return replace(spec, group="layer", rounding="ceil" if up else "floor")
 
 
 class FedSpaLLM(Method):

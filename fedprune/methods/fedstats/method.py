@@ -19,7 +19,7 @@ from fedprune.methods.inputs import ColumnAggregator, column_bytes, encode_stati
 from fedprune.methods.public_model import PublicModel
 from fedprune.methods.registry import Method, Words
 from fedprune.pruning.blocks import BlockWalk, prune_on
-from fedprune.pruning.groups import MaskSpec
+from fedprune.pruning.groups import BlockSpec
 from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.statistics import ColumnSquares, ColumnStatistics
 from fedprune.pruning.wanda import prune_known
@@ -34,7 +34,7 @@ class SumsExchange(BlockExchange):
     shares_inputs = True
     columns = ColumnSquares()
 
-    def answer(self, walk: BlockWalk, spec: MaskSpec, local_prefix: bool) -> Answer:
+    def answer(self, walk: BlockWalk, spec: BlockSpec, local_prefix: bool) -> Answer:
         """Return this client's sums of the block where a walk stands."""
         statistics = walk.collect("columns")
         own = {}
@@ -52,7 +52,7 @@ class SumsExchange(BlockExchange):
         for group in decode_pooled(data, place.shapes):
             statistics = ColumnStatistics(group.tensor(), group.tokens)
             for name, checksum in zip(group.linears, group.checksums, strict=True):
-                change = prune_known(pruner, place.weights[name], statistics, spec)
+                change = prune_known(pruner, place.weights[name], statistics, spec.of(name))
                 if checksum_of(change) != checksum:
                     raise WireError(
                         f"linear '{name}': the server's statistics give another result on this "

@@ -7,11 +7,14 @@ from fedprune.config import (
     compose_config,
     for_round,
     from_yaml,
+    linear_sparsities,
     resolved_allocation,
+    resolved_linears,
     round_sparsity,
     to_yaml,
 )
 from fedprune.errors import ConfigError
+from fedprune.pruning.groups import block_spec, check_allocation
 
 
 def test_uniform_is_the_sparsity_of_every_block():
@@ -127,3 +130,63 @@ def test_rounds_that_do_not_exist(number):
     for function in (round_sparsity, for_round):
         with pytest.raises(ValueError, match=f"from 1 to 3, got {number}"):
             function(config("cubic", 3), number)
+
+
+def test_linears_have_sparsities_of_their_own_which_travel():
+    config = compose_config({"sparsity": 0.5, "overrides": "allocation=sensitivity"})
+    with pytest.raises(ConfigError, match=r"`allocation.name`.*'sensitivity'.*survey"):
+        block_sparsity(config, 0, 2)
+    config = resolved_linears(config, [{"a.q": 0.4, "b.*.up": 0.123456789}, {"a.q": 0.6}])
+    config = from_yaml(to_yaml(config))
+    assert linear_sparsities(config, 0, 2) == {"a.q": 0.4, "b.*.up": 0.123457}
+    assert linear_sparsities(config, 1, 2) == {"a.q": 0.6}
+    assert block_sparsity(config, 1, 2) == 0.5
+    with pytest.raises(ConfigError, match=r"list 3 sparsities of 'a.q'.*got 2"):
+        linear_sparsities(config, 0, 3)
+    spec = block_spec(config, 0, 2)
+    assert [spec.of(name).sparsity for name in ("a.q", "b.7.up", "c")] == [0.4, 0.123457, 0.5]
+
+
+def test_listed_linears_grow_with_the_rounds():
+    config = compose_config(
+        {
+            "sparsity": 0.6,
+            "overrides": "strategy=fedspallm strategy.rounds=2 strategy.ramp=linear "
+            "allocation=per_linear \"allocation.linears='a=0.4,-;b=0.8,0.6'\"",
+        }
+    )
+    assert [linear_sparsities(for_round(config, 1), block, 2) for block in (0, 1)] == [
+        {"a": 0.2, "b": 0.4},
+        {"b": 0.3},
+    ]
+    assert for_round(config, 2) == config
+
+
+@pytest.mark.parametrize(
+    ("linears", "words"),
+    [
+        ("a=0.5;a=0.6", "each once"),
+        ("a", "with its sparsity in every block"),
+        ("a=1.0", "with its sparsity"),
+        ("a=0.5,;b=0.1", "with its sparsity"),
+        ("=0.5", "with its sparsity"),
+    ],
+)
+def test_lists_of_linears_that_are_none(linears, words):
+    with pytest.raises(ConfigError, match=words):
+        compose_config({"overrides": f"allocation=per_linear \"allocation.linears='{linears}'\""})
+
+
+@pytest.mark.parametrize(
+    ("linears", "words"),
+    [
+        ("b=0.5", "names 'b', which no block of the model has. Its linears are a, c"),
+        ("a=0.9", r"mean of `allocation.linears`.*0.5, got 0.7"),
+    ],
+)
+def test_lists_of_another_models_linears_are_refused(linears, words):
+    config = compose_config(
+        {"overrides": f"allocation=per_linear sparsity=0.5 \"allocation.linears='{linears}'\""}
+    )
+    with pytest.raises(ConfigError, match=words):
+        check_allocation(config, [{"a": (4, 4), "c": (4, 4)}])

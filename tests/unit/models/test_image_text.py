@@ -18,14 +18,14 @@ from fedprune.models.layout import find_layout
 from fedprune.models.loading import load_model, loaded_from, model_shapes, whole_model
 from fedprune.models.unread import describe, unread_parts
 from fedprune.pruning.blocks import BlockWalk, prune_blocks
-from fedprune.pruning.groups import MaskSpec
+from fedprune.pruning.groups import BlockSpec
 from fedprune.pruning.registry import get_pruner
 from fedprune.wire.changes import mask_of
 from tests.support.architectures import tiny_tokenizer, token_samples
 from tests.support.image_text import IMAGE_TEXT, image_text_model, saved_image_text
 from tests.support.masks import equal_bits, random_masks
 
-SPEC = MaskSpec(sparsity=0.4, pattern=Pattern(), group="row")
+SPEC = BlockSpec(sparsity=0.4, pattern=Pattern(), group="row")
 WANDA = get_pruner("wanda")
 UNREAD = {
     "llava": {"model.multi_modal_projector", "model.vision_tower"},

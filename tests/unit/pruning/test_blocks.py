@@ -10,7 +10,7 @@ from fedprune.errors import ModelError
 from fedprune.models.capture import TensorPool, capture_inputs, hidden_of
 from fedprune.models.layout import LinearRef, find_layout
 from fedprune.pruning.blocks import BlockWalk, prune_block, prune_blocks
-from fedprune.pruning.groups import MaskSpec
+from fedprune.pruning.groups import BlockSpec
 from fedprune.pruning.recorder import StatisticsRecorder
 from fedprune.pruning.registry import get_pruner
 from fedprune.pruning.statistics import ColumnSquares, get_kind
@@ -19,7 +19,7 @@ from tests.support.architectures import FAMILIES, tiny_model, token_samples
 from tests.support.masks import equal_bits, expected_state, random_masks, state_of
 
 SEQ_LEN = 12
-SPEC = MaskSpec(sparsity=0.4, pattern=Pattern(), group="row")
+SPEC = BlockSpec(sparsity=0.4, pattern=Pattern(), group="row")
 WANDA, MAGNITUDE = get_pruner("wanda"), get_pruner("magnitude")
 
 
@@ -364,7 +364,7 @@ def test_a_linear_that_is_never_called_stays_dense():
 
 def test_a_pruners_complaint_is_told_with_the_linears_name():
     loaded = tiny_model()
-    spec = MaskSpec(0.5, Pattern(3, 5), "row")
+    spec = BlockSpec(0.5, Pattern(3, 5), "row")
     with pytest.raises(ModelError, match=r"`model.layers.0.self_attn.q_proj`: .*divisible by 5"):
         prune_block(BlockWalk(loaded, token_samples(1, SEQ_LEN)), WANDA, spec)
 

@@ -5,7 +5,7 @@ import torch
 
 from fedprune.config import Pattern, config_from_overrides
 from fedprune.pruning.blocks import BlockWalk, prune_on
-from fedprune.pruning.groups import MaskSpec
+from fedprune.pruning.groups import BlockSpec
 from fedprune.pruning.loudness import most_mean_squares
 from fedprune.pruning.registry import make_pruner
 from tests.support.architectures import tiny_model, token_samples
@@ -27,7 +27,7 @@ def means(model, samples, sparsity: float) -> list[dict[str, float]]:
         )
         if walk.blocks_left == 1:
             return found
-        walk.advance(prune_on(walk, sums, pruner, MaskSpec(sparsity, Pattern(), "row")))
+        walk.advance(prune_on(walk, sums, pruner, BlockSpec(sparsity, Pattern(), "row")))
     return found
 
 

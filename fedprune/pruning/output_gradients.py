@@ -1,0 +1,159 @@
+"""What the loss says of a linear's outputs: sums over gradients there, on the model's own texts.
+
+The public model writes the texts itself (`fedprune.models.writing`), so that the server needs no
+client's. Gradients are found one block's graph at a time (`fedprune.models.backward`) and added up
+as any statistic of a linear's inputs is, with a linear's outputs in place of its inputs.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedprune.config import RunConfig
+from fedprune.models.backward import run_backward
+from fedprune.models.device import Limits, pick_device
+from fedprune.models.experts import watched_experts
+from fedprune.models.layout import LinearRef
+from fedprune.models.loading import LoadedModel
+from fedprune.models.writing import write_texts
+from fedprune.pruning.statistics import (
+    ColumnStatistics,
+    Recording,
+    Statistic,
+    StatisticKind,
+    get_kind,
+)
+from fedprune.seeds import derive_seed
+
+_LENGTH = 64  # tokens of a text: each costs a pass over the model
+
+Take = Callable[[int, Mapping[str, Any]], None]
+"""What is told of a block, the last one first: name of the linear -> statistic of its outputs."""
+
+
+def own_texts(config: RunConfig, model: LoadedModel) -> list[Tensor]:
+    """Return texts that the public model writes, which follow from `seed` alone.
+
+    Parameters
+    ----------
+    config : RunConfig
+        `allocation.texts` of them, of `pruner.seq_len` tokens, 64 at most.
+    model : LoadedModel
+        The dense model.
+    """
+    length = min(config.pruner.seq_len, _LENGTH)
+    seed = derive_seed(config.seed, "own texts")
+    device, limits = pick_device(config.pruner.device), Limits.of(config.pruner)
+    return list(write_texts(model, config.allocation.texts, length, seed, device, limits))
+
+
+def output_statistics(
+    config: RunConfig, model: LoadedModel, kind: StatisticKind[Any], take: Take
+) -> None:
+    """Add up the gradients of the loss at every linear's outputs, on the model's own texts.
+
+    Parameters
+    ----------
+    config : RunConfig
+        As for :func:`own_texts`, and `pruner.device`.
+    model : LoadedModel
+        The dense model.
+    kind : StatisticKind
+        What is recorded of the gradients, (tokens, d_out) a text: "columns" or "moments".
+    take : Callable
+        Called with a block's index and its linears' statistics when they are complete.
+
+    Raises
+    ------
+    ModelError
+        As `fedprune.models.backward.run_backward`.
+    """
+
+    @contextmanager
+    def watch(block: int) -> Iterator[None]:
+        linears = model.layout.linears(block)
+        found = {name: kind.start(linear.shape[0]) for name, linear in linears.items()}
+        with _watched(linears, found):
+            yield
+        take(block, {name: recording.close() for name, recording in found.items()})
+
+    texts = own_texts(config, model)
+    run_backward(model, texts, watch, pick_device(config.pruner.device), Limits.of(config.pruner))
+
+
+def mean_squares(config: RunConfig, model: LoadedModel) -> tuple[Mapping[str, float], ...]:
+    """Return how much the loss minds a change of each linear's outputs.
+
+    The mean over tokens and outputs of the squared gradient of the loss, f_l: to second order,
+    errors of mean square e at one of the linear's outputs cost about f_l e / 2 nats a token, where
+    they are unlike the gradients and each other (the Fisher information for the Hessian).
+
+    Parameters
+    ----------
+    config : RunConfig
+        As for :func:`output_statistics`.
+    model : LoadedModel
+        The dense model.
+
+    Returns
+    -------
+    tuple
+        Block -> name of the linear -> f_l; 0 of an expert that no token of these texts reached.
+    """
+    found: dict[int, Mapping[str, float]] = {}
+
+    def take(block: int, statistics: Mapping[str, Any]) -> None:
+        found[block] = {name: _mean_square(one) for name, one in statistics.items()}
+
+    output_statistics(config, model, get_kind("columns"), take)
+    return tuple(found.get(block, {}) for block in range(len(model.layout.blocks)))
+
+
+def _mean_square(statistic: Statistic) -> float:
+    if not isinstance(statistic, ColumnStatistics) or not statistic.tokens:
+        return 0.0
+    return float(statistic.sum_squares.mean(dtype=torch.float64)) / statistic.tokens
+
+
+@contextmanager
+def _watched(
+    linears: Mapping[str, LinearRef], found: Mapping[str, Recording[Any]]
+) -> Iterator[None]:
+    """Add the gradients at the outputs of some linears to their records."""
+    with ExitStack() as stack:
+        routed: dict[int, list[LinearRef]] = {}
+        for name, linear in linears.items():
+            if linear.expert is None:
+                handle = linear.module.register_forward_hook(_hook(found[name]))
+                stack.callback(handle.remove)
+            else:
+                routed.setdefault(id(linear.module), []).append(linear)
+        for group in routed.values():
+            stack.enter_context(_experts(group, found))
+        yield
+
+
+def _hook(recording: Recording[Any]) -> Callable[[nn.Module, object, Tensor], None]:
+    def hook(_module: nn.Module, _args: object, output: Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(recording.add)  # type: ignore[no-untyped-call]
+
+    return hook
+
+
+@contextmanager
+def _experts(group: list[LinearRef], found: Mapping[str, Recording[Any]]) -> Iterator[None]:
+    slices = {linear.name: linear.expert for linear in group if linear.expert}
+    names = {(one.parameter, one.index): name for name, one in slices.items()}
+    lies = {one.parameter: one.transposed for one in slices.values()}
+
+    def add(parameter: str, expert: int, gradient: Tensor) -> None:
+        name = names.get((parameter, expert))
+        if name is not None:
+            found[name].add(gradient)
+
+    with watched_experts(group[0].module, lies, add, gradients=True):
+        yield
