@@ -16,7 +16,7 @@ from fedprune.methods.public_text import PublicText, public_statistics, token_in
 from fedprune.methods.registry import main_exchange
 from fedprune.privacy.noise import NORM_BITS, part_norm, unit
 from fedprune.pruning.blocks import BlockWalk
-from fedprune.pruning.groups import MaskSpec
+from fedprune.pruning.groups import BlockSpec
 from fedprune.pruning.statistics import get_kind, shared_inputs
 from fedprune.wire.arrays import decode_arrays, encode_arrays
 from tests.support.architectures import tiny_model, token_samples
@@ -63,7 +63,7 @@ def answers(loaded, model, exchange, samples) -> list[bytes]:
     walk, found = BlockWalk(loaded, samples), []
     while walk.blocks_left:
         exchange.hear(walk.position, exchange.told(model, walk.position))
-        found.append(exchange.answer(walk, MaskSpec(0.5, "unstructured", "row"), False).payload)
+        found.append(exchange.answer(walk, BlockSpec(0.5, "unstructured", "row"), False).payload)
         if walk.blocks_left == 1:
             return found
         walk.advance({})
@@ -238,7 +238,7 @@ def test_with_all_but_no_noise_the_masks_are_those_of_plain_sums(loaded, model, 
     monkeypatch.setattr(noisy, "estimate", lambda sums, deviation: sums)
     walk = BlockWalk(loaded, samples)
     for block in range(model.num_blocks):
-        known = plain.answer(walk, MaskSpec(0.5, "unstructured", "row"), False).payload
+        known = plain.answer(walk, BlockSpec(0.5, "unstructured", "row"), False).payload
         task = BlockTask(model, block)
         whole = plain.aggregator(task)
         whole.add(whole.check(known, Contributor("all")), Contributor("all"))
@@ -302,7 +302,7 @@ def test_sums_that_no_samples_and_no_noise_can_be_are_refused(loaded, model):
 def test_a_scale_that_cannot_be_one_is_refused(loaded, model):
     exchange = main_exchange(config_of())
     walk = BlockWalk(loaded, token_samples(1, SEQ_LEN))
-    dense = MaskSpec(0.5, "unstructured", "row")
+    dense = BlockSpec(0.5, "unstructured", "row")
     with pytest.raises(ReplyRefusedError, match="no scale of block 0"):
         exchange.answer(walk, dense, False)
     specs = Plan.of(model).specs(0, "scale", "float32")
@@ -323,7 +323,7 @@ def test_samples_that_do_not_run_alone_are_refused(loaded, model):
     exchange.hear(0, exchange.told(model, 0))
     walk = BlockWalk(loaded, token_samples(4, SEQ_LEN), limits=Limits(2))
     with pytest.raises(ReplyRefusedError, match="alone"):
-        exchange.answer(walk, MaskSpec(0.5, "unstructured", "row"), False)
+        exchange.answer(walk, BlockSpec(0.5, "unstructured", "row"), False)
 
 
 def test_an_estimate_is_the_sums_where_they_stand_out_and_their_mean_where_not():

@@ -7,7 +7,7 @@ import torch
 from fedprune.config import Pattern, config_from_overrides
 from fedprune.errors import ModelError, WireError
 from fedprune.pruning.blocks import BlockWalk, prune_blocks
-from fedprune.pruning.groups import MaskSpec
+from fedprune.pruning.groups import BlockSpec, MaskSpec
 from fedprune.pruning.hessian import retargeted
 from fedprune.pruning.kinds import kind_names
 from fedprune.pruning.paired import PairedWalk, walk_for
@@ -169,7 +169,9 @@ def test_pruned_blocks_come_nearer_to_the_dense_model(pruner):
         walk = walk_for(solver)(model, samples)
         assert isinstance(walk, PairedWalk) == (name == "dense")
         outcome = PairedWalk(model, samples)
-        for _, changes in prune_blocks(walk, solver, dict.fromkeys(range(3), HALF)):
+        for _, changes in prune_blocks(
+            walk, solver, dict.fromkeys(range(3), BlockSpec(0.5, Pattern(), "row"))
+        ):
             outcome.advance(changes)
         away = torch.cat(list(outcome.hidden)) - torch.cat(list(outcome.dense_hidden))
         gaps[name] = float(away.square().sum())
