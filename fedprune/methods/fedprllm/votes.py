@@ -100,7 +100,7 @@ class VoteAggregator(BlockAggregator[dict[str, BitMask]]):
         parts = {name: part_of(total, name) for name in self._counters}
         routed = self.task.model.routed(self.task.block)
         for name, part in parts.items():
-            check_vote(part, clients, self._spec, self.shapes[name], name, name in routed)
+            check_vote(part, clients, self._spec.of(name), self.shapes[name], name, name in routed)
         for name, part in parts.items():
             self._counters[name].add_total(part)
 

@@ -97,7 +97,7 @@ class SurvivorAggregator(BlockAggregator[dict[str, SparseWeight]]):
         parts = {name: part_of(total, name) for name in self._sums}
         routed = self.task.model.routed(self.task.block)
         for name, part in parts.items():
-            check_vote(part, clients, self._spec, self.shapes[name], name, name in routed)
+            check_vote(part, clients, self._spec.of(name), self.shapes[name], name, name in routed)
         for name, part in parts.items():
             self._sums[name].add_total(part)
 
