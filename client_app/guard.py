@@ -24,6 +24,7 @@ from fedprune.results.environment import source_digest
 # Flower's code for "the ClientApp raised".
 _RAISED = 2
 _log = logging.getLogger("flwr")
+_MASKED = ("train.prune", "query.fetch")
 
 
 def answer(message: Message, context: Context, work: Callable[[], RecordDict]) -> Message:
@@ -93,7 +94,14 @@ def _sent(message: Message, reply: Message, text: str, config: RunConfig | None)
         size,
         digest,
         error,
+        masked=_is_masked(told.message_type, reply, config),
     )
+
+
+def _is_masked(request: str, reply: Message, config: RunConfig | None) -> bool:
+    """Whether an answer is words under masks, which tell nothing without the others'."""
+    secure = config is not None and config.privacy.secure
+    return secure and request in _MASKED and not reply.has_error()
 
 
 # A simulation's process answers many messages of one run: the same text is checked once.

@@ -39,6 +39,7 @@ from fedprune.pruning.groups import check_allocation
 from fedprune.records import Order, PruneReply, request
 from fedprune.results.ledger import Ledger
 from fedprune.results.run_status import RunStatus
+from fedprune.results.text import size_text
 from fedprune.results.words import MUCH_NOISE, guarantee_sentences, noise_sentences
 from fedprune.wire.changes import Change, encode_update
 from strategies.cohort import Client, Cohort, gather, known_cohort
@@ -171,6 +172,13 @@ class FederatedPruning(Strategy):
         costs = self.exchange.announcement(self.model)
         if costs:
             log(INFO, "%s", costs)
+        if self.config.privacy.secure:
+            blocks = range(self.model.num_blocks)
+            plain = sum(self.exchange.most_bytes(self.model, block) for block in blocks)
+            text = "under masks every client will send %s a round (%s at most without)"
+            log(INFO, text, size_text(sum(self._most)), size_text(plain))
+            if self.config.evaluation.local_only:
+                log(INFO, "under masks no client's own model is measured, nor who agrees with whom")
 
     def start(  # noqa: PLR0913 - Flower's signature
         self,

@@ -4,6 +4,7 @@ What is said stands in :mod:`fedprune.privacy`; here it becomes messages, and su
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from logging import INFO, WARNING
@@ -23,6 +24,7 @@ from fedprune.privacy.secure_server import MaskedSum, SecureServer
 from fedprune.privacy.secure_sums import SumPlan, Words
 from fedprune.privacy.unsigned import Unsigned
 from fedprune.records import (
+    Keys,
     KeysOrder,
     keys_request,
     parts_request,
@@ -125,7 +127,12 @@ class SecureSums:
         order = KeysOrder(plan.to_bytes(), len(asked), model.inputs)
         content = keys_request(to.config_yaml, order)
         most = _KEY_BYTES * (keys + 1)
-        _ask(to, KEYS, lambda _: content, most, found._take_keys, report)
+        sent: dict[Client, Keys] = {}
+        _ask(
+            to, KEYS, lambda _: content, most, lambda c, reply: found._read(c, reply, sent), report
+        )
+        for client, advert in found._trusting(to, sent).items():
+            server.add_advert(found.names[client.partition], advert)
         server.close_adverts()
 
         def adverts(client: Client) -> Any:
@@ -250,7 +257,8 @@ class SecureSums:
         most = len(sums) * (_OPENING_BYTES + shares)
         _ask(to, kind, lambda _: content, most, take, report)
 
-    def _take_keys(self, client: Client, reply: Message) -> None:
+    def _read(self, client: Client, reply: Message, sent: dict[Client, Keys]) -> None:
+        """Take a client's keys, if they are such and its name is its own."""
         keys, partition = read_keys(reply), client.partition
         name = keys.name if keys.roster else f"partition {partition}"
         if keys.name != name or name in self.names.values():
@@ -258,8 +266,27 @@ class SecureSums:
                 f"it is called '{keys.name}' in secure sums, as another client is, or as it cannot "
                 "be. With a roster each site takes part with one node."
             )
-        self.server.add_advert(name, keys.advert)
-        self.names[partition], self.rosters[partition] = name, keys.roster
+        SecureServer(self.server.plan, Unsigned()).add_advert(name, keys.advert)  # for its checks
+        self.names[partition], sent[client] = name, keys
+
+    def _trusting(self, to: ExchangeClient, sent: Mapping[Client, Keys]) -> dict[Client, bytes]:
+        """Return the keys of clients that trust each other; others could only stop them.
+
+        Where some have a roster, these are the ones with the roster that most have.
+        """
+        rosters = Counter(keys.roster for keys in sent.values() if keys.roster)
+        common = min(rosters, key=lambda one: (-rosters[one], one), default="")
+        found = {}
+        for client, keys in sent.items():
+            if keys.roster == common:
+                found[client], self.rosters[client.partition] = keys.advert, common
+                continue
+            what = "another `roster`" if keys.roster else "no `roster`"
+            problem = f"it has {what} in its --node-config; others trust the roster {common[:16]}."
+            to.cohort.refuse(client, to.step, "keys", problem)
+            to.cohort.leave_out(client)
+            del self.names[client.partition]
+        return found
 
     def _tell(self) -> None:
         server = self.server

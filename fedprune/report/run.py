@@ -24,6 +24,7 @@ from fedprune.results.perplexity import (
     perplexity_at,
     summaries,
 )
+from fedprune.results.words import secure_sentences
 
 _SCHEDULES = {"one_shot": "one shot", "iterative": "iterative"}
 _TOLD = ("strategy", "schedule", "pruner", "pattern", "group", "prefix", "allocation")
@@ -84,7 +85,9 @@ def _label(results: Mapping[str, Any]) -> str:
 
 def _does(results: Mapping[str, Any]) -> str:
     """Return what clients send and the server makes of it."""
-    return str(results["strategy"].get("does") or results["strategy"].get("sends", ""))
+    words = results["strategy"]
+    does = str(words.get("does") or words.get("sends", ""))
+    return f"{does}. {secure_sentences(words['secure'])}" if "secure" in words else does
 
 
 def _options(method: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from fedprune.results.left_alone import left_as_stored, left_dense
 from fedprune.results.loading_code import loading_code
 from fedprune.results.perplexity import DENSE, FEDERATED, MODELS, fidelity_table, perplexity_at
 from fedprune.results.text import figure, markdown_table, size, size_change
-from fedprune.results.words import guarantee_sentences
+from fedprune.results.words import guarantee_sentences, secure_sentences
 
 CARD = "README.md"
 
@@ -271,4 +271,6 @@ def privacy_statement(config: RunConfig, results: Mapping[str, Any]) -> str:
     elif "privacy" in words:
         told = guarantee_sentences(words["privacy"])
     left = f"Each client sent the server: {'; '.join(sent)}."
+    if "secure" in words:
+        left = f"{left} {secure_sentences(words['secure'])}"
     return f"{left} No text, token, hidden state or gradient left a client. {told}"

@@ -58,3 +58,24 @@ def noise_sentences(promise: Mapping[str, Any]) -> str:
         "hides the clients' texts the result follows public text. Raise "
         "`pruner.num_calibration_samples` or `privacy.epsilon`, or let more clients take part."
     )
+
+
+def secure_sentences(figures: Mapping[str, Any]) -> str:
+    """Return what secure sums kept from the server, and against whom.
+
+    Parameters
+    ----------
+    figures : Mapping
+        `strategy.secure` of the results.
+    """
+    trusted = "Sites trusted each other's keys by one signed roster."
+    if not figures["authenticated"]:
+        trusted = (
+            "The sites had no roster in common: that holds against a server that follows the "
+            "protocol and is curious, not against one that makes up sites."
+        )
+    return (
+        "What is summed was sent under masks that cancel: the server learned sums over at least "
+        f"{figures['min_cohort']} of {figures['clients']} sites, each opened by "
+        f"{figures['threshold']} of them, and no single answer. {trusted}"
+    )

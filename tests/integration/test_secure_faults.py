@@ -60,7 +60,7 @@ class Vanishing(LocalGrid):
 
 
 def start(folder: Path, inputs, *overrides, grid=None) -> dict:
-    words = " ".join([*QUIET, *inputs, SUMS, *overrides])
+    words = " ".join([*QUIET, *inputs, SUMS, "privacy.first_input=own", *overrides])
     run_job(grid or Vanishing(), {"overrides": words, "output-dir": str(folder)}, 1)
     return json.loads((folder / "results.json").read_text())
 
