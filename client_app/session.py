@@ -330,7 +330,10 @@ class Session:
     def _answer(self, walk: BlockWalk, spec: BlockSpec, bundle: Mapping[str, bytes]) -> Answer:
         """Return the answer about the block where a walk stands, the same one if it was given."""
         exchange, block = self.exchange, walk.position
-        exchange.hear(block, bundle.get(f"public-{block:05d}", b""))
+        try:
+            exchange.hear(walk, bundle.get(f"public-{block:05d}", b""))
+        except WireError as error:
+            raise ReplyRefusedError(f"the public text of block {block}: {error}") from None
         if not exchange.once:
             return exchange.answer(walk, spec, self._local_prefix)
         kept = self._scratch.load_answer(exchange.name, block)

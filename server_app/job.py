@@ -469,9 +469,9 @@ def _public_model(  # noqa: PLR0913 - what nodes may need
 
 def _public_text(config: RunConfig, loaded: LoadedModel) -> PublicText | None:
     """Return what public text makes of the model, where something is measured by it."""
-    kind = main_exchange(config).columns
-    if config.privacy.epsilon is None or kind is None:
+    if not config.privacy.first_is_public:
         return None
+    kind = main_exchange(config).columns if config.privacy.epsilon is not None else None
     return PublicText.of(config, loaded, kind)
 
 

@@ -324,7 +324,7 @@ class FederatedPruning(Strategy):
 
     def _told(self, order: Order) -> dict[str, bytes]:
         """Return what clients must know of the public model to answer."""
-        exchange = self.exchange
+        exchange = exchanges(self.config)[order.exchange]
         said = {block: exchange.told(self.model, block) for block in order.blocks}
         return {f"public-{block:05d}": data for block, data in said.items() if data}
 
@@ -484,7 +484,7 @@ class FederatedPruning(Strategy):
             client = self.exchange_client(grid)
             most = sum(sent.most_bytes(self.model, block) for block in blocks)
             replies = client.replies(
-                client.requests(orders, lambda node_id, order: self._shares(node_id)),
+                client.requests(orders, lambda node, order: self._shares(node) | self._told(order)),
                 exchange.name,
                 report=surveying(self.status),
                 joiner=client.joiner(orders, sent.form, most),

@@ -19,9 +19,10 @@ from fedprune.config import RunConfig
 from fedprune.errors import ConfigError, ModelError, WireError
 from fedprune.methods.agreement import BlockSample
 from fedprune.methods.public_model import PublicModel
+from fedprune.methods.public_text import decode_samples, encode_samples, token_inputs
 from fedprune.methods.state import Arrays
 from fedprune.methods.word_sums import Layout, Words
-from fedprune.pruning.blocks import BlockWalk
+from fedprune.pruning.blocks import BlockWalk, StandIn
 from fedprune.pruning.groups import BlockSpec, block_spec, check_mask
 from fedprune.pruning.pruner import Pruner
 from fedprune.pruning.statistics import ColumnKind, ColumnSums, Statistic
@@ -443,8 +444,17 @@ class BlockExchange(ABC):
             brings.
         """
 
-    def hear(self, block: int, data: bytes) -> None:  # noqa: B027 - most hear nothing
-        """Take what :meth:`told` says of a block, before :meth:`answer` is asked about it."""
+    def hear(self, walk: BlockWalk, data: bytes) -> None:
+        """Take what :meth:`told` says of the block where a walk stands, before :meth:`answer`.
+
+        Raises
+        ------
+        WireError
+            If `privacy` wants public text in the first block, and this is none.
+        """
+        if walk.position == 0 and self.config.privacy.first_is_public:
+            samples = decode_samples(data, len(walk.model.tokenizer))
+            walk.stand_in = StandIn(tuple(samples), token_inputs(walk.model))
 
     @property
     def keeps_local_model(self) -> bool:
@@ -480,7 +490,9 @@ class BlockExchange(ABC):
 
     def told(self, model: PublicModel, block: int) -> bytes:
         """Return what clients must know of the public model to answer; b"" if nothing."""
-        return b""
+        if block or model.public is None:
+            return b""
+        return encode_samples(model.public.samples)
 
     @abstractmethod
     def most_bytes(self, model: PublicModel, block: int) -> int:

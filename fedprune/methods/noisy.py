@@ -257,14 +257,14 @@ class NoisyExchange(BlockExchange):
 
     # ------------------------------------------------------------------------ beside the texts
 
-    def hear(self, block: int, data: bytes) -> None:
+    def hear(self, walk: BlockWalk, data: bytes) -> None:
         """Take the scale of a block; whatever it is, what a sample adds stays within its length."""
-        self._scales[block] = data
+        self._here = Plan.here(walk.model)
+        self._scales[walk.position] = data
 
     def answer(self, walk: BlockWalk, spec: BlockSpec, local_prefix: bool) -> Answer:
         """Return this client's sums of the block where a walk stands, with its noise."""
         block, plan = walk.position, Plan.here(walk.model)
-        self._here = plan
         if walk.limits.batch_size != 1 or local_prefix:
             raise ReplyRefusedError("samples must run alone, through blocks that are no client's.")
         scales, norms = self._measures(plan, block)
@@ -396,7 +396,15 @@ class NoisyExchange(BlockExchange):
 
 
 class NoisySums(Aggregator[Arrays, Any]):
-    """Adds up sums with noise, whole numbers of either sign."""
+    """Adds up sums with noise, whole numbers of either sign.
+
+    Attributes
+    ----------
+    clients : int
+        How many clients are in the sums.
+    width : float
+        How wide the noise of each of them is, in units.
+    """
 
     sums_integers = True
 
@@ -409,6 +417,8 @@ class NoisySums(Aggregator[Arrays, Any]):
             name: np.zeros(spec.shape, dtype=np.int64) for name, spec in self._specs.items()
         }
         self.clients = 0
+        promise = guarantee(exchange.config)
+        self.width = own_scale(promise.multiplier * (1 << NORM_BITS), promise.shares)
 
     def check(self, payload: bytes, client: Contributor) -> Arrays:
         """Decode sums, which must be what samples and noise can come to."""
@@ -419,7 +429,7 @@ class NoisySums(Aggregator[Arrays, Any]):
     def _check(self, found: Mapping[str, NDArray[Any]], client: Contributor, clients: int) -> None:
         """Raise ``WireError`` if the sums of so many clients cannot be these."""
         total = self.plan.total
-        width = self._width() * math.sqrt(clients)
+        width = self.width * math.sqrt(clients)
         samples = -(-client.tokens // self.noisy.config.pruner.seq_len) or 1 << 30
         for linears in self.plan.sent(self.task.block):
             norm = part_norm(self.plan.columns(self.task.block, linears), total)
@@ -428,11 +438,6 @@ class NoisySums(Aggregator[Arrays, Any]):
                 raise WireError(
                     f"the sums of {linears[0]} are beyond what its samples and noise can make."
                 )
-
-    def _width(self) -> float:
-        """Return how wide a client's own noise is, in units."""
-        promise = guarantee(self.noisy.config)
-        return own_scale(promise.multiplier * (1 << NORM_BITS), promise.shares)
 
     def add(self, answer: Arrays, client: Contributor) -> None:
         """Add one client's checked sums."""
@@ -474,7 +479,7 @@ class NoisySums(Aggregator[Arrays, Any]):
     def _estimated(self, linears: tuple[str, ...]) -> ColumnSums:
         config, model = self.noisy.config, self.task.model
         units = unit(self.plan.total, config.privacy.clip)
-        deviation = self._width() * math.sqrt(max(1, self.clients)) / units
+        deviation = self.width * math.sqrt(max(1, self.clients)) / units
         scale = self.noisy.scale(model, self.task.block, linears).astype(np.float64)
         sums = self._total[f"{linears[0]}.{_NOISY}"] / units
         tokens = round(float(sums[-1] * scale[-1]))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -16,18 +17,21 @@ from torch import Tensor
 from fedprune.config import RunConfig
 from fedprune.data.documents import Document
 from fedprune.data.samples import packed_samples
-from fedprune.errors import ConfigError, DataError
+from fedprune.errors import ConfigError, DataError, WireError
 from fedprune.evaluation.perplexity import predictions
 from fedprune.models.device import Limits, pick_device
 from fedprune.models.loading import LoadedModel
 from fedprune.pruning.blocks import BlockWalk
 from fedprune.pruning.statistics import Statistic, StatisticKind
 from fedprune.seeds import derive_seed
+from fedprune.wire.arrays import Arrays, encode_arrays
 
 _SAMPLES = 32
 _LENGTH = 128
 _ROUNDS = 6
 _BATCH = 16
+_TOKENS = "tokens"
+_MOST_BYTES = 1 << 24
 _ALIKE = 1e-3  # of an input: as much may rounding change it
 
 
@@ -37,24 +41,62 @@ class PublicText:
 
     Attributes
     ----------
-    tokens : int
-        How many there are.
+    samples : tuple of Tensor
+        Token ids, each int64 of shape (tokens,), all equally long.
     statistics : tuple of Mapping
-        Block -> linear -> statistic of its input.
+        Block -> linear -> statistic of its input; empty where nothing is measured by it.
     alone : frozenset of str
         Linears of the first block whose input tells of one token and its place, and of no other.
     """
 
-    tokens: int
+    samples: tuple[Tensor, ...]
     statistics: tuple[Mapping[str, Statistic], ...]
     alone: frozenset[str]
 
+    @property
+    def tokens(self) -> int:
+        """How many tokens there are."""
+        return sum(map(len, self.samples))
+
     @classmethod
-    def of(cls, config: RunConfig, loaded: LoadedModel, kind: StatisticKind[Any]) -> "PublicText":
-        """Return it for a statistic; errors as :func:`public_samples`."""
+    def of(
+        cls, config: RunConfig, loaded: LoadedModel, kind: StatisticKind[Any] | None
+    ) -> "PublicText":
+        """Return it with a statistic, or without; errors as :func:`public_samples`."""
         samples = public_samples(config, loaded)
-        statistics = public_statistics(loaded, samples, kind, config)
-        return cls(sum(map(len, samples)), statistics, token_inputs(loaded))
+        statistics = () if kind is None else public_statistics(loaded, samples, kind, config)
+        return cls(tuple(samples), statistics, token_inputs(loaded))
+
+
+def encode_samples(samples: Sequence[Tensor]) -> bytes:
+    """Return samples of one length as bytes."""
+    return encode_arrays({_TOKENS: torch.stack(list(samples)).to(torch.int32)})
+
+
+def decode_samples(data: bytes, vocabulary: int) -> list[Tensor]:
+    """Return what :func:`encode_samples` made, from a server.
+
+    Parameters
+    ----------
+    data : bytes
+        May be anything.
+    vocabulary : int
+        Tokens are below it.
+
+    Raises
+    ------
+    WireError
+        If it is no text of the model's vocabulary, or a very long one.
+    """
+    message = Arrays(data, [_TOKENS])
+    announced = message.announced(_TOKENS)
+    if announced.dtype != "int32" or len(announced.shape) != 2 or announced.nbytes > _MOST_BYTES:
+        raise WireError(f"tokens of public text are int32, samples by tokens, got {announced}.")
+    found = message.take(_TOKENS, announced)
+    message.finish()
+    if not found.size or found.min() < 0 or found.max() >= vocabulary:
+        raise WireError(f"tokens of public text are from 0 to {vocabulary - 1}.")
+    return list(torch.from_numpy(found.astype(np.int64)))
 
 
 def public_samples(config: RunConfig, loaded: LoadedModel) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -49,6 +50,32 @@ class Observed:
     block: Mapping[str, Arrays] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class StandIn:
+    """Text that some inputs of the first block are of, instead of a walk's own samples.
+
+    Attributes
+    ----------
+    samples : tuple of Tensor
+        Token ids, each int64 of shape (tokens,).
+    linears : frozenset of str
+        Linears of the first block; those that share an input are all here, or none is.
+    """
+
+    samples: tuple[Tensor, ...]
+    linears: frozenset[str]
+
+    def cut(self, most: int) -> list[Tensor]:
+        """Return samples of so many tokens together at most; at least one token."""
+        found: list[Tensor] = []
+        for sample in self.samples:
+            if most <= 0:
+                break
+            found.append(sample[:most])
+            most -= len(found[-1])
+        return found
+
+
 class BlockWalk(ModelWalk):
     """Carries a client's samples through the blocks of a model, one block at a time.
 
@@ -57,6 +84,9 @@ class BlockWalk(ModelWalk):
     (https://arxiv.org/abs/2306.11695) and FedPrLLM (https://arxiv.org/abs/2505.13547). Samples may
     be none for pruners that need no inputs.
     """
+
+    stand_in: StandIn | None = None
+    """What the first block's inputs are of that would tell the samples' words; None: of these."""
 
     _outlook: HiddenStates | None = None  # what the current block returned, dense
 
@@ -139,7 +169,8 @@ class BlockWalk(ModelWalk):
                 self._run(recorder)
                 return recorder.statistics()
 
-        return self._recorded(run)
+        found = self._recorded(run)
+        return self._stood_in(found, lambda other, names: other.collect(kind, max_width, names))
 
     def _run(self, recorder: StatisticsRecorder) -> None:
         """Run the block dense on every sample while somebody watches."""
@@ -203,7 +234,29 @@ class BlockWalk(ModelWalk):
                 return Observed(found, arrays), states
 
         observed, self._outlook = self._recorded(run)
-        return observed
+        every = {kind.name: kind for kind in linears}
+        stood_in = {
+            name: self._stood_in(own, partial(_observed, every[name], max_width))
+            for name, own in observed.linears.items()
+        }
+        return Observed(stood_in, observed.block)
+
+    def _stood_in(
+        self,
+        found: Mapping[str, Statistic],
+        again: "Callable[[BlockWalk, Sequence[str]], Mapping[str, Statistic]]",
+    ) -> dict[str, Statistic]:
+        """Return statistics in which those of some linears are another text's."""
+        if self.position or self.stand_in is None:
+            return dict(found)
+        names = [name for name in found if name in self.stand_in.linears]
+        if not names:
+            return dict(found)
+        # No more tokens than its own: a client is believed that it has so many.
+        samples = self.stand_in.cut(sum(map(len, self._samples)))
+        other = type(self)(self.model, samples, self._device, limits=self.limits)
+        told = again(other, names)
+        return {**found, **{name: told[name] for name in names}}
 
     def _recorded(self, run: Callable[[], T]) -> T:
         """Return what a pass over all samples finds, its errors explained."""
@@ -217,6 +270,12 @@ class BlockWalk(ModelWalk):
                 return self._retried(run)
         except WireError as error:  # sums are exact, and refuse what is no number
             raise self._said_why(error) from error
+
+
+def _observed(
+    kind: StatisticKind[Any], max_width: int | None, walk: BlockWalk, names: Sequence[str]
+) -> Mapping[str, Statistic]:
+    return walk.observe([kind], max_width=max_width).linears[kind.name]
 
 
 def prune_block(walk: BlockWalk, pruner: Pruner, spec: BlockSpec) -> dict[str, Change]:

@@ -102,3 +102,21 @@ def test_public_text_can_be_given(tmp_path):
     text.write_text("This is public: it stands in a book that anybody may read. " * 60)
     results = job(tmp_path / "run", *NOISY, f"privacy.public_text={text}")
     assert results["strategy"]["privacy"]["public_inputs"]
+
+
+UNDER_MASKS = ("privacy.secure=true", "privacy.min_cohort=2", "strategy.min_clients=2")
+
+
+@pytest.mark.parametrize("options", [NOISY, ITERATIVE])
+def test_under_masks_clients_share_the_noise(tmp_path, options, caplog):
+    caplog.set_level("INFO", "flwr")
+    results = job(tmp_path / "run", *options, *UNDER_MASKS)
+    promise = results["strategy"]["privacy"]
+    assert (promise["shares"], promise["clients"], promise["samples"]) == (2, 3, 6)
+    alone = job(tmp_path / "alone", *options)["strategy"]["privacy"]
+    # Three clients' noise, each enough for half of what is needed, against three whole ones.
+    assert promise["relative_noise"] == pytest.approx(alone["relative_noise"] / 2**0.5)
+    assert "Noise that 2 clients add together" in caplog.text
+    assert not any(
+        "refused" in entry and entry["refused"] for entry in results["ledger"]["entries"]
+    )

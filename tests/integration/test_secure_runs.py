@@ -31,7 +31,9 @@ def made(folder):
 
 def secure(folder, *overrides, clients=3, grid=None, cohort=3):
     least = [f"privacy.min_cohort={cohort}", f"strategy.min_clients={cohort}"]
-    return job(folder, SECURE, *least, *overrides, clients=clients, grid=grid)
+    # Plain runs tell of their own first inputs; so that the same is summed, these do, too.
+    same = "privacy.first_input=own"
+    return job(folder, SECURE, same, *least, *overrides, clients=clients, grid=grid)
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,7 @@ def model(loaded):
     samples = token_samples(16, SEQ_LEN, seed=7)
     config, columns = config_of(), get_kind("columns")
     text = PublicText(
-        16 * SEQ_LEN,
+        tuple(samples),
         public_statistics(loaded, samples, columns, config),
         token_inputs(loaded),
     )
@@ -62,7 +62,7 @@ def model(loaded):
 def answers(loaded, model, exchange, samples) -> list[bytes]:
     walk, found = BlockWalk(loaded, samples), []
     while walk.blocks_left:
-        exchange.hear(walk.position, exchange.told(model, walk.position))
+        exchange.hear(walk, exchange.told(model, walk.position))
         found.append(exchange.answer(walk, BlockSpec(0.5, "unstructured", "row"), False).payload)
         if walk.blocks_left == 1:
             return found
@@ -308,10 +308,10 @@ def test_a_scale_that_cannot_be_one_is_refused(loaded, model):
     specs = Plan.of(model).specs(0, "scale", "float32")
     for bad in (0.0, -1.0, math.nan, math.inf):
         wrong = {name: np.full(spec.shape, bad, dtype=np.float32) for name, spec in specs.items()}
-        exchange.hear(0, encode_arrays(wrong))
+        exchange.hear(walk, encode_arrays(wrong))
         with pytest.raises(ReplyRefusedError, match="finite and above 0"):
             exchange.answer(walk, dense, False)
-    exchange.hear(0, b"nothing")
+    exchange.hear(walk, b"nothing")
     with pytest.raises(ReplyRefusedError, match="scale of block 0"):
         exchange.answer(walk, dense, False)
 
@@ -320,8 +320,8 @@ def test_samples_that_do_not_run_alone_are_refused(loaded, model):
     from fedprune.models.device import Limits
 
     exchange = main_exchange(config_of())
-    exchange.hear(0, exchange.told(model, 0))
     walk = BlockWalk(loaded, token_samples(4, SEQ_LEN), limits=Limits(2))
+    exchange.hear(walk, exchange.told(model, 0))
     with pytest.raises(ReplyRefusedError, match="alone"):
         exchange.answer(walk, BlockSpec(0.5, "unstructured", "row"), False)
 
