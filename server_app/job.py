@@ -46,7 +46,7 @@ from fedprune.pruning.block_kinds import BlockSite
 from fedprune.pruning.blocks import input_groups
 from fedprune.pruning.compaction import plan_narrowing
 from fedprune.pruning.loudness import most_mean_squares
-from fedprune.pruning.output_gradients import mean_squares
+from fedprune.pruning.output_gradients import OutputMoments, mean_squares
 from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.statistics import NOTHING
 from fedprune.pruning.units import Units
@@ -457,6 +457,7 @@ def _public_model(  # noqa: PLR0913 - what nodes may need
         loudness=most_mean_squares(loaded) if traced and asks else (),
         offer=offer,
         units=units,
+        output_moments=OutputMoments(config, loaded),
         sensitivities=cache(partial(mean_squares, config, loaded)),
         sites=tuple(BlockSite.of(loaded, block) for block in range(len(layout.blocks))),
         experts=tuple(

@@ -132,6 +132,7 @@ def centralized_changes(
     device, limits = pick_device(config.pruner.device), Limits.of(config.pruner)
     pruner = towards(make_pruner(config.pruner), config)
     walk = walk_for(pruner)(loaded, samples, device, limits=limits)
+    walk.output_moments = strategy.model.output_moments
     count = len(loaded.layout.blocks)
     specs = block_specs(config, range(count), count)
     return pruned_in_passing(walk, pruner, specs)

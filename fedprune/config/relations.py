@@ -239,6 +239,15 @@ def _quantized(run: RunConfig) -> Iterator[str]:
         )
 
 
+def _two_sided(run: RunConfig) -> Iterator[str]:
+    if run.pruner.two_sided and not run.strategy.quantizes:
+        yield (
+            f"`pruner.two_sided` must be false with strategy={run.strategy.name}, where clients "
+            "prune: what the loss says of outputs is known to the server, got true. Set "
+            f"strategy={strategy_for(run.pruner.name)}, or pruner.two_sided=false."
+        )
+
+
 def _units(run: RunConfig) -> Iterator[str]:
     if not isinstance(run.pruner, StructuredConfig):
         return
@@ -388,6 +397,7 @@ RELATIONS: tuple[Relation, ...] = (
     _pattern,
     _pruner_group,
     _quantized,
+    _two_sided,
     _units,
     _allocation_lists,
     _allocation_pattern,

@@ -235,6 +235,7 @@ class PrunerConfig(Choice):
         "group_size": 128,
         "symmetric": True,
         "act_order": False,
+        "two_sided": False,
     }
 
     prunes: ClassVar[bool] = True
@@ -245,6 +246,12 @@ class MomentsPrunerConfig(PrunerConfig):
     """A pruner that solves with the second moments of the inputs."""
 
     damping: Share
+
+
+class AlpsConfig(MomentsPrunerConfig):
+    """ALPS, which may know what the loss says of the outputs."""
+
+    two_sided: bool
 
 
 class SparseGptConfig(MomentsPrunerConfig):
@@ -291,7 +298,7 @@ PRUNER_TYPES: Mapping[str, type[PrunerConfig]] = {
     "wanda": PrunerConfig,
     "ria": PrunerConfig,
     "sparsegpt": SparseGptConfig,
-    "alps": MomentsPrunerConfig,
+    "alps": AlpsConfig,
     "sparseswaps": MomentsPrunerConfig,
     "gptq": GptqConfig,
     "rounding": RoundingConfig,

@@ -25,7 +25,7 @@ from fedprune.methods.word_sums import Layout, Words
 from fedprune.pruning.blocks import BlockWalk, StandIn
 from fedprune.pruning.groups import BlockSpec, block_spec, check_mask
 from fedprune.pruning.pruner import Pruner
-from fedprune.pruning.statistics import ColumnKind, ColumnSums, Statistic
+from fedprune.pruning.statistics import ColumnKind, ColumnSums, Statistic, beside
 from fedprune.pruning.structured import unit_pruner
 from fedprune.pruning.units import Units
 from fedprune.pruning.wanda import prune_known
@@ -335,12 +335,12 @@ class BlockAggregator(Aggregator[A, BlockResult]):
             except ModelError as error:
                 raise ModelError(f"block {block}: {error}") from error
             return BlockResult(block, changes, clients, clients)
+        outputs = self.task.model.output_moments(block)
         for linears, statistics in known:
             for name in linears:
+                found = beside(statistics, outputs.get(name))
                 try:
-                    changes[name] = prune_known(
-                        pruner, self.weight(name), statistics, spec.of(name)
-                    )
+                    changes[name] = prune_known(pruner, self.weight(name), found, spec.of(name))
                 except ModelError as error:
                     raise ModelError(f"block {block}, linear '{name}': {error}") from error
         ordered = {name: changes[name] for name in self.shapes}

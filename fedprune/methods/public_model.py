@@ -51,6 +51,9 @@ class PublicModel:
     sensitivities : Callable
         Returns for each block: name of the linear -> how much the loss minds a change of its
         outputs (`fedprune.pruning.output_gradients.mean_squares`); it takes its time.
+    output_moments : Callable
+        Block -> name of the linear -> second moments of the loss's gradients at its outputs
+        (`fedprune.pruning.output_gradients.OutputMoments`); empty where the solver needs none.
     """
 
     shapes: tuple[Mapping[str, tuple[int, int]], ...]
@@ -66,6 +69,7 @@ class PublicModel:
     units: Units | None = None
     public: PublicText | None = None
     sensitivities: Callable[[], tuple[Mapping[str, float], ...]] = tuple
+    output_moments: Callable[[int], Mapping[str, Tensor]] = lambda _block: {}
 
     @property
     def num_blocks(self) -> int:

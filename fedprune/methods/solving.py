@@ -13,12 +13,12 @@ from fedprune.models.changes import Recalled
 from fedprune.models.loading import LoadedModel
 from fedprune.pruning.compaction import plan_narrowing
 from fedprune.pruning.groups import block_spec, check_allocation
-from fedprune.pruning.output_gradients import mean_squares
+from fedprune.pruning.output_gradients import OutputMoments, mean_squares
 from fedprune.pruning.owl import outlier_share
 from fedprune.pruning.pruner import Pruner
 from fedprune.pruning.registry import make_solver
 from fedprune.pruning.sensitivity import Curve, block_curves
-from fedprune.pruning.statistics import NOTHING, ColumnStatistics, Statistic
+from fedprune.pruning.statistics import NOTHING, ColumnStatistics, Statistic, beside
 from fedprune.pruning.structured import unit_pruner
 from fedprune.pruning.units import find_units
 from fedprune.pruning.wanda import prune_known
@@ -68,7 +68,8 @@ def prune_from(config: RunConfig, loaded: LoadedModel, statistics: StatisticsFol
         config = resolved_linears(config, told["sparsities"])
     check_allocation(config, loaded.layout.shapes())
     # What writes a narrower model asks for a block's changes several times in a row.
-    solve = lru_cache(maxsize=1)(partial(_block, config, loaded, statistics, pruner))
+    outputs = OutputMoments(config, loaded)
+    solve = lru_cache(maxsize=1)(partial(_block, config, loaded, statistics, pruner, outputs))
     changes = Recalled(blocks, solve)
     narrowing = plan_narrowing(loaded, pruner, config.sparsity)
     if narrowing is None:
@@ -81,6 +82,7 @@ def _block(
     loaded: LoadedModel,
     statistics: StatisticsFolder,
     pruner: Pruner,
+    outputs: OutputMoments,
     block: int,
 ) -> dict[str, Change]:
     spec = block_spec(config, block, statistics.num_blocks)
@@ -96,10 +98,11 @@ def _block(
             return structured.prune_units(weights, known.get(units.linear), units, spec.sparsity)
         except ModelError as error:
             raise ModelError(f"block {block}: {error}") from error
+    seen = outputs(block)
     for name in loaded.layout.linears(block):
         try:
-            weight = loaded.weight(block, name)
-            found[name] = prune_known(pruner, weight, known.get(name), spec.of(name))
+            weight, statistic = loaded.weight(block, name), beside(known.get(name), seen.get(name))
+            found[name] = prune_known(pruner, weight, statistic, spec.of(name))
         except ModelError as error:
             raise ModelError(f"block {block}, linear '{name}': {error}") from error
     return found

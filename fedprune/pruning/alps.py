@@ -12,6 +12,7 @@ state; and ``B = W + rho (D - V / rho - W) (A + rho I)^-1`` takes one product in
 inverse whenever rho changes is cheaper than one eigendecomposition and a second product each time.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -63,23 +64,37 @@ def alps(weight: Tensor, moments: Tensor, spec: MaskSpec, damping: float) -> tup
         pattern does not divide d_in.
     """
     problem = normalised(weight, moments, damping)
-    sparse, mask = _find_support(problem, spec, damping)
+    sparse, mask = find_support(problem.target, _penalised(problem, damping), spec)
     found = conjugate_gradients(problem, mask, sparse, _STEPS, _TOLERANCE)
     if not bool(torch.isfinite(found).all()):
         raise ModelError(NOT_FINITE)
     return found.div_(problem.scale), mask
 
 
-def _find_support(problem: Problem, spec: MaskSpec, damping: float) -> tuple[Tensor, Tensor]:
-    """Return ADMM's sparse weight, in normalised coordinates, and its mask."""
-    target, rho = problem.target, _PENALTY
+Penalised = Callable[[float], Callable[[Tensor, Tensor], Tensor]]
+"""rho -> ((T, X) -> T + rho Y), where Y is what objective's Hessian plus rho turns into X."""
+
+
+def find_support(target: Tensor, penalised: Penalised, spec: MaskSpec) -> tuple[Tensor, Tensor]:
+    """Return ADMM's sparse weight, in normalised coordinates, and its mask.
+
+    Parameters
+    ----------
+    target : Tensor
+        The dense weight in these coordinates, float32, shape (d_out, d_in).
+    penalised : Callable
+        The linear system of each step, made anew when rho changes.
+    spec : MaskSpec
+        Sparsity, pattern and comparison group.
+    """
+    rho = _PENALTY
     before = mask = _largest(target, spec)
     kept = max(int(mask.sum()), 1)
-    inverse = _inverse(problem.matrix, rho, damping)
+    solved = penalised(rho)
     state, dual = target, torch.zeros_like(target)  # B + V / rho, and V / rho
     for iteration in range(1, _ITERATIONS + 1):
         step = state.masked_fill(~mask, 0.0).sub_(dual).sub_(target)
-        state = torch.addmm(target, step, inverse, alpha=rho).add_(dual)
+        state = solved(target, step).add_(dual)
         mask = _largest(state, spec)
         dual = state.masked_fill(mask, 0.0)
         if iteration % _PERIOD:
@@ -91,7 +106,7 @@ def _find_support(problem: Problem, spec: MaskSpec, damping: float) -> tuple[Ten
         growth = next(factor for bound, factor in _GROWTH if changed > bound)
         rho *= growth
         dual /= growth
-        inverse = _inverse(problem.matrix, rho, damping)
+        solved = penalised(rho)
     return state.masked_fill(~mask, 0.0), mask
 
 
@@ -100,6 +115,14 @@ def _largest(values: Tensor, spec: MaskSpec) -> Tensor:
     if not runs_compiled(values):
         return prune_lowest(values.abs(), spec)
     return torch.from_numpy(prune_products(values, torch.ones(values.shape[1]), spec).to_bool())
+
+
+def _penalised(problem: Problem, damping: float) -> Penalised:
+    def prepared(rho: float) -> Callable[[Tensor, Tensor], Tensor]:
+        inverse = _inverse(problem.matrix, rho, damping)
+        return lambda target, step: torch.addmm(target, step, inverse, alpha=rho)
+
+    return prepared
 
 
 def _inverse(matrix: Tensor, rho: float, damping: float) -> Tensor:

@@ -23,6 +23,7 @@ from fedprune.pruning.statistics import (
     Arrays,
     Statistic,
     StatisticKind,
+    beside,
     get_kind,
     shared_inputs,
 )
@@ -87,6 +88,8 @@ class BlockWalk(ModelWalk):
 
     stand_in: StandIn | None = None
     """What the first block's inputs are of that would tell the samples' words; None: of these."""
+    output_moments: Callable[[int], Mapping[str, Tensor]] = staticmethod(lambda _block: {})
+    """Block -> what is known of its linears' outputs, for solvers that look at these."""
 
     _outlook: HiddenStates | None = None  # what the current block returned, dense
 
@@ -324,9 +327,11 @@ def prune_on(
             units = find_units(walk.model, structured.structure)
             stats = statistics.get(units.linear)
             return structured.prune_units(walk.weights(), stats, units, spec.sparsity)
+        outputs = walk.output_moments(walk.position)
         for name, weight in walk.weights().items():
+            found = beside(statistics.get(name), outputs.get(name))
             try:
-                changes[name] = prune_known(pruner, weight, statistics.get(name), spec.of(name))
+                changes[name] = prune_known(pruner, weight, found, spec.of(name))
             except ModelError as error:
                 raise ModelError(f"`{walk.full_name(name)}`: {error}") from error
     return changes

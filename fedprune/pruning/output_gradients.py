@@ -5,14 +5,18 @@ client's. Gradients are found one block's graph at a time (`fedprune.models.back
 as any statistic of a linear's inputs is, with a linear's outputs in place of its inputs.
 """
 
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fedprune.config import RunConfig
+from fedprune.disk import home
 from fedprune.models.backward import run_backward
 from fedprune.models.device import Limits, pick_device
 from fedprune.models.experts import watched_experts
@@ -110,6 +114,54 @@ def mean_squares(config: RunConfig, model: LoadedModel) -> tuple[Mapping[str, fl
 
     output_statistics(config, model, get_kind("columns"), take)
     return tuple(found.get(block, {}) for block in range(len(model.layout.blocks)))
+
+
+class OutputMoments:
+    """Second moments of the gradients at every linear's outputs, for `pruner.two_sided`.
+
+    Found in one pass for all blocks when the first is asked for; until they are gone they lie on
+    the disk, d_out^2 numbers of four bytes a linear.
+
+    Parameters
+    ----------
+    config : RunConfig
+        As for :func:`output_statistics`.
+    model : LoadedModel
+        The dense model.
+    """
+
+    def __init__(self, config: RunConfig, model: LoadedModel) -> None:
+        self._config, self._model = config, model
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def __call__(self, block: int) -> dict[str, Tensor]:
+        """Return name of the linear -> sum over tokens of g g^T, float32, shape (d_out, d_out).
+
+        Empty without `pruner.two_sided`. Experts that no token of the texts reached are missing.
+
+        Raises
+        ------
+        ModelError
+            As :func:`output_statistics`.
+        """
+        if not self._config.pruner.two_sided:
+            return {}
+        if self._folder is None:
+            self._folder = self._found()
+        place = Path(self._folder.name) / f"{block}.safetensors"
+        return load_file(place) if place.exists() else {}
+
+    def _found(self) -> "tempfile.TemporaryDirectory[str]":
+        room = home() / "spill"
+        room.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder = tempfile.TemporaryDirectory(dir=room)
+
+        def take(block: int, statistics: Mapping[str, Any]) -> None:
+            known = {n: one.moments.contiguous() for n, one in statistics.items() if one.tokens}
+            save_file(known, Path(folder.name) / f"{block}.safetensors")
+
+        output_statistics(self._config, self._model, get_kind("moments"), take)
+        return folder
 
 
 def _mean_square(statistic: Statistic) -> float:

@@ -17,6 +17,7 @@ from fedprune.pruning.sparsegpt import SparseGptPruner
 from fedprune.pruning.sparseswaps import SparseSwapsPruner
 from fedprune.pruning.statistics import NOTHING, get_kind
 from fedprune.pruning.structured import StructuredPruner
+from fedprune.pruning.two_sided import TwoSidedAlpsPruner
 from fedprune.pruning.wanda import (
     DenseTarget,
     MagnitudePruner,
@@ -97,6 +98,8 @@ def make_pruner(config: PrunerConfig) -> Pruner:
     """Return the pruner that a configuration asks for, with its settings."""
     if isinstance(config, StructuredConfig):
         return StructuredPruner(config.structure, config.multiple, config.repair, config.damping)
+    if config.two_sided:
+        return TwoSidedAlpsPruner(config.damping)
     return get_pruner(
         config.name, config.damping, config.block_size, make_grid(config), config.act_order
     )

@@ -19,7 +19,7 @@ to the pruner (:class:`fedprune.methods.sums.StatisticPool`).
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -213,11 +213,15 @@ class MomentStatistics:
         Number of tokens summed.
     deviation : Deviation or None
         How the inputs differ from the dense model's, where that was recorded and can be told.
+    outputs : Tensor or None
+        Second moments of the loss's gradients at the outputs of the one linear that is pruned,
+        shape (d_out, d_out), where they are known (see `fedprune.pruning.output_gradients`).
     """
 
     moments: Tensor
     tokens: int
     deviation: Deviation | None = None
+    outputs: Tensor | None = None
     _factors: dict[float, Factor] = field(default_factory=dict, repr=False, compare=False)
     _ordered: dict[float, tuple[Tensor, Factor]] = field(
         default_factory=dict, repr=False, compare=False
@@ -253,6 +257,13 @@ class MomentStatistics:
             order = torch.argsort(self.moments.diagonal(), descending=True, stable=True)
             self._ordered[damping] = order, inverse_factor(self.moments[order][:, order], damping)
         return self._ordered[damping]
+
+
+def beside(statistic: Statistic | None, outputs: Tensor | None) -> Statistic | None:
+    """Return what is known of a linear's inputs together with the moments of its outputs."""
+    if outputs is None or not isinstance(statistic, MomentStatistics):
+        return statistic
+    return replace(statistic, outputs=outputs)
 
 
 class ColumnKind(StatisticKind[ColumnSums]):

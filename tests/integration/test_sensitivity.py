@@ -99,3 +99,13 @@ def test_auto_is_what_it_says():
         config = config_from_overrides(overrides)
         assert list(exchanges(config)) == expected
     check_allocation(config_from_overrides(["allocation=auto", "pruner=magnitude"]), [{}])
+
+
+def test_outputs_weigh_by_what_the_loss_says_of_them(tmp_path):
+    options = ("strategy=fedhessian", "pruner=alps", ITERATIVE, "allocation.texts=2")
+    plain = job(tmp_path / "plain", *options)
+    results = job(tmp_path / "run", *options, "pruner.two_sided=true")
+    assert results["sparsity"]["overall"] == plain["sparsity"]["overall"]
+    first, second = masks_of(tmp_path / "plain"), masks_of(tmp_path / "run")
+    differing = [np.mean(first[key] != second[key]) for key in first]
+    assert all(0 < share < 0.5 for share in differing)
