@@ -366,9 +366,13 @@ class FederatedPruning(Strategy):
         """Return block -> the most bytes of a client's reply about it, by the configuration."""
         if not self.config.privacy.secure:
             return [self.exchange.most_bytes(self.model, b) for b in range(self.model.num_blocks)]
-        (pruning, *_) = planned(self.config, self.model.num_blocks)
-        masked = MaskedExchange(pruning, clients)
-        return [masked.most_bytes(self.model, block) for block in range(self.model.num_blocks)]
+        found = [0] * self.model.num_blocks
+        for exchange in planned(self.config, self.model.num_blocks):
+            if exchange.name == self.exchange.name:
+                masked = MaskedExchange(exchange, clients)
+                most = [masked.most_bytes(self.model, block) for block in range(len(found))]
+                found = list(map(max, found, most))
+        return found
 
     def _gather(self, grid: Grid) -> None:
         state, new = self.state, not self.state.clients

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedprune.config import RunConfig, resolved_allocation
+from fedprune.config import RunConfig
 from fedprune.errors import ConfigError, WireError
 from fedprune.methods.exchange import (
     Aggregator,
@@ -22,7 +22,7 @@ from fedprune.methods.exchange import (
     Contributor,
 )
 from fedprune.methods.public_model import PublicModel
-from fedprune.methods.registry import exchanges, get_method
+from fedprune.methods.registry import get_method
 from fedprune.methods.state import Arrays, Keepable, gathered, scattered
 from fedprune.methods.word_sums import Layout, WordSpec
 from fedprune.methods.word_sums import Words as WordArrays
@@ -164,16 +164,16 @@ class MaskedExchange(BlockExchange):
 def planned(config: RunConfig, num_blocks: int) -> Iterator[BlockExchange]:
     """Yield all exchanges of a run as they can be asked how many words they send.
 
-    Where sparsities follow from a survey, these are the same for all blocks meanwhile: they decide
-    about values, not about how many there are.
+    What follows from a survey is not known yet: there is one for each way that it may go.
     """
-    method, found = get_method(config.strategy.name), exchanges(config)
-    for exchange in found.values():
-        if exchange.prunes and len(found) > 1:
-            even = resolved_allocation(config, [config.sparsity] * num_blocks)
-            yield method.exchange(even)
-        else:
-            yield exchange
+    method = get_method(config.strategy.name)
+    survey = method.survey(config)
+    if survey is None:
+        yield method.exchange(config)
+        return
+    yield survey
+    for followed in survey.foreseen(num_blocks):
+        yield method.exchange(followed)
 
 
 def word_layout(exchange: BlockExchange, task: BlockTask, clients: int) -> Layout:

@@ -6,7 +6,7 @@ errors the loss minds more stay denser, by gradients on texts that the public mo
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -48,6 +48,14 @@ class SurveyExchange(BlockExchange):
     @abstractmethod
     def settled(self, figures: Mapping[str, Any]) -> RunConfig | None:
         """Return the configuration that follows from what :meth:`settle` told, None without it."""
+
+    def foreseen(self, num_blocks: int) -> Iterator[RunConfig]:
+        """Yield configurations that together ask for every sum that may follow.
+
+        Keys for sums under masks are made before anybody answers. Sparsities, which follow by
+        default, decide about values and not about how many there are.
+        """
+        yield resolved_allocation(self.config, [self.config.sparsity] * num_blocks)
 
 
 def survey_for(config: RunConfig) -> "InputSurvey | None":

@@ -6,7 +6,7 @@ what one machine with all texts would. There are two passes over the dense model
 the products at the cut that follows from them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
@@ -59,7 +59,16 @@ class CosineSurvey(SurveyExchange, Collection):
         if _FIGURES not in figures:
             return None
         blocks = ",".join(str(block) for block in figures[_FIGURES]["blocks"])
-        return replace(self.config, strategy=replace(self.config.strategy, blocks=blocks))
+        return _with_blocks(self.config, blocks)
+
+    def foreseen(self, num_blocks: int) -> Iterator[RunConfig]:
+        """See `SurveyExchange.foreseen`: any block may be the last of those that go in a row."""
+        for start in (1, 2):
+            yield _with_blocks(self.config, ",".join(map(str, range(start, num_blocks, 2))))
+
+
+def _with_blocks(config: RunConfig, blocks: str) -> RunConfig:
+    return replace(config, strategy=replace(config.strategy, blocks=blocks))
 
 
 def _cosines(config: RunConfig) -> Cosines:
