@@ -8,6 +8,7 @@ import pytest
 
 from fedprune.models.export import SIDECAR
 from tests.support.federation import CONNECTION, Federation
+from tests.support.jobs import opt_folder
 from tests.support.signing import signed_roster, site_keys
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -41,13 +42,15 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
 
 
 def run(federation: Federation, folder: Path, *overrides: str) -> tuple[int, str]:
-    done = federation.fedprune("run", *JOB, *overrides, f"output_dir={folder}")
-    return done.returncode, done.stdout + done.stderr
+    begun = federation.begin("run", *JOB, *overrides, f"output_dir={folder}")
+    begun.wait(1500)  # some twenty processes, one after another
+    return begun.returncode, begun.out + begun.err
 
 
 def test_sites_with_a_roster_make_the_masks_of_a_plain_run(federation, tmp_path) -> None:
+    model = f"model={opt_folder(tmp_path / 'opt')}"
     secure = ("privacy.secure=true", "privacy.min_cohort=3")
-    code, said = run(federation, tmp_path / "secure", *secure)
+    code, said = run(federation, tmp_path / "secure", model, *secure)
     assert code == 0, said + federation.logs()
     results = json.loads((tmp_path / "secure" / "results.json").read_text())
     assert results["strategy"]["secure"]["authenticated"]
@@ -55,13 +58,13 @@ def test_sites_with_a_roster_make_the_masks_of_a_plain_run(federation, tmp_path)
     phases = [entry["phase"] for entry in results["ledger"]["entries"]]
     assert phases.count("keys") == phases.count("shares") == 3
     # A site that wants cohorts of three answers nobody in the open.
-    code, said = run(federation, tmp_path / "plain")
+    code, said = run(federation, tmp_path / "plain", model)
     assert code != 0 and "`min-cohort` in the node's --node-config is 3" in said, said
     for node in federation.nodes:
         secrets = [path for path in node.home.glob("nodes/job-*/**/*") if path.is_file()]
         assert {path.name for path in secrets} <= {"sent", ".lock"}, secrets
     inline = federation.fedprune(
-        *("run", *JOB[:-1], "federation.backend=inline"),
+        *("run", *JOB[:-1], model, "federation.backend=inline"),
         *("federation.num_clients=3", f"output_dir={tmp_path / 'inline'}"),
     )
     assert inline.returncode == 0, inline.stdout + inline.stderr
