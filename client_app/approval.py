@@ -156,7 +156,7 @@ def _limits(config: RunConfig, settings: NodeConfig) -> Iterator[str]:
         strategy=config.strategy.name,
         payloads=payloads(config),
         cohort=cohort(config),
-        eps=None,
+        eps=config.privacy.epsilon,
         perplexities=evaluation.local_only or evaluation.federated,
     )
     yield from policy.limits(asked, datetime.now(UTC).date())
@@ -207,6 +207,14 @@ def summary(config: RunConfig) -> tuple[str, ...]:
         f"{pruner.num_calibration_samples} samples of {pruner.seq_len} tokens.",
         f"The run goes on with {config.strategy.min_clients} clients or more.",
     ]
+    privacy = config.privacy
+    if privacy.secure:
+        found.append(
+            f"Answers are under masks: the server sees sums over {privacy.min_cohort} clients or "
+            "more."
+        )
+    if privacy.epsilon is not None:
+        found.append(f"Noise in them guarantees eps {privacy.epsilon:g} for each sample.")
     if config.evaluation.local_only or config.evaluation.federated:
         found.append("Perplexities that the node measures leave it, too.")
     found.append("Name, counts of samples and tokens, times, memory, versions and hashes as well.")

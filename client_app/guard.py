@@ -15,6 +15,7 @@ from client_app.ledger import DailyLimitError, LedgerError, Sent, append
 from client_app.node import payloads
 from client_app.node_config import NodeConfig
 from fedprune.config import RunConfig, from_yaml
+from fedprune.config.schema import PrivacyConfig
 from fedprune.errors import ConfigError, FedpruneError
 from fedprune.flower.messages import content_bytes
 from fedprune.logs import bound, job_mark, log_failure
@@ -24,7 +25,8 @@ from fedprune.results.environment import source_digest
 # Flower's code for "the ClientApp raised".
 _RAISED = 2
 _log = logging.getLogger("flwr")
-_MASKED = ("train.prune", "query.fetch")
+# Answers made of texts, which masks and noise protect; others are figures and keys.
+_OF_TEXTS = ("train.prune", "query.fetch")
 
 
 def answer(message: Message, context: Context, work: Callable[[], RecordDict]) -> Message:
@@ -83,6 +85,7 @@ def _sent(message: Message, reply: Message, text: str, config: RunConfig | None)
         if reply.has_error()
         else (content_bytes(reply.content), reply.content.object_id)
     )
+    privacy = _privacy(told.message_type, reply, config)
     return Sent(
         told.message_type,
         str(told.run_id),
@@ -94,14 +97,15 @@ def _sent(message: Message, reply: Message, text: str, config: RunConfig | None)
         size,
         digest,
         error,
-        masked=_is_masked(told.message_type, reply, config),
+        masked=privacy is not None and privacy.secure,
+        eps=0.0 if privacy is None else float(privacy.epsilon or 0),
     )
 
 
-def _is_masked(request: str, reply: Message, config: RunConfig | None) -> bool:
-    """Whether an answer is words under masks, which tell nothing without the others'."""
-    secure = config is not None and config.privacy.secure
-    return secure and request in _MASKED and not reply.has_error()
+def _privacy(request: str, reply: Message, config: RunConfig | None) -> PrivacyConfig | None:
+    """Return what protects an answer that is made of texts; None for all others."""
+    made_of_texts = request in _OF_TEXTS and not reply.has_error()
+    return config.privacy if config is not None and made_of_texts else None
 
 
 # A simulation's process answers many messages of one run: the same text is checked once.

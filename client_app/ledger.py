@@ -61,7 +61,7 @@ class Sent:
     masked : bool
         Whether it tells nothing without those of other clients: secure sums.
     eps : float
-        What the noise in it guarantees for the whole run; 0 where there is none.
+        What the noise in it guarantees for all that the run sends; 0 where there is none.
     """
 
     request: str

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from fedprune.errors import WireError
 from fedprune.methods.exchange import Aggregator, BlockTask, Contributor, Pooled
+from fedprune.methods.median import MedianPool
 from fedprune.methods.state import CountedSums, Keepable
 from fedprune.methods.sums import SumsPool
 from fedprune.methods.word_sums import Layout, Words, part_of, prefixed
@@ -49,16 +50,18 @@ class ColumnAggregator(CountedSums, Aggregator[list[InputSums], R], Generic[R]):
     ----------
     task : BlockTask
         The block.
-    pooling : {"tokens", "clients", "scaled"}
+    pooling : {"tokens", "clients", "scaled", "median"}
         `strategy.pooling`.
     """
-
-    sums_integers = True
 
     def __init__(self, task: BlockTask, pooling: str) -> None:
         self.task = task
         self._inputs = task.model.inputs[task.block]
-        self._pools = {linears: SumsPool(pooling) for linears in self._inputs}
+        robust = pooling == "median"
+        self.sums_integers = not robust
+        self._pools = {
+            linears: MedianPool() if robust else SumsPool(pooling) for linears in self._inputs
+        }
 
     def check(self, payload: bytes, client: Contributor) -> list[InputSums]:
         """Decode sums, which must be those of the block's inputs."""

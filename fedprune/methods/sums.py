@@ -167,21 +167,23 @@ class SumsPool:
         WireError
             If they are of another input than the sums before; nothing is added then.
         """
-        linears, pooled = sums.linears, ExactSums(sums.sums.size)
-        if self._sums is not None:
-            linears, pooled = self._linears, self._sums
-        if sums.linears != linears or sums.sums.size != pooled.size:
-            raise WireError(
-                f"Sums of {pooled.size} columns that enter {', '.join(linears)} do not pool with "
-                f"{sums.sums.size} columns that enter {', '.join(sums.linears)}."
-            )
+        pooled = self._exact() if self._linears else ExactSums(sums.sums.size)
+        self._check_input(sums, pooled.size)
         if self.mode == "tokens":
             pooled.merge(sums.sums)
         elif sums.tokens:
-            pooled.add(_mean_squares(sums, scaled=self.mode == "scaled"))
-        self._linears, self._sums = linears, pooled
+            pooled.add(mean_squares(sums, scaled=self.mode == "scaled"))
+        self._linears, self._sums = sums.linears, pooled
         self._tokens += sums.tokens if self.mode == "tokens" else min(sums.tokens, 1)
         self.seen += sums.tokens
+
+    def _check_input(self, sums: InputSums, width: int) -> None:
+        linears = self._linears or sums.linears
+        if sums.linears != linears or sums.sums.size != width:
+            raise WireError(
+                f"Sums of {width} columns that enter {', '.join(linears)} do not pool with "
+                f"{sums.sums.size} columns that enter {', '.join(sums.linears)}."
+            )
 
     def layout(self, width: int) -> Layout:
         """Return the words that a client's sums of so many columns are."""
@@ -250,7 +252,7 @@ class SumsPool:
             self._sums = ExactSums.from_words(arrays["high"], arrays["low"])
 
 
-def _mean_squares(sums: InputSums, scaled: bool) -> NDArray[np.float32]:
+def mean_squares(sums: InputSums, scaled: bool) -> NDArray[np.float32]:
     """Return a client's mean square of each column, or their proportion to the columns' mean."""
     squares = sums.sums.to_float64()
     scale = squares.mean() if scaled else sums.tokens

@@ -11,8 +11,11 @@ from fedprune.config.suggest import show
 
 
 class FedStatsConfig(StrategyConfig):
-    """What clients of an iterative run get back."""
+    """How sums are pooled, and what clients of an iterative run get back."""
 
+    pooling: Literal[  # type: ignore[assignment]  # one way more than of other statistics
+        "tokens", "clients", "scaled", "median"
+    ]
     downlink: Literal["auto", "sums", "masks"]
 
     pools = True
@@ -21,7 +24,15 @@ class FedStatsConfig(StrategyConfig):
 
     def check(self, run: RunConfig) -> Iterator[str]:
         """Yield which pruners and batches need more than the sums."""
-        yield from told(run, (_pruner, _samples_alone))
+        yield from told(run, (_pruner, _samples_alone, self._pooling))
+
+    def _pooling(self, run: RunConfig) -> Iterator[str]:
+        if run.privacy.secure and self.pooling == "median":
+            yield (
+                "`strategy.pooling` must not be 'median' with `privacy.secure` true: a median is "
+                "no sum. It takes each client's answer, or the sums of several cohorts, and there "
+                "is one. Leave it out, or set privacy.secure=false."
+            )
 
 
 def _pruner(run: RunConfig) -> Iterator[str]:
