@@ -173,7 +173,7 @@ def test_it_goes_through_an_iterative_run_and_a_survey(tmp_path):
     ],
 )
 def test_what_it_cannot_go_together_with_says_why(options, said):
-    fine = ["strategy=fedstats", MEDIAN, "strategy.min_clients=3", "evaluation.local_only=false"]
+    fine = ["strategy=fedstats", MEDIAN, "strategy.min_clients=3", "federation.num_clients=4"]
     config_from_overrides([*fine])
     with pytest.raises(ConfigError, match=said):
         config_from_overrides([*fine, "schedule.prefix=dense", *options])
