@@ -89,7 +89,7 @@ def coverage(layout: DecoderLayout) -> Coverage:
     """
     prunable, dense, not_selected = 0, dict[str, int](), 0
     why: dict[str, str] = {}
-    reasons = _reasons(layout)
+    reasons, shared = _reasons(layout), set[int]()
     for index, block in enumerate(layout.blocks):
         taken: dict[str, int] = {}
         for linear in layout.linears(index).values():
@@ -98,7 +98,9 @@ def coverage(layout: DecoderLayout) -> Coverage:
         prunable += sum(taken.values())
         for name, parameter in block.named_parameters():
             left = parameter.numel() - taken.get(name, 0)
-            if left and parameter.ndim > 1 and not name.endswith("bias"):
+            again = id(parameter) in shared  # what several blocks have together counts once
+            shared.add(id(parameter))
+            if left and not again and parameter.ndim > 1 and not name.endswith("bias"):
                 dense[name] = dense.get(name, 0) + left
                 reason = reasons.get(f"{layout.prefix}.{index}.{name}")
                 if reason is not None:

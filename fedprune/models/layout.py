@@ -238,7 +238,8 @@ def _check_blocks(kind: str, layout: DecoderLayout) -> None:
             "told apart. Set `model.path` to another decoder."
         )
     prunable = sum(rows * columns for rows, columns in (linear.shape for linear in linears))
-    total = sum(p.numel() for block in layout.blocks for p in block.parameters())
+    # What several blocks have together is there once.
+    total = sum({id(p): p.numel() for b in layout.blocks for p in b.parameters()}.values())
     if prunable < _LEAST_SHARE * total:
         raise ModelError(
             f"{where}only {prunable / total:.0%} of the weights in `{layout.prefix}` are in "

@@ -149,7 +149,8 @@ class StatisticsRecorder:
             record = self._records.get(name) or self._adopted(name, args[0])
             if record.leader == name:
                 self._added(name, record, args[0])
-            elif not record.holds(args[0]):
+            # Zeros add nothing: Zaya starts a sequence with a token of them.
+            elif not record.holds(args[0]) and bool(args[0].any()):
                 raise ModelError(
                     f"'{name}' shared the input of '{record.leader}' for one sample and not for "
                     "another. Such a block cannot be calibrated; use `pruner=magnitude`."

@@ -93,6 +93,18 @@ def test_sharing_for_one_sample_only_is_refused():
             second(torch.ones(3, 4))
 
 
+def test_zeros_beside_a_shared_input_add_nothing():
+    first, second = torch.nn.Linear(4, 2), torch.nn.Linear(4, 2)
+    with torch.no_grad(), watched(first, second) as recorder:
+        shared = torch.ones(3, 4)
+        first(shared)
+        second(shared)
+        second(torch.zeros(1, 4))
+    found = recorder.statistics()
+    assert found["0"] is found["1"]
+    assert found["1"].tokens == 3 and found["1"].sum_squares.tolist() == [3.0] * 4
+
+
 def test_a_linear_that_runs_twice_adds_both_inputs():
     linear = torch.nn.Linear(4, 2)
     with torch.no_grad(), watched(linear, kind="moments") as recorder:
