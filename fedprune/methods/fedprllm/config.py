@@ -5,7 +5,7 @@ from typing import Literal
 
 from fedprune.config import RunConfig, StrategyConfig
 from fedprune.config.relations import told
-from fedprune.config.schema import Group
+from fedprune.config.schema import Group, strategy_for
 from fedprune.config.suggest import show
 
 
@@ -55,7 +55,8 @@ def _not_masked(run: RunConfig) -> Iterator[str]:
         yield (
             "`strategy.decode` must be false with `privacy.secure` true, got true: it reads the "
             "norms out of each client's own mask, and there are sums of votes only. Set "
-            "strategy=fedstats, whose sums are those norms, exact and a hundredth of the bytes."
+            f"strategy={strategy_for('wanda')}, which sums those norms, exactly and in a hundredth "
+            "of the bytes."
         )
 
 
