@@ -190,6 +190,7 @@ def _core(config: RunConfig) -> str:
         config.strategy,
         config.evaluation,
         config.privacy,
+        config.reconstruct,
     ]
     told = [part.model_dump_json() for part in parts]
     return hashlib.sha256(

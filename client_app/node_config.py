@@ -27,7 +27,7 @@ from fedprune.data.texts import OwnTexts
 from fedprune.errors import ConfigError
 
 GIGABYTE = 1_000_000_000
-PAYLOADS = ("masks", "weights", "sums", "moments")
+PAYLOADS = ("masks", "weights", "sums", "moments", "gradients")
 """What a job may ask a node to send, by how much of its texts that can tell: masks least."""
 
 _WHERE = "in the node's --node-config"

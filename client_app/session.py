@@ -96,7 +96,10 @@ def asked_exchange(config: RunConfig, order: Order) -> BlockExchange:
             f"this job's configuration asks for {' and '.join(found)}, the order is about another "
             "exchange."
         )
-    return found[order.exchange]
+    try:
+        return found[order.exchange].at(order.step)
+    except WireError as error:
+        raise ReplyRefusedError(str(error)) from None
 
 
 def is_iterative(config: RunConfig, exchange: BlockExchange) -> bool:
@@ -139,6 +142,13 @@ def check_order(
         raise ReplyRefusedError(
             f"this job has {exchange.config.strategy.rounds} rounds, asked for round {order.round}."
         )
+    if exchange.refines:
+        if order.blocks != (order.resume,) or set(bundle) != {f"start-{first:05d}"}:
+            raise ReplyRefusedError(
+                f"a request to fit block {first} must go on at that block alone and bring what it "
+                "is, and nothing else."
+            )
+        return
     iterative = is_iterative(exchange.config, exchange)
     if iterative and len(order.blocks) > 1:
         raise ReplyRefusedError(
@@ -270,6 +280,8 @@ class Session:
             payloads[block] = answer.payload
             if keeps_local_model(self.config, self.exchange):
                 self._scratch.save_changes(block, answer.changes)
+        if self.exchange.refines:  # it stays where it is
+            return payloads, walk.num_samples
         if not self.order.last and (self._iterative or walk.position not in payloads):
             self._scratch.save_hidden(walk.position, walk.hidden)
             if isinstance(walk, PairedWalk):
@@ -345,7 +357,8 @@ class Session:
 
     def _leave(self, walk: BlockWalk, changes: Mapping[str, Change]) -> None:
         """Go on to the next block, running this one only where somebody needs what it returns."""
-        if not self.exchange.prunes or make_pruner(self.config.pruner).needs != "nothing":
+        looks = make_pruner(self.config.pruner).needs != "nothing" or carries_dense(self.config)
+        if not self.exchange.prunes or looks:
             walk.advance(changes)
         else:
             walk.skip()

@@ -427,6 +427,13 @@ class Tally:
         figures = {"linears": linears, "sample": sample, "files": self.folder.kept(number, block)}
         self.folder.save_figures(number, block, figures)
 
+    def refine(self, number: int, block: int, changes: Mapping[str, Change]) -> None:
+        """Save a block's survivors anew; its figures are of its masks, and stay."""
+        figures = self.folder.read_figures(number, block)
+        self.folder.save_block(number, self.loaded.layout.prefix, block, changes)
+        figures["files"] = self.folder.kept(number, block)
+        self.folder.save_figures(number, block, figures)
+
     def keep(self, statistics: BlockStatistics) -> None:
         """Save what was found out of a block of the dense model, and that it stays dense."""
         block, clients = statistics.block, statistics.clients

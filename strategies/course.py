@@ -32,8 +32,9 @@ from fedprune.methods.exchange import (
 )
 from fedprune.methods.masked import MaskedAggregator, MaskedExchange, planned
 from fedprune.methods.public_model import PublicModel
+from fedprune.methods.reconstruction import ReconstructExchange, Refinement, Step
 from fedprune.methods.registry import Assignment, exchanges, get_method, main_exchange
-from fedprune.methods.state import gathered, scattered
+from fedprune.methods.state import Keepable, gathered, scattered
 from fedprune.methods.survey import SurveyExchange
 from fedprune.pruning.groups import check_allocation
 from fedprune.records import Order, PruneReply, request
@@ -58,6 +59,7 @@ from strategies.progress import (
     Course,
     announce,
     evaluating,
+    fitting,
     greeting,
     keying,
     opening,
@@ -170,8 +172,10 @@ class FederatedPruning(Strategy):
         words, prunes = self.method.words, self.exchange.prunes
         announce(words.label, self.config, self.model.num_blocks, len(self.chunks), prunes)
         costs = self.exchange.announcement(self.model)
-        if costs:
-            log(INFO, "%s", costs)
+        refining = exchanges(self.config).get("reconstruct")
+        for cost in (costs, refining.announcement(self.model) if refining else ""):
+            if cost:
+                log(INFO, "%s", cost)
         if self.config.privacy.secure:
             blocks = range(self.model.num_blocks)
             plain = sum(self.exchange.most_bytes(self.model, block) for block in blocks)
@@ -262,6 +266,8 @@ class FederatedPruning(Strategy):
             self.store.add(state.round, done)
             if self.iterative and isinstance(aggregator, BlockAggregator):
                 state.update = aggregator.update(done)
+            if done.changes and "reconstruct" in exchanges(self.config):
+                state.fitting = 0
         metrics = MetricRecord({"clients": len(state.folded)})
         state.end_chunk(client.partition for client in self.cohort.active)
         self._save()
@@ -339,20 +345,24 @@ class FederatedPruning(Strategy):
         if self.state.closed:
             return {}
         number = self.state.round
-        final = number == self.config.strategy.rounds
+        # A node that fits a block once more keeps what it did of it.
+        fits = "reconstruct" in exchanges(self.config)
+        final = number == self.config.strategy.rounds and not fits
         waiting = [c for c in self.cohort.active if c.partition not in self.state.folded]
         assigned = self._assignment.blocks
         return next_orders(waiting, assigned, blocks, self.state.positions, final, number)
 
-    def exchange_client(self, grid: Grid) -> ExchangeClient:
-        """Return how messages are sent now."""
+    def exchange_client(self, grid: Grid, longest: int | None = None) -> ExchangeClient:
+        """Return how messages are sent now; ``longest``: the most bytes of one, if others."""
         return ExchangeClient(
             grid=grid,
             cohort=self.cohort,
             strategy=self.config.strategy,
             config_yaml=to_yaml(self.config),
             step=self.state.step,
-            window=self.window(),
+            window=self.window()
+            if longest is None
+            else window_for(self.config.strategy.window, longest),
             job=self.state.job,
             status=self.status,
         )
@@ -521,8 +531,11 @@ class FederatedPruning(Strategy):
             if number > state.round:
                 state.begin_round(number, [client.partition for client in self.cohort.active])
                 self._open_round(number, self.cohort.active)
-            while state.chunk < len(self.chunks):
-                self._prune(grid, result)
+            while state.chunk < len(self.chunks) or state.fitting is not None:
+                if state.fitting is None:
+                    self._prune(grid, result)
+                else:
+                    self._fit(grid)
 
     def _prune(self, grid: Grid, result: Result) -> None:
         number, blocks = self.state.chunk + 1, self.chunks[self.state.chunk]
@@ -547,6 +560,69 @@ class FederatedPruning(Strategy):
         _, metrics = self.aggregate_train(number, replies)
         if metrics is not None:
             result.train_metrics_clientapp[self.state.step] = metrics
+
+    def _fit(self, grid: Grid) -> None:
+        """Fit the survivors of the block that was pruned last, exchange after exchange."""
+        state, block = self.state, self.chunks[self.state.chunk - 1].start
+        note(block=block)
+        exchange = exchanges(self.config)["reconstruct"]
+        if not isinstance(exchange, ReconstructExchange):
+            raise TypeError(f"survivors are fitted by a ReconstructExchange, got {exchange}.")
+        weights = {name: self.model.weight(block, name) for name in self.model.shapes[block]}
+        fit = Refinement(exchange, weights, self.store.recall(state.round, block))
+        self._open = {}
+        if state.fitting:
+            self._restored({"fit": fit})
+        while True:
+            step = self._held(grid, exchange.at(fit.step), block, fit.changes())
+            if not fit.advance(step):
+                break
+            state.fitting, state.active = fit.step, [one.partition for one in self.cohort.active]
+            self.store.save(state, gathered({"fit": fit}))
+        best, told = fit.best(), state.figures.get("reconstruct", [])
+        self.store.refine(state.round, block, best)
+        if fit.moved:
+            state.update = encode_update(best)
+        state.figures["reconstruct"] = [
+            *(one for one in told if one["block"] != block),
+            fit.figures(block),
+        ]
+        state.fitting, state.active = None, [one.partition for one in self.cohort.active]
+        self._save()
+
+    def _held(
+        self, grid: Grid, exchange: ReconstructExchange, block: int, changes: Mapping[str, Change]
+    ) -> Step:
+        """Hold one exchange about a block as it is now, and return what it comes to."""
+        state, data = self.state, encode_update(changes)
+        state.step += 1
+        task = BlockTask(self.model, block, state.round, changes, self._total, state.figures)
+        sums = exchange.aggregator(task)
+        most, name = exchange.most_bytes(self.model, block), f"start-{block:05d}"
+        client = self.exchange_client(grid, max(most, len(data)))
+        order = Order(
+            (block,), block, False, MESSAGE_BYTES, exchange.name, state.round, exchange.step
+        )
+        orders = {
+            one.node_id: order
+            for one in self.cohort.active
+            if state.positions.get(one.partition) == block
+        }
+
+        def bundle(node_id: int, order: Order) -> dict[str, bytes]:
+            return {name: data}
+
+        replies = client.replies(
+            client.requests(orders, bundle, client.deliver(orders, bundle)),
+            exchange.name,
+            report=fitting(self.status),
+            joiner=client.joiner(orders, exchange.form, most),
+            again=client.again(orders, bundle),
+        )
+        reading = Reading(self.cohort, state.step, exchange, self.model)
+        used = reading.fold_all(replies, orders, partial(self.fold, {block: sums}))
+        self.cohort.check_quorum(len(used), self.config.strategy.min_clients)
+        return sums.close()
 
     def _open_chunk(self, exchange: BlockExchange, blocks: range) -> None:
         """Start the sums of some blocks, and encode once for all what clients start from."""
@@ -583,8 +659,10 @@ class FederatedPruning(Strategy):
                 self.store.save(self.state, gathered(parts))
 
     def _restore(self) -> None:
+        self._restored({str(block): sums for block, sums in self._open.items()})
+
+    def _restored(self, parts: Mapping[str, Keepable]) -> None:
         try:
-            parts = {str(block): sums for block, sums in self._open.items()}
             scattered(self.store.partial_state(), parts)
         except (KeyError, ValueError, OSError, EOFError, BadZipFile) as error:
             raise damaged_state(f"{type(error).__name__}: {error}") from error

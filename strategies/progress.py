@@ -101,6 +101,11 @@ def comparing(status: RunStatus) -> Report:
     return _counting(status, "evaluate", "clients measure the pruned model on their own texts")
 
 
+def fitting(status: RunStatus) -> Report:
+    """Return what to tell after each answer about the survivors of a block."""
+    return _counting(status, "reconstruct", "clients tell which way survivors are to go")
+
+
 def surveying(status: RunStatus) -> Report:
     """Return what to tell after each answer of the survey."""
     return _counting(status, "survey", "clients measure the dense model")

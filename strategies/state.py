@@ -48,6 +48,8 @@ class RunState:
         The partitions whose clients have the shares of the others' secrets.
     closed : bool
         Whether it is fixed, and may have been told, who is in the sums of the next chunk.
+    fitting : int or None
+        How many exchanges were held to fit the block that was pruned last; None: none is fitted.
     figures : dict[str, object]
         What else the results tell of the strategy; plain JSON values.
     local : dict[str, LocalResult]
@@ -77,6 +79,7 @@ class RunState:
     attempts: int = 0
     handed: list[int] = field(default_factory=list)
     closed: bool = False
+    fitting: int | None = None
     figures: dict[str, Any] = field(default_factory=dict)
     local: dict[str, LocalResult] = field(default_factory=dict)
     own_texts: dict[str, Any] = field(default_factory=dict)
@@ -143,6 +146,10 @@ class Store(Protocol):
 
     def add(self, number: int, result: BlockResult) -> None:
         """Take an aggregated block of a round; the same block may come again after a kill."""
+        ...
+
+    def refine(self, number: int, block: int, changes: Mapping[str, Change]) -> None:
+        """Take a block of a round with other survivors under the same masks, as :meth:`add`."""
         ...
 
     def keep(self, statistics: BlockStatistics) -> None:

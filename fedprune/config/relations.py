@@ -281,6 +281,47 @@ def _pooling(run: RunConfig) -> Iterator[str]:
         )
 
 
+def _reconstruct(run: RunConfig) -> Iterator[str]:
+    name = run.reconstruct.name
+    if name == "none":
+        return
+    if run.schedule.name != "iterative":
+        yield (
+            f"`reconstruct.name` must be 'none' with schedule={run.schedule.name}, where clients "
+            f"never hear what became of a block and cannot fit it together, got {show(name)}. Set "
+            "schedule=iterative."
+        )
+    if isinstance(run.pruner, StructuredConfig) or run.pruner.bits is not None:
+        what = "removes units" if run.pruner.bits is None else "leaves quantised weights"
+        yield (
+            f"`reconstruct.name` must be 'none' with pruner={run.pruner.name}, which {what}, got "
+            f"{show(name)}: survivors are fitted as they are. Set reconstruct=none."
+        )
+    if run.strategy.layer_fraction != 1:
+        yield (
+            "`strategy.layer_fraction` must be 1 with `reconstruct.name` "
+            f"{show(name)}, where every client stands at every block, got "
+            f"{run.strategy.layer_fraction:g}. Leave it out."
+        )
+    if run.privacy.secure:
+        yield (
+            f"`reconstruct.name` must be 'none' with `privacy.secure` true, got {show(name)}: the "
+            "sums of a run under masks are counted before it starts, and how often a block is "
+            "fitted shows as it goes. Set reconstruct=none."
+        )
+    elif run.privacy.epsilon is not None or run.privacy.first_is_public:
+        key = "epsilon" if run.privacy.epsilon is not None else "first_input"
+        yield (
+            f"`reconstruct.name` must be 'none' with `privacy.{key}`, got {show(name)}: gradients "
+            "are sent as they are, the first block's among them. Set reconstruct=none."
+        )
+    if name == "fedsgd" and run.reconstruct.local_steps != 1:
+        yield (
+            "`reconstruct.local_steps` must be 1 with reconstruct=fedsgd, which sends a gradient, "
+            f"got {run.reconstruct.local_steps}. Set reconstruct=fedavg."
+        )
+
+
 def _cohort(run: RunConfig) -> Iterator[str]:
     least, cohort = run.strategy.min_clients, run.privacy.min_cohort
     if run.privacy.secure and least < cohort:
@@ -404,6 +445,7 @@ RELATIONS: tuple[Relation, ...] = (
     _allocation_mean,
     _spread,
     _pooling,
+    _reconstruct,
     _cohort,
     _under_masks,
     _noise,

@@ -428,6 +428,18 @@ class AllocationConfig(Section):
         }
 
 
+class ReconstructConfig(Section):
+    """Whether and how a pruned block's survivors are fitted to the dense block."""
+
+    name: Literal["none", "fedsgd", "fedavg"]
+    exchanges: Annotated[int, Field(ge=1, le=1000)]
+    learning_rate: Annotated[float, Field(gt=0, le=1)]
+    local_steps: Annotated[int, Field(ge=1, le=1000)]
+    server_rate: Annotated[float, Field(gt=0, le=10)]
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    holdout: Annotated[float, Field(ge=0, lt=1)]
+
+
 class PrivacyConfig(Section):
     """What keeps a single client's answer from the server, and a single sample from everybody."""
 
@@ -512,6 +524,7 @@ class RunConfig(Section):
     strategy: SerializeAsAny[StrategyConfig]
     schedule: ScheduleConfig
     allocation: AllocationConfig
+    reconstruct: ReconstructConfig
     privacy: PrivacyConfig
     evaluation: EvaluationConfig
     federation: FederationConfig

@@ -9,7 +9,7 @@ half knows of Flower. A method is made of exchanges, and so is a survey of the d
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,14 @@ from fedprune.pruning.statistics import ColumnKind, ColumnSums, Statistic, besid
 from fedprune.pruning.structured import unit_pruner
 from fedprune.pruning.units import Units
 from fedprune.pruning.wanda import prune_known
-from fedprune.wire.changes import Change, LinearUpdate, decode_update, encode_update, mask_of
+from fedprune.wire.changes import (
+    Change,
+    LinearUpdate,
+    SparseWeight,
+    decode_update,
+    encode_update,
+    mask_of,
+)
 from fedprune.wire.masks import BitMask
 
 A = TypeVar("A")
@@ -38,7 +45,7 @@ R = TypeVar("R")
 Pooled = Mapping[tuple[str, ...], ColumnSums]
 """Linears that share an input -> what all clients together know of it."""
 
-PAYLOADS = ("masks", "weights", "sums", "moments")
+PAYLOADS = ("masks", "weights", "sums", "moments", "gradients")
 """What can leave a node, by how much of its texts that can tell: masks least."""
 
 
@@ -399,6 +406,9 @@ class BlockExchange(ABC):
     together : bool
         Whether a client is asked about all blocks in one message, since it keeps something from
         block to block.
+    refines : bool
+        Whether it is about a block that has been pruned in the same run: a client then stands at
+        it, and its order brings what the block is.
     carries_dense : bool
         Whether a client's walk carries the dense model's hidden states beside its own
         (:class:`fedprune.pruning.paired.PairedWalk`).
@@ -415,6 +425,7 @@ class BlockExchange(ABC):
     prunes: bool = True
     shares_inputs: bool = False
     together: bool = False
+    refines: bool = False
     carries_dense: bool = False
     once: bool = False
     columns: ColumnKind | None = None
@@ -426,6 +437,18 @@ class BlockExchange(ABC):
     def form(self) -> str:
         """The format of the payloads, with its version."""
         return f"fedprune.{self.payload}.v2"
+
+    def at(self, step: int) -> Self:
+        """Go on to the exchange of this number about the same blocks, from 0.
+
+        Raises
+        ------
+        WireError
+            If there is none: most are held once.
+        """
+        if step:
+            raise WireError(f"this exchange is held once, {step} more were asked for.")
+        return self
 
     # ------------------------------------------------------------------------ beside the texts
 
@@ -544,6 +567,8 @@ class BlockExchange(ABC):
 
 def check_scaling(change: Change, name: str, expected: bool) -> None:
     """Raise ``WireError`` unless survivors are scaled, or are not (`strategy.scaling`)."""
+    if expected and isinstance(change, SparseWeight):  # scaled, and then fitted
+        return
     scaled = isinstance(change, LinearUpdate) and change.keeps is not None
     if scaled != expected:
         raise WireError(

@@ -13,6 +13,7 @@ from fedprune.errors import ConfigError
 from fedprune.methods.exchange import BlockExchange
 from fedprune.methods.noisy import with_noise
 from fedprune.methods.public_model import PublicModel
+from fedprune.methods.reconstruction import ReconstructExchange
 from fedprune.methods.statistics_folder import StatisticsFolder
 from fedprune.methods.survey import SurveyExchange, survey_for
 from fedprune.models.changes import Changes
@@ -259,6 +260,8 @@ def exchanges(config: RunConfig) -> dict[str, BlockExchange]:
                 "the sparsities of a run on public text."
             )
         found.append(survey)
+    if config.reconstruct.name != "none" and found[0].prunes:
+        found.append(ReconstructExchange(config))
     return {exchange.name: exchange for exchange in found}
 
 

@@ -269,6 +269,59 @@ class ModelWalk:
         """Yield what the current block gives each sample, a CPU tensor as :attr:`hidden` has."""
         return self._outputs(self._tensors())
 
+    @property
+    def samples(self) -> Sequence[Tensor]:
+        """The token ids that the walk carries."""
+        return self._samples
+
+    @property
+    def device(self) -> torch.device:
+        """Where blocks run."""
+        return self._device
+
+    def differentiable(self, number: int, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return what the current block gives one sample with other tensors, with gradients.
+
+        Parameters
+        ----------
+        number : int
+            The sample; the walk must take one at a time (:meth:`batch_by`).
+        tensors : Mapping[str, Tensor]
+            Name inside the block -> tensor as stored, float32 where it is of floating point, on the
+            walk's device.
+
+        Returns
+        -------
+        Tensor
+            float32, shaped like the sample's :attr:`hidden`.
+
+        Raises
+        ------
+        ModelError
+            If the decoder's blocks pass on more than hidden states.
+        """
+        passage = self.model.layout.passage
+        if not passage.plain or self._position not in passage.order:
+            raise ModelError(
+                f"block {self._position} passes on more than hidden states, so that its survivors "
+                "cannot be fitted. Set reconstruct=none."
+            )
+        self.batch_by(1)
+        call = self._calls[number][passage.order.index(self._position)]
+
+        def single(tensor: Tensor) -> Tensor:
+            return tensor.to(self._device, torch.float32 if tensor.is_floating_point() else None)
+
+        copies = {id(tensor): single(tensor) for tensor in call.tensors()}
+        args, kwargs = call.bind(single(self._hidden[number]).clone(), copies)
+        block = self.model.layout.blocks[self._position]
+        output: Tensor = hidden_of(functional_call(block, dict(tensors), args, kwargs))
+        return output
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Return the current block's parameters and buffers, on the device."""
+        return self._tensors()
+
     def take_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Run the current block with tensors that are on the device already, if none are held."""
         if self._resident is None:

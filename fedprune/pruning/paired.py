@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fedprune.models.device import DEFAULT, Limits
 from fedprune.models.loading import LoadedModel
-from fedprune.models.walk import ModelWalk
+from fedprune.models.walk import HiddenStates, ModelWalk
 from fedprune.pruning.blocks import BlockWalk
 from fedprune.pruning.pruner import Pruner
 from fedprune.pruning.recorder import StatisticsRecorder
@@ -27,6 +27,11 @@ class PairedWalk(BlockWalk):
         As :class:`fedprune.models.walk.ModelWalk`.
     dense : Sequence[Tensor], optional
         What :attr:`dense_hidden` was at block ``start``, as ``hidden`` is of the pruned model.
+
+    Attributes
+    ----------
+    changes : Mapping[str, Change]
+        What became of the current block so far (:meth:`start_from`).
     """
 
     def __init__(  # noqa: PLR0913 - those of a walk, and one more
@@ -42,6 +47,7 @@ class PairedWalk(BlockWalk):
     ) -> None:
         super().__init__(model, samples, device, hidden=hidden, start=start, limits=limits)
         self._beside = ModelWalk(model, samples, device, hidden=dense, start=start, limits=limits)
+        self.changes: Mapping[str, Change] = {}
 
     @property
     def dense_hidden(self) -> Sequence[Tensor]:
@@ -52,22 +58,32 @@ class PairedWalk(BlockWalk):
         """Go on as `ModelWalk.start_from`; the dense model keeps its own weights."""
         self._share()
         super().start_from(changes)
+        self.changes = changes
 
     def advance(self, changes: Mapping[str, Change]) -> None:
         """Run the current block changed, and dense on the dense model's inputs."""
         self._share()
         self._beside.advance({})
         super().advance(changes)
+        self.changes = {}
 
     def skip(self) -> None:
         """Go on as `ModelWalk.skip`, both."""
         self._beside.skip()
         super().skip()
 
-    def dense_outputs(self) -> Iterator[Tensor]:
-        """Yield what the current block gives each sample in the dense model."""
+    def dense_tensors(self) -> Mapping[str, Tensor]:
+        """Return the current block's parameters and buffers in the dense model, on the device."""
         self._share()
-        return self._beside.outputs()
+        return self._beside.tensors()
+
+    def targets(self) -> Sequence[Tensor]:
+        """Return what the current block gives each sample in the dense model, CPU tensors."""
+        self._share()
+        states = HiddenStates(self._memory)
+        for output in self._beside.outputs():
+            states.append(output)
+        return states
 
     def _run(self, recorder: StatisticsRecorder) -> None:
         """Run the block dense on the dense model's inputs, then on its own, batch after batch."""

@@ -34,6 +34,8 @@ class Order:
         What is asked about the blocks: the name of an exchange that the configuration asks for.
     round : int
         The round over all blocks, from 1.
+    step : int
+        Which of several such exchanges about the blocks, from 0.
     """
 
     blocks: tuple[int, ...]
@@ -42,6 +44,7 @@ class Order:
     segment_bytes: int
     exchange: str = "prune"
     round: int = 1
+    step: int = 0
 
     def __post_init__(self) -> None:
         """Refuse orders that nobody can follow."""
@@ -53,6 +56,8 @@ class Order:
             )
         if self.round < 1:
             raise ReplyRefusedError(f"'round' must be at least 1, got {self.round}.")
+        if self.step < 0:
+            raise ReplyRefusedError(f"'step' must be at least 0, got {self.step}.")
         if self.segment_bytes < _LEAST_SEGMENT:
             raise ReplyRefusedError(
                 f"'segment-bytes' must be at least {_LEAST_SEGMENT}, got {self.segment_bytes}."
@@ -117,6 +122,7 @@ def read_order(message: Message) -> Order:
         segment_bytes=int(str(typed(record, "segment-bytes", int))),
         exchange=str(typed(record, "exchange", str)),
         round=int(str(typed(record, "round", int))),
+        step=int(str(typed(record, "step", int))),
     )
 
 

@@ -19,7 +19,7 @@ class Entry:
     round : int
         0 is the handshake; from 1 on, one exchange with all clients each.
     phase : str
-        "handshake", "model", "survey", "deliver", "prune" or "evaluate".
+        "handshake", "model", "survey", "deliver", "prune", "reconstruct" or "evaluate".
     client : str
         The node's name as in its handshake.
     bytes_down, bytes_up : int

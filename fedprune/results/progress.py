@@ -13,6 +13,7 @@ LABELS = {
     "survey": "surveying",
     "deliver": "delivering pruned blocks",
     "prune": "pruning",
+    "reconstruct": "fitting survivors",
     "local": "clients measure their own models",
     "federated": "clients measure their own texts",
     "evaluate": "evaluating",

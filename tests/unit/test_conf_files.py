@@ -23,6 +23,7 @@ NEEDS[("pruner", "gptq")] = ["strategy=fedhessian"]
 NEEDS[("pruner", "rounding")] = ["strategy=fedstats"]
 SPARSITIES = {("experiment", "demo"): 0.6, ("pruner", "gptq"): 0, ("pruner", "rounding"): 0}
 NEEDS[("pruner", "structured")] = ["strategy=fedhessian"]
+NEEDS |= {("reconstruct", rule): ["schedule=iterative"] for rule in ("fedsgd", "fedavg")}
 
 
 def name(path: Path) -> str:
