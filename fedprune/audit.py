@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedprune.config import RunConfig, config_from_overrides
+from fedprune.config import RunConfig, config_from_overrides, replace
+from fedprune.config.schema import strategy_for
 from fedprune.data.clients import client_samples, heldout_shares
 from fedprune.data.documents import Document
 from fedprune.data.samples import packed_samples
@@ -22,15 +23,21 @@ from fedprune.data.texts import load_documents
 from fedprune.errors import ConfigError, DataError
 from fedprune.memory import free_memory
 from fedprune.methods.decoding import Decoder
+from fedprune.methods.noisy import NoisyExchange, Plan, estimate, guarantee
+from fedprune.methods.public_model import PublicModel
+from fedprune.methods.public_text import PublicText
 from fedprune.methods.registry import get_method, method_names
 from fedprune.models.device import Limits, pick_device
 from fedprune.models.loading import LoadedModel, load_model
 from fedprune.privacy.membership import Separation, likelihood_ratios, separation
+from fedprune.privacy.noise import NORM_BITS, clipped, discrete_gaussian, part_norm, unit
 from fedprune.privacy.words import Recovered, projections, recovered_counts, score
 from fedprune.pruning.blocks import BlockWalk
 from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.statistics import (
+    ColumnSquares,
     ColumnStatistics,
+    ColumnSums,
     MomentStatistics,
     Statistic,
     StatisticKind,
@@ -46,6 +53,7 @@ Input = tuple[int, tuple[str, ...]]
 Squares = Mapping[Input, NDArray[np.float32]]
 """Input -> sums of squares of its columns: (d_in,), or (samples, d_in)."""
 
+_EPSILON = 8.0  # where the configuration asks for none
 _LEAST_OTHERS = 8
 _MOST_OTHERS = 256
 _BATCH = 256  # single tokens that run at once
@@ -146,14 +154,17 @@ def audit(config: RunConfig) -> Audit:
     half = len(others) // 2
     background = {key: rows[:half] for key, rows in apart.items()}
     strangers = {key: rows[half:] for key, rows in apart.items()}
-    lone = {key: rows.sum(0) for key, rows in single.items()}
+    lone, every = {key: rows.sum(0) for key, rows in single.items()}, single
     sums = {"the sums of one client": (lone, len(own), _sends("sums"))}
     if pool:
-        together = {key: rows.sum(0) + lone[key] for key, rows in bench.squares(pool).items()}
+        others_rows = bench.squares(pool)
+        every = {key: np.concatenate([single[key], rows]) for key, rows in others_rows.items()}
+        together = {key: rows.sum(0) for key, rows in every.items()}
         count = len(own) + len(pool)
         clients = config.federation.num_clients
         sums[f"the sums over {clients} clients"] = (together, count, ())
     words, notes = _Words.of(bench, own, others)
+    noise = _Noise.of(bench)
     releases: list[Release] = []
     for what, (squares, count, senders) in sums.items():
         masked = bench.told_by_masks(squares)
@@ -176,11 +187,25 @@ def audit(config: RunConfig) -> Audit:
                 known.separation(squares),
             ),
         ]
+        if noise:
+            told = noise.told(single if senders else every)
+            sent = {key: told[key] for key in told if noise.covers(key)}
+            releases.append(
+                Release(
+                    f"{what} with noise (epsilon {noise.epsilon:g})",
+                    (),
+                    _norms(sent, squares),
+                    words.found(told, tokens) if words and senders else None,
+                    known.separation(sent),
+                )
+            )
         if words and senders:
             moments = words.by_moments(own, config.seed)
-            last = releases[-1]
-            what = "the second moments of one client"
-            releases.append(Release(what, _sends("moments"), None, moments, last.membership))
+            last = next(one for one in releases if one.what == what)
+            name = "the second moments of one client"
+            releases.append(Release(name, _sends("moments"), None, moments, last.membership))
+    if noise is None:
+        notes = (*notes, "noise was not tried: pip install 'fedprune[dp]' brings what it takes")
     return Audit(
         config.federation.num_clients if pool else 1,
         len(own),
@@ -325,6 +350,63 @@ class _Bench:
         return found
 
 
+@dataclass(frozen=True)
+class _Noise:
+    """What becomes of sums where `privacy.epsilon` is set."""
+
+    exchange: NoisyExchange
+    model: PublicModel
+    plan: Plan
+
+    @classmethod
+    def of(cls, bench: _Bench) -> "_Noise | None":
+        """Return it, None where the packages that it takes are not installed."""
+        config, loaded = bench.config, bench.loaded
+        privacy = replace(config.privacy, epsilon=config.privacy.epsilon or _EPSILON)
+        method = get_method(strategy_for(WandaPruner.name))
+        inner = method.exchange(replace(config, privacy=privacy))
+        exchange, plan = NoisyExchange(inner, ColumnSquares()), Plan.here(loaded)
+        try:
+            guarantee(exchange.config)
+            discrete_gaussian(1, 64.0)
+        except ConfigError:
+            return None
+        public = PublicText.of(exchange.config, loaded, ColumnSquares())
+        shapes = tuple(loaded.layout.shapes())
+        model = PublicModel(shapes, "", "", "", loaded.weight, plan.inputs, public=public)
+        return cls(exchange, model, plan)
+
+    @property
+    def epsilon(self) -> float:
+        """What is guaranteed."""
+        return guarantee(self.exchange.config).epsilon
+
+    def covers(self, key: Input) -> bool:
+        """Whether anything is sent of an input."""
+        return key[1] in self.plan.sent(key[0])
+
+    def told(self, rows: Squares) -> Squares:
+        """Return what the server makes of samples' squares, clipped and with noise as wide."""
+        config, total, found = self.exchange.config, self.plan.total, dict[Input, Any]()
+        units = unit(total, config.privacy.clip)
+        width = (1 << NORM_BITS) * guarantee(config).multiplier
+        for key, samples in rows.items():
+            block, linears = key
+            public = self.model.public.statistics[block][linears[0]] if self.model.public else None
+            if not self.covers(key):
+                found[key] = public.sums.numpy() if isinstance(public, ColumnSums) else samples[0]
+                continue
+            scale = self.exchange.scale(self.model, block, linears).astype(np.float64)
+            norm = part_norm(len(scale), total)
+            sums = discrete_gaussian(len(scale), width)
+            for sample in samples:
+                vector = np.append(sample, config.pruner.seq_len).astype(np.float64)
+                sums += clipped(vector / scale * units, norm)
+            columns = estimate(sums[:-1] / units, width / units) * scale[:-1]
+            found[key] = columns.astype(np.float32)
+        return found
+
+
 def _rows(
     block: int, observed: Mapping[str, Statistic], samples: int
 ) -> Iterator[tuple[Input, NDArray[np.float32]]]:
@@ -370,7 +452,11 @@ def _norms(told: Squares, true: Squares) -> Norms:
     errors, correlations = [], []
     for key, squares in told.items():
         live = true[key] > 0
-        one, other = (0.5 * np.log(part[live].astype(np.float64)) for part in (squares, true[key]))
+        least = 1e-12 * squares.mean()  # noise may leave nothing
+        one, other = (
+            0.5 * np.log(np.maximum(part[live].astype(np.float64), least))
+            for part in (squares, true[key])
+        )
         apart = one - other
         errors.append(np.square(np.expm1(apart - np.median(apart))).mean())
         correlations.append(np.corrcoef(one, other)[0, 1])

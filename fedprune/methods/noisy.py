@@ -56,6 +56,7 @@ Shapes = Mapping[str, tuple[int, int]]
 
 _NOISY, _SCALE = "noisy", "scale"
 _FLOOR = 0.02  # of the mean over columns: what public text hardly excites is measured by this
+_CHANCE = 2.0
 _SIGMAS = 40  # noise is never further out
 
 
@@ -530,7 +531,9 @@ def estimate(sums: NDArray[np.float64], deviation: float) -> NDArray[np.float64]
         Of the noise on each of them.
     """
     mean = max(float(sums.mean()), deviation / math.sqrt(len(sums)))
-    spread = max(0.0, float(np.square(sums - mean).mean()) - deviation**2)
+    # Noise scatters by chance, too: what two standard deviations of that explain is none of texts.
+    chance = deviation**2 * (1 + _CHANCE * math.sqrt(2 / len(sums)))
+    spread = max(0.0, float(np.square(sums - mean).mean()) - chance)
     weight = spread / (spread + deviation**2) if spread else 0.0
     return np.maximum(mean + weight * (sums - mean), 0.0)
 

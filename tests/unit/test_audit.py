@@ -12,11 +12,21 @@ from fedprune.cli import main
 from fedprune.config import config_from_overrides
 from fedprune.data.clients import client_samples
 from fedprune.data.texts import load_documents
+from fedprune.methods import public_text
 from fedprune.models.loading import load_model
 from tests.support.architectures import tiny_model
 
 FEW = ("federation.num_clients=3", "pruner.num_calibration_samples=1", "pruner.seq_len=32")
+SAFE = ("strategy=fedstats", "schedule.prefix=dense", "evaluation.local_only=false")
 MORE = ("federation.num_clients=4", "pruner.num_calibration_samples=32", "pruner.seq_len=16")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_text():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(public_text, "_SAMPLES", 8)
+        patch.setattr(public_text, "_ROUNDS", 2)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -25,20 +35,35 @@ def few():
 
 
 def test_the_words_of_a_small_set_are_recovered_from_every_payload(few):
-    masks, sums, moments, pooled_masks, pooled = few.releases
+    masks, sums, noisy, moments, pooled_masks, pooled, pooled_noisy = few.releases
     assert (masks.sent_by, sums.sent_by[-1]) == (("FedPrLLM", "FedSpaLLM"), "FedStats")
     assert "FedHessian" in moments.sent_by
     for one in (masks, sums, moments):
         assert one.words.recall > 0.95 and one.words.precision > 0.95
         assert one.words.guess_recall < 0.6
         assert one.words.distinct == few.releases[0].words.distinct > 10
-    assert pooled_masks.words is pooled.words is None
-    assert pooled_masks.sent_by == pooled.sent_by == ()
+    assert pooled_masks.words is pooled.words is pooled_noisy.words is None
+    assert pooled_masks.sent_by == pooled.sent_by == pooled_noisy.sent_by == ()
+    assert noisy.what == "the sums of one client with noise (epsilon 8)"
+    # Of the first inputs it has public text's: no more than anybody could say.
+    assert noisy.words.recall < 0.6 < sums.words.recall
+
+
+def test_noise_hides_norms_and_who_was_there():
+    found = audit(config_from_overrides([*MORE, "privacy.epsilon=1", *SAFE]))
+    one = {release.what: release for release in found.releases}
+    plain = one["the sums of one client"]
+    noisy = one["the sums of one client with noise (epsilon 1)"]
+    assert plain.membership.auc > 0.9
+    assert noisy.membership.low < 0.6 and noisy.membership.auc < 0.75
+    assert noisy.norms.error > 0.1
 
 
 def test_norms_behind_masks_are_told_closely(few):
     for one in few.releases:
-        if "masks" in one.what:
+        if "noise" in one.what:
+            assert one.norms.error > 0.1
+        elif "masks" in one.what:
             assert one.norms.error < 0.05 and one.norms.correlation > 0.98
         else:
             assert one.norms is None
@@ -52,6 +77,7 @@ def test_a_known_sample_is_told_from_others():
     for known in one.values():
         assert 0 <= known.low <= known.auc <= known.high <= 1
     assert one["the sums over 4 clients"].auc < one["the sums of one client"].auc
+    assert one["the sums of one client with noise (epsilon 8)"].auc < 0.8
 
 
 def test_what_is_attacked_is_what_clients_send():
@@ -76,6 +102,8 @@ def test_what_is_attacked_is_what_clients_send():
 def test_a_client_alone_and_the_same_twice():
     lone = ("federation.num_clients=1", "strategy.min_clients=1", *FEW[1:])
     first, second = (audit(config_from_overrides(lone)).to_dict() for _ in range(2))
+    for told in (first, second):  # noise is never the same
+        told["releases"] = [one for one in told["releases"] if "noise" not in one["what"]]
     assert first == second
     assert first["clients"] == 1
     assert [one["what"].split(" of ")[1] for one in first["releases"]] == 3 * ["one client"]
