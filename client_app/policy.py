@@ -195,7 +195,7 @@ class Policy(BaseModel):
             )
         if self.max_eps is not None and (asked.eps is None or asked.eps > self.max_eps):
             noise = "has no noise" if asked.eps is None else f"allows {asked.eps:g}"
-            yield f"`max-eps` is {self.max_eps:g}, this job {noise}: `privacy.dp`."
+            yield f"`max-eps` is {self.max_eps:g}, this job {noise}: `privacy.epsilon`."
         if asked.perplexities and not self.perplexities:
             yield (
                 "`perplexities` is false, this job measures them here: "
