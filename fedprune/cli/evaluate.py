@@ -28,10 +28,11 @@ from fedprune.evaluation.sizes import ModelSizes, model_sizes
 from fedprune.evaluation.speed import Speed, measure_speed
 from fedprune.evaluation.throughput import Throughput, compare_throughput
 from fedprune.evaluation.zero_shot import ZeroShot, load_tasks, task_names, zero_shot
+from fedprune.models.architecture import read_config
 from fedprune.models.device import Limits, pick_device
 from fedprune.models.embedded import demo_model_path
 from fedprune.models.loading import check_seq_len, load_model
-from fedprune.results.read import read_config
+from fedprune.results.read import read_config as configuration_of
 from fedprune.results.tables import add_rows, text_table
 from fedprune.results.text import NONE, figure, size_text
 
@@ -115,6 +116,8 @@ def run_evaluation(
         A folder, the configuration or a task is not usable.
     """
     folders = [model_folder(model) for model in models]
+    if speed and len(folders) == 1:
+        _refuse_quantized(folders[0])
     chosen = [*_of_a_run(folders, overrides), *overrides]
     beside = Beside() if len(folders) > 1 else None
     found: list[Findings] = []
@@ -133,6 +136,15 @@ def run_evaluation(
     else:
         Console().print(_comparison(found, served))
     return max(map(_told_of_what_is_missing, found))
+
+
+def _refuse_quantized(folder: Path) -> None:
+    """Refuse to time alone what has no zeros to leave out."""
+    if getattr(read_config(str(folder), None, quantized=True), "quantization_config", None):
+        raise ModelError(
+            f"`--speed` of one model times its zeros, and '{folder}' is quantised. Time it beside "
+            f"the dense model: fedprune evaluate DENSE {folder} --speed"
+        )
 
 
 def _text(found: Findings) -> str:
@@ -177,7 +189,7 @@ def _of_a_run(folders: Sequence[Path], overrides: Sequence[str]) -> list[str]:
     """
     for folder in folders:
         try:
-            config = read_config(folder.parent)
+            config = configuration_of(folder.parent)
         except FedpruneError:
             continue
         other = any(text.startswith("data=") for text in overrides)

@@ -28,7 +28,7 @@ from fedprune.config.overrides import (
 from fedprune.config.relations import Relation, enough_simulated_clients
 from fedprune.config.schema import DataConfig, RunConfig, replace
 from fedprune.config.suggest import did_you_mean, show
-from fedprune.config.validation import checked, from_yaml, raise_problems
+from fedprune.config.validation import checked, from_yaml, plain_yaml, raise_problems
 from fedprune.errors import ConfigError
 
 SHORTCUTS: Mapping[str, str] = {
@@ -170,15 +170,37 @@ def _unused(label: str, used: Collection[str]) -> str:
 
 def to_overrides(config: RunConfig) -> list[str]:
     """Return overrides from which any machine composes this very configuration."""
-    words = {None: "null", True: "true", False: "false"}
-    found = []
-    for key, value in flatten(config).items():
-        if isinstance(value, str):
-            found.append(literal(key, value))
+    return [_override(key, value) for key, value in flatten(config).items()]
+
+
+def from_earlier_yaml(text: str) -> RunConfig:
+    """Read a configuration that an earlier release may have written: later keys have defaults.
+
+    Raises
+    ------
+    ConfigError
+        As :func:`fedprune.config.validation.from_yaml`, but for keys that are missing.
+    """
+    found = plain_yaml(text)
+    if not isinstance(found, Mapping):
+        return checked(found)
+    return _composed([_override(key, value) for key, value in _leaves(found)], [])
+
+
+def _leaves(table: Mapping[object, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
         else:
-            plain = words[value] if value is None or isinstance(value, bool) else repr(value)
-            found.append(f"{key}={plain}")
-    return found
+            yield f"{prefix}{key}", value
+
+
+def _override(key: str, value: object) -> str:
+    if isinstance(value, str):
+        return literal(key, value)
+    words = {None: "null", True: "true", False: "false"}
+    plain = words[value] if value is None or isinstance(value, bool) else repr(value)
+    return f"{key}={plain}"
 
 
 def _composed(

@@ -53,17 +53,22 @@ def from_yaml(text: str) -> RunConfig:
         If the text is too long, is no YAML, or holds keys or values that are not right; all
         problems at once.
     """
+    return checked(plain_yaml(text))
+
+
+def plain_yaml(text: str) -> object:
+    """Return what a configuration's YAML holds, unchecked; errors of form as :func:`from_yaml`."""
     if len(text) > MAX_CHARACTERS:
         raise ConfigError(
             f"A configuration must be at most {MAX_CHARACTERS} characters of YAML, got {len(text)}."
         )
     try:
         _refuse_tricks(text)
-        data = yaml.safe_load(text)
+        found: object = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError) as error:
         detail = str(error).partition("\n")[0][:200]
         raise ConfigError(f"A configuration must be YAML of plain values: {detail}.") from error
-    return checked(data)
+    return found
 
 
 def _refuse_tricks(text: str) -> None:

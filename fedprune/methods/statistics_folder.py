@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from fedprune import __version__
-from fedprune.config import RunConfig, from_yaml
+from fedprune.config import RunConfig, from_earlier_yaml
 from fedprune.disk import file_sha256, replace_file
 from fedprune.errors import ConfigError, ModelError, WireError
 from fedprune.methods.parts import TOKENS
@@ -116,8 +116,8 @@ class Manifest:
 
     @cached_property
     def config(self) -> RunConfig:
-        """The configuration of the collection."""
-        return from_yaml(self.configuration)
+        """The configuration of the collection; of keys that came later the defaults."""
+        return from_earlier_yaml(self.configuration)
 
     def to_json(self) -> str:
         """Return the content of ``statistics.json``."""

@@ -250,7 +250,7 @@ def model_shapes(config: ModelConfig, path: str | None = None) -> list[dict[str,
 
 
 def whole_model(source: str, revision: str | None = None) -> PreTrainedModel:
-    """Load a model whole into memory, by the class that it was saved from.
+    """Load a model whole into memory, by the class that it was saved from; also a quantised one.
 
     Parameters
     ----------
@@ -264,7 +264,7 @@ def whole_model(source: str, revision: str | None = None) -> PreTrainedModel:
     ModelError
         If it cannot be loaded.
     """
-    architecture = read_config(source, revision)
+    architecture = read_config(source, revision, quantized=True)
     with readable_errors(source), progress_on_terminals_only():
         found: PreTrainedModel = auto_class(architecture).from_pretrained(
             source, revision=revision, dtype="auto", trust_remote_code=False

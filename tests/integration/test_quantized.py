@@ -1,11 +1,14 @@
 """Quantised federatedly: as if all texts lay in one place, and so when the folder is loaded."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
 import fedprune
 from client_app.app import app
+from fedprune.cli import main
 from fedprune.cli.evaluate import measure
 from fedprune.config import config_from_overrides
 from fedprune.errors import ConfigError, ModelError
@@ -69,6 +72,49 @@ def test_the_folder_is_worth_what_the_run_measured(tmp_path, options):
     assert found.perplexities[label].perplexity == pytest.approx(simulated, rel=1e-6)
     assert results["sizes"]["dense"] < 0.62 * results["sizes"]["base"]  # with its embeddings
     assert "masks" not in results["sizes"]
+
+
+def test_speed_and_agreement_of_a_quantised_folder(tmp_path, capsys):
+    job(tmp_path / "run", *ROUNDING, clients=2)
+    short = ["evaluation.max_windows=2", "evaluation.seq_len=32"]
+    several = ["evaluate", "demo", str(tmp_path / "run"), *short, "--speed", "--json"]
+    assert main(several) == 0
+    found = json.loads(capsys.readouterr().out)
+    dense, made = found["models"]
+    assert made["sizes"]["dense"] < dense["sizes"]["dense"]
+    ((one,), (two,)) = (list(model["perplexity"].values()) for model in (dense, made))
+    assert 0 < two["kl"] < 0.5 and 0.5 < two["top1"] < 1
+    assert one["perplexity"] != two["perplexity"]
+    first, second = found["speed"]
+    assert first["prompt_ratio"] == 1
+    for figure in ("prompt", "generation", "prompt_ratio", "generation_ratio", "peak_bytes"):
+        assert second[figure] > 0
+    assert main(["evaluate", str(tmp_path / "run"), *short, "--speed"]) == 1
+    assert "beside the dense model: fedprune evaluate DENSE" in capsys.readouterr().err
+
+
+def test_a_narrower_model_is_quantised_by_a_collection_of_its_own(tmp_path, capsys):
+    inline = ["federation.backend=inline", "federation.num_clients=2", *QUIET]
+    kinds = "strategy.statistics='columns,moments'"
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main(["collect", *inline, kinds, f"output_dir={first}"]) == 0
+    structured = ["pruner=structured", "sparsity=0.25", f"output_dir={tmp_path / 'narrow'}"]
+    assert main(["solve", str(first), *structured]) == 0
+    narrow = f"model={tmp_path / 'narrow' / 'model'}"
+    four_bits = ["pruner=gptq", SMALL]
+    # What the dense model's inputs were says nothing of columns that are other ones now.
+    assert main(["solve", str(first), narrow, *four_bits, f"output_dir={tmp_path / 'no'}"]) != 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "are of another model" in told and "collect statistics of this one" in told
+    assert main(["collect", narrow, *inline, kinds, f"output_dir={second}"]) == 0
+    made = tmp_path / "both"
+    assert main(["solve", str(second), *four_bits, f"output_dir={made}"]) == 0
+    assert main(["verify", str(made), str(second)]) == 0
+    sizes = [
+        json.loads((tmp_path / name / "results.json").read_text())["sizes"]["dense"]
+        for name in ("narrow", "both")
+    ]
+    assert sizes[1] < 0.62 * sizes[0]
 
 
 def test_inputs_of_which_only_sums_are_known_are_rounded(tmp_path):

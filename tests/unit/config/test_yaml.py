@@ -5,10 +5,20 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedprune.config import Pattern, compose_config, from_yaml, replace, to_overrides, to_yaml
+from fedprune.config import (
+    Pattern,
+    compose_config,
+    config_from_overrides,
+    from_earlier_yaml,
+    from_yaml,
+    replace,
+    to_overrides,
+    to_yaml,
+)
 from fedprune.config.validation import MAX_CHARACTERS
 from fedprune.errors import ConfigError
 
@@ -117,3 +127,22 @@ def test_a_node_reads_its_configuration_without_hydra():
         "assert not {'hydra', 'omegaconf', 'torch', 'flwr'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], input=to_yaml(DEFAULT), text=True, check=True)
+
+
+def test_a_configuration_of_an_earlier_release_gets_the_defaults_of_later_keys():
+    config = config_from_overrides(
+        ["strategy=collect", "seed=7", r"card.data_description='a \${x}'"]
+    )
+    text = to_yaml(config)
+    assert from_earlier_yaml(text) == config == from_yaml(text)
+    plain = yaml.safe_load(text)
+    del plain["tracking"], plain["evaluation"]["tasks"]
+    assert from_earlier_yaml(yaml.safe_dump(plain)) == config
+    with pytest.raises(ConfigError, match="is missing"):
+        from_yaml(yaml.safe_dump(plain))
+    plain["pruner"]["gone"] = 3
+    with pytest.raises(ConfigError, match=r"'pruner\.gone' is not a configuration key"):
+        from_earlier_yaml(yaml.safe_dump(plain))
+    for text in ("[]", "a: &x 1\nb: *x", "7"):
+        with pytest.raises(ConfigError):
+            from_earlier_yaml(text)
