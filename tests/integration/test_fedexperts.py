@@ -22,7 +22,7 @@ from fedprune.pruning.blocks import BlockWalk
 from fedprune.pruning.kinds import find_kind
 from server_app.job import solve_job
 from tests.support.jobs import QUIET, Shuffled, job, samples_of
-from tests.support.mixtures import mixture_folder
+from tests.support.mixtures import mixture_folder, tiny_mixture_folder
 
 EXPERTS, BLOCKS = 8, 3  # of `mixture_folder`
 FEDEXPERTS = ("strategy=fedexperts", "strategy.timeout=60")
@@ -86,6 +86,37 @@ def test_the_model_is_smaller_and_loads_as_it_is(tmp_path, mixtral):
         for name in ("experts.gate_up_proj", "experts.down_proj", "gate.weight"):
             whole = dense.get_parameter(f"model.layers.{block}.mlp.{name}")
             assert torch.equal(small.get_parameter(f"model.layers.{block}.mlp.{name}"), whole[kept])
+
+
+@pytest.mark.parametrize(
+    ("family", "top_k", "key"),
+    [("llama4", 1, "num_local_experts"), ("dbrx", 2, "moe_num_experts")],
+)
+def test_experts_outside_of_the_librarys_contract_go_too(tmp_path, family, top_k, key):
+    model = tiny_mixture_folder(family, tmp_path / family)
+    options = (*FEDEXPERTS, f"model={model}", "sparsity=0.5", "evaluation.seq_len=64")
+    results = job(tmp_path / "run", *options, grid=Shuffled(app, 3, seed=4))
+    pooled = sums_of(model, sum(samples_of(3, *options), []))
+    mixed = [sums for sums in pooled if sums]
+    expected = [drop_lowest(expert_scores(sums, "reap"), grouped(4, 1), 2) for sums in mixed]
+    assert mixed and dropped(results) == expected
+    for sums in mixed:
+        assert sums["tokens"].sum() == 3 * 2 * 48 * top_k
+    small, told = hf.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "run" / "model", output_loading_info=True
+    )
+    assert not told["missing_keys"] and not told["unexpected_keys"]
+    assert f'"{key}": 2' in (tmp_path / "run" / "model" / "config.json").read_text()
+    with torch.no_grad():
+        assert bool(torch.isfinite(small(torch.arange(3, 40)[None]).logits).all())
+
+
+def test_two_mixtures_in_a_block_are_refused_by_name(tmp_path):
+    model = tiny_mixture_folder("jetmoe", tmp_path / "jetmoe")
+    grid = Shuffled(app, 3)
+    with pytest.raises(ModelError, match="JetMoe.* calls its experts.* Prune its weights instead"):
+        job(tmp_path / "run", *FEDEXPERTS, f"model={model}", "sparsity=0.5", grid=grid)
+    assert json.loads((tmp_path / "run" / "failure.json").read_text())["ledger"]["entries"] == []
 
 
 def test_no_client_loses_more_than_it_must(tmp_path, mixtral):

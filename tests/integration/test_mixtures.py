@@ -14,7 +14,6 @@ from torch.nn import functional
 from client_app.app import app
 from fedprune.config import config_from_overrides
 from fedprune.config.pattern import Pattern
-from fedprune.models.embedded import demo_model_path
 from fedprune.models.export import SIDECAR, apply_masks
 from fedprune.models.loading import load_model
 from fedprune.models.sources import MappedWeights
@@ -22,31 +21,17 @@ from fedprune.pruning.blocks import BlockWalk, prune_block
 from fedprune.pruning.groups import BlockSpec
 from fedprune.pruning.registry import make_pruner
 from fedprune.wire.changes import mask_of
-from tests.support.architectures import tiny_config
 from tests.support.jobs import Shuffled, job, masks_of, same_masks, samples_of
+from tests.support.mixtures import tiny_mixture_folder
 
 CLIENTS = 3
 CONTRACT = ("mixtral", "qwen3_moe", "olmoe", "gpt_oss", "deepseek_v3")
 
 
-def folder_of(family: str, root: Path) -> Path:
-    """Write a tiny mixture as the library saves it, with the demo's tokenizer."""
-    config = tiny_config(family)
-    config.vocab_size, config.max_position_embeddings = 1024, 256
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(1)
-        model = hf.AutoModelForCausalLM.from_config(config)
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
-    model.save_pretrained(root / family)
-    hf.AutoTokenizer.from_pretrained(demo_model_path()).save_pretrained(root / family)
-    return root / family
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("mixtures")
-    return cache(lambda family: folder_of(family, root))
+    return cache(lambda family: tiny_mixture_folder(family, root / family))
 
 
 def plain(folder: Path):
@@ -149,7 +134,7 @@ def on_one_machine(folder: Path, pruner: str, samples, schedule: str) -> dict:
 
 
 @pytest.mark.parametrize("schedule", ["one_shot", "iterative"])
-@pytest.mark.parametrize("family", ["llama4", "jetmoe", "deepseek_v3"])
+@pytest.mark.parametrize("family", ["llama4", "jetmoe", "deepseek_v3", "dbrx"])
 def test_federated_sums_equal_one_machine_to_the_bit(tmp_path, folders, family, schedule):
     options = [f"model={folders(family)}", "strategy=fedstats", f"schedule={schedule}"]
     options += ["pruner.group=row", "pruner=ria", "schedule.prefix=dense"][

@@ -10,6 +10,7 @@ import transformers as hf
 from torch.nn import functional
 
 from fedprune.models.embedded import demo_model_path
+from tests.support.architectures import tiny_config
 
 #: Family -> the router's weight and, where there is one, its correction bias inside a block.
 ROUTERS = {
@@ -95,6 +96,22 @@ def slow_sums(calls, module, experts: int) -> dict[str, list[int]]:
                     sums[name][expert] += round(value * 2**24)
                 sums["tokens"][expert] += 1
     return sums
+
+
+def tiny_mixture_folder(family: str, folder):
+    """Write a tiny mixture of a family, random weights, the demo's tokenizer."""
+    config = tiny_config(family)
+    config.vocab_size = 1024
+    # What a family calls its positions.
+    setattr(config, "max_seq_len" if family == "dbrx" else "max_position_embeddings", 256)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(1)
+        model = hf.AutoModelForCausalLM.from_config(config)
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    model.save_pretrained(folder)
+    hf.AutoTokenizer.from_pretrained(demo_model_path()).save_pretrained(folder)
+    return folder
 
 
 def mixture_folder(folder):
