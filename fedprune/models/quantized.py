@@ -59,9 +59,10 @@ def _why_not(linear: LinearRef, group_size: int | None, symmetric: bool) -> str:
             "it is a Conv1D, and compressed-tensors knows nn.Linear only. Prune it instead "
             "(pruner=sparsegpt pruner.bits=null), or choose a model without Conv1D."
         )
-    if linear.transposed:
+    if linear.transposed or (linear.expert is not None and linear.expert.stacked):
         return (
-            "its experts are stored input by output, for which compressed-tensors has no form. "
+            "its experts are stored input by output, or one under another, for which "
+            "compressed-tensors has no form. "
             "Prune it instead: pruner=sparsegpt pruner.bits=null."
         )
     if linear.expert is not None and not symmetric:

@@ -213,3 +213,8 @@ def test_one_scheme_for_all(tmp_path):
     changes[1] = quantize(loaded, Grid(8, None, True))[1]
     with pytest.raises(ModelError, match="same bits and symmetry"):
         export_model(loaded, changes, tmp_path / "model")
+
+
+def test_experts_whose_rows_are_stacked_are_refused():
+    with pytest.raises(ModelError, match=r"mlp\.0\.w1` cannot be quantised: .*one under another"):
+        check_quantizable(tiny_model("dbrx").layout, 8, symmetric=True)
