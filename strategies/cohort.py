@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from logging import INFO, WARNING
 from math import ceil, gcd
+from statistics import median_low
 
 from flwr.app import Message
 from flwr.common.logger import log
@@ -197,9 +198,20 @@ def take_part(clients: Sequence[Client], config: RunConfig) -> list[Client]:
 def client_weights(clients: Sequence[Client], config: RunConfig) -> dict[int, int]:
     """Return node id -> for how many votes its mask counts, in the smallest whole numbers.
 
-    A client counts for no more samples than the configuration asks of it, whatever it reports.
+    What it counts by is what it says of itself. A client counts for no more samples than the
+    configuration asks of it, and for no more than `strategy.most_weight` times the median client.
     """
     found = {client.node_id: _raw_weight(client, config) for client in clients}
+    times = config.strategy.most_weight
+    if found and times is not None and config.strategy.client_weights != "equal":
+        most = times * median_low(found.values())
+        for client in clients:
+            told = found[client.node_id]
+            if told > most:
+                text = "%s counts for %d %s, not for %d: `strategy.most_weight` is %d"
+                kind = config.strategy.client_weights
+                log(WARNING, text, client.name, most, kind, told, times)
+        found = {node_id: min(weight, most) for node_id, weight in found.items()}
     common = gcd(*found.values()) or 1
     return {node_id: weight // common for node_id, weight in found.items()}
 

@@ -394,6 +394,11 @@ class FederatedPruning(Strategy):
             )
             met = handshake.run(grid, greeting(self.status), sending(self.status))
             self.cohort = gather(met, state, self.config, self.ledger)
+            if self.config.strategy.client_weights != "equal":
+                weights = self.cohort.weights
+                state.figures["client_weights"] = {
+                    client.name: weights[client.node_id] for client in self.cohort.clients
+                }
         self._promise()
         opened = [client for client in self.cohort.clients if client.partition in state.opened]
         self._open_round(state.round, opened)

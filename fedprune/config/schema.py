@@ -333,6 +333,7 @@ class StrategyConfig(Choice):
 
     neutral: ClassVar[Mapping[str, object]] = {
         "client_weights": "equal",
+        "most_weight": None,
         "rounding": "floor",
         "rounds": 1,
         "ramp": "none",

@@ -5,7 +5,7 @@ from typing import Literal
 
 from fedprune.config import RunConfig, StrategyConfig
 from fedprune.config.relations import told
-from fedprune.config.schema import Group, strategy_for
+from fedprune.config.schema import Count, Group, strategy_for
 from fedprune.config.suggest import show
 
 
@@ -15,6 +15,7 @@ class FedPrLLMConfig(StrategyConfig):
     group: Group
     ties: Literal["magnitude", "index", "random"]
     client_weights: Literal["equal", "samples", "tokens"]
+    most_weight: Count
     majority_floor: bool
     scaling: bool
     decode: bool

@@ -14,6 +14,7 @@ class FedSpaLLMConfig(StrategyConfig):
 
     ties: Literal["magnitude", "index", "random"]
     client_weights: Literal["equal", "samples", "tokens"]
+    most_weight: Count
     average: Literal["l0", "fedavg"]
     expansion: bool
     rounding: Literal["ceil", "floor"]

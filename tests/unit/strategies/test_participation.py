@@ -69,6 +69,24 @@ def test_weights_are_the_smallest_whole_numbers():
     assert client_weights([], config()) == {}
 
 
+@pytest.mark.parametrize(("most", "expected"), [(1, 1), (2, 2), (4, 4), (8, 8), (100, 16)])
+def test_no_claim_counts_for_more_than_so_many_median_clients(most, expected, caplog):
+    chosen = config(
+        strategy__client_weights="samples",
+        strategy__most_weight=most,
+        pruner__num_calibration_samples=128,
+    )
+    # One of five claims all that is asked for, the others have a few.
+    some = clients(5, samples=lambda p: (128, 8, 8, 8, 8)[p], tokens=lambda p: 1000)
+    weights = client_weights(some, chosen)
+    assert weights == {100: expected, 101: 1, 102: 1, 103: 1, 104: 1}
+    assert ("`strategy.most_weight`" in caplog.text) is (expected < 16)
+    if expected < 16:
+        assert f"counts for {8 * most} samples, not for 128" in caplog.text
+    # Equal clients are not weighed.
+    assert set(client_weights(some, config()).values()) == {1}
+
+
 @pytest.mark.parametrize("how", ["samples", "tokens"])
 def test_nobody_counts_for_more_than_the_configuration_asks_or_for_nothing(how):
     chosen = config(strategy__client_weights=how, pruner__num_calibration_samples=8)
