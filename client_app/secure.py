@@ -23,7 +23,14 @@ from fedprune.config import RunConfig
 from fedprune.disk import replace_file
 from fedprune.errors import ReplyRefusedError, WireError
 from fedprune.methods.exchange import BlockExchange, BlockTask, Contributor
-from fedprune.methods.masked import packed, payload_of, sum_name, word_layout
+from fedprune.methods.masked import (
+    context_of,
+    heard_next,
+    packed,
+    payload_of,
+    sum_name,
+    word_layout,
+)
 from fedprune.methods.public_model import PublicModel
 from fedprune.models.loading import LoadedModel
 from fedprune.privacy.secure_client import SecureClient
@@ -37,7 +44,7 @@ from fedprune.records import Keys, KeysOrder, Order
 from fedprune.records.secure import Inputs
 from fedprune.wire.arrays import Arrays, encode_arrays
 
-_PLAN, _TOLD, _ANSWER = "plan.bin", "told.json", "answer.bin"
+_PLAN, _TOLD, _HEARD, _ANSWER = "plan.bin", "told.json", "heard.json", "answer.bin"
 _PRIVATE = 0o600
 _log = getLogger("flwr")
 
@@ -95,7 +102,8 @@ def join(config: RunConfig, node: NodeContext, order: KeysOrder) -> Keys:
             )
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    told = {"clients": order.clients, "inputs": order.inputs}
+    weights = model.model_fingerprint(config, node).weights  # read once: that takes its time
+    told = {"clients": order.clients, "inputs": order.inputs, "weights": weights}
     replace_file(folder / _TOLD, json.dumps(told).encode(), mode=_PRIVATE)
     replace_file(folder / _PLAN, order.plan, mode=_PRIVATE)
     found = SecureNode.of(config, node)
@@ -155,6 +163,8 @@ class SecureNode:
         How many clients' words are added up at most.
     inputs : tuple
         Block -> inputs, as the server sees the model.
+    weights_hash : str
+        Of this node's dense model.
     """
 
     config: RunConfig
@@ -163,6 +173,7 @@ class SecureNode:
     plan: SumPlan
     clients: int
     inputs: Inputs
+    weights_hash: str
 
     @classmethod
     def of(cls, config: RunConfig, node: NodeContext) -> "SecureNode":
@@ -175,7 +186,8 @@ class SecureNode:
             )
         values = json.loads(told)
         inputs = tuple(tuple(map(tuple, block)) for block in values["inputs"])
-        return cls(config, node, Member.of(node), _plan(plan), values["clients"], inputs)
+        member, clients = Member.of(node), values["clients"]
+        return cls(config, node, member, _plan(plan), clients, inputs, values["weights"])
 
     @cached_property
     def client(self) -> SecureClient:
@@ -212,9 +224,16 @@ class SecureNode:
         return blocks, samples
 
     def hide(
-        self, exchange: BlockExchange, order: Order, payloads: Mapping[int, bytes], samples: int
+        self,
+        exchange: BlockExchange,
+        order: Order,
+        payloads: Mapping[int, bytes],
+        samples: int,
+        heard: Mapping[int, str],
     ) -> dict[int, bytes]:
         """Return the payloads of blocks under masks, and keep them until another order comes.
+
+        ``heard`` is what :meth:`hear` returned.
 
         Raises
         ------
@@ -230,6 +249,7 @@ class SecureNode:
                     exchange,
                     BlockTask(found, block, order.round, total_weight=self.clients),
                     payload,
+                    context_of(self.config, self.weights_hash, heard[block]),
                 )
             )
             for block, payload in payloads.items()
@@ -240,7 +260,31 @@ class SecureNode:
         replace_file(folder / _ANSWER, encode_arrays({**told, **parts}), mode=_PRIVATE)
         return hidden
 
-    def _masked(self, exchange: BlockExchange, task: BlockTask, payload: bytes) -> dict[int, bytes]:
+    def hear(
+        self, exchange: BlockExchange, order: Order, bundle: Mapping[str, bytes]
+    ) -> dict[int, str]:
+        """Return what this node has been told of the blocks up to each that it is asked about.
+
+        Masks are bound to that: what is heard once in a round is kept, by block.
+        """
+        if not exchange.prunes:
+            return dict.fromkeys(order.blocks, "")
+        path = _folder(self.node) / _HEARD
+        kept = json.loads(_read(path) or b"[0, []]")
+        blocks = dict(kept[1]) if kept[0] == order.round else {}
+        for block in order.blocks:
+            before = max((one for one in blocks if one < block), default=None)
+            blocks[block] = "" if before is None else blocks[before]
+            for name in ("update", f"start-{block:05d}"):
+                if name in bundle:
+                    blocks[block] = heard_next(blocks[block], bundle[name])
+        told = json.dumps([order.round, sorted(blocks.items())]).encode()
+        replace_file(path, told, mode=_PRIVATE)
+        return {block: blocks[block] for block in order.blocks}
+
+    def _masked(
+        self, exchange: BlockExchange, task: BlockTask, payload: bytes, context: bytes
+    ) -> dict[int, bytes]:
         layout = word_layout(exchange, task, self.clients)
         if not layout:
             return {}
@@ -249,7 +293,9 @@ class SecureNode:
         # From here on no other plan is accepted in this job.
         (_folder(self.node) / SENT).touch(mode=_PRIVATE)
         return {
-            bits: self.client.masked(sum_name(exchange.name, task.round, task.block, bits), some)
+            bits: self.client.masked(
+                sum_name(exchange.name, task.round, task.block, bits), some, context=context
+            )
             for bits, some in packed(words, layout).items()
         }
 

@@ -244,8 +244,9 @@ class Session:
         kept = secure.kept(self.order)
         if kept is not None:
             return kept
+        heard = secure.hear(self.exchange, self.order, bundle)
         payloads, samples = self._work(bundle)
-        return secure.hide(self.exchange, self.order, payloads, samples), samples
+        return secure.hide(self.exchange, self.order, payloads, samples, heard), samples
 
     def _signature(self, payloads: Mapping[int, bytes]) -> bytes:
         """Return its site's signature over what is sent, b"" where the site has no key."""

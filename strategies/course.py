@@ -30,7 +30,7 @@ from fedprune.methods.exchange import (
     Contributor,
     NothingPruned,
 )
-from fedprune.methods.masked import MaskedAggregator, MaskedExchange, planned
+from fedprune.methods.masked import MaskedAggregator, MaskedExchange, heard_next, planned
 from fedprune.methods.public_model import PublicModel
 from fedprune.methods.reconstruction import ReconstructExchange, Refinement, Step
 from fedprune.methods.registry import Assignment, exchanges, get_method, main_exchange
@@ -153,6 +153,7 @@ class FederatedPruning(Strategy):
         if self.exchange.together:
             per_message = model.num_blocks
         self._secure: SecureSums | None = None
+        self._heard = ""  # of the blocks up to those that are open
         self._most = self._most_bytes(_NOMINAL_CLIENTS)
         self.chunks = block_chunks(model.num_blocks, per_message, self._most.__getitem__)
 
@@ -256,7 +257,7 @@ class FederatedPruning(Strategy):
         reading.fold_all(replies, self.asked(blocks), partial(self.fold, opened), self._folded)
         self.cohort.check_quorum(len(self.cohort.active), self.config.strategy.min_clients)
         self._unmask(opened)
-        self._open = {}
+        self._open, state.heard = {}, self._heard
         for block in blocks:
             aggregator = _inner(opened.pop(block))
             done: BlockResult | BlockStatistics = aggregator.close()
@@ -631,7 +632,7 @@ class FederatedPruning(Strategy):
 
     def _open_chunk(self, exchange: BlockExchange, blocks: range) -> None:
         """Start the sums of some blocks, and encode once for all what clients start from."""
-        state = self.state
+        state, heard = self.state, self.state.heard
         before = {block: self.before(block) for block in blocks}
         self._starts = {
             block: encode_update(changes) for block, changes in before.items() if changes
@@ -642,16 +643,21 @@ class FederatedPruning(Strategy):
             task = BlockTask(self.model, block, state.round, before[block], total, state.figures)
             # Of a block of which nothing is pruned only who answered is of interest.
             empty = exchange.prunes and not self.model.shapes[block]
-            opened = NothingPruned(exchange, task) if empty else self._sums(exchange, task)
+            if not self.iterative and block in self._starts:
+                heard = heard_next(heard, self._starts[block])
+            opened = NothingPruned(exchange, task) if empty else self._sums(exchange, task, heard)
             if exchange.prunes and not isinstance(_inner(opened), BlockAggregator):
                 raise TypeError(f"an exchange that prunes needs a BlockAggregator, got {opened}.")
             self._open[block] = opened
+        self._heard = heard
 
-    def _sums(self, exchange: BlockExchange, task: BlockTask) -> Aggregator[Any, Any]:
+    def _sums(
+        self, exchange: BlockExchange, task: BlockTask, heard: str = ""
+    ) -> Aggregator[Any, Any]:
         """Return empty sums for a block, under masks where the run's are."""
         if self._secure is None:
             return exchange.aggregator(task)
-        return self._secure.masked(exchange, task, self.cohort.clients)
+        return self._secure.masked(exchange, task, self.cohort.clients, heard)
 
     def _folded(self, client: Client, order: Order) -> None:
         self.state.folded.append(client.partition)

@@ -18,7 +18,14 @@ from fedprune.config import RunConfig
 from fedprune.errors import ReplyRefusedError, WireError
 from fedprune.flower.replies import SHORT_REPLY_BYTES
 from fedprune.methods.exchange import BlockExchange, BlockTask, Contributor
-from fedprune.methods.masked import MaskedAggregator, MaskedExchange, planned, sum_name, widths
+from fedprune.methods.masked import (
+    MaskedAggregator,
+    MaskedExchange,
+    context_of,
+    planned,
+    sum_name,
+    widths,
+)
 from fedprune.methods.public_model import PublicModel
 from fedprune.privacy.secure_server import MaskedSum, SecureServer
 from fedprune.privacy.secure_sums import SumPlan, Words
@@ -171,15 +178,16 @@ class SecureSums:
         return self.server.boxes_for(self.names[partition])
 
     def masked(
-        self, exchange: BlockExchange, task: BlockTask, clients: Iterable[Client]
+        self, exchange: BlockExchange, task: BlockTask, clients: Iterable[Client], heard: str
     ) -> MaskedAggregator[Any]:
-        """Return empty sums of clients' masked words of a block."""
+        """Return empty sums of clients' masked words of a block, of which they heard as told."""
+        context = context_of(exchange.config, task.model.weights_hash, heard)
         layout = MaskedExchange(exchange, self.clients).layout(task.model, task.block, task.round)
         names = (sum_name(exchange.name, task.round, task.block, bits) for bits in widths(layout))
         return MaskedAggregator(
             exchange.aggregator(task),
             layout,
-            {name: self.server.sum(name) for name in names},
+            {name: self.server.sum(name, context=context) for name in names},
             {client.name: self.names.get(client.partition, "") for client in clients},
         )
 

@@ -40,6 +40,8 @@ class RunState:
         The partitions whose replies about the next chunk are counted.
     update : bytes or None
         What clients hear of the block before, where the schedule is iterative.
+    heard : str
+        A hash of what clients heard of the blocks before the next chunk in this round.
     secure : bytes or None
         The keys and shares of the run's secure sums, where it has such.
     attempts : int
@@ -75,6 +77,7 @@ class RunState:
     step: int = 0
     folded: list[int] = field(default_factory=list)
     update: bytes | None = None
+    heard: str = ""
     secure: bytes | None = None
     attempts: int = 0
     handed: list[int] = field(default_factory=list)
@@ -89,7 +92,7 @@ class RunState:
 
     def begin_round(self, number: int, active: Iterable[int]) -> None:
         """Go on to a round over all blocks."""
-        self.round, self.chunk, self.update = number, 0, None
+        self.round, self.chunk, self.update, self.heard = number, 0, None, ""
         self.opened = list(active)
         self.positions.clear()
 

@@ -6,13 +6,15 @@ masked words; once a sum is open, the method's own aggregator takes it in place 
 closes as always. Neither the method nor its aggregator knows.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedprune.config import RunConfig
+from fedprune.config import RunConfig, replace, to_yaml
 from fedprune.errors import ConfigError, WireError
 from fedprune.methods.exchange import (
     Aggregator,
@@ -188,6 +190,31 @@ def word_layout(exchange: BlockExchange, task: BlockTask, clients: int) -> Layou
             "masks need."
         )
     return aggregator.layout(clients)
+
+
+def heard_next(heard: str, data: bytes) -> str:
+    """Return a hash of all that a client heard of blocks in a round, and now of one more."""
+    return hashlib.sha256(bytes.fromhex(heard) + hashlib.sha256(data).digest()).hexdigest()
+
+
+def context_of(config: RunConfig, weights_hash: str, heard: str) -> bytes:
+    """Return all that a client's words about a block depend on beside its texts.
+
+    Masks of clients of which this differs do not cancel: a server that tells each something else,
+    to find one's words in the sum, finds noise.
+
+    Parameters
+    ----------
+    config : RunConfig
+        As the server sent it.
+    weights_hash : str
+        Of the dense model.
+    heard : str
+        What came of the blocks up to this one in this round, as :func:`heard_next`; "" for nothing.
+    """
+    # The one key that a node's operator may change.
+    alike = replace(config, pruner=replace(config.pruner, device="auto"))
+    return json.dumps([to_yaml(alike), weights_hash, heard]).encode()
 
 
 def masked_bytes(layout: Layout) -> int:
