@@ -275,8 +275,8 @@ class SecureNode:
         for block in order.blocks:
             before = max((one for one in blocks if one < block), default=None)
             blocks[block] = "" if before is None else blocks[before]
-            for name in ("update", f"start-{block:05d}"):
-                if name in bundle:
+            for name in ("update", f"start-{block:05d}", f"public-{block:05d}"):
+                if bundle.get(name):
                     blocks[block] = heard_next(blocks[block], bundle[name])
         told = json.dumps([order.round, sorted(blocks.items())]).encode()
         replace_file(path, told, mode=_PRIVATE)

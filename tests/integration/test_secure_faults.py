@@ -196,3 +196,27 @@ def test_a_survey_under_masks_that_dies_at_its_opening_goes_on(tmp_path, inputs)
     go_on(tmp_path / "run", grid=grid)
     assert masks(tmp_path / "run") == masks(tmp_path / "plain")
     assert len(grid.asked("train.prune")) == CLIENTS  # nobody is surveyed again
+
+
+class Misleading(Vanishing):
+    """Somebody gives one node another configuration than all others, or another's results."""
+
+    misled = 0
+
+    def deliver(self, message):
+        third = message.metadata.dst_node_id == 102
+        if third and message.metadata.message_type == "train.prune":
+            settings = message.content["config"]
+            told = str(settings["config-yaml"])
+            settings["config-yaml"] = told.replace("seed: 0", "seed: 1", 1)
+            self.misled += settings["config-yaml"] != told
+        return super().deliver(message)
+
+
+def test_who_was_told_something_else_is_left_out(tmp_path, inputs, four, caplog):
+    """Its words would not add up with the others': masks are bound to what nodes were told."""
+    grid = Misleading()
+    results = secure(tmp_path / "run", inputs, grid=grid)
+    assert grid.misled and masks(tmp_path / "run") == four
+    assert len(results["ledger"]["refused"]) == 1
+    assert "answered to something else than all were told" in caplog.text
