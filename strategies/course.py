@@ -643,7 +643,8 @@ class FederatedPruning(Strategy):
             task = BlockTask(self.model, block, state.round, before[block], total, state.figures)
             # Of a block of which nothing is pruned only who answered is of interest.
             empty = exchange.prunes and not self.model.shapes[block]
-            start = None if self.iterative else self._starts.get(block)
+            update = state.update if block else None
+            start = update if self.iterative else self._starts.get(block)
             for said in (start, exchange.told(self.model, block)):
                 heard = heard_next(heard, said) if said else heard
             opened = NothingPruned(exchange, task) if empty else self._sums(exchange, task, heard)
