@@ -97,7 +97,7 @@ def _called(block: nn.Module, modules: Mapping[str, nn.Module], holder: str, cou
         f"`{above}` ({kind.__name__}) in {type(block).__name__} calls its experts, "
         f"{type(modules[holder]).__name__}, in a way of its own: neither with the experts that a "
         "router chose for each token, nor with all tokens for each expert. Prune its weights "
-        "instead (strategy=fedstats, for example)."
+        "instead: leave `strategy` out."
     )
 
 

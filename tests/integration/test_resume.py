@@ -173,7 +173,7 @@ def test_a_kill_between_export_and_results_costs_no_second_export(tmp_path, inpu
         patched.setattr("server_app.job.build_results", lambda *a: (_ for _ in ()).throw(OSError))
         with pytest.raises(OSError):
             start(tmp_path / "run", inputs)
-    monkeypatch.setattr("server_app.job.export_model", lambda *a: pytest.fail("exported again"))
+    monkeypatch.setattr("server_app.job.write_model", lambda *a: pytest.fail("exported again"))
     go_on(tmp_path / "run")
 
 

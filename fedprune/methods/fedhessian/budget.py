@@ -5,6 +5,7 @@ from logging import getLogger
 from math import ceil, floor
 
 from fedprune.config import RunConfig, replace
+from fedprune.config.schema import strategy_for
 from fedprune.errors import ConfigError
 
 Size = Callable[[RunConfig], int]
@@ -62,7 +63,7 @@ def fit_budget(config: RunConfig, size: Size) -> RunConfig:
         raise ConfigError(
             f"`strategy.budget_mb` must be at least {ceil(needed / 1e4) / 100:g} to pay for the "
             f"diagonals of the second moments of this model, got {strategy.budget_mb:g}. Raise it, "
-            "or set strategy=fedstats pruner=wanda, which sends column sums alone."
+            f"or set strategy={strategy_for('wanda')} pruner=wanda, which sends column sums alone."
         )
     while least < most:
         middle = (least + most + 1) // 2
