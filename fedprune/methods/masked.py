@@ -24,7 +24,7 @@ from fedprune.methods.exchange import (
     Contributor,
 )
 from fedprune.methods.public_model import PublicModel
-from fedprune.methods.registry import get_method
+from fedprune.methods.registry import get_method, main_exchange
 from fedprune.methods.state import Arrays, Keepable, gathered, scattered
 from fedprune.methods.word_sums import Layout, WordSpec
 from fedprune.methods.word_sums import Words as WordArrays
@@ -168,14 +168,13 @@ def planned(config: RunConfig, num_blocks: int) -> Iterator[BlockExchange]:
 
     What follows from a survey is not known yet: there is one for each way that it may go.
     """
-    method = get_method(config.strategy.name)
-    survey = method.survey(config)
+    survey = get_method(config.strategy.name).survey(config)
     if survey is None:
-        yield method.exchange(config)
+        yield main_exchange(config)
         return
     yield survey
     for followed in survey.foreseen(num_blocks):
-        yield method.exchange(followed)
+        yield main_exchange(followed)
 
 
 def word_layout(exchange: BlockExchange, task: BlockTask, clients: int) -> Layout:

@@ -37,6 +37,7 @@ ELSEWHERE = {
     "docker compose": "tests/docker/test_containers.py",
     "fedprune supernode": "tests/e2e/test_secure_federation.py",
     "fedprune run federation.connection=NAME": "tests/e2e/test_sites_of_their_own.py",
+    "fedprune roster show roster.toml": "tests/unit/cli/test_cli_roster.py",
     "fedprune status RUN --watch": "tests/unit/cli/test_cli_status.py",
     "fedprune run strategy=fedexperts": "tests/integration/test_fedexperts.py",
     "fedprune ledger verify": "tests/integration/test_site_control.py",
