@@ -49,7 +49,7 @@ test: lint ## Install, check style, types and imports, run the tests
 test-slow: $(VENV)/.evaluation ## What `make test` leaves out: more kills, compiled GPU kernels, lm-evaluation-harness
 	$(BIN)/python -m pytest -m slow $(SIDE_BY_SIDE)
 
-test-faults: $(VENV)/.developer ## Deployed processes killed, cut off, slow, at once; the gateway at length
+test-faults: $(VENV)/.developer ## Deployed processes as guides type them, killed, cut off, slow, at once
 	$(BIN)/python -m pytest -m faults $(SIDE_BY_SIDE)
 
 test-docker: $(VENV)/.developer ## Build the images, start a server and three sites in containers (Docker)

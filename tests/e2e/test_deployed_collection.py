@@ -11,7 +11,7 @@ from fedprune.methods.statistics_folder import StatisticsFolder
 from tests.e2e.test_flower_runs import sidecar
 from tests.support.federation import CONNECTION, Federation
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.faults]
 
 SMALL = (
     "pruner.num_calibration_samples=2",

@@ -11,7 +11,7 @@ from tests.support.federation import CONNECTION, Federation
 from tests.support.jobs import opt_folder
 from tests.support.signing import signed_roster, site_keys
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.faults]
 
 SITES = ("north", "east", "south")
 JOB = (

@@ -15,7 +15,7 @@ from tests.e2e.test_flower_runs import SMALL as QUICK
 from tests.e2e.test_flower_runs import sidecar
 from tests.support.federation import Federation
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.faults]
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDE = (ROOT / "docs" / "privacy.md").read_text()
