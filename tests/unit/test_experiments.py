@@ -93,7 +93,7 @@ def test_small_tables_of_unlike_clients_give_each_two_samples(name):
     for config in composed(name):
         assert config.pruner.num_calibration_samples == 2
         assert config.federation.num_clients == 8 or name == "fedspallm_clients"
-        assert config.data.partition == "by_group" or name.startswith("beyond")
+        assert config.data.partition == "by_group" or name.startswith(("beyond", "frontier"))
         assert config.evaluation.local_only and config.evaluation.centralized
 
 

@@ -23,7 +23,7 @@ LINEAR = LinearSpeed("mlp.up_proj", (8, 4), 0.0015, None)
 def a_run(tmp_path: Path) -> Path:
     folder = tmp_path / "a run, finished"
     (folder / "model").mkdir(parents=True)
-    (folder / "model" / "config.json").write_text("{}")
+    (folder / "model" / "config.json").write_text('{"model_type": "llama"}')
     return folder
 
 

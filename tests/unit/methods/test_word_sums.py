@@ -9,7 +9,7 @@ from fedprune.methods.exchange import BlockTask, Contributor
 from fedprune.methods.registry import exchanges, get_method
 from fedprune.methods.word_sums import WordSpec, add_words, check_words, counter_bits
 from fedprune.models.loading import load_model
-from fedprune.pruning.groups import MaskSpec
+from fedprune.pruning.groups import BlockSpec
 from tests.support.architectures import tiny_model
 from tests.support.statistics import answers, drawn, public
 
@@ -88,7 +88,7 @@ def test_the_sum_of_words_is_what_answers_one_by_one_come_to(loaded, name):
     model, samples = public(loaded), drawn(loaded, CLIENTS)
     clients, asked = contributors(samples), EXCHANGES[name]()
     pruner = asked.config.pruner
-    spec = MaskSpec(asked.config.sparsity, pruner.pattern, pruner.group)
+    spec = BlockSpec(asked.config.sparsity, pruner.pattern, pruner.group)
     told = [answers(loaded, asked, one, spec) for one in samples]
     for block in (0, model.num_blocks - 1):
         task = BlockTask(model, block, total_weight=CLIENTS)
@@ -168,7 +168,7 @@ def test_sums_that_no_answers_come_to_are_refused(loaded, exchange, name, change
     model, samples = public(loaded), drawn(loaded, CLIENTS)
     clients, asked = contributors(samples), EXCHANGES[exchange]()
     task, pruner = BlockTask(model, 0, total_weight=CLIENTS), asked.config.pruner
-    spec = MaskSpec(0.5, pruner.pattern, pruner.group)
+    spec = BlockSpec(0.5, pruner.pattern, pruner.group)
     payloads = [answers(loaded, asked, one, spec)[0] for one in samples]
     total = summed(asked, task, payloads, clients)
     asked.aggregator(task).add_total(total, clients)

@@ -159,7 +159,8 @@ def test_a_plugin_that_is_no_statistic(installed, made):
 
 def test_unknown_statistic(installed):
     installed(absolute=AbsoluteInputs)
-    with pytest.raises(ConfigError, match="only 'columns', 'values', 'moments', 'absolute'"):
+    known = "only 'columns', 'values', 'moments', 'paired_moments', 'absolute'"
+    with pytest.raises(ConfigError, match=known):
         get_kind("cubes")
 
 
