@@ -51,7 +51,7 @@ class Watched(LocalGrid):
         return Message(content or last.content, node, kind, ttl=60.0, group_id=told.group_id)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture  # a node that refuses something forgets its keys
 def answered(tmp_path_factory, model):
     """A federation whose nodes have answered; the server has not yet told them to forget."""
     grid = Watched()
@@ -138,10 +138,11 @@ def forged(change):
 
 def other_words(data: bytes) -> bytes:
     outer = Arrays(data, ["128"])
-    inner = Arrays(outer.take("128", outer.announced("128")).tobytes(), ["words"])
-    words = inner.take("words", inner.announced("words")).copy()
-    words += np.uint64(12345)
-    return encode_arrays({"128": np.frombuffer(encode_arrays({"words": words}), np.uint8)})
+    names = ["words", "context"]
+    inner = Arrays(outer.take("128", outer.announced("128")).tobytes(), names)
+    found = {name: inner.take(name, inner.announced(name)).copy() for name in names}
+    found["words"] += np.uint64(12345)
+    return encode_arrays({"128": np.frombuffer(encode_arrays(found), np.uint8)})
 
 
 @pytest.mark.parametrize(
