@@ -1,5 +1,7 @@
 """The ClientApp: thin handlers around what a node does."""
 
+from collections.abc import Callable, Mapping
+
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -16,6 +18,7 @@ from client_app.session import fetch, prune
 from fedprune.config import RunConfig
 from fedprune.errors import ReplyRefusedError
 from fedprune.logs import set_up
+from fedprune.privacy.secure_client import SecureClient
 from fedprune.records import (
     attested_record,
     held_record,
@@ -51,6 +54,19 @@ def _asked(message: Message, context: Context) -> tuple[RunConfig, NodeContext]:
 
 def _configuration(message: Message) -> RunConfig:
     return read_configuration(str(requested(message, "config_yaml", str)))
+
+
+def _as_participant(
+    message: Message, context: Context, say: Callable[[SecureClient], Mapping[str, bytes]]
+) -> Message:
+    """Answer with what this node's half of the protocol of secure sums says."""
+
+    def work() -> RecordDict:
+        config, node = _asked(message, context)
+        with Scratch(node.scratch).exclusive():
+            return parts_record(say(SecureNode.of(config, node).client))
+
+    return answer(message, context, work)
 
 
 @app.query("handshake")
@@ -105,39 +121,30 @@ def make_keys(message: Message, context: Context) -> Message:
 def share_secrets(message: Message, context: Context) -> Message:
     """Send the others shares of this node's secrets, which only they can read."""
 
-    def work() -> RecordDict:
-        config, node = _asked(message, context)
-        adverts = read_parts(message, ["adverts"])["adverts"]
-        with Scratch(node.scratch).exclusive():
-            return parts_record({"shares": SecureNode.of(config, node).client.shares(adverts)})
+    def say(client: SecureClient) -> dict[str, bytes]:
+        return {"shares": client.shares(read_parts(message, ["adverts"])["adverts"])}
 
-    return answer(message, context, work)
+    return _as_participant(message, context, say)
 
 
 @app.query("sign")
 def sign_cohort(message: Message, context: Context) -> Message:
     """Sign who is in some secure sums, if this node agrees."""
 
-    def work() -> RecordDict:
-        config, node = _asked(message, context)
-        with Scratch(node.scratch).exclusive():
-            client, lists = SecureNode.of(config, node).client, read_parts(message)
-            return parts_record({name: client.sign(name, one) for name, one in lists.items()})
+    def say(client: SecureClient) -> dict[str, bytes]:
+        return {name: client.sign(name, one) for name, one in read_parts(message).items()}
 
-    return answer(message, context, work)
+    return _as_participant(message, context, say)
 
 
 @app.query("unmask")
 def unmask_sums(message: Message, context: Context) -> Message:
     """Send shares that open some secure sums, if enough others have signed who is in them."""
 
-    def work() -> RecordDict:
-        config, node = _asked(message, context)
-        with Scratch(node.scratch).exclusive():
-            client, asked = SecureNode.of(config, node).client, read_parts(message)
-            return parts_record({name: client.unmask(name, one) for name, one in asked.items()})
+    def say(client: SecureClient) -> dict[str, bytes]:
+        return {name: client.unmask(name, one) for name, one in read_parts(message).items()}
 
-    return answer(message, context, work)
+    return _as_participant(message, context, say)
 
 
 @app.query("fetch")

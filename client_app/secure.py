@@ -85,8 +85,7 @@ def join(config: RunConfig, node: NodeContext, order: KeysOrder) -> Keys:
     if not config.privacy.secure:
         raise ReplyRefusedError("this job's configuration does not ask for `privacy.secure`.")
     plan = _plan(order.plan)
-    job = node.scratch.parent.name.removeprefix("job-")
-    if plan.run.partition("/")[0] != job:
+    if plan.run.partition("/")[0] != node.job:
         raise ReplyRefusedError("the plan of secure sums is that of another job.")
     if plan.floor < config.privacy.min_cohort:
         raise ReplyRefusedError(

@@ -178,8 +178,7 @@ class FederatedPruning(Strategy):
             if cost:
                 log(INFO, "%s", cost)
         if self.config.privacy.secure:
-            blocks = range(self.model.num_blocks)
-            plain = sum(self.exchange.most_bytes(self.model, block) for block in blocks)
+            plain = self.exchange.total_bytes(self.model)
             text = "under masks every client will send %s a round (%s at most without)"
             log(INFO, text, size_text(sum(self._most)), size_text(plain))
             if self.config.evaluation.local_only:
@@ -502,7 +501,7 @@ class FederatedPruning(Strategy):
             active = [] if state.closed else self.cohort.active
             orders = {client.node_id: order for client in active}
             client = self.exchange_client(grid)
-            most = sum(sent.most_bytes(self.model, block) for block in blocks)
+            most = sent.total_bytes(self.model)
             replies = client.replies(
                 client.requests(orders, lambda node, order: self._shares(node) | self._told(order)),
                 exchange.name,

@@ -113,7 +113,7 @@ class Collection(BlockExchange):
 
     def announcement(self, model: PublicModel) -> str:
         """Say what is collected and what that costs."""
-        total = sum(self.most_bytes(model, block) for block in range(model.num_blocks))
+        total = self.total_bytes(model)
         return f"collects {', '.join(self.parts)}: at most {size_text(total)} from every client"
 
 

@@ -521,6 +521,10 @@ class BlockExchange(ABC):
     def most_bytes(self, model: PublicModel, block: int) -> int:
         """Return the most bytes that a client's answer about a block can take."""
 
+    def total_bytes(self, model: PublicModel) -> int:
+        """Return the most bytes that a client's answers about all blocks can take."""
+        return sum(self.most_bytes(model, block) for block in range(model.num_blocks))
+
     @abstractmethod
     def aggregator(self, task: BlockTask) -> Aggregator[Any, Any]:
         """Return empty sums for a block: a `BlockAggregator` where blocks are pruned."""

@@ -50,19 +50,23 @@ def to_fixed(values: NDArray[np.floating[Any]], clients: int = 1) -> NDArray[np.
 
 def from_fixed(words: NDArray[np.uint64]) -> NDArray[np.float64]:
     """Return the float64 numbers nearest to words of :func:`to_fixed` or their sums, flat."""
-    low, high = words[:, 0].copy(), words[:, 1].copy()
-    negative = high >> np.uint64(63) > 0
-    high, low = _negated(high, low, negative)
-    sizes = ExactSums.from_words(high, low).to_float64()
+    exact, negative = _sizes(words)
+    sizes = exact.to_float64()
     return np.where(negative, -sizes, sizes)
 
 
 def to_float32(words: NDArray[np.uint64]) -> NDArray[np.float32]:
     """Return the float32 numbers nearest to words of :func:`to_fixed` or their sums, flat."""
+    exact, negative = _sizes(words)
+    sizes = exact.to_float32()
+    return np.where(negative, -sizes, sizes)
+
+
+def _sizes(words: NDArray[np.uint64]) -> tuple[ExactSums, NDArray[np.bool_]]:
+    """Return the magnitudes of words, and which of them are negative."""
     low, high = words[:, 0].copy(), words[:, 1].copy()
     negative = high >> np.uint64(63) > 0
-    sizes = ExactSums.from_words(*_negated(high, low, negative)).to_float32()
-    return np.where(negative, -sizes, sizes)
+    return ExactSums.from_words(*_negated(high, low, negative)), negative
 
 
 def _negated(

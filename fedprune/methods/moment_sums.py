@@ -19,7 +19,6 @@ from fedprune.wire.moments import (
     Columns,
     Cross,
     InputMoments,
-    Precision,
     Sketch,
     Triangle,
     decode_moments,
@@ -138,9 +137,8 @@ class MomentSums(CountedSums, Aggregator[list[InputMoments], R], Generic[R]):
                 check_loudness(self.task, linears, float(squares.sum()), pool.seen)
             if "triangle" in part:
                 matrix = pool.result()[0].numpy()
-                check_moments(
-                    Triangle.from_matrix(matrix, _precision(self.plans[linears])), " ".join(linears)
-                )
+                triangle = Triangle.from_matrix(matrix, self.plans[linears].precision)
+                check_moments(triangle, " ".join(linears))
         self.clients = len(clients)
 
     def parts(self) -> dict[str, Keepable]:
@@ -241,10 +239,6 @@ def _exact(group: InputMoments) -> InputSums:
     exact = ExactSums(len(diagonal_of(group)))
     exact.add(diagonal_of(group))
     return InputSums(group.linears, exact, group.tokens)
-
-
-def _precision(plan: InputPlan) -> Precision:
-    return "float16" if plan.form == "float16" else "float32"
 
 
 def _form(group: InputMoments) -> tuple[str, int]:

@@ -22,7 +22,8 @@ from fedprune.methods.sketches import (
     sketch_bits,
 )
 from fedprune.methods.state import Arrays, numbers
-from fedprune.methods.word_sums import Layout, Words, WordSpec, add_words
+from fedprune.methods.word_sums import Layout, Words, WordSpec
+from fedprune.privacy.secure_masks import add_words
 from fedprune.pruning.statistics import (
     ColumnStatistics,
     Deviation,
@@ -32,7 +33,7 @@ from fedprune.pruning.statistics import (
 )
 from fedprune.seeds import derive_seed
 from fedprune.wire.inputs import input_name
-from fedprune.wire.moments import Columns, Cross, InputMoments, Sketch, Triangle
+from fedprune.wire.moments import Columns, Cross, InputMoments, Precision, Sketch, Triangle
 
 Form = Literal["float32", "float16", "eigen", "nystrom", "columns"]
 
@@ -69,6 +70,11 @@ class InputPlan:
     rank: int
     seed: int
     crossed: bool = False
+
+    @property
+    def precision(self) -> Precision:
+        """In which precision whole moments travel."""
+        return "float16" if self.form == "float16" else "float32"
 
     @property
     def most_bytes(self) -> int:
@@ -208,12 +214,11 @@ def input_moments(
 def _cross(plan: InputPlan, known: Statistic) -> Cross | None:
     if not plan.crossed or not isinstance(known, MomentStatistics):
         return None
-    precision: Literal["float32", "float16"] = "float16" if plan.form == "float16" else "float32"
     deviation = known.deviation
     if deviation is None:  # of inputs that are not seen token by token: a weight stays its target
         zeros = np.zeros((plan.width, plan.width), dtype=np.float32)
-        return Cross(zeros, zeros[0], precision)
-    return Cross(deviation.cross.cpu().numpy(), deviation.squares.cpu().numpy(), precision)
+        return Cross(zeros, zeros[0], plan.precision)
+    return Cross(deviation.cross.cpu().numpy(), deviation.squares.cpu().numpy(), plan.precision)
 
 
 def _body(plan: InputPlan, known: Statistic) -> Triangle | Sketch | Columns:
@@ -226,7 +231,7 @@ def _body(plan: InputPlan, known: Statistic) -> Triangle | Sketch | Columns:
         return eigen_sketch(moments, plan.rank)
     if plan.form == "nystrom":
         return nystrom_sketch(moments, plan.rank, plan.seed)
-    return Triangle.from_matrix(moments.numpy(), "float16" if plan.form == "float16" else "float32")
+    return Triangle.from_matrix(moments.numpy(), plan.precision)
 
 
 class MomentPool:
@@ -280,7 +285,7 @@ class MomentPool:
             self._add_matrix(whole, factor)
         if moments.cross is not None:
             self._add_cross(moments.cross, factor)
-        self._tokens += moments.tokens if self.mode == "tokens" else min(moments.tokens, 1)
+        self._tokens += self._stands_for(moments)
         self.seen += moments.tokens
 
     def result(self) -> tuple[Tensor, int]:
@@ -341,8 +346,7 @@ class MomentPool:
     def words(self, moments: InputMoments, clients: int) -> Words:
         """Return a client's moments as they are pooled; `WireError` if so many could overflow."""
         body, factor = moments.body, self._factor(moments)
-        tokens = moments.tokens if self.mode == "tokens" else min(moments.tokens, 1)
-        counts = numbers(tokens, moments.tokens)
+        counts = numbers(self._stands_for(moments), moments.tokens)
         if isinstance(body, Columns):
             raise WireError("column sums alone do not add to second moments.")
         parts = {"triangle": body.values} if isinstance(body, Triangle) else {}
@@ -395,6 +399,10 @@ class MomentPool:
         if all(name in arrays for name in _SKETCH):
             vectors, diagonal = (arrays[name].copy() for name in _SKETCH)
             self._sketch = vectors, diagonal
+
+    def _stands_for(self, moments: InputMoments) -> int:
+        """Return how many tokens a client's moments count as."""
+        return moments.tokens if self.mode == "tokens" else min(moments.tokens, 1)
 
     def _factor(self, moments: InputMoments) -> float:
         """Return what a client's moments are multiplied by."""

@@ -38,7 +38,7 @@ from fedprune.methods.exchange import (
 )
 from fedprune.methods.inputs import all_together
 from fedprune.methods.public_model import PublicModel
-from fedprune.methods.public_text import token_inputs
+from fedprune.methods.public_text import PublicText, token_inputs
 from fedprune.methods.state import Arrays, numbers
 from fedprune.methods.word_sums import Layout, Words, WordSpec, signed
 from fedprune.models.loading import LoadedModel
@@ -79,6 +79,18 @@ def guarantee(config: RunConfig) -> Guarantee:
     return _guarantee(privacy.epsilon, privacy.delta, privacy.noise_shares)
 
 
+def noise_width(config: RunConfig) -> float:
+    """Return how wide the noise is that a client adds to its own sums, in units."""
+    promise = guarantee(config)
+    return own_scale(promise.multiplier * (1 << NORM_BITS), promise.shares)
+
+
+def _public_text(model: PublicModel) -> PublicText:
+    if model.public is None:
+        raise ConfigError("`privacy.epsilon` needs statistics of public text.")
+    return model.public
+
+
 @dataclass(frozen=True)
 class Plan:
     """Which inputs are told of, and how much of a sample's length each has.
@@ -109,9 +121,7 @@ class Plan:
     @classmethod
     def of(cls, model: PublicModel) -> "Plan":
         """Return it as the server has it."""
-        if model.public is None:
-            raise ConfigError("`privacy.epsilon` needs statistics of public text.")
-        return cls(model.inputs, model.shapes, model.public.alone)
+        return cls(model.inputs, model.shapes, _public_text(model).alone)
 
     def sent(self, block: int) -> Inputs:
         """Return the inputs of a block that clients tell of."""
@@ -276,8 +286,7 @@ class NoisyExchange(BlockExchange):
                 f"block {block}: its linears share inputs in another way with these texts than "
                 "with a probe, so that a sample's part cannot be limited."
             )
-        promise = guarantee(self.config)
-        width = own_scale(promise.multiplier * (1 << NORM_BITS), promise.shares)
+        width = noise_width(self.config)
         sent = set(plan.sent(block))
         noisy = {
             f"{linears[0]}.{_NOISY}": sums.totals + discrete_gaussian(len(sums.totals), width)
@@ -342,13 +351,12 @@ class NoisyExchange(BlockExchange):
 
     def scale(self, model: PublicModel, block: int, linears: Sequence[str]) -> NDArray[np.float32]:
         """Return what public text makes of each number of an input in a sample."""
-        if model.public is None:
-            raise ConfigError("`privacy.epsilon` needs statistics of public text.")
-        known = model.public.statistics[block].get(linears[0])
+        public = _public_text(model)
+        known = public.statistics[block].get(linears[0])
         width = model.shapes[block][linears[0]][1]
         if not isinstance(known, ColumnSums) or not known.tokens:
             return np.ones(width + 1, dtype=np.float32)  # public text never reached it
-        samples = model.public.tokens / self.config.pruner.seq_len
+        samples = public.tokens / self.config.pruner.seq_len
         sums = np.append(known.sums.double().cpu().numpy(), known.tokens) / samples
         sums[:-1] = np.maximum(sums[:-1], _FLOOR * sums[:-1].mean())
         return np.maximum(sums, 1e-20).astype(np.float32)
@@ -418,8 +426,7 @@ class NoisySums(Aggregator[Arrays, Any]):
             name: np.zeros(spec.shape, dtype=np.int64) for name, spec in self._specs.items()
         }
         self.clients = 0
-        promise = guarantee(exchange.config)
-        self.width = own_scale(promise.multiplier * (1 << NORM_BITS), promise.shares)
+        self.width = noise_width(exchange.config)
 
     def check(self, payload: bytes, client: Contributor) -> Arrays:
         """Decode sums, which must be what samples and noise can come to."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedprune.config import RunConfig
-from fedprune.errors import QuorumError, WireError
+from fedprune.errors import QuorumError
 from fedprune.methods.exchange import Aggregator, BlockTask, Contributor
 from fedprune.methods.fixed_point import from_fixed, to_fixed
 from fedprune.methods.inputs import (
@@ -28,7 +28,7 @@ from fedprune.methods.moments import MomentPool, input_moments, plan_inputs
 from fedprune.methods.public_model import PublicModel
 from fedprune.methods.state import Arrays
 from fedprune.methods.statistics import StatisticSums, encode_statistic, expected
-from fedprune.methods.word_sums import Layout, Words, WordSpec, signed
+from fedprune.methods.word_sums import Layout, Words, WordSpec, roomy
 from fedprune.pruning.block_kinds import BlockKind, BlockSite
 from fedprune.pruning.blocks import Observed
 from fedprune.pruning.statistics import Statistic, StatisticKind, get_kind
@@ -246,19 +246,12 @@ class _BlockSums(Aggregator[Arrays, Arrays]):
         }
 
     def words(self, answer: Arrays, client: Contributor, clients: int) -> Words:
-        found = {}
-        for name, spec in self._specs.items():
-            array = answer[name]
-            if not _whole(spec):
-                found[name] = to_fixed(array, clients)
-                continue
-            if array.size and int(np.abs(array).max()) >= (1 << 62) // clients:
-                raise WireError(
-                    f"'{self._kind.name}.{name}' holds a number too large to be added up over "
-                    f"{clients} clients."
-                )
-            found[name] = signed(array)
-        return found
+        return {
+            name: roomy(answer[name], clients, f"{self._kind.name}.{name}")
+            if _whole(spec)
+            else to_fixed(answer[name], clients)
+            for name, spec in self._specs.items()
+        }
 
     def add_total(self, total: Mapping[str, NDArray[Any]], clients: Sequence[Contributor]) -> None:
         found = {

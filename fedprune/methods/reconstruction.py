@@ -291,12 +291,8 @@ class StepAggregator(Aggregator[tuple[dict[str, NDArray[Any]], Losses], Step]):
         """Decode a client's integers, which must be what its tokens can make."""
         arrays = decode_arrays(payload, self._expected)
         losses = Losses(*(int(n) for n in arrays.pop(_LOSSES)))
-        for loss, tokens in (
-            (losses.fitted, losses.fitted_tokens),
-            (losses.held_out, losses.held_out_tokens),
-        ):
-            if not 0 <= loss <= tokens * MOST_LOSS * _ONE:
-                raise WireError(f"a loss must be from 0 to {MOST_LOSS} a token, of 0 tokens 0.")
+        if not _possible(losses):
+            raise WireError(f"a loss must be from 0 to {MOST_LOSS} a token, of 0 tokens 0.")
         tokens = losses.fitted_tokens + losses.held_out_tokens
         if client.tokens and tokens != client.tokens:
             raise WireError(
@@ -327,12 +323,8 @@ class StepAggregator(Aggregator[tuple[dict[str, NDArray[Any]], Losses], Step]):
     def add_total(self, total: Mapping[str, NDArray[Any]], clients: Sequence[Contributor]) -> None:
         """See `Aggregator.add_total`."""
         losses = Losses(*(int(n) for n in total[_LOSSES].view(np.int64)))
-        for loss, tokens in (
-            (losses.fitted, losses.fitted_tokens),
-            (losses.held_out, losses.held_out_tokens),
-        ):
-            if not 0 <= loss <= tokens * MOST_LOSS * _ONE:
-                raise WireError("the sum of losses is none that clients can have.")
+        if not _possible(losses):
+            raise WireError("the sum of losses is none that clients can have.")
         for name in self._sums:
             self._sums[name] += total[name].view(np.int64)
         self._losses += losses
@@ -473,6 +465,17 @@ class Refinement:
                 )
             made[name] = SparseWeight(mask_of(self._changes[name]), stored)
         return made
+
+
+def _possible(losses: Losses) -> bool:
+    """Whether losses, or their sums, are such as so many tokens can have."""
+    return all(
+        0 <= loss <= tokens * MOST_LOSS * _ONE
+        for loss, tokens in (
+            (losses.fitted, losses.fitted_tokens),
+            (losses.held_out, losses.held_out_tokens),
+        )
+    )
 
 
 def _values(change: Change, weight: Tensor) -> NDArray[np.float64]:

@@ -14,13 +14,11 @@ from numpy.typing import NDArray
 
 from fedprune.errors import ConfigError, QuorumError, WireError
 from fedprune.methods.state import Arrays, numbers
-from fedprune.methods.word_sums import Layout, Words, WordSpec, pair, signed
+from fedprune.methods.word_sums import Layout, Words, WordSpec, pair, roomy
 from fedprune.pruning.statistics import ColumnStatistics, Statistic, StatisticKind
 from fedprune.wire.sums import BITS, LIMIT, ExactSums, InputSums
 
 _LARGEST = np.nextafter(np.float32(LIMIT), np.float32(0))
-
-_ROOM = 1 << 62  # what a sum of words with a sign stays below
 
 Pooling = Literal["tokens", "clients", "scaled"]
 
@@ -70,13 +68,10 @@ class StatisticPool:
         """
         known = found if found.tokens else self._example(0)
         arrays = {**self._kind.arrays(known), "tokens": np.array([known.tokens])}
-        for name, array in arrays.items():
-            if array.size and max(abs(int(array.min())), int(array.max())) >= _ROOM // clients:
-                raise WireError(
-                    f"'{self._kind.name}.{name}' holds a number too large to be added up over "
-                    f"{clients} clients."
-                )
-        return {name: signed(array) for name, array in arrays.items()}
+        return {
+            name: roomy(array, clients, f"{self._kind.name}.{name}")
+            for name, array in arrays.items()
+        }
 
     def read_total(self, total: Mapping[str, NDArray[Any]]) -> Statistic:
         """Return the statistic of sums of words, for :meth:`add`; WireError if it cannot be one."""

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedprune.errors import WireError
+from fedprune.privacy.secure_sums import BITS
 
-WIDTHS = (8, 16, 32, 64, 128)
-"""The bits that a word can have."""
+_ROOM = 1 << 62  # what a sum of words with a sign stays below
 
 Words = dict[str, NDArray[Any]]
 """Name -> words: uint8 to uint64 of shape (count,), of 128 bits uint64 of shape (count, 2), the
@@ -32,7 +32,7 @@ class WordSpec:
     count : int
         How many.
     bits : int
-        Of each, one of :data:`WIDTHS`.
+        Of each, one of :data:`fedprune.privacy.secure_sums.BITS`.
     """
 
     count: int
@@ -60,18 +60,7 @@ Layout = dict[str, WordSpec]
 
 def counter_bits(most: int) -> int:
     """Return the bits of a word that counts up to ``most``."""
-    return next(bits for bits in WIDTHS if most >> bits == 0)
-
-
-def add_words(total: NDArray[Any], words: NDArray[Any]) -> None:
-    """Add words to a running sum in place, modulo two to the power of their bits."""
-    if words.ndim == 1:
-        total += words
-        return
-    total[:, 0] += words[:, 0]
-    carry = total[:, 0] < words[:, 0]
-    total[:, 1] += words[:, 1]
-    total[:, 1] += carry
+    return next(bits for bits in BITS if most >> bits == 0)
 
 
 def check_words(words: Mapping[str, NDArray[Any]], layout: Layout) -> None:
@@ -101,6 +90,13 @@ def part_of(words: Mapping[str, NDArray[Any]], part: str) -> Words:
     """Return the words of one part of what :func:`prefixed` made."""
     prefix = f"{part}/"
     return {n.removeprefix(prefix): w for n, w in words.items() if n.startswith(prefix)}
+
+
+def roomy(array: NDArray[np.int64], clients: int, what: str) -> NDArray[np.uint64]:
+    """Return integers as :func:`signed`; WireError if so many clients' like them could overflow."""
+    if array.size and max(abs(int(array.min())), int(array.max())) >= _ROOM // clients:
+        raise WireError(f"'{what}' holds a number too large to be added up over {clients} clients.")
+    return signed(array)
 
 
 def signed(words: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint64]:

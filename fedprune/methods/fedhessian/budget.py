@@ -50,7 +50,7 @@ def fit_budget(config: RunConfig, size: Size) -> RunConfig:
     if strategy.target == "dense":  # of which a sketch leaves out what counts
         needed = size(_sized(config, "float16", None))
         raise ConfigError(
-            f"`strategy.budget_mb` must be at least {ceil(needed / 1e4) / 100:g} with "
+            f"`strategy.budget_mb` must be at least {_megabytes(needed):g} with "
             f"strategy.target=dense, which takes whole moments, got {strategy.budget_mb:g}. Raise "
             "it, or set strategy.target=pruned."
         )
@@ -61,7 +61,7 @@ def fit_budget(config: RunConfig, size: Size) -> RunConfig:
     needed = size(_sized(config, sketch, least))
     if needed > budget:
         raise ConfigError(
-            f"`strategy.budget_mb` must be at least {ceil(needed / 1e4) / 100:g} to pay for the "
+            f"`strategy.budget_mb` must be at least {_megabytes(needed):g} to pay for the "
             f"diagonals of the second moments of this model, got {strategy.budget_mb:g}. Raise it, "
             f"or set strategy={strategy_for('wanda')} pruner=wanda, which sends column sums alone."
         )
@@ -86,6 +86,11 @@ def _fewest_bits(config: RunConfig, sketch: str, size: Size) -> int:
         else:
             high = middle
     return low
+
+
+def _megabytes(size: int) -> float:
+    """Return bytes as megabytes, rounded up to a hundredth."""
+    return ceil(size / 1e4) / 100
 
 
 def _sized(config: RunConfig, moments: str, steps: int | None) -> RunConfig:

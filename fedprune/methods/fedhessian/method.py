@@ -70,7 +70,7 @@ class MomentExchange(BlockExchange):
 
     def announcement(self, model: PublicModel) -> str:
         """Say what it costs."""
-        total = _most_bytes(self, model)
+        total = self.total_bytes(model)
         masks = sum(map(model.mask_bytes, range(model.num_blocks)))
         crossed = " and cross moments with the dense model's inputs" if self.carries_dense else ""
         return (
@@ -99,7 +99,7 @@ class FedHessian(Method):
         if config.strategy.budget_mb is None:
             return config
         before = 0 if self.survey(config) is None else _survey_bytes(model)
-        return fit_budget(config, lambda one: before + _most_bytes(self.exchange(one), model))
+        return fit_budget(config, lambda one: before + self.exchange(one).total_bytes(model))
 
 
 _COLUMN_BYTES = 5  # of an exact sum as sums of squares are; what one can take at most is far more
@@ -113,11 +113,6 @@ def _survey_bytes(model: PublicModel) -> int:
         for inputs, shapes in zip(model.inputs, model.shapes, strict=True)
         for linears in inputs
     )
-
-
-def _most_bytes(exchange: BlockExchange, model: PublicModel) -> int:
-    """Return the most bytes of a client's answers about all blocks."""
-    return sum(exchange.most_bytes(model, block) for block in range(model.num_blocks))
 
 
 METHOD = FedHessian()

@@ -10,7 +10,8 @@ from fedprune.methods.exchange import BlockTask, Contributor
 from fedprune.methods.public_model import PublicModel
 from fedprune.methods.reconstruction import ReconstructExchange, Refinement, Step
 from fedprune.methods.registry import exchanges
-from fedprune.methods.word_sums import add_words, check_words
+from fedprune.methods.word_sums import check_words
+from fedprune.privacy.secure_masks import add_words
 from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.paired import PairedWalk
 from fedprune.pruning.reconstruction import BETAS, EPSILON, FRACTION_BITS, Losses, unit_of

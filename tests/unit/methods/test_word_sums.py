@@ -7,8 +7,9 @@ from fedprune.config import config_from_overrides
 from fedprune.errors import WireError
 from fedprune.methods.exchange import BlockTask, Contributor
 from fedprune.methods.registry import exchanges, get_method
-from fedprune.methods.word_sums import WordSpec, add_words, check_words, counter_bits
+from fedprune.methods.word_sums import WordSpec, check_words, counter_bits
 from fedprune.models.loading import load_model
+from fedprune.privacy.secure_masks import add_words
 from fedprune.pruning.groups import BlockSpec
 from tests.support.architectures import tiny_model
 from tests.support.statistics import answers, drawn, public
