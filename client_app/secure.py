@@ -36,7 +36,6 @@ from fedprune.models.loading import LoadedModel
 from fedprune.privacy.secure_client import SecureClient
 from fedprune.privacy.secure_sums import Signer, SumPlan, Verifier
 from fedprune.privacy.unsigned import Unsigned
-from fedprune.pruning.block_kinds import BlockSite
 from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.structured import unit_pruner
 from fedprune.pruning.units import find_units
@@ -301,22 +300,9 @@ class SecureNode:
 
 def _public_model(config: RunConfig, loaded: LoadedModel, inputs: Inputs) -> PublicModel:
     """Return this node's model as the server's aggregators know it."""
-    layout, blocks = loaded.layout, range(len(loaded.layout.blocks))
     structured = unit_pruner(make_pruner(config.pruner))
-    return PublicModel(
-        shapes=tuple(layout.shapes()),
-        config_hash="",
-        weights_hash="",
-        code_hash="",
-        weight=loaded.weight,
-        inputs=inputs,
-        sites=tuple(BlockSite.of(loaded, block) for block in blocks),
-        experts=tuple(
-            frozenset(name for name, ref in layout.linears(block).items() if ref.expert)
-            for block in blocks
-        ),
-        units=None if structured is None else find_units(loaded, structured.structure),
-    )
+    units = None if structured is None else find_units(loaded, structured.structure)
+    return PublicModel.of(loaded, inputs=inputs, units=units)
 
 
 def _mark(order: Order) -> bytes:

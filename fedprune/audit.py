@@ -372,8 +372,7 @@ class _Noise:
         except ConfigError:
             return None
         public = PublicText.of(exchange.config, loaded, ColumnSquares())
-        shapes = tuple(loaded.layout.shapes())
-        model = PublicModel(shapes, "", "", "", loaded.weight, plan.inputs, public=public)
+        model = PublicModel.of(loaded, inputs=plan.inputs, public=public)
         return cls(exchange, model, plan)
 
     @property

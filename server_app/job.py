@@ -42,7 +42,6 @@ from fedprune.models.selection import select
 from fedprune.models.transfer import Offer
 from fedprune.models.unread import describe
 from fedprune.privacy.attestation import MODEL, SIGNATURES, STATISTICS
-from fedprune.pruning.block_kinds import BlockSite
 from fedprune.pruning.blocks import input_groups
 from fedprune.pruning.compaction import plan_narrowing
 from fedprune.pruning.loudness import most_mean_squares
@@ -442,28 +441,18 @@ def _public_model(  # noqa: PLR0913 - what nodes may need
     asks: bool,
 ) -> PublicModel:
     """Describe the model to those who are asked, and what their answers are held against."""
-    layout = loaded.layout
     traced = any(exchange.shares_inputs for exchange in exchanges(config).values())
-    return PublicModel(
-        shapes=tuple(
-            {name: ref.shape for name, ref in layout.linears(block).items()}
-            for block in range(len(layout.blocks))
-        ),
+    return PublicModel.of(
+        loaded,
         config_hash=marks.config,
         weights_hash=marks.weights,
         code_hash=source_digest(),
-        weight=lambda block, name: loaded.weight(block, name),
         inputs=input_groups(loaded) if traced else (),
         loudness=most_mean_squares(loaded) if traced and asks else (),
         offer=offer,
         units=units,
         output_moments=OutputMoments(config, loaded),
         sensitivities=cache(partial(mean_squares, config, loaded)),
-        sites=tuple(BlockSite.of(loaded, block) for block in range(len(layout.blocks))),
-        experts=tuple(
-            frozenset(name for name, ref in layout.linears(block).items() if ref.expert)
-            for block in range(len(layout.blocks))
-        ),
         public=_public_text(config, loaded),
     )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from torch import Tensor
 from fedprune.config import Pattern
 from fedprune.errors import ModelError
 from fedprune.methods.public_text import PublicText
+from fedprune.models.loading import LoadedModel
 from fedprune.models.transfer import Offer
 from fedprune.pruning.block_kinds import BlockSite
 from fedprune.pruning.groups import check_divides
@@ -70,6 +72,24 @@ class PublicModel:
     public: PublicText | None = None
     sensitivities: Callable[[], tuple[Mapping[str, float], ...]] = tuple
     output_moments: Callable[[int], Mapping[str, Tensor]] = lambda _block: {}
+
+    @classmethod
+    def of(cls, loaded: LoadedModel, **told: Any) -> Self:
+        """Describe a model that is here; ``told`` are the fields that it does not say itself."""
+        layout, blocks = loaded.layout, range(len(loaded.layout.blocks))
+        own: dict[str, Any] = {
+            "shapes": tuple(layout.shapes()),
+            "config_hash": "",
+            "weights_hash": "",
+            "code_hash": "",
+            "weight": loaded.weight,
+            "sites": tuple(BlockSite.of(loaded, block) for block in blocks),
+            "experts": tuple(
+                frozenset(name for name, ref in layout.linears(block).items() if ref.expert)
+                for block in blocks
+            ),
+        }
+        return cls(**(own | told))
 
     @property
     def num_blocks(self) -> int:

@@ -6,7 +6,7 @@ wide as the total asks for, so none can overflow. Inside, the planes count the c
 weight, which is what a mask's bits say; votes, the clients that prune it, are the rest.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from fedprune.errors import ConfigError, WireError
 from fedprune.methods.state import Arrays, numbers
-from fedprune.methods.word_sums import Layout, WordSpec, counter_bits
+from fedprune.methods.word_sums import Layout, WordSpec, counter_bits, part_of
 from fedprune.methods.word_sums import Words as Sent
-from fedprune.pruning.groups import MaskSpec, check_votes
+from fedprune.pruning.groups import BlockSpec, check_votes
 from fedprune.wire.masks import BitMask, packed_size
 
 Words = NDArray[np.uint64]
@@ -218,40 +218,40 @@ class VoteCounter:
             self._planes.append(np.zeros(_words(self.numel), dtype=np.uint64))
 
 
-def check_vote(
-    words: Mapping[str, NDArray[Any]],
-    clients: Sequence[object],
-    spec: MaskSpec,
-    shape: tuple[int, int],
-    name: str,
-    routed: bool,
-) -> None:
-    """Refuse sums of votes that so many clients' masks cannot come to.
+def checked_votes(
+    total: Mapping[str, NDArray[Any]],
+    clients: int,
+    spec: BlockSpec,
+    shapes: Mapping[str, tuple[int, int]],
+    routed: Collection[str],
+) -> dict[str, Sent]:
+    """Return sums of a block's votes by linear; none that so many clients' masks cannot come to.
 
     Parameters
     ----------
-    words : Mapping[str, NDArray]
-        Sums of :meth:`VoteCounter.words`.
-    clients : Sequence
-        Whose they are.
-    spec : MaskSpec
-        What every client's mask looks like.
-    shape : tuple of int
-        (d_out, d_in).
-    name : str
-        The linear, for the message.
-    routed : bool
-        Whether clients may abstain.
+    total : Mapping[str, NDArray]
+        Sums of :meth:`VoteCounter.words`, and what goes with them, each behind its linear's name.
+    clients : int
+        How many clients' they are.
+    spec : BlockSpec
+        What every client's masks look like.
+    shapes : Mapping[str, tuple[int, int]]
+        Name of the linear -> (d_out, d_in).
+    routed : Collection of str
+        Linears of which clients may abstain.
 
     Raises
     ------
     WireError
-        Saying what is wrong.
+        Saying what is wrong, and of which linear.
     """
-    (voters,) = (int(n) for n in words["clients"])
-    if voters > len(clients) or (voters < len(clients) and not routed):
-        raise WireError(f"linear '{name}': {voters} votes of {len(clients)} clients.")
-    check_votes(words["keeps"].reshape(shape), voters, spec, name)
+    parts = {name: part_of(total, name) for name in shapes}
+    for name, part in parts.items():
+        (voters,) = (int(n) for n in part["clients"])
+        if voters > clients or (voters < clients and name not in routed):
+            raise WireError(f"linear '{name}': {voters} votes of {clients} clients.")
+        check_votes(part["keeps"].reshape(shapes[name]), voters, spec.of(name), name)
+    return parts
 
 
 def _check_weight(weight: int, total: int) -> None:

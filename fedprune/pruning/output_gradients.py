@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -38,8 +39,15 @@ Take = Callable[[int, Mapping[str, Any]], None]
 """What is told of a block, the last one first: name of the linear -> statistic of its outputs."""
 
 
+_WRITTEN: "WeakKeyDictionary[nn.Module, dict[tuple[object, ...], list[Tensor]]]" = (
+    WeakKeyDictionary()
+)
+
+
 def own_texts(config: RunConfig, model: LoadedModel) -> list[Tensor]:
     """Return texts that the public model writes, which follow from `seed` alone.
+
+    They are written once for a loaded model: an allocation and a solver may both ask for them.
 
     Parameters
     ----------
@@ -48,10 +56,14 @@ def own_texts(config: RunConfig, model: LoadedModel) -> list[Tensor]:
     model : LoadedModel
         The dense model.
     """
-    length = min(config.pruner.seq_len, _LENGTH)
+    count, length = config.allocation.texts, min(config.pruner.seq_len, _LENGTH)
     seed = derive_seed(config.seed, "own texts")
     device, limits = pick_device(config.pruner.device), Limits.of(config.pruner)
-    return list(write_texts(model, config.allocation.texts, length, seed, device, limits))
+    written = _WRITTEN.setdefault(model.model, {})
+    key = count, length, seed, str(device)
+    if key not in written:
+        written[key] = list(write_texts(model, count, length, seed, device, limits))
+    return written[key]
 
 
 def output_statistics(

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fedprune.errors import ModelError
 from fedprune.models.changes import masked_weight
+from fedprune.models.experts import by_expert
 from fedprune.models.layout import LinearRef
 from fedprune.pruning.paired import PairedWalk
 from fedprune.seeds import derive_seed
@@ -258,14 +259,16 @@ class BlockFit:
         slices: dict[str, list[Tensor]] = {}
         for name, values in survivors.items():
             linear, mask = self._linears[name], self._masks[name]
-            whole = torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, values)
-            stored = whole.T if linear.transposed else whole
+            matrix = torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, values)
+            stored = matrix.T if linear.transposed else matrix
             if linear.expert is None:
                 tensors[linear.key] = stored
             else:
-                parts = slices.setdefault(linear.key, list(self._dense[linear.key].unbind(0)))
+                whole = by_expert(self._dense[linear.key], linear.expert.stacked)
+                parts = slices.setdefault(linear.key, list(whole.unbind(0)))
                 parts[linear.expert.index] = stored
-        return tensors | {key: torch.stack(parts) for key, parts in slices.items()}
+        made = {key: torch.stack(parts) for key, parts in slices.items()}
+        return tensors | {key: one.view_as(self._dense[key]) for key, one in made.items()}
 
 
 def _counted(loss: Tensor) -> int:

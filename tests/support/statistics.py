@@ -17,7 +17,6 @@ from fedprune.methods.statistics_folder import (
 )
 from fedprune.models.fingerprint import fingerprint
 from fedprune.models.loading import LoadedModel
-from fedprune.pruning.block_kinds import BlockSite
 from fedprune.pruning.blocks import BlockWalk, input_groups
 from fedprune.pruning.groups import BlockSpec
 
@@ -25,16 +24,7 @@ DENSE = BlockSpec(0.0, "unstructured", "row")
 
 
 def public(loaded: LoadedModel) -> PublicModel:
-    blocks = range(len(loaded.layout.blocks))
-    return PublicModel(
-        tuple(loaded.layout.shapes()),
-        "",
-        "",
-        "",
-        loaded.weight,
-        input_groups(loaded),
-        sites=tuple(BlockSite.of(loaded, block) for block in blocks),
-    )
+    return PublicModel.of(loaded, inputs=input_groups(loaded))
 
 
 def drawn(loaded: LoadedModel, clients: int, samples: int = 2, tokens: int = 24, seed: int = 0):

@@ -21,8 +21,8 @@ from fedprune.methods.exchange import (
 )
 from fedprune.methods.state import Arrays, Keepable, gathered, scattered
 from fedprune.methods.vote_selection import Rule, select, select_nm
-from fedprune.methods.votes import VoteCounter, check_vote
-from fedprune.methods.word_sums import Layout, Words, part_of, prefixed
+from fedprune.methods.votes import VoteCounter, checked_votes
+from fedprune.methods.word_sums import Layout, Words, prefixed
 from fedprune.pruning.groups import block_spec, check_mask
 from fedprune.pruning.statistics import ColumnStatistics
 from fedprune.pruning.wanda import MagnitudePruner, WandaPruner
@@ -97,10 +97,8 @@ class VoteAggregator(BlockAggregator[dict[str, BitMask]]):
 
     def add_total(self, total: Mapping[str, NDArray[Any]], clients: Sequence[Contributor]) -> None:
         """Take the votes of all clients; each group has as many as they have survivors."""
-        parts = {name: part_of(total, name) for name in self._counters}
         routed = self.task.model.routed(self.task.block)
-        for name, part in parts.items():
-            check_vote(part, clients, self._spec.of(name), self.shapes[name], name, name in routed)
+        parts = checked_votes(total, len(clients), self._spec, self.shapes, routed)
         for name, part in parts.items():
             self._counters[name].add_total(part)
 

@@ -22,8 +22,8 @@ from fedprune.methods.exchange import (
 from fedprune.methods.l0 import WeightSums, expand
 from fedprune.methods.state import Arrays, gathered, scattered
 from fedprune.methods.vote_selection import Rule
-from fedprune.methods.votes import check_vote
-from fedprune.methods.word_sums import Layout, Words, part_of, prefixed
+from fedprune.methods.votes import checked_votes
+from fedprune.methods.word_sums import Layout, Words, prefixed
 from fedprune.pruning.groups import MaskSpec, block_spec, check_mask
 from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.wanda import MagnitudePruner
@@ -94,10 +94,8 @@ class SurvivorAggregator(BlockAggregator[dict[str, SparseWeight]]):
 
     def add_total(self, total: Mapping[str, NDArray[Any]], clients: Sequence[Contributor]) -> None:
         """Take the sums of all clients; each group has as many votes as they have survivors."""
-        parts = {name: part_of(total, name) for name in self._sums}
         routed = self.task.model.routed(self.task.block)
-        for name, part in parts.items():
-            check_vote(part, clients, self._spec.of(name), self.shapes[name], name, name in routed)
+        parts = checked_votes(total, len(clients), self._spec, self.shapes, routed)
         for name, part in parts.items():
             self._sums[name].add_total(part)
 
