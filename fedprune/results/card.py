@@ -260,11 +260,16 @@ def privacy_statement(config: RunConfig, results: Mapping[str, Any]) -> str:
     sent = [words["sends"]]
     if surveyed:
         sent.append("before that, sums of squared inputs of the dense model")
+    fitted = config.reconstruct.name != "none"
+    if fitted:
+        sent.append("which way its texts move every block's survivors: sums of gradients")
     if config.evaluation.local_only or config.evaluation.federated:
         sent.append("perplexities that it measured")
     sent.append("its name, numbers of samples and tokens, times, memory, versions and hashes")
     # There is agreement where clients sent masks.
-    public = config.pruner.name == "magnitude" and results["agreement"] and not surveyed
+    public = (
+        config.pruner.name == "magnitude" and results["agreement"] and not surveyed and not fitted
+    )
     told = f"{words['tells']} {_WORDS} {_END}"
     if public:
         told = f"{_PUBLIC} {_END}"
@@ -273,4 +278,5 @@ def privacy_statement(config: RunConfig, results: Mapping[str, Any]) -> str:
     left = f"Each client sent the server: {'; '.join(sent)}."
     if "secure" in words:
         left = f"{left} {secure_sentences(words['secure'])}"
-    return f"{left} No text, token, hidden state or gradient left a client. {told}"
+    never = "text, token or hidden state" if fitted else "text, token, hidden state or gradient"
+    return f"{left} No {never} left a client. {told}"

@@ -108,8 +108,9 @@ def test_sums_do_not_depend_on_who_holds_which_sample():
     assert losses.held_out_tokens and losses.fitted_tokens
 
 
-def test_experts_survivors_have_gradients():
-    model, samples = tiny_model("mixtral"), token_samples(3, 24)
+@pytest.mark.parametrize("family", ["mixtral", "dbrx"])  # a dimension for experts; stacked rows
+def test_experts_survivors_have_gradients(family):
+    model, samples = tiny_model(family), token_samples(3, 24)
     sums, losses = fit_of(model, samples).gradient()
     experts = [name for name, ref in model.layout.linears(1).items() if ref.expert]
     assert sum(bool(sums[name].any()) for name in experts) > len(experts) // 2

@@ -172,3 +172,15 @@ def test_a_model_of_images_says_what_was_pruned_and_how_it_is_loaded():
     assert "model.language_model.layers" in text
     assert "AutoModelForImageTextToText.from_pretrained(folder)" in text
     assert "AutoProcessor.from_pretrained(folder)" in text
+
+
+def test_gradients_that_leave_a_client_are_told():
+    plain = statement("strategy=fedstats", "schedule=iterative")
+    assert "No text, token, hidden state or gradient left a client" in plain
+    for pruner in ("wanda", "magnitude"):
+        method = "fedstats" if pruner == "wanda" else "fedprllm"
+        told = statement(
+            f"strategy={method}", f"pruner={pruner}", "schedule=iterative", "reconstruct=fedavg"
+        )
+        assert "sums of gradients" in told and "or gradient left" not in told
+        assert "public weights alone" not in told
