@@ -2,7 +2,6 @@
 
 import errno
 import json
-import random
 import time
 from pathlib import Path
 
@@ -16,19 +15,14 @@ from server_app.job import run_job
 from server_app.run_folder import RunFolder
 from strategies.exchange import WorkerDiedError
 from tests.support.grid import LocalGrid
-from tests.support.jobs import QUIET, masks_of, opt_folder, same_masks
+from tests.support.jobs import QUIET, masks_of, same_masks, small_inputs
 
 CLIENTS = 3
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> list[str]:
-    folder = tmp_path_factory.mktemp("inputs")
-    draw, words = random.Random(0), "return the sum of all that a list of numbers holds".split()
-    lines = [json.dumps({"text": " ".join(draw.choices(words, k=400))}) for _ in range(12)]
-    (folder / "texts.jsonl").write_text("\n".join(lines))
-    model = opt_folder(folder / "opt")
-    return [f"model={model}", f"data={folder / 'texts.jsonl'}", "data.partition=iid"]
+    return small_inputs(tmp_path_factory.mktemp("inputs"), texts=12)
 
 
 class Stopping(LocalGrid):

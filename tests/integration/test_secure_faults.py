@@ -14,7 +14,7 @@ from fedprune.flower.messages import set_message_id
 from fedprune.models.export import SIDECAR
 from server_app.job import run_job
 from tests.support.grid import LocalGrid
-from tests.support.jobs import QUIET, opt_folder
+from tests.support.jobs import QUIET, small_inputs
 
 CLIENTS = 5
 STAGES = ("query.keys", "query.shares", "train.prune", "query.sign", "query.unmask")
@@ -23,12 +23,7 @@ SUMS = "strategy=fedstats schedule=iterative"
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> list[str]:
-    folder = tmp_path_factory.mktemp("inputs")
-    draw, words = random.Random(0), "return the sum of all that a list of numbers holds".split()
-    lines = [json.dumps({"text": " ".join(draw.choices(words, k=400))}) for _ in range(30)]
-    (folder / "texts.jsonl").write_text("\n".join(lines))
-    model = opt_folder(folder / "opt")
-    return [f"model={model}", f"data={folder / 'texts.jsonl'}", "data.partition=iid"]
+    return small_inputs(tmp_path_factory.mktemp("inputs"), texts=30)
 
 
 class Vanishing(LocalGrid):

@@ -160,3 +160,12 @@ def small_messages(monkeypatch, size: int) -> None:
     """Let messages be so small that replies and updates travel in several."""
     for module in ("messages", "course", "evaluation"):
         monkeypatch.setattr(f"strategies.{module}.MESSAGE_BYTES", size)
+
+
+def small_inputs(folder, texts: int) -> list[str]:
+    """Write a small OPT and so many texts; return the overrides that name them."""
+    draw, words = random.Random(0), "return the sum of all that a list of numbers holds".split()
+    lines = [json.dumps({"text": " ".join(draw.choices(words, k=400))}) for _ in range(texts)]
+    (folder / "texts.jsonl").write_text("\n".join(lines))
+    model = opt_folder(folder / "opt")
+    return [f"model={model}", f"data={folder / 'texts.jsonl'}", "data.partition=iid"]

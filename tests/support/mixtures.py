@@ -104,14 +104,7 @@ def tiny_mixture_folder(family: str, folder):
     config.vocab_size = 1024
     # What a family calls its positions.
     setattr(config, "max_seq_len" if family == "dbrx" else "max_position_embeddings", 256)
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(1)
-        model = hf.AutoModelForCausalLM.from_config(config)
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
-    model.save_pretrained(folder)
-    hf.AutoTokenizer.from_pretrained(demo_model_path()).save_pretrained(folder)
-    return folder
+    return _saved(config, folder, seed=1)
 
 
 def mixture_folder(folder):
@@ -128,8 +121,12 @@ def mixture_folder(folder):
         "num_experts_per_tok": 2,
     }
     config = hf.MixtralConfig(**sizes)
+    return _saved(config, folder, seed=0)
+
+
+def _saved(config, folder, seed):
     with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         model = hf.AutoModelForCausalLM.from_config(config)
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))
