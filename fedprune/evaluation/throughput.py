@@ -1,8 +1,10 @@
 """How fast models read and write text, what memory they take, side by side on this machine.
 
-Each model has a process of its own, so that its memory is its own, and the models take turns: what
-else the machine does at the time slows all of them. A ratio is the median over the rounds of the
-quotient of two times that lie next to each other.
+Each model has a process of its own, so that its memory is its own, and the models take turns, in
+one order and then in the other: what else the machine does at the time slows all of them, and what
+a model leaves in the caches is not always at the cost of the same one. A turn lasts long enough for
+a small model to be timed. A ratio is the median over the rounds of the quotient of two times that
+lie next to each other.
 """
 
 import multiprocessing
@@ -28,6 +30,7 @@ NEW_TOKENS = 32
 
 _ROUNDS = 5
 _PROMPT = 16  # tokens that writing starts from
+_LEAST_S = 0.25  # of a turn; a model that needs less is run several times
 _WAIT_S = 600.0  # for a model to load, or for one round
 
 
@@ -115,9 +118,11 @@ def compare_throughput(
 def _turns(workers: Sequence["_Worker"], what: str, tokens: int, rounds: int) -> list[list[float]]:
     """Return the seconds of each round, by model; the first round only warms up."""
     seconds: list[list[float]] = [[] for _ in workers]
+    turns = list(zip(workers, seconds, strict=True))
     for _ in range(rounds + 1):
-        for worker, found in zip(workers, seconds, strict=True):
+        for worker, found in turns:
             found.append(worker.ask(what, tokens))
+        turns.reverse()
     return [found[1:] for found in seconds]
 
 
@@ -210,22 +215,28 @@ class _Served:
             % self._model.config.get_text_config().vocab_size
         )
         self._wait()
-        started = time.perf_counter()
-        with torch.inference_mode():
-            if what == "read":
-                self._model(input_ids=ids, use_cache=False)
-            else:
-                self._model.generate(
-                    ids,
-                    attention_mask=torch.ones_like(ids),
-                    do_sample=False,
-                    num_beams=1,
-                    min_new_tokens=tokens,
-                    max_new_tokens=tokens,
-                    pad_token_id=0,
-                )
-        self._wait()
-        return time.perf_counter() - started
+        started, runs = time.perf_counter(), 0
+        while not runs or time.perf_counter() - started < _LEAST_S:
+            self._run(what, ids, tokens)
+            self._wait()
+            runs += 1
+        return (time.perf_counter() - started) / runs
+
+    @torch.inference_mode()
+    def _run(self, what: str, ids: torch.Tensor, tokens: int) -> None:
+        """Read a text, or write one."""
+        if what == "read":
+            self._model(input_ids=ids, use_cache=False)
+            return
+        self._model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            num_beams=1,
+            min_new_tokens=tokens,
+            max_new_tokens=tokens,
+            pad_token_id=0,
+        )
 
     def _peak(self) -> int:
         if self._device.type == "cuda":
