@@ -63,7 +63,7 @@ from server_app.run_folder import RunFolder, StateFiles, Tally, TrackedTally
 from strategies import FederatedPruning, PublicModel, strategy_class
 from strategies.cohort import Client, Cohort
 from strategies.messages import MESSAGE_BYTES
-from strategies.progress import show
+from strategies.progress import Report, listening, show
 from strategies.signatures import gather_signatures
 from strategies.state import RunState
 
@@ -249,7 +249,8 @@ def _run(  # noqa: PLR0913 - what a job is made of
         narrowing = plan_narrowing(loaded, make_pruner(config.pruner), config.sparsity)
         units = None if narrowing is None else narrowing.units
         asks = not isinstance(source, StatisticsFolder)
-        model = _public_model(config, loaded, marks, _offer(config, loaded), units, asks)
+        offer, report = _offer(config, loaded), listening(status)
+        model = _public_model(config, loaded, marks, offer, units, asks, report)
         config = get_method(config.strategy.name).settled(config, model)
     covered = coverage(loaded.layout)
     covered.tell()
@@ -439,6 +440,7 @@ def _public_model(  # noqa: PLR0913 - what nodes may need
     offer: Offer | None,
     units: Units | None,
     asks: bool,
+    report: Report,
 ) -> PublicModel:
     """Describe the model to those who are asked, and what their answers are held against."""
     traced = any(exchange.shares_inputs for exchange in exchanges(config).values())
@@ -451,8 +453,8 @@ def _public_model(  # noqa: PLR0913 - what nodes may need
         loudness=most_mean_squares(loaded) if traced and asks else (),
         offer=offer,
         units=units,
-        output_moments=OutputMoments(config, loaded),
-        sensitivities=cache(partial(mean_squares, config, loaded)),
+        output_moments=OutputMoments(config, loaded, report),
+        sensitivities=cache(partial(mean_squares, config, loaded, report)),
         public=_public_text(config, loaded),
     )
 

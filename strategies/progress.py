@@ -111,6 +111,18 @@ def surveying(status: RunStatus) -> Report:
     return _counting(status, "survey", "clients measure the dense model")
 
 
+def listening(status: RunStatus) -> Report:
+    """Return what to tell while the model writes texts and the loss is followed back on them."""
+    pace = Pace()
+
+    def report(done: int, total: int) -> None:
+        if pace.due(done / total):
+            what = "the public model writes texts, to tell what its loss minds; no client is asked"
+            show(status, "survey", done, total, what)
+
+    return report
+
+
 def keying(status: RunStatus) -> Report:
     """Return what to tell after each answer while keys for secure sums are exchanged."""
     return _counting(status, "keys", "clients have sent keys, or shares of their secrets")

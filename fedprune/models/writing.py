@@ -5,6 +5,7 @@ kept between two tokens. So only one block need fit the device, and the cost is 
 half as many tokens again for each token written: it is meant for short texts.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -17,13 +18,14 @@ from fedprune.models.loading import LoadedModel
 from fedprune.models.walk import ModelWalk
 
 
-def write_texts(
+def write_texts(  # noqa: PLR0913 - a draw, a device, and whom to tell
     model: LoadedModel,
     count: int,
     length: int,
     seed: int,
     device: str | torch.device = "cpu",
     limits: Limits = DEFAULT,
+    report: Callable[[int], None] = lambda _tokens: None,
 ) -> Tensor:
     """Return texts that a model writes, each begun by the token that begins or ends a text.
 
@@ -44,6 +46,8 @@ def write_texts(
         Where blocks run.
     limits : Limits
         Memory.
+    report : Callable, optional
+        Told how many tokens each text has, after each.
 
     Returns
     -------
@@ -77,6 +81,7 @@ def write_texts(
             )
         drawn = torch.multinomial(logits.softmax(-1), 1, generator=draws)
         texts = torch.cat([texts, drawn], dim=1)
+        report(texts.shape[1])
     return texts
 
 

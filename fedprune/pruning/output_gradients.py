@@ -38,13 +38,21 @@ _LENGTH = 64  # tokens of a text: each costs a pass over the model
 Take = Callable[[int, Mapping[str, Any]], None]
 """What is told of a block, the last one first: name of the linear -> statistic of its outputs."""
 
+Report = Callable[[int, int], None]
+"""Told how many passes over a block or the whole model are done, and of how many."""
+
+
+def _nobody(_done: int, _total: int) -> None: ...
+
 
 _WRITTEN: "WeakKeyDictionary[nn.Module, dict[tuple[object, ...], list[Tensor]]]" = (
     WeakKeyDictionary()
 )
 
 
-def own_texts(config: RunConfig, model: LoadedModel) -> list[Tensor]:
+def own_texts(
+    config: RunConfig, model: LoadedModel, report: Callable[[int], None] = lambda _tokens: None
+) -> list[Tensor]:
     """Return texts that the public model writes, which follow from `seed` alone.
 
     They are written once for a loaded model: an allocation and a solver may both ask for them.
@@ -55,19 +63,29 @@ def own_texts(config: RunConfig, model: LoadedModel) -> list[Tensor]:
         `allocation.texts` of them, of `pruner.seq_len` tokens, 64 at most.
     model : LoadedModel
         The dense model.
+    report : Callable, optional
+        Told how many tokens of each are written.
     """
-    count, length = config.allocation.texts, min(config.pruner.seq_len, _LENGTH)
+    count, length = config.allocation.texts, _length(config)
     seed = derive_seed(config.seed, "own texts")
     device, limits = pick_device(config.pruner.device), Limits.of(config.pruner)
     written = _WRITTEN.setdefault(model.model, {})
     key = count, length, seed, str(device)
     if key not in written:
-        written[key] = list(write_texts(model, count, length, seed, device, limits))
+        written[key] = list(write_texts(model, count, length, seed, device, limits, report))
     return written[key]
 
 
+def _length(config: RunConfig) -> int:
+    return min(config.pruner.seq_len, _LENGTH)
+
+
 def output_statistics(
-    config: RunConfig, model: LoadedModel, kind: StatisticKind[Any], take: Take
+    config: RunConfig,
+    model: LoadedModel,
+    kind: StatisticKind[Any],
+    take: Take,
+    report: Report = _nobody,
 ) -> None:
     """Add up the gradients of the loss at every linear's outputs, on the model's own texts.
 
@@ -81,6 +99,8 @@ def output_statistics(
         What is recorded of the gradients, (tokens, d_out) a text: "columns" or "moments".
     take : Callable
         Called with a block's index and its linears' statistics when they are complete.
+    report : Callable, optional
+        Told after each token of the texts, which takes a pass over the model, and each block.
 
     Raises
     ------
@@ -95,12 +115,18 @@ def output_statistics(
         with _watched(linears, found):
             yield
         take(block, {name: recording.close() for name, recording in found.items()})
+        blocks_left.remove(block)
+        report(total - len(blocks_left), total)
 
-    texts = own_texts(config, model)
+    blocks_left = set(range(len(model.layout.blocks)))
+    total = _length(config) + len(blocks_left)
+    texts = own_texts(config, model, lambda tokens: report(tokens, total))
     run_backward(model, texts, watch, pick_device(config.pruner.device), Limits.of(config.pruner))
 
 
-def mean_squares(config: RunConfig, model: LoadedModel) -> tuple[Mapping[str, float], ...]:
+def mean_squares(
+    config: RunConfig, model: LoadedModel, report: Report = _nobody
+) -> tuple[Mapping[str, float], ...]:
     """Return how much the loss minds a change of each linear's outputs.
 
     The mean over tokens and outputs of the squared gradient of the loss, f_l: to second order,
@@ -109,10 +135,8 @@ def mean_squares(config: RunConfig, model: LoadedModel) -> tuple[Mapping[str, fl
 
     Parameters
     ----------
-    config : RunConfig
+    config, model, report
         As for :func:`output_statistics`.
-    model : LoadedModel
-        The dense model.
 
     Returns
     -------
@@ -124,7 +148,7 @@ def mean_squares(config: RunConfig, model: LoadedModel) -> tuple[Mapping[str, fl
     def take(block: int, statistics: Mapping[str, Any]) -> None:
         found[block] = {name: _mean_square(one) for name, one in statistics.items()}
 
-    output_statistics(config, model, get_kind("columns"), take)
+    output_statistics(config, model, get_kind("columns"), take, report)
     return tuple(found.get(block, {}) for block in range(len(model.layout.blocks)))
 
 
@@ -136,14 +160,12 @@ class OutputMoments:
 
     Parameters
     ----------
-    config : RunConfig
+    config, model, report
         As for :func:`output_statistics`.
-    model : LoadedModel
-        The dense model.
     """
 
-    def __init__(self, config: RunConfig, model: LoadedModel) -> None:
-        self._config, self._model = config, model
+    def __init__(self, config: RunConfig, model: LoadedModel, report: Report = _nobody) -> None:
+        self._config, self._model, self._report = config, model, report
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __call__(self, block: int) -> dict[str, Tensor]:
@@ -172,7 +194,7 @@ class OutputMoments:
             known = {n: one.moments.contiguous() for n, one in statistics.items() if one.tokens}
             save_file(known, Path(folder.name) / f"{block}.safetensors")
 
-        output_statistics(self._config, self._model, get_kind("moments"), take)
+        output_statistics(self._config, self._model, get_kind("moments"), take, self._report)
         return folder
 
 

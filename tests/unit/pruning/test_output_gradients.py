@@ -84,6 +84,19 @@ def test_only_one_blocks_graph_is_held_at_a_time():
     assert order == [5, 4, 3, 2, 1, 0]
 
 
+def test_every_pass_is_told_once():
+    config = config_from_overrides([*FEW])
+    loaded = load_model(config.model)
+    told, blocks = [], len(loaded.layout.blocks)
+    mean_squares(config, loaded, lambda *step: told.append(step))
+    # The first token is given, not written.
+    total = config.pruner.seq_len + blocks
+    assert told == [(step, total) for step in range(2, total + 1)]
+    told.clear()
+    mean_squares(config, loaded, lambda *step: told.append(step))
+    assert told == [(step, total) for step in range(total - blocks + 1, total + 1)]
+
+
 def test_texts_follow_from_the_seed_alone():
     loaded = load_model(config_from_overrides([]).model)
     first = write_texts(loaded, 4, 12, 7)
