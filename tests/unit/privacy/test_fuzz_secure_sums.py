@@ -1,7 +1,5 @@
 """No bytes that come for a secure sum do harm: they are refused with a reason, or are sound."""
 
-import os
-
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -21,23 +19,21 @@ REFUSALS = (WireError, ReplyRefusedError)
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Return what was sent in a small run, by kind, and readers of it that are at that point."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
-        found = sites(tmp_path_factory.mktemp("fuzzed"), 4, SUMS)
-        name, names = found.names[0], found.names
-        adverts = [found.client(one).advertise() for one in names]
-        found.advertise()
-        told = [found.server.adverts_for(one) for one in names]
-        shares = [found.client(one).shares(told[place]) for place, one in enumerate(names)]
-        found.share()
-        boxes = [found.server.boxes_for(one) for one in names]
-        found.receive()
-        terms = drawn(SUMS["a"], names)
-        masked = found.masked("a", terms, absent=names[3:])
-        words = [found.client(one).masked("a", terms[one]) for one in names[:3]]
-        request = found.signed(masked, "a")
-        signatures = [found.client(one).sign("a", masked.cohort) for one in names]
-        answers = [found.client(one).unmask("a", request) for one in names]
+    found = sites(tmp_path_factory.mktemp("fuzzed"), 4, SUMS)
+    name, names = found.names[0], found.names
+    adverts = [found.client(one).advertise() for one in names]
+    found.advertise()
+    told = [found.server.adverts_for(one) for one in names]
+    shares = [found.client(one).shares(told[place]) for place, one in enumerate(names)]
+    found.share()
+    boxes = [found.server.boxes_for(one) for one in names]
+    found.receive()
+    terms = drawn(SUMS["a"], names)
+    masked = found.masked("a", terms, absent=names[3:])
+    words = [found.client(one).masked("a", terms[one]) for one in names[:3]]
+    request = found.signed(masked, "a")
+    signatures = [found.client(one).sign("a", masked.cohort) for one in names]
+    answers = [found.client(one).unmask("a", request) for one in names]
 
     def fresh():
         return SecureServer(found.plan, found.roster)

@@ -1,6 +1,5 @@
 """Servers that lie about who is there, clients that lie about their shares; real bytes."""
 
-import os
 from itertools import combinations
 
 import numpy as np
@@ -17,11 +16,6 @@ from tests.support.secure_sums import Sites, drawn, integers, plain_sum, sites
 from tests.support.signing import signing_key
 
 SUMS = {"a": Words(6, 64), "b": Words(6, 64)}
-
-
-@pytest.fixture(autouse=True)
-def no_waiting_for_the_disk(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 @pytest.fixture

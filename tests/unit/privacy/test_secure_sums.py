@@ -1,6 +1,5 @@
 """Sums under masks are the very integers of plain sums, whoever vanishes, at whatever stage."""
 
-import os
 from itertools import permutations
 
 import numpy as np
@@ -16,11 +15,6 @@ from fedprune.wire.arrays import encode_arrays
 from tests.support.secure_sums import drawn, integers, plain_sum, sites
 
 SMALL = {"a": Words(7, 64), "b": Words(5, 128)}
-
-
-@pytest.fixture(autouse=True)
-def no_waiting_for_the_disk(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 @pytest.mark.parametrize("bits", BITS)

@@ -5,8 +5,6 @@ input as well as the other. Each test also runs with one mask left out, and must
 would see it.
 """
 
-import os
-
 import numpy as np
 import pytest
 
@@ -21,11 +19,6 @@ WORDS = Words(1 << 16, 8)
 SUM = "a"
 SIGMAS = 6
 VICTIM, HONEST, *COLLUDERS = range(5)  # t - 1 = 3 of five
-
-
-@pytest.fixture(autouse=True)
-def no_waiting_for_the_disk(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 @pytest.fixture
