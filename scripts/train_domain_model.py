@@ -1,9 +1,10 @@
-"""Train a small Llama, OPT or Mixtral on several domains of text, to measure what pruning does.
+"""Train a small Llama, Qwen3, OPT or Mixtral on several domains of text, to measure pruning.
 
 Run it from the repository root, once an architecture (about 40 minutes on one core each)::
 
     python scripts/train_domain_model.py /texts /models/domains-llama --minutes 40
     python scripts/train_domain_model.py /texts /models/domains-opt --architecture opt --minutes 30
+    python scripts/train_domain_model.py /texts /models/domains-qwen --architecture qwen3 --blocks 4
     python scripts/train_domain_model.py /texts /models/domains-moe --architecture mixtral
     python scripts/train_domain_model.py /texts /models/other --seed 1 --blocks 4 --hidden 256
 
@@ -28,6 +29,8 @@ from transformers import (
     OPTConfig,
     OPTForCausalLM,
     PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
@@ -81,7 +84,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("texts", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--architecture", choices=("llama", "opt", "mixtral"), default="llama")
+    parser.add_argument(
+        "--architecture", choices=("llama", "qwen3", "opt", "mixtral"), default="llama"
+    )
     parser.add_argument("--blocks", type=int, default=6)
     parser.add_argument("--hidden", type=int, default=192, help="a multiple of 64")
     parser.add_argument("--minutes", type=float, default=40.0)
@@ -118,6 +123,15 @@ def build_model(arguments: argparse.Namespace) -> nn.Module:
         return LlamaForCausalLM(
             LlamaConfig(
                 **shared,
+                intermediate_size=hidden * 8 // 3,
+                num_key_value_heads=hidden // 64,
+            )
+        )
+    if architecture == "qwen3":
+        return Qwen3ForCausalLM(
+            Qwen3Config(
+                **shared,
+                head_dim=32,
                 intermediate_size=hidden * 8 // 3,
                 num_key_value_heads=hidden // 64,
             )

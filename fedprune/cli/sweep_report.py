@@ -14,11 +14,12 @@ from fedprune.cli.screen import say
 from fedprune.cli.sweep_plan import baseline_key
 from fedprune.config.keys import flatten
 from fedprune.errors import ConfigError, FedpruneError
-from fedprune.report.figures import plot_bytes, plot_sweep, plot_time
+from fedprune.report.figures import plot_bytes, plot_frontier, plot_sweep, plot_time
 from fedprune.report.page import render_sweep, write_report
 from fedprune.report.sweep import Run, SweepFacts
 from fedprune.results.read import damage_told, read_config, read_results
 from fedprune.results.sweep import (
+    EXCESS,
     SEED,
     SPARSITY,
     Axes,
@@ -104,6 +105,8 @@ def report_sweep(screen: Console, folder: Path, story: Story, jobs: Sequence[Fin
     if measured:
         for plot in (plot_sweep, plot_bytes, plot_time):
             plot(rows, story.axes, story.title, folder)
+    if any(row.get(EXCESS) is not None for row in rows):
+        plot_frontier(rows, story.axes, story.title, folder)
     facts = SweepFacts(**_fields(story), runs=runs, pivots=pivots, version=__version__)
     (folder / PAGE).write_text(render_sweep(facts), encoding="utf-8")
     say(screen, str(folder / PAGE))

@@ -19,12 +19,16 @@ from fedprune.report.series import (
     Cost,
     Point,
     Series,
+    at_column,
     baseline_series,
     costs,
+    excesses,
+    frontier_series,
     is_numeric,
     method_series,
     places,
     time_series,
+    unbeaten,
     wide_range,
     within,
     x_axis,
@@ -78,6 +82,7 @@ _LABEL_HEIGHT = 0.14  # inches
 # From the middle of a label's left edge to its point.
 _LEADER = {"arrowstyle": "-", "relpos": (0, 0.5), "alpha": 0.4, "lw": 0.7}
 _CHARACTER = 0.6  # width, in heights
+_SENT, _EXCESS = "megabytes sent by a client", "log-perplexity over the dense model's"
 
 _Style = tuple[str, str, str]
 
@@ -127,6 +132,12 @@ def bytes_drawing(rows: Sequence[Row], axes: Axes, dataset: str, name: str) -> M
     """Return perplexity against bytes for a page; as :func:`perplexity_drawing`."""
     drawn = _Drawn.of(rows, axes, dataset)
     return _on_page(name, lambda panel: _along_bytes(panel, drawn))
+
+
+def frontier_drawing(rows: Sequence[Row], axes: Axes, name: str) -> Markup:
+    """Return excess against what a client sends for a page; as :func:`perplexity_drawing`."""
+    series = frontier_series(rows, axes)
+    return _on_page(name, lambda panel: _along_sent(panel, series))
 
 
 def time_drawing(rows: Sequence[Row], axes: Axes, name: str) -> Markup:
@@ -263,10 +274,48 @@ def plot_bytes(rows: Sequence[Row], axes: Axes, title: str, folder: Path) -> lis
     rows, axes, title, folder
         As for :func:`plot_sweep`; at least one row has a perplexity.
     """
-    from matplotlib.figure import Figure
-
     measured = datasets(rows)
     dataset = GEOMETRIC_MEAN if GEOMETRIC_MEAN in measured else measured[0]
+
+    def draw(panel: "Panel", here: Sequence[Row]) -> None:
+        panel.set_ylabel(f"perplexity ({dataset})")
+        dense = by_seed(here, perplexity_key(dataset, DENSE))
+        _labelled(panel, costs(here, axes.rows, dataset), dense)
+
+    return _a_panel_a_column(rows, axes, title, folder / "bytes", draw)
+
+
+def plot_frontier(rows: Sequence[Row], axes: Axes, title: str, folder: Path) -> list[Path]:
+    """Draw ``frontier.png`` and ``frontier.svg`` and return their paths.
+
+    As :func:`plot_bytes`, with what the settings leave of the dense model: log-perplexity over
+    its, by which settings close to it can be told apart. A line joins those that no other beats
+    with as few bytes.
+
+    Parameters
+    ----------
+    rows, axes, title, folder
+        As for :func:`plot_sweep`.
+    """
+
+    def draw(panel: "Panel", here: Sequence[Row]) -> None:
+        panel.set_ylabel(_EXCESS)
+        points = excesses(here, axes.rows)
+        _labelled(panel, points, [])
+        _join_unbeaten(panel, points)
+
+    return _a_panel_a_column(rows, axes, title, folder / "frontier", draw)
+
+
+def _a_panel_a_column(
+    rows: Sequence[Row],
+    axes: Axes,
+    title: str,
+    path: Path,
+    draw: Callable[["Panel", Sequence[Row]], None],
+) -> list[Path]:
+    from matplotlib.figure import Figure
+
     columns = combinations(rows, axes.columns)
     height = max(4.8, 1.2 + _LABEL_HEIGHT * len(combinations(rows, axes.rows)))
     with _styled():
@@ -274,14 +323,11 @@ def plot_bytes(rows: Sequence[Row], axes: Axes, title: str, folder: Path) -> lis
         figure.suptitle(title, fontsize="medium")
         panels = figure.subplots(len(columns), 1, squeeze=False)[:, 0]
         for panel, column in zip(panels, columns, strict=True):
-            here = [r for r in rows if tuple(str(r.get(key, "")) for key in axes.columns) == column]
             names = zip(axes.columns, column, strict=True)
             panel.set_title(", ".join(f"{key} {value}" for key, value in names), fontsize="small")
-            panel.set_xlabel("megabytes sent by a client")
-            panel.set_ylabel(f"perplexity ({dataset})")
-            dense = by_seed(here, perplexity_key(dataset, DENSE))
-            _labelled(panel, costs(here, axes.rows, dataset), dense)
-        return _save(figure, folder, "bytes")
+            panel.set_xlabel(_SENT)
+            draw(panel, at_column(rows, axes, column))
+        return _save(figure, path.parent, path.name)
 
 
 def _file_legend(figure: "Figure", panel: "Panel", columns: int) -> None:
@@ -400,6 +446,45 @@ def _along_bytes(panel: "Panel", one: _Drawn) -> _Marks:
     return marks
 
 
+def _along_sent(panel: "Panel", series: Sequence[Series]) -> _Marks:
+    """Draw excess against what a client sends; of several columns each point says its own."""
+    styles = _styles(series)
+    columns = list(dict.fromkeys(point.x for one in series for point in one.points))
+    marks: _Marks = {}
+    for one in series:
+        colour, marker, _ = styles[one.values]
+        name = f"points{len(marks)}"
+        marks[name] = [
+            f"{one.label}: {p.mean:.4f} for {p.megabytes:.3g} MB {p.x}".strip() for p in one.points
+        ]
+        _draw(panel, one, [p.megabytes for p in one.points], (colour, marker, ""), name)
+        for point in one.points if len(columns) > 1 else ():
+            place = (point.megabytes, point.mean)
+            panel.annotate(point.x, place, xytext=(8, 0), textcoords="offset points", va="center")
+    _scale_costs(panel, [point for one in series for point in one.points])
+    for column in columns:
+        found = [p for one in series for p in one.points if p.x == column]
+        _join_unbeaten(panel, found)
+    panel.set_xlabel(_SENT)
+    panel.set_ylabel(_EXCESS)
+    return marks
+
+
+def _join_unbeaten(panel: "Panel", points: Sequence[Point | Cost]) -> None:
+    """Join the points that no other beats with as few bytes."""
+    best = unbeaten(points)
+    colour = _BASELINES[0][0]
+    xs, ys = [one.megabytes for one in best], [one.mean for one in best]
+    panel.plot(xs, ys, color=colour, linewidth=1, linestyle=":", zorder=1)
+
+
+def _scale_costs(panel: "Panel", points: Sequence[Point | Cost], *means: float) -> None:
+    if wide_range([one.mean for one in points] + list(means)):
+        _scale_logarithmically(panel, "y")
+    if wide_range([one.megabytes for one in points]):
+        _scale_logarithmically(panel, "x")
+
+
 def _times(panel: "Panel", one: _Drawn) -> _Marks:
     marks = _along_axis(panel, one, text.seconds)
     if not wide_range([p.mean for series in one.methods for p in series.points]):
@@ -509,10 +594,7 @@ def _labelled(panel: "Panel", points: Sequence[Cost], dense: Sequence[float]) ->
     grey = _BASELINES[0][0]
     if dense:
         panel.axhline(fmean(dense), color=grey, linestyle=":")
-    if wide_range([point.mean for point in points] + list(dense)):
-        _scale_logarithmically(panel, "y")
-    if wide_range([point.megabytes for point in points]):
-        _scale_logarithmically(panel, "x")
+    _scale_costs(panel, points, *dense)
     labels = [
         _Label(point.label, (point.megabytes, point.mean), colour)
         for point, (colour, _) in zip(points, styles, strict=True)

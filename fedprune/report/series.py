@@ -4,10 +4,12 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
+from typing import TypeVar
 
 from fedprune.results.perplexity import FEDERATED, MODELS
 from fedprune.results.sweep import (
     DOWN,
+    EXCESS,
     PRUNE_SECONDS,
     SPARSITY,
     UP,
@@ -202,7 +204,7 @@ class Cost:
     megabytes : float
         What a client sends, mean over the seeds.
     mean, low, high : float
-        Perplexity: mean, least and largest over the seeds.
+        Perplexity, or what is asked for in its place: mean, least and largest over the seeds.
     """
 
     label: str
@@ -225,18 +227,62 @@ def costs(rows: Sequence[Row], keys: Sequence[str], dataset: str) -> list[Cost]:
     dataset : str
         A data set or a summary over several.
     """
-    varying = [key for key in keys if len(combinations(rows, [key])) > 1]
+    return _costs(rows, keys, perplexity_key(dataset, FEDERATED))
+
+
+def excesses(rows: Sequence[Row], keys: Sequence[str]) -> list[Cost]:
+    """Return cost and log-perplexity over the dense model's; otherwise as :func:`costs`."""
+    return _costs(rows, keys, EXCESS)
+
+
+P = TypeVar("P", bound=Point | Cost)
+
+
+def unbeaten(points: Iterable[P]) -> list[P]:
+    """Return those to which no other gives less for as few bytes, by their bytes."""
+    found: list[P] = []
+    for point in sorted(points, key=lambda one: (one.megabytes, one.mean)):
+        if not found or point.mean < found[-1].mean:
+            found.append(point)
+    return found
+
+
+def frontier_series(rows: Sequence[Row], axes: Axes) -> list[Series]:
+    """Return for each row of the table its excess and what a client sends, by column."""
+    by_row: dict[tuple[str, ...], list[Point]] = {}
+    labels: dict[tuple[str, ...], str] = {}
+    for column in combinations(rows, axes.columns):
+        for cost in excesses(at_column(rows, axes, column), _varying(rows, axes.rows)):
+            point = Point(" ".join(column), cost.mean, cost.low, cost.high, cost.megabytes)
+            by_row.setdefault(cost.values, []).append(point)
+            labels[cost.values] = cost.label
+    return [
+        Series(labels[values], MODELS[FEDERATED], values, tuple(points))
+        for values, points in by_row.items()
+    ]
+
+
+def at_column(rows: Sequence[Row], axes: Axes, column: tuple[str, ...]) -> list[Row]:
+    """Return the rows of one column of the table."""
+    return [r for r in rows if tuple(str(r.get(key, "")) for key in axes.columns) == column]
+
+
+def _costs(rows: Sequence[Row], keys: Sequence[str], figure: str) -> list[Cost]:
+    varying = _varying(rows, keys)
     found = []
     for values in combinations(rows, varying):
         here = [row for row in rows if tuple(str(row.get(key, "")) for key in varying) == values]
         sent = by_seed(here, UP)
-        figures = by_seed(here, perplexity_key(dataset, FEDERATED))
-        figures = [figure for figure in figures if math.isfinite(figure)]
+        figures = [one for one in by_seed(here, figure) if math.isfinite(one)]
         if sent and figures:
             megabytes = fmean(sent) / _BYTES_PER_MEGABYTE
             spread = (fmean(figures), min(figures), max(figures))
             found.append(Cost(_cost_label(varying, values), values, megabytes, *spread))
     return found
+
+
+def _varying(rows: Sequence[Row], keys: Sequence[str]) -> list[str]:
+    return [key for key in keys if _varies(rows, key)]
 
 
 def _cost_label(keys: Sequence[str], values: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from fedprune.report.figures import (
     bytes_drawing,
+    frontier_drawing,
     perplexity_drawing,
     shown_datasets,
     time_drawing,
@@ -16,6 +17,7 @@ from fedprune.report.figures import (
 from fedprune.report.series import method_series, time_series, x_axis
 from fedprune.results.perplexity import FEDERATED, SUMMARIES
 from fedprune.results.sweep import (
+    EXCESS,
     PRUNE_SECONDS,
     SEED,
     UP,
@@ -90,6 +92,7 @@ def sweep_view(facts: SweepFacts) -> dict[str, Any]:
     rows, axes = facts.rows, facts.axes
     measured = datasets(rows)
     drawn = [name for name in shown_datasets(measured) if method_series(rows, axes, name)]
+    compared = any(row.get(EXCESS) is not None for row in rows)
     return {
         "facts": facts,
         "seeds": len({row[SEED] for row in rows}),
@@ -101,6 +104,7 @@ def sweep_view(facts: SweepFacts) -> dict[str, Any]:
         ],
         "bytes": bytes_drawing(rows, axes, drawn[0], "bytes") if drawn else None,
         "bytes_of": drawn[0] if drawn else "",
+        "frontier": frontier_drawing(rows, axes, "frontier") if compared else None,
         "time": time_drawing(rows, axes, "time") if time_series(rows, axes) else None,
         "traffic": facts.pivots[len(measured) :],
         "plain": [name for name in measured if name not in SUMMARIES],

@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedprune.results.ledger import APART
-from fedprune.results.perplexity import FEDERATED, MODELS, perplexity_at, summaries
+from fedprune.results.perplexity import (
+    DENSE,
+    FEDERATED,
+    MODELS,
+    headline,
+    perplexity_at,
+    summaries,
+)
 from fedprune.results.text import markdown_table, markdown_text, size_text
 
 Row = Mapping[str, str | float | None]
@@ -18,6 +25,8 @@ SEED = "seed"
 SPARSITY = "sparsity"
 UP, DOWN = "bytes_up_per_client", "bytes_down_per_client"
 PRUNE_SECONDS = "prune_seconds"
+EXCESS = "excess"
+"""Log-perplexity over the dense model's, in nats a token: the mean over data sets if several."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,7 @@ def make_row(outcome: Outcome) -> Row:
             row[perplexity_key(dataset, path)] = (
                 perplexity_at(baseline, path) if measured is None else measured
             )
+    row[EXCESS] = _excess(results["perplexity"])
     for dataset, models in results.get("fidelity", {}).items():
         for path, figures in models.items():
             row |= {f"fidelity.{dataset}.{path}.{name}": one for name, one in figures.items()}
@@ -110,8 +120,12 @@ def csv_text(rows: Sequence[Row]) -> str:
 
 
 def all_pivots(rows: Sequence[Row], axes: Axes) -> list[Pivot]:
-    """Return a table of perplexities for each data set, then what a client sends and receives."""
+    """Return a table of perplexities for each data set, then excess, and bytes of a client."""
     pivots = [perplexity_pivot(rows, axes, dataset) for dataset in datasets(rows)]
+    if any(row.get(EXCESS) is not None for row in rows):
+        lines = lines_of(rows, axes, EXCESS, MODELS[FEDERATED], _excess_cell)
+        title = "Log-perplexity over the dense model's"
+        pivots.append(Pivot(title, 1 + len(axes.rows), _header(rows, axes), tuple(lines)))
     for figure, title in ((UP, "Sent by a client"), (DOWN, "Received by a client")):
         lines = lines_of(rows, axes, figure, "federated", _bytes_cell)
         pivots.append(Pivot(title, 1 + len(axes.rows), _header(rows, axes), tuple(lines)))
@@ -236,6 +250,20 @@ def _widened(
 
 def _values(row: Row, keys: Sequence[str]) -> tuple[str, ...]:
     return tuple(str(row.get(key, "")) for key in keys)
+
+
+def _excess(perplexity: Mapping[str, Mapping[str, Any]]) -> float | None:
+    """Return ln(pruned / dense) of the headline's figures, None where there are none."""
+    found = headline(perplexity)[1]
+    dense, pruned = (perplexity_at(found, path) for path in (DENSE, FEDERATED))
+    if not dense or not pruned or not math.isfinite(pruned):
+        return None
+    return math.log(pruned / dense)
+
+
+def _excess_cell(values: Sequence[float]) -> str:
+    mean = f"{statistics.fmean(values):.4f}"
+    return f"{mean} ± {statistics.stdev(values):.4f}" if len(values) > 1 else mean
 
 
 def _bytes_cell(values: Sequence[float]) -> str:

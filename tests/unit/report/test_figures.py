@@ -1,5 +1,6 @@
 """What the figures of a sweep show, and that they are drawn: for files, and for pages."""
 
+import math
 import re
 import subprocess
 import sys
@@ -13,26 +14,32 @@ from fedprune.report.figures import (
     _Drawn,
     _labelled,
     bytes_drawing,
+    frontier_drawing,
     perplexity_drawing,
     plot_bytes,
+    plot_frontier,
     plot_sweep,
     shown_datasets,
     spread_out,
     time_drawing,
 )
 from fedprune.report.series import (
+    Cost,
     baseline_series,
     costs,
+    excesses,
+    frontier_series,
     is_numeric,
     method_series,
     places,
     short_names,
     time_series,
+    unbeaten,
     within,
     x_axis,
 )
 from fedprune.results.perplexity import SUMMARIES
-from fedprune.results.sweep import DOWN, PRUNE_SECONDS, UP, Axes, Row
+from fedprune.results.sweep import DOWN, EXCESS, PRUNE_SECONDS, UP, Axes, Row
 from tests.support.markup import Markup
 
 AXES = Axes(("strategy.group",), ("sparsity",))
@@ -47,6 +54,7 @@ def row(group: str, sparsity: str, seed: str, pruned: float) -> Row:
         "perplexity.x.centralized": 5.0 + int(seed),
         "perplexity.x.local_only.mean": None,
         "perplexity.x.pruned": pruned,
+        EXCESS: math.log(pruned / 4.0) if pruned else None,
         UP: 2e6,
         DOWN: 1e6,
         PRUNE_SECONDS: 3.0 + int(seed),
@@ -156,6 +164,7 @@ def test_places_on_an_axis() -> None:
 DRAWINGS = {
     "perplexity": lambda rows, axes: perplexity_drawing(rows, axes, "x", "one"),
     "bytes": lambda rows, axes: bytes_drawing(rows, axes, "x", "one"),
+    "frontier": lambda rows, axes: frontier_drawing(rows, axes, "one"),
     "time": lambda rows, axes: time_drawing(rows, axes, "one"),
 }
 
@@ -193,7 +202,7 @@ def test_no_name_is_more_than_text_in_a_drawing(name: str, tmp_path: Path) -> No
         found = Markup(f"<div>{draw(rows, AXES)}</div>")
         assert not found.all("img")
         words = found.text("svg").split()
-        assert all(part in " ".join(words) for part in f"group={name}layer".split())
+        assert all(part in " ".join(words) for part in f"{name}layer".split())
     plot_sweep(rows, AXES, name, tmp_path)
 
 
@@ -227,6 +236,7 @@ def setting(strategy: str, decode: str, sparsity: str, seed: str, pruned: float)
         "perplexity.x.pruned": pruned,
         "perplexity.geometric mean.dense": 4.0,
         "perplexity.geometric mean.pruned": 2 * pruned,
+        EXCESS: math.log(2 * pruned / 4.0),
         UP: 3e6 + int(seed) * 1e6 if strategy == "fedprllm" else 1e4,
         DOWN: 1e9,
     }
@@ -289,6 +299,40 @@ def test_both_files_of_bytes_show_every_label_in_every_column(tmp_path: Path) ->
 def test_odd_sweeps_are_drawn(tmp_path: Path, rows: list[Row], axes: Axes) -> None:
     for path in plot_bytes(rows, axes, "a title", tmp_path):
         assert path.stat().st_size > 1000
+
+
+def test_the_frontier_has_every_setting_with_its_own_bytes(tmp_path: Path) -> None:
+    here = [r for r in RUNS if r["sparsity"] == "0.5"]
+    first, second, third = excesses(here, SETTINGS.rows)
+    logs = [math.log(2 * pruned / 4.0) for pruned in (10.0, 12.0)]
+    assert (first.mean, first.low, first.high) == pytest.approx((sum(logs) / 2, *logs))
+    assert (first.megabytes, third.megabytes) == (4.0, 0.01)
+    series = frontier_series(RUNS, SETTINGS)
+    assert [one.label for one in series] == [first.label, second.label, third.label]
+    assert [(p.x, p.megabytes) for p in series[2].points] == [("0.5", 0.01), ("0.7", 0.01)]
+    text = plot_frontier(RUNS, SETTINGS, "a title", tmp_path)[1].read_text()
+    assert text.count("<!-- fedstats decode=false -->") == 2
+    assert "<!-- log-perplexity over the dense model's -->" in text
+    titles = Markup(f"<div>{frontier_drawing(RUNS, SETTINGS, 'one')}</div>").text("title")
+    assert f"fedprllm decode=false: {first.mean:.4f} for 4 MB 0.5" in titles
+
+
+def test_nothing_beats_what_is_joined() -> None:
+    def point(megabytes: float, mean: float) -> Cost:
+        return Cost("", (), megabytes, mean, mean, mean)
+
+    best = [point(0.1, 0.5), point(1.0, 0.2), point(9.0, 0.1)]
+    beaten = [point(0.1, 0.6), point(0.2, 0.5), point(2.0, 0.3), point(9.5, 0.1)]
+    assert unbeaten([*beaten, *reversed(best)]) == best
+    assert unbeaten([]) == []
+
+
+@pytest.mark.parametrize("excess", [0.0, -0.01])
+def test_a_model_better_than_the_dense_one_has_a_place(tmp_path: Path, excess: float) -> None:
+    rows = [{**r, EXCESS: excess} if r["sparsity"] == "0.5" else r for r in RUNS]
+    for path in plot_frontier(rows, SETTINGS, "a title", tmp_path):
+        assert path.stat().st_size > 1000
+    assert f": {excess:.4f} for" in frontier_drawing(rows, SETTINGS, "one")
 
 
 def test_one_data_set_is_drawn_by_itself(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import re
 
 from fedprune.report.page import render_sweep
 from fedprune.report.sweep import Run, SweepFacts
-from fedprune.results.sweep import DOWN, PRUNE_SECONDS, UP, Axes, Row, all_pivots
+from fedprune.results.sweep import DOWN, EXCESS, PRUNE_SECONDS, UP, Axes, Row, all_pivots
 from tests.support.markup import Markup
 
 AXES = Axes(("strategy",), ("sparsity",))
@@ -20,6 +20,7 @@ def row(strategy: str, sparsity: str, seed: str, pruned: float) -> Row:
         "perplexity.x.centralized": 5.0,
         "perplexity.x.local_only.mean": None,
         "perplexity.x.pruned": pruned,
+        EXCESS: pruned / 100,
         PRUNE_SECONDS: 3.0 + int(seed),
         UP: 2e6 * float(sparsity),
         DOWN: 1e6,
@@ -71,6 +72,7 @@ def test_every_chart_has_a_text_for_those_who_do_not_see_it() -> None:
     labels = re.findall(r'<div class="drawn" role="img" aria-label="([^"]+)"', text)
     assert labels == [
         "Perplexity (x) by sparsity",
+        "What is left of the dense model, against bytes",
         "Perplexity (x) against bytes",
         "Seconds by sparsity",
     ]

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import statistics
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from fedprune.results.sweep import (
     DOWN,
+    EXCESS,
     UP,
     Axes,
     Outcome,
@@ -76,11 +78,22 @@ def test_several_data_sets_have_summaries_of_run_and_baseline() -> None:
     assert row["perplexity.geometric mean.local_only.worst"] == pytest.approx(10.0)
     assert row["perplexity.worst data set.pruned"] == 36.0
     titles = [pivot.title for pivot in all_pivots([row], Axes((), ()))]
-    assert titles[2:5] == [
+    assert titles[2:6] == [
         "Perplexity (geometric mean)",
         "Perplexity (worst data set)",
         "Perplexity (worst data set, as a multiple of dense)",
+        "Log-perplexity over the dense model's",
     ]
+    assert row[EXCESS] == pytest.approx(math.log(18.0 / 14.0))
+
+
+@pytest.mark.parametrize("figures", [{"dense": None}, {"pruned": None}, {"pruned": math.inf}])
+def test_without_both_perplexities_there_is_no_excess(figures: dict[str, Any]) -> None:
+    found = results()
+    found["perplexity"]["a.b"] |= figures
+    row = make_row(Outcome({}, found, None))
+    assert row[EXCESS] is None
+    assert "over the dense" not in " ".join(p.title for p in all_pivots([row], Axes((), ())))
 
 
 def test_missing_baselines_stay_empty() -> None:
