@@ -88,7 +88,7 @@ def test_frozen_for_longer_than_it_is_waited_for(site, tmp_path, without_the_thi
     assert run.wait(_SECONDS) == 0, run.err + federation.logs()
     assert sidecar(tmp_path / "run") == without_the_third
     assert list(ledger(tmp_path / "run")["refused"].values()) == [1]
-    until(lambda: federation.online() == 3, 60, "the third node is back")
+    until(lambda: federation.online() == 3, 180, "the third node is back")
 
 
 @contextmanager

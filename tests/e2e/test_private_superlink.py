@@ -159,7 +159,12 @@ def test_runs_are_judged_right_and_use_the_app_s_own_code(app: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "ray_cpus"), [(signal.SIGINT, 1), (signal.SIGKILL, 1), (signal.SIGKILL, 0)]
+    ("number", "ray_cpus"),
+    [
+        (signal.SIGINT, 1),
+        (signal.SIGKILL, 0),
+        pytest.param(signal.SIGKILL, 1, marks=pytest.mark.slow),
+    ],
 )
 def test_an_interrupted_simulation_leaves_nothing(app: Path, number: int, ray_cpus: int) -> None:
     command = [sys.executable, "-c", _USER, str(app), str(ray_cpus)]
@@ -178,7 +183,7 @@ def test_an_interrupted_simulation_leaves_nothing(app: Path, number: int, ray_cp
         simulated = any("raylet" in command for command in belonging(folder))
         # Judged only afterwards: leaving this block waits for the process.
         os.kill(user.pid, number if asleep else signal.SIGKILL)
-        user.wait(60)
+        user.wait(180)
     assert asleep and own_code and simulated
     # The supervisor takes the folder away before it ends, and nobody waits for it here.
     assert eventually(lambda: not folder.exists() and not belonging(folder)), belonging(folder)

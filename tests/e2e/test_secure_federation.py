@@ -1,10 +1,13 @@
-"""A federation of plain processes with TLS and authenticated nodes, and what its nodes refuse."""
+"""A federation of plain processes with TLS and authenticated nodes, and whom both sides refuse."""
 
 import contextlib
 import json
 import re
 import shutil
+import socket
+import ssl
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +19,7 @@ from fedprune.flower.app import app_folder, staged
 from fedprune.flower.superlink import runtime_environment
 from fedprune.flower.supernode import FAILED, own_app
 from tests.e2e.test_flower_runs import SMALL, sidecar
+from tests.support.certificates import authority, node_key, server_certificate
 from tests.support.fake_superlink import fake_superlink
 from tests.support.federation import CONNECTION, Federation, Node
 from tests.support.services import Service, free_port, until
@@ -58,7 +62,6 @@ def test_secure_federation_gives_the_masks_of_one_process(federation, expected, 
         *SMALL,
         *MASKS_ONLY,
         f"federation.connection={CONNECTION}",
-        "schedule.blocks_per_message=3",
         f"output_dir={tmp_path / 'out'}",
     )
     assert done.returncode == 0, done.stdout + done.stderr + federation.logs()
@@ -68,8 +71,6 @@ def test_secure_federation_gives_the_masks_of_one_process(federation, expected, 
         "'site-0' (partition 0)",
         "'site-1' (partition 1)",
     ]
-    rounds = [e["round"] for e in results["ledger"]["entries"] if e["phase"] == "prune"]
-    assert sorted(rounds) == [1, 1, 2, 2]
     for node in federation.nodes:
         assert not list(node.home.glob("nodes/run-*/partition-*"))
     trace = re.search(r"(?s)Traceback.{,3000}", federation.logs())
@@ -83,8 +84,78 @@ def test_a_node_that_is_ended_says_goodbye_and_may_come_back_at_once(federation)
     assert federation.online() == 1
     node.kill()
     node.start()
-    until(lambda: federation.online() == 2, 20, f"back\n{node.supernode.log}")
+    until(lambda: federation.online() == 2, 120, f"back\n{node.supernode.log}")
     assert {info.node_id for info in federation.listed()} == before
+
+
+def test_whoever_is_not_registered_or_not_sure_of_the_server_stays_outside(
+    federation: Federation, tmp_path: Path
+) -> None:
+    ca = ["--root-certificates", str(federation.ca.path)]
+    unknown, twin = (str(node_key(tmp_path, name)[0]) for name in ("unknown", "twin"))
+    own = str(federation.nodes[0].key)
+    before = {node.node_id for node in federation.listed()}
+    with expired_server(tmp_path) as (other_ca, other):
+        strangers = {
+            "an unregistered key": [*ca, "--auth-supernode-private-key", unknown],
+            "a registered node's name and another key": [
+                *(*ca, "--auth-supernode-private-key", twin),
+                *("--node-config", 'partition-id=0 num-partitions=2 site="site-0"'),
+            ],
+            "no key at all": ca,
+            "plain text": ["--insecure"],
+            "no authority": ["--auth-supernode-private-key", own],
+            "an expired certificate": [
+                *("--root-certificates", other_ca, "--auth-supernode-private-key", own),
+                *("--superlink", other),
+            ],
+        }
+        services = {
+            name: stranger(federation, tmp_path / f"{number}", words)
+            for number, (name, words) in enumerate(strangers.items())
+        }
+        try:
+            ends = {name: service.wait(120) for name, service in services.items()}
+        finally:
+            for service in services.values():
+                service.kill()
+    logs = {name: service.log for name, service in services.items()}
+    assert all(ends.values()), logs
+    assert "expired" in logs["an expired certificate"]
+    assert "CERTIFICATE_VERIFY_FAILED" in logs["no authority"], logs["no authority"]
+    assert {node.node_id for node in federation.listed()} == before
+    assert federation.online() == 2
+    assert b"PRIVATE KEY" not in b"".join(path.read_bytes() for path in tmp_path.rglob("*.log"))
+
+
+def stranger(federation: Federation, folder: Path, words: list[str]) -> Service:
+    """Start a SuperNode that is not the federation's."""
+    environment = federation.environment_in(folder)
+    command = [*federation.supernode_command, "--superlink", federation.address, *words]
+    command += ["--isolation", "process", *federation.secret_words, "--max-retries", "1"]
+    command += ["--host", "127.0.0.1", "--port", str(free_port())]
+    service = Service(command, folder / "work", environment, folder / "supernode.log")
+    service.start()
+    return service
+
+
+@contextlib.contextmanager
+def expired_server(folder: Path) -> Iterator[tuple[str, str]]:
+    """Listen with a certificate that ran out; yield its authority's file and its address."""
+    issuer = authority(folder, "other")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*server_certificate(folder, issuer, "expired", expired=True))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    caller = listening.accept()[0]
+                    with contextlib.suppress(OSError), caller:
+                        context.wrap_socket(caller, server_side=True).close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield str(issuer.path), f"localhost:{listening.getsockname()[1]}"
 
 
 def started(folder: Path, name: str, command: list[str], address: str) -> Service:
@@ -104,10 +175,10 @@ def test_half_dead_ends_and_says_goodbye_where_flower_lives_on(tmp_path, failing
         node = started(tmp_path, "ours", ours, fake.address)
         flower = started(tmp_path, "flower", ["flower-supernode"], other.address)
         try:
-            assert node.wait(40) == FAILED, node.log
+            assert node.wait(120) == FAILED, node.log
             assert "deactivate-node" in fake.calls
             assert "exit code 70" in node.log
-            until(lambda: "500" in flower.log, 40, f"failed\n{flower.log}")
+            until(lambda: "500" in flower.log, 120, f"failed\n{flower.log}")
             time.sleep(2)
             assert flower.alive
         finally:

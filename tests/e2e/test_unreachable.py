@@ -89,7 +89,7 @@ def test_a_supernode_reaches_this_machine_past_a_dead_proxy(plain, tmp_path: Pat
     node = Service(line, tmp_path, environment | proxies, tmp_path / "node.log")
     node.start()
     try:
-        until(lambda: "Activated node_id" in link.log, 60, "the node is there")
+        until(lambda: "Activated node_id" in link.log, 180, "the node is there")
     finally:
         node.end()
     assert "through the proxy" not in node.log

@@ -63,7 +63,7 @@ class Node:
     def start(self) -> None:
         """Start both."""
         self.supernode.start()
-        until(lambda: listens(self.port), 60, f"{self.name} listens", poll=0.2)
+        until(lambda: listens(self.port), 180, f"{self.name} listens", poll=0.2)
         self.executor.start()
 
     def kill(self) -> None:
@@ -264,7 +264,7 @@ class Federation:
 
     def _start(self) -> None:
         self.superlink.start()
-        until(lambda: listens(self.port), 60, "the SuperLink listens", poll=0.2)
+        until(lambda: listens(self.port), 180, "the SuperLink listens", poll=0.2)
         if self.tls:
             for node in self.nodes:
                 self.register(node.public, node.name)
@@ -272,7 +272,7 @@ class Federation:
             service.start()
         for node in self.nodes:
             node.start()
-        until(lambda: self.online() == len(self.nodes), 60, f"all online\n{self.logs()}", poll=0.2)
+        until(lambda: self.online() == len(self.nodes), 180, f"all online\n{self.logs()}", poll=0.2)
 
     def _kill(self) -> None:
         for command in self._commands:
