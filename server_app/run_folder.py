@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fedprune.config import RunConfig, to_yaml
 from fedprune.disk import commit_file, replace_file, sync
-from fedprune.errors import ConfigError, ModelError, WireError
+from fedprune.errors import ConfigError, WireError
 from fedprune.methods.agreement import (
     BlockSample,
     agreement_matrix,
@@ -33,7 +33,6 @@ from fedprune.methods.registry import Solution
 from fedprune.methods.statistics_folder import write_block
 from fedprune.models.changes import Changes, Recalled
 from fedprune.models.loading import LoadedModel
-from fedprune.models.sidecar import read_sidecar, write_sidecar
 from fedprune.results.build import ClientAgreement, LinearFigures
 from fedprune.results.ledger import Entry, Ledger
 from fedprune.results.tracking import Tracking
@@ -141,64 +140,6 @@ class RunFolder:
         """Prepare to go on: the failure of the process before is no news any more."""
         (self.path / "failure.json").unlink(missing_ok=True)
 
-    def save_block(
-        self, number: int, prefix: str, block: int, changes: Mapping[str, Change]
-    ) -> None:
-        """Put on disk what becomes of a block in a round; nothing if it stays dense.
-
-        Masks alone are a sidecar; where survivors change as well, a second file says how.
-        """
-        sidecar, more = self._block(number, block), self._more(number, block)
-        sidecar.parent.mkdir(exist_ok=True)
-        more.unlink(missing_ok=True)
-        sidecar.unlink(missing_ok=True)
-        if not changes:
-            return
-        masks = {name: mask_of(change) for name, change in changes.items()}
-        write_sidecar(sidecar, {block: masks}, prefix)
-        if not all(map(keeps_survivors, changes.values())):
-            replace_file(more, encode_update(changes))
-
-    def read_block(self, number: int, block: int) -> dict[str, Change]:
-        """Return what becomes of a block in a round: masks, or changes of survivors as well.
-
-        Empty if nothing was saved of it, since no client reported it: it stays dense.
-        """
-        sidecar, more = self._block(number, block), self._more(number, block)
-        if not sidecar.exists():
-            return {}
-        masks = read_sidecar(sidecar)[block]
-        if not more.exists():
-            return dict(masks)
-        shapes = {name: mask.shape for name, mask in masks.items()}
-        return decode_update(more.read_bytes(), shapes)
-
-    def kept(self, number: int, block: int) -> list[str]:
-        """Return the names of the files that say what became of a block in a round."""
-        files = self._block(number, block), self._more(number, block)
-        return [path.name for path in files if path.exists()]
-
-    def save_figures(self, number: int, block: int, figures: Mapping[str, object]) -> None:
-        """Put on disk what the results will tell of a block; plain JSON values."""
-        replace_file(self._figures(number, block), json.dumps(figures).encode())
-
-    def read_figures(self, number: int, block: int) -> dict[str, Any]:
-        """Return what :meth:`save_figures` put there."""
-        found: dict[str, Any] = json.loads(self._figures(number, block).read_bytes())
-        return found
-
-    def settle_blocks(self, number: int) -> None:
-        """Make sure that a round's blocks survive a power cut."""
-        folder = self._round(number)
-        if folder.exists():
-            sync(folder)
-            sync(folder.parent)
-
-    def forget_rounds(self, before: int) -> None:
-        """Delete the blocks of the rounds before one."""
-        for number in range(1, before):
-            shutil.rmtree(self._round(number), ignore_errors=True)
-
     def fail(self, reason: str, ledger: Ledger) -> None:
         """Record why the run stopped, unless the disk is full; aggregated blocks stay."""
         state = {"status": "failed", "reason": reason, "ledger": ledger.to_dict()}
@@ -223,18 +164,6 @@ class RunFolder:
     @property
     def _config(self) -> Path:
         return self.path / "config.yaml"
-
-    def _round(self, number: int) -> Path:
-        return self.path / "blocks" / f"round-{number:02d}"
-
-    def _block(self, number: int, block: int) -> Path:
-        return self._round(number) / f"block-{block:05d}.safetensors"
-
-    def _more(self, number: int, block: int) -> Path:
-        return self._round(number) / f"block-{block:05d}.update"
-
-    def _figures(self, number: int, block: int) -> Path:
-        return self._round(number) / f"block-{block:05d}.json"
 
     def _write_text(self, name: str, text: str) -> None:
         replace_file(self.path / name, text.encode())
@@ -417,22 +346,17 @@ class Tally:
 
     def add(self, number: int, result: BlockResult) -> None:
         """Save a block of a round and its figures."""
-        prefix, block = self.loaded.layout.prefix, result.block
-        self.folder.save_block(number, prefix, block, result.changes)
+        block = result.block
         linears = [
             asdict(self._linear(result, name, shape))
             for name, shape in self.loaded.layout.shapes()[block].items()
         ]
         sample = None if result.sample is None else _plain(result.sample)
-        figures = {"linears": linears, "sample": sample, "files": self.folder.kept(number, block)}
-        self.folder.save_figures(number, block, figures)
+        self._write(number, block, result.changes, {"linears": linears, "sample": sample})
 
     def refine(self, number: int, block: int, changes: Mapping[str, Change]) -> None:
         """Save a block's survivors anew; its figures are of its masks, and stay."""
-        figures = self.folder.read_figures(number, block)
-        self.folder.save_block(number, self.loaded.layout.prefix, block, changes)
-        figures["files"] = self.folder.kept(number, block)
-        self.folder.save_figures(number, block, figures)
+        self._write(number, block, changes, self._figures(number, block))
 
     def keep(self, statistics: BlockStatistics) -> None:
         """Save what was found out of a block of the dense model, and that it stays dense."""
@@ -445,7 +369,6 @@ class Tally:
         for block in self._blocks:
             changes = dict(solution.changes.get(block, {}))
             self.add(self.rounds, BlockResult(block, changes, clients, clients))
-            self.folder.settle_blocks(self.rounds)
 
     def recall(self, number: int, block: int) -> Mapping[str, Change]:
         """Return what was saved of a block in a round; empty if no client reported it.
@@ -456,18 +379,17 @@ class Tally:
             If it is damaged or not there any more.
         """
         try:
-            there, saved = self.folder.kept(number, block), self.folder.read_figures(number, block)
-            if there != saved["files"]:
-                raise ValueError(f"of round {number} there is {there}, not {saved['files']}")
-            return self.folder.read_block(number, block)
-        except (OSError, ValueError, KeyError, TypeError, ModelError, WireError) as error:
-            raise damaged_state(f"block {block}: {error}") from error
+            changed = self._figures(number, block)["changed"]
+            shapes = {name: (d_out, d_in) for name, d_out, d_in in changed}
+            return decode_update(self._file(number, block).read_bytes(), shapes) if shapes else {}
+        except (OSError, ValueError, KeyError, TypeError, WireError) as error:
+            raise damaged_state(f"block {block} of round {number}: {error}") from error
 
     def save(self, state: RunState, partial: Mapping[str, NDArray[Any]]) -> None:
         """Save where the run stands; the blocks that it counts on are on the disk before."""
-        self.folder.settle_blocks(state.round)
         self.files.save(state, partial)
-        self.folder.forget_rounds(state.round - 1)
+        for number in range(1, state.round - 1):
+            shutil.rmtree(self._round(number), ignore_errors=True)
 
     def partial_state(self) -> Mapping[str, NDArray[Any]]:
         """Return the sums that were saved last."""
@@ -479,7 +401,7 @@ class Tally:
 
     def linears(self) -> list[LinearFigures]:
         """Return the figures of all linears, in the model's order."""
-        found = (self.folder.read_figures(self.rounds, block) for block in self._blocks)
+        found = (self._figures(self.rounds, block) for block in self._blocks)
         return [LinearFigures(**linear) for figures in found for linear in figures["linears"]]
 
     def agreement(self, clients: Sequence[str]) -> ClientAgreement | None:
@@ -487,7 +409,7 @@ class Tally:
 
         None where clients send no masks.
         """
-        found = (self.folder.read_figures(self.rounds, block)["sample"] for block in self._blocks)
+        found = (self._figures(self.rounds, block)["sample"] for block in self._blocks)
         samples = [_sample(plain) for plain in found if plain is not None]
         if not samples:
             return None
@@ -500,6 +422,32 @@ class Tally:
     @property
     def _blocks(self) -> range:
         return range(len(self.loaded.layout.blocks))
+
+    def _round(self, number: int) -> Path:
+        return self.folder.path / "blocks" / f"round-{number:02d}"
+
+    def _file(self, number: int, block: int, ending: str = "safetensors") -> Path:
+        return self._round(number) / f"block-{block:05d}.{ending}"
+
+    def _figures(self, number: int, block: int) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self._file(number, block, "json").read_bytes())
+        return found
+
+    def _write(
+        self, number: int, block: int, changes: Mapping[str, Change], figures: Mapping[str, Any]
+    ) -> None:
+        """Put on the disk what becomes of a block, and what the results tell of it."""
+        folder = self._round(number)
+        if not folder.exists():
+            folder.mkdir()
+            sync(folder.parent)
+        if all(map(keeps_survivors, changes.values())):  # clients hear no more than the masks
+            changes = {name: mask_of(change) for name, change in changes.items()}
+        if changes:
+            replace_file(self._file(number, block), encode_update(changes))
+        changed = [(name, *change.shape) for name, change in changes.items()]
+        told = json.dumps({**figures, "changed": changed})
+        replace_file(self._file(number, block, "json"), told.encode())
 
     def _linear(self, result: BlockResult, name: str, shape: tuple[int, int]) -> LinearFigures:
         mask, votes = result.masks.get(name), result.histograms.get(name)
@@ -555,6 +503,6 @@ class TrackedTally(Tally):
     def add(self, number: int, result: BlockResult) -> None:
         """Save a block of a round and its figures, and tell of them."""
         super().add(number, result)
-        figures = self.folder.read_figures(number, result.block)["linears"]
+        figures = self._figures(number, result.block)["linears"]
         step = (number - 1) * len(self.loaded.layout.blocks) + result.block + 1
         self.tracking.block(step, [LinearFigures(**one) for one in figures], self.files.ledger)

@@ -1,4 +1,5 @@
 import json
+from functools import cache
 
 import numpy as np
 import pytest
@@ -6,65 +7,83 @@ import torch
 
 from fedprune.config import config_from_overrides, from_yaml
 from fedprune.errors import ConfigError
+from fedprune.methods.exchange import BlockResult
+from fedprune.models.loading import LoadedModel, load_model
 from fedprune.results.ledger import Entry, Ledger
 from fedprune.wire.changes import Change, LinearUpdate, SparseWeight
 from fedprune.wire.masks import BitMask
-from server_app.run_folder import RunFolder
+from server_app.run_folder import RunFolder, StateFiles, Tally
+from strategies.state import RunState
 
 CONFIG = config_from_overrides([])
 
 
-def block(seed: int, scaled: bool = False) -> dict[str, LinearUpdate]:
+UP, DOWN = "mlp.up_proj", "mlp.gate_proj"  # of one shape
+
+
+@cache
+def dense() -> LoadedModel:
+    return load_model(CONFIG.model)
+
+
+def block(seed: int, scaled: bool = False) -> dict[str, Change]:
     draw = np.random.default_rng(seed)
-    mask = BitMask.from_bool(draw.random((4, 6)) < 0.5)
+    mask = BitMask.from_bool(draw.random(dense().layout.shapes()[0][UP]) < 0.5)
     keeps = draw.integers(1, 6, mask.survivors, dtype=np.uint8) if scaled else None
-    return {"mlp.up": LinearUpdate(mask, keeps, 5)}
+    return {UP: LinearUpdate(mask, keeps, 5)}
 
 
-def test_configuration_and_blocks_are_on_disk_and_come_back(tmp_path):
+@pytest.fixture
+def tally(tmp_path) -> Tally:
     folder = RunFolder(tmp_path / "deep" / "run")
     folder.start(CONFIG)
-    assert from_yaml((folder.path / "config.yaml").read_text()) == CONFIG
-    for number in range(3):
-        folder.save_block(1, "model.layers", number, block(number))
-    folder.save_block(1, "model.layers", 3, block(3, scaled=True))
-    found = [folder.read_block(1, number) for number in range(4)]
-    for number in range(3):
-        assert found[number] == {"mlp.up": block(number)["mlp.up"].mask}
-    scaled = block(3, scaled=True)["mlp.up"]
-    assert found[3]["mlp.up"].mask == scaled.mask
-    assert np.array_equal(found[3]["mlp.up"].keeps, scaled.keeps)
-    assert folder.read_block(1, 4) == {}
+    return Tally(folder, StateFiles(folder.state, Ledger()), dense(), 1)
 
 
-def test_new_values_come_back_and_a_block_that_comes_again_takes_their_place(tmp_path):
-    folder = RunFolder(tmp_path)
-    folder.start(CONFIG)
-    mask = block(0)["mlp.up"].mask
+def made(number: int, changes: dict[str, Change]) -> BlockResult:
+    return BlockResult(number, changes, 5, 5.0)
+
+
+def test_configuration_and_blocks_are_on_disk_and_come_back(tally):
+    path = tally.folder.path
+    assert from_yaml((path / "config.yaml").read_text()) == CONFIG
+    tally.add(1, made(0, block(0)))
+    tally.add(1, made(1, block(3, scaled=True)))
+    assert tally.recall(1, 0) == {UP: block(0)[UP].mask}
+    assert tally.recall(1, 1) == block(3, scaled=True)
+    assert sorted(entry.name for entry in (path / "blocks" / "round-01").iterdir()) == [
+        f"block-0000{number}.{ending}" for number in (0, 1) for ending in ("json", "safetensors")
+    ]
+    with pytest.raises(ConfigError, match="is damaged .block 2 of round 1"):
+        tally.recall(1, 2)
+
+
+def test_new_values_come_back_and_a_block_that_comes_again_takes_their_place(tally):
+    mask = block(0)[UP].mask
     values = torch.linspace(-1, 1, mask.survivors).bfloat16()
-    changes: dict[str, Change] = {"mlp.up": SparseWeight(mask, values), "mlp.down": mask}
-    folder.save_block(1, "h", 0, changes)
-    assert folder.read_block(1, 0) == changes
-    folder.save_block(1, "h", 0, {"mlp.up": SparseWeight(mask, -values), "mlp.down": mask})
-    assert torch.equal(folder.read_block(1, 0)["mlp.up"].values, -values)
-    folder.save_block(1, "h", 0, block(1))
-    assert folder.read_block(1, 0) == {"mlp.up": block(1)["mlp.up"].mask}
-    folder.save_block(1, "h", 0, {})
-    assert folder.read_block(1, 0) == {}
+    changes: dict[str, Change] = {UP: SparseWeight(mask, values), DOWN: mask}
+    tally.add(1, made(0, changes))
+    for number in range(1, 6):
+        tally.add(1, made(number, {}))
+    assert tally.recall(1, 0) == changes
+    told = tally.linears()
+    tally.refine(1, 0, {UP: SparseWeight(mask, -values), DOWN: mask})
+    assert torch.equal(tally.recall(1, 0)[UP].values, -values)
+    assert tally.linears() == told
+    tally.add(1, made(0, block(1)))
+    assert tally.recall(1, 0) == {UP: block(1)[UP].mask}
+    tally.add(1, made(0, {}))
+    assert tally.recall(1, 0) == {}
 
 
-def test_a_round_s_blocks_stay_while_the_next_needs_them(tmp_path):
-    folder = RunFolder(tmp_path)
-    folder.start(CONFIG)
+def test_a_round_s_blocks_stay_while_the_next_needs_them(tally):
     for number in (1, 2, 3):
-        folder.save_block(number, "h", 0, block(number))
-        folder.save_figures(number, 0, {"number": number})
-        folder.settle_blocks(number)
-    folder.forget_rounds(2)
-    assert folder.read_block(1, 0) == {}
+        tally.add(number, made(0, block(number)))
+    tally.save(RunState(round=3), {})
+    with pytest.raises(ConfigError, match="is damaged .block 0 of round 1"):
+        tally.recall(1, 0)
     for number in (2, 3):
-        assert folder.read_block(number, 0) == {"mlp.up": block(number)["mlp.up"].mask}
-        assert folder.read_figures(number, 0) == {"number": number}
+        assert tally.recall(number, 0) == {UP: block(number)[UP].mask}
 
 
 def test_two_processes_do_not_share_a_folder(tmp_path):
@@ -85,7 +104,7 @@ def test_a_folder_without_a_run_cannot_be_resumed(tmp_path):
 def test_results_take_the_place_of_the_blocks(tmp_path):
     folder = RunFolder(tmp_path)
     folder.start(CONFIG)
-    folder.save_block(1, "h", 0, block(0))
+    (tmp_path / "blocks" / "round-01").mkdir()
     folder.finish({"format": 1})
     assert json.loads((tmp_path / "results.json").read_text()) == {"format": 1}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "results.json"]
@@ -94,12 +113,11 @@ def test_results_take_the_place_of_the_blocks(tmp_path):
 def test_failure_keeps_the_blocks_and_the_ledger(tmp_path):
     folder, ledger = RunFolder(tmp_path), Ledger()
     folder.start(CONFIG)
-    folder.save_block(1, "h", 0, block(0))
     ledger.add(Entry(1, "prune", "north", 1, 2, 3.0, refused="late"))
     folder.fail("too few", ledger)
     failure = json.loads((tmp_path / "failure.json").read_text())
     assert failure["reason"] == "too few" and failure["ledger"]["refused"] == {"north": 1}
-    assert folder.read_block(1, 0) == {"mlp.up": block(0)["mlp.up"].mask}
+    assert (tmp_path / "blocks").is_dir()
     folder.reopen()
     assert not (tmp_path / "failure.json").exists()
 
