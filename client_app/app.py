@@ -14,7 +14,7 @@ from client_app.model import block_shapes, take_model
 from client_app.node import NodeContext, agreed, use_threads
 from client_app.scratch import InboxQuota, Scratch
 from client_app.secure import SecureNode, join
-from client_app.session import fetch, prune
+from client_app.session import Session, fetch
 from fedprune.config import RunConfig
 from fedprune.errors import ReplyRefusedError
 from fedprune.logs import set_up
@@ -99,8 +99,8 @@ def prune_blocks(message: Message, context: Context) -> Message:
     """Work on the ordered blocks with this node's texts and send what the strategy asks for."""
 
     def work() -> RecordDict:
-        order, bundle = read_order(message), read_bundle(message)
-        return prune(*_asked(message, context), order, bundle, read_ahead(message))
+        order, bundle, ahead = read_order(message), read_bundle(message), read_ahead(message)
+        return Session(*_asked(message, context), order).reply(bundle, ahead)
 
     return answer(message, context, work)
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from flwr.app import RecordDict
 from torch import Tensor
@@ -28,51 +29,6 @@ from fedprune.pruning.registry import make_pruner
 from fedprune.records import Order, PruneReply, fetched_record, prune_record, split_record
 from fedprune.results.environment import peak_device_bytes, peak_rss_bytes
 from fedprune.wire.changes import Change, decode_update
-
-
-def prune(
-    config: RunConfig,
-    node: NodeContext,
-    order: Order,
-    bundle: Mapping[str, bytes],
-    ahead: Mapping[str, int],
-) -> RecordDict:
-    """Work on the blocks of an order, going on from where this node's last one stopped.
-
-    Parameters
-    ----------
-    config : RunConfig
-        The run's configuration as the server sent it.
-    node : NodeContext
-        This node.
-    order : Order
-        Which exchange about which blocks, and where to go on from.
-    bundle : Mapping[str, bytes]
-        Encoded changes: ``update`` of the block before where the schedule is iterative,
-        ``start-NNNNN`` of blocks that were pruned in an earlier round.
-    ahead : Mapping[str, int]
-        Name -> bytes of those that were delivered before.
-
-    Returns
-    -------
-    RecordDict
-        The reply's content; the first part of it if it is long.
-
-    Raises
-    ------
-    FedpruneError
-        If the request is wrong or the work fails. The node then forgets this run, since the
-        server asks it no more; not where its disk is full: with room again it can go on.
-    """
-    scratch = Scratch(node.scratch)
-    with scratch.exclusive():
-        try:
-            session = Session(config, node, order, asked_exchange(config, order))
-            return session.reply({**scratch.read_inbox(ahead), **bundle})
-        except Exception as error:
-            if not is_refusal(error) and not asked_exchange(config, order).once:
-                scratch.remove()
-            raise
 
 
 def fetch(config: RunConfig, node: NodeContext, order: Order, number: int) -> RecordDict:
@@ -202,17 +158,48 @@ class Session:
         This node.
     order : Order
         What is asked for.
-    exchange : BlockExchange
-        The exchange that it is about.
     """
 
     config: RunConfig
     node: NodeContext
     order: Order
-    exchange: BlockExchange
 
-    def reply(self, bundle: Mapping[str, bytes]) -> RecordDict:
-        """Work on the blocks and return the reply's content, or the first part of it."""
+    @cached_property
+    def exchange(self) -> BlockExchange:
+        """The exchange that the order is about."""
+        return asked_exchange(self.config, self.order)
+
+    def reply(self, bundle: Mapping[str, bytes], ahead: Mapping[str, int]) -> RecordDict:
+        """Work on the blocks, going on from where the last order stopped, and return the answer.
+
+        Parameters
+        ----------
+        bundle : Mapping[str, bytes]
+            Encoded changes: ``update`` of the block before where the schedule is iterative,
+            ``start-NNNNN`` of blocks that were pruned in an earlier round.
+        ahead : Mapping[str, int]
+            Name -> bytes of those that were delivered before.
+
+        Returns
+        -------
+        RecordDict
+            The reply's content; the first part of it if it is long.
+
+        Raises
+        ------
+        FedpruneError
+            If the request is wrong or the work fails. The node then forgets this run, since the
+            server asks it no more; not where its disk is full: with room again it can go on.
+        """
+        with self._scratch.exclusive():
+            try:
+                return self._content({**self._scratch.read_inbox(ahead), **bundle})
+            except Exception as error:
+                if not is_refusal(error) and not self.exchange.once:
+                    self._scratch.remove()
+                raise
+
+    def _content(self, bundle: Mapping[str, bytes]) -> RecordDict:
         started, order = time.monotonic(), self.order
         form = self.exchange.form
         if is_secure(self.config, self.node):

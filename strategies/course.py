@@ -18,7 +18,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedprune.config import RunConfig, for_round, to_yaml
-from fedprune.errors import ConfigError, QuorumError, ReplyRefusedError, WireError
+from fedprune.errors import ConfigError, QuorumError, WireError
 from fedprune.logs import bound, note
 from fedprune.methods.collection import BlockStatistics
 from fedprune.methods.exchange import (
@@ -37,7 +37,7 @@ from fedprune.methods.registry import Assignment, exchanges, get_method, main_ex
 from fedprune.methods.state import Keepable, gathered, scattered
 from fedprune.methods.survey import SurveyExchange
 from fedprune.pruning.groups import check_allocation
-from fedprune.records import Order, PruneReply, request
+from fedprune.records import Order, request
 from fedprune.results.ledger import Ledger
 from fedprune.results.run_status import RunStatus
 from fedprune.results.text import size_text
@@ -49,7 +49,7 @@ from strategies.handshake import Handshake
 from strategies.messages import (
     MESSAGE_BYTES,
     ExchangeClient,
-    Reading,
+    HeldExchange,
     block_chunks,
     forget,
     next_orders,
@@ -68,7 +68,6 @@ from strategies.progress import (
     surveying,
 )
 from strategies.secure import SecureSums, plan_sums
-from strategies.signatures import note_answer
 from strategies.state import RunState, SavePace, Store, damaged_state
 
 Open = Mapping[int, Aggregator[Any, Any]]
@@ -243,17 +242,15 @@ class FederatedPruning(Strategy):
 
         What is too long to go with them is delivered first.
         """
-        orders, client = self.asked(self.chunks[server_round - 1]), self.exchange_client(grid)
-        return client.requests(orders, self.bundle, client.deliver(orders, self.bundle))
+        return self._chunk(self.chunks[server_round - 1], grid).requests()
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[None, MetricRecord | None]:
         """Fold the replies for a chunk in as they arrive, then aggregate its blocks."""
         blocks, state = self.chunks[server_round - 1], self.state
-        exchange, opened = self.exchange, dict(self._open)
-        reading = Reading(self.cohort, state.step, self.sent(exchange), self.model)
-        reading.fold_all(replies, self.asked(blocks), partial(self.fold, opened), self._folded)
+        opened, chunk = dict(self._open), self._chunk(blocks, self._grid)
+        chunk.fold(replies, opened, self._contributor, state, self._folded)
         self.cohort.check_quorum(len(self.cohort.active), self.config.strategy.min_clients)
         self._unmask(opened)
         self._open, state.heard = {}, self._heard
@@ -287,25 +284,6 @@ class FederatedPruning(Strategy):
         """Collect the clients' own perplexities; a missing one does not stop the run."""
         self.state.local |= collect_local(replies, self.cohort, self.state.step)
         return MetricRecord({"clients": len(self.state.local)})
-
-    def fold(self, opened: Open, reply: PruneReply, client: Client) -> None:
-        """Add one client's answers about some blocks: all of them, or none if one is wrong.
-
-        Raises
-        ------
-        ReplyRefusedError
-            Naming the block and what is wrong; then nothing has been added.
-        """
-        told = self._contributor(client)
-        checked = {}
-        for block, payload in reply.blocks.items():
-            try:
-                checked[block] = opened[block].check(payload, told)
-            except WireError as error:
-                raise ReplyRefusedError(f"block {block}: {error}") from None
-        note_answer(self.state, reply, client)
-        for block, answer in checked.items():
-            opened[block].add(answer, told)
 
     def before(self, block: int) -> Mapping[str, Change]:
         """Return what the round before made of a block; empty in the first."""
@@ -351,6 +329,11 @@ class FederatedPruning(Strategy):
         waiting = [c for c in self.cohort.active if c.partition not in self.state.folded]
         assigned = self._assignment.blocks
         return next_orders(waiting, assigned, blocks, self.state.positions, final, number)
+
+    def _chunk(self, blocks: range, grid: Grid) -> HeldExchange:
+        """Return the exchange about some blocks, as it is held with who has not answered yet."""
+        sent, orders = self.sent(self.exchange), self.asked(blocks)
+        return HeldExchange(self.exchange_client(grid), sent, self.model, orders, self.bundle)
 
     def exchange_client(self, grid: Grid, longest: int | None = None) -> ExchangeClient:
         """Return how messages are sent now; ``longest``: the most bytes of one, if others."""
@@ -501,15 +484,11 @@ class FederatedPruning(Strategy):
             active = [] if state.closed else self.cohort.active
             orders = {client.node_id: order for client in active}
             client = self.exchange_client(grid)
-            most = sent.total_bytes(self.model)
-            replies = client.replies(
-                client.requests(orders, lambda node, order: self._shares(node) | self._told(order)),
-                exchange.name,
-                report=surveying(self.status),
-                joiner=client.joiner(orders, sent.form, most),
+            held = HeldExchange(
+                client, sent, self.model, orders, lambda n, o: self._shares(n) | self._told(o)
             )
-            reading = Reading(self.cohort, state.step, sent, self.model)
-            reading.fold_all(replies, orders, partial(self.fold, sums), self._surveyed)
+            replies = held.replies(held.requests(), surveying(self.status))
+            held.fold(replies, sums, self._contributor, state, self._surveyed)
             self.cohort.check_quorum(len(state.folded), config.strategy.min_clients)
             self._unmask(sums)
             state.end_exchange()
@@ -545,22 +524,15 @@ class FederatedPruning(Strategy):
     def _prune(self, grid: Grid, result: Result) -> None:
         number, blocks = self.state.chunk + 1, self.chunks[self.state.chunk]
         note(block=f"{blocks.start}-{blocks.stop - 1}" if len(blocks) > 1 else blocks.start)
-        exchange = self.exchange
-        self._open_chunk(exchange, blocks)
+        self._open_chunk(self.exchange, blocks)
         if self.state.folded:
             self._restore()
         else:
             self.state.step += 1
         self._pace.reset()
-        sent = self.sent(exchange)
-        most = sum(sent.most_bytes(self.model, block) for block in blocks)
-        client, asked = self.exchange_client(grid), self.asked(blocks)
-        replies = client.replies(
+        replies = self._chunk(blocks, grid).replies(
             self.configure_train(number, ArrayRecord(), ConfigRecord(), grid),
-            exchange.name,
-            report=self._course.pruning(blocks, self.state.round),
-            joiner=client.joiner(asked, sent.form, most),
-            again=client.again(asked, self.bundle),
+            self._course.pruning(blocks, self.state.round),
         )
         _, metrics = self.aggregate_train(number, replies)
         if metrics is not None:
@@ -614,18 +586,9 @@ class FederatedPruning(Strategy):
             if state.positions.get(one.partition) == block
         }
 
-        def bundle(node_id: int, order: Order) -> dict[str, bytes]:
-            return {name: data}
-
-        replies = client.replies(
-            client.requests(orders, bundle, client.deliver(orders, bundle)),
-            exchange.name,
-            report=fitting(self.status),
-            joiner=client.joiner(orders, exchange.form, most),
-            again=client.again(orders, bundle),
-        )
-        reading = Reading(self.cohort, state.step, exchange, self.model)
-        used = reading.fold_all(replies, orders, partial(self.fold, {block: sums}))
+        held = HeldExchange(client, exchange, self.model, orders, lambda node, order: {name: data})
+        replies = held.replies(held.requests(), fitting(self.status))
+        used = held.fold(replies, {block: sums}, self._contributor, state)
         self.cohort.check_quorum(len(used), self.config.strategy.min_clients)
         return sums.close()
 

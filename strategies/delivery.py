@@ -57,7 +57,6 @@ class Delivery:
     sent: Sent
     _held: dict[int, int] = field(default_factory=dict)
     _answers: dict[int, int] = field(default_factory=dict)
-    _so_far: dict[int, Outcome] = field(default_factory=dict)
     _latest: tuple[int, RecordDict] | None = None
 
     @property
@@ -84,19 +83,15 @@ class Delivery:
 
     def take(self, outcome: Outcome) -> Outcome | Message:
         """Return the outcome of a node's whole delivery, or the next segment for it."""
-        node_id = outcome.node_id
-        before = self._so_far.pop(node_id, None)
-        total = outcome.after(before)
         if outcome.reply is None:
-            return total
+            return outcome
         try:
-            held = self._noted(node_id, outcome.reply)
+            held = self._noted(outcome.node_id, outcome.reply)
         except ReplyRefusedError as error:
-            return replace(total, reply=None, problem=str(error))
+            return replace(outcome, reply=None, problem=str(error))
         if held == len(self.offer.manifest.segments):
-            return total
-        self._so_far[node_id] = replace(total, reply=None)
-        return self._message(node_id, held)
+            return outcome
+        return self._message(outcome.node_id, held)
 
     def _noted(self, node_id: int, reply: Message) -> int:
         total = len(self.offer.manifest.segments)

@@ -276,8 +276,16 @@ class WorkerDiedError(FedpruneError):
 class Joiner(Protocol):
     """Puts together what comes in several messages."""
 
+    @property
+    def reply_bytes(self) -> int:
+        """The most bytes of one of them."""
+        ...
+
     def take(self, outcome: Outcome) -> Outcome | Message:
-        """Return the outcome of the whole, or the request for what is still missing."""
+        """Return the outcome of the whole, or the request for what is still missing.
+
+        An outcome's bytes and seconds are those of all messages so far.
+        """
         ...
 
 
@@ -393,7 +401,7 @@ class _Exchange:
         found = self._joiner.take(total) if self._joiner is not None else total
         if isinstance(found, Outcome):
             return found
-        self._push(found, renewed(found))
+        self._push(found, renewed(found), replace(total, reply=None))
         return None
 
     def _last(self, outcome: Outcome) -> Outcome:

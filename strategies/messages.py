@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 from fedprune.config import StrategyConfig
 from fedprune.errors import ReplyRefusedError, WireError
 from fedprune.flower.replies import SHORT_REPLY_BYTES, ReplyLimits
-from fedprune.methods.exchange import BlockExchange
+from fedprune.methods.exchange import Aggregator, BlockExchange, Contributor
 from fedprune.methods.public_model import FRAME_BYTES, PublicModel
 from fedprune.models.transfer import MOST_SEGMENT_BYTES
 from fedprune.records import (
@@ -27,6 +27,9 @@ from fedprune.records import (
 from fedprune.results.run_status import RunStatus
 from strategies.cohort import Client, Cohort
 from strategies.exchange import Again, Joiner, Outcome, WorkerDiedError, exchange
+from strategies.progress import Report
+from strategies.signatures import note_answer
+from strategies.state import RunState
 
 
 def next_orders(
@@ -102,12 +105,11 @@ def window_for(configured: int | None, message_bytes: int) -> int:
     return max(2, min(_WAITING_REPLIES, _WAITING_BYTES // max(1, message_bytes)))
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Collected:
     first: Message
     sizes: dict[int, int]
     parts: list[bytes]
-    so_far: Outcome
 
     @property
     def missing(self) -> int:
@@ -144,35 +146,33 @@ class SegmentJoiner:
     def take(self, outcome: Outcome) -> Outcome | Message:
         """Return the outcome of the whole reply, or the request for its next segment."""
         started = self._collected.pop(outcome.node_id, None)
-        total = outcome.after(started.so_far if started else None)
         if outcome.reply is None:
-            return total
+            return outcome
         try:
-            return self._next(outcome.reply, started, total)
+            return self._next(outcome, outcome.reply, started)
         except ReplyRefusedError as error:
-            return replace(total, reply=None, problem=str(error))
+            return replace(outcome, reply=None, problem=str(error))
 
     def _next(
-        self, reply: Message, started: _Collected | None, total: Outcome
+        self, outcome: Outcome, reply: Message, started: _Collected | None
     ) -> Outcome | Message:
         if started is None:
             sizes = read_sizes(reply)
             if sizes is None:
-                return total
+                return outcome
             if sum(sizes.values()) > self.most_bytes:
                 raise ReplyRefusedError(
                     f"its reply can have {self.most_bytes} bytes at most, it announces "
                     f"{sum(sizes.values())}."
                 )
-            started = _Collected(reply, sizes, [], total)
+            started = _Collected(reply, sizes, [])
         expected = min(self.segment_bytes, started.missing)
         started.parts.append(read_segment(reply, self.form, expected))
-        started.so_far = total
         if started.missing:
-            self._collected[total.node_id] = started
-            return self.fetch(total.node_id, len(started.parts))
+            self._collected[outcome.node_id] = started
+            return self.fetch(outcome.node_id, len(started.parts))
         joined(started.first, b"".join(started.parts), started.sizes, self.form)
-        return replace(total, reply=started.first)
+        return replace(outcome, reply=started.first)
 
 
 # Flower's runtime holds a message several times in each process on its way; this keeps the
@@ -193,18 +193,6 @@ _FORGET_WINDOW = 256
 
 Bundle = Callable[[int, Order], Mapping[str, bytes]]
 """(Node id, its order) -> the named bytes that go with it."""
-
-Ahead = Mapping[int, Mapping[str, int]]
-"""Node id -> name -> bytes of what was delivered before its order."""
-
-
-class Collector(Joiner, Protocol):
-    """A joiner that knows how long the messages are."""
-
-    @property
-    def reply_bytes(self) -> int:
-        """The most bytes of one of them."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -245,58 +233,12 @@ class ExchangeClient:
         ttl = self.strategy.timeout
         return Message(content, client.node_id, kind, ttl=ttl, group_id=self.job)
 
-    def requests(
-        self, orders: Mapping[int, Order], bundle: Bundle, ahead: Ahead | None = None
-    ) -> Iterator[Message]:
-        """Yield a request to prune for every order, built when its turn comes.
-
-        Parameters
-        ----------
-        orders : Mapping[int, Order]
-            Node id -> its order.
-        bundle : Callable[[int, Order], Mapping[str, bytes]]
-            What goes with a node's order.
-        ahead : Mapping[int, Mapping[str, int]], optional
-            What :meth:`deliver` has sent.
-        """
-        for client in self.cohort.active:
-            order = orders.get(client.node_id)
-            if order is not None:
-                sent = ahead.get(client.node_id) if ahead else None
-                found = {} if sent else bundle(client.node_id, order)
-                content = order_record(self.config_yaml, order, found, sent)
-                yield self.message(client, PRUNE, content)
-
-    def again(self, orders: Mapping[int, Order], bundle: Bundle) -> Callable[[int], Message]:
-        """Return node id -> its order once more; what was delivered ahead is still there."""
-        clients = {client.node_id: client for client in self.cohort.active}
-
-        def message(node_id: int) -> Message:
-            order = orders[node_id]
-            found = bundle(node_id, order)
-            sent = _sizes(found) if _is_long(found) else None
-            content = order_record(self.config_yaml, order, {} if sent else found, sent)
-            return self.message(clients[node_id], PRUNE, content)
-
-        return message
-
-    def joiner(self, orders: Mapping[int, Order], form: str, most_bytes: int) -> SegmentJoiner:
-        """Return what asks for the other segments of replies that are too long for a message."""
-        clients = {client.node_id: client for client in self.cohort.active}
-
-        def fetch(node_id: int, number: int) -> Message:
-            content = order_record(self.config_yaml, orders[node_id])
-            content.config_records["config"]["segment"] = number
-            return self.message(clients[node_id], FETCH, content)
-
-        return SegmentJoiner(form, MESSAGE_BYTES, most_bytes, fetch)
-
     def replies(
         self,
         messages: Iterable[Message],
         phase: str,
         report: Callable[[int, int], None],
-        joiner: Collector | None = None,
+        joiner: Joiner | None = None,
         again: Callable[[int], Message] | None = None,
     ) -> Iterator[Message]:
         """Yield replies as they arrive; who sends none is refused by name and left out.
@@ -309,7 +251,7 @@ class ExchangeClient:
             The ledger's name for the exchange.
         report : Callable[[int, int], None]
             Told after each answer: how many, and of how many.
-        joiner : Collector, optional
+        joiner : Joiner, optional
             Puts together what comes in segments.
         again : Callable[[int], Message], optional
             Node id -> its request once more, for one whose process dies at its work or that is
@@ -341,34 +283,6 @@ class ExchangeClient:
                 self.cohort.leave_out(client)
             report(answered, max(answered, total))
 
-    def deliver(self, orders: Mapping[int, Order], bundle: Bundle) -> Ahead:
-        """Send bundles that are too long for a request ahead of it, in segments.
-
-        Returns
-        -------
-        Mapping[int, Mapping[str, int]]
-            Node id -> name -> bytes of what was sent to it.
-        """
-        found = {node_id: bundle(node_id, order) for node_id, order in orders.items()}
-        long = {node_id: each for node_id, each in found.items() if _is_long(each)}
-        if not long:
-            return {}
-        places = {node_id: _places(each) for node_id, each in long.items()}
-        clients = {client.node_id: client for client in self.cohort.active}
-
-        def message(node_id: int) -> Message:
-            name, start = places[node_id].pop(0)
-            data = long[node_id][name][start : start + MESSAGE_BYTES]
-            content = request(self.config_yaml, {"segment": data}, name=name, start=start)
-            return self.message(clients[node_id], DELIVER, content)
-
-        joiner = _Deliveries(places, message)
-        first = (message(node_id) for node_id in list(places))
-        for reply in self.replies(first, "deliver", lambda done, total: None, joiner):
-            client = clients[reply.metadata.src_node_id]
-            self.cohort.ledger.add(self.cohort.entry(client, self.step, "deliver"))
-        return {node_id: _sizes(each) for node_id, each in long.items()}
-
     def _noted(self, messages: Iterable[Message], asked: dict[int, Client]) -> Iterator[Message]:
         clients = {client.node_id: client for client in self.cohort.active}
         for message in messages:
@@ -395,7 +309,6 @@ class _Deliveries:
 
     places: Mapping[int, list[tuple[str, int]]]
     message: Callable[[int], Message]
-    _so_far: dict[int, Outcome] = field(default_factory=dict)
 
     @property
     def reply_bytes(self) -> int:
@@ -403,20 +316,12 @@ class _Deliveries:
         return SHORT_REPLY_BYTES
 
     def take(self, outcome: Outcome) -> Outcome | Message:
-        before = self._so_far.pop(outcome.node_id, None)
-        total = outcome.after(before)
-        if outcome.reply is not None and self.places[outcome.node_id]:
-            self._so_far[outcome.node_id] = total
-            return self.message(outcome.node_id)
-        return total
+        more = outcome.reply is not None and self.places[outcome.node_id]
+        return self.message(outcome.node_id) if more else outcome
 
 
 def _is_long(bundle: Mapping[str, bytes]) -> bool:
     return sum(map(len, bundle.values())) > MESSAGE_BYTES
-
-
-def _sizes(bundle: Mapping[str, bytes]) -> dict[str, int]:
-    return {name: len(data) for name, data in bundle.items()}
 
 
 def _places(bundle: Mapping[str, bytes]) -> list[tuple[str, int]]:
@@ -428,48 +333,83 @@ def _places(bundle: Mapping[str, bytes]) -> list[tuple[str, int]]:
     ]
 
 
-Fold = Callable[[PruneReply, Client], None]
-"""Folds one reply in, or refuses it whole."""
-
-
 @dataclass(frozen=True)
-class Reading:
-    """What the replies to one exchange must be, and where they are noted.
+class HeldExchange:
+    """One exchange as it is held: orders go out, whole answers come in and are folded into sums.
 
     Parameters
     ----------
-    cohort : Cohort
-        Who takes part, and the ledger.
-    step : int
-        The ledger's round.
+    client : ExchangeClient
+        How messages travel.
     exchange : BlockExchange
-        What was asked.
+        What is asked, as its answers travel.
     model : PublicModel
         The model's blocks.
+    orders : Mapping[int, Order]
+        Node id -> its order.
+    bundle : Callable[[int, Order], Mapping[str, bytes]]
+        What goes with a node's order.
     """
 
-    cohort: Cohort
-    step: int
+    client: ExchangeClient
     exchange: BlockExchange
     model: PublicModel
+    orders: Mapping[int, Order]
+    bundle: Bundle
 
-    def fold_all(
+    def requests(self) -> Iterator[Message]:
+        """Return a request for every order, built when its turn comes.
+
+        What is too long to go with one is delivered before, in segments.
+        """
+        self._deliver()
+        request_to = self._request_to()
+        clients = self.client.cohort.active
+        return (request_to(one.node_id) for one in clients if one.node_id in self.orders)
+
+    def replies(self, messages: Iterable[Message], report: Report) -> Iterator[Message]:
+        """Yield whole replies to the requests as they arrive (see :meth:`ExchangeClient.replies`).
+
+        Parameters
+        ----------
+        messages : Iterable[Message]
+            From :meth:`requests`.
+        report : Callable[[int, int], None]
+            Told after each answer: how many, and of how many.
+        """
+        clients = {client.node_id: client for client in self.client.cohort.active}
+        blocks = {block for order in self.orders.values() for block in order.blocks}
+        most = sum(self.exchange.most_bytes(self.model, block) for block in blocks)
+
+        def fetch(node_id: int, number: int) -> Message:
+            content = order_record(self.client.config_yaml, self.orders[node_id])
+            content.config_records["config"]["segment"] = number
+            return self.client.message(clients[node_id], FETCH, content)
+
+        joiner = SegmentJoiner(self.exchange.form, MESSAGE_BYTES, most, fetch)
+        name, again = self.exchange.name, self._request_to()
+        return self.client.replies(messages, name, report, joiner=joiner, again=again)
+
+    def fold(
         self,
         replies: Iterable[Message],
-        orders: Mapping[int, Order],
-        fold: Fold,
+        sums: Mapping[int, Aggregator[Any, Any]],
+        contributor: Callable[[Client], Contributor],
+        state: RunState,
         folded: Callable[[Client, Order], None] = lambda client, order: None,
     ) -> set[int]:
-        """Fold replies as they arrive; a client whose reply is refused is left out.
+        """Add answers as they arrive, each whole; a client whose reply is refused is left out.
 
         Parameters
         ----------
         replies : Iterable[Message]
             In the order of arrival.
-        orders : Mapping[int, Order]
-            Node id -> what it was asked for.
-        fold : Callable[[PruneReply, Client], None]
-            Raises ReplyRefusedError or WireError where a reply is wrong.
+        sums : Mapping[int, Aggregator]
+            Block -> what its answers are added to.
+        contributor : Callable[[Client], Contributor]
+            How a client counts.
+        state : RunState
+            Gets the signatures.
         folded : Callable[[Client, Order], None]
             Told after each reply that was used.
 
@@ -479,33 +419,85 @@ class Reading:
             The nodes whose replies were used.
         """
         used: set[int] = set()
+        cohort, step, name = self.client.cohort, self.client.step, self.exchange.name
         for message in replies:
-            client = self.cohort.sender(message)
+            client = cohort.sender(message)
             if client is None:
                 continue
-            order = orders.get(client.node_id)
+            order = self.orders.get(client.node_id)
             if order is None or client.node_id in used:
                 problem = "it has already answered this round." if order else "it was not asked."
-                self.cohort.refuse(client, self.step, self.exchange.name, problem)
+                cohort.refuse(client, step, name, problem)
                 continue
             try:
-                # A frame more: a message about a block of which nothing is pruned is one, too.
-                most = {
-                    block: FRAME_BYTES + self.exchange.most_bytes(self.model, block)
-                    for block in order.blocks
-                }
-                reply = read_prune(message, order.blocks, most, self.exchange.form)
-                fold(reply, client)
+                reply = self._read(message, order)
+                told = contributor(client)
+                checked = _checked(reply, sums, told)
+                note_answer(state, reply, client)
+                for block, answer in checked.items():
+                    sums[block].add(answer, told)
             except (ReplyRefusedError, WireError) as error:
-                self.cohort.refuse(client, self.step, self.exchange.name, str(error))
-                self.cohort.leave_out(client)
-            else:
-                used.add(client.node_id)
-                self._note(client, reply)
-                folded(client, order)
+                cohort.refuse(client, step, name, str(error))
+                cohort.leave_out(client)
+                continue
+            used.add(client.node_id)
+            memory = reply.peak_rss_bytes, reply.peak_device_bytes
+            cohort.ledger.add(cohort.entry(client, step, name).worked(reply.seconds, *memory))
+            folded(client, order)
         return used
 
-    def _note(self, client: Client, reply: PruneReply) -> None:
-        entry = self.cohort.entry(client, self.step, self.exchange.name)
-        memory = reply.peak_rss_bytes, reply.peak_device_bytes
-        self.cohort.ledger.add(entry.worked(reply.seconds, *memory))
+    def _read(self, message: Message, order: Order) -> PruneReply:
+        # A frame more: a message about a block of which nothing is pruned is one, too.
+        most = {
+            block: FRAME_BYTES + self.exchange.most_bytes(self.model, block)
+            for block in order.blocks
+        }
+        return read_prune(message, order.blocks, most, self.exchange.form)
+
+    def _request_to(self) -> Callable[[int], Message]:
+        """Return node id -> its request; of what was delivered before it says only the sizes."""
+        clients = {client.node_id: client for client in self.client.cohort.active}
+
+        def request_to(node_id: int) -> Message:
+            order = self.orders[node_id]
+            found = self.bundle(node_id, order)
+            sent = {name: len(data) for name, data in found.items()} if _is_long(found) else None
+            content = order_record(self.client.config_yaml, order, {} if sent else found, sent)
+            return self.client.message(clients[node_id], PRUNE, content)
+
+        return request_to
+
+    def _deliver(self) -> None:
+        """Send bundles that are too long for a request ahead of it, in segments."""
+        found = {node_id: self.bundle(node_id, order) for node_id, order in self.orders.items()}
+        long = {node_id: each for node_id, each in found.items() if _is_long(each)}
+        if not long:
+            return
+        places = {node_id: _places(each) for node_id, each in long.items()}
+        cohort = self.client.cohort
+        clients = {client.node_id: client for client in cohort.active}
+
+        def message(node_id: int) -> Message:
+            name, start = places[node_id].pop(0)
+            data = long[node_id][name][start : start + MESSAGE_BYTES]
+            content = request(self.client.config_yaml, {"segment": data}, name=name, start=start)
+            return self.client.message(clients[node_id], DELIVER, content)
+
+        joiner = _Deliveries(places, message)
+        first = (message(node_id) for node_id in list(places))
+        for reply in self.client.replies(first, "deliver", lambda done, total: None, joiner):
+            client = clients[reply.metadata.src_node_id]
+            cohort.ledger.add(cohort.entry(client, self.client.step, "deliver"))
+
+
+def _checked(
+    reply: PruneReply, sums: Mapping[int, Aggregator[Any, Any]], told: Contributor
+) -> dict[int, Any]:
+    """Return a reply's answers by block; ReplyRefusedError if one is wrong: nothing is added."""
+    checked = {}
+    for block, payload in reply.blocks.items():
+        try:
+            checked[block] = sums[block].check(payload, told)
+        except WireError as error:
+            raise ReplyRefusedError(f"block {block}: {error}") from None
+    return checked
