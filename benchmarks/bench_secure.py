@@ -21,7 +21,7 @@ from fedprune.privacy.roster import Roster
 from fedprune.privacy.secure_client import SecureClient
 from fedprune.privacy.secure_masks import add_stream, new_secret
 from fedprune.privacy.secure_server import SecureServer
-from fedprune.privacy.secure_sums import BITS, SumPlan, Words
+from fedprune.privacy.secure_sums import BITS, SumPlan, WordSpec
 from fedprune.privacy.signing import SigningKey
 
 COLUMNS = 745_472  # inputs of the linears of Llama-2-7B, q, k and v together, gate and up together
@@ -40,7 +40,7 @@ def streams(size: int, rounds: int) -> list[Row]:
 
     cases: dict[str, Callable[[], object]] = {"floor": stream}
     for bits in BITS:
-        spec = Words(size * 8 // bits, bits).spec
+        spec = WordSpec(size * 8 // bits, bits).spec
         words = np.zeros(spec.shape, spec.dtype)
         cases[str(bits)] = lambda words=words: add_stream(words, key)  # type: ignore[misc]
     seconds = alternate(cases, rounds)
@@ -69,7 +69,7 @@ def a_run(clients: int, columns: int, blocks: int, bits: int, folder: Path) -> l
 
     keys = {f"site {n:03}": SigningKey(Ed25519PrivateKey.generate()) for n in range(clients)}
     roster = Roster({name: key.public for name, key in keys.items()})
-    words = Words(columns // blocks, bits)
+    words = WordSpec(columns // blocks, bits)
     plan = SumPlan("benchmark", {f"block {n}": words for n in range(blocks)}, 2)
     server = SecureServer(plan, roster)
     first, *rest = keys

@@ -20,7 +20,7 @@ from client_app.identity import Identity
 from client_app.node import NodeContext
 from client_app.scratch import SENT, Scratch
 from fedprune.config import RunConfig
-from fedprune.disk import replace_file
+from fedprune.disk import read_if_there, replace_file
 from fedprune.errors import ReplyRefusedError, WireError
 from fedprune.methods.exchange import BlockExchange, BlockTask, Contributor
 from fedprune.methods.masked import (
@@ -92,7 +92,7 @@ def join(config: RunConfig, node: NodeContext, order: KeysOrder) -> Keys:
             f"{config.privacy.min_cohort}."
         )
     folder = _folder(node)
-    if _read(folder / _PLAN) != order.plan:
+    if read_if_there(folder / _PLAN) != order.plan:
         if (folder / SENT).exists():
             raise ReplyRefusedError(
                 "this node has answered in this job before, under other keys: the same sums over "
@@ -176,7 +176,7 @@ class SecureNode:
     @classmethod
     def of(cls, config: RunConfig, node: NodeContext) -> "SecureNode":
         """Return this node as it joined; ReplyRefusedError if it did not."""
-        plan, told = _read(_folder(node) / _PLAN), _read(_folder(node) / _TOLD)
+        plan, told = read_if_there(_folder(node) / _PLAN), read_if_there(_folder(node) / _TOLD)
         if plan is None or told is None:
             raise ReplyRefusedError(
                 "this node has no keys for the run's secure sums: it missed an earlier message, or "
@@ -203,7 +203,7 @@ class SecureNode:
 
     def kept(self, order: Order) -> tuple[dict[int, bytes], int] | None:
         """Return what was answered to this very order, and of how many samples; None if nothing."""
-        data = _read(_folder(self.node) / _ANSWER)
+        data = read_if_there(_folder(self.node) / _ANSWER)
         if data is None:
             return None
         names = ["order", "samples", *map(str, order.blocks)]
@@ -268,7 +268,7 @@ class SecureNode:
         if not exchange.prunes:
             return dict.fromkeys(order.blocks, "")
         path = _folder(self.node) / _HEARD
-        kept = json.loads(_read(path) or b"[0, []]")
+        kept = json.loads(read_if_there(path) or b"[0, []]")
         blocks = dict(kept[1]) if kept[0] == order.round else {}
         for block in order.blocks:
             before = max((one for one in blocks if one < block), default=None)
@@ -319,10 +319,3 @@ def _plan(data: bytes) -> SumPlan:
 
 def _folder(node: NodeContext) -> Path:
     return Scratch(node.scratch).secure
-
-
-def _read(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None

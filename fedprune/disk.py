@@ -46,6 +46,14 @@ def replace_file(target: Path, data: bytes, *, lasting: bool = True, mode: int =
         partial.replace(target)
 
 
+def read_if_there(path: Path) -> bytes | None:
+    """Return what a file holds, None if there is no such file."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file, read piece by piece, in hexadecimal digits."""
     with path.open("rb") as file:

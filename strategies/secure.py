@@ -28,7 +28,7 @@ from fedprune.methods.masked import (
 )
 from fedprune.methods.public_model import PublicModel
 from fedprune.privacy.secure_server import MaskedSum, SecureServer
-from fedprune.privacy.secure_sums import SumPlan, Words
+from fedprune.privacy.secure_sums import SumPlan, WordSpec
 from fedprune.privacy.unsigned import Unsigned
 from fedprune.records import (
     Keys,
@@ -74,14 +74,14 @@ def plan_sums(config: RunConfig, model: PublicModel, job: str, clients: int) -> 
     ConfigError
         If what is asked for are no sums of integers.
     """
-    sums: dict[str, Words] = {}
+    sums: dict[str, WordSpec] = {}
     for exchange in planned(config, model.num_blocks):
         numbers = range(1, config.strategy.rounds + 1) if exchange.prunes else range(1, 2)
         for number in numbers:
             masked = MaskedExchange(exchange, clients)
             for block in range(model.num_blocks):
                 for bits, count in widths(masked.layout(model, block, number)).items():
-                    sums[sum_name(exchange.name, number, block, bits)] = Words(count, bits)
+                    sums[sum_name(exchange.name, number, block, bits)] = WordSpec(count, bits)
     return SumPlan(job, sums, config.privacy.min_cohort)
 
 

@@ -21,7 +21,8 @@ from fedprune.jit import jit
 from fedprune.methods.state import Arrays, gathered, scattered
 from fedprune.methods.vote_selection import Rule, select, select_nm
 from fedprune.methods.votes import VoteCounter
-from fedprune.methods.word_sums import Layout, Words, WordSpec
+from fedprune.methods.word_sums import Layout, Words
+from fedprune.privacy.secure_sums import WordSpec
 from fedprune.wire.changes import SparseWeight
 from fedprune.wire.masks import BitMask, packed_size, popcount
 

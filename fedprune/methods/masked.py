@@ -26,10 +26,9 @@ from fedprune.methods.exchange import (
 from fedprune.methods.public_model import PublicModel
 from fedprune.methods.registry import get_method, main_exchange
 from fedprune.methods.state import Arrays, Keepable, gathered, scattered
-from fedprune.methods.word_sums import Layout, WordSpec
-from fedprune.methods.word_sums import Words as WordArrays
+from fedprune.methods.word_sums import Layout, Words
 from fedprune.privacy.secure_server import MaskedSum
-from fedprune.privacy.secure_sums import Words
+from fedprune.privacy.secure_sums import WordSpec
 from fedprune.pruning.blocks import BlockWalk
 from fedprune.pruning.groups import BlockSpec
 from fedprune.wire.arrays import Arrays as Message
@@ -72,7 +71,7 @@ def widths(layout: Layout) -> dict[int, int]:
     return {bits: count for bits, count in found.items() if count}
 
 
-def packed(words: WordArrays, layout: Layout) -> dict[int, NDArray[Any]]:
+def packed(words: Words, layout: Layout) -> dict[int, NDArray[Any]]:
     """Return bits -> all words of that width in a row, in the order of the layout."""
     parts: dict[int, list[NDArray[Any]]] = {}
     for name, spec in layout.items():
@@ -82,9 +81,9 @@ def packed(words: WordArrays, layout: Layout) -> dict[int, NDArray[Any]]:
     return {bits: np.concatenate(parts[bits]) for bits in widths(layout)}
 
 
-def unpacked(sums: Mapping[int, NDArray[Any]], layout: Layout) -> WordArrays:
+def unpacked(sums: Mapping[int, NDArray[Any]], layout: Layout) -> Words:
     """Undo :func:`packed`, of words or of their sums."""
-    places, found = dict.fromkeys(sums, 0), WordArrays()
+    places, found = dict.fromkeys(sums, 0), Words()
     for name, spec in layout.items():
         bits = _width(spec, layout)
         if not spec.count:
@@ -251,7 +250,7 @@ class MaskedAggregator(Aggregator[dict[int, bytes], R], Generic[R]):
         """Take masked words apart; what they hide cannot be looked at."""
         message, found = Message(payload, map(str, self._widths)), {}
         for bits, count in self._widths.items():
-            expected = Words(count, bits).message
+            expected = WordSpec(count, bits).message
             announced = message.announced(str(bits))
             if announced.nbytes > most_bytes(expected) or announced.dtype != "uint8":
                 raise WireError(f"masked words of {bits} bits must be bytes, and no more than are.")

@@ -22,8 +22,9 @@ from fedprune.methods.sketches import (
     sketch_bits,
 )
 from fedprune.methods.state import Arrays, numbers
-from fedprune.methods.word_sums import Layout, Words, WordSpec
+from fedprune.methods.word_sums import Layout, Words
 from fedprune.privacy.secure_masks import add_words
+from fedprune.privacy.secure_sums import WordSpec
 from fedprune.pruning.statistics import (
     ColumnStatistics,
     Deviation,

@@ -40,10 +40,11 @@ from fedprune.methods.inputs import all_together
 from fedprune.methods.public_model import PublicModel
 from fedprune.methods.public_text import PublicText, token_inputs
 from fedprune.methods.state import Arrays, numbers
-from fedprune.methods.word_sums import Layout, Words, WordSpec, signed
+from fedprune.methods.word_sums import Layout, Words, signed
 from fedprune.models.loading import LoadedModel
 from fedprune.privacy.accounting import Guarantee, own_scale
 from fedprune.privacy.noise import NORM_BITS, clipped, discrete_gaussian, part_norm, unit
+from fedprune.privacy.secure_sums import WordSpec
 from fedprune.pruning.blocks import BlockWalk, input_groups
 from fedprune.pruning.groups import BlockSpec
 from fedprune.pruning.statistics import ColumnKind, ColumnSums, StatisticKind, shared_inputs

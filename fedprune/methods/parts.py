@@ -28,7 +28,8 @@ from fedprune.methods.moments import MomentPool, input_moments, plan_inputs
 from fedprune.methods.public_model import PublicModel
 from fedprune.methods.state import Arrays
 from fedprune.methods.statistics import StatisticSums, encode_statistic, expected
-from fedprune.methods.word_sums import Layout, Words, WordSpec, roomy
+from fedprune.methods.word_sums import Layout, Words, roomy
+from fedprune.privacy.secure_sums import WordSpec
 from fedprune.pruning.block_kinds import BlockKind, BlockSite
 from fedprune.pruning.blocks import Observed
 from fedprune.pruning.statistics import Statistic, StatisticKind, get_kind

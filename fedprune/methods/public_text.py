@@ -21,6 +21,7 @@ from fedprune.errors import ConfigError, DataError, WireError
 from fedprune.evaluation.perplexity import predictions
 from fedprune.models.device import Limits, pick_device
 from fedprune.models.loading import LoadedModel
+from fedprune.models.writing import first_token
 from fedprune.pruning.blocks import BlockWalk
 from fedprune.pruning.statistics import Statistic, StatisticKind
 from fedprune.seeds import derive_seed
@@ -145,7 +146,8 @@ def written(
 
     Each round draws every token anew from what the model expects after the tokens before it of the
     round before. After n rounds the first n tokens of a sample are drawn as one after another; the
-    others come near. The model passes block by block, as everywhere.
+    others come near: what one pass a token would draw exactly (:mod:`fedprune.models.writing`)
+    takes a few passes for all of them. The model passes block by block, as everywhere.
 
     Parameters
     ----------
@@ -159,10 +161,9 @@ def written(
         `pruner.device`, and the memory that a walk may use.
     """
     draw = torch.Generator().manual_seed(seed)
-    rows, tokenizer = _vocabulary(loaded), loaded.tokenizer
-    first = next((i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None), 0)
+    rows = _vocabulary(loaded)
     tokens = torch.randint(0, rows, (count, length), generator=draw)
-    tokens[:, 0] = int(first)
+    tokens[:, 0] = first_token(loaded) or 0
     device = pick_device(config.pruner.device)
     limits = Limits(_BATCH, config.pruner.hidden_memory_mb, "pruner.seq_len")
     for _ in range(_ROUNDS):

@@ -23,7 +23,9 @@ from fedprune.errors import ConfigError, ModelError, WireError
 from fedprune.methods.exchange import Aggregator, Answer, BlockExchange, BlockTask, Contributor
 from fedprune.methods.public_model import PublicModel
 from fedprune.methods.state import Arrays, numbers
-from fedprune.methods.word_sums import Layout, Words, WordSpec, signed
+from fedprune.methods.word_sums import Layout, Words, signed
+from fedprune.models.changes import changed_survivors
+from fedprune.privacy.secure_sums import WordSpec
 from fedprune.pruning.blocks import BlockWalk
 from fedprune.pruning.groups import BlockSpec
 from fedprune.pruning.paired import PairedWalk
@@ -38,8 +40,8 @@ from fedprune.pruning.reconstruction import (
 )
 from fedprune.results.text import size_text
 from fedprune.wire.arrays import ArraySpec, decode_arrays, encode_arrays, most_bytes
-from fedprune.wire.changes import Change, LinearUpdate, SparseWeight, mask_of
-from fedprune.wire.masks import BitMask
+from fedprune.wire.changes import Change, SparseWeight, mask_of
+from fedprune.wire.quantized import QuantizedWeight
 
 _LOSSES = "losses"
 _ONE = 1 << FRACTION_BITS
@@ -480,13 +482,7 @@ def _possible(losses: Losses) -> bool:
 
 def _values(change: Change, weight: Tensor) -> NDArray[np.float64]:
     """Return the survivors of a matrix in row-major order, float64, shape (survivors,)."""
-    if isinstance(change, SparseWeight):
-        return change.values.double().numpy()
-    if not isinstance(change, BitMask | LinearUpdate):
+    if isinstance(change, QuantizedWeight):
         raise ConfigError("Quantised weights cannot be fitted. Set reconstruct=none.")
-    found = SparseWeight.from_dense(weight.detach(), mask_of(change)).values
-    if isinstance(change, LinearUpdate) and change.keeps is not None:
-        factors = torch.from_numpy((change.keeps / np.float64(change.total)).astype(np.float32))
-        found = (found.float() * factors).to(weight.dtype)  # as nodes do it, in the model's type
-    values: NDArray[np.float64] = found.double().numpy()
+    values: NDArray[np.float64] = changed_survivors(weight, change).values.double().numpy()
     return values

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from fedprune.errors import ConfigError, QuorumError, WireError
 from fedprune.methods.state import Arrays, numbers
-from fedprune.methods.word_sums import Layout, Words, WordSpec, pair, roomy
+from fedprune.methods.word_sums import Layout, Words, pair, roomy
+from fedprune.privacy.secure_sums import WordSpec
 from fedprune.pruning.statistics import ColumnStatistics, Statistic, StatisticKind
 from fedprune.wire.sums import BITS, LIMIT, ExactSums, InputSums
 

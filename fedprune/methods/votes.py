@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from fedprune.errors import ConfigError, WireError
 from fedprune.methods.state import Arrays, numbers
-from fedprune.methods.word_sums import Layout, WordSpec, counter_bits, part_of
+from fedprune.methods.word_sums import Layout, counter_bits, part_of
 from fedprune.methods.word_sums import Words as Sent
+from fedprune.privacy.secure_sums import WordSpec
 from fedprune.pruning.groups import BlockSpec, check_votes
 from fedprune.wire.masks import BitMask, packed_size
 

@@ -7,51 +7,19 @@ bits, so that a negative number is its two's complement, and no order shows.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedprune.errors import WireError
-from fedprune.privacy.secure_sums import BITS
+from fedprune.privacy.secure_sums import BITS, WordSpec
 
 _ROOM = 1 << 62  # what a sum of words with a sign stays below
 
 Words = dict[str, NDArray[Any]]
 """Name -> words: uint8 to uint64 of shape (count,), of 128 bits uint64 of shape (count, 2), the
 lower half first."""
-
-
-@dataclass(frozen=True)
-class WordSpec:
-    """Words of one kind in an answer.
-
-    Attributes
-    ----------
-    count : int
-        How many.
-    bits : int
-        Of each, one of :data:`fedprune.privacy.secure_sums.BITS`.
-    """
-
-    count: int
-    bits: int
-
-    @property
-    def nbytes(self) -> int:
-        """The bytes of all of them."""
-        return self.count * self.bits // 8
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The type of the array that holds them."""
-        return np.dtype(f"uint{min(self.bits, 64)}")
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the array that holds them."""
-        return (self.count, 2) if self.bits == 128 else (self.count,)
 
 
 Layout = dict[str, WordSpec]
@@ -61,19 +29,6 @@ Layout = dict[str, WordSpec]
 def counter_bits(most: int) -> int:
     """Return the bits of a word that counts up to ``most``."""
     return next(bits for bits in BITS if most >> bits == 0)
-
-
-def check_words(words: Mapping[str, NDArray[Any]], layout: Layout) -> None:
-    """Raise ``WireError`` unless arrays are the words of a layout."""
-    if list(words) != list(layout):
-        raise WireError(f"expected words of {', '.join(layout)}, got {', '.join(words)}.")
-    for name, spec in layout.items():
-        array = words[name]
-        if array.dtype != spec.dtype or array.shape != spec.shape:
-            raise WireError(
-                f"the words '{name}' must be {spec.dtype} of shape {spec.shape}, got {array.dtype} "
-                f"of shape {array.shape}."
-            )
 
 
 def pair(high: NDArray[np.uint64], low: NDArray[np.uint64]) -> NDArray[np.uint64]:

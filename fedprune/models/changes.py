@@ -75,6 +75,15 @@ def masked_weight(stored: Tensor, linear: LinearRef, change: Change) -> Tensor:
     return copied
 
 
+def changed_survivors(weight: Tensor, change: Change) -> SparseWeight:
+    """Return what becomes of a (d_out, d_in) matrix as survivors with values, of the same type."""
+    if isinstance(change, SparseWeight):
+        return change
+    changed = weight.detach().clone(memory_format=torch.contiguous_format)
+    _write(changed, change)
+    return SparseWeight.from_dense(changed, mask_of(change))
+
+
 def _write(weight: Tensor, change: Change) -> None:
     """Change a (d_out, d_in) matrix in place."""
     if isinstance(change, SparseWeight | QuantizedWeight):

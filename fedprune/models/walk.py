@@ -428,13 +428,13 @@ class ModelWalk:
             yield Carried(output, merged(written, after)).pack()
 
     def _batches(self) -> Iterator[range]:
-        """Yield the numbers of the samples of each batch; those of a batch are equally long."""
-        start = 0
+        """Yield the numbers of the samples that run at once; those are equally long."""
+        start, most = 0, self._batch_size if self.model.layout.passage.plain else 1
         while start < len(self._samples):
             stop = start + 1
             while (
                 stop < len(self._samples)
-                and stop - start < self._batch_size
+                and stop - start < most
                 and len(self._samples[stop]) == len(self._samples[start])
             ):
                 stop += 1

@@ -61,7 +61,7 @@ def write_texts(  # noqa: PLR0913 - a draw, a device, and whom to tell
     """
     draws = torch.Generator().manual_seed(seed)
     texts = torch.empty(count, 1, dtype=torch.int64)
-    begin = next((t for t in _beginnings(model) if t is not None), None)
+    begin = first_token(model)
     if begin is None:
         size = int(model.model.get_input_embeddings().weight.shape[0])
         texts = torch.randint(size, texts.shape, generator=draws)
@@ -85,5 +85,7 @@ def write_texts(  # noqa: PLR0913 - a draw, a device, and whom to tell
     return texts
 
 
-def _beginnings(model: LoadedModel) -> tuple[int | None, ...]:
-    return model.tokenizer.bos_token_id, model.tokenizer.eos_token_id
+def first_token(model: LoadedModel) -> int | None:
+    """Return the token that a text begins with, or else ends with; None if there is neither."""
+    both = model.tokenizer.bos_token_id, model.tokenizer.eos_token_id
+    return next((token for token in both if token is not None), None)

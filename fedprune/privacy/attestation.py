@@ -17,8 +17,9 @@ from fedprune.disk import replace_file
 from fedprune.errors import ConfigError, ModelError
 from fedprune.privacy.roster import Roster
 from fedprune.privacy.signing import PublicKey
+from fedprune.results.provenance import SIGNATURES_OF_A_MODEL
 
-SIGNATURES = "signatures.json"
+SIGNATURES = SIGNATURES_OF_A_MODEL.name
 FORMAT, VERSION = "fedprune-signatures", 1
 
 ANSWER, MODEL, STATISTICS = "answer", "model", "statistics"

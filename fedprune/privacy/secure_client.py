@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedprune.disk import replace_file
+from fedprune.disk import read_if_there, replace_file
 from fedprune.errors import ReplyRefusedError, WireError
 from fedprune.privacy import shamir
 from fedprune.privacy.secure_masks import (
@@ -213,7 +213,7 @@ class SecureClient:
         sum_name : str
             One of the plan's.
         words : NDArray
-            Of the sum's :attr:`Words.spec`.
+            Of the sum's :attr:`WordSpec.spec`.
         spare : int, optional
             To take the sum again under a spare key, 0 <= spare < plan.spares.
         context : bytes
@@ -611,10 +611,7 @@ class _Disk:
         return decode_arrays(self.needed("keys.bin"), expected)
 
     def read(self, name: str) -> bytes | None:
-        try:
-            return (self._folder / name).read_bytes()
-        except FileNotFoundError:
-            return None
+        return read_if_there(self._folder / name)
 
     def needed(self, name: str) -> bytes:
         found = self.read(name)

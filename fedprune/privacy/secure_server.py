@@ -439,7 +439,7 @@ class MaskedSum:
         return self.closed and not self._short()
 
     def total(self) -> NDArray[Any]:
-        """Return the sum of the words of all who are in, of their :attr:`Words.spec`.
+        """Return the sum of the words of all who are in, of their :attr:`WordSpec.spec`.
 
         Raises
         ------

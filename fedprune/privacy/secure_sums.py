@@ -58,39 +58,39 @@ class Verifier(Protocol):
 
 
 @dataclass(frozen=True)
-class Words:
-    """The terms of a sum: unsigned integers, added modulo 2**bits.
+class WordSpec:
+    """Terms of sums: unsigned integers, added modulo 2**bits.
 
-    Parameters
+    Attributes
     ----------
-    length : int
-        How many words.
+    count : int
+        How many.
     bits : int
-        8, 16, 32, 64 or 128 each. A word of 128 bits is a row of two uint64, the lower one first.
-
-    Raises
-    ------
-    ConfigError
-        If there are no such words.
+        Of each, one of :data:`BITS`. A word of 128 bits is two uint64, the lower one first.
     """
 
-    length: int
+    count: int
     bits: int
 
-    def __post_init__(self) -> None:
-        """Check that numpy has such words."""
-        if self.bits not in BITS or not 1 <= self.length < 1 << 48:
-            raise ConfigError(
-                f"A secure sum has 1 or more words of {', '.join(map(str, BITS))} bits, got "
-                f"{self.length} of {self.bits}."
-            )
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all of them."""
+        return self.count * self.bits // 8
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of the array that holds them."""
+        return np.dtype(f"uint{min(self.bits, 64)}")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the array that holds them."""
+        return (self.count, 2) if self.bits == 128 else (self.count,)
 
     @property
     def spec(self) -> ArraySpec:
-        """Type and shape of an array of them."""
-        if self.bits == 128:
-            return ArraySpec("uint64", (self.length, 2))
-        return ArraySpec(f"uint{self.bits}", (self.length,))
+        """The array that holds them, on the wire."""
+        return ArraySpec(self.dtype.name, self.shape)
 
     @property
     def message(self) -> dict[str, ArraySpec]:
@@ -106,7 +106,7 @@ class SumPlan:
     ----------
     run : str
         What no other run is called.
-    sums : Mapping[str, Words]
+    sums : Mapping[str, WordSpec]
         Their names and terms, in the order in which keys are made.
     floor : int
         The fewest clients that a sum may be of.
@@ -120,12 +120,18 @@ class SumPlan:
     """
 
     run: str
-    sums: Mapping[str, Words]
+    sums: Mapping[str, WordSpec]
     floor: int
     spares: int = 0
 
     def __post_init__(self) -> None:
         """Check the numbers."""
+        for words in self.sums.values():
+            if words.bits not in BITS or not 1 <= words.count < 1 << 48:
+                raise ConfigError(
+                    f"A secure sum has 1 or more words of {', '.join(map(str, BITS))} bits, got "
+                    f"{words.count} of {words.bits}."
+                )
         if not 1 <= len(self.sums) <= self.keys <= MOST_SUMS:
             raise ConfigError(
                 f"A run has 1 to {MOST_SUMS} secure sums with their spares, got {self.keys}."
@@ -141,7 +147,7 @@ class SumPlan:
         """How many keys each client makes."""
         return len(self.sums) + self.spares
 
-    def words(self, sum_name: str) -> Words:
+    def words(self, sum_name: str) -> WordSpec:
         """Return the terms of a sum; WireError if it is not planned."""
         if sum_name not in self.sums:
             raise WireError("the sum that was asked for is not one of this run's plan.")
@@ -158,7 +164,7 @@ class SumPlan:
 
     def to_bytes(self) -> bytes:
         """Return it as named arrays; the same plan is the same bytes."""
-        layout = [(words.length, words.bits) for words in self.sums.values()]
+        layout = [(words.count, words.bits) for words in self.sums.values()]
         return encode_arrays(
             {
                 "run": text_array(self.run),
@@ -178,7 +184,7 @@ class SumPlan:
         floor, spares = arrays.take("numbers", ArraySpec("uint64", (2,))).tolist()
         arrays.finish()
         try:
-            words = [Words(length, bits) for length, bits in layout]
+            words = [WordSpec(count, bits) for count, bits in layout]
             return cls(run, dict(zip(names, words, strict=True)), floor, spares)
         except ConfigError as error:
             raise WireError(f"a plan of secure sums: {error}") from None

@@ -1,6 +1,6 @@
 """A walk through pruned blocks that carries the dense model's hidden states beside its own."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -93,7 +93,7 @@ class PairedWalk(BlockWalk):
             return
         self._beside.batch_by(self._batch_size)
         dense, own = self._beside.outputs(), self.outputs()
-        for numbers in self._together():
+        for numbers in self._batches():
             recorder.rows = sum(len(self._samples[number]) for number in numbers)
             recorder.dense_runs = True
             for _ in numbers:
@@ -101,11 +101,6 @@ class PairedWalk(BlockWalk):
             recorder.dense_runs = False
             for _ in numbers:
                 next(own)
-
-    def _together(self) -> Iterator[Sequence[int]]:
-        """Yield the samples that run at once."""
-        plain = self.model.layout.passage.plain
-        yield from self._batches() if plain else ([n] for n in range(self.num_samples))
 
     def _share(self) -> None:
         """Let both walks run the same tensors, which are on the device once."""

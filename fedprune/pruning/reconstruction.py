@@ -18,12 +18,10 @@ import torch
 from torch import Tensor
 
 from fedprune.errors import ModelError
-from fedprune.models.changes import masked_weight
+from fedprune.models.changes import changed_survivors
 from fedprune.models.experts import by_expert
-from fedprune.models.layout import LinearRef
 from fedprune.pruning.paired import PairedWalk
 from fedprune.seeds import derive_seed
-from fedprune.wire.changes import Change, SparseWeight, mask_of
 
 FRACTION_BITS = 32
 """Losses and gradients are counts of 2**-32."""
@@ -34,25 +32,6 @@ MOST_LOSS = 16
 _ONE = float(1 << FRACTION_BITS)
 BETAS = (0.9, 0.95)
 EPSILON = 1e-12
-
-
-def sparse(change: Change, weight: Tensor, linear: LinearRef) -> SparseWeight:
-    """Return what becomes of a matrix as survivors with values, in the weight's type.
-
-    Parameters
-    ----------
-    change : Change
-        Not a quantised weight.
-    weight : Tensor
-        The dense parameter, as its module stores it.
-    linear : LinearRef
-        Which matrix of it.
-    """
-    if isinstance(change, SparseWeight):
-        return change
-    return SparseWeight.from_dense(
-        linear.orient(masked_weight(weight, linear, change)), mask_of(change)
-    )
 
 
 def unit_of(weight: Tensor) -> float:
@@ -128,7 +107,7 @@ class BlockFit:
         }
         self._linears = {name: linears[name] for name in walk.changes}
         found = {
-            name: sparse(change, dense[linears[name].key], linears[name])
+            name: changed_survivors(linears[name].orient(dense[linears[name].key]), change)
             for name, change in walk.changes.items()
         }
         self._masks = {

@@ -7,7 +7,7 @@ from flwr.app import Message
 from client_app.app import app
 from fedprune.config import config_from_overrides, replace, to_yaml
 from fedprune.errors import QuorumError
-from fedprune.privacy.secure_sums import SumPlan, Words
+from fedprune.privacy.secure_sums import SumPlan, WordSpec
 from fedprune.records import KeysOrder, Order, keys_request, order_record
 from fedprune.wire.arrays import Arrays, encode_arrays
 from tests.support.grid import LocalGrid
@@ -70,7 +70,7 @@ def answered(tmp_path_factory, model):
 
 def plan_of(grid: Watched, **changes) -> SumPlan:
     told = grid.again("query.keys").metadata.group_id
-    values = {"run": f"{told}/2", "sums": {"a": Words(3, 64)}, "floor": 3} | changes
+    values = {"run": f"{told}/2", "sums": {"a": WordSpec(3, 64)}, "floor": 3} | changes
     return SumPlan(**values)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from fedprune.privacy.roster import Roster
 from fedprune.privacy.secure_client import SecureClient
 from fedprune.privacy.secure_server import MaskedSum, SecureServer
-from fedprune.privacy.secure_sums import SumPlan, Words
+from fedprune.privacy.secure_sums import SumPlan, WordSpec
 from fedprune.privacy.signing import SigningKey
 from tests.support.signing import signed_roster, site_keys
 
@@ -97,7 +97,7 @@ class Sites:
         return self.unmasked(found, of, request, absent, spare)
 
 
-def sites(folder: Path, count: int, sums: Mapping[str, Words], floor: int = 2, spares: int = 0):
+def sites(folder: Path, count: int, sums: Mapping[str, WordSpec], floor: int = 2, spares: int = 0):
     """Return so many sites with a plan of sums."""
     keys = site_keys([f"site {number:03}" for number in range(count)])
     # Only who signs with what matters here, not who signed the roster, which takes long for many.
@@ -105,7 +105,7 @@ def sites(folder: Path, count: int, sums: Mapping[str, Words], floor: int = 2, s
     return Sites(folder, SumPlan("run 1", sums, floor, spares), keys, roster)
 
 
-def drawn(words: Words, names: Collection[str], seed: int = 0):
+def drawn(words: WordSpec, names: Collection[str], seed: int = 0):
     """Return words of each site, over the whole range."""
     rng = np.random.default_rng(seed)
     spec = words.spec
@@ -113,9 +113,9 @@ def drawn(words: Words, names: Collection[str], seed: int = 0):
     return {name: rng.integers(0, most, spec.shape, spec.dtype, endpoint=True) for name in names}
 
 
-def plain_sum(words: Words, terms) -> list[int]:
+def plain_sum(words: WordSpec, terms) -> list[int]:
     """Return the sum of words as Python's integers, modulo the words' size."""
-    found = [0] * words.length
+    found = [0] * words.count
     for term in terms:
         found = [a + b for a, b in zip(found, integers(term), strict=True)]
     return [one % (1 << words.bits) for one in found]
@@ -126,3 +126,10 @@ def integers(words) -> list[int]:
     if words.ndim == 1:
         return [int(one) for one in words]
     return [int(high) << 64 | int(low) for low, high in words]
+
+
+def check_words(words, layout) -> None:
+    """Assert that arrays are the words of a layout."""
+    assert list(words) == list(layout)
+    for name, spec in layout.items():
+        assert (words[name].dtype, words[name].shape) == (spec.dtype, spec.shape), name

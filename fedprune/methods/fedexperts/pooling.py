@@ -19,8 +19,9 @@ from fedprune.methods.fedexperts.ranking import mean_scores, need_shares, score_
 from fedprune.methods.fedexperts.selection import drop_fairly, grouped
 from fedprune.methods.parts import BlockPart, Sums
 from fedprune.methods.state import Arrays
-from fedprune.methods.word_sums import Layout, Words, WordSpec, part_of, prefixed, signed
+from fedprune.methods.word_sums import Layout, Words, part_of, prefixed, signed
 from fedprune.models.mixture import router_groups
+from fedprune.privacy.secure_sums import WordSpec
 from fedprune.pruning.experts import TOKENS, ExpertSums
 
 SCORES, DROPPED, LOST, EXCESS = "scores", "dropped", "lost", "excess"

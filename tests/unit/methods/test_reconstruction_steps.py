@@ -10,7 +10,6 @@ from fedprune.methods.exchange import BlockTask, Contributor
 from fedprune.methods.public_model import PublicModel
 from fedprune.methods.reconstruction import ReconstructExchange, Refinement, Step
 from fedprune.methods.registry import exchanges
-from fedprune.methods.word_sums import check_words
 from fedprune.privacy.secure_masks import add_words
 from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.paired import PairedWalk
@@ -18,6 +17,7 @@ from fedprune.pruning.reconstruction import BETAS, EPSILON, FRACTION_BITS, Losse
 from fedprune.pruning.registry import make_pruner
 from fedprune.wire.changes import SparseWeight, mask_of
 from tests.support.architectures import tiny_model, token_samples
+from tests.support.secure_sums import check_words
 
 ONE = 1 << FRACTION_BITS
 HALF = MaskSpec(0.5, Pattern(), "row")

@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 
 from fedprune.errors import ReplyRefusedError, WireError
 from fedprune.privacy.secure_server import SecureServer
-from fedprune.privacy.secure_sums import SumPlan, Words
+from fedprune.privacy.secure_sums import SumPlan, WordSpec
 from tests.support.damage import check_damage, sealed
 from tests.support.fuzzing import anything, fuzzed, rearranged, survives
 from tests.support.secure_sums import drawn, sites
 
-SUMS = {"a": Words(4, 8), "b": Words(3, 128)}
+SUMS = {"a": WordSpec(4, 8), "b": WordSpec(3, 128)}
 REFUSALS = (WireError, ReplyRefusedError)
 
 

@@ -10,12 +10,12 @@ from fedprune.privacy import secure_client, shamir
 from fedprune.privacy.secure_masks import new_secret, public_key
 from fedprune.privacy.secure_roll import advert_digest, commitments_digest
 from fedprune.privacy.secure_server import SecureServer
-from fedprune.privacy.secure_sums import SumPlan, Words, names_array
+from fedprune.privacy.secure_sums import SumPlan, WordSpec, names_array
 from fedprune.wire.arrays import Arrays, ArraySpec, encode_arrays
 from tests.support.secure_sums import Sites, drawn, integers, plain_sum, sites
 from tests.support.signing import signing_key
 
-SUMS = {"a": Words(6, 64), "b": Words(6, 64)}
+SUMS = {"a": WordSpec(6, 64), "b": WordSpec(6, 64)}
 
 
 @pytest.fixture
@@ -127,9 +127,9 @@ def test_a_sum_is_never_of_two_cohorts_also_under_a_spare_key(five):
 
 def test_sums_of_the_same_words_are_of_one_cohort_whatever_they_are_called(tmp_path):
     """A survey and the pruning after it, of the same statistics: who left would be told."""
-    found = sites(tmp_path, 5, {"survey": Words(40, 64), "prune": Words(40, 64)}).set_up()
+    found = sites(tmp_path, 5, {"survey": WordSpec(40, 64), "prune": WordSpec(40, 64)}).set_up()
     gone, rest = found.names[0], found.names[1:]
-    terms = drawn(Words(40, 64), found.names)
+    terms = drawn(WordSpec(40, 64), found.names)
     found.total("survey", terms)
     masked = found.masked("prune", terms, absent=[gone])
     masked.close()
@@ -138,7 +138,7 @@ def test_sums_of_the_same_words_are_of_one_cohort_whatever_they_are_called(tmp_p
             found.client(name).sign("prune", masked.cohort)
     again = found.masked("prune", terms)
     total = found.unmasked(again, "prune", found.signed(again, "prune"))
-    assert integers(total) == plain_sum(Words(40, 64), terms.values())
+    assert integers(total) == plain_sum(WordSpec(40, 64), terms.values())
 
 
 def test_short_sums_of_the_same_counts_may_be_of_other_cohorts(five):

@@ -19,7 +19,7 @@ from fedprune.privacy.secure_masks import (
     public_key,
     sealed,
 )
-from fedprune.privacy.secure_sums import BITS, Words
+from fedprune.privacy.secure_sums import BITS, WordSpec
 from tests.support.secure_sums import drawn, integers
 
 # RFC 7748, section 6.1.
@@ -37,7 +37,7 @@ LOW_ORDER = [
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("length", [1, 3, 40_000])
 def test_a_mask_is_the_stream_of_its_key_and_comes_off_again(bits, length):
-    words = Words(length, bits)
+    words = WordSpec(length, bits)
     before = drawn(words, ["a"])["a"]
     key = new_secret()
     stream = AES.new(key, AES.MODE_CTR, nonce=b"", initial_value=0).encrypt(
@@ -58,7 +58,7 @@ def test_a_mask_is_the_stream_of_its_key_and_comes_off_again(bits, length):
 
 @pytest.mark.parametrize("bits", [8, 128])
 def test_a_mask_of_more_than_a_piece_is_one_stream(bits):
-    words = Words((1 << 22) // bits + 3, bits)  # two pieces and a bit
+    words = WordSpec((1 << 22) // bits + 3, bits)  # two pieces and a bit
     masked = np.zeros(words.spec.shape, words.spec.dtype)
     key = new_secret()
     add_stream(masked, key)

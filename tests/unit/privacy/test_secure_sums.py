@@ -9,17 +9,17 @@ from fedprune.errors import ConfigError, QuorumError, ReplyRefusedError, WireErr
 from fedprune.privacy import secure_roll
 from fedprune.privacy.secure_roll import COMPLETE, DEGREE, Neighbours, quorum
 from fedprune.privacy.secure_server import SecureServer
-from fedprune.privacy.secure_sums import BITS, LEAST_COHORT, SumPlan, Words
+from fedprune.privacy.secure_sums import BITS, LEAST_COHORT, SumPlan, WordSpec
 from fedprune.privacy.unsigned import Unsigned
 from fedprune.wire.arrays import encode_arrays
 from tests.support.secure_sums import drawn, integers, plain_sum, sites
 
-SMALL = {"a": Words(7, 64), "b": Words(5, 128)}
+SMALL = {"a": WordSpec(7, 64), "b": WordSpec(5, 128)}
 
 
 @pytest.mark.parametrize("bits", BITS)
 def test_every_width_of_words_adds_up(tmp_path, bits):
-    words = Words(300, bits)
+    words = WordSpec(300, bits)
     found = sites(tmp_path, 4, {"a": words}).set_up()
     terms = drawn(words, found.names)
     assert integers(found.total("a", terms)) == plain_sum(words, terms.values())
@@ -27,7 +27,7 @@ def test_every_width_of_words_adds_up(tmp_path, bits):
 
 def test_a_long_sum_in_pieces(tmp_path):
     for bits in (8, 128):
-        words = Words((1 << 19) // bits * 8 + 5, bits)
+        words = WordSpec((1 << 19) // bits * 8 + 5, bits)
         found = sites(tmp_path / str(bits), 3, {"a": words}).set_up()
         terms = drawn(words, found.names)
         total = found.total("a", terms, absent=[found.names[1]])
@@ -267,7 +267,7 @@ def test_a_spare_key_takes_a_sum_again_and_serves_one_only(tmp_path):
 
 @pytest.mark.slow
 def test_a_thousand_clients(tmp_path):
-    words = Words(4, 32)
+    words = WordSpec(4, 32)
     found = sites(tmp_path, 1000, {"a": words}, floor=500)
     # A million signatures to check take as many minutes as all the rest takes seconds.
     found.roster = Unsigned()
@@ -344,8 +344,11 @@ def test_who_has_too_few_neighbours_in_a_sum_is_not_exposed(tmp_path, four_neigh
 @pytest.mark.parametrize(
     ("make", "problem"),
     [
-        (lambda: Words(0, 8), "1 or more words of 8, 16, 32, 64, 128 bits, got 0 of 8"),
-        (lambda: Words(3, 24), "got 3 of 24"),
+        (
+            lambda: SumPlan("run", {"a": WordSpec(0, 8)}, 2),
+            "1 or more words of 8, 16, 32, 64, 128 bits, got 0 of 8",
+        ),
+        (lambda: SumPlan("run", {"a": WordSpec(3, 24)}, 2), "got 3 of 24"),
         (lambda: SumPlan("r", {}, 2), "1 to 16384 secure sums"),
         (lambda: SumPlan("r", SMALL, 2, -3), "1 to 16384 secure sums"),
         (lambda: SumPlan("r", SMALL, 1), "floor of 1"),
@@ -362,7 +365,7 @@ def test_a_plan_goes_as_bytes_and_every_part_of_it_counts():
     others = [
         SumPlan("run 2", SMALL, 2, 1),
         SumPlan("run", dict(reversed(SMALL.items())), 2, 1),
-        SumPlan("run", {**SMALL, "a": Words(8, 64)}, 2, 1),
+        SumPlan("run", {**SMALL, "a": WordSpec(8, 64)}, 2, 1),
         SumPlan("run", SMALL, 3, 1),
         SumPlan("run", SMALL, 2, 2),
     ]

@@ -11,11 +11,11 @@ import pytest
 from fedprune.privacy.secure_client import SecureClient
 from fedprune.privacy.secure_masks import add_stream, agreed_key, own_key, private_key
 from fedprune.privacy.secure_roll import context_digest
-from fedprune.privacy.secure_sums import Words
+from fedprune.privacy.secure_sums import WordSpec
 from fedprune.wire.arrays import decode_arrays
 from tests.support.secure_sums import Sites, drawn, sites
 
-WORDS = Words(1 << 16, 8)
+WORDS = WordSpec(1 << 16, 8)
 SUM = "a"
 SIGMAS = 6
 VICTIM, HONEST, *COLLUDERS = range(5)  # t - 1 = 3 of five
