@@ -75,18 +75,11 @@ def report(name: str, title: str, rows: Sequence[Mapping[str, str | float]]) -> 
 
 @dataclass(frozen=True)
 class Rates:
-    """What a device does in a second.
+    """What a device does in a second."""
 
-    Parameters
-    ----------
-    moved : float
-        Bytes of weights that reach where they are used: read from memory, or copied to the GPU.
-    products : float
-        Floating-point operations of matrix products in the model's type.
-    """
-
+    # bytes of weights that reach where they are used: read from memory, or copied to the GPU
     moved: float
-    products: float
+    products: float  # floating-point operations of matrix products in the model's type
 
     @classmethod
     def of(cls, device: torch.device, dtype: torch.dtype, tokens: int) -> "Rates":

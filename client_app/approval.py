@@ -33,38 +33,17 @@ _MOST_WAITING = 1000  # a server that asks for ever must not fill the disk
 
 @dataclass(frozen=True)
 class Request:
-    """A job that a node was asked to take part in.
+    """A job that a node was asked to take part in."""
 
-    Attributes
-    ----------
-    key : str
-        SHA-256 of what is approved.
-    sends : tuple of str
-        What the job asks for: masks, weights, sums, moments.
-    site : str
-        Who was asked.
-    partition_id : int
-        Which share of the data.
-    asked : str
-        When it was asked first, in UTC.
-    summary : tuple of str
-        What would leave the node, in plain sentences.
-    configuration : str
-        All of it, as YAML.
-    approved : str
-        When the operator said yes; "" before that.
-    limits : tuple of str
-        Why the standing policy does not allow it, in sentences; none where there is no policy.
-    """
-
-    key: str
-    sends: tuple[str, ...]
+    key: str  # SHA-256 of what is approved
+    sends: tuple[str, ...]  # what the job asks for: masks, weights, sums, moments
     site: str
-    partition_id: int
-    asked: str
-    summary: tuple[str, ...]
-    configuration: str
-    approved: str = ""
+    partition_id: int  # which share of the data
+    asked: str  # when it was asked first, in UTC
+    summary: tuple[str, ...]  # what would leave the node, in plain sentences
+    configuration: str  # all of it, as YAML
+    approved: str = ""  # when the operator said yes; "" before that
+    # why the standing policy does not allow it, in sentences; none where there is no policy
     limits: tuple[str, ...] = ()
 
 
@@ -74,17 +53,9 @@ def check_approval(config: RunConfig, settings: NodeConfig) -> None:
     A standing policy approves what is within all its limits. What is not waits for the operator
     where they are asked, and is refused where they are not.
 
-    Parameters
-    ----------
-    config : RunConfig
-        As the server sent it. In the course of a run its `sparsity` and `allocation` change.
-    settings : NodeConfig
-        The operator's.
-
-    Raises
-    ------
-    ConfigError
-        If it waits for the operator's word, or the policy does not allow it; names the limit.
+    `config`: as the server sent it. In the course of a run its `sparsity` and `allocation` change.
+    Raises ConfigError if it waits for the operator's word, or the policy does not allow it; names
+    the limit.
     """
     asks = settings.approve == ASK
     if (not asks and settings.policy is None) or _approved(config, settings):
@@ -107,10 +78,7 @@ def daily_limit(config: RunConfig, settings: NodeConfig) -> int | None:
 
     What the operator has approved by its key has none.
 
-    Raises
-    ------
-    ConfigError
-        If the policy cannot be used.
+    Raises ConfigError if the policy cannot be used.
     """
     if settings.policy is None or _approved(config, settings):
         return None
@@ -230,15 +198,8 @@ def requests() -> list[Request]:
 def approve(prefix: str) -> list[Request]:
     """Approve a job on every node of this machine that was asked, and return what is now approved.
 
-    Parameters
-    ----------
-    prefix : str
-        The first six or more characters of the job's key.
-
-    Raises
-    ------
-    ConfigError
-        If no job begins like that, or several do.
+    `prefix`: the first six or more characters of the job's key. Raises ConfigError if no job begins
+    like that, or several do.
     """
     found = [one for one in requests() if one.key.startswith(prefix)]
     keys = {one.key for one in found}

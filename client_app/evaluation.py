@@ -27,10 +27,8 @@ from fedprune.wire.changes import Change
 def evaluate_local(config: RunConfig, node: NodeContext) -> LocalResult:
     """Measure the perplexity of this node's own pruned model on the held-out texts.
 
-    Raises
-    ------
-    ReplyRefusedError
-        If the job's sums are secure: what one client's model can do tells of that client.
+    Raises ReplyRefusedError if the job's sums are secure: what one client's model can do tells of
+    that client.
     """
     if config.privacy.secure:
         raise ReplyRefusedError("with `privacy.secure` no client's own model is measured.")
@@ -68,24 +66,10 @@ def _own_changes(config: RunConfig, node: NodeContext) -> Changes:
 def evaluate_own_texts(config: RunConfig, node: NodeContext, order: FinalOrder) -> OwnTextResult:
     """Measure the dense and the final model on this node's own held-out texts.
 
-    Parameters
-    ----------
-    config : RunConfig
-        The run's configuration as the server sent it.
-    node : NodeContext
-        This node; its scratch folder holds the segments that came before.
-    order : FinalOrder
-        The last segment of the final model's changes, and the blocks that they are of.
-
-    Returns
-    -------
-    OwnTextResult
-        Of 0 tokens if the texts do not fill one window.
-
-    Raises
-    ------
-    ReplyRefusedError
-        If the changes are damaged or incomplete, or are not what the configuration asks for.
+    `node`: this node; its scratch folder holds the segments that came before. `order`: the last
+    segment of the final model's changes, and the blocks that they are of. Returns of 0 tokens if
+    the texts do not fill one window. Raises ReplyRefusedError if the changes are damaged or
+    incomplete, or are not what the configuration asks for.
     """
     loaded = model.dense_model(config, node)
     scratch, device = Scratch(node.scratch), pick_device(config.pruner.device)

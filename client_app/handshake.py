@@ -22,14 +22,7 @@ _log = logging.getLogger("flwr")
 def report(config: RunConfig, node: NodeContext, digest: str) -> NodeReport:
     """Say what this node has; a problem is part of the report, so that it is told by name.
 
-    Parameters
-    ----------
-    config : RunConfig
-        The run's configuration as the server sent it.
-    node : NodeContext
-        This node.
-    digest : str
-        The hash of the manifest of the server's model; "" where the server sends none.
+    `digest`: the hash of the manifest of the server's model; "" where the server sends none.
     """
     hashes, problem, lacking = Fingerprint("", "", ""), "", False
     found: list[Sample] = []

@@ -13,29 +13,19 @@ from fedprune.privacy.signing import SigningKey
 
 @dataclass(frozen=True)
 class Identity:
-    """A site's key and roster.
+    """A site's key and roster."""
 
-    Attributes
-    ----------
-    key : SigningKey or None
-        What it signs with; None where its operator named none.
-    roster : Roster or None
-        The sites whose keys it trusts, verified; None where its operator named none, then it can
-        trust no key of another site.
-    """
-
-    key: SigningKey | None
+    key: SigningKey | None  # what it signs with; None where its operator named none
+    # the sites whose keys it trusts, verified; None where its operator named none, then it can
+    # trust no key of another site
     roster: Roster | None
 
     @classmethod
     def of(cls, settings: NodeConfig) -> Self:
         """Read what a node's configuration names.
 
-        Raises
-        ------
-        ConfigError
-            If a file is unfit, the roster does not hold, this site is not in it or is there under
-            another name, or has not signed it.
+        Raises ConfigError if a file is unfit, the roster does not hold, this site is not in it or
+        is there under another name, or has not signed it.
         """
         key = None
         if settings.signing_key is not None:

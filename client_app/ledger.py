@@ -34,70 +34,32 @@ class DailyLimitError(FedpruneError):
 
 @dataclass(frozen=True)
 class Sent:
-    """What left a node in one answer.
+    """What left a node in one answer."""
 
-    Attributes
-    ----------
-    request : str
-        The kind of request that was answered.
-    run : str
-        Flower's number of the run.
-    job : str
-        The job, which stays the same when a run goes on after a kill.
-    app : str
-        SHA-256 of the sources that answered.
-    configuration : str
-        SHA-256 of the configuration that the server sent; "" if there was none.
-    strategy : str
-        `strategy.name` in it; "" if there was none.
-    sends : str
-        What the job asks its nodes to send: masks, weights, sums, moments.
-    bytes : int
-        Length of the answer as it is serialised.
-    digest : str
-        SHA-256 of the answer's object tree, as Flower identifies it.
-    error : str
-        The words of an answer that is an error; "" otherwise.
-    masked : bool
-        Whether it tells nothing without those of other clients: secure sums.
-    eps : float
-        What the noise in it guarantees for all that the run sends; 0 where there is none.
-    """
-
-    request: str
-    run: str
-    job: str
-    app: str
-    configuration: str
-    strategy: str
-    sends: str
-    bytes: int
-    digest: str
-    error: str = ""
-    masked: bool = False
+    request: str  # the kind of request that was answered
+    run: str  # Flower's number of the run
+    job: str  # the job, which stays the same when a run goes on after a kill
+    app: str  # SHA-256 of the sources that answered
+    configuration: str  # SHA-256 of the configuration that the server sent; "" if there was none
+    strategy: str  # `strategy.name` in it; "" if there was none
+    sends: str  # what the job asks its nodes to send: masks, weights, sums, moments
+    bytes: int  # length of the answer as it is serialised
+    digest: str  # SHA-256 of the answer's object tree, as Flower identifies it
+    error: str = ""  # the words of an answer that is an error; "" otherwise
+    masked: bool = False  # whether it tells nothing without those of other clients: secure sums
+    # what the noise in it guarantees for all that the run sends; 0 where there is none
     eps: float = 0.0
 
 
 @dataclass(frozen=True)
 class Entry(Sent):
-    """What left a node, when, and its place in the chain.
-
-    Attributes
-    ----------
-    number : int
-        From 0.
-    time : str
-        When, by the node's clock, in UTC.
-    cut : bool
-        Whether the entry before it was cut off while it was written; its answer was not sent.
-    previous : str
-        Hash of the entry before.
-    """
+    """What left a node, when, and its place in the chain."""
 
     number: int = 0
-    time: str = ""
+    time: str = ""  # when, by the node's clock, in UTC
+    # whether the entry before it was cut off while it was written; its answer was not sent
     cut: bool = False
-    previous: str = NOTHING
+    previous: str = NOTHING  # hash of the entry before
 
     @property
     def hash(self) -> str:
@@ -108,21 +70,9 @@ class Entry(Sent):
 def append(path: Path, sent: Sent, most_bytes: int | None = None) -> Entry:
     """Add an entry; it is on the disk when this returns.
 
-    Parameters
-    ----------
-    path : Path
-        The ledger; made if it is not there.
-    sent : Sent
-        What is about to leave.
-    most_bytes : int, optional
-        The most that may leave within 24 hours, this included.
-
-    Raises
-    ------
-    LedgerError
-        If it cannot be written, or its last entry is damaged.
-    DailyLimitError
-        If it would be more than ``most_bytes``; then there is no entry.
+    `most_bytes`: the most that may leave within 24 hours, this included. Raises LedgerError if it
+    cannot be written, or its last entry is damaged. Raises DailyLimitError if it would be more than
+    ``most_bytes``; then there is no entry.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -161,10 +111,8 @@ def append(path: Path, sent: Sent, most_bytes: int | None = None) -> Entry:
 def sent_in_a_day(path: Path) -> int:
     """Return how many bytes left within the last 24 hours.
 
-    Raises
-    ------
-    LedgerError
-        If the ledger is damaged or cannot be read; one that is not there yet holds nothing.
+    Raises LedgerError if the ledger is damaged or cannot be read; one that is not there yet holds
+    nothing.
     """
     try:
         with path.open("rb", buffering=0) as file:
@@ -181,11 +129,8 @@ def sent_in_a_day(path: Path) -> int:
 def entries(path: Path) -> Iterator[Entry]:
     """Yield the entries of a ledger, each after its place in the chain was checked.
 
-    Raises
-    ------
-    LedgerError
-        If the file cannot be read, or an entry is damaged, out of place or not chained to the one
-        before; says which line. What comes before it was yielded.
+    Raises LedgerError if the file cannot be read, or an entry is damaged, out of place or not
+    chained to the one before; says which line. What comes before it was yielded.
     """
     previous, number = NOTHING, 0
     try:

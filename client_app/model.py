@@ -19,10 +19,7 @@ from fedprune.records import ModelSegment
 def model_path(config: ModelConfig, node: NodeContext) -> str | None:
     """Return the folder of this node's model; None: where the job's configuration says.
 
-    Raises
-    ------
-    ReplyRefusedError
-        If the model that the server sent is not here any more.
+    Raises ReplyRefusedError if the model that the server sent is not here any more.
     """
     if node.settings.model_path is not None:
         return node.settings.model_path
@@ -41,19 +38,9 @@ def model_path(config: ModelConfig, node: NodeContext) -> str | None:
 def lacks_model(config: ModelConfig, node: NodeContext, digest: str) -> bool:
     """Return whether the server has to send the model before this node can load it.
 
-    Parameters
-    ----------
-    config : ModelConfig
-        `source` says whether the server would.
-    node : NodeContext
-        This node; its scratch folder notes which model the job is about.
-    digest : str
-        The hash of the manifest of the server's model.
-
-    Raises
-    ------
-    ModelError
-        If it would have to, and the operator takes none.
+    `config`: `source` says whether the server would. `node`: this node; its scratch folder notes
+    which model the job is about. `digest`: the hash of the manifest of the server's model. Raises
+    ModelError if it would have to, and the operator takes none.
     """
     if node.settings.model_path is not None or not _from_server(config):
         return False
@@ -74,10 +61,7 @@ def lacks_model(config: ModelConfig, node: NodeContext, digest: str) -> bool:
 def take_model(node: NodeContext, part: ModelSegment) -> int:
     """Keep a part of a model and return how many of its segments are here.
 
-    Raises
-    ------
-    FedpruneError
-        If the part is refused, or there is no room for the model.
+    Raises FedpruneError if the part is refused, or there is no room for the model.
     """
     store = _store(node)
     if part.number >= 0:

@@ -28,21 +28,8 @@ _GIGABYTE = 1e9
 def make_room(root: Path, manifest: Manifest, partial: Path, most_bytes: int) -> None:
     """Delete models that make room for another one.
 
-    Parameters
-    ----------
-    root : Path
-        Where they all lie.
-    manifest : Manifest
-        Of the model to come.
-    partial : Path
-        Where it grows; what is there already is not asked for again.
-    most_bytes : int
-        What all of them may take together.
-
-    Raises
-    ------
-    ModelError
-        If there is no room, by the operator's limit or on the disk.
+    `partial`: where it grows; what is there already is not asked for again. Raises ModelError if
+    there is no room, by the operator's limit or on the disk.
     """
     if manifest.size > most_bytes:
         raise ModelError(
@@ -104,15 +91,9 @@ _log = logging.getLogger("flwr")
 
 @dataclass(frozen=True)
 class ModelStore:
-    """The folder of the models that came from servers.
+    """The folder of the models that came from servers."""
 
-    Parameters
-    ----------
-    most_bytes : int
-        What they may take together; 0 takes none.
-    """
-
-    most_bytes: int
+    most_bytes: int  # what they may take together; 0 takes none
 
     @property
     def root(self) -> Path:
@@ -133,10 +114,7 @@ class ModelStore:
 
         Each file is read once in a process, unless it is replaced.
 
-        Raises
-        ------
-        ModelError
-            If it cannot be deleted.
+        Raises ModelError if it cannot be deleted.
         """
         folder = self._folder(digest)
         if not self._is_whole(folder) or _is_sound(folder):
@@ -155,10 +133,7 @@ class ModelStore:
     def begin(self, manifest: Manifest) -> int:
         """Make room for a model and return how many of its segments are there already.
 
-        Raises
-        ------
-        ModelError
-            If its operator, or the disk, has no room for it.
+        Raises ModelError if its operator, or the disk, has no room for it.
         """
         with self._locked(), _readable(manifest):
             folder = self._folder(manifest.digest)
@@ -174,12 +149,8 @@ class ModelStore:
     def add(self, digest: str, number: int, data: bytes) -> int:
         """Write a segment, if it is the next, and return how many are there now.
 
-        Raises
-        ------
-        ReplyRefusedError
-            If the manifest did not come before, or the segment is not what it says.
-        ModelError
-            If the disk is full, or did not keep what was written.
+        Raises ReplyRefusedError if the manifest did not come before, or the segment is not what it
+        says. Raises ModelError if the disk is full, or did not keep what was written.
         """
         with self._locked():
             manifest = self._manifest(digest)

@@ -26,18 +26,10 @@ _JOB = re.compile(r"[0-9a-f]{32}")
 
 @dataclass(frozen=True)
 class NodeContext:
-    """A node's identity in one job.
+    """A node's identity in one job."""
 
-    Attributes
-    ----------
-    settings : NodeConfig
-        What its operator says in ``--node-config``.
-    scratch : Path
-        Its folder for this job; removed when the server says that the job is over.
-    """
-
-    settings: NodeConfig
-    scratch: Path
+    settings: NodeConfig  # what its operator says in ``--node-config``
+    scratch: Path  # its folder for this job; removed when the server says that the job is over
 
     @classmethod
     def of(cls, message: Message, context: Context) -> "NodeContext":
@@ -45,12 +37,8 @@ class NodeContext:
 
         Flower's number of the run does not tell: a run that goes on after a kill has another.
 
-        Raises
-        ------
-        ConfigError
-            If ``partition-id`` is missing or not a whole number of at least 0.
-        ReplyRefusedError
-            If the message names no job.
+        Raises ConfigError if ``partition-id`` is missing or not a whole number of at least 0.
+        Raises ReplyRefusedError if the message names no job.
         """
         job = message.metadata.group_id
         if not _JOB.fullmatch(job):
@@ -88,18 +76,8 @@ _WHERE = "in the node's --node-config"
 def agreed(settings: NodeConfig, config: RunConfig) -> RunConfig:
     """Return a job's configuration as this node follows it.
 
-    Parameters
-    ----------
-    settings : NodeConfig
-        The operator's.
-    config : RunConfig
-        What the server asks for.
-
-    Raises
-    ------
-    ConfigError
-        If the settings are wrong, or the operator does not agree to the job; it carries every
-        reason.
+    Raises ConfigError if the settings are wrong, or the operator does not agree to the job; it
+    carries every reason.
     """
     problems = [*settings.problems, *_objections(settings, config)]
     if problems:

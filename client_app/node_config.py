@@ -67,50 +67,7 @@ _FILE = "the path of a file, in quotes"
 
 
 class NodeConfig(BaseModel):
-    """A node's settings; a field's description is what its value must be.
-
-    Attributes
-    ----------
-    partition_id : int
-        Which share of the data it holds; also what its seeds derive from.
-    num_partitions : int
-        Of how many; 0 if nobody said.
-    site : str
-        The name that messages and results call it by.
-    data_path, text_key, glob : str or None
-        Its own texts, and how to read them in place of what the job says.
-    model_path : str or None
-        The folder of its own copy of the model.
-    max_model_gb : float
-        The most that models from servers may take here, in GB; 0 takes none.
-    min_samples, min_tokens : int
-        It takes part only in jobs that calibrate on as many: the fewer, the more of each text.
-    max_samples : int or None
-        It calibrates on no more than these.
-    may_send : tuple of str
-        What may leave it, of :data:`PAYLOADS`.
-    min_cohort : int or None
-        The fewest clients over whose sum its answers may be opened; 1 lets the server see them, and
-        None leaves it to the roster.
-    ledger : str or None
-        The file that records what leaves the node.
-    signing_key : str or None
-        The file of the key that its site signs with.
-    roster : str or None
-        The file of the sites whose keys it trusts; needs a ``signing_key``.
-    policy : str or None
-        The file of the jobs that it allows without asking.
-    operator_key : str or None
-        The public key that must have signed the policy; that of ``signing_key`` if left out.
-    approve : str
-        Whether a job waits for its operator's word: 'ask' or 'all'.
-    layer_fraction : float or None
-        The share of blocks that it prunes at most.
-    threads : int or None
-        The processor's threads that it uses.
-    device : str or None
-        Where it computes, whatever the job says.
-    """
+    """A node's settings; a field's description is what its value must be."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -119,46 +76,65 @@ class NodeConfig(BaseModel):
         alias_generator=AliasGenerator(validation_alias=lambda name: name.replace("_", "-")),
     )
 
+    # which share of the data it holds; also what its seeds derive from
     partition_id: int = Field(ge=0, lt=2**31, description="a whole number of at least 0")
-    num_partitions: Count = Field(0, description=_COUNT)
+    num_partitions: Count = Field(0, description=_COUNT)  # of how many; 0 if nobody said
+    # the name that messages and results call it by
     site: Annotated[
         str,
         BeforeValidator(_site),
         Field(description=f"at most {_LONGEST_SITE} printable characters"),
     ] = ""
+    # data_path, text_key, glob: its own texts, and how to read them in place of what the job says
     data_path: Text | None = Field(None, description="the path of a file or folder, in quotes")
     text_key: Text | None = Field(None, description="the name of a field, in quotes")
     glob: Annotated[Text, AfterValidator(_relative)] | None = Field(
         None, description="a relative pattern in quotes, such as '**/*.txt'"
     )
+    # the folder of its own copy of the model
     model_path: Text | None = Field(None, description="the path of a model's folder, in quotes")
+    # the most that models from servers may take here, in GB; 0 takes none
     max_model_gb: float = Field(
         50.0, ge=0, description="a number of at least 0, in GB; 0 takes no model from a server"
     )
+    # min_samples, min_tokens: it takes part only in jobs that calibrate on as many: the fewer, the
+    # more of each text
     min_samples: Count = Field(1, description=_COUNT)
     min_tokens: Count = Field(1, description=_COUNT)
+    # it calibrates on no more than these
     max_samples: Count | None = Field(None, description=_COUNT)
+    # what may leave it, of `PAYLOADS`
     may_send: Annotated[
         tuple[str, ...],
         BeforeValidator(_payloads),
         Field(description=f"some of {', '.join(PAYLOADS)}, separated by commas, in quotes"),
     ] = PAYLOADS
+    # the fewest clients over whose sum its answers may be opened; 1 lets the server see them, and
+    # None leaves it to the roster
     min_cohort: Count | None = Field(None, description=_COUNT)
+    # whether a job waits for its operator's word: 'ask' or 'all'
     approve: Literal["all", "ask"] = Field("all", description="'all' or 'ask'")
+    # the file that records what leaves the node
     ledger: Text | None = Field(None, description=_FILE)
+    # the file of the key that its site signs with
     signing_key: Text | None = Field(None, description=_FILE)
+    # the file of the sites whose keys it trusts; needs a ``signing_key``
     roster: Text | None = Field(None, description=_FILE)
+    # the file of the jobs that it allows without asking
     policy: Text | None = Field(None, description=_FILE)
+    # the public key that must have signed the policy; that of ``signing_key`` if left out
     operator_key: Text | None = Field(
         None, description="an Ed25519 public key in quotes, 'ssh-ed25519 AAAA...'"
     )
+    # the share of blocks that it prunes at most
     layer_fraction: float | None = Field(
         None,
         gt=0,
         le=1,
         description="a number above 0 and at most 1, the share of blocks that it may prune",
     )
-    threads: Count | None = Field(None, description=_COUNT)
+    threads: Count | None = Field(None, description=_COUNT)  # the processor's threads that it uses
+    # where it computes, whatever the job says
     device: Device | None = Field(None, description="'auto', 'cpu', 'cuda' or 'cuda:N'")
 
     _problems: tuple[str, ...] = PrivateAttr(())
@@ -168,11 +144,8 @@ class NodeConfig(BaseModel):
     def read(cls, values: Mapping[str, str | int | float | bool]) -> Self:
         """Read a node's configuration.
 
-        Raises
-        ------
-        ConfigError
-            If it has no proper ``partition-id``: without it a node has no name. Everything else
-            that is wrong is among the ``problems``.
+        Raises ConfigError if it has no proper ``partition-id``: without it a node has no name.
+        Everything else that is wrong is among the ``problems``.
         """
         fields = {str(field.validation_alias): field for field in cls.model_fields.values()}
         try:

@@ -36,27 +36,14 @@ _SIGN = "fedprune approve --policy POLICY --key KEY"
 
 @dataclass(frozen=True)
 class Asked:
-    """What a job asks of a node, as far as a policy has limits for it.
+    """What a job asks of a node, as far as a policy has limits for it."""
 
-    Attributes
-    ----------
-    strategy : str
-        `strategy.name`.
-    payloads : set of str
-        What it asks to be sent.
-    cohort : int
-        The fewest clients over whose sum an answer is opened; 1 where the server sees each.
-    eps : float or None
-        What the noise in the answers guarantees; None where there is none.
-    perplexities : bool
-        Whether it asks for figures of the node's own evaluation.
-    """
-
-    strategy: str
-    payloads: Set[str]
+    strategy: str  # `strategy.name`
+    payloads: Set[str]  # what it asks to be sent
+    # the fewest clients over whose sum an answer is opened; 1 where the server sees each
     cohort: int
-    eps: float | None
-    perplexities: bool
+    eps: float | None  # what the noise in the answers guarantees; None where there is none
+    perplexities: bool  # whether it asks for figures of the node's own evaluation
 
 
 def _strings(value: object) -> object:
@@ -66,23 +53,7 @@ def _strings(value: object) -> object:
 
 
 class Policy(BaseModel):
-    """What is allowed; a field's description is what its value must be.
-
-    Attributes
-    ----------
-    strategies, payloads : tuple of str
-        The strategies, and what they may ask to be sent.
-    min_cohort : int
-        The fewest clients over whose sum an answer of this site may be opened.
-    max_eps : float or None
-        What the noise must guarantee at least; None asks for none.
-    mb_per_day : float or None
-        The most that may leave in 24 hours, in MB of a million bytes; None sets no limit.
-    perplexities : bool
-        Whether figures of an evaluation on the site's own texts may leave.
-    expires : date or None
-        The last day on which it allows anything, in UTC.
-    """
+    """What is allowed; a field's description is what its value must be."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -94,16 +65,22 @@ class Policy(BaseModel):
 
     format: Literal["fedprune-policy"] = Field(description="'fedprune-policy'")
     version: Literal[1] = Field(description="1")
+    # strategies, payloads: the strategies, and what they may ask to be sent
     strategies: Annotated[tuple[str, ...], BeforeValidator(_strings)] = Field(
         description="a list of names that `strategy.name` may have"
     )
     payloads: Annotated[
         tuple[Literal["masks", "weights", "sums", "moments"], ...], BeforeValidator(_strings)
     ] = Field(description=f"a list of some of {', '.join(PAYLOADS)}")
+    # the fewest clients over whose sum an answer of this site may be opened
     min_cohort: int = Field(1, ge=1, lt=2**31, description="a whole number of at least 1")
+    # what the noise must guarantee at least; None asks for none
     max_eps: float | None = Field(None, gt=0, description="a number above 0")
+    # the most that may leave in 24 hours, in MB of a million bytes; None sets no limit
     mb_per_day: float | None = Field(None, ge=0, description="a number of at least 0, in MB")
+    # whether figures of an evaluation on the site's own texts may leave
     perplexities: bool = Field(False, description="true or false")
+    # the last day on which it allows anything, in UTC
     expires: datetime.date | None = Field(None, description="a day, as 2027-01-31")
     signature: str = Field("", description=f"what `{_SIGN}` writes")
 
@@ -111,10 +88,7 @@ class Policy(BaseModel):
     def read(cls, path: Path) -> Self:
         """Read a policy's file; whether it is signed, :meth:`verify` says.
 
-        Raises
-        ------
-        ConfigError
-            If it cannot be read or is no policy; names what is wrong.
+        Raises ConfigError if it cannot be read or is no policy; names what is wrong.
         """
         try:
             with path.open("rb") as file:
@@ -127,10 +101,7 @@ class Policy(BaseModel):
     def parse(cls, data: bytes, path: Path) -> Self:
         """Read a policy from its file's bytes; ``path`` is what an error calls it.
 
-        Raises
-        ------
-        ConfigError
-            If it is no policy; names what is wrong.
+        Raises ConfigError if it is no policy; names what is wrong.
         """
         fields = {str(field.validation_alias): field for field in cls.model_fields.values()}
         if len(data) > _MOST_BYTES:
@@ -156,10 +127,7 @@ class Policy(BaseModel):
     def verify(self, key: PublicKey) -> None:
         """Trust it or raise.
 
-        Raises
-        ------
-        ConfigError
-            If it has no signature of this key.
+        Raises ConfigError if it has no signature of this key.
         """
         try:
             signature = base64.b64decode(self.signature, validate=True)

@@ -38,13 +38,9 @@ class Scratch:
 
     Files are whole or absent, and nothing that an order read goes before the next order shows that
     the server has the answer: the same order can be followed again.
-
-    Parameters
-    ----------
-    folder : Path
-        Made on first use, readable by its owner only: hidden states derive from private text.
     """
 
+    # made on first use, readable by its owner only: hidden states derive from private text
     folder: Path
 
     @contextlib.contextmanager
@@ -81,10 +77,8 @@ class Scratch:
     def load_hidden(self, block: int, dense: bool = False) -> list[torch.Tensor]:
         """Return the inputs of ``block``, as :meth:`save_hidden` kept them.
 
-        Raises
-        ------
-        ReplyRefusedError
-            If this node did not prune the blocks before, or its folder was emptied.
+        Raises ReplyRefusedError if this node did not prune the blocks before, or its folder was
+        emptied.
         """
         return self._load(self._hidden(block, dense), f"inputs of block {block}")
 
@@ -142,10 +136,7 @@ class Scratch:
     def segment(self, number: int, size: int) -> bytes:
         """Return a segment of the reply that was kept last.
 
-        Raises
-        ------
-        ReplyRefusedError
-            If there is no such segment.
+        Raises ReplyRefusedError if there is no such segment.
         """
         path = self.folder / _OUTBOX
         total = path.stat().st_size if path.exists() else 0
@@ -158,10 +149,8 @@ class Scratch:
     def receive(self, name: str, start: int, data: bytes) -> None:
         """Keep a segment of what the next order will need, in its place: it may come twice.
 
-        Raises
-        ------
-        ReplyRefusedError
-            If the name is none that an order needs, or if the segments before it are not here.
+        Raises ReplyRefusedError if the name is none that an order needs, or if the segments before
+        it are not here.
         """
         path = self.inbox(name)
         with self.exclusive():
@@ -178,15 +167,8 @@ class Scratch:
     def read_inbox(self, names: Mapping[str, int]) -> dict[str, bytes]:
         """Return what came in segments for this order, and forget what came for others.
 
-        Parameters
-        ----------
-        names : Mapping[str, int]
-            Name -> its bytes, as the order says.
-
-        Raises
-        ------
-        ReplyRefusedError
-            If something of it is not here.
+        `names`: name -> its bytes, as the order says. Raises ReplyRefusedError if something of it
+        is not here.
         """
         expected = {self.inbox(name): size for name, size in names.items()}
         for path in self.folder.glob("inbox-*.bin"):
@@ -204,10 +186,8 @@ class Scratch:
     def inbox(self, name: str) -> Path:
         """Return the file that gathers the segments of a name.
 
-        Raises
-        ------
-        ReplyRefusedError
-            If the name is none that an order needs: it becomes part of the file's.
+        Raises ReplyRefusedError if the name is none that an order needs: it becomes part of the
+        file's.
         """
         if not _INBOX.fullmatch(name):
             raise ReplyRefusedError(
@@ -291,14 +271,9 @@ _JOBS = 4  # whose deliveries may lie here at once: of runs under way, or that w
 
 @dataclass(frozen=True)
 class InboxQuota:
-    """The most that can come of one model.
+    """The most that can come of one model."""
 
-    Attributes
-    ----------
-    block, model : int
-        Bytes of what became of its largest block, and of all blocks.
-    """
-
+    # block, model: bytes of what became of its largest block, and of all blocks
     block: int
     model: int
 
@@ -311,19 +286,8 @@ class InboxQuota:
     def check(self, scratch: Scratch, name: str, stop: int) -> None:
         """Make sure that a segment may be kept.
 
-        Parameters
-        ----------
-        scratch : Scratch
-            This node's folder for the job.
-        name : str
-            What the segment is of.
-        stop : int
-            How many bytes there will be of it.
-
-        Raises
-        ------
-        ReplyRefusedError
-            If these, all deliveries of this job, or those of all jobs are too many.
+        `stop`: how many bytes there will be of it. Raises ReplyRefusedError if these, all
+        deliveries of this job, or those of all jobs are too many.
         """
         path = scratch.inbox(name)
         job = stop + sum(map(_size, set(path.parent.glob("inbox-*.bin")) - {path}))

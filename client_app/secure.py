@@ -51,10 +51,7 @@ _log = getLogger("flwr")
 def is_secure(config: RunConfig, node: NodeContext) -> bool:
     """Whether a job's answers go under masks here.
 
-    Raises
-    ------
-    ReplyRefusedError
-        If they did before and are not to do so now.
+    Raises ReplyRefusedError if they did before and are not to do so now.
     """
     if not config.privacy.secure and _folder(node).exists():
         raise ReplyRefusedError(
@@ -66,20 +63,9 @@ def is_secure(config: RunConfig, node: NodeContext) -> bool:
 def join(config: RunConfig, node: NodeContext, order: KeysOrder) -> Keys:
     """Make this node's keys for the sums of a plan.
 
-    Parameters
-    ----------
-    config : RunConfig
-        The run's configuration as the server sent it.
-    node : NodeContext
-        This node; its folder for the job gets the secrets.
-    order : KeysOrder
-        The plan, and what else it takes to make words.
-
-    Raises
-    ------
-    ReplyRefusedError
-        If the plan is not one that the configuration and this node's operator allow, or this node
-        has answered under another one of the same job.
+    `node`: this node; its folder for the job gets the secrets. `order`: the plan, and what else it
+    takes to make words. Raises ReplyRefusedError if the plan is not one that the configuration and
+    this node's operator allow, or this node has answered under another one of the same job.
     """
     if not config.privacy.secure:
         raise ReplyRefusedError("this job's configuration does not ask for `privacy.secure`.")
@@ -110,26 +96,12 @@ def join(config: RunConfig, node: NodeContext, order: KeysOrder) -> Keys:
 
 @dataclass(frozen=True)
 class Member:
-    """Who this node is in the protocol, and whom it trusts.
+    """Who this node is in the protocol, and whom it trusts."""
 
-    Attributes
-    ----------
-    name : str
-        Its site's in the roster, or that of its partition.
-    signer : Signer
-        Its site's key.
-    verifier : Verifier
-        The roster.
-    roster : str
-        SHA-256 of the roster; "" without one.
-    least : int
-        The roster's least cohort.
-    """
-
-    name: str
+    name: str  # its site's in the roster, or that of its partition
     signer: Signer
     verifier: Verifier
-    roster: str = ""
+    roster: str = ""  # SHA-256 of the roster; "" without one
     least: int = 2
 
     @classmethod
@@ -145,33 +117,15 @@ class Member:
 
 @dataclass(frozen=True)
 class SecureNode:
-    """A node that has joined a plan.
-
-    Attributes
-    ----------
-    config : RunConfig
-        The run's configuration.
-    node : NodeContext
-        This node.
-    member : Member
-        Who it is.
-    plan : SumPlan
-        The plan.
-    clients : int
-        How many clients' words are added up at most.
-    inputs : tuple
-        Block -> inputs, as the server sees the model.
-    weights_hash : str
-        Of this node's dense model.
-    """
+    """A node that has joined a plan."""
 
     config: RunConfig
     node: NodeContext
     member: Member
     plan: SumPlan
-    clients: int
-    inputs: Inputs
-    weights_hash: str
+    clients: int  # how many clients' words are added up at most
+    inputs: Inputs  # block -> inputs, as the server sees the model
+    weights_hash: str  # of this node's dense model
 
     @classmethod
     def of(cls, config: RunConfig, node: NodeContext) -> "SecureNode":
@@ -233,12 +187,8 @@ class SecureNode:
 
         ``heard`` is what :meth:`hear` returned.
 
-        Raises
-        ------
-        WireError
-            If an answer is not one that can be added up.
-        ReplyRefusedError
-            As :meth:`fedprune.privacy.secure_client.SecureClient.masked`.
+        Raises WireError if an answer is not one that can be added up. Raises ReplyRefusedError as
+        :meth:`fedprune.privacy.secure_client.SecureClient.masked`.
         """
         found = _public_model(self.config, model.dense_model(self.config, self.node), self.inputs)
         hidden = {

@@ -41,10 +41,8 @@ def fetch(config: RunConfig, node: NodeContext, order: Order, number: int) -> Re
 def asked_exchange(config: RunConfig, order: Order) -> BlockExchange:
     """Return the exchange that an order is about.
 
-    Raises
-    ------
-    ReplyRefusedError
-        If the configuration, which the node's operator agreed to, does not ask for it.
+    Raises ReplyRefusedError if the configuration, which the node's operator agreed to, does not ask
+    for it.
     """
     found = exchanges(config)
     if order.exchange not in found:
@@ -73,21 +71,7 @@ def check_order(
 ) -> None:
     """Refuse an order that the schedule does not make.
 
-    Parameters
-    ----------
-    exchange : BlockExchange
-        What the order is about.
-    order : Order
-        What is asked for.
-    num_blocks : int
-        Blocks of the model.
-    bundle : Mapping[str, bytes]
-        What came with it.
-
-    Raises
-    ------
-    ReplyRefusedError
-        Saying what was expected.
+    Raises ReplyRefusedError saying what was expected.
     """
     first, final = order.blocks[0], order.blocks[-1]
     if final >= num_blocks:
@@ -148,19 +132,9 @@ def keeps_local_model(config: RunConfig, exchange: BlockExchange) -> bool:
 
 @dataclass(frozen=True)
 class Session:
-    """A node's work on one order.
+    """A node's work on one order."""
 
-    Parameters
-    ----------
-    config : RunConfig
-        The run's configuration as the server sent it.
-    node : NodeContext
-        This node.
-    order : Order
-        What is asked for.
-    """
-
-    config: RunConfig
+    config: RunConfig  # the run's configuration as the server sent it
     node: NodeContext
     order: Order
 
@@ -172,24 +146,12 @@ class Session:
     def reply(self, bundle: Mapping[str, bytes], ahead: Mapping[str, int]) -> RecordDict:
         """Work on the blocks, going on from where the last order stopped, and return the answer.
 
-        Parameters
-        ----------
-        bundle : Mapping[str, bytes]
-            Encoded changes: ``update`` of the block before where the schedule is iterative,
-            ``start-NNNNN`` of blocks that were pruned in an earlier round.
-        ahead : Mapping[str, int]
-            Name -> bytes of those that were delivered before.
-
-        Returns
-        -------
-        RecordDict
-            The reply's content; the first part of it if it is long.
-
-        Raises
-        ------
-        FedpruneError
-            If the request is wrong or the work fails. The node then forgets this run, since the
-            server asks it no more; not where its disk is full: with room again it can go on.
+        `bundle`: encoded changes: ``update`` of the block before where the schedule is iterative,
+        ``start-NNNNN`` of blocks that were pruned in an earlier round. `ahead`: name -> bytes of
+        those that were delivered before. Returns the reply's content; the first part of it if it is
+        long. Raises FedpruneError if the request is wrong or the work fails. The node then forgets
+        this run, since the server asks it no more; not where its disk is full: with room again it
+        can go on.
         """
         with self._scratch.exclusive():
             try:

@@ -18,10 +18,7 @@ from fedprune.evaluation.perplexity import evaluation_windows, token_windows
 def own_documents(config: RunConfig, node: NodeContext) -> list[Document]:
     """Return this node's own texts to calibrate on; none where nodes share a corpus.
 
-    Raises
-    ------
-    DataError
-        If they cannot be read.
+    Raises DataError if they cannot be read.
     """
     texts = node.settings.texts(config.data)
     return [] if texts is None else _documents(config.data, texts)

@@ -62,71 +62,38 @@ _ALIKE = 1e-3  # of an input: as much may a token's place in a sample change it
 
 @dataclass(frozen=True)
 class Norms:
-    """How well the norms of inputs are known.
+    """How well the norms of inputs are known."""
 
-    Attributes
-    ----------
-    error : float
-        Root mean square of the relative errors of the norms, up to one factor an input.
-    correlation : float
-        Of the logarithms of the norms with the true ones, mean over inputs.
-    """
-
-    error: float
-    correlation: float
+    error: float  # root mean square of the relative errors of the norms, up to one factor an input
+    correlation: float  # of the logarithms of the norms with the true ones, mean over inputs
 
 
 @dataclass(frozen=True)
 class Release:
-    """Something that leaves sites, and what it told.
-
-    Attributes
-    ----------
-    what : str
-        In words.
-    sent_by : tuple of str
-        The strategies under which it, or something that tells at least as much, leaves a client.
-    norms : Norms or None
-        None where norms themselves are released.
-    words : Recovered or None
-        None where the first block's inputs tell no bag of words.
-    membership : Separation
-        Of the client's own samples from others of the kind.
-    """
+    """Something that leaves sites, and what it told."""
 
     what: str
+    # the strategies under which it, or something that tells at least as much, leaves a client
     sent_by: tuple[str, ...]
-    norms: Norms | None
-    words: Recovered | None
-    membership: Separation
+    norms: Norms | None  # none where norms themselves are released
+    words: Recovered | None  # none where the first block's inputs tell no bag of words
+    membership: Separation  # of the client's own samples from others of the kind
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found.
+    """What was found."""
 
-    Attributes
-    ----------
-    clients, samples, seq_len, others : int
-        Clients in the sums; the site's samples and their tokens; other samples of the kind.
-    sparsity : float
-        Of the masks, which are Wanda's with rows as comparison groups.
-    releases : tuple of Release
-        From one client alone to what all of them publish.
-    sends : Mapping[str, Mapping[str, str]]
-        Strategy -> `sends` and `tells`, in its own words.
-    notes : tuple of str
-        What could not be measured, and why.
-    """
-
+    # clients, samples, seq_len, others: clients in the sums; the site's samples and their tokens;
+    # other samples of the kind
     clients: int
     samples: int
     seq_len: int
     others: int
-    sparsity: float
-    releases: tuple[Release, ...]
-    sends: Mapping[str, Mapping[str, str]]
-    notes: tuple[str, ...]
+    sparsity: float  # of the masks, which are Wanda's with rows as comparison groups
+    releases: tuple[Release, ...]  # from one client alone to what all of them publish
+    sends: Mapping[str, Mapping[str, str]]  # strategy -> `sends` and `tells`, in its own words
+    notes: tuple[str, ...]  # what could not be measured, and why
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain JSON values."""
@@ -136,16 +103,9 @@ class Audit:
 def audit(config: RunConfig) -> Audit:
     """Attack what the first client of a configuration would send.
 
-    Parameters
-    ----------
-    config : RunConfig
-        Model, `data`, `federation.num_clients` and the pruner's samples; texts are the first
-        client's partition, other texts of the kind its share of the held-out part.
-
-    Raises
-    ------
-    FedpruneError
-        If model or texts cannot be had, or there is too little held-out text to compare with.
+    `config`: model, `data`, `federation.num_clients` and the pruner's samples; texts are the first
+    client's partition, other texts of the kind its share of the held-out part. Raises FedpruneError
+    if model or texts cannot be had, or there is too little held-out text to compare with.
     """
     loaded = load_model(config.model)
     own, pool, others = _samples(config, loaded)

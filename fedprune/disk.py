@@ -93,15 +93,8 @@ def sync(path: Path) -> None:
 def new_folder(folder: Path) -> Iterator[Path]:
     """Give a folder to write into that gets its name when the ``with`` statement ends well.
 
-    Parameters
-    ----------
-    folder : Path
-        Where it shall be: missing or empty, so that no work is overwritten.
-
-    Raises
-    ------
-    ModelError
-        If there is something, or it cannot be written; nothing is left behind then.
+    `folder`: where it shall be: missing or empty, so that no work is overwritten. Raises ModelError
+    if there is something, or it cannot be written; nothing is left behind then.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ModelError(

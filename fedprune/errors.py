@@ -4,12 +4,8 @@
 class FedpruneError(Exception):
     """Base of all errors raised on purpose, so that a caller can tell them from bugs.
 
-    Parameters
-    ----------
-    message : str
-        For whoever reads this machine's log.
-    outside : str, optional
-        What another machine may be told in its place, where the message names private files.
+    `message`: for whoever reads this machine's log. `outside`: what another machine may be told in
+    its place, where the message names private files.
     """
 
     def __init__(self, message: str = "", *, outside: str | None = None) -> None:

@@ -129,10 +129,7 @@ class _Discreet(logging.Filter):
 def set_up(role: str) -> None:
     """Make this process log as ``FEDPRUNE_LOG`` says; called by each app when it is loaded.
 
-    Parameters
-    ----------
-    role : str
-        "server" or "client", for lines that say nothing of their place.
+    `role`: "server" or "client", for lines that say nothing of their place.
     """
     flower = logging.getLogger(_FLOWER)
     if role == "client" and not any(isinstance(one, _Discreet) for one in flower.filters):

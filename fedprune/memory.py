@@ -11,10 +11,7 @@ _RECLAIMABLE = ("active_file", "inactive_file")  # read from the disk, and let g
 def free_memory(group: Path = _GROUP) -> int:
     """Return the bytes of memory that may still be used, a container's limit included.
 
-    Parameters
-    ----------
-    group : Path
-        The process's control group, as Linux shows it in a container.
+    `group`: the process's control group, as Linux shows it in a container.
     """
     free = int(psutil.virtual_memory().available)
     try:

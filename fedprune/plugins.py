@@ -26,10 +26,7 @@ def plugin_names(group: str) -> tuple[str, ...]:
 def load_plugin(group: str, name: str) -> object:
     """Import and return what an entry point names.
 
-    Raises
-    ------
-    ConfigError
-        If there is no such entry point, or it cannot be imported.
+    Raises ConfigError if there is no such entry point, or it cannot be imported.
     """
     found = _found(group)
     if name not in found:

@@ -6,17 +6,9 @@ import hashlib
 def derive_seed(seed: int, *parts: str | int) -> int:
     """Return a seed for one purpose, derived from the run's seed.
 
-    Parameters
-    ----------
-    seed : int
-        The run's seed (`seed` in the configuration).
-    *parts : str or int
-        What the seed is for, for example ``"calibration", partition_id``.
-
-    Returns
-    -------
-    int
-        A number in [0, 2**63), stable over processes, platforms and Python versions.
+    `seed`: the run's seed (`seed` in the configuration). `parts`: what the seed is for, for example
+    ``"calibration", partition_id``. Returns a number in [0, 2**63), stable over processes,
+    platforms and Python versions.
     """
     text = "\x1f".join([str(seed), *(f"{type(part).__name__}:{part}" for part in parts)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

@@ -91,31 +91,13 @@ class CheckError(Exception):
 
 @dataclass
 class Found:
-    """What was found of a model type.
+    """What was found of a model type."""
 
-    Attributes
-    ----------
-    model_type : str
-        What its configuration calls it.
-    outcome : str
-        'works', 'refused', 'wrong', 'crashes' or 'plain' (plain transformers cannot).
-    reason : str
-        Why, unless it works.
-    linears : int
-        Pruned matrices.
-    dense : float
-        Share of the weights of the blocks' matrices that stay dense.
-    seconds : float
-        How long it took.
-    notes : list of str
-        What was not checked.
-    """
-
-    model_type: str
-    outcome: str
+    model_type: str  # what its configuration calls it
+    outcome: str  # 'works', 'refused', 'wrong', 'crashes' or 'plain' (plain transformers cannot)
     reason: str = ""
     linears: int = 0
-    dense: float = 0.0
+    dense: float = 0.0  # share of the weights of the blocks' matrices that stay dense
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
 
@@ -123,14 +105,7 @@ class Found:
 def check(model_type: str, folder: Path, kind: str = "causal") -> Found:
     """Return what becomes of a tiny model of a type; its files go into ``folder``.
 
-    Parameters
-    ----------
-    model_type : str
-        What its configuration calls it.
-    folder : Path
-        Empty.
-    kind : {"causal", "image-text"}
-        By which of the library's classes it is loaded.
+    `folder`: empty. `kind`: by which of the library's classes it is loaded.
     """
     dense = folder / "dense"
     try:
@@ -305,10 +280,7 @@ def _same(one: Masks, other: Masks) -> bool:
 def _compare_with_wanda(plain: PreTrainedModel, loaded: LoadedModel, masks: Masks) -> list[str]:
     """Prune a plain model by Wanda, written anew, and compare; the model is left masked.
 
-    Returns
-    -------
-    list[str]
-        Kinds of matrices whose inputs nobody but fedprune looks at here.
+    Returns kinds of matrices whose inputs nobody but fedprune looks at here.
     """
     unseen = set()
     for block, found in masks.items():
@@ -497,14 +469,8 @@ def _in_process(model_type: str, target: Path, kind: str) -> None:
 def check_apart(model_type: str, timeout: float, kind: str = "causal") -> Found:
     """Check a model type in a process of its own.
 
-    Parameters
-    ----------
-    model_type : str
-        Which one.
-    timeout : float
-        Seconds after which it is given up.
-    kind : {"causal", "image-text"}
-        By which of the library's classes it is loaded.
+    `timeout`: seconds after which it is given up. `kind`: by which of the library's classes it is
+    loaded.
     """
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:

@@ -39,27 +39,13 @@ _AT_ONCE = 4  # models in memory beside the dense one while tokens a second are 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a row of the table is made.
-
-    Attributes
-    ----------
-    name : str
-        Its folder.
-    label : str
-        What the table calls it.
-    arguments : tuple of str
-        What `fedprune solve` or `fedprune run` is given.
-    source : str
-        The collection that it is solved from; "" for a run with the clients.
-    base : str
-        The row whose model it starts from; "" for the dense model.
-    """
+    """How a row of the table is made."""
 
     name: str
-    label: str
-    arguments: tuple[str, ...]
-    source: str = ""
-    base: str = ""
+    label: str  # what the table calls it
+    arguments: tuple[str, ...]  # what `fedprune solve` or `fedprune run` is given
+    source: str = ""  # the collection that it is solved from; "" for a run with the clients
+    base: str = ""  # the row whose model it starts from; "" for the dense model
 
 
 _GROUP = "pruner.group_size=64"
@@ -99,26 +85,17 @@ RECIPES = (
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured of a model of one seed, all but bytes sent beside the dense model.
+    """What was measured of a model of one seed, all but bytes sent beside the dense model."""
 
-    Attributes
-    ----------
-    size, mean, worst : float
-        Bytes of its weights, perplexity over the domains and in the worst, as multiples.
-    kl, top1 : float
-        Mean over the domains.
-    sent : float
-        Bytes that a client sent.
-    reads, writes : float
-        Tokens a second as multiples; not a number where not measured.
-    """
-
+    # size, mean, worst: bytes of its weights, perplexity over the domains and in the worst, as
+    # multiples
     size: float
     mean: float
     worst: float
     kl: float
     top1: float
-    sent: float
+    sent: float  # bytes that a client sent
+    # reads, writes: tokens a second as multiples; not a number where not measured
     reads: float = float("nan")
     writes: float = float("nan")
 

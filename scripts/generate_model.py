@@ -127,21 +127,11 @@ PRESETS: Mapping[str, tuple[str, Mapping[str, object]]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Draft:
-    """A model that is drawn tensor by tensor; it holds none of them.
+    """A model that is drawn tensor by tensor; it holds none of them."""
 
-    Parameters
-    ----------
-    model : PreTrainedModel
-        The architecture, on the meta device.
-    prefix : str
-        Where its blocks are.
-    seed : int
-        What the values follow from.
-    """
-
-    model: PreTrainedModel
+    model: PreTrainedModel  # the architecture, on the meta device
     prefix: str
-    seed: int
+    seed: int  # what the values follow from
 
     @cached_property
     def stored(self) -> dict[str, Tensor]:
@@ -165,12 +155,9 @@ class Draft:
     def draw(self, name: str) -> Tensor:
         """Return one tensor; takes its memory and that of a few million float32 values.
 
-        Parameters
-        ----------
-        name : str
-            One of :attr:`stored`. Matrices are normal with the deviation that the configuration
-            names, in blocks and embeddings times the scale of the feature that they write; all
-            others are as the architecture initialises them.
+        `name`: one of :attr:`stored`. Matrices are normal with the deviation that the configuration
+        names, in blocks and embeddings times the scale of the feature that they write; all others
+        are as the architecture initialises them.
         """
         stored = self.stored[name]
         owner, _, attribute = name.rpartition(".")
@@ -230,22 +217,10 @@ class Draft:
 def draft_model(source: str, dtype: str, blocks: int | None, seed: int) -> Draft:
     """Return a model that can be generated.
 
-    Parameters
-    ----------
-    source : str
-        A name of :data:`PRESETS`, or a folder with a ``config.json``.
-    dtype : str
-        'float32', 'bfloat16' or 'float16'.
-    blocks : int or None
-        How many of its blocks, the first ones; None for all.
-    seed : int
-        What the values follow from.
-
-    Raises
-    ------
-    ModelError
-        If there is no such architecture, it cannot be pruned block by block, it has fewer blocks,
-        or fewer tokens than the embedded model's tokenizer.
+    `source`: a name of :data:`PRESETS`, or a folder with a ``config.json``. `dtype`: 'float32',
+    'bfloat16' or 'float16'. `blocks`: how many of its blocks, the first ones; None for all. Raises
+    ModelError if there is no such architecture, it cannot be pruned block by block, it has fewer
+    blocks, or fewer tokens than the embedded model's tokenizer.
     """
     config = _configuration(source)
     text = config.get_text_config()
@@ -283,19 +258,9 @@ def generate_model(draft: Draft, folder: Path, shard_bytes: int = SHARD_BYTES) -
 
     The tokenizer is that of the embedded model, whose ids every larger vocabulary has too.
 
-    Parameters
-    ----------
-    draft : Draft
-        What to write.
-    folder : Path
-        Where; missing or empty.
-    shard_bytes : int
-        Bytes of tensors after which a file is full.
-
-    Raises
-    ------
-    ModelError
-        If there is something in the folder, its disk has too little room, or it cannot be written.
+    `folder`: where; missing or empty. `shard_bytes`: bytes of tensors after which a file is full.
+    Raises ModelError if there is something in the folder, its disk has too little room, or it
+    cannot be written.
     """
     check_room(draft, folder)
     with new_folder(folder) as partial:

@@ -126,16 +126,8 @@ def small_values(
 ) -> Values:
     """Return the arguments of a small configuration of a class.
 
-    Parameters
-    ----------
-    kind : type[PreTrainedConfig]
-        The class.
-    given : Mapping[str, Any], optional
-        Values that are taken as they are.
-    parts : Mapping[str, dict], optional
-        The same for configurations inside it, by their field.
-    tower : bool
-        Whether it is of an image or audio encoder.
+    `parts`: the same for configurations inside it, by their field. `tower`: whether it is of an
+    image or audio encoder.
     """
     given, parts = dict(given or {}), parts or {}
     inside = getattr(kind, "sub_configs", None) or {}

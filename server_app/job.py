@@ -71,21 +71,10 @@ from strategies.state import RunState
 def run_job(grid: Grid, run_config: Mapping[str, str | int | float | bool], run_id: int) -> Path:
     """Run a federated pruning job, or go on with one, and return its folder.
 
-    Parameters
-    ----------
-    grid : Grid
-        Flower's connection to the nodes.
-    run_config : Mapping
-        Flower's run-config: shortcuts and Hydra overrides; with ``resume=FOLDER`` among these the
-        run in that folder goes on.
-    run_id : int
-        Flower's number of this run.
-
-    Raises
-    ------
-    FedpruneError
-        If the configuration, the model or the round fails; whatever was aggregated until then,
-        the configuration and the ledger are in the folder, a model folder is not.
+    `run_config`: Flower's run-config: shortcuts and Hydra overrides; with ``resume=FOLDER`` among
+    these the run in that folder goes on. Raises FedpruneError if the configuration, the model or
+    the round fails; whatever was aggregated until then, the configuration and the ledger are in the
+    folder, a model folder is not.
     """
     with bound(role="server", run=run_id):
         return _run_job(grid, run_config, run_id)
@@ -98,19 +87,9 @@ def solve_job(
 ) -> Path:
     """Make a model of collected statistics, without any client, and return the job's folder.
 
-    Parameters
-    ----------
-    statistics : StatisticsFolder
-        What clients told.
-    run_config : Mapping
-        As for :func:`run_job`; a job of this kind is never resumed, it begins anew.
-    run_id : int
-        A number of this job.
-
-    Raises
-    ------
-    FedpruneError
-        As :func:`run_job`; if the statistics are another model's, or not enough for the solver.
+    `run_config`: as for :func:`run_job`; a job of this kind is never resumed, it begins anew.
+    Raises FedpruneError as :func:`run_job`; if the statistics are another model's, or not enough
+    for the solver.
     """
     with bound(role="server", run=run_id):
         return _run_job(statistics, run_config, run_id)

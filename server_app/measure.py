@@ -51,23 +51,12 @@ def measure(
 ) -> list[Perplexities]:
     """Measure the dense, the pruned and, where asked for and possible, the baseline models.
 
-    Parameters
-    ----------
-    config : RunConfig
-        `evaluation` says how and on which data sets besides the held-out part of `data`.
-    loaded : LoadedModel
-        The dense model; unchanged afterwards.
-    changes : Mapping
-        Block -> linear -> what the run makes of it; asked for block by block.
-    strategy : FederatedPruning
-        Carries the clients and what they measured on their own.
-    smaller : LoadedModel, optional
-        What the run made, where that is of another shape: it is measured in place of ``changes``.
-
-    Returns
-    -------
-    list of Perplexities
-        One a data set, the run's own first; a part is None where there was no text for it here.
+    `config`: `evaluation` says how and on which data sets besides the held-out part of `data`.
+    `loaded`: the dense model; unchanged afterwards. `changes`: block -> linear -> what the run
+    makes of it; asked for block by block. `strategy`: carries the clients and what they measured on
+    their own. `smaller`: what the run made, where that is of another shape: it is measured in place
+    of ``changes``. Returns one a data set, the run's own first; a part is None where there was no
+    text for it here.
     """
     windows = evaluation_windows(config, loaded.tokenizer)
     steps = 3 if config.evaluation.centralized else 2
@@ -186,10 +175,7 @@ def _local(strategy: FederatedPruning, label: str, own: bool) -> dict[str, float
 def wanted_tasks(config: RunConfig) -> Tasks:
     """Return the tasks of `evaluation.tasks`, before any long work: they may not be there.
 
-    Raises
-    ------
-    ConfigError, DataError
-        As :func:`fedprune.evaluation.zero_shot.load_tasks`.
+    Raises ConfigError, DataError as :func:`fedprune.evaluation.zero_shot.load_tasks`.
     """
     names = task_names(config.evaluation.tasks)
     return load_tasks(names) if names else {}
@@ -200,21 +186,9 @@ def further_results(
 ) -> dict[str, object]:
     """Return more sections of `results.json` as plain JSON values.
 
-    Parameters
-    ----------
-    strategy : FederatedPruning
-        Carries the configuration, and what clients measured on their own texts.
-    loaded : LoadedModel
-        The dense model.
-    folder : Path
-        The exported model.
-    tasks : dict
-        From :func:`wanted_tasks`.
-
-    Returns
-    -------
-    dict
-        `sizes`; `federated_evaluation`, `zero_shot` and `speed` where they were asked for.
+    `strategy`: carries the configuration, and what clients measured on their own texts. `tasks`:
+    from :func:`wanted_tasks`. Returns `sizes`; `federated_evaluation`, `zero_shot` and `speed`
+    where they were asked for.
     """
     found: dict[str, object] = {"sizes": {"base": _bytes(loaded), **model_sizes(folder).to_dict()}}
     if strategy.state.own_texts:
@@ -246,15 +220,7 @@ def _bytes(loaded: LoadedModel) -> int:
 
 
 def smaller_figures(folder: Path, solution: Solution) -> dict[str, object]:
-    """Return what the results tell of a model with fewer units, as plain JSON values.
-
-    Parameters
-    ----------
-    folder : Path
-        The exported model.
-    solution : Solution
-        What went, in words.
-    """
+    """Return what the results tell of a model with fewer units, as plain JSON values."""
     origin = read_origin(folder) or {}
     return {
         "summary": solution.summary,

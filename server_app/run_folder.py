@@ -42,15 +42,9 @@ from strategies.state import RunState, damaged_state
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where a run writes.
+    """Where a run writes."""
 
-    Parameters
-    ----------
-    path : Path
-        Made by :meth:`start`; must not hold results yet.
-    """
-
-    path: Path
+    path: Path  # made by `start`; must not hold results yet
 
     @property
     def model(self) -> Path:
@@ -75,10 +69,7 @@ class RunFolder:
     def start(self, config: RunConfig) -> None:
         """Make the folder and write the resolved configuration into it.
 
-        Raises
-        ------
-        ConfigError
-            If the folder holds another run or cannot be written.
+        Raises ConfigError if the folder holds another run or cannot be written.
         """
         if self._config.exists():
             raise ConfigError(
@@ -97,10 +88,7 @@ class RunFolder:
     def config_text(self) -> str:
         """Return the configuration that the run was started with, as it was written.
 
-        Raises
-        ------
-        ConfigError
-            If there is no run in the folder.
+        Raises ConfigError if there is no run in the folder.
         """
         try:
             return self._config.read_text(encoding="utf-8")
@@ -116,10 +104,7 @@ class RunFolder:
 
         The lock is the operating system's and goes with the process, however that ends.
 
-        Raises
-        ------
-        ConfigError
-            If another process works in the folder.
+        Raises ConfigError if another process works in the folder.
         """
         lock = FileLock(self.path / ".lock")
         try:
@@ -181,23 +166,11 @@ _OTHERS = {
 
 @dataclass
 class StateFiles:
-    """The files of one run's state.
-
-    Parameters
-    ----------
-    folder : Path
-        Theirs alone.
-    ledger : Ledger
-        Filled by :meth:`load`, saved with the state.
-
-    Attributes
-    ----------
-    identity : Mapping[str, str]
-        What must not change while the run lasts: "code", "configuration" and "model" -> hash.
-    """
+    """The files of one run's state."""
 
     folder: Path
-    ledger: Ledger
+    ledger: Ledger  # filled by `load`, saved with the state
+    # what must not change while the run lasts: "code", "configuration" and "model" -> hash
     identity: Mapping[str, str] = field(init=False, default_factory=dict)
     _update: str | None = field(init=False, default=None)  # names of files that `run.json` names
     _partial: str | None = field(init=False, default=None)
@@ -208,10 +181,7 @@ class StateFiles:
     def load(self) -> RunState:
         """Return where the run stands; a new one's state if nothing was saved of it.
 
-        Raises
-        ------
-        ConfigError
-            If what was saved is damaged.
+        Raises ConfigError if what was saved is damaged.
         """
         try:
             data = (self.folder / _RUN).read_bytes()
@@ -225,10 +195,7 @@ class StateFiles:
     def identify(self, identity: Mapping[str, str]) -> None:
         """Note what is run, or make sure that it is what was run before.
 
-        Raises
-        ------
-        ConfigError
-            If it is not.
+        Raises ConfigError if it is not.
         """
         for key, value in self.identity.items():
             if identity.get(key) != value:
@@ -268,10 +235,7 @@ class StateFiles:
     def partial_state(self) -> Mapping[str, NDArray[Any]]:
         """Return the sums that were saved last, each read when it is looked up.
 
-        Raises
-        ------
-        ConfigError
-            If they are damaged.
+        Raises ConfigError if they are damaged.
         """
         try:
             found: Mapping[str, NDArray[Any]] = np.load(
@@ -325,24 +289,12 @@ _MATRIX_CLIENTS = 64  # rows of the matrix of agreement between clients
 
 @dataclass
 class Tally:
-    """What a strategy's results are kept in, and read back from.
+    """What a strategy's results are kept in, and read back from."""
 
-    Parameters
-    ----------
-    folder : RunFolder
-        Where masks, values and figures go.
-    files : StateFiles
-        Where the state goes.
-    loaded : LoadedModel
-        Names the linears.
-    rounds : int
-        `strategy.rounds`: the results are those of the last one.
-    """
-
-    folder: RunFolder
+    folder: RunFolder  # where masks, values and figures go
     files: StateFiles
     loaded: LoadedModel
-    rounds: int
+    rounds: int  # `strategy.rounds`: the results are those of the last one
 
     def add(self, number: int, result: BlockResult) -> None:
         """Save a block of a round and its figures."""
@@ -373,10 +325,7 @@ class Tally:
     def recall(self, number: int, block: int) -> Mapping[str, Change]:
         """Return what was saved of a block in a round; empty if no client reported it.
 
-        Raises
-        ------
-        ConfigError
-            If it is damaged or not there any more.
+        Raises ConfigError if it is damaged or not there any more.
         """
         try:
             changed = self._figures(number, block)["changed"]
@@ -490,15 +439,9 @@ def _bits(text: str) -> NDArray[np.uint8]:
 
 @dataclass
 class TrackedTally(Tally):
-    """Keeps what a tally keeps.
+    """Keeps what a tally keeps."""
 
-    Parameters
-    ----------
-    tracking : Tracking
-        Is told of every block, in every round.
-    """
-
-    tracking: Tracking
+    tracking: Tracking  # is told of every block, in every round
 
     def add(self, number: int, result: BlockResult) -> None:
         """Save a block of a round and its figures, and tell of them."""

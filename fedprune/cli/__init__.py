@@ -38,10 +38,7 @@ start it again
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
-    Parameters
-    ----------
-    argv : sequence of str, optional
-        Arguments without the program's name; those of the process if left out.
+    `argv`: arguments without the program's name; those of the process if left out.
     """
     find_our_own()
     arguments = _parsed(argv)

@@ -13,20 +13,9 @@ from fedprune.models.reshape import apply_kept
 def run_apply(base: str, masks: str, output: str) -> int:
     """Write the model and return the exit code 0.
 
-    Parameters
-    ----------
-    base : str
-        The dense model: a folder, a Hub id, or 'demo'.
-    masks : str
-        The masks of an export, what it says of the units that remain where it has fewer, or the
-        folder of a model or a run that has one of these.
-    output : str
-        A new folder.
-
-    Raises
-    ------
-    ModelError
-        If the masks are another model's, or the folder is taken.
+    `base`: the dense model: a folder, a Hub id, or 'demo'. `masks`: the masks of an export, what it
+    says of the units that remain where it has fewer, or the folder of a model or a run that has one
+    of these. Raises ModelError if the masks are another model's, or the folder is taken.
     """
     found, target = Path(masks).expanduser(), Path(output).expanduser().absolute()
     for folder in (found, found / "model"):

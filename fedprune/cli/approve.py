@@ -21,17 +21,8 @@ _PIPE = "-"
 def run_approve(job: str, *, whole: bool) -> int:
     """Show the jobs that nodes here were asked for, or approve one; return the exit code.
 
-    Parameters
-    ----------
-    job : str
-        The beginning of a job's key; "" shows all.
-    whole : bool
-        Whether to print the jobs' configurations, too.
-
-    Raises
-    ------
-    ConfigError
-        If no job, or more than one, begins like that.
+    `job`: the beginning of a job's key; "" shows all. Raises ConfigError if no job, or more than
+    one, begins like that.
     """
     found = approve(job) if job else requests()
     screen = Console()
@@ -53,10 +44,7 @@ def sign_policy(path: Path, key: Path) -> int:
 
     With "-" for a path it is read from standard input and written to standard output.
 
-    Raises
-    ------
-    ConfigError
-        If the file is no policy, or the key is unfit.
+    Raises ConfigError if the file is no policy, or the key is unfit.
     """
     piped = str(path) == _PIPE
     text = sys.stdin.read() if piped else _text(path)

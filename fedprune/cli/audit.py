@@ -21,19 +21,10 @@ PAGE, FIGURES = "audit.html", "audit.json"
 def run_audit(overrides: Sequence[str], output: str, *, as_json: bool) -> int:
     """Print what releases tell, write page and figures, and return the exit code.
 
-    Parameters
-    ----------
-    overrides : sequence of str
-        Hydra overrides: `model`, `data`, `federation.num_clients` and the pruner's samples.
-    output : str
-        Where `audit.html` and `audit.json` go; "" writes none.
-    as_json : bool
-        Whether to print one JSON object instead of a table.
-
-    Raises
-    ------
-    FedpruneError
-        If configuration, model or texts are not usable, or the folder cannot be written.
+    `overrides`: Hydra overrides: `model`, `data`, `federation.num_clients` and the pruner's
+    samples. `output`: where `audit.html` and `audit.json` go; "" writes none. `as_json`: whether to
+    print one JSON object instead of a table. Raises FedpruneError if configuration, model or texts
+    are not usable, or the folder cannot be written.
     """
     config = config_from_overrides(["strategy.min_clients=1", *overrides])  # one site is enough
     folder = Path(output).expanduser() if output else None

@@ -9,15 +9,8 @@ from fedprune.errors import ConfigError
 def run_collection(overrides: Sequence[str]) -> int:
     """Run a collection to its end and return the exit code, as :func:`fedprune.cli.run.run_job`.
 
-    Parameters
-    ----------
-    overrides : sequence of str
-        As for `fedprune run`; `strategy.statistics` says what is collected.
-
-    Raises
-    ------
-    ConfigError
-        As there, and if another strategy is asked for.
+    `overrides`: as for `fedprune run`; `strategy.statistics` says what is collected. Raises
+    ConfigError as there, and if another strategy is asked for.
     """
     keys = [text.partition("=")[0] for text in overrides]
     if "strategy" in keys or "strategy.name" in keys:

@@ -12,24 +12,12 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Command:
-    """One command.
+    """One command."""
 
-    Attributes
-    ----------
-    help : str
-        One line for the list of commands.
-    description : str
-        What its own `--help` starts with.
-    arguments : callable
-        Adds its arguments to its parser.
-    run : callable
-        Runs it and returns the exit code; a :class:`fedprune.errors.FedpruneError` becomes a
-        message.
-    """
-
-    help: str
-    description: str
-    arguments: Callable[[ArgumentParser], None]
+    help: str  # one line for the list of commands
+    description: str  # what its own `--help` starts with
+    arguments: Callable[[ArgumentParser], None]  # adds its arguments to its parser
+    # runs it and returns the exit code; a `fedprune.errors.FedpruneError` becomes a message
     run: Callable[[Namespace], int]
 
 

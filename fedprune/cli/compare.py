@@ -25,19 +25,9 @@ _NONE = "–"
 def run_comparison(runs: Sequence[str], *, as_json: bool) -> int:
     """Print the differences between runs and return the exit code.
 
-    Parameters
-    ----------
-    runs : sequence of str
-        The folders of two or more completed runs; all are compared with the first.
-    as_json : bool
-        Print one JSON object, see :func:`fedprune.results.comparison.compare_runs`.
-
-    Raises
-    ------
-    ConfigError
-        If there are fewer than two.
-    FedpruneError
-        If one is missing or failed.
+    `runs`: the folders of two or more completed runs; all are compared with the first. `as_json`:
+    print one JSON object, see :func:`fedprune.results.comparison.compare_runs`. Raises ConfigError
+    if there are fewer than two. Raises FedpruneError if one is missing or failed.
     """
     folders = [Path(run).expanduser() for run in runs]
     if len(folders) < 2:

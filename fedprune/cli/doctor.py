@@ -45,24 +45,12 @@ _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 @dataclass(frozen=True)
 class Check:
-    """What one check found.
-
-    Attributes
-    ----------
-    name : str
-        What was looked at.
-    level : {"ok", "warn", "fail"}
-        ``fail`` when a run cannot work, ``warn`` when it may surprise.
-    found : str
-        What is there.
-    advice : str
-        What to do about it; empty when nothing.
-    """
+    """What one check found."""
 
     name: str
-    level: Level
+    level: Level  # ``fail`` when a run cannot work, ``warn`` when it may surprise
     found: str
-    advice: str = ""
+    advice: str = ""  # what to do about it; empty when nothing
 
 
 def run_doctor() -> int:

@@ -41,32 +41,15 @@ _WINDOWS = ("evaluation.datasets=", "evaluation.seq_len=", "evaluation.max_windo
 
 @dataclass(frozen=True)
 class Findings:
-    """What was measured of a model folder.
-
-    Attributes
-    ----------
-    folder : Path
-        The model.
-    seq_len : int
-        Tokens of a window.
-    sizes : ModelSizes
-        Bytes of its files.
-    perplexities : Mapping[str, Perplexity]
-        By data set; of several models that are evaluated together, all but the first have their
-        agreement with the first.
-    missing : Mapping[str, str]
-        Data set -> why it could not be had.
-    tasks : ZeroShot or None
-        Where asked for.
-    speed : Speed or None
-        Where asked for.
-    """
+    """What was measured of a model folder."""
 
     folder: Path
     seq_len: int
-    sizes: ModelSizes
+    sizes: ModelSizes  # bytes of its files
+    # by data set; of several models that are evaluated together, all but the first have their
+    # agreement with the first
     perplexities: Mapping[str, Perplexity]
-    missing: Mapping[str, str] = field(default_factory=dict)
+    missing: Mapping[str, str] = field(default_factory=dict)  # data set -> why it could not be had
     tasks: ZeroShot | None = None
     speed: Speed | None = None
 
@@ -97,23 +80,13 @@ def run_evaluation(
 ) -> int:
     """Print what model folders are worth and return the exit code, 1 if a figure is missing.
 
-    Parameters
-    ----------
-    models : sequence of str
-        Hugging Face folders, 'demo', or runs' folders that hold one named ``model``. They are
-        measured on the same texts, by default those of the first that a run made, and each is held
-        against the first: name the dense model first.
-    overrides : sequence of str
-        Hydra overrides of the texts: `data`, `evaluation.datasets`, `evaluation.tasks`, ...
-    as_json : bool
-        Whether to print one JSON object instead of sentences.
-    speed : bool
-        Whether to time them: one model as it is and with 2:4 kernels, several side by side.
-
-    Raises
-    ------
-    FedpruneError
-        A folder, the configuration or a task is not usable.
+    `models`: Hugging Face folders, 'demo', or runs' folders that hold one named ``model``. They are
+    measured on the same texts, by default those of the first that a run made, and each is held
+    against the first: name the dense model first. `overrides`: Hydra overrides of the texts:
+    `data`, `evaluation.datasets`, `evaluation.tasks`, ... `as_json`: whether to print one JSON
+    object instead of sentences. `speed`: whether to time them: one model as it is and with 2:4
+    kernels, several side by side. Raises FedpruneError: a folder, the configuration or a task is
+    not usable.
     """
     folders = [model_folder(model) for model in models]
     if speed and len(folders) == 1:
@@ -164,10 +137,7 @@ def _told_of_what_is_missing(found: Findings) -> int:
 def model_folder(model: str) -> Path:
     """Return the absolute folder of a model, looked for also in a run's folder.
 
-    Raises
-    ------
-    ModelError
-        If there is no ``config.json`` in either.
+    Raises ModelError if there is no ``config.json`` in either.
     """
     if model == "demo":
         return demo_model_path()
@@ -224,21 +194,9 @@ def measure(
 ) -> Findings:
     """Measure a model folder; what may be missing is looked for before the long work.
 
-    Parameters
-    ----------
-    folder : Path
-        The model.
-    config : RunConfig
-        Names the same model, `data`, `evaluation` and the device.
-    speed : bool
-        Whether to time it, too.
-    beside : Beside, optional
-        Shared by models that are held against the first of them.
-
-    Raises
-    ------
-    FedpruneError
-        If the model or a task is not usable.
+    `config`: names the same model, `data`, `evaluation` and the device. `beside`: shared by models
+    that are held against the first of them. Raises FedpruneError if the model or a task is not
+    usable.
     """
     names = task_names(config.evaluation.tasks)
     tasks = load_tasks(names) if names else {}

@@ -21,21 +21,9 @@ from fedprune.models.folder import is_side_file
 def run_export(model: str, repository: str, *, public: bool, existing: bool) -> int:
     """Push a model to the Hub and return the exit code 0.
 
-    Parameters
-    ----------
-    model : str
-        A model's folder, or a run's folder.
-    repository : str
-        Repository on the Hub, 'owner/name'.
-    public : bool
-        Whether everybody may see a repository that is made.
-    existing : bool
-        Whether the repository may be there already.
-
-    Raises
-    ------
-    FedpruneError
-        If the model cannot be read or the Hub refuses.
+    `public`: whether everybody may see a repository that is made. `existing`: whether the
+    repository may be there already. Raises FedpruneError if the model cannot be read or the Hub
+    refuses.
     """
     folder = model_folder(model)
     check_login(repository)
@@ -55,10 +43,7 @@ _REASONS = {
 def check_login(repository: str) -> None:
     """Refuse what cannot be pushed, before any work.
 
-    Raises
-    ------
-    ConfigError
-        If the name is no 'owner/name', or there is no token.
+    Raises ConfigError if the name is no 'owner/name', or there is no token.
     """
     if not _NAME.fullmatch(repository):
         raise ConfigError(f"--push-to-hub takes 'owner/name', got '{repository}'.")
@@ -72,22 +57,10 @@ def check_login(repository: str) -> None:
 def push_model(folder: Path, repository: str, *, public: bool, existing: bool) -> str:
     """Upload a model's folder and return the address of the commit.
 
-    Parameters
-    ----------
-    folder : Path
-        A model's folder. Weights, masks, configuration, tokenizer, card and licence
-        are uploaded and nothing else that may lie there.
-    repository : str
-        'owner/name'.
-    public : bool
-        Whether everybody may see the repository, if it is made.
-    existing : bool
-        Whether it may be there already.
-
-    Raises
-    ------
-    FedpruneError
-        If the Hub cannot be reached or refuses.
+    `folder`: a model's folder. Weights, masks, configuration, tokenizer, card and licence are
+    uploaded and nothing else that may lie there. `public`: whether everybody may see the
+    repository, if it is made. `existing`: whether it may be there already. Raises FedpruneError if
+    the Hub cannot be reached or refuses.
     """
     api = HfApi(library_name="fedprune", library_version=__version__)
     with _readable_errors(repository):

@@ -61,24 +61,9 @@ def main() -> None:
 def job(config: DictConfig) -> float:
     """Run one job in Hydra's folder and return its objective.
 
-    Parameters
-    ----------
-    config : DictConfig
-        Composed by Hydra from ``conf``.
-
-    Returns
-    -------
-    float
-        The perplexity, see :func:`objective`.
-
-    Raises
-    ------
-    ConfigError
-        The configuration is wrong.
-    RuntimeFailure
-        The run did not complete.
-    KeyboardInterrupt
-        It was stopped.
+    `config`: composed by Hydra from ``conf``. Returns the perplexity, see :func:`objective`. Raises
+    ConfigError: the configuration is wrong. Raises RuntimeFailure: the run did not complete. Raises
+    KeyboardInterrupt: it was stopped.
     """
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
@@ -111,23 +96,8 @@ def launch(
 ) -> list[JobReturn]:
     """Run a batch of a multirun's jobs as `fedprune sweep` runs its own.
 
-    Parameters
-    ----------
-    context : HydraContext
-        Composes a job's configuration.
-    config : DictConfig
-        That of the multirun.
-    job_overrides : sequence of sequence of str
-        What each job has of its own.
-    first : int
-        Hydra's number of the first.
-    at_once : int or None
-        How many at once; as many as the machine bears if None.
-
-    Returns
-    -------
-    list of JobReturn
-        Their objectives; of a job that failed, the error.
+    `at_once`: how many at once; as many as the machine bears if None. Returns their objectives; of
+    a job that failed, the error.
     """
     configs: list[tuple[DictConfig, DictConfig]] = []
     jobs: list[SweepJob] = []

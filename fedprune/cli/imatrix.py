@@ -11,17 +11,8 @@ from fedprune.results.text import count
 def run_imatrix(statistics: str, file: str) -> int:
     """Write an importance matrix and return the exit code 0.
 
-    Parameters
-    ----------
-    statistics : str
-        A statistics folder, or the run that made it.
-    file : str
-        A new file.
-
-    Raises
-    ------
-    FedpruneError
-        As :func:`fedprune.methods.imatrix.write_imatrix`.
+    `statistics`: a statistics folder, or the run that made it. Raises FedpruneError as
+    :func:`fedprune.methods.imatrix.write_imatrix`.
     """
     from fedprune.methods.imatrix import write_imatrix
     from fedprune.methods.statistics_folder import StatisticsFolder

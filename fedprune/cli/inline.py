@@ -23,14 +23,7 @@ TakeLine = Callable[[str], None]
 def run_inline(run_config: Mapping[str, Scalar], clients: int, take: TakeLine) -> RunStatus:
     """Run a job in this process and return how it ended.
 
-    Parameters
-    ----------
-    run_config : Mapping
-        As for the app in Flower's runtime.
-    clients : int
-        Number of simulated clients.
-    take : Callable
-        Gets every line that the apps log or print.
+    `take`: gets every line that the apps log or print.
     """
 
     def work(run_id: int) -> None:
@@ -46,12 +39,7 @@ def run_inline(run_config: Mapping[str, Scalar], clients: int, take: TakeLine) -
 def solve_inline(statistics: str, run_config: Mapping[str, Scalar], take: TakeLine) -> RunStatus:
     """Make a model of collected statistics in this process and return how that ended.
 
-    Parameters
-    ----------
-    statistics : str
-        The statistics folder.
-    run_config, take : Mapping, Callable
-        As for :func:`run_inline`.
+    `run_config`, `take`: as for :func:`run_inline`.
     """
 
     def work(run_id: int) -> None:

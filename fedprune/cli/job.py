@@ -36,35 +36,16 @@ from fedprune.results.text import printable
 
 @dataclass(frozen=True)
 class Job:
-    """One run, ready to be submitted.
+    """One run, ready to be submitted."""
 
-    Attributes
-    ----------
-    run_config : dict
-        Values for the app's run-config.
-    federation : dict
-        Options of the simulation; empty for a deployment.
-    folder : Path
-        Folder on this machine: the log, and in a simulation the results.
-    connection : str
-        Name of the user's SuperLink connection; empty for a simulation of one's own.
-    clients : int
-        Number of clients of an inline simulation, 0 for a job on Flower's runtime.
-    resumed : bool
-        Whether the job goes on with a run that was interrupted.
-    note : str
-        How the machine is shared, for the log.
-    statistics : str
-        The statistics folder that a model is made of, "" where clients are asked.
-    """
-
-    run_config: dict[str, Scalar]
-    federation: dict[str, Scalar]
-    folder: Path
-    connection: str
-    clients: int = 0
-    resumed: bool = False
-    note: str = ""
+    run_config: dict[str, Scalar]  # values for the app's run-config
+    federation: dict[str, Scalar]  # options of the simulation; empty for a deployment
+    folder: Path  # folder on this machine: the log, and in a simulation the results
+    connection: str  # name of the user's SuperLink connection; empty for a simulation of one's own
+    clients: int = 0  # number of clients of an inline simulation, 0 for a job on Flower's runtime
+    resumed: bool = False  # whether the job goes on with a run that was interrupted
+    note: str = ""  # how the machine is shared, for the log
+    # the statistics folder that a model is made of, "" where clients are asked
     statistics: str = ""
 
     @property
@@ -76,19 +57,9 @@ class Job:
 def plan_job(config: RunConfig, cwd: Path, now: datetime) -> Job:
     """Return the job that a checked configuration asks for.
 
-    Parameters
-    ----------
-    config : RunConfig
-        What to run.
-    cwd : Path
-        The user's folder: `output_dir` is relative to it, but the app runs in another.
-    now : datetime
-        Names the folder when `output_dir` does not.
-
-    Raises
-    ------
-    ConfigError
-        If a simulated client needs more processors or GPUs than there are.
+    `cwd`: the user's folder: `output_dir` is relative to it, but the app runs in another. `now`:
+    names the folder when `output_dir` does not. Raises ConfigError if a simulated client needs more
+    processors or GPUs than there are.
     """
     name = f"{now:%Y%m%d-%H%M%S}-{config.strategy.name}-s{config.sparsity:g}"
     folder = _new(cwd / "runs" / name)
@@ -108,18 +79,9 @@ def plan_job(config: RunConfig, cwd: Path, now: datetime) -> Job:
 def plan_resumption(resumed: Resumption, cwd: Path, now: datetime) -> Job:
     """Return the job that goes on with a run; where it runs and with how many is as it was.
 
-    Parameters
-    ----------
-    resumed : Resumption
-        The run's folder, on the SuperLink's machine where `federation.connection` is set.
-    cwd, now : Path, datetime
-        As for :func:`plan_job`.
-
-    Raises
-    ------
-    ConfigError
-        If there is no run in the folder, or the SuperLink that it was given to is elsewhere and
-        not named.
+    `resumed`: the run's folder, on the SuperLink's machine where `federation.connection` is set.
+    `cwd`, `now`: as for :func:`plan_job`. Raises ConfigError if there is no run in the folder, or
+    the SuperLink that it was given to is elsewhere and not named.
     """
     path = resumed.folder / "config.yaml"
     if path.is_file():
@@ -188,19 +150,9 @@ def check_inputs(config: RunConfig) -> None:
 
     A deployment's paths mean other machines, and hub ids are asked for when they are loaded.
 
-    Parameters
-    ----------
-    config : RunConfig
-        The checked configuration, paths absolute where they exist.
-
-    Raises
-    ------
-    ModelError
-        If `model.path` is a folder that is missing or incomplete.
-    DataError
-        If `data.path` or `data.heldout_path` is missing.
-    ConfigError
-        If the tracker's library is missing.
+    Raises ModelError if `model.path` is a folder that is missing or incomplete. Raises DataError if
+    `data.path` or `data.heldout_path` is missing. Raises ConfigError if the tracker's library is
+    missing.
     """
     if config.federation.connection:
         return
@@ -250,23 +202,12 @@ _TAIL_LINES = 20
 
 @dataclass(frozen=True)
 class Ended:
-    """How a job ended.
+    """How a job ended."""
 
-    Attributes
-    ----------
-    status : RunStatus
-        Its state; ``interrupted`` after Ctrl-C.
-    tail : str
-        The last lines of its log.
-    folder : Path
-        Where its results are, if they are on this machine.
-    server_folder : str
-        The same as the ServerApp's last line says it; empty if it did not come so far.
-    """
-
-    status: RunStatus
-    tail: str
-    folder: Path
+    status: RunStatus  # its state; ``interrupted`` after Ctrl-C
+    tail: str  # the last lines of its log
+    folder: Path  # where its results are, if they are on this machine
+    # the same as the ServerApp's last line says it; empty if it did not come so far
     server_folder: str
 
     @property
@@ -279,15 +220,8 @@ class Ended:
 class LogReader:
     """Takes a run's log line by line: all into a file, trouble onto the screen.
 
-    Parameters
-    ----------
-    file : TextIO
-        The run's log file.
-    view : View
-        The screen.
-    remote : bool
-        Whether the run's status file may be on another machine: then the screen gets what the
-        ServerApp says of its course.
+    `remote`: whether the run's status file may be on another machine: then the screen gets what the
+    ServerApp says of its course.
     """
 
     def __init__(self, file: TextIO, view: View, remote: bool = False) -> None:
@@ -322,12 +256,8 @@ class LogReader:
 def prepare(job: Job) -> None:
     """Make the job's folder before anything is started, and never write into another run's.
 
-    Raises
-    ------
-    ConfigError
-        The folder cannot be written or is not empty.
-    FedpruneError
-        The job needs Flower's runtime, and the app is not where fedprune is.
+    Raises ConfigError: the folder cannot be written or is not empty. Raises FedpruneError: the job
+    needs Flower's runtime, and the app is not where fedprune is.
     """
     if not job.inline:
         app_folder()
@@ -360,14 +290,7 @@ def _begun_at_most(folder: Path) -> bool:
 def perform(job: Job, view: View, connect: Connect) -> Ended:
     """Run a prepared job to its end.
 
-    Parameters
-    ----------
-    job : Job
-        What to run.
-    view : View
-        Shows its course.
-    connect : Callable
-        Gives the SuperLink for a job that is not inline.
+    `connect`: gives the SuperLink for a job that is not inline.
     """
     with _opened(job.folder / LOG, job.resumed) as file:
         reader = LogReader(file, view, remote=bool(job.connection))

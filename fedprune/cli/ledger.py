@@ -20,16 +20,9 @@ _SHOWN = 12  # characters of a hash
 def run_ledger(what: str, path: str, head: str, *, as_json: bool) -> int:
     """Show or verify a ledger and return the exit code, 1 if it does not hold.
 
-    Parameters
-    ----------
-    what : {"show", "verify"}
-        Whether its entries are printed, or only whether they hold.
-    path : str
-        The ledger.
-    head : str
-        A hash that was noted elsewhere and must be among the entries'; "" for none.
-    as_json : bool
-        Whether entries are printed as JSON lines with their hashes.
+    `what`: whether its entries are printed, or only whether they hold. `head`: a hash that was
+    noted elsewhere and must be among the entries'; "" for none. `as_json`: whether entries are
+    printed as JSON lines with their hashes.
     """
     found, problem = _read(Path(path).expanduser())
     hashes = [entry.hash for entry in found]

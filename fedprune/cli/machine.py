@@ -58,21 +58,11 @@ _SHARE = 0.8  # of what is free; the rest is for the server and for what the est
 
 @dataclass(frozen=True)
 class Machine:
-    """What there is to share.
-
-    Attributes
-    ----------
-    cpus : int
-        Processors.
-    memory : int
-        Free bytes.
-    gpus : tuple of int
-        Free bytes of each CUDA device.
-    """
+    """What there is to share."""
 
     cpus: int
-    memory: int
-    gpus: tuple[int, ...] = ()
+    memory: int  # free bytes
+    gpus: tuple[int, ...] = ()  # free bytes of each CUDA device
 
     @classmethod
     def here(cls, gpus: bool) -> "Machine":
@@ -82,24 +72,12 @@ class Machine:
 
 @dataclass(frozen=True)
 class Resources:
-    """What is given to simulated clients.
+    """What is given to simulated clients."""
 
-    Attributes
-    ----------
-    workers : int
-        Processes, and so clients that work at once.
-    client_cpus : int
-        Processors of each.
-    client_gpus : float
-        Share of a GPU of each.
-    reason : str
-        A sentence for the log.
-    """
-
-    workers: int
+    workers: int  # processes, and so clients that work at once
     client_cpus: int
-    client_gpus: float
-    reason: str
+    client_gpus: float  # share of a GPU of each
+    reason: str  # a sentence for the log
 
 
 def choose_resources(config: RunConfig, machine: Machine) -> Resources:
@@ -109,17 +87,8 @@ def choose_resources(config: RunConfig, machine: Machine) -> Resources:
     that memory keeps from existing leave their processors to the others. What the configuration
     says is taken as it is.
 
-    Parameters
-    ----------
-    config : RunConfig
-        `federation.client_cpus` and `client_gpus`, where not null; the model and the clients.
-    machine : Machine
-        What there is.
-
-    Raises
-    ------
-    ConfigError
-        If not even one worker fits.
+    `config`: `federation.client_cpus` and `client_gpus`, where not null; the model and the clients.
+    Raises ConfigError if not even one worker fits.
     """
     _check(config, machine)
     federation, need = config.federation, worker_bytes(config.model)
@@ -200,17 +169,8 @@ def parallel_jobs(configs: Sequence[RunConfig], asked: int | None) -> int:
     and as there are jobs. One at a time where jobs need a GPU, where they run on Flower's runtime,
     which uses the whole machine by itself, and where nobody knows how large the model is.
 
-    Parameters
-    ----------
-    configs : sequence of RunConfig
-        The jobs.
-    asked : int or None
-        What the user wants; None leaves it to the machine.
-
-    Raises
-    ------
-    ConfigError
-        If several jobs at once are asked for that cannot be.
+    `asked`: what the user wants; None leaves it to the machine. Raises ConfigError if several jobs
+    at once are asked for that cannot be.
     """
     others = [config for config in configs if not runs_inline(config)]
     if asked is not None and asked < 1:

@@ -12,17 +12,8 @@ from fedprune.results.text import count
 def run_merge(folders: Sequence[str], output: str) -> int:
     """Write the sum of statistics folders and return the exit code 0.
 
-    Parameters
-    ----------
-    folders : sequence of str
-        Two or more, of the same model and of other participants.
-    output : str
-        A new folder.
-
-    Raises
-    ------
-    FedpruneError
-        If they do not add up, or the folder is taken.
+    `folders`: two or more, of the same model and of other participants. Raises FedpruneError if
+    they do not add up, or the folder is taken.
     """
     from fedprune.methods.merging import merge
 

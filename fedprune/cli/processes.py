@@ -39,19 +39,9 @@ def run_each(
 ) -> Iterator[tuple[int, str | Ended]]:
     """Run prepared inline jobs and yield their news as they come.
 
-    Parameters
-    ----------
-    jobs : iterable of (int, Job)
-        Place and job; each is taken when its turn has come.
-    at_once : int
-        How many run at a time.
-    threads : int
-        Processor threads of each; the user's own settings in the environment go before it.
-
-    Yields
-    ------
-    int, str or Ended
-        A job's place, and a warning for the screen, or at last how it ended.
+    `jobs`: place and job; each is taken when its turn has come. `threads`: processor threads of
+    each; the user's own settings in the environment go before it. Yields a job's place, and a
+    warning for the screen, or at last how it ended.
     """
     todo, running, idle = iter(jobs), dict[Pipe, Started](), list[Worker]()
     try:

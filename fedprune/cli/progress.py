@@ -59,14 +59,8 @@ class _Watched:
 class ProgressView:
     """Shows the courses of runs to a person while it is used in a `with` statement.
 
-    Parameters
-    ----------
-    console : Console
-        Where to show them.
-    sparing : bool
-        Whether lines that stay tell of a run only after a long silence, as among many runs.
-    clock : Callable
-        Seconds from any origin.
+    `sparing`: whether lines that stay tell of a run only after a long silence, as among many runs.
+    `clock`: seconds from any origin.
     """
 
     def __init__(

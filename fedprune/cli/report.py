@@ -14,17 +14,7 @@ from fedprune.results.read import damage_told, read_results
 def run_report(run: str, *, show: bool) -> int:
     """Write ``report.html`` into a run's folder, print its path and return the exit code 0.
 
-    Parameters
-    ----------
-    run : str
-        The folder of a completed run.
-    show : bool
-        Whether to open the page in a browser.
-
-    Raises
-    ------
-    FedpruneError
-        The folder holds no completed run or cannot be written.
+    Raises FedpruneError: the folder holds no completed run or cannot be written.
     """
     folder = Path(run).expanduser()
     try:

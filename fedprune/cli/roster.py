@@ -20,10 +20,7 @@ def add_site(  # noqa: PLR0913
 ) -> int:
     """Add a site or its new key, in a new file if there is none; return the exit code.
 
-    Raises
-    ------
-    ConfigError
-        If the key or the file is none, or what comes out is no roster.
+    Raises ConfigError if the key or the file is none, or what comes out is no roster.
     """
     public = PublicKey.read(key)
     before = Roster.read(path) if path.exists() else Roster({})
@@ -48,10 +45,7 @@ def sign_roster(path: Path, key: Path) -> int:
     With "-" for a path, the roster is read from standard input and written to standard output: a
     container has the key, and the file lies outside.
 
-    Raises
-    ------
-    ConfigError
-        If the file is no roster, the key is unfit or that of no site.
+    Raises ConfigError if the file is no roster, the key is unfit or that of no site.
     """
     private, piped = SigningKey.read(key), str(path) == _PIPE
     before = Roster.parse(sys.stdin.buffer.read(), "that was piped") if piped else Roster.read(path)
@@ -70,10 +64,7 @@ def sign_roster(path: Path, key: Path) -> int:
 def show_roster(path: Path) -> int:
     """Print who is in it and who has signed; return the exit code, 1 if it does not hold.
 
-    Raises
-    ------
-    ConfigError
-        If the file is no roster.
+    Raises ConfigError if the file is no roster.
     """
     roster = Roster.read(path)
     signed, screen = roster.signed_by, Console()

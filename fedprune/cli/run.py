@@ -34,23 +34,10 @@ INTERRUPTED = 130
 def run_job(overrides: Sequence[str]) -> int:
     """Run a federated pruning job to its end and return the exit code.
 
-    Parameters
-    ----------
-    overrides : sequence of str
-        Hydra overrides and shortcuts, for example ``["sparsity=0.6", "federation.num_clients=4"]``,
-        or ``["resume=runs/opt"]``.
-
-    Returns
-    -------
-    int
-        0 when it is done, 1 when it failed, 130 when it was interrupted.
-
-    Raises
-    ------
-    ConfigError
-        The configuration is wrong; nothing has been started.
-    FedpruneError
-        The app is not where fedprune is.
+    `overrides`: Hydra overrides and shortcuts, for example ``["sparsity=0.6",
+    "federation.num_clients=4"]``, or ``["resume=runs/opt"]``. Returns 0 when it is done, 1 when it
+    failed, 130 when it was interrupted. Raises ConfigError: the configuration is wrong; nothing has
+    been started. Raises FedpruneError: the app is not where fedprune is.
     """
     resumed = find_resumption(overrides)
     if resumed is not None and (resumed.folder / "results.json").is_file():
@@ -63,10 +50,7 @@ def run_job(overrides: Sequence[str]) -> int:
 def carry_out(job: Job) -> int:
     """Carry a planned job out, show its course and its results, and return the exit code.
 
-    Raises
-    ------
-    FedpruneError
-        As :func:`run_job`.
+    Raises FedpruneError as :func:`run_job`.
     """
     screen, notes = Console(), note_console()
     prepare(job)

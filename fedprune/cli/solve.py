@@ -28,18 +28,10 @@ _OF_CLIENTS = ("federation", "schedule", "resume", *_TEXTS, "pruner.batch_size",
 def run_solve(statistics: str, overrides: Sequence[str]) -> int:
     """Make a model of statistics and return the exit code.
 
-    Parameters
-    ----------
-    statistics : str
-        A statistics folder, or the run that made it.
-    overrides : sequence of str
-        What to make of them: ``["pruner=ria", "sparsity=0.6"]``. Model, texts and windows are
-        those of the collection unless they are given.
-
-    Raises
-    ------
-    FedpruneError
-        If the statistics or the configuration are not usable; nothing has been started.
+    `statistics`: a statistics folder, or the run that made it. `overrides`: what to make of them:
+    ``["pruner=ria", "sparsity=0.6"]``. Model, texts and windows are those of the collection unless
+    they are given. Raises FedpruneError if the statistics or the configuration are not usable;
+    nothing has been started.
     """
     from fedprune.methods.statistics_folder import StatisticsFolder
 
@@ -58,17 +50,9 @@ def plan_solve(statistics: Path, config: RunConfig, cwd: Path, now: datetime) ->
 def solve_config(statistics: "StatisticsFolder", overrides: Sequence[str]) -> RunConfig:
     """Return the configuration to make a model of statistics with.
 
-    Parameters
-    ----------
-    statistics : StatisticsFolder
-        Their collection's configuration says model, texts, windows and method.
-    overrides : sequence of str
-        What is different from that, and all that is about pruning.
-
-    Raises
-    ------
-    ConfigError
-        If a value is wrong, or asks something of clients.
+    `statistics`: their collection's configuration says model, texts, windows and method.
+    `overrides`: what is different from that, and all that is about pruning. Raises ConfigError if a
+    value is wrong, or asks something of clients.
     """
     for text in overrides:
         key, _, value = text.partition("=")

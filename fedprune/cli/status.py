@@ -24,17 +24,9 @@ _LOOK_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Look:
-    """What is looked at, and in which form.
+    """What is looked at, and in which form."""
 
-    Attributes
-    ----------
-    run : str or None
-        A run's folder; None takes the newest.
-    form : str
-        "table", "json" or "metrics".
-    """
-
-    run: str | None
+    run: str | None  # a run's folder; None takes the newest
     form: str = "table"
 
     @property
@@ -46,10 +38,7 @@ class Look:
 def run_status(look: Look) -> int:
     """Show where a run is and return the exit code 0.
 
-    Raises
-    ------
-    FedpruneError
-        If there is no run, or a file is damaged or of another version.
+    Raises FedpruneError if there is no run, or a file is damaged or of another version.
     """
     folder, now = look.folder, datetime.now(UTC)
     status = read_status(folder)
@@ -65,15 +54,8 @@ def run_status(look: Look) -> int:
 def watch_status(look: Look) -> int:
     """Show where a run is, anew each second, until it ends.
 
-    Returns
-    -------
-    int
-        0 when it is done, 1 when it failed or its process seems to be dead.
-
-    Raises
-    ------
-    FedpruneError
-        As for :func:`run_status`.
+    Returns 0 when it is done, 1 when it failed or its process seems to be dead. Raises
+    FedpruneError as for :func:`run_status`.
     """
     folder, console = look.folder, Console()
     drawn = console.is_terminal and not console.is_dumb_terminal
@@ -99,10 +81,7 @@ def watch_status(look: Look) -> int:
 def newest_run() -> Path:
     """Return the folder of the run that was written to last.
 
-    Raises
-    ------
-    ConfigError
-        If there is none.
+    Raises ConfigError if there is none.
     """
     places = (Path("runs"), home() / "runs")
     found = [path for place in places for path in place.glob(f"*/{PROGRESS}")]
@@ -127,17 +106,7 @@ _BAR = 24
 
 
 def status_table(status: Status, now: datetime, place: str) -> RenderableType:
-    """Return a run's status for a terminal; names and reasons in it can do no harm there.
-
-    Parameters
-    ----------
-    status : Status
-        Where the run is.
-    now : datetime
-        With a time zone.
-    place : str
-        Its folder, as the way on names it.
-    """
+    """Return a run's status for a terminal; names and reasons in it can do no harm there."""
     parts: list[RenderableType] = [_facts(status, now)]
     if status.clients and status.status == "running":
         parts.append(_clients(status, now))

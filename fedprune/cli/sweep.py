@@ -47,27 +47,14 @@ _FILES = (
 
 @dataclass
 class Account:
-    """What is known of a sweep's jobs so far, by their places.
-
-    Attributes
-    ----------
-    jobs : list of SweepJob
-        All of them.
-    notes : Console
-        Where what happens is said.
-    keep_models : bool
-        Whether jobs keep their pruned models; otherwise only the masks stay.
-    results : dict
-        Place -> the content of its `results.json`.
-    failures : dict
-        Place -> why it failed.
-    """
+    """What is known of a sweep's jobs so far, by their places."""
 
     jobs: list[SweepJob]
-    notes: Console
-    keep_models: bool
+    notes: Console  # where what happens is said
+    keep_models: bool  # whether jobs keep their pruned models; otherwise only the masks stay
+    # place -> the content of its `results.json`
     results: dict[int, dict[str, Any]] = field(default_factory=dict)
-    failures: dict[int, str] = field(default_factory=dict)
+    failures: dict[int, str] = field(default_factory=dict)  # place -> why it failed
     _begun: float = field(default_factory=time.monotonic)
     _ended: int = 0
 
@@ -145,10 +132,7 @@ class Account:
 def run_all(account: Account, at_once: int) -> None:
     """Run all jobs that are not done: those without Flower's runtime so many at once.
 
-    Raises
-    ------
-    KeyboardInterrupt
-        It was stopped; the jobs that were running are stopped too.
+    Raises KeyboardInterrupt: it was stopped; the jobs that were running are stopped too.
     """
     if not account.todo:
         return
@@ -205,13 +189,7 @@ def _planned(job: SweepJob) -> Job:
 
 
 class _Links:
-    """The SuperLinks of a sweep: each is started when a job first needs it, and shared.
-
-    Parameters
-    ----------
-    stack : ExitStack
-        Ends them.
-    """
+    """The SuperLinks of a sweep: each is started when a job first needs it, and shared."""
 
     def __init__(self, stack: contextlib.ExitStack) -> None:
         self._stack = stack
@@ -228,10 +206,7 @@ class _Links:
 def _results(job: SweepJob, ended: Ended) -> dict[str, Any]:
     """Return a job's results, brought into its folder if the ServerApp wrote elsewhere.
 
-    Raises
-    ------
-    RuntimeFailure
-        It failed, or they are on another machine.
+    Raises RuntimeFailure: it failed, or they are on another machine.
     """
     if not ended.status.completed:
         raise RuntimeFailure(ended.status.details or f"it ended as {ended.status.state}.")
@@ -282,24 +257,11 @@ def _headline(results: dict[str, Any]) -> str:
 def run_sweep(arguments: Sequence[str], *, keep_models: bool, jobs: int | None = None) -> int:
     """Run the jobs of a sweep that are not done yet, and show all results.
 
-    Parameters
-    ----------
-    arguments : sequence of str
-        As for :func:`fedprune.cli.sweep_plan.read_sweep`.
-    keep_models : bool
-        Whether jobs keep their pruned models; otherwise only the masks stay.
-    jobs : int, optional
-        How many to run at once; as many as the machine bears if left out.
-
-    Returns
-    -------
-    int
-        0 when every job is done, 1 when one failed, 130 when interrupted.
-
-    Raises
-    ------
-    ConfigError
-        The sweep or one of its jobs is wrong; nothing has been started.
+    `arguments`: as for :func:`fedprune.cli.sweep_plan.read_sweep`. `keep_models`: whether jobs keep
+    their pruned models; otherwise only the masks stay. `jobs`: how many to run at once; as many as
+    the machine bears if left out. Returns 0 when every job is done, 1 when one failed, 130 when
+    interrupted. Raises ConfigError: the sweep or one of its jobs is wrong; nothing has been
+    started.
     """
     screen, notes = Console(), note_console()
     sweep = read_sweep(arguments)

@@ -33,33 +33,18 @@ Settings = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Sweep:
-    """A set of jobs.
-
-    Attributes
-    ----------
-    name : str
-        Names its folder.
-    title : str
-        What a person calls it.
-    fixed : tuple of str
-        Overrides that all jobs share.
-    grid : Mapping
-        Key -> its values; every combination is a job. The key `seed` comes last.
-    linked : tuple of Mapping
-        Settings of keys that change together, not always the same keys; each is combined with the
-        whole grid. One empty mapping if there are none.
-    axes : Axes
-        Rows and columns of the table.
-    statistics : str
-        The statistics folder that all models are made of (``from=FOLDER``), "" to ask clients.
-    """
+    """A set of jobs."""
 
     name: str
-    title: str
-    fixed: tuple[str, ...]
+    title: str  # what a person calls it
+    fixed: tuple[str, ...]  # overrides that all jobs share
+    # key -> its values; every combination is a job. The key `seed` comes last.
     grid: Mapping[str, tuple[str, ...]]
+    # settings of keys that change together, not always the same keys; each is combined with the
+    # whole grid. One empty mapping if there are none.
     linked: tuple[Settings, ...]
-    axes: Axes
+    axes: Axes  # rows and columns of the table
+    # the statistics folder that all models are made of (``from=FOLDER``), "" to ask clients
     statistics: str = ""
 
     @property
@@ -82,19 +67,12 @@ class Sweep:
 def read_sweep(arguments: Sequence[str]) -> Sweep:
     """Return the sweep that a command asks for.
 
-    Parameters
-    ----------
-    arguments : sequence of str
-        A name first, or ``experiment=NAME``, for what ``conf/experiment/NAME.yaml`` says under
-        `sweep`; or the path of a file with the same keys and `experiment`. Then overrides: one
-        with several values, ``key=a,b``, is swept, one with a single value holds for all jobs,
-        and both replace what the file says. With ``from=FOLDER`` models are made of the statistics
-        in that folder, without any client.
-
-    Raises
-    ------
-    ConfigError
-        With every problem found, before anything is composed.
+    `arguments`: a name first, or ``experiment=NAME``, for what ``conf/experiment/NAME.yaml`` says
+    under `sweep`; or the path of a file with the same keys and `experiment`. Then overrides: one
+    with several values, ``key=a,b``, is swept, one with a single value holds for all jobs, and both
+    replace what the file says. With ``from=FOLDER`` models are made of the statistics in that
+    folder, without any client. Raises ConfigError: with every problem found, before anything is
+    composed.
     """
     file, found, overrides = _told(list(arguments))
     problems: list[str] = []
@@ -298,26 +276,13 @@ _BASELINES = ("evaluation.local_only", "evaluation.centralized")
 
 @dataclass(frozen=True)
 class SweepJob:
-    """One job of a sweep.
+    """One job of a sweep."""
 
-    Attributes
-    ----------
-    settings : Mapping
-        Swept key -> value.
-    config : RunConfig
-        Its configuration.
-    folder : Path
-        Its own folder.
-    baseline : int
-        Place of the job that measures its baselines; maybe its own.
-    statistics : str
-        The statistics folder that its model is made of, "" where clients are asked.
-    """
-
-    settings: Settings
+    settings: Settings  # swept key -> value
     config: RunConfig
     folder: Path
-    baseline: int
+    baseline: int  # place of the job that measures its baselines; maybe its own
+    # the statistics folder that its model is made of, "" where clients are asked
     statistics: str = ""
 
     @property
@@ -333,17 +298,7 @@ def plan_sweep(sweep: Sweep, folder: Path) -> list[SweepJob]:
     prune by themselves from the first block to the last: in an iterative one, for example, they
     see the inputs of a globally pruned model.
 
-    Parameters
-    ----------
-    sweep : Sweep
-        What to run.
-    folder : Path
-        Where the jobs' folders go.
-
-    Raises
-    ------
-    ConfigError
-        A job's configuration is wrong; the message names the job.
+    Raises ConfigError: a job's configuration is wrong; the message names the job.
     """
     points = sweep.points()
     compose = _composer(sweep.statistics)
@@ -380,10 +335,7 @@ def finished(job: SweepJob) -> dict[str, Any] | None:
 
     None also if they lack baselines that this sweep needs from the job.
 
-    Raises
-    ------
-    ConfigError
-        The folder holds the results of other settings.
+    Raises ConfigError: the folder holds the results of other settings.
     """
     try:
         text = (job.folder / "results.json").read_text(encoding="utf-8")
@@ -454,10 +406,7 @@ Compose = Callable[[Sequence[str]], RunConfig]
 class FromStatistics:
     """Composes configurations to make models of collected statistics with.
 
-    Parameters
-    ----------
-    folder : str
-        The statistics folder, or the run that made it.
+    `folder`: the statistics folder, or the run that made it.
     """
 
     def __init__(self, folder: str) -> None:

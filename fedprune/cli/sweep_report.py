@@ -39,30 +39,14 @@ PAGE = "sweep.html"
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """One job of a sweep, whatever became of it.
+    """One job of a sweep, whatever became of it."""
 
-    Attributes
-    ----------
-    settings : Mapping
-        Swept key -> value.
-    label : str
-        What a person calls it.
-    folder : Path
-        Its folder, below the sweep's.
-    results : Mapping or None
-        The content of its `results.json`; None where there is none.
-    baseline : Mapping or None
-        That of the job that measured its baselines.
-    failure : str
-        Why it failed; "" if it did not.
-    """
-
-    settings: Mapping[str, str]
-    label: str
-    folder: Path
-    results: Mapping[str, Any] | None
-    baseline: Mapping[str, Any] | None
-    failure: str = ""
+    settings: Mapping[str, str]  # swept key -> value
+    label: str  # what a person calls it
+    folder: Path  # its folder, below the sweep's
+    results: Mapping[str, Any] | None  # the content of its `results.json`; None where there is none
+    baseline: Mapping[str, Any] | None  # that of the job that measured its baselines
+    failure: str = ""  # why it failed; "" if it did not
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,17 +63,6 @@ def report_sweep(screen: Console, folder: Path, story: Story, jobs: Sequence[Fin
     """Write tables, plots and pages into a sweep's folder, and show the perplexities.
 
     Nothing is written where no job has results.
-
-    Parameters
-    ----------
-    screen : Console
-        Where the tables go.
-    folder : Path
-        The sweep's.
-    story : Story
-        What is said of it.
-    jobs : sequence of Finished
-        All its jobs.
     """
     runs = [_run(job, folder) for job in jobs]
     rows = [run.row for run in runs if run.row is not None]
@@ -119,10 +92,7 @@ def _fields(story: Story) -> dict[str, Any]:
 def checked_results(folder: Path) -> Mapping[str, Any]:
     """Return a run's results, of which a table can be made.
 
-    Raises
-    ------
-    FedpruneError
-        If they are damaged.
+    Raises FedpruneError if they are damaged.
     """
     results = read_results(folder)
     with damage_told(folder):
@@ -161,26 +131,9 @@ def run_collection(folder: str) -> int:
 def collect_runs(screen: Console, folder: Path, command: str, seconds: float = 0.0) -> int:
     """Write the tables, plots and the page of all runs in a folder; return the exit code.
 
-    Parameters
-    ----------
-    screen : Console
-        Where the tables go.
-    folder : Path
-        Holds the runs' folders, at any depth.
-    command : str
-        What the page says of how the runs were made.
-    seconds : float
-        How long they took together, where that is known.
-
-    Returns
-    -------
-    int
-        0 when every run is done, 1 when one failed.
-
-    Raises
-    ------
-    FedpruneError
-        There is no run, or one was made by another version of fedprune.
+    `command`: what the page says of how the runs were made. `seconds`: how long they took together,
+    where that is known. Returns 0 when every run is done, 1 when one failed. Raises FedpruneError:
+    there is no run, or one was made by another version of fedprune.
     """
     runs = [_Run(path) for path in _folders(folder)]
     if not any(run.results for run in runs):

@@ -46,22 +46,10 @@ def run_verify(
 ) -> int:
     """Hold a model against its provenance and return the exit code, 1 if something is not so.
 
-    Parameters
-    ----------
-    model : str
-        An exported model, or its run's folder.
-    statistics : str
-        The statistics folder that it was made of, to make it again; "" for its files alone.
-    overrides : sequence of str
-        ``model=PATH`` where the dense model is not where the collection had it.
-    roster : Path, optional
-        The roster that says who signed.
-
-    Raises
-    ------
-    FedpruneError
-        If the model has no provenance, the statistics or the dense model are not those, or the
-        roster does not hold.
+    `statistics`: the statistics folder that it was made of, to make it again; "" for its files
+    alone. `overrides`: ``model=PATH`` where the dense model is not where the collection had it.
+    Raises FedpruneError if the model has no provenance, the statistics or the dense model are not
+    those, or the roster does not hold.
     """
     sites = None if roster is None else Roster.read(roster)
     if sites is not None:

@@ -62,16 +62,9 @@ _FREE_ON_RESUME = (
 def compose_config(run_config: Mapping[str, str | int | float | bool]) -> RunConfig:
     """Return the checked configuration of Flower's run-config.
 
-    Parameters
-    ----------
-    run_config : Mapping
-        The keys of `SHORTCUTS`, and `overrides`: Hydra overrides separated by spaces, quoted as
-        in a shell. An empty text leaves a key at its default; `overrides` have the last word.
-
-    Raises
-    ------
-    ConfigError
-        With every problem found.
+    `run_config`: the keys of `SHORTCUTS`, and `overrides`: Hydra overrides separated by spaces,
+    quoted as in a shell. An empty text leaves a key at its default; `overrides` have the last word.
+    Raises ConfigError: with every problem found.
     """
     problems: list[str] = []
     return _composed(typed_overrides(run_config, problems), problems)
@@ -105,15 +98,8 @@ def config_from_overrides(overrides: str | Sequence[str]) -> RunConfig:
     Relative paths of a model or of texts that exist here become absolute, because Flower's
     processes run elsewhere.
 
-    Parameters
-    ----------
-    overrides : str or sequence of str
-        For example ``["sparsity=0.6", "data=texts/mine.jsonl"]``; one text is one override.
-
-    Raises
-    ------
-    ConfigError
-        With every problem found.
+    `overrides`: for example ``["sparsity=0.6", "data=texts/mine.jsonl"]``; one text is one
+    override. Raises ConfigError: with every problem found.
     """
     listed = [overrides] if isinstance(overrides, str) else overrides
     return _absolute(_composed(listed, [], [enough_simulated_clients]))
@@ -124,15 +110,7 @@ def config_from_mapping(data: object) -> RunConfig:
 
     Relative paths are made absolute as in :func:`config_from_overrides`.
 
-    Parameters
-    ----------
-    data : mapping
-        Plain values, section by section.
-
-    Raises
-    ------
-    ConfigError
-        With every problem found.
+    Raises ConfigError: with every problem found.
     """
     if isinstance(data, Mapping):
         data = {key: value for key, value in data.items() if key != _SWEEP}
@@ -176,10 +154,8 @@ def to_overrides(config: RunConfig) -> list[str]:
 def from_earlier_yaml(text: str) -> RunConfig:
     """Read a configuration that an earlier release may have written: later keys have defaults.
 
-    Raises
-    ------
-    ConfigError
-        As :func:`fedprune.config.validation.from_yaml`, but for keys that are missing.
+    Raises ConfigError as :func:`fedprune.config.validation.from_yaml`, but for keys that are
+    missing.
     """
     found = plain_yaml(text)
     if not isinstance(found, Mapping):
@@ -316,28 +292,17 @@ def _absolute_path(text: str) -> str:
 
 @dataclass(frozen=True)
 class Resumption:
-    """The wish to go on with a run.
-
-    Attributes
-    ----------
-    folder : Path
-        The run's folder, absolute.
-    overrides : tuple of str
-        What shall be different from now on.
-    """
+    """The wish to go on with a run."""
 
     folder: Path
-    overrides: tuple[str, ...]
+    overrides: tuple[str, ...]  # what shall be different from now on
 
 
 def find_resumption(overrides: Sequence[str]) -> Resumption | None:
     """Return what ``resume=FOLDER`` among overrides asks for, None if there is none.
 
-    Raises
-    ------
-    ConfigError
-        If it names no folder, or comes with a key that would change the result: these follow from
-        the run's own configuration.
+    Raises ConfigError if it names no folder, or comes with a key that would change the result:
+    these follow from the run's own configuration.
     """
     found = [text for text in overrides if text.partition("=")[0].strip() == _RESUME]
     if not found:
@@ -372,17 +337,8 @@ def resumption(run_config: Mapping[str, str | int | float | bool]) -> Resumption
 def resumed_config(text: str, resumed: Resumption) -> RunConfig:
     """Return the configuration to go on with.
 
-    Parameters
-    ----------
-    text : str
-        The run's ``config.yaml``.
-    resumed : Resumption
-        What shall be different.
-
-    Raises
-    ------
-    ConfigError
-        If the text is no configuration, or a value is wrong.
+    `text`: the run's ``config.yaml``. Raises ConfigError if the text is no configuration, or a
+    value is wrong.
     """
     stored = [*to_overrides(from_yaml(text)), f"output_dir={resumed.folder}"]
     return compose_config({"overrides": shlex.join([*stored, *resumed.overrides])})

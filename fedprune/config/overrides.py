@@ -50,13 +50,9 @@ def literal(key: str, text: str) -> str:
 def for_hydra(overrides: Iterable[str], problems: list[str]) -> list[str]:
     """Return overrides that Hydra composes, and report those that cannot be meant.
 
-    Parameters
-    ----------
-    overrides : iterable of str
-        As typed, for example ``["model=/my models/a=b", "pruner.seq_len=64"]``. Where a key
-        occurs twice the last one counts.
-    problems : list of str
-        Gets a message for each override that is left out.
+    `overrides`: as typed, for example ``["model=/my models/a=b", "pruner.seq_len=64"]``. Where a
+    key occurs twice the last one counts. `problems`: gets a message for each override that is left
+    out.
     """
     chosen: dict[str, str] = {}
     for override in overrides:

@@ -19,10 +19,7 @@ class Pattern:
     consecutive inputs (the Wanda family of code counts the pruned ones instead: the same for 2:4
     and 4:8, the opposite for every other pattern).
 
-    Raises
-    ------
-    ConfigError
-        If one field only is set, or not ``0 < n < m``.
+    Raises ConfigError if one field only is set, or not ``0 < n < m``.
     """
 
     n: int | None = None
@@ -39,10 +36,7 @@ class Pattern:
     def parse(cls, text: str) -> "Pattern":
         """Read `unstructured` or `N:M`.
 
-        Raises
-        ------
-        ConfigError
-            If the text is anything else, or not ``0 < N < M``.
+        Raises ConfigError if the text is anything else, or not ``0 < N < M``.
         """
         if text == "unstructured":
             return cls()
@@ -86,14 +80,7 @@ def pruned_count(size: int, sparsity: float, rounding: Rounding = "floor") -> in
 
     ``int(100 * 0.29)`` is 28, because 0.29 is stored slightly too small; this returns 29.
 
-    Parameters
-    ----------
-    size : int
-        Weights of the comparison group.
-    sparsity : float
-        Share to prune.
-    rounding : {"floor", "ceil"}
-        To the whole number below, or to the one above.
+    `sparsity`: share to prune. `rounding`: to the whole number below, or to the one above.
     """
     exact = size * Fraction(str(float(sparsity)))
     return math.floor(exact) if rounding == "floor" else math.ceil(exact)

@@ -13,20 +13,9 @@ def block_sparsity(config: RunConfig, block: int, num_blocks: int) -> float:
 
     Those that :func:`linear_sparsities` lists have their own.
 
-    Parameters
-    ----------
-    config : RunConfig
-        `allocation` says how `sparsity` is spread.
-    block : int
-        The block's index.
-    num_blocks : int
-        Blocks of the model.
-
-    Raises
-    ------
-    ConfigError
-        If `allocation.blocks` lists sparsities for another number of blocks, or if the allocation
-        is one that clients' statistics decide and has not been resolved.
+    `config`: `allocation` says how `sparsity` is spread. Raises ConfigError if `allocation.blocks`
+    lists sparsities for another number of blocks, or if the allocation is one that clients'
+    statistics decide and has not been resolved.
     """
     chosen = allocation_of(config)
     if chosen in ("uniform", "per_linear"):
@@ -52,19 +41,8 @@ def linear_sparsities(config: RunConfig, block: int, num_blocks: int) -> dict[st
 
     A ``*`` in a name stands for the number of each expert.
 
-    Parameters
-    ----------
-    config : RunConfig
-        Its `allocation`.
-    block : int
-        The block's index.
-    num_blocks : int
-        Blocks of the model.
-
-    Raises
-    ------
-    ConfigError
-        If `allocation.linears` lists sparsities for another number of blocks.
+    `config`: its `allocation`. Raises ConfigError if `allocation.linears` lists sparsities for
+    another number of blocks.
     """
     if config.allocation.name != "per_linear":
         return {}
@@ -84,18 +62,9 @@ def linear_sparsities(config: RunConfig, block: int, num_blocks: int) -> dict[st
 def resolved_linears(config: RunConfig, sparsities: Sequence[Mapping[str, float]]) -> RunConfig:
     """Return the configuration with a sparsity listed for each linear.
 
-    Parameters
-    ----------
-    config : RunConfig
-        Usually one whose `allocation` depends on statistics.
-    sparsities : sequence of Mapping
-        Block -> name of the linear -> share of zeros; rounded to 6 decimals. A ``*`` in a name
-        stands for the number of each expert.
-
-    Raises
-    ------
-    ConfigError
-        If a sparsity is below 0 or not below 1.
+    `config`: usually one whose `allocation` depends on statistics. `sparsities`: block -> name of
+    the linear -> share of zeros; rounded to 6 decimals. A ``*`` in a name stands for the number of
+    each expert. Raises ConfigError if a sparsity is below 0 or not below 1.
     """
     listed = replace(config.allocation, name="per_linear", linears=_linears(sparsities))
     return from_yaml(to_yaml(replace(config, allocation=listed)))
@@ -104,18 +73,9 @@ def resolved_linears(config: RunConfig, sparsities: Sequence[Mapping[str, float]
 def resolved_allocation(config: RunConfig, sparsities: Sequence[float]) -> RunConfig:
     """Return the configuration with a sparsity listed for each block.
 
-    Parameters
-    ----------
-    config : RunConfig
-        Usually one whose `allocation` depends on statistics.
-    sparsities : sequence of float
-        Share of zeros of each block; rounded to 6 decimals, so that every machine reads the same.
-
-    Raises
-    ------
-    ConfigError
-        If a sparsity is below 0 or not below 1, there are none or too many, or their mean is not
-        `sparsity`.
+    `config`: usually one whose `allocation` depends on statistics. `sparsities`: share of zeros of
+    each block; rounded to 6 decimals, so that every machine reads the same. Raises ConfigError if a
+    sparsity is below 0 or not below 1, there are none or too many, or their mean is not `sparsity`.
     """
     listed = replace(config.allocation, name="per_block", blocks=_blocks(sparsities))
     return from_yaml(to_yaml(replace(config, allocation=listed)))
@@ -127,10 +87,7 @@ def round_sparsity(config: RunConfig, number: int) -> float:
     With `sparsity` s it grows by `strategy.ramp`: 'none' (always s), 'linear' (s t/T) or 'cubic'
     (s (1 - (1 - t/T)^3)); rounded to 6 decimals, in the last round s itself.
 
-    Raises
-    ------
-    ValueError
-        If there is no such round.
+    Raises ValueError if there is no such round.
     """
     share = _share(config, number)
     return config.sparsity if share == 1 else round(config.sparsity * share, 6)
@@ -139,10 +96,7 @@ def round_sparsity(config: RunConfig, number: int) -> float:
 def for_round(config: RunConfig, number: int) -> RunConfig:
     """Return the configuration of one round: `sparsity` and listed sparsities scaled alike.
 
-    Raises
-    ------
-    ValueError
-        If there is no such round.
+    Raises ValueError if there is no such round.
     """
     share = _share(config, number)
     if share == 1:

@@ -47,11 +47,8 @@ def from_yaml(text: str) -> RunConfig:
 
     Plain YAML values only: no tags, no aliases; ``${...}`` is text like any other.
 
-    Raises
-    ------
-    ConfigError
-        If the text is too long, is no YAML, or holds keys or values that are not right; all
-        problems at once.
+    Raises ConfigError if the text is too long, is no YAML, or holds keys or values that are not
+    right; all problems at once.
     """
     return checked(plain_yaml(text))
 
@@ -84,20 +81,9 @@ def _refuse_tricks(text: str) -> None:
 def checked(data: object, earlier: Sequence[str] = (), more: Sequence[Relation] = ()) -> RunConfig:
     """Return the typed configuration of nested plain mappings.
 
-    Parameters
-    ----------
-    data : object
-        What YAML or Hydra made: mappings of mappings of values. Nothing about it is taken on
-        trust.
-    earlier : sequence of str
-        Problems found before, reported with those found here.
-    more : sequence of Relation
-        Relations to hold besides those of every configuration.
-
-    Raises
-    ------
-    ConfigError
-        If there is any problem; it carries all of them.
+    `data`: what YAML or Hydra made: mappings of mappings of values. Nothing about it is taken on
+    trust. `more`: relations to hold besides those of every configuration. Raises ConfigError if
+    there is any problem; it carries all of them.
     """
     problems = list(earlier)
     details: list[ErrorDetails] = []

@@ -22,23 +22,11 @@ def client_samples(
 ) -> list[Sample]:
     """Return a client's `pruner.num_calibration_samples` samples; they follow from seed and id.
 
-    Parameters
-    ----------
-    config : RunConfig
-        `data.partition`, `data.alpha`, `data.sampling`, the pruner's sample keys and `seed`.
-    documents : sequence of Document
-        The whole corpus, or, with `data.source` 'node', what this client holds.
-    tokenizer : Tokenizer
-        The model's tokenizer.
-    partition_id, num_partitions : int
-        Which client, of how many (0 if nobody said).
-    most : int, optional
-        The first so many samples only, if its operator allows no more.
-
-    Raises
-    ------
-    DataError
-        If the documents cannot be shared or are too few.
+    `config`: `data.partition`, `data.alpha`, `data.sampling`, the pruner's sample keys and `seed`.
+    `documents`: the whole corpus, or, with `data.source` 'node', what this client holds.
+    `partition_id`, `num_partitions`: which client, of how many (0 if nobody said). `most`: the
+    first so many samples only, if its operator allows no more. Raises DataError if the documents
+    cannot be shared or are too few.
     """
     count, seq_len = config.pruner.num_calibration_samples, config.pruner.seq_len
     used = min(count, most or count)
@@ -75,26 +63,10 @@ def heldout_shares(
     that nobody calibrates on to any client: the one that has least so far, measured by how much
     text it calibrates on. There is no chance in it beside that of the partition itself.
 
-    Parameters
-    ----------
-    config : RunConfig
-        `data.partition`, `data.alpha` and `seed`.
-    train : sequence of Document
-        The whole corpus that clients share to calibrate on.
-    heldout : sequence of Document
-        What none of them calibrates on.
-    num_partitions : int
-        Number of clients.
-
-    Returns
-    -------
-    list of list of Document
-        By partition id, each in the given order; empty for a client that came away with nothing.
-
-    Raises
-    ------
-    DataError
-        If the documents to calibrate on cannot be shared.
+    `config`: `data.partition`, `data.alpha` and `seed`. `train`: the whole corpus that clients
+    share to calibrate on. `heldout`: what none of them calibrates on. Returns by partition id, each
+    in the given order; empty for a client that came away with nothing. Raises DataError if the
+    documents to calibrate on cannot be shared.
     """
     seed, data = derive_seed(config.seed, "partition"), config.data
     parts = [

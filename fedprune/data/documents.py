@@ -12,32 +12,17 @@ from fedprune.errors import DataError
 
 @dataclass(frozen=True)
 class Document:
-    """A text with its natural owner.
+    """A text with its natural owner."""
 
-    Parameters
-    ----------
-    text : str
-        The text itself, never empty.
-    group : str
-        Natural owner: a package, a file, or the value of a column.
-    key : str
-        Stable id, unique within its source.
-    messages : str
-        Of a chat the messages as JSON, whose plain reading ``text`` is; else "".
-    """
-
-    text: str
-    group: str
-    key: str
-    messages: str = ""
+    text: str  # the text itself, never empty
+    group: str  # natural owner: a package, a file, or the value of a column
+    key: str  # stable id, unique within its source
+    messages: str = ""  # of a chat the messages as JSON, whose plain reading ``text`` is; else ""
 
     def rendered(self, tokenizer: object) -> str:
         """Return the text as a model reads it: a chat by its tokenizer's template.
 
-        Raises
-        ------
-        DataError
-            If the tokenizer has no template that takes the messages.
+        Raises DataError if the tokenizer has no template that takes the messages.
         """
         if not self.messages:
             return self.text

@@ -43,35 +43,20 @@ _log = logging.getLogger("flwr")
 
 @dataclass(frozen=True)
 class FileQuery:
-    """Which files to read and how.
+    """Which files to read and how."""
 
-    Parameters
-    ----------
-    path : str
-        A file or a folder.
-    origin : str
-        The key that named the path, for messages.
-    text_key, group_key : str, str or None
-        Fields of rows, ``doc.body`` a field in a field; without a group the file or its folder is
-        the group.
-    glob : str
-        Pattern below a folder. The default takes the known suffixes only, any other all it matches.
-    excluded : str or None
-        A file or folder whose files are not read.
-    whole : bool
-        Long texts stay as they are instead of being cut into pieces.
-    own : bool
-        Whether this machine's operator named the path. Where another machine did, it is not told
-        what is wrong with it: not even whether it exists.
-    """
-
-    path: str
-    origin: str
+    path: str  # a file or a folder
+    origin: str  # the key that named the path, for messages
+    # text_key, group_key: fields of rows, ``doc.body`` a field in a field; without a group the file
+    # or its folder is the group
     text_key: str = "text"
     group_key: str | None = None
+    # pattern below a folder. The default takes the known suffixes only, any other all it matches.
     glob: str = DEFAULT_GLOB
-    excluded: str | None = None
-    whole: bool = False
+    excluded: str | None = None  # a file or folder whose files are not read
+    whole: bool = False  # long texts stay as they are instead of being cut into pieces
+    # whether this machine's operator named the path. Where another machine did, it is not told what
+    # is wrong with it: not even whether it exists.
     own: bool = False
 
 
@@ -81,11 +66,8 @@ def file_documents(query: FileQuery) -> list[Document]:
     A text is split at ``<|endoftext|>`` if that occurs; long texts are cut into pieces. Rows
     without a text are passed over, if they are few.
 
-    Raises
-    ------
-    DataError
-        If there is nothing to read, a file is not UTF-8 text, has no rows with the field, or is
-        of a known kind that is neither text nor rows.
+    Raises DataError if there is nothing to read, a file is not UTF-8 text, has no rows with the
+    field, or is of a known kind that is neither text nor rows.
     """
     try:
         return _file_documents(query)

@@ -20,19 +20,11 @@ _ANY = "**"
 def find_files(root: Path, pattern: str) -> Iterator[Path]:
     """Yield the visible files below a folder that a pattern matches, each once, in no order.
 
-    Parameters
-    ----------
-    root : Path
-        The folder; nothing outside of it is looked at.
-    pattern : str
-        As :meth:`pathlib.Path.glob` has it: parts with ``*``, ``?`` and ``[...]``, and ``**`` for
-        any folders. A folder that is a link is entered only where a part of its own names it.
-
-    Raises
-    ------
-    DataError
-        If the pattern leaves the folder or is too long, or there is more to look through than
-        `MOST_ENTRIES`, `MOST_DEPTH` and `MOST_SECONDS` allow.
+    `root`: the folder; nothing outside of it is looked at. `pattern`: as :meth:`pathlib.Path.glob`
+    has it: parts with ``*``, ``?`` and ``[...]``, and ``**`` for any folders. A folder that is a
+    link is entered only where a part of its own names it. Raises DataError if the pattern leaves
+    the folder or is too long, or there is more to look through than `MOST_ENTRIES`, `MOST_DEPTH`
+    and `MOST_SECONDS` allow.
     """
     parts = _parts(pattern)
     ends = time.monotonic() + MOST_SECONDS

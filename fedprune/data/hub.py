@@ -17,21 +17,12 @@ from fedprune.errors import DataError
 
 @dataclass(frozen=True)
 class HubSplit:
-    """Which part of a data set to read.
-
-    Parameters
-    ----------
-    name : str
-        Name of the split.
-    file : str or None
-        The file of the data set that holds it, or a pattern of files; None lets the data set say.
-    limit : int or None
-        Read only so many rows, streamed instead of downloaded as a whole.
-    """
+    """Which part of a data set to read."""
 
     name: str
+    # the file of the data set that holds it, or a pattern of files; None lets the data set say
     file: str | None = None
-    limit: int | None = None
+    limit: int | None = None  # read only so many rows, streamed instead of downloaded as a whole
 
 
 def hub_documents(config: DataConfig, split: HubSplit) -> list[Document]:
@@ -41,18 +32,9 @@ def hub_documents(config: DataConfig, split: HubSplit) -> list[Document]:
     blank, all others end in a newline, as in WikiText) are joined by blank lines into documents of
     about 16,000 characters, so that joining those in turn gives the published form of the text.
 
-    Parameters
-    ----------
-    config : DataConfig
-        `path`, `subset`, `revision`, `text_key`, `group_key`; with `whole_documents` long rows
-        are not cut into pieces.
-    split : HubSplit
-        Which rows.
-
-    Raises
-    ------
-    DataError
-        If the data set cannot be had, or lacks the fields.
+    `config`: `path`, `subset`, `revision`, `text_key`, `group_key`; with `whole_documents` long
+    rows are not cut into pieces. Raises DataError if the data set cannot be had, or lacks the
+    fields.
     """
     texts: list[str] = []
     chats: list[str] = []

@@ -26,22 +26,14 @@ SKEWS = ("iid", "linear", "square", "exponential", "natural", "dirichlet")
 
 @dataclass(frozen=True)
 class Skew:
-    """How documents are spread.
+    """How documents are spread."""
 
-    Parameters
-    ----------
-    how : str
-        One of `SKEWS`. 'iid': equal numbers up to one; 'linear', 'square', 'exponential': numbers
-        that grow so with the partition id; 'natural': every owner is one client; 'dirichlet': each
-        owner's documents are spread over the clients in shares drawn with ``alpha``.
-    seed : int
-        Seed of every draw.
-    alpha : float
-        Concentration of 'dirichlet': small gives a client few owners, large is close to 'iid'.
-    """
-
+    # one of `SKEWS`. 'iid': equal numbers up to one; 'linear', 'square', 'exponential': numbers
+    # that grow so with the partition id; 'natural': every owner is one client; 'dirichlet': each
+    # owner's documents are spread over the clients in shares drawn with ``alpha``.
     how: str
-    seed: int
+    seed: int  # seed of every draw
+    # concentration of 'dirichlet': small gives a client few owners, large is close to 'iid'
     alpha: float
 
 
@@ -50,20 +42,8 @@ class SkewedPartitions(Sequence[list[Document]]):
 
     All clients together have each document exactly once.
 
-    Parameters
-    ----------
-    documents : Sequence[Document]
-        The whole corpus.
-    num_partitions : int
-        Number of clients.
-    skew : Skew
-        How documents are spread.
-
-    Raises
-    ------
-    DataError
-        If 'natural' has not one client for each owner; when a part is asked for, if a client is
-        left without documents.
+    Raises DataError if 'natural' has not one client for each owner; when a part is asked for, if a
+    client is left without documents.
     """
 
     def __init__(self, documents: Sequence[Document], num_partitions: int, skew: Skew) -> None:
@@ -166,25 +146,12 @@ def partition_documents(
 ) -> list[Document]:
     """Return one client's documents.
 
-    Parameters
-    ----------
-    documents : sequence of Document
-        The whole corpus. The same object must not change between two calls.
-    num_partitions, partition_id : int
-        Number of clients, and which of them, from 0.
-    how : str
-        'by_group': whole groups, balanced by characters; naturally non-IID. With more clients than
-        groups the large groups are shared by several clients. Else one of :data:`SKEWS`, which
-        :class:`Skew` explains.
-    seed : int
-        Seed of all draws; 'by_group' has no chance in it.
-    alpha : float
-        Concentration of 'dirichlet'.
-
-    Raises
-    ------
-    DataError
-        If the numbers do not fit each other or the documents.
+    `documents`: the whole corpus. The same object must not change between two calls.
+    `num_partitions`, `partition_id`: number of clients, and which of them, from 0. `how`:
+    'by_group': whole groups, balanced by characters; naturally non-IID. With more clients than
+    groups the large groups are shared by several clients. Else one of :data:`SKEWS`, which
+    :class:`Skew` explains. `seed`: seed of all draws; 'by_group' has no chance in it. Raises
+    DataError if the numbers do not fit each other or the documents.
     """
     if num_partitions < 1 or not 0 <= partition_id < num_partitions:
         raise DataError(

@@ -27,10 +27,7 @@ def field(row: Mapping[str, object], key: str) -> object:
 def text_or_chat(value: object) -> tuple[str, str] | None:
     """Return a text and the messages that it was made of, "" if of none; None for other values.
 
-    Parameters
-    ----------
-    value : object
-        A text, or messages: mappings with at least ``role`` and ``content``, both texts.
+    `value`: a text, or messages: mappings with at least ``role`` and ``content``, both texts.
     """
     if isinstance(value, str):
         return value, ""
@@ -64,15 +61,9 @@ def pieces_of(
 
 @dataclass
 class Skipped:
-    """Counts rows without a text: a few are passed over, many are a mistake.
+    """Counts rows without a text: a few are passed over, many are a mistake."""
 
-    Parameters
-    ----------
-    where : str
-        What is read, for the log of this machine.
-    """
-
-    where: str
+    where: str  # what is read, for the log of this machine
     rows: int = 0
     empty: int = 0
     first: DataError | None = None

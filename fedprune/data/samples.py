@@ -32,21 +32,11 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """A calibration sample and where it was taken.
+    """A calibration sample and where it was taken."""
 
-    Parameters
-    ----------
-    tokens : Tensor
-        int64, shape (seq_len,).
-    key : str
-        Key of the document it starts in.
-    offset : int
-        Tokens of that document before it.
-    """
-
-    tokens: Tensor
-    key: str
-    offset: int
+    tokens: Tensor  # int64, shape (seq_len,)
+    key: str  # key of the document it starts in
+    offset: int  # tokens of that document before it
 
     @property
     def id(self) -> str:
@@ -72,21 +62,8 @@ def packed_samples(
     When all documents have been used once, the long ones give the rest of their windows, and at
     last what lies before and after the windows is joined like short documents.
 
-    Parameters
-    ----------
-    documents : sequence of Document
-        The client's texts.
-    tokenizer : Tokenizer
-        The model's tokenizer; special tokens are not added.
-    count, seq_len : int
-        `pruner.num_calibration_samples` and `pruner.seq_len`.
-    seed : int
-        Seed of this client's draw.
-
-    Raises
-    ------
-    DataError
-        If the documents have too few tokens.
+    `count`, `seq_len`: `pruner.num_calibration_samples` and `pruner.seq_len`. Raises DataError if
+    the documents have too few tokens.
     """
     draw = _Draw(tokenizer, seq_len, seed)
     samples = list(islice(draw.samples(documents), count))
@@ -184,23 +161,9 @@ def published_samples(
     For each, documents are drawn until one has more than ``seq_len`` tokens, special tokens
     included, and a window of it is drawn. Documents may repeat.
 
-    Parameters
-    ----------
-    documents : sequence of Document
-        What to draw from, whole; their order does not matter.
-    tokenizer : Tokenizer
-        The model's tokenizer.
-    numbers : range
-        Which samples, for example 4 to 6 for the third client of two samples each.
-    seq_len : int
-        `pruner.seq_len`.
-    seed : int
-        Seed of all samples together.
-
-    Raises
-    ------
-    DataError
-        If no document is longer than a sample.
+    `documents`: what to draw from, whole; their order does not matter. `numbers`: which samples,
+    for example 4 to 6 for the third client of two samples each. `seq_len`: `pruner.seq_len`. Raises
+    DataError if no document is longer than a sample.
     """
     ordered = sorted(documents, key=lambda document: document.key)
     short: set[int] = set()

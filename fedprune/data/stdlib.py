@@ -42,21 +42,10 @@ SKIPPED_FOLDERS = frozenset(
 def stdlib_documents(split: Literal["train", "heldout"]) -> list[Document]:
     """Return the documentation of the running Python, one split of it, sorted by key.
 
-    Parameters
-    ----------
-    split : "train" or "heldout"
-        About nine tenths, or the rest. No key and no text is in both.
-
-    Returns
-    -------
-    list of Document
-        `group` is the top-level package or module, or "topics" for the language reference;
-        `key` is "module:qualified.name".
-
-    Raises
-    ------
-    DataError
-        This Python ships without its sources or its language reference.
+    `split`: about nine tenths, or the rest. No key and no text is in both. Returns `group` is the
+    top-level package or module, or "topics" for the language reference; `key` is
+    "module:qualified.name". Raises DataError: this Python ships without its sources or its language
+    reference.
     """
     train, heldout = _splits()
     return list(heldout if split == "heldout" else train)

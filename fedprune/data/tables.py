@@ -43,10 +43,7 @@ def is_saved(folder: Path) -> bool:
 def saved_rows(folder: Path, split: str) -> Iterator[Mapping[str, object]]:
     """Yield the rows of one split of a saved data set; of the only one whatever it is called.
 
-    Raises
-    ------
-    DataError
-        If it cannot be read, or has several splits and not this one.
+    Raises DataError if it cannot be read, or has several splits and not this one.
     """
     from datasets import DatasetDict, load_from_disk
 

@@ -21,17 +21,10 @@ Split = Literal["train", "heldout"]
 
 @dataclass(frozen=True)
 class OwnTexts:
-    """Where a node's own texts are, as its operator said in ``--node-config``.
+    """Where a node's own texts are, as its operator said in ``--node-config``."""
 
-    Attributes
-    ----------
-    path : str or None
-        ``data-path``: a file or folder, which `data.source` 'node' needs.
-    text_key, glob : str or None
-        In place of `data.text_key` and `data.glob`.
-    """
-
-    path: str | None = None
+    path: str | None = None  # ``data-path``: a file or folder, which `data.source` 'node' needs
+    # text_key, glob: in place of `data.text_key` and `data.glob`
     text_key: str | None = None
     glob: str | None = None
 
@@ -47,20 +40,9 @@ def load_documents(
     with texts of its own always keeps the share apart, since `data.heldout_path` lies beside the
     server.
 
-    Parameters
-    ----------
-    config : DataConfig
-        The section `data`.
-    split : "train" or "heldout"
-        Which part.
-    node : OwnTexts, optional
-        What the node's operator named; with source 'node' it must have a path. None on the server,
-        and where all nodes read the same.
-
-    Raises
-    ------
-    DataError
-        If the texts cannot be had.
+    `config`: the section `data`. `node`: what the node's operator named; with source 'node' it must
+    have a path. None on the server, and where all nodes read the same. Raises DataError if the
+    texts cannot be had.
     """
     if split == "heldout":
         return _heldout(config, node)[: config.heldout_documents]
@@ -102,10 +84,7 @@ def split_documents(
     texts are all held out or none, as the first of their keys says. If that leaves a part empty,
     the text that came closest changes sides; a single text is cut.
 
-    Raises
-    ------
-    DataError
-        If there is no text to split.
+    Raises DataError if there is no text to split.
     """
     if not documents:
         raise DataError("There are no documents to calibrate or evaluate on. Check `data.path`.")

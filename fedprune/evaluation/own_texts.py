@@ -9,19 +9,12 @@ from fedprune.evaluation.perplexity import perplexity_of
 
 @dataclass(frozen=True)
 class OwnTextResult:
-    """How well two models predict a node's own held-out text; only these numbers leave the node.
+    """How well two models predict a node's own held-out text; only these numbers leave the node."""
 
-    Attributes
-    ----------
-    dense_nll, pruned_nll : float
-        Mean negative log-likelihood of a predicted token, in nats.
-    tokens : int
-        Tokens predicted; 0 if the node's held-out text does not fill one window.
-    """
-
+    # dense_nll, pruned_nll: mean negative log-likelihood of a predicted token, in nats
     dense_nll: float
     pruned_nll: float
-    tokens: int
+    tokens: int  # tokens predicted; 0 if the node's held-out text does not fill one window
 
 
 def own_text_figures(
@@ -32,12 +25,8 @@ def own_text_figures(
     The mean is that of the log-likelihoods of all clients' tokens, as if their texts were one.
     The worst client is the one whose perplexity grew by the largest factor.
 
-    Parameters
-    ----------
-    results : Mapping[str, OwnTextResult]
-        Client -> what it measured, on at least one token.
-    left_out : Mapping[str, str]
-        Client -> why it is not in the mean.
+    `results`: client -> what it measured, on at least one token. `left_out`: client -> why it is
+    not in the mean.
     """
     total = sum(found.tokens for found in results.values())
     worst = max(results, key=lambda name: _growth(results[name]), default=None)

@@ -38,34 +38,18 @@ _JOINERS = {"space": " ", "blank_line": "\n\n"}
 
 @dataclass(frozen=True)
 class Perplexity:
-    """How well a model predicts a text.
+    """How well a model predicts a text."""
 
-    Parameters
-    ----------
-    perplexity : float
-        exp(nll); infinite where that overflows.
-    nll : float
-        Mean negative log-likelihood of a predicted token, in nats.
-    windows : int
-        Windows scored.
-    tokens : int
-        Tokens predicted, ``seq_len - 1`` a window.
-    reason : str
-        Why the figures are no numbers, where they are not.
-    kl : float or None
-        Mean over predicted tokens of the Kullback-Leibler divergence from the dense model's
-        distribution p to this one's q, sum p (log p - log q), in nats. None where no dense model
-        was at hand.
-    top1 : float or None
-        Share of tokens for which both find the same token most likely, from 0 to 1.
-    """
-
-    perplexity: float
-    nll: float
+    perplexity: float  # exp(nll); infinite where that overflows
+    nll: float  # mean negative log-likelihood of a predicted token, in nats
     windows: int
-    tokens: int
-    reason: str = ""
+    tokens: int  # tokens predicted, ``seq_len - 1`` a window
+    reason: str = ""  # why the figures are no numbers, where they are not
+    # mean over predicted tokens of the Kullback-Leibler divergence from the dense model's
+    # distribution p to this one's q, sum p (log p - log q), in nats. None where no dense model was
+    # at hand.
     kl: float | None = None
+    # share of tokens for which both find the same token most likely, from 0 to 1
     top1: float | None = None
 
 
@@ -87,28 +71,10 @@ def token_windows(
     published protocols join the texts themselves and tokenise the whole, with the special tokens
     that the tokenizer adds to one text. What is left after the last full window is dropped.
 
-    Parameters
-    ----------
-    documents : Sequence[Document]
-        The held-out texts, in the order in which they are joined.
-    tokenizer : PreTrainedTokenizerBase
-        The model's own.
-    seq_len : int
-        Tokens in a window, at least 2.
-    max_windows : int, optional
-        Keep only the first so many.
-    joiner : str
-        'eos', or how the texts themselves are joined: 'space' or 'blank_line'.
-
-    Returns
-    -------
-    Tensor
-        Token ids, int64, shape (windows, seq_len).
-
-    Raises
-    ------
-    DataError
-        If ``seq_len`` predicts nothing, or the texts do not fill one window.
+    `documents`: the held-out texts, in the order in which they are joined. `seq_len`: tokens in a
+    window, at least 2. `joiner`: 'eos', or how the texts themselves are joined: 'space' or
+    'blank_line'. Returns token ids, int64, shape (windows, seq_len). Raises DataError if
+    ``seq_len`` predicts nothing, or the texts do not fill one window.
     """
     if seq_len < 2:
         raise DataError(f"`evaluation.seq_len` must be at least 2, got {seq_len}.")
@@ -151,32 +117,13 @@ def perplexities(
     All windows pass the first block before the second is read, so that a model of any size is read
     once.
 
-    Parameters
-    ----------
-    model : LoadedModel
-        The dense model; unchanged.
-    windows : Mapping[str, Tensor]
-        Label -> token ids, int64, shape (windows, seq_len), from :func:`token_windows`.
-    device : str or torch.device
-        Where blocks run.
-    changes : Mapping[int, Mapping[str, BitMask or LinearUpdate or SparseWeight]]
-        Block -> linear -> what becomes of it; asked for block by block.
-    limits : Limits
-        Windows that run at a time, and memory for hidden states.
-    against : LastStates, optional
-        What the dense model made of the same windows, to be agreed with.
-
-    Returns
-    -------
-    dict[str, Perplexity]
-        By label. Log-likelihoods are taken in float32 from the model's logits and added up in
-        float64.
-
-    Raises
-    ------
-    ModelError
-        If the windows are longer than the model has positions for, the changes are another
-        model's, memory runs out, or ``against`` is of other windows or another vocabulary.
+    `model`: the dense model; unchanged. `windows`: label -> token ids, int64, shape (windows,
+    seq_len), from :func:`token_windows`. `changes`: block -> linear -> what becomes of it; asked
+    for block by block. `limits`: windows that run at a time, and memory for hidden states.
+    `against`: what the dense model made of the same windows, to be agreed with. Returns by label.
+    Log-likelihoods are taken in float32 from the model's logits and added up in float64. Raises
+    ModelError if the windows are longer than the model has positions for, the changes are another
+    model's, memory runs out, or ``against`` is of other windows or another vocabulary.
     """
     states = last_states(model, windows, device, changes, limits)
     return scores(states, windows, device, limits, against, changes)
@@ -184,18 +131,11 @@ def perplexities(
 
 @dataclass(frozen=True)
 class LastStates:
-    """What a model's last block makes of some windows, before the final norm and the head.
+    """What a model's last block makes of some windows, before the final norm and the head."""
 
-    Parameters
-    ----------
-    model : LoadedModel
-        The model; its norm and head make logits of the states.
-    hidden : Sequence[Tensor]
-        One (1, seq_len, d_model) CPU tensor a window, in the order of the texts; beyond the limit
-        of memory on the disk.
-    """
-
-    model: LoadedModel
+    model: LoadedModel  # the model; its norm and head make logits of the states
+    # one (1, seq_len, d_model) CPU tensor a window, in the order of the texts; beyond the limit of
+    # memory on the disk
     hidden: Sequence[Tensor]
 
 
@@ -226,21 +166,8 @@ def predictions(
 ) -> Iterator[Tensor]:
     """Yield for each window the logits of what follows its tokens, but for the last one.
 
-    Parameters
-    ----------
-    model : LoadedModel
-        The dense model; unchanged.
-    windows : Tensor
-        Token ids, int64, shape (windows, seq_len).
-    device : str or torch.device
-        Where blocks run.
-    limits : Limits
-        As for :func:`perplexities`.
-
-    Yields
-    ------
-    Tensor
-        Shape (seq_len - 1, vocabulary), on the device.
+    `model`: the dense model; unchanged. `windows`: token ids, int64, shape (windows, seq_len).
+    `limits`: as for :func:`perplexities`. Yields shape (seq_len - 1, vocabulary), on the device.
     """
     hidden = last_states(model, {"": windows}, device, limits=limits).hidden
     outer = {name: tensor.to(device) for name, tensor in model.outer_tensors().items()}
@@ -418,14 +345,8 @@ def evaluation_windows(
     A data set that cannot be had is told in the log and left out: what was pruned until here is
     worth more than one figure about it.
 
-    Parameters
-    ----------
-    config : RunConfig
-        `data` and `evaluation`.
-    tokenizer : PreTrainedTokenizerBase
-        The model's own.
-    node : OwnTexts, optional
-        A node's own texts; None on the server, and where all nodes read the same.
+    `config`: `data` and `evaluation`. `node`: a node's own texts; None on the server, and where all
+    nodes read the same.
     """
     found: dict[str, Tensor] = {}
     for label, data in evaluation_data(config).items():

@@ -18,21 +18,13 @@ from fedprune.wire.masks import popcount
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """Bytes of a model folder's weights; None for a form that it does not have.
+    """Bytes of a model folder's weights; None for a form that it does not have."""
 
-    Attributes
-    ----------
-    dense : int or None
-        Safetensors files as they lie there: zeros written out, quantised weights packed.
-    masks : int or None
-        The sidecar with a bit a prunable weight.
-    bits_and_values : int or None
-        By count: all weights if each pruned matrix were its mask and the values that survive,
-        nothing packed any further.
-    """
-
+    # safetensors files as they lie there: zeros written out, quantised weights packed
     dense: int | None = None
-    masks: int | None = None
+    masks: int | None = None  # the sidecar with a bit a prunable weight
+    # by count: all weights if each pruned matrix were its mask and the values that survive, nothing
+    # packed any further
     bits_and_values: int | None = None
 
     def to_dict(self) -> dict[str, int]:
@@ -43,15 +35,8 @@ class ModelSizes:
 def model_sizes(folder: Path) -> ModelSizes:
     """Measure a model folder.
 
-    Parameters
-    ----------
-    folder : Path
-        With safetensors files, and `fedprune/masks.safetensors` if the model was pruned here.
-
-    Raises
-    ------
-    ModelError
-        If one of these files is damaged.
+    `folder`: with safetensors files, and `fedprune/masks.safetensors` if the model was pruned here.
+    Raises ModelError if one of these files is damaged.
     """
     files = sorted(folder.glob("*.safetensors"))
     size = sum(path.stat().st_size for path in files)

@@ -29,55 +29,27 @@ _LEAST_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class LinearSpeed:
-    """One kind of linear, as it is in the first block.
-
-    Attributes
-    ----------
-    name : str
-        Path inside the block.
-    shape : tuple of int
-        (d_out, d_in).
-    dense_seconds : float
-        Median time of its product with `Speed.tokens` inputs.
-    sparse_seconds : float or None
-        The same with a 2:4 kernel; None where it cannot be had.
-    """
+    """One kind of linear, as it is in the first block."""
 
     name: str
-    shape: tuple[int, int]
-    dense_seconds: float
-    sparse_seconds: float | None
+    shape: tuple[int, int]  # (d_out, d_in)
+    dense_seconds: float  # median time of its product with `Speed.tokens` inputs
+    sparse_seconds: float | None  # the same with a 2:4 kernel; None where it cannot be had
 
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast a model reads text: one forward pass over a batch, embeddings and head included.
+    """How fast a model reads text: one forward pass over a batch, embeddings and head included."""
 
-    Attributes
-    ----------
-    device, dtype : str
-        Where, and in which type.
-    tokens : int
-        Tokens of the batch.
-    dense : float
-        Tokens a second of the same model without zeros.
-    pruned : float
-        The same of the pruned model, its zeros multiplied like other numbers.
-    sparse : float or None
-        The same with every 2:4 matrix in its sparse form; None where there is none.
-    why_not_sparse : str
-        Why; "" if it was measured.
-    linears : tuple of LinearSpeed
-        By kind.
-    """
-
+    # device, dtype: where, and in which type
     device: str
     dtype: str
     tokens: int
-    dense: float
-    pruned: float
+    dense: float  # tokens a second of the same model without zeros
+    pruned: float  # the same of the pruned model, its zeros multiplied like other numbers
+    # the same with every 2:4 matrix in its sparse form; None where there is none
     sparse: float | None
-    why_not_sparse: str
+    why_not_sparse: str  # why; "" if it was measured
     linears: tuple[LinearSpeed, ...]
 
     def to_dict(self) -> dict[str, object]:
@@ -112,19 +84,9 @@ def is_two_four(weight: Tensor) -> bool:
 def measure_speed(folder: Path, device: torch.device, seq_len: int, batch: int = 8) -> Speed:
     """Measure a model folder on a device, which must hold the whole model.
 
-    Parameters
-    ----------
-    folder : Path
-        A pruned Hugging Face model.
-    device : torch.device
-        Where to run. On CUDA a float32 model runs in bfloat16, for which it has faster units.
-    seq_len, batch : int
-        Tokens of a sequence, and how many sequences pass at once.
-
-    Raises
-    ------
-    ModelError
-        If the model does not fit on the device.
+    `device`: where to run. On CUDA a float32 model runs in bfloat16, for which it has faster units.
+    `seq_len`, `batch`: tokens of a sequence, and how many sequences pass at once. Raises ModelError
+    if the model does not fit on the device.
     """
     model = whole_model(str(folder))
     with explain_out_of_memory("measuring speed", "evaluation.seq_len"), torch.inference_mode():

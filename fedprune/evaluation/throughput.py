@@ -36,28 +36,17 @@ _WAIT_S = 600.0  # for a model to load, or for one round
 
 @dataclass(frozen=True)
 class Throughput:
-    """What serving a model takes.
-
-    Attributes
-    ----------
-    model : str
-        Its folder or id.
-    prompt : float
-        Tokens a second that it reads, one sequence at a time.
-    generation : float
-        Tokens a second that it writes, one sequence at a time, with a cache.
-    prompt_ratio, generation_ratio : float
-        The same as multiples of the first model's, above 1 if it is faster.
-    peak_bytes : int
-        Most memory that loading and running it took: of its process beyond what the libraries
-        take, or on the device.
-    """
+    """What serving a model takes."""
 
     model: str
-    prompt: float
-    generation: float
+    prompt: float  # tokens a second that it reads, one sequence at a time
+    generation: float  # tokens a second that it writes, one sequence at a time, with a cache
+    # prompt_ratio, generation_ratio: the same as multiples of the first model's, above 1 if it is
+    # faster
     prompt_ratio: float
     generation_ratio: float
+    # most memory that loading and running it took: of its process beyond what the libraries take,
+    # or on the device
     peak_bytes: int
 
     def to_dict(self) -> dict[str, object]:
@@ -74,23 +63,10 @@ def compare_throughput(
 ) -> list[Throughput]:
     """Measure models side by side; all of them are in memory together.
 
-    Parameters
-    ----------
-    models : sequence of str or Path
-        Hugging Face folders or ids; the first is what the others are held against.
-    device : str or torch.device
-        Where they run, each in the type that it is stored in.
-    seq_len : int
-        Tokens of a text that is read.
-    rounds : int
-        How often each takes its turn, after one that does not count.
-    revision : str, optional
-        Of those that are ids on the Hub.
-
-    Raises
-    ------
-    ModelError
-        If a model cannot be loaded or run here; says which and why.
+    `models`: Hugging Face folders or ids; the first is what the others are held against. `device`:
+    where they run, each in the type that it is stored in. `rounds`: how often each takes its turn,
+    after one that does not count. Raises ModelError if a model cannot be loaded or run here; says
+    which and why.
     """
     with ExitStack() as stack:
         workers = [

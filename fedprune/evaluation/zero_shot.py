@@ -39,17 +39,10 @@ _FETCH_ERRORS = (OSError, ValueError, RuntimeError, ImportError, KeyError)
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """What a model scores.
+    """What a model scores."""
 
-    Attributes
-    ----------
-    harness : str
-        Version of lm-evaluation-harness: scores of different versions do not compare.
-    tasks : Mapping[str, Mapping[str, float]]
-        Task -> metric, for example "acc" or "acc_stderr" -> value.
-    """
-
-    harness: str
+    harness: str  # version of lm-evaluation-harness: scores of different versions do not compare
+    # task -> metric, for example "acc" or "acc_stderr" -> value
     tasks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
@@ -74,18 +67,9 @@ def task_names(text: str) -> list[str]:
 def load_tasks(names: Sequence[str]) -> Tasks:
     """Return the harness's tasks, their data sets at hand.
 
-    Parameters
-    ----------
-    names : Sequence[str]
-        Names that the harness knows, or paths of YAML files that describe a task as its guide
-        says; such a file may use data sets of local files.
-
-    Raises
-    ------
-    ConfigError
-        If the harness is not installed, or knows no such task.
-    DataError
-        If a data set cannot be fetched.
+    `names`: names that the harness knows, or paths of YAML files that describe a task as its guide
+    says; such a file may use data sets of local files. Raises ConfigError if the harness is not
+    installed, or knows no such task. Raises DataError if a data set cannot be fetched.
     """
     _harness_version()
     from lm_eval.tasks import TaskManager
@@ -114,23 +98,10 @@ def zero_shot(
 ) -> ZeroShot:
     """Score a model on tasks without examples in the prompt.
 
-    Parameters
-    ----------
-    model : str
-        A Hugging Face folder or hub id; the whole model is put on the device.
-    tasks : dict
-        From :func:`load_tasks`; they may be used for several models.
-    device : str
-        'cpu', 'cuda' or 'cuda:N'.
-    dtype : str
-        'auto' (as stored), 'float32', 'bfloat16' or 'float16'.
-    revision : str, optional
-        Of a hub id.
-
-    Raises
-    ------
-    ModelError
-        If the harness cannot load the model.
+    `model`: a Hugging Face folder or hub id; the whole model is put on the device. `tasks`: from
+    :func:`load_tasks`; they may be used for several models. `device`: 'cpu', 'cuda' or 'cuda:N'.
+    `dtype`: 'auto' (as stored), 'float32', 'bfloat16' or 'float16'. Raises ModelError if the
+    harness cannot load the model.
     """
     version = _harness_version()
     from lm_eval import evaluate

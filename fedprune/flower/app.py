@@ -27,10 +27,7 @@ _SHIPPED = Path(
 def app_folder() -> Path:
     """Return the folder of the Flower app's packages: a checkout, or where a wheel has put them.
 
-    Raises
-    ------
-    FedpruneError
-        If fedprune was installed without it.
+    Raises FedpruneError if fedprune was installed without it.
     """
     folder = Path(fedprune.__file__).resolve().parents[1]
     with contextlib.suppress(OSError, KeyError):
@@ -45,10 +42,7 @@ def app_folder() -> Path:
 def project_table(folder: Path) -> dict[str, Any]:
     """Return the content of the ``pyproject.toml`` of an app's folder.
 
-    Raises
-    ------
-    OSError
-        If it cannot be read.
+    Raises OSError if it cannot be read.
     """
     return tomllib.loads((_beside(folder) / _PROJECT).read_text(encoding="utf-8"))
 
@@ -67,15 +61,8 @@ def staged(app: Path) -> Iterator[Path]:
     checkout holds a virtual environment with tens of thousands: six seconds a run. The copy bears
     the project's name, which Flower accepts whatever the checkout is called.
 
-    Parameters
-    ----------
-    app : Path
-        Folder whose ``pyproject.toml`` lists the app's files in `fab-include`.
-
-    Yields
-    ------
-    Path
-        A folder from which Flower builds the same bundle.
+    `app`: folder whose ``pyproject.toml`` lists the app's files in `fab-include`. Yields a folder
+    from which Flower builds the same bundle.
     """
     project = project_table(app)
     patterns = project["tool"]["flwr"]["app"]["fab-include"]

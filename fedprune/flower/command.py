@@ -42,10 +42,7 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 class RuntimeFailure(FedpruneError):
     """Flower's runtime did not do what was asked, or a run did not complete.
 
-    Attributes
-    ----------
-    details : str
-        What Flower says about it, empty when it says nothing.
+    `details`: what Flower says about it, empty when it says nothing.
     """
 
     def __init__(self, message: str, details: str = "") -> None:
@@ -55,44 +52,24 @@ class RuntimeFailure(FedpruneError):
 
 @dataclass(frozen=True)
 class Connection:
-    """One SuperLink as `flwr` knows it.
+    """One SuperLink as `flwr` knows it."""
 
-    Attributes
-    ----------
-    name : str
-        Its name in Flower's ``config.toml``.
-    environment : Mapping[str, str]
-        Environment of the `flwr` commands, ``FLWR_HOME`` and ``PATH`` included.
-    folder : Path
-        Folder the commands run in. It holds no Python package: a daemon that `flwr` starts keeps
-        this folder, and Ray would import a ``client_app`` found there before the app's own.
-    log : Path or None
-        Log of the SuperLink's processes, where they run on this machine.
-    has_ray : bool
-        Whether simulations find a Ray that runs already.
-    """
-
-    name: str
+    name: str  # its name in Flower's ``config.toml``
+    # environment of the `flwr` commands, ``FLWR_HOME`` and ``PATH`` included
     environment: Mapping[str, str]
+    # folder the commands run in. It holds no Python package: a daemon that `flwr` starts keeps this
+    # folder, and Ray would import a ``client_app`` found there before the app's own.
     folder: Path
-    log: Path | None = None
-    has_ray: bool = False
+    log: Path | None = None  # log of the SuperLink's processes, where they run on this machine
+    has_ray: bool = False  # whether simulations find a Ray that runs already
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """Where a run stands.
+    """Where a run stands."""
 
-    Attributes
-    ----------
-    state : str
-        ``pending``, ``starting``, ``running`` or ``finished:{completed,failed,stopped}``.
-    details : str
-        The exception's text after a failure, empty otherwise.
-    """
-
-    state: str
-    details: str = ""
+    state: str  # ``pending``, ``starting``, ``running`` or ``finished:{completed,failed,stopped}``
+    details: str = ""  # the exception's text after a failure, empty otherwise
 
     @property
     def finished(self) -> bool:
@@ -113,21 +90,10 @@ def submit(
 ) -> str:
     """Send the app and its configuration to the SuperLink and return the run's id.
 
-    Parameters
-    ----------
-    app : Path
-        Folder that holds the app's ``pyproject.toml``.
-    connection : Connection
-        Where to send it.
-    run_config : Mapping
-        Values for the keys of ``[tool.flwr.app.config]``; strings may hold anything.
-    federation : Mapping
-        Options of the simulation (``num-supernodes``, ...), empty for a deployment.
-
-    Raises
-    ------
-    RuntimeFailure
-        Flower refused the app or the configuration, or cannot be reached.
+    `app`: folder that holds the app's ``pyproject.toml``. `run_config`: values for the keys of
+    ``[tool.flwr.app.config]``; strings may hold anything. `federation`: options of the simulation
+    (``num-supernodes``, ...), empty for a deployment. Raises RuntimeFailure: Flower refused the app
+    or the configuration, or cannot be reached.
     """
     # How large Ray is can be said of one that is yet to be started only.
     asked = {k: v for k, v in federation.items() if not (connection.has_ray and "init-args" in k)}
@@ -149,10 +115,7 @@ def submit(
 def status(run_id: str, connection: Connection) -> RunStatus:
     """Return where a run stands.
 
-    Raises
-    ------
-    RuntimeFailure
-        Flower cannot be reached or does not know the run.
+    Raises RuntimeFailure: Flower cannot be reached or does not know the run.
     """
     runs = _flwr(connection, "list", "--run-id", run_id, connection.name).get("runs", [])
     if not runs:
@@ -164,10 +127,7 @@ def status(run_id: str, connection: Connection) -> RunStatus:
 def stop(run_id: str, connection: Connection) -> None:
     """Stop a run.
 
-    Raises
-    ------
-    RuntimeFailure
-        Flower cannot be reached, or the run has finished already.
+    Raises RuntimeFailure: Flower cannot be reached, or the run has finished already.
     """
     _flwr(connection, "stop", run_id, connection.name)
 
@@ -177,21 +137,9 @@ def follow(
 ) -> int:
     """Hand every line of a run's log to ``on_line`` until the log ends.
 
-    Parameters
-    ----------
-    run_id : str
-        The run.
-    connection : Connection
-        Where it runs.
-    on_line : Callable
-        Called with each line, without colours or its line break.
-    skip : int
-        Lines to leave out at the beginning: `flwr log` always starts from there.
-
-    Returns
-    -------
-    int
-        Number of lines the log has so far, ``skip`` included.
+    `on_line`: called with each line, without colours or its line break. `skip`: lines to leave out
+    at the beginning: `flwr log` always starts from there. Returns number of lines the log has so
+    far, ``skip`` included.
     """
     seen = 0
     with subprocess.Popen(
@@ -222,18 +170,10 @@ def follow(
 def wait(run_id: str, connection: Connection, on_line: Callable[[str], None]) -> RunStatus:
     """Follow a run until it has finished, also when its log breaks off in between.
 
-    Parameters
-    ----------
-    run_id, connection, on_line
-        As for :func:`follow`; no line is handed on twice.
-
-    Raises
-    ------
-    RuntimeFailure
-        Flower could not be reached for a minute, or nobody began with the run in a quarter of an
-        hour although no other run was under way; it has been stopped then.
-    KeyboardInterrupt
-        After the run has been stopped.
+    `run_id`, `connection`, `on_line`: as for :func:`follow`; no line is handed on twice. Raises
+    RuntimeFailure: Flower could not be reached for a minute, or nobody began with the run in a
+    quarter of an hour although no other run was under way; it has been stopped then. Raises
+    KeyboardInterrupt after the run has been stopped.
     """
     with _beginning(run_id, connection, on_line) as beginning:
         try:

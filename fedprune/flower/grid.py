@@ -82,13 +82,7 @@ def object_grid(grid: Grid) -> Grid:
 
 
 class ObjectGrid(ReplyGrid):
-    """Flower's grid of a deployment, taking replies object by object.
-
-    Parameters
-    ----------
-    grid : HttpGrid
-        Flower's own.
-    """
+    """Flower's grid of a deployment, taking replies object by object."""
 
     def __init__(self, grid: HttpGrid) -> None:
         self._grid = grid

@@ -28,18 +28,8 @@ class InlineGrid(Grid):
 
     So no reply waits for another one to be looked at, and memory does not grow with the clients.
 
-    Parameters
-    ----------
-    app : ClientApp
-        Runs once a message.
-    nodes : int
-        Number of nodes; node ``first_node + i`` holds partition i.
-    run_id : int
-        Flower's number of the run.
-    first_node : int
-        Number of the first node.
-    node_configs : Mapping, optional
-        Partition -> settings that replace the default ones.
+    `app`: runs once a message. `nodes`: number of nodes; node ``first_node + i`` holds partition i.
+    `node_configs`: partition -> settings that replace the default ones.
     """
 
     # The nodes' numbers are not random, so that a message's size is the same in every run.

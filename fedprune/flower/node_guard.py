@@ -66,10 +66,7 @@ class AppRefusedError(FedpruneError):
 def install(guard: "NodeGuard", module: ModuleType = start_client_internal) -> None:
     """Put a guard into Flower's SuperNode of this process.
 
-    Raises
-    ------
-    FedpruneError
-        If this Flower's SuperNode is not built as expected.
+    Raises FedpruneError if this Flower's SuperNode is not built as expected.
     """
     for name, parameters in _HOOKS.items():
         found = getattr(module, name, None)
@@ -93,10 +90,7 @@ def install(guard: "NodeGuard", module: ModuleType = start_client_internal) -> N
 class NodeGuard:
     """Stands around the two halves of the SuperNode's main loop.
 
-    Parameters
-    ----------
-    allowed : frozenset of str or None
-        SHA-256 of the apps that may run here; None lets any run.
+    `allowed`: SHA-256 of the apps that may run here; None lets any run.
     """
 
     def __init__(self, allowed: frozenset[str] | None) -> None:
@@ -110,15 +104,8 @@ class NodeGuard:
     def pull(self, original: Callable[..., int | None], **given: Any) -> int | None:
         """Take a message in Flower's way; answer for those whose app is not allowed.
 
-        Returns
-        -------
-        int or None
-            The message's run, None if there was no message.
-
-        Raises
-        ------
-        LostMessageError
-            If the message could not be taken although the SuperLink has handed it out.
+        Returns the message's run, None if there was no message. Raises LostMessageError if the
+        message could not be taken although the SuperLink has handed it out.
         """
         self._message = None
         failures: list[Exception] = []
@@ -145,10 +132,7 @@ class NodeGuard:
         Flower sends while the reply still comes in and waits for ever if that breaks off, or if
         there is none.
 
-        Raises
-        ------
-        LostMessageError
-            If the reply could not be sent.
+        Raises LostMessageError if the reply could not be sent.
         """
         state, store = given["state"], given["object_store"]
         replies = self._replies(state, store)

@@ -44,14 +44,7 @@ def proxy_of(host: str, tls: bool) -> tuple[str, str] | None:
 def trouble(address: str, tls: bool, authority: Path | None = None) -> str:
     """Return why a SuperLink cannot be reached and what to do; "" if nothing is found.
 
-    Parameters
-    ----------
-    address : str
-        ``host:port``.
-    tls : bool
-        Whether this side speaks TLS.
-    authority : Path, optional
-        The certificate of whom it trusts.
+    `address`: ``host:port``.
     """
     host, port = split(address)
     if not host or port is None:

@@ -22,21 +22,11 @@ SHORT_REPLY_BYTES = 262_144
 
 @dataclass(frozen=True)
 class ExpectedReply:
-    """A reply that is waited for, as far as it must fit its request.
+    """A reply that is waited for, as far as it must fit its request."""
 
-    Attributes
-    ----------
-    request_id : str
-        What Flower calls the request.
-    request : Metadata
-        The request's head: whom it went to, and its run, group and kind.
-    most_bytes : int
-        The most that the reply can have, known from the model.
-    """
-
-    request_id: str
-    request: Metadata
-    most_bytes: int
+    request_id: str  # what Flower calls the request
+    request: Metadata  # the request's head: whom it went to, and its run, group and kind
+    most_bytes: int  # the most that the reply can have, known from the model
 
     def mismatch(self, head: Metadata) -> str:
         """Return why a head is not that of this request's reply; "" if it is."""
@@ -63,21 +53,11 @@ class ExpectedReply:
 
 @dataclass(frozen=True)
 class ReceivedReply:
-    """What came as the answer to a request.
+    """What came as the answer to a request."""
 
-    Attributes
-    ----------
-    message : Message or None
-        The reply, an error of Flower's included.
-    problem : str
-        Why it is refused; "" if there is a message.
-    size : int
-        Bytes received.
-    """
-
-    message: Message | None
-    problem: str
-    size: int
+    message: Message | None  # the reply, an error of Flower's included
+    problem: str  # why it is refused; "" if there is a message
+    size: int  # bytes received
 
 
 def _tell_nobody(count: int) -> None:
@@ -86,17 +66,10 @@ def _tell_nobody(count: int) -> None:
 
 @dataclass
 class ReplyLimits:
-    """How long replies may be, and how many messages came that answer no request.
+    """How long replies may be, and how many messages came that answer no request."""
 
-    Parameters
-    ----------
-    most_bytes : int
-        The most that a reply can have.
-    on_strays : Callable[[int], None]
-        Told at the end how many messages answered no request, if any did.
-    """
-
-    most_bytes: int = SHORT_REPLY_BYTES
+    most_bytes: int = SHORT_REPLY_BYTES  # the most that a reply can have
+    # told at the end how many messages answered no request, if any did
     on_strays: Callable[[int], None] = _tell_nobody
     _strays: int = 0
 
@@ -128,14 +101,8 @@ class ReplyGrid(Grid):
 def pull_reply(grid: Grid, expected: ExpectedReply, limits: ReplyLimits) -> ReceivedReply | None:
     """Return the answer to a request, None if it is not there yet.
 
-    Parameters
-    ----------
-    grid : Grid
-        Flower's connection to the nodes: a deployment's object by object, or a simulation's.
-    expected : ExpectedReply
-        What must come.
-    limits : ReplyLimits
-        Counts what answers no request.
+    `grid`: Flower's connection to the nodes: a deployment's object by object, or a simulation's.
+    `expected`: what must come.
     """
     if isinstance(grid, ReplyGrid):
         return grid.pull_reply(expected, limits)

@@ -45,22 +45,9 @@ _LOG_LINES = 15
 def private_superlink(timeout: float = 60.0, ray_cpus: int = 0) -> Iterator[Connection]:
     """Run a SuperLink for simulations, and end it with every process it has started.
 
-    Parameters
-    ----------
-    timeout : float
-        Seconds it may take to answer.
-    ray_cpus : int
-        Processors of a Ray that is started at the same time; 0 leaves it to each simulation.
-
-    Yields
-    ------
-    Connection
-        The connection to it.
-
-    Raises
-    ------
-    RuntimeFailure
-        It ended or did not answer in time; the message holds the end of its log.
+    `timeout`: seconds it may take to answer. `ray_cpus`: processors of a Ray that is started at the
+    same time; 0 leaves it to each simulation. Yields the connection to it. Raises RuntimeFailure:
+    it ended or did not answer in time; the message holds the end of its log.
     """
     folder = Path(tempfile.mkdtemp(prefix="fedprune-", dir=_short_folder()))
     try:

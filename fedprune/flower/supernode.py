@@ -36,10 +36,7 @@ def own_app() -> str:
     It is the same on every machine that has the same sources: Flower writes files in order, with
     a fixed date and uncompressed.
 
-    Raises
-    ------
-    FedpruneError
-        If fedprune was installed without its app, or Flower refuses to bundle it.
+    Raises FedpruneError if fedprune was installed without its app, or Flower refuses to bundle it.
     """
     from flwr.cli.build import build_fab_from_disk
 
@@ -54,17 +51,8 @@ def own_app() -> str:
 def allowed_apps(apps: Sequence[str], any_app: bool) -> frozenset[str] | None:
     """Return the digests of the apps that may run here, or None for any.
 
-    Parameters
-    ----------
-    apps : sequence of str
-        What `--app` names, besides this installation's own.
-    any_app : bool
-        Whether `--any-app` is given.
-
-    Raises
-    ------
-    ConfigError
-        If a digest is none, or both options are given.
+    `apps`: what `--app` names, besides this installation's own. `any_app`: whether `--any-app` is
+    given. Raises ConfigError if a digest is none, or both options are given.
     """
     if any_app and apps:
         raise ConfigError("`--any-app` already allows what `--app` names. Give one of them.")
@@ -89,17 +77,9 @@ def run_print_app() -> int:
 def run_supernode(arguments: Sequence[str], apps: Sequence[str], any_app: bool) -> NoReturn:
     """Run Flower's SuperNode in this process until it ends, and end the process with it.
 
-    Parameters
-    ----------
-    arguments : sequence of str
-        Those of `flower-supernode`.
-    apps, any_app
-        As for :func:`allowed_apps`.
-
-    Raises
-    ------
-    FedpruneError
-        Before anything is started: see :func:`allowed_apps`, or Flower is another than expected.
+    `arguments`: those of `flower-supernode`. `apps`, `any_app`: as for :func:`allowed_apps`. Raises
+    FedpruneError: before anything is started: see :func:`allowed_apps`, or Flower is another than
+    expected.
     """
     # Flower reads these when it is imported, and the user's own values go first.
     for name, value in _QUIET.items():
@@ -148,10 +128,7 @@ def _option(arguments: Sequence[str], name: str) -> str:
 class _Watch:
     """Ends the process when a thread of Flower's dies: neither its heartbeat nor its API returns.
 
-    Parameters
-    ----------
-    failure : threading.Event
-        Set before the process is asked to end.
+    `failure`: set before the process is asked to end.
     """
 
     def __init__(self, failure: threading.Event) -> None:

@@ -62,16 +62,9 @@ def end_all(folder: str) -> None:
 def main(arguments: list[str]) -> int:
     """Keep commands running in ``FOLDER/work`` until standard input closes or one ends itself.
 
-    Parameters
-    ----------
-    arguments : list[str]
-        ``[FOLDER, COMMAND, ...]``, and after ``--`` another command that runs beside it.
-
-    Returns
-    -------
-    int
-        0 after standard input closed, when the folder is gone; 1 when a command ended by
-        itself, when the folder stays because it holds the log that says why.
+    `arguments`: ``[FOLDER, COMMAND, ...]``, and after ``--`` another command that runs beside it.
+    Returns 0 after standard input closed, when the folder is gone; 1 when a command ended by
+    itself, when the folder stays because it holds the log that says why.
     """
     folder, *words = arguments
     at = words.index("--") if "--" in words else len(words)

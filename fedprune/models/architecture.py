@@ -44,19 +44,8 @@ _MOST_SIZE = 1 << 28
 def read_config(source: str, revision: str | None, quantized: bool = False) -> PreTrainedConfig:
     """Return the configuration of a decoder in a folder or on the Hub.
 
-    Parameters
-    ----------
-    source : str
-        Folder or Hub id.
-    revision : str or None
-        Of a Hub id.
-    quantized : bool
-        Whether it may be of a checkpoint in compressed-tensors' form.
-
-    Raises
-    ------
-    ModelError
-        If it cannot be read, asks for sizes that no model has, or is none of a plain decoder.
+    `quantized`: whether it may be of a checkpoint in compressed-tensors' form. Raises ModelError if
+    it cannot be read, asks for sizes that no model has, or is none of a plain decoder.
     """
     with readable_errors(source):
         raw, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
@@ -107,21 +96,10 @@ def read_generation(source: str, revision: str | None) -> GenerationConfig | Non
 def auto_class(config: PreTrainedConfig) -> type[Any]:
     """Return which of the library's classes loads a checkpoint as what it was saved from.
 
-    Parameters
-    ----------
-    config : PreTrainedConfig
-        Where its ``architectures`` name no class of the library for this kind of configuration,
-        a checkpoint is taken for all that its configuration describes, images and text.
-
-    Returns
-    -------
-    type
-        ``AutoModelForCausalLM`` or ``AutoModelForImageTextToText``.
-
-    Raises
-    ------
-    ModelError
-        If the library has no class for this kind of configuration that writes text.
+    `config`: where its ``architectures`` name no class of the library for this kind of
+    configuration, a checkpoint is taken for all that its configuration describes, images and text.
+    Returns ``AutoModelForCausalLM`` or ``AutoModelForImageTextToText``. Raises ModelError if the
+    library has no class for this kind of configuration that writes text.
     """
     named = config.architectures or ()
     causal: type[Any] = AutoModelForCausalLM

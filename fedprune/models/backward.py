@@ -41,24 +41,11 @@ def run_backward(
 
     The loss is the sum over a sequence's tokens after the first of their negative log-likelihood.
 
-    Parameters
-    ----------
-    model : LoadedModel
-        The dense model; unchanged.
-    samples : Sequence[Tensor]
-        Token ids, each int64 of shape (seq_len,), at least two.
-    watch : Callable
-        Called with a block's index, for a context in which that block runs on all sequences.
-    device : str or torch.device
-        Where blocks run; hidden states and their gradients stay on the CPU.
-    limits : Limits
-        Memory; sequences run one by one.
-
-    Raises
-    ------
-    ModelError
-        If the blocks pass on more than hidden states (:func:`can_run_backward`), or memory runs
-        out.
+    `model`: the dense model; unchanged. `samples`: token ids, each int64 of shape (seq_len,), at
+    least two. `watch`: called with a block's index, for a context in which that block runs on all
+    sequences. `device`: where blocks run; hidden states and their gradients stay on the CPU. Raises
+    ModelError if the blocks pass on more than hidden states (:func:`can_run_backward`), or memory
+    runs out.
     """
     if not can_run_backward(model):
         raise ModelError(

@@ -29,19 +29,10 @@ _PLAIN = (type(None), bool, int, float, str, torch.dtype)
 
 @dataclass(frozen=True)
 class BlockCall:
-    """The arguments of one block for one sample, without the hidden states.
+    """The arguments of one block for one sample, without the hidden states."""
 
-    Parameters
-    ----------
-    by_name : bool or None
-        Whether the hidden states are passed as ``hidden_states=`` instead of in first place; None
-        if they are among the arguments.
-    args : tuple of object
-        The other positional arguments.
-    kwargs : dict[str, object]
-        The keyword arguments.
-    """
-
+    # whether the hidden states are passed as ``hidden_states=`` instead of in first place; None if
+    # they are among the arguments
     by_name: bool | None
     args: tuple[object, ...]
     kwargs: dict[str, object]
@@ -56,12 +47,8 @@ class BlockCall:
     ) -> tuple[tuple[object, ...], dict[str, object]]:
         """Return positional and keyword arguments to call the block with.
 
-        Parameters
-        ----------
-        hidden : Tensor or None
-            The hidden states to put in their place; None if they are among the arguments.
-        copies : Mapping[int, Tensor]
-            What stands in for each of :meth:`tensors`, by its id.
+        `hidden`: the hidden states to put in their place; None if they are among the arguments.
+        `copies`: what stands in for each of :meth:`tensors`, by its id.
         """
         args = tuple(map_tensors(value, lambda t: copies[id(t)]) for value in self.args)
         kwargs = {
@@ -97,11 +84,8 @@ class TensorPool:
 def map_tensors(value: object, change: Callable[[Tensor], Tensor]) -> object:
     """Return an argument with its tensors changed; mappings and lists are made anew.
 
-    Raises
-    ------
-    TypeError
-        For anything but tensors, plain values, and tuples, lists and mappings of them: it could
-        carry state from block to block. The message is the class's name.
+    Raises TypeError for anything but tensors, plain values, and tuples, lists and mappings of them:
+    it could carry state from block to block. The message is the class's name.
     """
     if isinstance(value, Tensor):
         return change(value)
@@ -132,25 +116,12 @@ def capture_inputs(
 ) -> Iterator[tuple[Tensor, list[BlockCall]]]:
     """Yield what token sequences become on their way to the first block, and every block's call.
 
-    Parameters
-    ----------
-    model : LoadedModel
-        The model; it is left as it was.
-    batches : Iterable[Tensor]
-        Token ids, each int64 of shape (batch, seq_len); they are run one by one, so that the
-        result for one does not depend on the others.
-
-    Yields
-    ------
-    tuple[Tensor, list[BlockCall]]
-        Input of the first block, (batch, seq_len, d_model) on the CPU; the arguments of each
-        block beside it, equal tensors held once for all batches.
-
-    Raises
-    ------
-    ModelError
-        If the model's blocks do not form a plain chain: one that is skipped or called twice, hidden
-        states that change between two blocks, or state that blocks share beside them.
+    `batches`: token ids, each int64 of shape (batch, seq_len); they are run one by one, so that the
+    result for one does not depend on the others. Yields input of the first block, (batch, seq_len,
+    d_model) on the CPU; the arguments of each block beside it, equal tensors held once for all
+    batches. Raises ModelError if the model's blocks do not form a plain chain: one that is skipped
+    or called twice, hidden states that change between two blocks, or state that blocks share beside
+    them.
     """
     pool, outer = TensorPool(), model.outer_tensors()
     passage = model.layout.passage
@@ -170,19 +141,8 @@ def replayed_call(
     The model's own forward pass runs as far as the block. It is for decoders whose blocks get more
     than the hidden states of the one before; hidden states are among the call's arguments.
 
-    Parameters
-    ----------
-    model : LoadedModel
-        The model; it is left as it was.
-    tokens : Tensor
-        Token ids, int64, shape (1, seq_len).
-    outer : Mapping[str, Tensor]
-        The model's tensors outside its blocks.
-    block : int
-        The block.
-    packed : Tensor
-        What the blocks before it left, see :class:`fedprune.models.carried.Carried`; of the first
-        block it is not looked at.
+    `tokens`: token ids, int64, shape (1, seq_len). `packed`: what the blocks before it left, see
+    :class:`fedprune.models.carried.Carried`; of the first block it is not looked at.
     """
     place = model.layout.passage.order.index(block)
     replay = _Replay(model, Carried.unpack(packed) if place else None, place)
@@ -196,23 +156,11 @@ def output_of(
 ) -> Tensor:
     """Return the logits that the model makes of its last block's output.
 
-    Parameters
-    ----------
-    model : LoadedModel
-        The model; it is left as it was.
-    tokens : Tensor
-        Token ids, int64, shape (batch, seq_len).
-    last : Tensor
-        What a walk has after the last block: what that returned for them, shape (batch, seq_len,
-        d_model), or bytes (:class:`fedprune.models.carried.Carried`).
-    outer : Mapping[str, Tensor]
-        The model's tensors outside its blocks, on the device of ``tokens`` and ``last``. Where
-        ``last`` asks for its gradient, the logits can be differentiated by it.
-
-    Returns
-    -------
-    Tensor
-        Shape (batch, seq_len, vocabulary).
+    `tokens`: token ids, int64, shape (batch, seq_len). `last`: what a walk has after the last
+    block: what that returned for them, shape (batch, seq_len, d_model), or bytes
+    (:class:`fedprune.models.carried.Carried`). `outer`: the model's tensors outside its blocks, on
+    the device of ``tokens`` and ``last``. Where ``last`` asks for its gradient, the logits can be
+    differentiated by it. Returns shape (batch, seq_len, vocabulary).
     """
     passage, grad = model.layout.passage, last.requires_grad
     if passage.plain:

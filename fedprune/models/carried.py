@@ -23,27 +23,17 @@ _PLAIN = (type(None), bool, int, float, str)
 
 @dataclass(frozen=True)
 class Carried:
-    """What the blocks so far left for the next.
+    """What the blocks so far left for the next."""
 
-    Parameters
-    ----------
-    output : object
-        What the last of them returned: tensors, plain values, and tuples, lists and mappings of
-        these.
-    written : Mapping[str, Mapping[str, object]]
-        What blocks left in mappings that the model hands them: argument -> key -> value.
-    """
-
+    # what the last of them returned: tensors, plain values, and tuples, lists and mappings of these
     output: object
+    # what blocks left in mappings that the model hands them: argument -> key -> value
     written: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
     def pack(self) -> Tensor:
         """Return it as bytes, uint8 of one dimension.
 
-        Raises
-        ------
-        ModelError
-            If there is something in it that is neither a tensor nor plain.
+        Raises ModelError if there is something in it that is neither a tensor nor plain.
         """
         tensors: dict[str, Tensor] = {}
         form = [_encoded(self.output, tensors), _encoded(dict(self.written), tensors)]

@@ -26,18 +26,10 @@ _C = TypeVar("_C", bound=Change)
 
 @dataclass(frozen=True)
 class Recalled(Mapping[int, Mapping[str, _C]]):
-    """Changes that are fetched block by block when they are asked for, and not kept.
-
-    Parameters
-    ----------
-    blocks : Sequence[int]
-        The blocks there are.
-    recall : Callable[[int], Mapping[str, Change]]
-        Block -> its changes.
-    """
+    """Changes that are fetched block by block when they are asked for, and not kept."""
 
     blocks: Sequence[int]
-    recall: Callable[[int], Mapping[str, _C]]
+    recall: Callable[[int], Mapping[str, _C]]  # block -> its changes
 
     def __getitem__(self, block: int) -> Mapping[str, _C]:
         """Return a block's changes; KeyError if there is no such block."""
@@ -61,14 +53,9 @@ class Recalled(Mapping[int, Mapping[str, _C]]):
 def masked_weight(stored: Tensor, linear: LinearRef, change: Change) -> Tensor:
     """Return a copy of a parameter with a matrix's pruned entries zero, the others as it says.
 
-    Parameters
-    ----------
-    stored : Tensor
-        The parameter as its module stores it, on any device.
-    linear : LinearRef
-        Which linear map it belongs to; of an expert's, the others' slices stay as they are.
-    change : Change
-        Shape (d_out, d_in), True where a weight survives.
+    `stored`: the parameter as its module stores it, on any device. `linear`: which linear map it
+    belongs to; of an expert's, the others' slices stay as they are. `change`: shape (d_out, d_in),
+    True where a weight survives.
     """
     copied = stored.clone(memory_format=torch.contiguous_format)
     _write(linear.orient(copied), change)
@@ -101,21 +88,9 @@ def changed_tensors(
 ) -> dict[str, Tensor]:
     """Return a block's tensors, the weights of some of its linears changed.
 
-    Parameters
-    ----------
-    layout : DecoderLayout
-        The model's blocks.
-    block : int
-        Index of the block.
-    tensors : Mapping[str, Tensor]
-        Name inside the block -> tensor as stored; unchanged.
-    changes : Mapping[str, Change]
-        Linear -> change; one that is not named stays dense.
-
-    Raises
-    ------
-    ModelError
-        A block or linear that the model has not, or a mask of another shape.
+    `tensors`: name inside the block -> tensor as stored; unchanged. `changes`: linear -> change;
+    one that is not named stays dense. Raises ModelError: a block or linear that the model has not,
+    or a mask of another shape.
     """
     changed = dict(tensors)
     for linear, change in _pairs(layout, block, changes):

@@ -19,26 +19,16 @@ _SHOWN = 6  # names in a line of the log
 
 @dataclass(frozen=True)
 class Coverage:
-    """The matrices inside a model's blocks.
+    """The matrices inside a model's blocks."""
 
-    Attributes
-    ----------
-    prunable : int
-        Weights that are looked at.
-    dense : Mapping[str, int]
-        Name inside the block of a parameter that stays as it is, of two or more dimensions and no
-        bias -> its weights, or what is left of them, in all blocks together; the largest first.
-    why : Mapping[str, str]
-        Name of a parameter -> why it stays dense, where that is known: :data:`NOT_SELECTED`,
-        :data:`NEVER_CALLED` or :data:`SHARED`.
-    not_selected : int
-        Weights that stay dense because the user has not selected them.
-    """
-
-    prunable: int
+    prunable: int  # weights that are looked at
+    # name inside the block of a parameter that stays as it is, of two or more dimensions and no
+    # bias -> its weights, or what is left of them, in all blocks together; the largest first
     dense: Mapping[str, int]
+    # name of a parameter -> why it stays dense, where that is known: `NOT_SELECTED`, `NEVER_CALLED`
+    # or `SHARED`
     why: Mapping[str, str] = field(default_factory=dict)
-    not_selected: int = 0
+    not_selected: int = 0  # weights that stay dense because the user has not selected them
 
     @property
     def share(self) -> float:
@@ -82,10 +72,7 @@ class Coverage:
 def coverage(layout: DecoderLayout) -> Coverage:
     """Return what of a model's blocks is looked at, and what is not.
 
-    Parameters
-    ----------
-    layout : DecoderLayout
-        The blocks; their weights may be on the meta device.
+    `layout`: the blocks; their weights may be on the meta device.
     """
     prunable, dense, not_selected = 0, dict[str, int](), 0
     why: dict[str, str] = {}

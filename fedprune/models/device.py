@@ -15,10 +15,7 @@ from fedprune.errors import ConfigError, ModelError
 def pick_device(wanted: str) -> torch.device:
     """Return the device to compute on: as configured, or the accelerator if there is one.
 
-    Raises
-    ------
-    ConfigError
-        If the machine has no such accelerator.
+    Raises ConfigError if the machine has no such accelerator.
     """
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -33,21 +30,14 @@ def pick_device(wanted: str) -> torch.device:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a walk may use.
+    """What a walk may use."""
 
-    Parameters
-    ----------
-    batch_size : int
-        Sequences that run through a block at a time. Where memory runs out it is halved; with 1 a
-        sequence's results do not depend on what else is walked.
-    hidden_memory_mb : int or None
-        Hidden states beyond so many megabytes go to the disk; None takes a share of what is free.
-    length_key : str
-        The configuration key that sets the length of the sequences.
-    """
-
+    # sequences that run through a block at a time. Where memory runs out it is halved; with 1 a
+    # sequence's results do not depend on what else is walked.
     batch_size: int = 1
+    # hidden states beyond so many megabytes go to the disk; None takes a share of what is free
     hidden_memory_mb: int | None = None
+    # the configuration key that sets the length of the sequences
     length_key: str = "pruner.seq_len"
 
     @classmethod
@@ -82,17 +72,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def explain_out_of_memory(doing: str, *keys: str) -> Iterator[None]:
     """Re-raise an out-of-memory error with the configuration keys that help.
 
-    Parameters
-    ----------
-    doing : str
-        What was going on, for example ``"pruning block 3"``.
-    *keys : str
-        Configuration keys to turn, the most effective first.
-
-    Raises
-    ------
-    ModelError
-        In place of ``torch.OutOfMemoryError`` and its like for the CPU.
+    `doing`: what was going on, for example ``"pruning block 3"``. Raises ModelError: in place of
+    ``torch.OutOfMemoryError`` and its like for the CPU.
     """
     try:
         yield

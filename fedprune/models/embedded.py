@@ -31,15 +31,8 @@ def demo_model_path() -> Path:
     The folder is named after what is shipped, so two versions never mix; it appears whole or not
     at all, so processes that start together may all call this.
 
-    Returns
-    -------
-    Path
-        Folder with `model.safetensors` (float32), `config.json` and the tokenizer.
-
-    Raises
-    ------
-    ModelError
-        A shipped file is missing or damaged, or the cache cannot be written.
+    Returns folder with `model.safetensors` (float32), `config.json` and the tokenizer. Raises
+    ModelError: a shipped file is missing or damaged, or the cache cannot be written.
     """
     contents = _shipped_files()
     digest = hashlib.sha256()

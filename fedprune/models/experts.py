@@ -81,18 +81,10 @@ def stacked_experts(module: nn.Module) -> int:
 def expert_matrices(module: nn.Module, width: int = 0) -> dict[str, bool]:
     """Return the parameters of fused experts in a module, and whether they are (d_in, d_out).
 
-    Parameters
-    ----------
-    module : nn.Module
-        Any; its parameters may be on the meta device.
-    width : int
-        Size of the model's hidden states, which tells inputs from outputs; 0 if unknown.
-
-    Returns
-    -------
-    dict[str, bool]
-        Name of the parameter, whose first dimension counts experts or all their rows -> True if a
-        slice is stored as (d_in, d_out); empty for a module that holds no fused experts.
+    `module`: any; its parameters may be on the meta device. `width`: size of the model's hidden
+    states, which tells inputs from outputs; 0 if unknown. Returns name of the parameter, whose
+    first dimension counts experts or all their rows -> True if a slice is stored as (d_in, d_out);
+    empty for a module that holds no fused experts.
     """
     fused = fused_parameters(module)
     if stacked_experts(module):
@@ -121,12 +113,7 @@ def num_experts(module: nn.Module, names: Sequence[str]) -> int:
 def by_expert(parameter: Tensor, stacked: int) -> Tensor:
     """Return a view of a parameter whose first dimension counts experts.
 
-    Parameters
-    ----------
-    parameter : Tensor
-        Of fused experts.
-    stacked : int
-        What :func:`stacked_experts` says of its module.
+    `stacked`: what :func:`stacked_experts` says of its module.
     """
     return parameter.view(stacked, -1, parameter.shape[-1]) if stacked else parameter
 
@@ -146,22 +133,11 @@ def watched_experts(
 ) -> Iterator[None]:
     """Tell of everything that is multiplied by a slice of a module's parameters.
 
-    Parameters
-    ----------
-    module : nn.Module
-        Holds fused experts; inside the ``with`` statement it runs as its class is written.
-    lies : Mapping[str, bool]
-        What :func:`expert_matrices` says of it.
-    seen : Callable
-        Called with the parameter, the expert and the inputs, for each product.
-    gradients : bool
-        Call it with the gradients of the outputs instead, (tokens, d_out), when they are known.
-
-    Raises
-    ------
-    ModelError
-        From the module's forward, if a parameter is used otherwise than in a product, or lies
-        otherwise than it seemed to.
+    `module`: holds fused experts; inside the ``with`` statement it runs as its class is written.
+    `lies`: what :func:`expert_matrices` says of it. `seen`: called with the parameter, the expert
+    and the inputs, for each product. `gradients`: call it with the gradients of the outputs
+    instead, (tokens, d_out), when they are known. Raises ModelError: from the module's forward, if
+    a parameter is used otherwise than in a product, or lies otherwise than it seemed to.
     """
     running, stacked = ExitStack(), stacked_experts(module)
 

@@ -45,12 +45,8 @@ SHARD_BYTES = 256_000_000
 class ShardWriter:
     """Writes a model's weights as one safetensors file, or as several with an index.
 
-    Parameters
-    ----------
-    folder : Path
-        Where ``model.safetensors`` or ``model-00001-of-0000N.safetensors`` go.
-    shard_bytes : int
-        A file is written once its tensors have so many bytes; until then they are held.
+    `folder`: where ``model.safetensors`` or ``model-00001-of-0000N.safetensors`` go. `shard_bytes`:
+    a file is written once its tensors have so many bytes; until then they are held.
     """
 
     def __init__(self, folder: Path, shard_bytes: int) -> None:
@@ -102,23 +98,12 @@ def export_model(
 
     One block of the model is in memory at a time.
 
-    Parameters
-    ----------
-    model : LoadedModel
-        The dense model; unchanged.
-    changes : Mapping[int, Mapping[str, Change]]
-        Block -> linear -> what becomes of it; asked for block by block.
-    folder : Path
-        Where the model goes: sharded safetensors with real zeros, configuration, tokenizer and
-        :data:`SIDECAR`. Quantised weights go in compressed-tensors' form, and no masks beside.
-    mark : Fingerprint, optional
-        The dense model's, if it is known already; the masks say which model they are of.
-
-    Raises
-    ------
-    ModelError
-        If the folder exists and is not empty, cannot be written, or the changes are another
-        model's.
+    `model`: the dense model; unchanged. `changes`: block -> linear -> what becomes of it; asked for
+    block by block. `folder`: where the model goes: sharded safetensors with real zeros,
+    configuration, tokenizer and :data:`SIDECAR`. Quantised weights go in compressed-tensors' form,
+    and no masks beside. `mark`: the dense model's, if it is known already; the masks say which
+    model they are of. Raises ModelError if the folder exists and is not empty, cannot be written,
+    or the changes are another model's.
     """
     check_changes(model, changes)
     mark = fingerprint(model) if mark is None else mark
@@ -145,20 +130,10 @@ def export_model(
 def apply_masks(base: str | Path, masks: Path, output: Path) -> None:
     """Make a pruned model of the dense model and the masks that were made for it.
 
-    Parameters
-    ----------
-    base : str or Path
-        The dense model: a folder, a Hub id, or 'demo'.
-    masks : Path
-        The ``masks.safetensors`` of an export, which is a sixteenth of a model in bfloat16.
-    output : Path
-        A new folder; it becomes what the export was, bit for bit.
-
-    Raises
-    ------
-    ModelError
-        If the masks are another model's or came with new values for the survivors, a file is
-        damaged, or the folder is taken or cannot be written.
+    `base`: the dense model: a folder, a Hub id, or 'demo'. `masks`: the ``masks.safetensors`` of an
+    export, which is a sixteenth of a model in bfloat16. `output`: a new folder; it becomes what the
+    export was, bit for bit. Raises ModelError if the masks are another model's or came with new
+    values for the survivors, a file is damaged, or the folder is taken or cannot be written.
     """
     said = sidecar_metadata(masks)
     if said.get("survivors") == "changed":
@@ -173,19 +148,8 @@ def apply_masks(base: str | Path, masks: Path, output: Path) -> None:
 def base_model(base: str | Path, sidecar: Path, said: object) -> tuple[LoadedModel, Fingerprint]:
     """Load the dense model that a sidecar was made for.
 
-    Parameters
-    ----------
-    base : str or Path
-        The dense model: a folder, a Hub id, or 'demo'.
-    sidecar : Path
-        For errors.
-    said : object
-        What the sidecar says of the model: a mapping with ``weights`` and ``dtype``.
-
-    Raises
-    ------
-    ModelError
-        If it is another model.
+    `base`: the dense model: a folder, a Hub id, or 'demo'. `said`: what the sidecar says of the
+    model: a mapping with ``weights`` and ``dtype``. Raises ModelError if it is another model.
     """
     known = said if isinstance(said, dict) else {}
     said_dtype, demo = known.get("dtype"), str(base) == "demo"

@@ -19,22 +19,9 @@ def keep_zeros(
     An optimizer that changes each weight by its own gradients alone, as SGD and Adam do with
     momentum and weight decay, then leaves them at zero. Costs a byte a weight.
 
-    Parameters
-    ----------
-    model : nn.Module
-        The decoder, on the device that it is trained on.
-    masks : Mapping[int, Mapping[str, BitMask]]
-        Block -> linear -> mask, as :func:`fedprune.models.sidecar.read_sidecar` gives them.
-
-    Returns
-    -------
-    list[RemovableHandle]
-        One a weight that is trained; ``remove()`` lets its zeros go.
-
-    Raises
-    ------
-    ModelError
-        If the masks are another model's.
+    `model`: the decoder, on the device that it is trained on. `masks`: block -> linear -> mask, as
+    :func:`fedprune.models.sidecar.read_sidecar` gives them. Returns one a weight that is trained;
+    ``remove()`` lets its zeros go. Raises ModelError if the masks are another model's.
     """
     layout = find_layout(model)
     handles = []

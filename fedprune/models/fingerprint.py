@@ -24,30 +24,17 @@ _VOLATILE = frozenset({"transformers_version", "_name_or_path", "_commit_hash", 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Identity of a loaded model.
+    """Identity of a loaded model."""
 
-    Parameters
-    ----------
-    config : str
-        SHA-256 of the configuration, in hex.
-    weights : str
-        SHA-256 over all tensors' names, dtypes, shapes and bytes, in hex.
-    transformers : str
-        Release that loaded it: tells why configurations may differ.
-    """
-
-    config: str
-    weights: str
-    transformers: str
+    config: str  # SHA-256 of the configuration, in hex
+    weights: str  # SHA-256 over all tensors' names, dtypes, shapes and bytes, in hex
+    transformers: str  # release that loaded it: tells why configurations may differ
 
 
 def fingerprint(model: LoadedModel) -> Fingerprint:
     """Return the fingerprint of a model in the type that it computes in.
 
-    Parameters
-    ----------
-    model : LoadedModel
-        Tied tensors count under each of their names; buffers that are not saved do not count.
+    `model`: tied tensors count under each of their names; buffers that are not saved do not count.
     """
     return Fingerprint(
         config=config_hash(model.model.config.to_diff_dict()),
@@ -65,12 +52,7 @@ def config_hash(config: Mapping[str, object]) -> str:
 def weights_hash(names: Iterable[str], tensor: Callable[[str], Tensor]) -> str:
     """Return the SHA-256 of named tensors, whatever the order in which they come.
 
-    Parameters
-    ----------
-    names : Iterable[str]
-        Their names.
-    tensor : Callable[[str], Tensor]
-        Name -> tensor; asked for by several threads, and let go once it is hashed.
+    `tensor`: name -> tensor; asked for by several threads, and let go once it is hashed.
     """
 
     def one(name: str) -> bytes:

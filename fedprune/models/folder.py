@@ -111,19 +111,8 @@ def shard_names(index: Path) -> set[str]:
 def weight_files(source: str, revision: str | None) -> list[Path]:
     """Return the files that hold a model's weights; none if it is not stored as safetensors.
 
-    Parameters
-    ----------
-    source : str
-        A folder or a Hub id.
-    revision : str or None
-        Of a Hub id; None is its main branch.
-
-    Raises
-    ------
-    OSError
-        If the Hub cannot be reached.
-    ModelError
-        If the index of several files is damaged.
+    `revision`: of a Hub id; None is its main branch. Raises OSError if the Hub cannot be reached.
+    Raises ModelError if the index of several files is damaged.
     """
     whole = _file(source, revision, SAFETENSORS)
     if whole is not None:

@@ -31,30 +31,17 @@ Cut = Callable[[str, Tensor], Tensor | None]
 
 @dataclass
 class KeptWriter:
-    """Finds out, tensor by tensor, what remains of a dense model.
+    """Finds out, tensor by tensor, what remains of a dense model."""
 
-    Attributes
-    ----------
-    vectors : dict[str, Tensor]
-        ``{tensor}.{dimension}`` -> what remains, bool.
-    values_kept : bool
-        Whether all that remains has the values that it had.
-    """
-
+    # ``{tensor}.{dimension}`` -> what remains, bool
     vectors: dict[str, Tensor] = field(default_factory=dict)
-    values_kept: bool = True
+    values_kept: bool = True  # whether all that remains has the values that it had
 
     def add(self, name: str, dense: Tensor, left: Tensor, cut: Cut) -> None:
         """Take in a tensor that remains.
 
-        Parameters
-        ----------
-        name : str
-            What the dense model calls it.
-        dense, left : Tensor
-            As the dense model has it, and what is left of it.
-        cut : Callable[[str, Tensor], Tensor or None]
-            Leaves of a tensor what remains; asked with numbers of rows in place of weights.
+        `dense`, `left`: as the dense model has it, and what is left of it. `cut`: leaves of a
+        tensor what remains; asked with numbers of rows in place of weights.
         """
         found: dict[int, Tensor] = {}
         if left.dim() == dense.dim():
@@ -85,18 +72,10 @@ def chosen(tensor: Tensor, remains: Mapping[int, Tensor]) -> Tensor:
 def read_kept(path: Path) -> tuple[dict[str, Any], dict[str, dict[int, Tensor]]]:
     """Return what such a file says.
 
-    Returns
-    -------
-    header : dict
-        ``model`` (``weights``, ``config``, ``dtype``), ``blocks`` and ``num_blocks``, ``config``,
-        ``survivors`` (``kept`` or ``changed``).
-    remains : dict[str, dict[int, Tensor]]
-        Tensor of the dense model -> dimension -> what remains along it, bool.
-
-    Raises
-    ------
-    ModelError
-        If it is missing, damaged, of another format or version.
+    Returns `header`, ``model`` (``weights``, ``config``, ``dtype``), ``blocks`` and ``num_blocks``,
+    ``config``, ``survivors`` (``kept`` or ``changed``). Returns `remains`, tensor of the dense
+    model -> dimension -> what remains along it, bool. Raises ModelError if it is missing, damaged,
+    of another format or version.
     """
     if not path.is_file():
         raise ModelError(f"There is no '{path}'. Give the kept.safetensors of an export.")

@@ -24,52 +24,30 @@ _LEAST_SHARE = 0.5
 
 @dataclass(frozen=True)
 class ExpertSlice:
-    """Where one expert's matrix is among those of all experts.
+    """Where one expert's matrix is among those of all experts."""
 
-    Parameters
-    ----------
-    holder : str
-        Path of the module inside the block, for example ``mlp.experts``.
-    parameter : str
-        Name of its parameter, for example ``down_proj``.
-    index : int
-        The expert: which slice.
-    transposed : bool
-        Whether a slice is stored as (d_in, d_out).
-    stacked : int
-        How many experts' rows the parameter holds one after another; 0 where a dimension of its
-        own counts them.
-    """
-
-    holder: str
-    parameter: str
+    holder: str  # path of the module inside the block, for example ``mlp.experts``
+    parameter: str  # name of its parameter, for example ``down_proj``
     index: int
-    transposed: bool
+    transposed: bool  # whether a slice is stored as (d_in, d_out)
+    # how many experts' rows the parameter holds one after another; 0 where a dimension of its own
+    # counts them
     stacked: int = 0
 
 
 @dataclass(frozen=True)
 class LinearRef:
-    """One prunable weight matrix, seen as (d_out, d_in) however the module stores it.
+    """One prunable weight matrix, seen as (d_out, d_in) however the module stores it."""
 
-    Parameters
-    ----------
-    name : str
-        Path inside the block, for example ``self_attn.q_proj``; of an expert's matrix with the
-        expert's number, ``mlp.experts.3.gate_up_proj``. Where gate and up are one parameter, they
-        are one matrix: with `pruner.group=layer` their weights compete.
-    module : nn.Module
-        An ``nn.Linear``, the ``Conv1D`` of GPT-2, which stores (d_in, d_out), or a module of fused
-        experts.
-    shape : tuple[int, int]
-        (d_out, d_in).
-    expert : ExpertSlice or None
-        Which slice of a parameter it is; None for a parameter of its own.
-    """
-
+    # path inside the block, for example ``self_attn.q_proj``; of an expert's matrix with the
+    # expert's number, ``mlp.experts.3.gate_up_proj``. Where gate and up are one parameter, they are
+    # one matrix: with `pruner.group=layer` their weights compete.
     name: str
+    # an ``nn.Linear``, the ``Conv1D`` of GPT-2, which stores (d_in, d_out), or a module of fused
+    # experts
     module: nn.Module
-    shape: tuple[int, int]
+    shape: tuple[int, int]  # (d_out, d_in)
+    # which slice of a parameter it is; None for a parameter of its own
     expert: ExpertSlice | None = None
 
     @property
@@ -97,31 +75,17 @@ class LinearRef:
 
 @dataclass(frozen=True)
 class DecoderLayout:
-    """The decoder blocks of a model, in the order in which they run.
+    """The decoder blocks of a model, in the order in which they run."""
 
-    Parameters
-    ----------
-    prefix : str
-        Where they are, for example ``model.layers``.
-    blocks : tuple[nn.Module, ...]
-        The blocks themselves.
-    width : int
-        Size of the hidden states, 0 if unknown.
-    passage : Passage
-        How hidden states go through them.
-    shared, left_out : frozenset of str
-        Linear maps that stay dense, by their names in the model: those that share a matrix, and
-        those that a run does not select.
-    unread : frozenset of str
-        Parts outside the blocks that text never reaches, a tower for images for instance.
-    """
-
-    prefix: str
+    prefix: str  # where they are, for example ``model.layers``
     blocks: tuple[nn.Module, ...]
-    passage: Passage
-    width: int = 0
+    passage: Passage  # how hidden states go through them
+    width: int = 0  # size of the hidden states, 0 if unknown
+    # shared, left_out: linear maps that stay dense, by their names in the model: those that share a
+    # matrix, and those that a run does not select
     shared: frozenset[str] = frozenset()
     left_out: frozenset[str] = frozenset()
+    # parts outside the blocks that text never reaches, a tower for images for instance
     unread: frozenset[str] = frozenset()
     _known: dict[int, dict[str, LinearRef]] = field(default_factory=dict, repr=False, compare=False)
 
@@ -156,22 +120,11 @@ class DecoderLayout:
 def find_layout(model: nn.Module) -> DecoderLayout:
     """Find the decoder blocks of a model.
 
-    Parameters
-    ----------
-    model : nn.Module
-        A Hugging Face decoder; its weights may be on the meta device.
-
-    Returns
-    -------
-    DecoderLayout
-        The blocks; every ``nn.Linear`` and ``Conv1D`` inside them is prunable, and every expert's
-        slice of a fused parameter, and nothing else: routers stay dense.
-
-    Raises
-    ------
-    ModelError
-        For an encoder-decoder, a model without blocks or without linear maps in them, one that
-        does not run them once each on text, and blocks that keep most weights elsewhere.
+    `model`: a Hugging Face decoder; its weights may be on the meta device. Returns the blocks;
+    every ``nn.Linear`` and ``Conv1D`` inside them is prunable, and every expert's slice of a fused
+    parameter, and nothing else: routers stay dense. Raises ModelError for an encoder-decoder, a
+    model without blocks or without linear maps in them, one that does not run them once each on
+    text, and blocks that keep most weights elsewhere.
     """
     kind = type(model).__name__
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):

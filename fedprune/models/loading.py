@@ -57,30 +57,16 @@ from fedprune.models.wrapped import plain_model
 
 @dataclass
 class LoadedModel:
-    """A decoder with its tokenizer, the place of its blocks and the source of its weights.
+    """A decoder with its tokenizer, the place of its blocks and the source of its weights."""
 
-    Parameters
-    ----------
-    model : PreTrainedModel
-        The architecture in evaluation mode. Where the weights are mapped its parameters have no
-        data (device "meta"); only buffers that are not saved are real.
-    tokenizer : PreTrainedTokenizerBase
-        The model's own.
-    layout : DecoderLayout
-        Its blocks.
-    path : str
-        Folder or Hub id that it came from.
-    source : WeightSource
-        Gives the weights one by one.
-    side_files : Callable[[], Mapping[str, Path]]
-        Finds what lies beside the weights where the model came from, name -> place.
-    """
-
+    # the architecture in evaluation mode. Where the weights are mapped its parameters have no data
+    # (device "meta"); only buffers that are not saved are real.
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     layout: DecoderLayout
-    path: str
-    source: WeightSource
+    path: str  # folder or Hub id that it came from
+    source: WeightSource  # gives the weights one by one
+    # finds what lies beside the weights where the model came from, name -> place
     side_files: Callable[[], Mapping[str, Path]] = dict
 
     def names(self) -> list[str]:
@@ -90,10 +76,7 @@ class LoadedModel:
     def tensor(self, name: str) -> Tensor:
         """Return a tensor of the model's state on the CPU, in the type it computes in.
 
-        Raises
-        ------
-        ModelError
-            If its file cannot be read any more.
+        Raises ModelError if its file cannot be read any more.
         """
         return self.source.tensors([name])[name]
 
@@ -141,20 +124,9 @@ def loaded_from(
 ) -> LoadedModel:
     """Return a model that was made in Python, weights in memory, ready to be pruned.
 
-    Parameters
-    ----------
-    model : nn.Module
-        The model, on the CPU; it is put into evaluation mode. One that is compiled or parallel is
-        taken out of its wrapper.
-    tokenizer : PreTrainedTokenizerBase
-        Its tokenizer.
-    path : str
-        How it is called.
-
-    Raises
-    ------
-    ModelError
-        If it cannot be pruned block by block, or holds adapters or masks that are not merged.
+    `model`: the model, on the CPU; it is put into evaluation mode. One that is compiled or parallel
+    is taken out of its wrapper. Raises ModelError if it cannot be pruned block by block, or holds
+    adapters or masks that are not merged.
     """
     plain = plain_model(model)
     plain.eval()
@@ -177,21 +149,11 @@ def load_model(
 ) -> LoadedModel:
     """Load the model that a run prunes.
 
-    Parameters
-    ----------
-    config : ModelConfig
-        Which model, which revision, and in which dtype ('auto': as stored).
-    path : str, optional
-        A node's own copy, used in place of ``config.path``.
-    quantized : bool
-        Whether a checkpoint in compressed-tensors' form is opened: to be measured, with the weights
-        that its codes stand for, all in memory.
-
-    Raises
-    ------
-    ModelError
-        If the model cannot be found, is incomplete, or is nothing that can be pruned block by
-        block; the message says what was looked for and what to do.
+    `config`: which model, which revision, and in which dtype ('auto': as stored). `path`: a node's
+    own copy, used in place of ``config.path``. `quantized`: whether a checkpoint in
+    compressed-tensors' form is opened: to be measured, with the weights that its codes stand for,
+    all in memory. Raises ModelError if the model cannot be found, is incomplete, or is nothing that
+    can be pruned block by block; the message says what was looked for and what to do.
     """
     source = os.path.expanduser(path) if path else _source(config)
     revision = config.revision
@@ -225,22 +187,8 @@ def load_model(
 def model_shapes(config: ModelConfig, path: str | None = None) -> list[dict[str, tuple[int, int]]]:
     """Return the shapes of all prunable matrices without loading a weight.
 
-    Parameters
-    ----------
-    config : ModelConfig
-        Which model; only its configuration file is read.
-    path : str, optional
-        As for :func:`load_model`.
-
-    Returns
-    -------
-    list[dict[str, tuple[int, int]]]
-        One mapping a block, name -> (d_out, d_in), as in :meth:`DecoderLayout.shapes`.
-
-    Raises
-    ------
-    ModelError
-        As :func:`load_model`.
+    `path`: as for :func:`load_model`. Returns one mapping a block, name -> (d_out, d_in), as in
+    :meth:`DecoderLayout.shapes`. Raises ModelError as :func:`load_model`.
     """
     source = os.path.expanduser(path) if path else _source(config)
     if is_local(source):
@@ -252,17 +200,7 @@ def model_shapes(config: ModelConfig, path: str | None = None) -> list[dict[str,
 def whole_model(source: str, revision: str | None = None) -> PreTrainedModel:
     """Load a model whole into memory, by the class that it was saved from; also a quantised one.
 
-    Parameters
-    ----------
-    source : str
-        A folder, or an id on the Hub.
-    revision : str, optional
-        Of an id.
-
-    Raises
-    ------
-    ModelError
-        If it cannot be loaded.
+    Raises ModelError if it cannot be loaded.
     """
     architecture = read_config(source, revision, quantized=True)
     with readable_errors(source), progress_on_terminals_only():
@@ -275,14 +213,7 @@ def whole_model(source: str, revision: str | None = None) -> PreTrainedModel:
 def check_seq_len(model: PreTrainedModel, seq_len: int, key: str) -> None:
     """Raise ``ModelError`` if a sequence is longer than the model has positions for.
 
-    Parameters
-    ----------
-    model : PreTrainedModel
-        The model; one whose configuration names no limit takes any length.
-    seq_len : int
-        Length in tokens.
-    key : str
-        Configuration key that sets the length.
+    `model`: the model; one whose configuration names no limit takes any length.
     """
     text = model.config.get_text_config()
     limit = getattr(text, "max_position_embeddings", None)

@@ -32,35 +32,22 @@ Keep = Mapping[int, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Experts:
-    """The experts that a router chooses among.
+    """The experts that a router chooses among."""
 
-    Attributes
-    ----------
-    name : str
-        Path inside the block, ``mlp.experts`` for instance.
-    module : nn.Module
-        What is called as ``experts(hidden_states, top_k_index, top_k_weights)``, or, if there is a
-        ``router``, as ``experts(hidden_states)`` with rows for each expert in turn.
-    count : int
-        How many there are.
-    router : nn.Module or None
-        What returns the weight of each expert for each token, zero where it is not chosen; the
-        experts' inputs have been multiplied by it. None where the experts get these weights.
-    """
-
-    name: str
+    name: str  # path inside the block, ``mlp.experts`` for instance
+    # what is called as ``experts(hidden_states, top_k_index, top_k_weights)``, or, if there is a
+    # ``router``, as ``experts(hidden_states)`` with rows for each expert in turn
     module: nn.Module
     count: int
+    # what returns the weight of each expert for each token, zero where it is not chosen; the
+    # experts' inputs have been multiplied by it. None where the experts get these weights.
     router: nn.Module | None = None
 
 
 def find_experts(block: nn.Module) -> Experts | None:
     """Return the experts of a block, None where it has none.
 
-    Raises
-    ------
-    ModelError
-        If it has several mixtures, or experts that are not stored together.
+    Raises ModelError if it has several mixtures, or experts that are not stored together.
     """
     modules = dict(block.named_modules())
     found: dict[str, Experts] = {}
@@ -111,21 +98,11 @@ def _arguments(module: nn.Module) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Mixture:
-    """What a model says of its experts.
+    """What a model says of its experts."""
 
-    Attributes
-    ----------
-    experts : Mapping[int, int]
-        Block -> how many experts it has, of blocks that have any.
-    groups : int
-        Parts of equal size into which the router divides them; 1: it chooses among all.
-    open_groups : int
-        In how many of these a token's experts are.
-    """
-
-    experts: Mapping[int, int]
-    groups: int
-    open_groups: int
+    experts: Mapping[int, int]  # block -> how many experts it has, of blocks that have any
+    groups: int  # parts of equal size into which the router divides them; 1: it chooses among all
+    open_groups: int  # in how many of these a token's experts are
 
     @property
     def count(self) -> int:
@@ -148,10 +125,7 @@ class Mixture:
 def find_mixture(model: LoadedModel) -> Mixture:
     """Return what a model's blocks and configuration say of its experts.
 
-    Raises
-    ------
-    ModelError
-        If it has none that can be reached, or other numbers of them in other blocks.
+    Raises ModelError if it has none that can be reached, or other numbers of them in other blocks.
     """
     kind, found = type(model.model).__name__, {}
     for index, block in enumerate(model.layout.blocks):
@@ -201,22 +175,9 @@ def _check_routed(where: str, block: nn.Module, experts: Experts) -> None:
 def without_experts(model: LoadedModel, keep: Keep) -> Reshape:
     """Return the shape of a model with some of its experts.
 
-    Parameters
-    ----------
-    model : LoadedModel
-        The dense model.
-    keep : Mapping[int, tuple of int]
-        Every block with experts -> those that remain, ascending.
-
-    Returns
-    -------
-    Reshape
-        To be written by :func:`fedprune.models.reshape.export_reshaped`.
-
-    Raises
-    ------
-    ModelError
-        If no key of the configuration counts the experts, or none can say what is asked.
+    `keep`: every block with experts -> those that remain, ascending. Returns to be written by
+    :func:`fedprune.models.reshape.export_reshaped`. Raises ModelError if no key of the
+    configuration counts the experts, or none can say what is asked.
     """
     mixture = find_mixture(model)
     kept = _check_keep(mixture, keep)
@@ -346,16 +307,8 @@ class _Cut:
 def parts_of(tensor: Tensor, dim: int, count: int, kept: Sequence[int]) -> Tensor:
     """Return some of the equal parts of a tensor.
 
-    Parameters
-    ----------
-    tensor : Tensor
-        Any shape.
-    dim : int
-        The dimension that is divided into ``count`` parts of consecutive entries.
-    count : int
-        How many parts there are.
-    kept : Sequence[int]
-        Which remain, in their order.
+    `tensor`: any shape. `dim`: the dimension that is divided into ``count`` parts of consecutive
+    entries.
     """
     shape = tuple(tensor.shape)
     parts = tensor.reshape(*shape[:dim], count, shape[dim] // count, *shape[dim + 1 :])

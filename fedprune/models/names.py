@@ -29,53 +29,27 @@ from fedprune.models.weights import Stored, map_tensors
 
 @dataclass(frozen=True)
 class Part:
-    """One stored tensor in an :class:`Origin`.
-
-    Attributes
-    ----------
-    place : Stored
-        Where it lies.
-    pattern : str
-        Which pattern of the converter it meets; "" without one.
-    called : str
-        Its name when the converter gets it, today's where the stored one is older.
-    """
+    """One stored tensor in an :class:`Origin`."""
 
     place: Stored
-    pattern: str = ""
-    called: str = ""
+    pattern: str = ""  # which pattern of the converter it meets; "" without one
+    called: str = ""  # its name when the converter gets it, today's where the stored one is older
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Stored tensors, and the tensors of a model's state that are made of them.
+    """Stored tensors, and the tensors of a model's state that are made of them."""
 
-    Attributes
-    ----------
-    parts : tuple of Part
-        What is stored, in the order in which the library takes it.
-    converter : WeightConverter or None
-        What makes tensors of them; None where one stored tensor is one of the state.
-    first : str
-        How the library calls the conversion: the first name in the state.
-    names : tuple of str
-        What comes out, names in the state.
-    """
-
-    parts: tuple[Part, ...]
+    parts: tuple[Part, ...]  # what is stored, in the order in which the library takes it
+    # what makes tensors of them; None where one stored tensor is one of the state
     converter: WeightConverter | None
-    first: str
-    names: tuple[str, ...]
+    first: str  # how the library calls the conversion: the first name in the state
+    names: tuple[str, ...]  # what comes out, names in the state
 
     def tensors(self, model: PreTrainedModel, empty: bool = False) -> dict[str, Tensor]:
         """Return the state's tensors: mapped, or new ones if they are made of others.
 
-        Parameters
-        ----------
-        model : PreTrainedModel
-            The architecture.
-        empty : bool
-            Nothing is read: the tensors are on the device "meta".
+        `empty`: nothing is read: the tensors are on the device "meta".
         """
         if empty:
             found = [
@@ -131,25 +105,10 @@ def find_origins(
 ) -> tuple[dict[str, Origin], dict[str, Stored]]:
     """Return where each tensor of a model's state comes from, as the library would load it.
 
-    Parameters
-    ----------
-    model : PreTrainedModel
-        The architecture; its weights may be on the meta device.
-    files : Mapping[str, Stored]
-        What the files hold, under their names.
-
-    Returns
-    -------
-    dict[str, Origin]
-        Name in the state -> origin, the same one for all that it makes. A tied weight is only
-        under the name that is stored.
-    dict[str, Stored]
-        Today's name -> what no tensor of the state is made of.
-
-    Raises
-    ------
-    ModelError
-        If one of several tensors that the library makes one of is missing.
+    `model`: the architecture; its weights may be on the meta device. Returns name in the state ->
+    origin, the same one for all that it makes. A tied weight is only under the name that is stored.
+    Returns today's name -> what no tensor of the state is made of. Raises ModelError if one of
+    several tensors that the library makes one of is missing.
     """
     state, prefix = model.state_dict(), model.base_model_prefix
     transforms = get_model_conversion_mapping(model)

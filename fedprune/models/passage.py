@@ -31,25 +31,16 @@ _PRODUCTS = (nn.Linear.forward, Conv1D.forward)
 
 @dataclass(frozen=True)
 class Passage:
-    """The way of hidden states through a model's blocks.
+    """The way of hidden states through a model's blocks."""
 
-    Parameters
-    ----------
-    order : tuple of int
-        The blocks in the order in which they are called, each once.
-    plain : bool
-        Whether each block gets what the one before returned as it is, and nothing else depends on
-        what blocks return: then all blocks' other arguments are known from the embeddings alone.
-    outputs : tuple of object
-        What each called block returned, with the numbers of the hollow copy.
-    idle : frozenset of str
-        Linear maps that no block called, by their names in the model. Those of experts to which
-        nothing was routed are not among them.
-    """
-
-    order: tuple[int, ...]
+    order: tuple[int, ...]  # the blocks in the order in which they are called, each once
+    # whether each block gets what the one before returned as it is, and nothing else depends on
+    # what blocks return: then all blocks' other arguments are known from the embeddings alone
     plain: bool
+    # what each called block returned, with the numbers of the hollow copy
     outputs: tuple[object, ...] = ()
+    # linear maps that no block called, by their names in the model. Those of experts to which
+    # nothing was routed are not among them.
     idle: frozenset[str] = frozenset()
 
     @property
@@ -64,31 +55,18 @@ class Passage:
 
 @dataclass
 class Trace:
-    """What a forward pass on text called.
-
-    Attributes
-    ----------
-    calls : list of tuple
-        (name of the list of modules, index in it, what the module returned), in order.
-    linears : set of str
-        Linear maps that were called, by name.
-    writers : set of str
-        Lists of modules whose modules leave something in a mapping that they get as an argument.
-    hiders : set of str
-        Those that leave something in a list, or in a mapping inside of an argument.
-    modules : set of str
-        Modules that were called, by name.
-    error : Exception or None
-        What stopped the pass before its end.
-    """
+    """What a forward pass on text called."""
 
     model: nn.Module
+    # (name of the list of modules, index in it, what the module returned), in order
     calls: list[tuple[str, int, object]] = field(default_factory=list)
-    linears: set[str] = field(default_factory=set)
-    modules: set[str] = field(default_factory=set)
+    linears: set[str] = field(default_factory=set)  # linear maps that were called, by name
+    modules: set[str] = field(default_factory=set)  # modules that were called, by name
+    # lists of modules whose modules leave something in a mapping that they get as an argument
     writers: set[str] = field(default_factory=set)
+    # those that leave something in a list, or in a mapping inside of an argument
     hiders: set[str] = field(default_factory=set)
-    error: Exception | None = None
+    error: Exception | None = None  # what stopped the pass before its end
 
     def order(self, name: str) -> list[int]:
         """Return the indices of a list's modules in the order of their calls."""
@@ -102,10 +80,7 @@ class Trace:
 def trace(model: nn.Module) -> Trace:
     """Run a hollow copy of a model on a few tokens and return what that called.
 
-    Parameters
-    ----------
-    model : nn.Module
-        The model; its weights may be on the meta device and are not looked at.
+    `model`: the model; its weights may be on the meta device and are not looked at.
     """
     with torch.device("cpu"):
         hollow = _hollow(model)
@@ -133,17 +108,8 @@ def trace(model: nn.Module) -> Trace:
 def passage(found: Trace, prefix: str) -> Passage:
     """Return how hidden states pass through the blocks of a list, from what a trace saw.
 
-    Parameters
-    ----------
-    found : Trace
-        From :func:`trace`.
-    prefix : str
-        Name of the list of blocks.
-
-    Raises
-    ------
-    ModelError
-        If blocks are called more than once, or need what others than the one before returned.
+    `found`: from :func:`trace`. Raises ModelError if blocks are called more than once, or need what
+    others than the one before returned.
     """
     kind = type(found.model).__name__
     blocks = found.model.get_submodule(prefix)
@@ -188,12 +154,7 @@ def passage(found: Trace, prefix: str) -> Passage:
 def unread(found: Trace, prefix: str) -> frozenset[str]:
     """Return the outermost modules outside of the blocks that text does not reach, by name.
 
-    Parameters
-    ----------
-    found : Trace
-        From :func:`trace`; none is unread if it stopped before its end.
-    prefix : str
-        Name of the list of blocks.
+    `found`: from :func:`trace`; none is unread if it stopped before its end.
     """
     if found.error is not None:
         return frozenset()
@@ -419,10 +380,7 @@ def _is_plain(
 ) -> bool:
     """Whether each block gets the hidden states of the one before, and nothing else of any.
 
-    Raises
-    ------
-    ModelError
-        If a block needs what was returned earlier than by the one before.
+    Raises ModelError if a block needs what was returned earlier than by the one before.
     """
     first, second = (_made_up(outputs, seed) for seed in _SEEDS)
     seen, other = (_seen(hollow, blocks, order, made) for made in (first, second))

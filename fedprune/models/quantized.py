@@ -30,20 +30,10 @@ _WEIGHT = ".weight"
 def check_quantizable(layout: DecoderLayout, group_size: int | None, symmetric: bool) -> None:
     """Refuse a model whose matrices have no such form, before any work.
 
-    Parameters
-    ----------
-    layout : DecoderLayout
-        The model's blocks.
-    group_size : int or None
-        Consecutive inputs that share a scale; None: a whole row.
-    symmetric : bool
-        Whether the groups have no zeros of their own.
-
-    Raises
-    ------
-    ModelError
-        For layers that are no ``nn.Linear``, experts that transformers would not load, and groups
-        that do not make up a row; names the linear and says what to do.
+    `group_size`: consecutive inputs that share a scale; None: a whole row. `symmetric`: whether the
+    groups have no zeros of their own. Raises ModelError for layers that are no ``nn.Linear``,
+    experts that transformers would not load, and groups that do not make up a row; names the linear
+    and says what to do.
     """
     for block in range(len(layout.blocks)):
         for name, linear in layout.linears(block).items():
@@ -77,13 +67,7 @@ def _why_not(linear: LinearRef, group_size: int | None, symmetric: bool) -> str:
 
 @dataclass
 class QuantizedExport:
-    """Collects what a folder's configuration says while its blocks are written one by one.
-
-    Parameters
-    ----------
-    model : LoadedModel
-        The dense model.
-    """
+    """Collects what a folder's configuration says while its blocks are written one by one."""
 
     model: LoadedModel
     _forms: set[tuple[int, bool]] = field(default_factory=set)
@@ -94,18 +78,9 @@ class QuantizedExport:
     def tensors(self, block: int, changes: Mapping[str, Change]) -> dict[str, Tensor]:
         """Return the stored tensors of a block's quantised linears, by their stored names.
 
-        Parameters
-        ----------
-        block : int
-            Index of the block.
-        changes : Mapping[str, Change]
-            Linear -> change; others than quantised ones are left alone.
-
-        Raises
-        ------
-        ModelError
-            If the model has no form for them (see :func:`check_quantizable`), or only some of the
-            experts that share a parameter are quantised.
+        `changes`: linear -> change; others than quantised ones are left alone. Raises ModelError if
+        the model has no form for them (see :func:`check_quantizable`), or only some of the experts
+        that share a parameter are quantised.
         """
         chosen = {name: one for name, one in changes.items() if isinstance(one, QuantizedWeight)}
         if not chosen:
@@ -159,10 +134,7 @@ class QuantizedExport:
     def configuration(self) -> dict[str, object]:
         """Return the ``quantization_config`` of all that was written.
 
-        Raises
-        ------
-        ModelError
-            If linears differ in bits, symmetry or the size of groups.
+        Raises ModelError if linears differ in bits, symmetry or the size of groups.
         """
         if len(self._forms) != 1:
             raise ModelError("All quantised linears must have the same bits and symmetry.")
@@ -262,17 +234,8 @@ def _gathered(
 def packed(codes: Tensor, bits: int) -> Tensor:
     """Return codes packed row by row, the first in the lowest bits of an int32.
 
-    Parameters
-    ----------
-    codes : Tensor
-        int8, shape (rows, columns), on the CPU, from ``-2**(bits-1)``.
-    bits : int
-        4 or 8.
-
-    Returns
-    -------
-    Tensor
-        int32, shape (rows, ceil(columns * bits / 32)); unused bits are zero.
+    `codes`: int8, shape (rows, columns), on the CPU, from ``-2**(bits-1)``. Returns int32, shape
+    (rows, ceil(columns * bits / 32)); unused bits are zero.
     """
     rows, columns = codes.shape
     lanes = 32 // bits

@@ -62,32 +62,22 @@ def unchanged(name: str, tensor: Tensor) -> Tensor | None:
 
 @dataclass(frozen=True)
 class Reshape:
-    """What becomes of a model's shape; weights first change as the changes beside it say.
+    """What becomes of a model's shape; weights first change as the changes beside it say."""
 
-    Attributes
-    ----------
-    config : Mapping[str, object]
-        Keys of the decoder's part of config.json and their new values, ``intermediate_size`` for
-        instance; ``table.key`` inside a table. The number of blocks follows from `blocks`.
-    blocks : tuple of int or None
-        The old blocks that remain, ascending; None: all.
-    tensors : Callable[[str, Tensor], Tensor or None]
-        Name in the dense model's state and tensor -> its units that remain, None where it goes
-        altogether. A tensor that many names share is asked for once.
-    """
-
+    # keys of the decoder's part of config.json and their new values, ``intermediate_size`` for
+    # instance; ``table.key`` inside a table. The number of blocks follows from `blocks`.
     config: Mapping[str, object] = field(default_factory=dict)
-    blocks: tuple[int, ...] | None = None
+    blocks: tuple[int, ...] | None = None  # the old blocks that remain, ascending; None: all
+    # name in the dense model's state and tensor -> its units that remain, None where it goes
+    # altogether. A tensor that many names share is asked for once.
     tensors: Callable[[str, Tensor], Tensor | None] = unchanged
 
 
 def check_reshape(model: LoadedModel, reshape: Reshape) -> PreTrainedModel:
     """Return the architecture without weights that a model becomes, before anything is asked.
 
-    Raises
-    ------
-    ModelError
-        If blocks are none of the model's, or its architecture has no such shape: saying why.
+    Raises ModelError if blocks are none of the model's, or its architecture has no such shape:
+    saying why.
     """
     total = len(model.layout.blocks)
     kept = _kept(model, reshape)
@@ -188,25 +178,11 @@ def export_reshaped(
 ) -> None:
     """Write a model with fewer units as a Hugging Face folder; one block is in memory at a time.
 
-    Parameters
-    ----------
-    model : LoadedModel
-        The dense model; unchanged.
-    changes : Mapping[int, Mapping[str, BitMask or LinearUpdate or SparseWeight]]
-        Block of the dense model -> linear -> what becomes of its weights before units go.
-    reshape : Reshape
-        Which units remain.
-    folder : Path
-        Where the model goes: sharded safetensors, configuration, tokenizer, :data:`ORIGIN` and
-        :data:`fedprune.models.kept.KEPT`.
-    mark : Fingerprint, optional
-        The dense model's, if it is known already.
-
-    Raises
-    ------
-    ModelError
-        As :func:`check_reshape`; if tensors come out in other shapes than the architecture's; if
-        the folder exists and is not empty or cannot be written.
+    `model`: the dense model; unchanged. `changes`: block of the dense model -> linear -> what
+    becomes of its weights before units go. `folder`: where the model goes: sharded safetensors,
+    configuration, tokenizer, :data:`ORIGIN` and :data:`fedprune.models.kept.KEPT`. Raises
+    ModelError as :func:`check_reshape`; if tensors come out in other shapes than the
+    architecture's; if the folder exists and is not empty or cannot be written.
     """
     check_changes(model, changes)
     new = check_reshape(model, reshape)
@@ -235,20 +211,10 @@ def export_reshaped(
 def apply_kept(base: str | Path, kept: Path, output: Path) -> None:
     """Make a smaller model of the dense model and what says which of its units remain.
 
-    Parameters
-    ----------
-    base : str or Path
-        The dense model: a folder, a Hub id, or 'demo'.
-    kept : Path
-        The ``kept.safetensors`` of an export.
-    output : Path
-        A new folder; its weights become what the export's were, bit for bit.
-
-    Raises
-    ------
-    ModelError
-        If the file is another model's, damaged, or of a model whose weights have new values; if the
-        folder is taken or cannot be written.
+    `base`: the dense model: a folder, a Hub id, or 'demo'. `kept`: the ``kept.safetensors`` of an
+    export. `output`: a new folder; its weights become what the export's were, bit for bit. Raises
+    ModelError if the file is another model's, damaged, or of a model whose weights have new values;
+    if the folder is taken or cannot be written.
     """
     said, remains = read_kept(kept)
     if said.get("survivors") != "kept":
@@ -273,10 +239,7 @@ def apply_kept(base: str | Path, kept: Path, output: Path) -> None:
 def read_origin(folder: Path) -> dict[str, Any] | None:
     """Return what an export says about where its shape came from, None if it is not reshaped.
 
-    Raises
-    ------
-    ModelError
-        If what it says is damaged.
+    Raises ModelError if what it says is damaged.
     """
     path = folder / ORIGIN
     if not path.is_file():

@@ -20,17 +20,8 @@ _SHOWN = 8
 def select(model: LoadedModel, pruner: PrunerConfig) -> LoadedModel:
     """Return the model whose prunable matrices are those that a configuration selects.
 
-    Parameters
-    ----------
-    model : LoadedModel
-        The model; unchanged.
-    pruner : PrunerConfig
-        Its `targets` and `ignore`.
-
-    Raises
-    ------
-    ConfigError
-        If an entry matches nothing, or nothing is left.
+    `model`: the model; unchanged. `pruner`: its `targets` and `ignore`. Raises ConfigError if an
+    entry matches nothing, or nothing is left.
     """
     targets, ignore = pruner.target_entries, pruner.ignore_entries
     if not targets and not ignore:

@@ -34,12 +34,8 @@ class SidecarWriter:
 
     Until it is closed the bits lie in a file beside it: all masks may not fit into memory.
 
-    Parameters
-    ----------
-    path : Path
-        The file, for example ``masks.safetensors``; an older one is replaced.
-    prefix : str
-        Where the blocks are in the model, for example ``model.layers``.
+    `path`: the file, for example ``masks.safetensors``; an older one is replaced. `prefix`: where
+    the blocks are in the model, for example ``model.layers``.
     """
 
     def __init__(self, path: Path, prefix: str) -> None:
@@ -103,21 +99,10 @@ def write_sidecar(
 ) -> None:
     """Write masks, block -> linear -> mask, as :class:`SidecarWriter` does.
 
-    Parameters
-    ----------
-    path : Path
-        The file, for example ``masks.safetensors``; an older one is replaced.
-    masks : Mapping[int, Mapping[str, BitMask]]
-        True where a weight survives; asked for block by block.
-    prefix : str
-        Where the blocks are in the model, for example ``model.layers``.
-    metadata : Mapping[str, object], optional
-        Whatever else the file shall say about itself, JSON values.
-
-    Raises
-    ------
-    ModelError
-        If ``metadata`` uses a key of the format itself.
+    `path`: the file, for example ``masks.safetensors``; an older one is replaced. `masks`: true
+    where a weight survives; asked for block by block. `prefix`: where the blocks are in the model,
+    for example ``model.layers``. `metadata`: whatever else the file shall say about itself, JSON
+    values. Raises ModelError if ``metadata`` uses a key of the format itself.
     """
     with SidecarWriter(path, prefix) as writer:
         for block, linears in masks.items():
@@ -146,20 +131,8 @@ def sidecar_shapes(path: Path) -> dict[str, tuple[int, int]]:
 def read_sidecar(path: Path) -> dict[int, dict[str, BitMask]]:
     """Read masks that :func:`write_sidecar` wrote.
 
-    Parameters
-    ----------
-    path : Path
-        The sidecar file.
-
-    Returns
-    -------
-    dict[int, dict[str, BitMask]]
-        Block -> linear -> mask.
-
-    Raises
-    ------
-    ModelError
-        If the file is missing or damaged, of another format or version, or contradicts itself.
+    Returns block -> linear -> mask. Raises ModelError if the file is missing or damaged, of another
+    format or version, or contradicts itself.
     """
     if not path.is_file():
         raise ModelError(f"No mask sidecar at '{path}'. Give the masks.safetensors of an export.")

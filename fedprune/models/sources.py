@@ -85,24 +85,13 @@ class HeldWeights:
 
 @dataclass(frozen=True)
 class MappedWeights:
-    """Weights in safetensors files; none is in memory for longer than somebody holds it.
+    """Weights in safetensors files; none is in memory for longer than somebody holds it."""
 
-    Parameters
-    ----------
-    model : PreTrainedModel
-        The architecture; its weights are not looked at.
-    origins : Mapping[str, Origin]
-        Name in the model's state -> what its tensor is made of.
-    shared : Mapping[str, str]
-        Name of a tied weight that is not stored -> the name of its twin that is.
-    types : Mapping[str, torch.dtype]
-        Name -> the type that the model computes in.
-    """
-
-    model: PreTrainedModel
-    origins: Mapping[str, Origin]
+    model: PreTrainedModel  # the architecture; its weights are not looked at
+    origins: Mapping[str, Origin]  # name in the model's state -> what its tensor is made of
+    # name of a tied weight that is not stored -> the name of its twin that is
     shared: Mapping[str, str]
-    types: Mapping[str, torch.dtype]
+    types: Mapping[str, torch.dtype]  # name -> the type that the model computes in
     # What was last made of several stored tensors: a block's linears may be asked for one by one.
     _made: deque[tuple[Origin, dict[str, Tensor]]] = field(
         default_factory=lambda: deque(maxlen=2), repr=False, compare=False
@@ -173,26 +162,9 @@ def map_weights(
 ) -> MappedWeights | None:
     """Return where a model's weights lie in its files.
 
-    Parameters
-    ----------
-    source : str
-        Folder or Hub id, for messages.
-    model : PreTrainedModel
-        The architecture.
-    files : Mapping[str, Stored]
-        What the files hold, under their names.
-    dtype : torch.dtype
-        What the model computes in; the library may keep some of its parts in float32.
-
-    Returns
-    -------
-    MappedWeights or None
-        None if only the library's own loader knows how to make the weights of what is stored.
-
-    Raises
-    ------
-    ModelError
-        If weights are missing or have other shapes than the architecture's.
+    `dtype`: what the model computes in; the library may keep some of its parts in float32. Returns
+    none if only the library's own loader knows how to make the weights of what is stored. Raises
+    ModelError if weights are missing or have other shapes than the architecture's.
     """
     state = model.state_dict()
     origins, left = find_origins(model, files)

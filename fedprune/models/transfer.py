@@ -50,24 +50,12 @@ SMALL_FILES = frozenset(
 
 @dataclass(frozen=True)
 class ModelFile:
-    """One file.
+    """One file."""
 
-    Attributes
-    ----------
-    name : str
-        Its name in the model's folder.
-    size : int
-        Its bytes, at least one.
-    sha256 : str
-        Of all of them, in hex.
-    segments : tuple of str
-        SHA-256 of each segment.
-    """
-
-    name: str
-    size: int
-    sha256: str
-    segments: tuple[str, ...]
+    name: str  # its name in the model's folder
+    size: int  # its bytes, at least one
+    sha256: str  # of all of them, in hex
+    segments: tuple[str, ...]  # SHA-256 of each segment
 
 
 @dataclass(frozen=True)
@@ -91,17 +79,9 @@ class Segment:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A model's files in the order in which they travel.
+    """A model's files in the order in which they travel."""
 
-    Attributes
-    ----------
-    segment_bytes : int
-        The bytes of a segment; the last of a file may be shorter.
-    files : tuple of ModelFile
-        All files.
-    """
-
-    segment_bytes: int
+    segment_bytes: int  # the bytes of a segment; the last of a file may be shorter
     files: tuple[ModelFile, ...]
 
     @cached_property
@@ -134,10 +114,8 @@ class Manifest:
     def read(cls, data: bytes) -> Self:
         """Read and check a manifest.
 
-        Raises
-        ------
-        WireError
-            If it is malformed, names what may not travel, or is beyond every model's size.
+        Raises WireError if it is malformed, names what may not travel, or is beyond every model's
+        size.
         """
         try:
             if len(data) > MOST_MANIFEST_BYTES:
@@ -204,36 +182,17 @@ _THREADS = 4
 
 @dataclass(frozen=True)
 class Offer:
-    """What a server has to give.
+    """What a server has to give."""
 
-    Attributes
-    ----------
-    manifest : Manifest
-        The files and their hashes.
-    paths : Mapping[str, Path]
-        Name -> where the file lies.
-    """
-
-    manifest: Manifest
-    paths: Mapping[str, Path]
+    manifest: Manifest  # the files and their hashes
+    paths: Mapping[str, Path]  # name -> where the file lies
 
     @classmethod
     def of(cls, source: str, revision: str | None, segment_bytes: int) -> Self:
         """Hash a model that has been loaded; no more than a piece of each file is in memory.
 
-        Parameters
-        ----------
-        source : str
-            Its folder, or its id on the Hub.
-        revision : str or None
-            Of a Hub id.
-        segment_bytes : int
-            Most bytes of a segment.
-
-        Raises
-        ------
-        ModelError
-            If it is not in safetensors files.
+        `segment_bytes`: most bytes of a segment. Raises ModelError if it is not in safetensors
+        files.
         """
         paths = _files(source, revision)
         names = sorted(paths, key=lambda name: (name not in SMALL_FILES, name))

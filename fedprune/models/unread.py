@@ -15,31 +15,18 @@ from fedprune.models.loading import LoadedModel
 
 @dataclass(frozen=True)
 class UnreadPart:
-    """A part that is left as it is.
+    """A part that is left as it is."""
 
-    Attributes
-    ----------
-    name : str
-        Where it is in the model, for example ``model.vision_tower``.
-    kind : str
-        Its class.
-    parameters : int
-        How many weights it has.
-    """
-
-    name: str
+    name: str  # where it is in the model, for example ``model.vision_tower``
     kind: str
-    parameters: int
+    parameters: int  # how many weights it has
 
 
 def describe(model: LoadedModel) -> dict[str, object]:
     """Return what results say of an architecture and of what a run leaves alone, as JSON values.
 
-    Returns
-    -------
-    dict
-        ``class``; ``loads_with``, the library's class for such models; ``blocks``, where the
-        pruned blocks are; ``unread``, a list of :class:`UnreadPart` as dicts.
+    Returns ``class``; ``loads_with``, the library's class for such models; ``blocks``, where the
+    pruned blocks are; ``unread``, a list of :class:`UnreadPart` as dicts.
     """
     decoder = model.model
     parts = unread_parts(decoder, model.layout.unread)

@@ -45,10 +45,7 @@ _SHARE_OF_FREE_MEMORY = 8
 def memory_limit(configured_mb: int | None) -> int:
     """Return how many bytes of hidden states to keep in memory.
 
-    Parameters
-    ----------
-    configured_mb : int or None
-        `pruner.hidden_memory_mb`; None takes an eighth of the memory that is free now.
+    `configured_mb`: `pruner.hidden_memory_mb`; None takes an eighth of the memory that is free now.
     """
     if configured_mb is not None:
         return configured_mb * 1_000_000
@@ -61,14 +58,9 @@ class HiddenStates(Sequence[Tensor]):
 
     What does not fit into the limit goes to a file without a name, which nobody else can open and
     which is gone when this object or its process is: hidden states derive from private text.
-
-    Parameters
-    ----------
-    limit_bytes : int
-        Most bytes to keep in memory.
     """
 
-    limit_bytes: int
+    limit_bytes: int  # most bytes to keep in memory
     _held: list[Tensor] = field(default_factory=list)
     _spilled: list[tuple[int, torch.dtype, torch.Size]] = field(default_factory=list)
     _bytes: int = 0
@@ -77,10 +69,7 @@ class HiddenStates(Sequence[Tensor]):
     def append(self, tensor: Tensor) -> None:
         """Add a sample's hidden states, a CPU tensor.
 
-        Raises
-        ------
-        ModelError
-            If the disk is full.
+        Raises ModelError if the disk is full.
         """
         if not self._spilled and self._bytes + tensor.nbytes <= self.limit_bytes:
             self._held.append(tensor)
@@ -143,27 +132,12 @@ _T = TypeVar("_T")
 class ModelWalk:
     """Token sequences on their way through a model's blocks.
 
-    Parameters
-    ----------
-    model : LoadedModel
-        The dense model; it is never changed.
-    samples : Sequence[Tensor]
-        Token ids, each int64 of shape (seq_len,).
-    device : str or torch.device
-        Where blocks run; hidden states stay on the CPU.
-    hidden : Sequence[Tensor], optional
-        Inputs of block ``start``, one (1, seq_len, d_model) tensor a sample, as an earlier walk
-        over the same samples left them in :attr:`hidden`; empty where that walk skipped blocks.
-    start : int
-        The first block to visit; beyond 0 it needs ``hidden`` unless there are no samples.
-    limits : Limits
-        Batch size and memory.
-
-    Raises
-    ------
-    ModelError
-        If a sample is too long for the model, or ``start`` and ``hidden`` do not fit model and
-        samples.
+    `model`: the dense model; it is never changed. `samples`: token ids, each int64 of shape
+    (seq_len,). `device`: where blocks run; hidden states stay on the CPU. `hidden`: inputs of block
+    ``start``, one (1, seq_len, d_model) tensor a sample, as an earlier walk over the same samples
+    left them in :attr:`hidden`; empty where that walk skipped blocks. `start`: the first block to
+    visit; beyond 0 it needs ``hidden`` unless there are no samples. Raises ModelError if a sample
+    is too long for the model, or ``start`` and ``hidden`` do not fit model and samples.
     """
 
     def __init__(
@@ -222,31 +196,17 @@ class ModelWalk:
     def start_from(self, changes: Mapping[str, Change]) -> None:
         """Put what an earlier round made of the current block in place of its dense weights.
 
-        Parameters
-        ----------
-        changes : Mapping[str, BitMask, LinearUpdate or SparseWeight]
-            Name of the linear -> what became of it; one that is not named stays dense.
-
-        Raises
-        ------
-        ModelError
-            If a change is not this block's.
+        `changes`: name of the linear -> what became of it; one that is not named stays dense.
+        Raises ModelError if a change is not this block's.
         """
         self._resident = self._changed(changes)
 
     def advance(self, changes: Mapping[str, Change]) -> None:
         """Run the current block changed on every sample and move on to the next.
 
-        Parameters
-        ----------
-        changes : Mapping[str, BitMask, LinearUpdate or SparseWeight]
-            Name of the linear -> what became of it; one that is not named stays dense.
-
-        Raises
-        ------
-        ModelError
-            If a change is not this block's, or memory runs out even for one sample; the walk then
-            stays where it was.
+        `changes`: name of the linear -> what became of it; one that is not named stays dense.
+        Raises ModelError if a change is not this block's, or memory runs out even for one sample;
+        the walk then stays where it was.
         """
 
         def run() -> HiddenStates:
@@ -282,23 +242,10 @@ class ModelWalk:
     def differentiable(self, number: int, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return what the current block gives one sample with other tensors, with gradients.
 
-        Parameters
-        ----------
-        number : int
-            The sample; the walk must take one at a time (:meth:`batch_by`).
-        tensors : Mapping[str, Tensor]
-            Name inside the block -> tensor as stored, float32 where it is of floating point, on the
-            walk's device.
-
-        Returns
-        -------
-        Tensor
-            float32, shaped like the sample's :attr:`hidden`.
-
-        Raises
-        ------
-        ModelError
-            If the decoder's blocks pass on more than hidden states.
+        `number`: the sample; the walk must take one at a time (:meth:`batch_by`). `tensors`: name
+        inside the block -> tensor as stored, float32 where it is of floating point, on the walk's
+        device. Returns float32, shaped like the sample's :attr:`hidden`. Raises ModelError if the
+        decoder's blocks pass on more than hidden states.
         """
         passage = self.model.layout.passage
         if not passage.plain or self._position not in passage.order:
@@ -444,10 +391,7 @@ class ModelWalk:
     def _embed(self, keep: bool, skipped: bool = False) -> list[torch.Size]:
         """Capture the blocks' calls, and the first block's inputs where they are to be kept.
 
-        Returns
-        -------
-        list of torch.Size
-            Shape of each sample's input of the first block; empty where that is not plain.
+        Returns shape of each sample's input of the first block; empty where that is not plain.
         """
         batches = [] if skipped else list(self._batches())
         tokens = (torch.stack([self._samples[number] for number in batch]) for batch in batches)

@@ -40,31 +40,16 @@ _WILL_NEED = 3  # of the C library's madvise
 def raw_bytes(tensor: Tensor) -> memoryview:
     """Return the bytes of a CPU tensor's elements in row-major order, without a copy if it can.
 
-    Parameters
-    ----------
-    tensor : Tensor
-        Any shape and dtype, on the CPU; copied only where it is not contiguous.
+    `tensor`: any shape and dtype, on the CPU; copied only where it is not contiguous.
     """
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor of a safetensors file.
+    """One tensor of a safetensors file."""
 
-    Attributes
-    ----------
-    name : str
-        How the file calls it.
-    path : Path
-        The file.
-    dtype : torch.dtype
-        Type of its elements.
-    shape : tuple of int
-        Its shape.
-    """
-
-    name: str
+    name: str  # how the file calls it
     path: Path
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -82,15 +67,8 @@ class Stored:
 def map_tensors(places: Mapping[str, Stored]) -> dict[str, Tensor]:
     """Return tensors, mapped copy-on-write: writing to one leaves its file alone.
 
-    Parameters
-    ----------
-    places : Mapping[str, Stored]
-        Any name -> which tensor; a file is opened once for all that it holds.
-
-    Raises
-    ------
-    ModelError
-        If a file is gone or another one than when it was indexed.
+    `places`: any name -> which tensor; a file is opened once for all that it holds. Raises
+    ModelError if a file is gone or another one than when it was indexed.
     """
     found: dict[str, Tensor] = {}
     for path in dict.fromkeys(place.path for place in places.values()):
@@ -129,15 +107,8 @@ def prefetch(places: Iterable[Stored]) -> None:
 def index_files(paths: Iterable[Path]) -> dict[str, Stored]:
     """Return name -> place of every tensor in some safetensors files.
 
-    Parameters
-    ----------
-    paths : Iterable[Path]
-        The files; they may come from anyone.
-
-    Raises
-    ------
-    ModelError
-        If a file is truncated or otherwise not in the format, or two files hold the same name.
+    `paths`: the files; they may come from anyone. Raises ModelError if a file is truncated or
+    otherwise not in the format, or two files hold the same name.
     """
     found: dict[str, Stored] = {}
     for path in paths:
@@ -181,16 +152,9 @@ def save_tensors(
 ) -> None:
     """Write a safetensors file that appears whole, and is on the disk, or not at all.
 
-    Parameters
-    ----------
-    path : Path
-        The file; an older one is replaced.
-    tensors : Mapping[str, Tensor]
-        On the CPU; none is copied that is contiguous, so mapped ones take no memory.
-    metadata : Mapping[str, str], optional
-        The file's own; by default that it holds PyTorch's tensors.
-    mode : int
-        Of the file, less the umask.
+    `path`: the file; an older one is replaced. `tensors`: on the CPU; none is copied that is
+    contiguous, so mapped ones take no memory. `metadata`: the file's own; by default that it holds
+    PyTorch's tensors.
     """
     partial = path.with_name(f".{path.name}.partial")
     whole = {name: tensor.contiguous() for name, tensor in tensors.items()}

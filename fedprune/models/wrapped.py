@@ -16,16 +16,9 @@ from fedprune.errors import ModelError
 def plain_model(model: nn.Module) -> PreTrainedModel:
     """Return the decoder inside a model.
 
-    Parameters
-    ----------
-    model : nn.Module
-        A causal language model, also one that is compiled or parallel.
-
-    Raises
-    ------
-    ModelError
-        If it is none, holds adapters, masks or quantised weights that belong to its values, or has
-        weights elsewhere than in the CPU's memory.
+    `model`: a causal language model, also one that is compiled or parallel. Raises ModelError if it
+    is none, holds adapters, masks or quantised weights that belong to its values, or has weights
+    elsewhere than in the CPU's memory.
     """
     while True:
         if isinstance(model, DataParallel | DistributedDataParallel):

@@ -32,32 +32,9 @@ def write_texts(  # noqa: PLR0913 - a draw, a device, and whom to tell
     Every next token is drawn from the whole distribution, at temperature 1. Where the tokenizer
     knows neither token, the first one is drawn evenly from the vocabulary.
 
-    Parameters
-    ----------
-    model : LoadedModel
-        The model; its blocks must pass on hidden states alone.
-    count : int
-        How many texts.
-    length : int
-        Tokens of each, the first included.
-    seed : int
-        All draws follow from it.
-    device : str or torch.device
-        Where blocks run.
-    limits : Limits
-        Memory.
-    report : Callable, optional
-        Told how many tokens each text has, after each.
-
-    Returns
-    -------
-    Tensor
-        Token ids, int64, shape (count, length), on the CPU.
-
-    Raises
-    ------
-    ModelError
-        If the model's predictions are not finite, or a text is too long for it.
+    `model`: the model; its blocks must pass on hidden states alone. `report`: told how many tokens
+    each text has, after each. Returns token ids, int64, shape (count, length), on the CPU. Raises
+    ModelError if the model's predictions are not finite, or a text is too long for it.
     """
     draws = torch.Generator().manual_seed(seed)
     texts = torch.empty(count, 1, dtype=torch.int64)

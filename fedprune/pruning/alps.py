@@ -39,29 +39,14 @@ _TOLERANCE = 1e-4
 def alps(weight: Tensor, moments: Tensor, spec: MaskSpec, damping: float) -> tuple[Tensor, Tensor]:
     """Return the pruned weight and its mask.
 
-    Parameters
-    ----------
-    weight : Tensor
-        Shape (d_out, d_in), any floating dtype; not changed.
-    moments : Tensor
-        Sum over tokens of x x^T, shape (d_in, d_in), on the weight's device; any positive multiple
-        of it gives the same result. The weights of dead inputs become zero.
-    spec : MaskSpec
-        Sparsity, pattern and comparison group. Of equal entries the lower index is pruned first.
-    damping : float
-        Share of the mean diagonal that is added to the diagonal.
-
-    Returns
-    -------
-    tuple[Tensor, Tensor]
-        The new weight, float32, exactly zero where pruned, and the mask, True = survives. The mask
-        has `fedprune.pruning.groups.expected_survivors`.
-
-    Raises
-    ------
-    ModelError
-        If weights or moments are not finite, the moments are not positive definite, or an N:M
-        pattern does not divide d_in.
+    `weight`: shape (d_out, d_in), any floating dtype; not changed. `moments`: sum over tokens of x
+    x^T, shape (d_in, d_in), on the weight's device; any positive multiple of it gives the same
+    result. The weights of dead inputs become zero. `spec`: sparsity, pattern and comparison group.
+    Of equal entries the lower index is pruned first. `damping`: share of the mean diagonal that is
+    added to the diagonal. Returns the new weight, float32, exactly zero where pruned, and the mask,
+    True = survives. The mask has `fedprune.pruning.groups.expected_survivors`. Raises ModelError if
+    weights or moments are not finite, the moments are not positive definite, or an N:M pattern does
+    not divide d_in.
     """
     problem = normalised(weight, moments, damping)
     sparse, mask = find_support(problem.target, _penalised(problem, damping), spec)
@@ -78,14 +63,8 @@ Penalised = Callable[[float], Callable[[Tensor, Tensor], Tensor]]
 def find_support(target: Tensor, penalised: Penalised, spec: MaskSpec) -> tuple[Tensor, Tensor]:
     """Return ADMM's sparse weight, in normalised coordinates, and its mask.
 
-    Parameters
-    ----------
-    target : Tensor
-        The dense weight in these coordinates, float32, shape (d_out, d_in).
-    penalised : Callable
-        The linear system of each step, made anew when rho changes.
-    spec : MaskSpec
-        Sparsity, pattern and comparison group.
+    `target`: the dense weight in these coordinates, float32, shape (d_out, d_in). `penalised`: the
+    linear system of each step, made anew when rho changes.
     """
     rho = _PENALTY
     before = mask = _largest(target, spec)

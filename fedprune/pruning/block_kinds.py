@@ -36,25 +36,14 @@ _HALF = 1 << 62
 
 @dataclass(frozen=True)
 class BlockSite:
-    """A block of the model, as a node and the server both see it.
-
-    Attributes
-    ----------
-    index, num_blocks : int
-        Which block it is, and of how many.
-    module : nn.Module
-        The block. Its weights may be on the meta device: only while it runs does it have any.
-    config : PreTrainedConfig
-        Of the decoder: ``hidden_size`` and so on.
-    shapes : Mapping[str, tuple[int, int]]
-        Name of the linear inside the block -> (d_out, d_in).
-    """
+    """A block of the model, as a node and the server both see it."""
 
     index: int
     num_blocks: int
+    # the block. Its weights may be on the meta device: only while it runs does it have any.
     module: nn.Module
-    config: Any
-    shapes: Mapping[str, tuple[int, int]]
+    config: Any  # of the decoder: ``hidden_size`` and so on
+    shapes: Mapping[str, tuple[int, int]]  # name of the linear inside the block -> (d_out, d_in)
 
     @classmethod
     def of(cls, model: LoadedModel, index: int) -> "BlockSite":
@@ -77,28 +66,17 @@ class BlockRecording(Protocol):
 
 
 class BlockKind(ABC):
-    """A named sum over calibration tokens of a whole block: how it is recorded and added up.
+    """A named sum over calibration tokens of a whole block: how it is recorded and added up."""
 
-    Attributes
-    ----------
-    name : str
-        What `strategy.statistics` and a statistics folder call it.
-    exact : bool
-        Whether all arrays are integers that add up elementwise, and so exactly.
-    elementwise : bool
-        Whether arrays that are no integers add up elementwise, too: then they can be summed under
-        masks, in fixed point.
-    payload : str
-        What leaves a node, of :data:`fedprune.methods.exchange.PAYLOADS`; its operator allows it.
-    together : bool
-        Whether something is kept from block to block, so that a client is asked about all blocks
-        in one message.
-    """
-
-    name: str
-    exact: bool = False
+    name: str  # what `strategy.statistics` and a statistics folder call it
+    exact: bool = False  # whether all arrays are integers that add up elementwise, and so exactly
+    # whether arrays that are no integers add up elementwise, too: then they can be summed under
+    # masks, in fixed point
     elementwise: bool = False
+    # what leaves a node, of `fedprune.methods.exchange.PAYLOADS`; its operator allows it
     payload: str = "sums"
+    # whether something is kept from block to block, so that a client is asked about all blocks in
+    # one message
     together: bool = False
 
     @abstractmethod
@@ -109,31 +87,16 @@ class BlockKind(ABC):
     def start(self, site: BlockSite, kept: MutableMapping[str, Any]) -> BlockRecording:
         """Return an empty record of a block.
 
-        Parameters
-        ----------
-        site : BlockSite
-            The block that is about to run.
-        kept : MutableMapping[str, object]
-            What recordings of earlier blocks left here with :attr:`together`; to be changed in
-            ``close`` only, since a block is run again where memory ran out.
+        `kept`: what recordings of earlier blocks left here with :attr:`together`; to be changed in
+        ``close`` only, since a block is run again where memory ran out.
         """
 
     def check(self, arrays: Mapping[str, NDArray[Any]], site: BlockSite, tokens: int) -> None:
         """Refuse arrays of the right types and shapes that cannot be of any texts.
 
-        Parameters
-        ----------
-        arrays : Mapping[str, NDArray]
-            From a stranger, as :meth:`specs` says.
-        site : BlockSite
-            The block.
-        tokens : int
-            The tokens that the client promised; 0 if nobody knows.
-
-        Raises
-        ------
-        WireError
-            By default if a float is not finite, or an integer so large that sums overflow.
+        `arrays`: from a stranger, as :meth:`specs` says. `tokens`: the tokens that the client
+        promised; 0 if nobody knows. Raises WireError: by default if a float is not finite, or an
+        integer so large that sums overflow.
         """
         for name, array in arrays.items():
             if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -144,10 +107,7 @@ class BlockKind(ABC):
     def add(self, first: Arrays, second: Arrays) -> Arrays:
         """Return the arrays of both's tokens: elementwise sums, integers or float64, unless said.
 
-        Raises
-        ------
-        WireError
-            If a sum of integers overflows.
+        Raises WireError if a sum of integers overflows.
         """
         total = {name: first[name] + second[name] for name in first}
         for name, array in total.items():

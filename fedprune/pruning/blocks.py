@@ -37,33 +37,20 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Observed:
-    """What was recorded of a block that ran dense.
+    """What was recorded of a block that ran dense."""
 
-    Attributes
-    ----------
-    linears : Mapping[str, Mapping[str, Statistic]]
-        Kind -> name of the linear -> statistic; linears that read the same input share it.
-    block : Mapping[str, Arrays]
-        Kind of the whole block -> its arrays.
-    """
-
+    # kind -> name of the linear -> statistic; linears that read the same input share it
     linears: Mapping[str, Mapping[str, Statistic]] = field(default_factory=dict)
+    # kind of the whole block -> its arrays
     block: Mapping[str, Arrays] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class StandIn:
-    """Text that some inputs of the first block are of, instead of a walk's own samples.
+    """Text that some inputs of the first block are of, instead of a walk's own samples."""
 
-    Attributes
-    ----------
-    samples : tuple of Tensor
-        Token ids, each int64 of shape (tokens,).
-    linears : frozenset of str
-        Linears of the first block; those that share an input are all here, or none is.
-    """
-
-    samples: tuple[Tensor, ...]
+    samples: tuple[Tensor, ...]  # token ids, each int64 of shape (tokens,)
+    # linears of the first block; those that share an input are all here, or none is
     linears: frozenset[str]
 
     def cut(self, most: int) -> list[Tensor]:
@@ -137,26 +124,12 @@ class BlockWalk(ModelWalk):
     ) -> dict[str, Statistic]:
         """Run the current block dense on every sample and return what entered its linear maps.
 
-        Parameters
-        ----------
-        kind : str
-            Name of the statistic, what a pruner `needs` (`fedprune.pruning.statistics.get_kind`).
-            "nothing" runs nothing.
-        max_width : int or None
-            Of wider inputs what the kind names instead is recorded, if it does.
-        only : Sequence[str] or None
-            The linears whose inputs are looked at; None: all.
-
-        Returns
-        -------
-        dict[str, Statistic]
-            Name of the linear -> sums and token count, on the walk's device; linears that read the
-            same input share one object. Empty for "nothing".
-
-        Raises
-        ------
-        ModelError
-            Without samples, when a linear map is never called, or when memory runs out.
+        `kind`: name of the statistic, what a pruner `needs`
+        (`fedprune.pruning.statistics.get_kind`). "nothing" runs nothing. `max_width`: of wider
+        inputs what the kind names instead is recorded, if it does. `only`: the linears whose inputs
+        are looked at; None: all. Returns name of the linear -> sums and token count, on the walk's
+        device; linears that read the same input share one object. Empty for "nothing". Raises
+        ModelError without samples, when a linear map is never called, or when memory runs out.
         """
         if kind == NOTHING:
             return {}
@@ -196,21 +169,8 @@ class BlockWalk(ModelWalk):
 
         The walk can then :meth:`advance` without changes at no further cost.
 
-        Parameters
-        ----------
-        linears : Sequence[StatisticKind]
-            What to record of the inputs of linear maps.
-        blocks : Sequence[BlockKind]
-            What to record of the block itself.
-        kept : MutableMapping, optional
-            What those keep from block to block.
-        max_width : int or None
-            As for :meth:`collect`.
-
-        Raises
-        ------
-        ModelError
-            As :meth:`collect`.
+        `linears`: what to record of the inputs of linear maps. `max_width`: as for :meth:`collect`.
+        Raises ModelError as :meth:`collect`.
         """
         refs = self.model.layout.linears(self.position)
         site, last = BlockSite.of(self.model, self.position), self.blocks_left == 1
@@ -284,24 +244,9 @@ def _observed(
 def prune_block(walk: BlockWalk, pruner: Pruner, spec: BlockSpec) -> dict[str, Change]:
     """Return what a pruner makes of the block where a walk stands; the walk stays there.
 
-    Parameters
-    ----------
-    walk : BlockWalk
-        Stands at the block.
-    pruner : Pruner
-        Turns each weight and its statistics into a mask, or into survivors with new values.
-    spec : BlockSpec
-        Sparsity, pattern and comparison group.
-
-    Returns
-    -------
-    dict[str, BitMask or SparseWeight]
-        Name of the linear -> what becomes of it.
-
-    Raises
-    ------
-    ModelError
-        As :meth:`BlockWalk.collect` and the pruner, which then tells of the linear by name.
+    `pruner`: turns each weight and its statistics into a mask, or into survivors with new values.
+    Returns name of the linear -> what becomes of it. Raises ModelError as :meth:`BlockWalk.collect`
+    and the pruner, which then tells of the linear by name.
     """
     statistics = walk.collect(pruner.needs, only=read_linears(walk.model, pruner))
     return prune_on(walk, statistics, pruner, spec)
@@ -342,20 +287,11 @@ def prune_blocks(
 ) -> Iterator[tuple[int, dict[str, Change]]]:
     """Prune consecutive blocks, each on inputs made by the pruned blocks before it.
 
-    Parameters
-    ----------
-    walk : BlockWalk
-        Stands at the first of the blocks; when a block is yielded it stands at the next. Nothing
-        comes after a model's last block, so its output is not computed and ``hidden`` ends empty.
-    pruner : Pruner
-        Turns each weight and its statistics into a mask, or into survivors with new values.
-    specs : Mapping[int, BlockSpec]
-        Index of the block -> its sparsity, pattern and comparison group; consecutive blocks.
-
-    Yields
-    ------
-    tuple[int, dict[str, BitMask or SparseWeight]]
-        Index of the block and what becomes of its linears.
+    `walk`: stands at the first of the blocks; when a block is yielded it stands at the next.
+    Nothing comes after a model's last block, so its output is not computed and ``hidden`` ends
+    empty. `pruner`: turns each weight and its statistics into a mask, or into survivors with new
+    values. `specs`: index of the block -> its sparsity, pattern and comparison group; consecutive
+    blocks. Yields index of the block and what becomes of its linears.
     """
     for index, spec in specs.items():
         if index != walk.position or not walk.blocks_left:
@@ -399,20 +335,9 @@ Groups = tuple[tuple[tuple[str, ...], ...], ...]
 def input_groups(model: LoadedModel) -> Groups:
     """Return for each block its distinct inputs, each as the linears that read it.
 
-    Parameters
-    ----------
-    model : LoadedModel
-        The dense model; unchanged.
-
-    Returns
-    -------
-    tuple
-        Block -> inputs, in the order of their first linear -> names of linears.
-
-    Raises
-    ------
-    ModelError
-        If a linear is never called, as experts of a routed block may not be.
+    `model`: the dense model; unchanged. Returns block -> inputs, in the order of their first linear
+    -> names of linears. Raises ModelError if a linear is never called, as experts of a routed block
+    may not be.
     """
     walk, columns = BlockWalk(model, [torch.tensor([0, 1])]), get_kind("columns")
     groups = []

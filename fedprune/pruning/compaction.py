@@ -27,19 +27,8 @@ _UNSET = ("n_inner", "ffn_hidden_size")  # widths that follow from others until 
 def narrowed_config(model: LoadedModel, units: Units, kept: int) -> dict[str, object]:
     """Return the keys of a model's configuration, and their values, that leave fewer units.
 
-    Parameters
-    ----------
-    model : LoadedModel
-        The dense model; no weight of it is read.
-    units : Units
-        Those of every block.
-    kept : int
-        How many remain in each.
-
-    Raises
-    ------
-    ModelError
-        If the architecture has no such shape: saying what its matrices would be instead.
+    `model`: the dense model; no weight of it is read. `units`: those of every block. Raises
+    ModelError if the architecture has no such shape: saying what its matrices would be instead.
     """
     found, why = _loadable(model, units, kept)
     if found is not None:
@@ -59,37 +48,19 @@ def compacted(
 ) -> Reshape:
     """Return how a model loses the units that its changes made zeros of.
 
-    Parameters
-    ----------
-    model : LoadedModel
-        The dense model.
-    units : Units
-        Those of every block.
-    values : Mapping[str, object]
-        From :func:`narrowed_config`.
-    changes : Mapping[int, Mapping[str, Change]]
-        What :meth:`fedprune.pruning.structured.StructuredPruner.prune_units` made of each block.
+    `units`: those of every block. `values`: from :func:`narrowed_config`. `changes`: what
+    :meth:`fedprune.pruning.structured.StructuredPruner.prune_units` made of each block.
     """
     return _reshape(model, units, values, _Kept(units, changes))
 
 
 @dataclass(frozen=True)
 class Narrowing:
-    """How a run that removes units makes a model narrower.
-
-    Attributes
-    ----------
-    model : LoadedModel
-        The dense model.
-    units : Units
-        Those of every block.
-    values : Mapping[str, object]
-        Keys of the configuration and their new values.
-    """
+    """How a run that removes units makes a model narrower."""
 
     model: LoadedModel
-    units: Units
-    values: Mapping[str, object]
+    units: Units  # those of every block
+    values: Mapping[str, object]  # keys of the configuration and their new values
 
     @property
     def summary(self) -> str:
@@ -105,10 +76,8 @@ class Narrowing:
 def plan_narrowing(model: LoadedModel, pruner: Pruner, sparsity: float) -> Narrowing | None:
     """Return how a model will become narrower, None where a pruner removes no units.
 
-    Raises
-    ------
-    ModelError
-        If the model has no such units, none would go, or nothing would load the result.
+    Raises ModelError if the model has no such units, none would go, or nothing would load the
+    result.
     """
     structured = unit_pruner(pruner)
     if structured is None:

@@ -31,15 +31,8 @@ UNIT = 1 << 32
 def cosines(entering: Tensor, leaving: Tensor) -> Tensor:
     """Return each token's cosine in units of 2**-32, int64, shape (...,); 0 where one is zero.
 
-    Parameters
-    ----------
-    entering, leaving : Tensor
-        Hidden states, shape (..., d_model), any floating dtype; computed in float64.
-
-    Raises
-    ------
-    WireError
-        If one is not finite.
+    `entering`, `leaving`: hidden states, shape (..., d_model), any floating dtype; computed in
+    float64. Raises WireError if one is not finite.
     """
     first, second = entering.to(torch.float64), leaving.to(torch.float64)
     sizes = first.square().sum(-1).sqrt() * second.square().sum(-1).sqrt()

@@ -74,10 +74,7 @@ class ExpertSums(BlockKind):
 class ExpertRecording:
     """Adds up what the experts of a block give while it runs.
 
-    Parameters
-    ----------
-    experts : Experts or None
-        None for a block that has none: then nothing is recorded.
+    `experts`: none for a block that has none: then nothing is recorded.
     """
 
     def __init__(self, experts: Experts | None) -> None:
@@ -171,10 +168,7 @@ class ExpertRecording:
 def experts_per_token(model: LoadedModel) -> int:
     """Return to how many experts of a block a token is sent at most, from a run on two tokens.
 
-    Parameters
-    ----------
-    model : LoadedModel
-        A mixture of experts; unchanged.
+    `model`: a mixture of experts; unchanged.
     """
     walk, most = BlockWalk(model, [torch.tensor([0, 1])]), 0
     while walk.blocks_left:

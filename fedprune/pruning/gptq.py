@@ -31,24 +31,12 @@ def gptq(
 ) -> QuantizedWeight:
     """Return the quantised weight.
 
-    Parameters
-    ----------
-    weight : Tensor
-        Shape (d_out, d_in), any floating dtype, which the scales then have; on the factor's
-        device; not changed. Weights of inputs that no text showed are rounded, no others make up
-        for them.
-    factor : Factor
-        Of the linear's inputs, in the order in which they are visited (see
-        `fedprune.pruning.hessian.inverse_factor`).
-    grid : Grid
-        Bits, groups and symmetry.
-    order : Tensor or None
-        The inputs in that order, int64, shape (d_in,); None: as they are.
-
-    Raises
-    ------
-    ModelError
-        If a weight is NaN or infinite, or groups do not make up a row.
+    `weight`: shape (d_out, d_in), any floating dtype, which the scales then have; on the factor's
+    device; not changed. Weights of inputs that no text showed are rounded, no others make up for
+    them. `factor`: of the linear's inputs, in the order in which they are visited (see
+    `fedprune.pruning.hessian.inverse_factor`). `grid`: bits, groups and symmetry. `order`: the
+    inputs in that order, int64, shape (d_in,); None: as they are. Raises ModelError if a weight is
+    NaN or infinite, or groups do not make up a row.
     """
     weights = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
     weights.copy_(weight.detach())
@@ -79,20 +67,11 @@ class GptqPruner:
     """Round column by column and let the later columns make up for it.
 
     GPTQ (Frantar et al., arXiv 2210.17323, algorithm 1).
-
-    Parameters
-    ----------
-    grid : Grid
-        Bits, groups and symmetry.
-    damping : float
-        Share of the mean squared input that is added to the diagonal.
-    act_order : bool
-        Whether the columns of the largest inputs come first.
     """
 
-    grid: Grid
-    damping: float
-    act_order: bool
+    grid: Grid  # bits, groups and symmetry
+    damping: float  # share of the mean squared input that is added to the diagonal
+    act_order: bool  # whether the columns of the largest inputs come first
     name: str = "gptq"
     needs: str = "moments"
     updates: bool = True

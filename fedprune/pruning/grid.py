@@ -25,21 +25,11 @@ _SHARES = tuple(1 - step / 40 for step in range(25))
 
 @dataclass(frozen=True)
 class Grid:
-    """What a weight is quantised to.
-
-    Parameters
-    ----------
-    bits : int
-        4 or 8.
-    group_size : int or None
-        Consecutive inputs that share a scale; None: a whole row.
-    symmetric : bool
-        Whether the zero is in the middle of the codes; else each group has its own.
-    """
+    """What a weight is quantised to."""
 
     bits: int
-    group_size: int | None
-    symmetric: bool
+    group_size: int | None  # consecutive inputs that share a scale; None: a whole row
+    symmetric: bool  # whether the zero is in the middle of the codes; else each group has its own
 
     @property
     def half(self) -> int:
@@ -49,10 +39,7 @@ class Grid:
     def width(self, d_in: int) -> int:
         """Return the inputs of a group.
 
-        Raises
-        ------
-        ModelError
-            If groups of that size do not make up a row.
+        Raises ModelError if groups of that size do not make up a row.
         """
         size = self.group_size or d_in
         if d_in % size:
@@ -66,14 +53,9 @@ class Grid:
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """Scales and zeros of a matrix, as many columns as a row has groups.
+    """Scales and zeros of a matrix, as many columns as a row has groups."""
 
-    Parameters
-    ----------
-    scales, zeros : Tensor
-        float32, shape (d_out, groups); scales are numbers of the weight's own type.
-    """
-
+    # scales, zeros: float32, shape (d_out, groups); scales are numbers of the weight's own type
     scales: Tensor
     zeros: Tensor
 
@@ -85,21 +67,9 @@ def fit(weights: Tensor, costs: Tensor, grid: Grid, dtype: torch.dtype) -> Fit:
     the whole group down to 0.4 of it; the largest of equals. A symmetric scale spans the largest
     weight of either sign, the other spans the smallest and the largest, and zero.
 
-    Parameters
-    ----------
-    weights : Tensor
-        float32, shape (d_out, groups, size), contiguous.
-    costs : Tensor
-        float32, shape (groups, size), not negative.
-    grid : Grid
-        Bits and symmetry.
-    dtype : torch.dtype
-        What scales are kept in.
-
-    Raises
-    ------
-    ModelError
-        If a weight is NaN or infinite, or too large for a scale of that type.
+    `weights`: float32, shape (d_out, groups, size), contiguous. `costs`: float32, shape (groups,
+    size), not negative. `grid`: bits and symmetry. Raises ModelError if a weight is NaN or
+    infinite, or too large for a scale of that type.
     """
     half = grid.half
     low, high = weights.amin(-1).clamp_max_(0), weights.amax(-1).clamp_min_(0)
@@ -150,18 +120,9 @@ def cheapest(
 ) -> None:
     """Write which scale of each group costs least, the first of equals.
 
-    Parameters
-    ----------
-    weights : NDArray[np.float32]
-        Shape (d_out, groups, size).
-    costs : NDArray[np.float32]
-        Shape (groups, size).
-    scales, zeros : NDArray[np.float32]
-        What to choose from, shape (d_out, groups, choices).
-    half : int
-        Codes are from minus this to one below it.
-    best : NDArray[np.int64]
-        Shape (d_out, groups); receives the choices.
+    `weights`: shape (d_out, groups, size). `costs`: shape (groups, size). `scales`, `zeros`: what
+    to choose from, shape (d_out, groups, choices). `half`: codes are from minus this to one below
+    it. `best`: shape (d_out, groups); receives the choices.
     """
     rows, groups, size = weights.shape
     low, high = np.float32(-half), np.float32(half - 1)
@@ -188,23 +149,8 @@ def quantized(
 ) -> QuantizedWeight:
     """Return a quantised weight as it travels.
 
-    Parameters
-    ----------
-    codes : Tensor
-        int8, shape (d_out, d_in), any device.
-    found : Fit
-        Scales and zeros of its groups.
-    grid : Grid
-        What it was quantised to.
-    dtype : torch.dtype
-        The weight's type.
-    mask : BitMask or None
-        The survivors, where it is pruned too.
-
-    Raises
-    ------
-    ModelError
-        If the weights are no numbers, or too large for their type.
+    `codes`: int8, shape (d_out, d_in), any device. Raises ModelError if the weights are no numbers,
+    or too large for their type.
     """
     if mask is None:
         mask = BitMask.from_bool(np.ones(tuple(codes.shape), dtype=bool))

@@ -33,28 +33,17 @@ _MEAN = 1e-3  # how far the mean of listed sparsities may be from `sparsity`
 class MaskSpec:
     """What a mask must look like.
 
-    Parameters
-    ----------
-    sparsity : float
-        Share of each comparison group that is pruned, 0 <= sparsity < 1. Not used by an N:M
-        pattern, which fixes the share itself.
-    pattern : Pattern
-        `unstructured` or N:M.
-    group : str
-        Comparison group of an unstructured mask: 'layer', 'row' (one output) or 'column' (one
-        input). An N:M pattern compares M consecutive inputs of a row whatever the group.
-    rounding : {"floor", "ceil"}
-        How the count of a group is rounded; pruners round down, FedSpaLLM's expansion up.
-
-    Raises
-    ------
-    ConfigError
-        If sparsity or group are out of range.
+    Raises ConfigError if sparsity or group are out of range.
     """
 
+    # share of each comparison group that is pruned, 0 <= sparsity < 1. Not used by an N:M pattern,
+    # which fixes the share itself.
     sparsity: float
-    pattern: Pattern
+    pattern: Pattern  # `unstructured` or N:M
+    # comparison group of an unstructured mask: 'layer', 'row' (one output) or 'column' (one input).
+    # An N:M pattern compares M consecutive inputs of a row whatever the group.
     group: str
+    # how the count of a group is rounded; pruners round down, FedSpaLLM's expansion up
     rounding: Rounding = "floor"
 
     def __post_init__(self) -> None:
@@ -69,26 +58,13 @@ class MaskSpec:
 
 @dataclass(frozen=True)
 class BlockSpec:
-    """What the masks of a block's linears must look like.
+    """What the masks of a block's linears must look like."""
 
-    Parameters
-    ----------
-    sparsity : float
-        Of every linear that has none of its own.
-    pattern : Pattern
-        See :class:`MaskSpec`.
-    group : str
-        See :class:`MaskSpec`.
-    rounding : {"floor", "ceil"}
-        See :class:`MaskSpec`.
-    linears : Mapping[str, float]
-        Name of a linear -> sparsity of its own; a ``*`` stands for the number of each expert.
-    """
-
-    sparsity: float
-    pattern: Pattern
-    group: str
-    rounding: Rounding = "floor"
+    sparsity: float  # of every linear that has none of its own
+    pattern: Pattern  # see `MaskSpec`
+    group: str  # see `MaskSpec`
+    rounding: Rounding = "floor"  # see `MaskSpec`
+    # name of a linear -> sparsity of its own; a ``*`` stands for the number of each expert
     linears: Mapping[str, float] = field(default_factory=dict)
 
     def of(self, name: str) -> MaskSpec:
@@ -105,10 +81,7 @@ def any_expert(name: str) -> str:
 def expected_survivors(shape: tuple[int, int], spec: MaskSpec) -> int:
     """Return how many weights of a (d_out, d_in) matrix survive under `spec`.
 
-    Raises
-    ------
-    ModelError
-        If an N:M pattern does not divide d_in.
+    Raises ModelError if an N:M pattern does not divide d_in.
     """
     d_out, d_in = shape
     if spec.pattern.n is not None and spec.pattern.m is not None:
@@ -123,10 +96,7 @@ def expected_survivors(shape: tuple[int, int], spec: MaskSpec) -> int:
 def check_divides(pattern: Pattern, d_in: int) -> None:
     """Refuse an N:M pattern whose M does not divide d_in.
 
-    Raises
-    ------
-    ModelError
-        Naming pattern and d_in.
+    Raises ModelError naming pattern and d_in.
     """
     if pattern.m is not None and d_in % pattern.m:
         raise ModelError(
@@ -148,19 +118,8 @@ def block_spec(config: RunConfig, block: int, num_blocks: int) -> BlockSpec:
 def block_specs(config: RunConfig, blocks: range, num_blocks: int) -> dict[int, BlockSpec]:
     """Return what a client's masks of each block must look like.
 
-    Parameters
-    ----------
-    config : RunConfig
-        Its `sparsity`, `allocation` and `pruner`.
-    blocks : range
-        The blocks asked for.
-    num_blocks : int
-        Blocks of the model.
-
-    Raises
-    ------
-    ConfigError
-        If the allocation is for another number of blocks.
+    `config`: its `sparsity`, `allocation` and `pruner`. Raises ConfigError if the allocation is for
+    another number of blocks.
     """
     return {block: block_spec(config, block, num_blocks) for block in blocks}
 
@@ -168,17 +127,8 @@ def block_specs(config: RunConfig, blocks: range, num_blocks: int) -> dict[int, 
 def check_allocation(config: RunConfig, shapes: Sequence[Mapping[str, tuple[int, int]]]) -> None:
     """Refuse an allocation that is another model's, or has another mean than `sparsity`.
 
-    Parameters
-    ----------
-    config : RunConfig
-        Its `allocation`; nothing is said of one that clients' statistics decide.
-    shapes : Sequence of Mapping
-        Block -> name of the linear -> (d_out, d_in).
-
-    Raises
-    ------
-    ConfigError
-        Saying what does not fit.
+    `config`: its `allocation`; nothing is said of one that clients' statistics decide. `shapes`:
+    block -> name of the linear -> (d_out, d_in). Raises ConfigError saying what does not fit.
     """
     if allocation_of(config) in SURVEYED:
         return
@@ -208,19 +158,8 @@ def check_allocation(config: RunConfig, shapes: Sequence[Mapping[str, tuple[int,
 def check_mask(mask: BitMask, spec: MaskSpec, name: str) -> None:
     """Refuse a mask whose groups do not have exactly the right number of survivors.
 
-    Parameters
-    ----------
-    mask : BitMask
-        Shape (d_out, d_in).
-    spec : MaskSpec
-        What every client was asked for.
-    name : str
-        The linear, for the message.
-
-    Raises
-    ------
-    WireError
-        Naming linear, group, expected and found survivors.
+    `mask`: shape (d_out, d_in). `spec`: what every client was asked for. Raises WireError naming
+    linear, group, expected and found survivors.
     """
     if spec.pattern.m is not None:
         found = mask.to_bool().reshape(-1, spec.pattern.m).sum(axis=1, dtype=np.int64)
@@ -236,14 +175,8 @@ def check_mask(mask: BitMask, spec: MaskSpec, name: str) -> None:
 def check_votes(keeps: NDArray[Any], clients: int, spec: MaskSpec, name: str) -> None:
     """Refuse sums of masks whose groups do not have the survivors of so many clients.
 
-    Parameters
-    ----------
-    keeps : NDArray
-        How many clients keep each weight, whole numbers of shape (d_out, d_in).
-    clients : int
-        How many there are.
-    spec, name
-        As for :func:`check_mask`, errors too.
+    `keeps`: how many clients keep each weight, whole numbers of shape (d_out, d_in). `spec`,
+    `name`: as for :func:`check_mask`, errors too.
     """
     if spec.pattern.m is not None:
         found = keeps.reshape(-1, spec.pattern.m).sum(axis=1, dtype=np.int64)

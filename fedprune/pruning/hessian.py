@@ -18,18 +18,10 @@ _LEAF = 256  # size of a triangular matrix that is inverted by substitution
 
 @dataclass(frozen=True, eq=False)
 class Factor:
-    """The inverse of a damped Hessian as a product, ``H^-1 = U^T U``.
+    """The inverse of a damped Hessian as a product, ``H^-1 = U^T U``."""
 
-    Parameters
-    ----------
-    upper : Tensor
-        U, upper triangular with a positive diagonal, float32, shape (d_in, d_in).
-    dead : Tensor
-        Inputs that were zero on every token, bool, shape (d_in,).
-    """
-
-    upper: Tensor
-    dead: Tensor
+    upper: Tensor  # u, upper triangular with a positive diagonal, float32, shape (d_in, d_in)
+    dead: Tensor  # inputs that were zero on every token, bool, shape (d_in,)
 
 
 def inverse_factor(moments: Tensor, damping: float) -> Factor:
@@ -40,18 +32,10 @@ def inverse_factor(moments: Tensor, damping: float) -> Factor:
     ``H = R R^T`` with R upper triangular, hence ``U = R^-1``. The matrix is the same; the inverse
     with its doubled loss of digits is never formed.
 
-    Parameters
-    ----------
-    moments : Tensor
-        Sum over tokens of x x^T, shape (d_in, d_in), symmetric; any positive multiple of it gives
-        the same pruning.
-    damping : float
-        Share of the mean diagonal that is added to the diagonal (see `damped`).
-
-    Raises
-    ------
-    ModelError
-        If the moments are not finite, or not positive definite in float32 nor in float64.
+    `moments`: sum over tokens of x x^T, shape (d_in, d_in), symmetric; any positive multiple of it
+    gives the same pruning. `damping`: share of the mean diagonal that is added to the diagonal (see
+    `damped`). Raises ModelError if the moments are not finite, or not positive definite in float32
+    nor in float64.
     """
     hessian, dead = damped(moments, damping)
     lower = cholesky(hessian.flip(0, 1), damping)
@@ -68,22 +52,9 @@ def damped(moments: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     nothing depends on the scale of the moments. Then ``damping`` times the mean diagonal is added
     to the diagonal.
 
-    Parameters
-    ----------
-    moments : Tensor
-        Shape (d_in, d_in), symmetric; not changed.
-    damping : float
-        At least 0.
-
-    Returns
-    -------
-    tuple[Tensor, Tensor]
-        H, float32, shape (d_in, d_in), and ``dead``, bool, shape (d_in,).
-
-    Raises
-    ------
-    ModelError
-        If the moments are not finite.
+    `moments`: shape (d_in, d_in), symmetric; not changed. `damping`: at least 0. Returns h,
+    float32, shape (d_in, d_in), and ``dead``, bool, shape (d_in,). Raises ModelError if the moments
+    are not finite.
     """
     if not bool(torch.isfinite(moments).all()):
         raise ModelError(
@@ -114,27 +85,10 @@ def retargeted(weight: Tensor, moments: Tensor, cross: Tensor, damping: float) -
     constant: it is the asymmetric calibration of GPTAQ (Li et al., arXiv 2504.02692) for any
     solver.
 
-    Parameters
-    ----------
-    weight : Tensor
-        W, shape (d_out, d_in), any floating dtype.
-    moments : Tensor
-        G, shape (d_in, d_in), symmetric.
-    cross : Tensor
-        E, shape (d_in, d_in).
-    damping : float
-        lambda as a share of the mean diagonal (see `damped`). An input that was always zero keeps
-        its weights.
-
-    Returns
-    -------
-    Tensor
-        W', float32, shape (d_out, d_in).
-
-    Raises
-    ------
-    ModelError
-        As `damped` and `cholesky`.
+    `weight`: w, shape (d_out, d_in), any floating dtype. `moments`: g, shape (d_in, d_in),
+    symmetric. `cross`: e, shape (d_in, d_in). `damping`: lambda as a share of the mean diagonal
+    (see `damped`). An input that was always zero keeps its weights. Returns w', float32, shape
+    (d_out, d_in). Raises ModelError as `damped` and `cholesky`.
     """
     hessian, _ = damped(moments, damping)
     lower = cholesky(hessian, damping)
@@ -146,17 +100,8 @@ def retargeted(weight: Tensor, moments: Tensor, cross: Tensor, damping: float) -
 def cholesky(hessian: Tensor, damping: float) -> Tensor:
     """Return the lower Cholesky factor, float32, or float64 where float32 does not suffice.
 
-    Parameters
-    ----------
-    hessian : Tensor
-        float32, shape (d_in, d_in), symmetric; one triangle is read.
-    damping : float
-        What was added to it, for the message.
-
-    Raises
-    ------
-    ModelError
-        If the matrix is not positive definite.
+    `hessian`: float32, shape (d_in, d_in), symmetric; one triangle is read. Raises ModelError if
+    the matrix is not positive definite.
     """
     for dtype in (torch.float32, torch.float64):
         lower: Tensor
@@ -174,12 +119,8 @@ def reconstruction_error(weight: Tensor, new: Tensor, moments: Tensor) -> float:
 
     ``tr((W - W') G (W - W')^T) / tr(W G W^T)`` in float64; 0 where the outputs are zero.
 
-    Parameters
-    ----------
-    weight, new : Tensor
-        W and W', shape (d_out, d_in), any floating dtype.
-    moments : Tensor
-        G, the sum over tokens of x x^T, shape (d_in, d_in).
+    `weight`, `new`: w and W', shape (d_out, d_in), any floating dtype. `moments`: g, the sum over
+    tokens of x x^T, shape (d_in, d_in).
     """
     before = weight.detach().to(torch.float64)
     size = _energy(before, moments)

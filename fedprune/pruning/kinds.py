@@ -23,10 +23,7 @@ def kind_names() -> tuple[str, ...]:
 def find_kind(name: str) -> StatisticKind[Any] | BlockKind:
     """Return a kind of statistic of inputs or of blocks by name.
 
-    Raises
-    ------
-    ConfigError
-        If there is none of this name.
+    Raises ConfigError if there is none of this name.
     """
     if name in BLOCK_KINDS:
         return BLOCK_KINDS[name]

@@ -17,39 +17,20 @@ _ROUNDING = 1e-12  # square of the smallest relative residual that float32 can t
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Find X close to `target` in the norm ``tr((X - target) matrix (X - target)^T)``.
+    """Find X close to `target` in the norm ``tr((X - target) matrix (X - target)^T)``."""
 
-    Parameters
-    ----------
-    target : Tensor
-        The dense weight times `scale`, float32, shape (d_out, d_in); zero where an input is dead.
-    matrix : Tensor
-        The damped Hessian with a diagonal of ones, float32, shape (d_in, d_in).
-    scale : Tensor
-        What a column of weights was multiplied by, float32, shape (d_in,).
-    """
-
+    # the dense weight times `scale`, float32, shape (d_out, d_in); zero where an input is dead
     target: Tensor
-    matrix: Tensor
-    scale: Tensor
+    matrix: Tensor  # the damped Hessian with a diagonal of ones, float32, shape (d_in, d_in)
+    scale: Tensor  # what a column of weights was multiplied by, float32, shape (d_in,)
 
 
 def normalised(weight: Tensor, moments: Tensor, damping: float) -> Problem:
     """Return the problem of one linear.
 
-    Parameters
-    ----------
-    weight : Tensor
-        Shape (d_out, d_in), any floating dtype; not changed.
-    moments : Tensor
-        Sum over tokens of x x^T, shape (d_in, d_in), on the weight's device.
-    damping : float
-        See `fedprune.pruning.hessian.damped`.
-
-    Raises
-    ------
-    ModelError
-        If the moments are not finite.
+    `weight`: shape (d_out, d_in), any floating dtype; not changed. `moments`: sum over tokens of x
+    x^T, shape (d_in, d_in), on the weight's device. `damping`: see
+    `fedprune.pruning.hessian.damped`. Raises ModelError if the moments are not finite.
     """
     hessian, dead = damped(moments, damping)
     scale = hessian.diagonal().sqrt()
@@ -65,23 +46,10 @@ def conjugate_gradients(
 
     One product of a (d_out, d_in) with a (d_in, d_in) matrix a step, whatever the supports.
 
-    Parameters
-    ----------
-    problem : Problem
-        Target and matrix.
-    mask : Tensor
-        bool, shape (d_out, d_in), True = may be non-zero.
-    start : Tensor
-        Where to start, float32, zero off the support.
-    steps : int
-        At most so many.
-    tolerance : float
-        Stop after a step that takes less than this share off the error.
-
-    Returns
-    -------
-    Tensor
-        float32, shape (d_out, d_in), exactly zero off the support.
+    `mask`: bool, shape (d_out, d_in), True = may be non-zero. `start`: where to start, float32,
+    zero off the support. `steps`: at most so many. `tolerance`: stop after a step that takes less
+    than this share off the error. Returns float32, shape (d_out, d_in), exactly zero off the
+    support.
     """
     change = problem.target - start
     gradient = change @ problem.matrix

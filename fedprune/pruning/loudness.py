@@ -19,16 +19,8 @@ def most_mean_squares(model: LoadedModel) -> tuple[Mapping[str, float], ...]:
     A few tokens of the vocabulary run through the dense model. What follows a norm is as large for
     any token; what does not may differ by more, and gets as much more room as the probes differ.
 
-    Parameters
-    ----------
-    model : LoadedModel
-        The dense model; unchanged.
-
-    Returns
-    -------
-    tuple
-        Block -> name of the linear -> mean over columns and tokens of the squared input; experts
-        that a probe has not reached are missing.
+    `model`: the dense model; unchanged. Returns block -> name of the linear -> mean over columns
+    and tokens of the squared input; experts that a probe has not reached are missing.
     """
     table = model.model.get_input_embeddings()
     # The upper half of a vocabulary has tokens that stand for other things than text.

@@ -57,14 +57,7 @@ def own_texts(
 
     They are written once for a loaded model: an allocation and a solver may both ask for them.
 
-    Parameters
-    ----------
-    config : RunConfig
-        `allocation.texts` of them, of `pruner.seq_len` tokens, 64 at most.
-    model : LoadedModel
-        The dense model.
-    report : Callable, optional
-        Told how many tokens of each are written.
+    `config`: `allocation.texts` of them, of `pruner.seq_len` tokens, 64 at most.
     """
     count, length = config.allocation.texts, _length(config)
     seed = derive_seed(config.seed, "own texts")
@@ -89,23 +82,11 @@ def output_statistics(
 ) -> None:
     """Add up the gradients of the loss at every linear's outputs, on the model's own texts.
 
-    Parameters
-    ----------
-    config : RunConfig
-        As for :func:`own_texts`, and `pruner.device`.
-    model : LoadedModel
-        The dense model.
-    kind : StatisticKind
-        What is recorded of the gradients, (tokens, d_out) a text: "columns" or "moments".
-    take : Callable
-        Called with a block's index and its linears' statistics when they are complete.
-    report : Callable, optional
-        Told after each token of the texts, which takes a pass over the model, and each block.
-
-    Raises
-    ------
-    ModelError
-        As `fedprune.models.backward.run_backward`.
+    `config`: as for :func:`own_texts`, and `pruner.device`. `kind`: what is recorded of the
+    gradients, (tokens, d_out) a text: "columns" or "moments". `take`: called with a block's index
+    and its linears' statistics when they are complete. `report`: told after each token of the
+    texts, which takes a pass over the model, and each block. Raises ModelError as
+    `fedprune.models.backward.run_backward`.
     """
 
     @contextmanager
@@ -133,15 +114,8 @@ def mean_squares(
     errors of mean square e at one of the linear's outputs cost about f_l e / 2 nats a token, where
     they are unlike the gradients and each other (the Fisher information for the Hessian).
 
-    Parameters
-    ----------
-    config, model, report
-        As for :func:`output_statistics`.
-
-    Returns
-    -------
-    tuple
-        Block -> name of the linear -> f_l; 0 of an expert that no token of these texts reached.
+    `config`, `model`, `report`: as for :func:`output_statistics`. Returns block -> name of the
+    linear -> f_l; 0 of an expert that no token of these texts reached.
     """
     found: dict[int, Mapping[str, float]] = {}
 
@@ -158,10 +132,7 @@ class OutputMoments:
     Found in one pass for all blocks when the first is asked for; until they are gone they lie on
     the disk, d_out^2 numbers of four bytes a linear.
 
-    Parameters
-    ----------
-    config, model, report
-        As for :func:`output_statistics`.
+    `config`, `model`, `report`: as for :func:`output_statistics`.
     """
 
     def __init__(self, config: RunConfig, model: LoadedModel, report: Report = _nobody) -> None:
@@ -173,10 +144,7 @@ class OutputMoments:
 
         Empty without `pruner.two_sided`. Experts that no token of the texts reached are missing.
 
-        Raises
-        ------
-        ModelError
-            As :func:`output_statistics`.
+        Raises ModelError as :func:`output_statistics`.
         """
         if not self._config.pruner.two_sided:
             return {}

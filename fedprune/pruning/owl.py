@@ -27,24 +27,10 @@ def outlier_share(
     A score is ``|W_ij| * sqrt(mean over tokens of x_j**2)``; the mean is over all linears of the
     block together.
 
-    Parameters
-    ----------
-    weights : Mapping[str, Tensor]
-        Name of each linear of one block -> its dense weight, shape (d_out, d_in).
-    stats : Mapping[str, ColumnStatistics]
-        Name of each of these linears -> what is known of its inputs.
-    threshold : float
-        OWL's M, `allocation.threshold`.
-
-    Returns
-    -------
-    float or None
-        From 0 to 1; None of a block of which nothing is pruned.
-
-    Raises
-    ------
-    ModelError
-        If a score is NaN or infinite, or statistics are missing or of other sizes.
+    `weights`: name of each linear of one block -> its dense weight, shape (d_out, d_in). `stats`:
+    name of each of these linears -> what is known of its inputs. `threshold`: OWL's M,
+    `allocation.threshold`. Returns from 0 to 1; None of a block of which nothing is pruned. Raises
+    ModelError if a score is NaN or infinite, or statistics are missing or of other sizes.
     """
     roots = {name: _roots(name, weight, stats) for name, weight in weights.items()}
     if not weights:
@@ -77,20 +63,11 @@ def owl_sparsities(shares: Sequence[float | None], sparsity: float, spread: floa
     leaves the range from 0 to 0.99 is cut to it, and all others shift by the same amount so that
     the mean holds.
 
-    Parameters
-    ----------
-    shares : sequence of float or None
-        `outlier_share` of each block; only their proportions matter. All equal: all blocks get
-        the mean. What is None has no part in it and gets the mean too.
-    sparsity : float
-        Mean over blocks, 0 <= sparsity < 1.
-    spread : float
-        OWL's lambda, `allocation.spread`: half of the largest difference between two blocks.
-
-    Returns
-    -------
-    list of float
-        Rounded to six decimals; their mean is `sparsity` to within 1e-6.
+    `shares`: `outlier_share` of each block; only their proportions matter. All equal: all blocks
+    get the mean. What is None has no part in it and gets the mean too. `sparsity`: mean over
+    blocks, 0 <= sparsity < 1. `spread`: OWL's lambda, `allocation.spread`: half of the largest
+    difference between two blocks. Returns rounded to six decimals; their mean is `sparsity` to
+    within 1e-6.
     """
     known = [share for share in shares if share is not None]
     low, high = min(known), max(known)

@@ -21,17 +21,10 @@ class PairedWalk(BlockWalk):
     One block at a time, like any walk: both read the same weights, and only the hidden states are
     there twice.
 
-    Parameters
-    ----------
-    model, samples, device, hidden, start, limits
-        As :class:`fedprune.models.walk.ModelWalk`.
-    dense : Sequence[Tensor], optional
-        What :attr:`dense_hidden` was at block ``start``, as ``hidden`` is of the pruned model.
-
-    Attributes
-    ----------
-    changes : Mapping[str, Change]
-        What became of the current block so far (:meth:`start_from`).
+    `model`, `samples`, `device`, `hidden`, `start`, `limits`: as
+    :class:`fedprune.models.walk.ModelWalk`. `dense`: what :attr:`dense_hidden` was at block
+    ``start``, as ``hidden`` is of the pruned model. `changes`: what became of the current block so
+    far (:meth:`start_from`).
     """
 
     def __init__(  # noqa: PLR0913 - those of a walk, and one more

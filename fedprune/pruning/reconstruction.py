@@ -44,14 +44,7 @@ def held_out(sample: Tensor, seed: int, share: float) -> bool:
 
     It depends on the sample's tokens and the seed alone, so that it does not show who holds it.
 
-    Parameters
-    ----------
-    sample : Tensor
-        Token ids, int64, shape (seq_len,).
-    seed : int
-        The run's seed.
-    share : float
-        Of all samples, 0 to 1.
+    `sample`: token ids, int64, shape (seq_len,). `share`: of all samples, 0 to 1.
     """
     tokens = sample.cpu().contiguous().numpy().astype("<i8").tobytes()
     mark = hashlib.sha256(f"{derive_seed(seed, 'held-out')}/".encode() + tokens).digest()
@@ -82,19 +75,10 @@ class Losses:
 class BlockFit:
     """The block where a walk stands, and what it is to give for each sample.
 
-    Parameters
-    ----------
-    walk : PairedWalk
-        Stands at the block, told what became of it (:meth:`PairedWalk.start_from`).
-    seed : int
-        The run's seed, which draws what is held out.
-    holdout : float
-        The share of samples that survivors are not fitted to.
-
-    Raises
-    ------
-    ModelError
-        If the blocks pass on more than hidden states, so that no gradient can be taken.
+    `walk`: stands at the block, told what became of it (:meth:`PairedWalk.start_from`). `seed`: the
+    run's seed, which draws what is held out. `holdout`: the share of samples that survivors are not
+    fitted to. Raises ModelError if the blocks pass on more than hidden states, so that no gradient
+    can be taken.
     """
 
     def __init__(self, walk: PairedWalk, seed: int, holdout: float) -> None:
@@ -127,17 +111,8 @@ class BlockFit:
     def loss(self, number: int, survivors: Mapping[str, Tensor]) -> Tensor:
         """Return a sample's squared gap to the dense block's output, as a share of its square.
 
-        Parameters
-        ----------
-        number : int
-            The sample.
-        survivors : Mapping[str, Tensor]
-            Linear -> values of its survivors in row-major order, float32, shape (survivors,).
-
-        Raises
-        ------
-        ModelError
-            If it is NaN or infinite.
+        `survivors`: linear -> values of its survivors in row-major order, float32, shape
+        (survivors,). Raises ModelError if it is NaN or infinite.
         """
         target = self._targets[number].to(self.walk.device).float()
         output = self.walk.differentiable(number, self._tensors(survivors))
@@ -162,12 +137,9 @@ class BlockFit:
     def gradient(self) -> tuple[dict[str, Tensor], Losses]:
         """Return the exact sum of the samples' gradients at the start, and the losses there.
 
-        Returns
-        -------
-        tuple[dict[str, Tensor], Losses]
-            Linear -> sum over fitted samples of their tokens times the gradient by its survivors,
-            in counts of 2**-32 a unit, int64, shape (survivors,). Each sample's is rounded by
-            itself, and cut off at one: sums do not depend on who holds which sample.
+        Returns linear -> sum over fitted samples of their tokens times the gradient by its
+        survivors, in counts of 2**-32 a unit, int64, shape (survivors,). Each sample's is rounded
+        by itself, and cut off at one: sums do not depend on who holds which sample.
         """
         survivors = self._leaves()
         sums = {name: torch.zeros_like(one, dtype=torch.int64) for name, one in self.start.items()}
@@ -184,17 +156,8 @@ class BlockFit:
     def local_steps(self, steps: int, rate: float) -> tuple[dict[str, Tensor], Losses]:
         """Return how far Adam moves the survivors on the fitted samples, and the losses before.
 
-        Parameters
-        ----------
-        steps : int
-            Each over all fitted samples.
-        rate : float
-            Adam's learning rate, in units of a matrix's root mean square weight.
-
-        Returns
-        -------
-        tuple[dict[str, Tensor], Losses]
-            Linear -> change of its survivors in those units, float32, shape (survivors,).
+        `rate`: Adam's learning rate, in units of a matrix's root mean square weight. Returns linear
+        -> change of its survivors in those units, float32, shape (survivors,).
         """
         survivors = self._leaves()
         groups = [

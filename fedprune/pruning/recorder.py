@@ -54,24 +54,11 @@ class _Record:
 class StatisticsRecorder:
     """Adds up the inputs of linear maps inside a ``with`` statement.
 
-    Parameters
-    ----------
-    linears : Mapping[str, LinearRef]
-        The maps to watch, by name.
-    kind : StatisticKind
-        What is recorded.
-    max_width : int or None
-        Of wider inputs ``kind.instead`` is recorded, if there is one.
-
-    Attributes
-    ----------
-    paired : bool
-        Whether inputs are to be compared with the dense model's.
-    dense_runs : bool
-        Set while a batch runs with the dense model's inputs: what enters linears then is not
-        recorded, but compared with what does when the same batch runs next.
-    rows : int
-        Tokens of that batch; inputs of fewer, those of experts, are not compared.
+    `linears`: the maps to watch, by name. `max_width`: of wider inputs ``kind.instead`` is
+    recorded, if there is one. `paired`: whether inputs are to be compared with the dense model's.
+    `dense_runs`: set while a batch runs with the dense model's inputs: what enters linears then is
+    not recorded, but compared with what does when the same batch runs next. `rows`: tokens of that
+    batch; inputs of fewer, those of experts, are not compared.
     """
 
     def __init__(
@@ -123,10 +110,7 @@ class StatisticsRecorder:
     def statistics(self) -> dict[str, Statistic]:
         """Return the statistic of every map; maps that share their input share the object.
 
-        Raises
-        ------
-        ModelError
-            If a map was never called, so that nothing is known about its inputs.
+        Raises ModelError if a map was never called, so that nothing is known about its inputs.
         """
         unused = [name for name in self._linears if name not in self._records]
         if unused:

@@ -23,17 +23,9 @@ def ria_scores(weight: Tensor, norms: Tensor) -> Tensor:
     The terms are divided, added and multiplied in this order. A row or column of zeros gives
     scores of zero.
 
-    Parameters
-    ----------
-    weight : Tensor
-        Shape (d_out, d_in), any floating dtype.
-    norms : Tensor
-        Norms of the inputs, float32, shape (d_in,), on the weight's device.
-
-    Returns
-    -------
-    Tensor
-        float32, shape (d_out, d_in); NaN or infinite where weights or norms are.
+    `weight`: shape (d_out, d_in), any floating dtype. `norms`: norms of the inputs, float32, shape
+    (d_in,), on the weight's device. Returns float32, shape (d_out, d_in); NaN or infinite where
+    weights or norms are.
     """
     weight = weight.detach()
     rows = torch.split(weight, max(_BLOCK // weight.shape[1], 1))

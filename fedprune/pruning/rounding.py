@@ -24,24 +24,11 @@ def round_weight(
 ) -> QuantizedWeight:
     """Quantise a weight, entry by entry.
 
-    Parameters
-    ----------
-    weight : Tensor
-        Shape (d_out, d_in), any floating dtype, which the scales then have; not changed.
-    squares : Tensor
-        Sums of squared inputs, shape (d_in,), on the weight's device.
-    grid : Grid
-        Bits, groups and symmetry.
-    damping : float
-        Share of the mean of `squares` that is added to each: inputs that no text showed count a
-        little.
-    mask : BitMask or None
-        The survivors, where weights are pruned too; the others become zero.
-
-    Raises
-    ------
-    ModelError
-        If weight or sums are no numbers, or groups do not make up a row.
+    `weight`: shape (d_out, d_in), any floating dtype, which the scales then have; not changed.
+    `squares`: sums of squared inputs, shape (d_in,), on the weight's device. `grid`: bits, groups
+    and symmetry. `damping`: share of the mean of `squares` that is added to each: inputs that no
+    text showed count a little. `mask`: the survivors, where weights are pruned too; the others
+    become zero. Raises ModelError if weight or sums are no numbers, or groups do not make up a row.
     """
     rows, columns = weight.shape
     width = grid.width(columns)
@@ -65,18 +52,10 @@ def round_weight(
 
 @dataclass(frozen=True)
 class RoundingPruner:
-    """Round to the nearest code; scales by the error weighted with the squares of the inputs.
+    """Round to the nearest code; scales by the error weighted with the squares of the inputs."""
 
-    Parameters
-    ----------
-    grid : Grid
-        Bits, groups and symmetry.
-    damping : float
-        See :func:`round_weight`.
-    """
-
-    grid: Grid
-    damping: float
+    grid: Grid  # bits, groups and symmetry
+    damping: float  # see `round_weight`
     name: str = "rounding"
     needs: str = "columns"
     updates: bool = True

@@ -21,24 +21,11 @@ from fedprune.wire.masks import BitMask
 def prune_lowest(scores: Tensor, spec: MaskSpec) -> Tensor:
     """Return the mask that prunes the lowest scores of each group.
 
-    Parameters
-    ----------
-    scores : Tensor
-        Importance scores, float32, shape (d_out, d_in), non-negative and finite. Of equal scores
-        the lower index is pruned first (a stable ascending sort).
-    spec : MaskSpec
-        Sparsity, pattern and comparison group.
-
-    Returns
-    -------
-    Tensor
-        Boolean mask of the same shape and device, True = survives. Every group loses exactly
-        ``pruned_count(size, sparsity)`` weights, or M - N of every M.
-
-    Raises
-    ------
-    ModelError
-        If an N:M pattern does not divide d_in.
+    `scores`: importance scores, float32, shape (d_out, d_in), non-negative and finite. Of equal
+    scores the lower index is pruned first (a stable ascending sort). Returns boolean mask of the
+    same shape and device, True = survives. Every group loses exactly ``pruned_count(size,
+    sparsity)`` weights, or M - N of every M. Raises ModelError if an N:M pattern does not divide
+    d_in.
     """
     if spec.pattern.n is not None and spec.pattern.m is not None:
         check_divides(spec.pattern, scores.shape[1])

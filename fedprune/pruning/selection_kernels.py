@@ -31,19 +31,10 @@ _LAYER_BLOCK = 1 << 22  # larger where every block carries a histogram
 def wanda_mask(weight: Tensor, norms: Tensor, spec: MaskSpec) -> BitMask:
     """Return the mask that prunes the lowest ``|weight| * norms`` of each comparison group.
 
-    Parameters
-    ----------
-    weight : Tensor
-        Shape (d_out, d_in), any floating dtype and strides, on the CPU. Scores are float32.
-    norms : Tensor
-        Norms of the linear's inputs, float32, shape (d_in,), non-negative.
-    spec : MaskSpec
-        Sparsity, pattern and comparison group. Equal scores: the lower index is pruned first.
-
-    Raises
-    ------
-    ModelError
-        If a score is NaN or infinite, or an N:M pattern does not divide d_in.
+    `weight`: shape (d_out, d_in), any floating dtype and strides, on the CPU. Scores are float32.
+    `norms`: norms of the linear's inputs, float32, shape (d_in,), non-negative. `spec`: sparsity,
+    pattern and comparison group. Equal scores: the lower index is pruned first. Raises ModelError
+    if a score is NaN or infinite, or an N:M pattern does not divide d_in.
     """
     scale = norms.detach().to(torch.float32).contiguous().numpy()
     weight = weight.detach().contiguous()  # a whole transpose is faster than one by blocks
@@ -82,17 +73,8 @@ def prune_count(groups: Tensor, count: int) -> Tensor:
 
     As `fedprune.pruning.selection.prune_count`, for few rows or short ones: in one thread.
 
-    Parameters
-    ----------
-    groups : Tensor
-        Scores, float32, shape (groups, size), on the CPU.
-    count : int
-        At most the size of a group.
-
-    Raises
-    ------
-    ModelError
-        If a score is NaN or infinite.
+    `groups`: scores, float32, shape (groups, size), on the CPU. `count`: at most the size of a
+    group. Raises ModelError if a score is NaN or infinite.
     """
     scores = groups.contiguous().numpy()
     bits = np.empty(packed_size(scores.size), dtype=np.uint8)
@@ -200,16 +182,9 @@ def prune_rows(
 ) -> bool:
     """Prune the `prune` lowest scores of each row; return whether all scores are finite.
 
-    Parameters
-    ----------
-    weights : NDArray[np.float32]
-        Shape (rows, d_in), C-contiguous.
-    norms : NDArray[np.float32]
-        Shape (d_in,), non-negative.
-    prune : int
-        0 <= prune <= d_in. Equal scores: the lower index is pruned first.
-    bits : NDArray[np.uint8]
-        Receives the packed mask of these rows, ceil(rows * d_in / 8) bytes.
+    `weights`: shape (rows, d_in), C-contiguous. `norms`: shape (d_in,), non-negative. `prune`: 0 <=
+    prune <= d_in. Equal scores: the lower index is pruned first. `bits`: receives the packed mask
+    of these rows, ceil(rows * d_in / 8) bytes.
     """
     rows, d_in = weights.shape
     codes, keep, tile = _buffers(d_in)
@@ -261,13 +236,9 @@ def prune_groups(
 
     Other arrays are those of `prune_rows`.
 
-    Parameters
-    ----------
-    prune : int
-        Of every group.
-    lanes : NDArray[np.uint8 or np.int32]
-        The place of each input in its group, shape (d_in,): from 0 to the size of a group, again
-        and again. As narrow as it can be: ranks are counted in the same type.
+    `prune`: of every group. `lanes`: the place of each input in its group, shape (d_in,): from 0 to
+    the size of a group, again and again. As narrow as it can be: ranks are counted in the same
+    type.
     """
     rows, d_in = weights.shape
     codes, keep, tile = _buffers(d_in)
@@ -382,16 +353,8 @@ def find_threshold(
     are interpolated, and bisected wherever interpolation left more than half of the bracket's
     codes, so that 62 + log2(size) counts suffice for any input; some ten are usual.
 
-    Parameters
-    ----------
-    codes : NDArray[np.int32]
-        Non-negative; those above the bracket are not looked for.
-    lowest : int
-        0 <= lowest <= size.
-    bracket : tuple of int
-        The lowest code, and the highest of those that may be asked for.
-    size : int
-        How many codes are in the bracket.
+    `codes`: non-negative; those above the bracket are not looked for. `lowest`: 0 <= lowest <=
+    size. `bracket`: the lowest code, and the highest of those that may be asked for.
     """
     low, high = bracket[0], bracket[1] + 1
     below_low, below_high = 0, size

@@ -30,19 +30,11 @@ _ROUNDING = 1e-9  # share of all weights
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """What it costs to prune a matrix, or several alike that share a sparsity, step by step.
+    """What it costs to prune a matrix, or several alike that share a sparsity, step by step."""
 
-    Parameters
-    ----------
-    costs : NDArray[float64]
-        Of each step, in the order in which they are taken; they do not fall.
-    size : int
-        Weights of a comparison group. After step k of K ``size * k // K`` of them are pruned.
-    weights : int
-        All weights.
-    """
-
+    # of each step, in the order in which they are taken; they do not fall
     costs: NDArray[np.float64]
+    # weights of a comparison group. After step k of K ``size * k // K`` of them are pruned.
     size: int
     weights: int
 
@@ -69,21 +61,10 @@ def cost_curve(
 ) -> Curve:
     """Return what it costs to prune a linear.
 
-    Parameters
-    ----------
-    weight : Tensor
-        Dense, shape (d_out, d_in), any floating dtype.
-    statistics : ColumnStatistics
-        What is known of its inputs.
-    sensitivity : float
-        f_l, what a change of its outputs costs; with the share of tokens that reach it, if not all.
-    group : str
-        The comparison group, 'layer', 'row' or 'column': within it the cheapest weights go first.
-
-    Raises
-    ------
-    ModelError
-        If a cost is NaN or infinite.
+    `weight`: dense, shape (d_out, d_in), any floating dtype. `sensitivity`: f_l, what a change of
+    its outputs costs; with the share of tokens that reach it, if not all. `group`: the comparison
+    group, 'layer', 'row' or 'column': within it the cheapest weights go first. Raises ModelError if
+    a cost is NaN or infinite.
     """
     squares = statistics.sum_squares.to(torch.float64) / max(statistics.tokens, 1)
     costs = weight.detach().to(torch.float32, copy=True).square_()
@@ -111,24 +92,11 @@ def block_curves(
 ) -> dict[str, Curve]:
     """Return what it costs to prune each linear of a block.
 
-    Parameters
-    ----------
-    weight : Callable
-        Name of the linear -> dense weight, shape (d_out, d_in).
-    statistics : Mapping[str, ColumnStatistics]
-        Name of each linear -> what is known of its inputs.
-    sensitivities : Mapping[str, float]
-        Name of each linear -> f_l.
-    group : str
-        The comparison group.
-    experts : Collection of str
-        Those of routed experts. Of each of their matrices one curve is made for all together, by
-        the name with ``*`` for the expert's number: what a single one costs, few tokens tell.
-
-    Raises
-    ------
-    ModelError
-        Naming the linear, as :func:`cost_curve`.
+    `weight`: name of the linear -> dense weight, shape (d_out, d_in). `statistics`: name of each
+    linear -> what is known of its inputs. `sensitivities`: name of each linear -> f_l. `experts`:
+    those of routed experts. Of each of their matrices one curve is made for all together, by the
+    name with ``*`` for the expert's number: what a single one costs, few tokens tell. Raises
+    ModelError naming the linear, as :func:`cost_curve`.
     """
     found: dict[str, Curve] = {}
     tokens = max((one.tokens for one in statistics.values()), default=0)
@@ -148,20 +116,10 @@ def sensitivity_sparsities(
 ) -> list[dict[str, float]]:
     """Return the sparsities that cost least, with the mean asked for.
 
-    Parameters
-    ----------
-    curves : Sequence of Mapping
-        Block -> name of the linear -> what it costs.
-    sparsity : float
-        Mean over all weights, 0 <= sparsity < 1.
-    spread : float
-        The most that a linear may be above or below the mean: the costs are those of small errors.
-
-    Returns
-    -------
-    list of dict
-        Block -> name of the linear -> sparsity. Every one but one prunes a whole number of
-        its curve's steps; their mean over all weights is `sparsity` to within 2e-6.
+    `curves`: block -> name of the linear -> what it costs. `sparsity`: mean over all weights, 0 <=
+    sparsity < 1. `spread`: the most that a linear may be above or below the mean: the costs are
+    those of small errors. Returns block -> name of the linear -> sparsity. Every one but one prunes
+    a whole number of its curve's steps; their mean over all weights is `sparsity` to within 2e-6.
     """
     known = [(block, name) for block, found in enumerate(curves) for name in found]
     if not known:

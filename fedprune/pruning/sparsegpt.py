@@ -29,31 +29,16 @@ def sparsegpt(
 ) -> tuple[Tensor, Tensor]:
     """Return the pruned weight and its mask.
 
-    Parameters
-    ----------
-    weight : Tensor
-        Shape (d_out, d_in), any floating dtype, on the factor's device; not changed.
-    factor : Factor
-        Of the linear's inputs (see `fedprune.pruning.hessian.inverse_factor`). The weights of
-        dead inputs become zero.
-    spec : MaskSpec
-        Sparsity, pattern and comparison group. The groups 'layer' and 'row' compare the weights of
-        one block of columns: the blocks up to any one together lose exactly
-        ``pruned_count(their weights, sparsity)``. Of equal scores the lower index is pruned first.
-    block_size : int
-        Columns of a block; rounded up to a multiple of M for an N:M pattern, which chooses the
-        mask of M columns when they are reached.
-
-    Returns
-    -------
-    tuple[Tensor, Tensor]
-        The new weight, float32, exactly zero where pruned, and the mask, True = survives. The mask
-        has `fedprune.pruning.groups.expected_survivors`.
-
-    Raises
-    ------
-    ModelError
-        If a weight is NaN or infinite, or an N:M pattern does not divide d_in.
+    `weight`: shape (d_out, d_in), any floating dtype, on the factor's device; not changed.
+    `factor`: of the linear's inputs (see `fedprune.pruning.hessian.inverse_factor`). The weights of
+    dead inputs become zero. `spec`: sparsity, pattern and comparison group. The groups 'layer' and
+    'row' compare the weights of one block of columns: the blocks up to any one together lose
+    exactly ``pruned_count(their weights, sparsity)``. Of equal scores the lower index is pruned
+    first. `block_size`: columns of a block; rounded up to a multiple of M for an N:M pattern, which
+    chooses the mask of M columns when they are reached. Returns the new weight, float32, exactly
+    zero where pruned, and the mask, True = survives. The mask has
+    `fedprune.pruning.groups.expected_survivors`. Raises ModelError if a weight is NaN or infinite,
+    or an N:M pattern does not divide d_in.
     """
     sweep = _swept(weight, factor, spec, block_size, None)
     return sweep.weights, sweep.keep
@@ -66,17 +51,10 @@ def sparsegpt_quantized(
 
     A group's scale is chosen when the group is reached, before its mask: of all its weights.
 
-    Parameters
-    ----------
-    weight, factor, spec, block_size
-        As :func:`sparsegpt`; the block size is also rounded up to a multiple of a group.
-    grid : Grid
-        Bits, groups and symmetry. Zero is one of its numbers, so that pruned weights are zero.
-
-    Raises
-    ------
-    ModelError
-        As :func:`sparsegpt`, or if groups do not make up a row, or an N:M pattern a group.
+    `weight`, `factor`, `spec`, `block_size`: as :func:`sparsegpt`; the block size is also rounded
+    up to a multiple of a group. `grid`: bits, groups and symmetry. Zero is one of its numbers, so
+    that pruned weights are zero. Raises ModelError as :func:`sparsegpt`, or if groups do not make
+    up a row, or an N:M pattern a group.
     """
     size, m = grid.width(weight.shape[1]), spec.pattern.m or 1
     if size % m:
@@ -111,20 +89,11 @@ class SparseGptPruner:
     """Prune column by column and let the later columns make up for it.
 
     SparseGPT (Frantar and Alistarh, arXiv 2301.00774, algorithm 1; with a grid, section 3.5).
-
-    Parameters
-    ----------
-    damping : float
-        Share of the mean squared input that is added to the diagonal.
-    block_size : int
-        Columns whose mask is chosen at once.
-    grid : Grid or None
-        What survivors are rounded to; None leaves them floating.
     """
 
-    damping: float
-    block_size: int
-    grid: Grid | None = None
+    damping: float  # share of the mean squared input that is added to the diagonal
+    block_size: int  # columns whose mask is chosen at once
+    grid: Grid | None = None  # what survivors are rounded to; None leaves them floating
     name: str = "sparsegpt"
     needs: str = "moments"
     updates: bool = True

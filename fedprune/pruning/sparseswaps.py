@@ -39,28 +39,11 @@ def sparseswaps(
 ) -> Tensor:
     """Return a mask of lower reconstruction error, with as many survivors in every row.
 
-    Parameters
-    ----------
-    weight : Tensor
-        Shape (d_out, d_in), any floating dtype; its values do not change.
-    moments : Tensor
-        Sum over tokens of x x^T, float32, shape (d_in, d_in), on the weight's device.
-    mask : Tensor
-        bool, shape (d_out, d_in), where to start; not changed.
-    max_swaps : int
-        Of each row, at most.
-    pattern : Pattern
-        An N:M pattern lets weights change places within M consecutive inputs only.
-
-    Returns
-    -------
-    Tensor
-        bool, shape (d_out, d_in).
-
-    Raises
-    ------
-    ModelError
-        If an N:M pattern does not divide d_in.
+    `weight`: shape (d_out, d_in), any floating dtype; its values do not change. `moments`: sum over
+    tokens of x x^T, float32, shape (d_in, d_in), on the weight's device. `mask`: bool, shape
+    (d_out, d_in), where to start; not changed. `max_swaps`: of each row, at most. `pattern`: an N:M
+    pattern lets weights change places within M consecutive inputs only. Returns bool, shape (d_out,
+    d_in). Raises ModelError if an N:M pattern does not divide d_in.
     """
     check_divides(pattern, weight.shape[1])
     size = pattern.m or weight.shape[1]
@@ -80,26 +63,11 @@ def sparseswaps(
 def refit(weight: Tensor, moments: Tensor, mask: Tensor, damping: float) -> Tensor:
     """Return the values on a support that change the linear's outputs least.
 
-    Parameters
-    ----------
-    weight : Tensor
-        Dense, shape (d_out, d_in), any floating dtype.
-    moments : Tensor
-        Sum over tokens of x x^T, shape (d_in, d_in), on the weight's device.
-    mask : Tensor
-        bool, shape (d_out, d_in), True = survives.
-    damping : float
-        Share of the mean diagonal that is added to the diagonal: holds values near the dense ones.
-
-    Returns
-    -------
-    Tensor
-        float32, shape (d_out, d_in), zero where pruned or where the input is dead.
-
-    Raises
-    ------
-    ModelError
-        If the moments are not finite.
+    `weight`: dense, shape (d_out, d_in), any floating dtype. `moments`: sum over tokens of x x^T,
+    shape (d_in, d_in), on the weight's device. `mask`: bool, shape (d_out, d_in), True = survives.
+    `damping`: share of the mean diagonal that is added to the diagonal: holds values near the dense
+    ones. Returns float32, shape (d_out, d_in), zero where pruned or where the input is dead. Raises
+    ModelError if the moments are not finite.
     """
     problem = normalised(weight, moments, damping)
     start = problem.target.masked_fill(~mask, 0.0)
@@ -181,21 +149,11 @@ def swap_rows(
 ) -> None:
     """Swap a survivor for a pruned weight in each row while the loss falls.
 
-    Parameters
-    ----------
-    weights : NDArray[np.float64]
-        Shape (rows, d_in).
-    gradients : NDArray[np.float64]
-        G z of every row, shape (rows, d_in); kept up to date.
-    moments : NDArray[np.float32]
-        G, shape (d_in, d_in), symmetric.
-    bounds : NDArray[np.float64]
-        c, shape (d_in,): the largest correlation of an input with any other, at most 1.
-    keep : NDArray[np.bool_]
-        Shape (rows, d_in), the survivors; changed.
-    limits : tuple[int, int, float]
-        (swaps of a row at most, consecutive inputs within which a swap must stay, share of the
-        row's loss that a swap must gain).
+    `weights`: shape (rows, d_in). `gradients`: g z of every row, shape (rows, d_in); kept up to
+    date. `moments`: g, shape (d_in, d_in), symmetric. `bounds`: c, shape (d_in,): the largest
+    correlation of an input with any other, at most 1. `keep`: shape (rows, d_in), the survivors;
+    changed. `limits`: (swaps of a row at most, consecutive inputs within which a swap must stay,
+    share of the row's loss that a swap must gain).
     """
     swaps, size, tolerance = limits
     for row in range(len(weights)):

@@ -24,27 +24,14 @@ from fedprune.pruning.groups import MaskSpec
 
 @dataclass(frozen=True)
 class Codes:
-    """What a sweep quantises to; scales and zeros are chosen when their group is reached.
+    """What a sweep quantises to; scales and zeros are chosen when their group is reached."""
 
-    Parameters
-    ----------
-    grid : Grid
-        Bits, groups and symmetry.
-    dtype : torch.dtype
-        The weight's type, which scales have.
-    fit : Fit
-        Scales and zeros; written by the sweep unless `groups` is given.
-    codes : Tensor
-        int8, shape (d_out, d_in); written by the sweep.
-    groups : Tensor or None
-        Where the columns are not in their own order: the group of each, int64, shape (d_in,), and
-        `fit` is ready.
-    """
-
-    grid: Grid
-    dtype: torch.dtype
-    fit: Fit
-    codes: Tensor
+    grid: Grid  # bits, groups and symmetry
+    dtype: torch.dtype  # the weight's type, which scales have
+    fit: Fit  # scales and zeros; written by the sweep unless `groups` is given
+    codes: Tensor  # int8, shape (d_out, d_in); written by the sweep
+    # where the columns are not in their own order: the group of each, int64, shape (d_in,), and
+    # `fit` is ready
     groups: Tensor | None = None
 
     @classmethod
@@ -58,37 +45,20 @@ class Codes:
 
 @dataclass(frozen=True)
 class Sweep:
-    """The state of one linear; matrices are (d_out, d_in) and contiguous.
+    """The state of one linear; matrices are (d_out, d_in) and contiguous."""
 
-    Parameters
-    ----------
-    weights : Tensor
-        float32; what is changed, and in the end the result.
-    keep : Tensor
-        bool, all true; in the end the survivors.
-    upper : Tensor
-        The factor, float32, shape (d_in, d_in), contiguous.
-    spec : MaskSpec
-        What the mask must be.
-    codes : Codes or None
-        What survivors are rounded to; None leaves them.
-    """
-
-    weights: Tensor
-    keep: Tensor
-    upper: Tensor
-    spec: MaskSpec
-    codes: Codes | None = None
+    weights: Tensor  # float32; what is changed, and in the end the result
+    keep: Tensor  # bool, all true; in the end the survivors
+    upper: Tensor  # the factor, float32, shape (d_in, d_in), contiguous
+    spec: MaskSpec  # what the mask must be
+    codes: Codes | None = None  # what survivors are rounded to; None leaves them
 
     def run(self, block_size: int) -> None:
         """Go over all columns.
 
-        Parameters
-        ----------
-        block_size : int
-            Columns whose mask is chosen at once, and whose errors later columns are told together;
-            rounded up to a multiple of M of an N:M pattern, and of a group that shares scales
-            (unless that is a whole row).
+        `block_size`: columns whose mask is chosen at once, and whose errors later columns are told
+        together; rounded up to a multiple of M of an N:M pattern, and of a group that shares scales
+        (unless that is a whole row).
         """
         columns = self.weights.shape[1]
         group = self.codes.grid.width(columns) if self.codes else columns
@@ -218,23 +188,14 @@ def eliminate(
 ) -> None:
     """Zero or round the weights of a block and let its later columns make up for each.
 
-    Parameters
-    ----------
-    weights : NDArray[np.float32]
-        The whole matrix, shape (d_out, d_in), C-contiguous; changed within the block.
-    errors : NDArray[np.float32]
-        Shape (d_out, width); receives ``(w - q) / U_jj``.
-    keep : NDArray[np.bool_]
-        Shape (d_out, d_in); the survivors. Written by an N:M pattern, else read.
-    upper : NDArray[np.float32]
-        The factor's diagonal block, shape (width, width).
-    place : tuple[int, int, int]
-        (start, n, m): the block's first column; n survive of every m columns, chosen when they are
-        reached; m divides the width. n = m = 1 where `keep` is given.
-    rounding : tuple
-        (codes, scales, zeros, half). Survivors become codes, int8, shape (d_out, d_in), from minus
-        `half` to one below it, with the scales and zeros of each column of the block, float32,
-        shape (width, d_out). With a `half` of 0 they stay as they are.
+    `weights`: the whole matrix, shape (d_out, d_in), C-contiguous; changed within the block.
+    `errors`: shape (d_out, width); receives ``(w - q) / U_jj``. `keep`: shape (d_out, d_in); the
+    survivors. Written by an N:M pattern, else read. `upper`: the factor's diagonal block, shape
+    (width, width). `place`: (start, n, m): the block's first column; n survive of every m columns,
+    chosen when they are reached; m divides the width. n = m = 1 where `keep` is given. `rounding`:
+    (codes, scales, zeros, half). Survivors become codes, int8, shape (d_out, d_in), from minus
+    `half` to one below it, with the scales and zeros of each column of the block, float32, shape
+    (width, d_out). With a `half` of 0 they stay as they are.
     """
     start, least, size = place
     rows, width = weights.shape[0], upper.shape[0]

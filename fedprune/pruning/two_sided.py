@@ -37,29 +37,12 @@ def two_sided_alps(
 ) -> tuple[Tensor, Tensor]:
     """Return the pruned weight and its mask.
 
-    Parameters
-    ----------
-    weight : Tensor
-        Shape (d_out, d_in), any floating dtype; not changed.
-    moments : Tensor
-        G, the sum over tokens of x x^T, shape (d_in, d_in), on the weight's device; any positive
-        multiple of it gives the same result.
-    outputs : Tensor
-        M, the sum over tokens of g g^T, shape (d_out, d_out); any positive multiple as well.
-    spec : MaskSpec
-        Sparsity, pattern and comparison group.
-    damping : float
-        Share of the mean diagonal that is added to the diagonal of G; of M it is a tenth.
-
-    Returns
-    -------
-    tuple[Tensor, Tensor]
-        As `fedprune.pruning.alps.alps`.
-
-    Raises
-    ------
-    ModelError
-        If weights or moments are not finite, or an N:M pattern does not divide d_in.
+    `weight`: shape (d_out, d_in), any floating dtype; not changed. `moments`: g, the sum over
+    tokens of x x^T, shape (d_in, d_in), on the weight's device; any positive multiple of it gives
+    the same result. `outputs`: m, the sum over tokens of g g^T, shape (d_out, d_out); any positive
+    multiple as well. `damping`: share of the mean diagonal that is added to the diagonal of G; of M
+    it is a tenth. Returns as `fedprune.pruning.alps.alps`. Raises ModelError if weights or moments
+    are not finite, or an N:M pattern does not divide d_in.
     """
     problem = normalised(weight, moments, damping)
     importance, _ = damped(outputs.to(weight.device), _OUTPUT_DAMPING)

@@ -38,20 +38,11 @@ _CHANGED = 1e-5  # share of the largest input from which a change is one
 
 @dataclass(frozen=True, eq=False)
 class Units:
-    """The units of one kind in a block.
-
-    Attributes
-    ----------
-    linear : str
-        The matrix after them.
-    columns : NDArray[np.int64]
-        Its inputs, shape (units, size), ascending in each unit.
-    producers : Mapping[str, NDArray[np.int64]]
-        Matrix before them -> its outputs, shape (units, size of its own).
-    """
+    """The units of one kind in a block."""
 
     linear: str
-    columns: NDArray[np.int64]
+    columns: NDArray[np.int64]  # its inputs, shape (units, size), ascending in each unit
+    # matrix before them -> its outputs, shape (units, size of its own)
     producers: Mapping[str, NDArray[np.int64]]
 
     @property
@@ -73,17 +64,9 @@ class Units:
 def find_units(model: LoadedModel, structure: Structure) -> Units:
     """Return the units of every block of a model.
 
-    Parameters
-    ----------
-    model : LoadedModel
-        The dense model; unchanged.
-    structure : {"ffn", "heads"}
-        Units of one input of the matrix after them, or of several.
-
-    Raises
-    ------
-    ModelError
-        If a block has no such units, or several kinds of them, or blocks differ: saying which.
+    `model`: the dense model; unchanged. `structure`: units of one input of the matrix after them,
+    or of several. Raises ModelError if a block has no such units, or several kinds of them, or
+    blocks differ: saying which.
     """
     known = _FOUND.setdefault(model.model, {})
     if structure not in known:
@@ -94,17 +77,8 @@ def find_units(model: LoadedModel, structure: Structure) -> Units:
 def last_writer(model: LoadedModel, block: int) -> str:
     """Return the matrix that a block calls last, whose outputs it adds to the hidden states.
 
-    Parameters
-    ----------
-    model : LoadedModel
-        The dense model; unchanged.
-    block : int
-        Which block.
-
-    Raises
-    ------
-    ModelError
-        If the block does anything else with what that matrix returns: saying what.
+    `model`: the dense model; unchanged. Raises ModelError if the block does anything else with what
+    that matrix returns: saying what.
     """
     trial = _Trial(model, block)
     found = trial.last_written()

@@ -66,21 +66,11 @@ class WandaPruner:
 
 @dataclass(frozen=True)
 class WithColumnsFallback:
-    """A solver where second moments are known; where only column sums are, Wanda and rounding.
+    """A solver where second moments are known; where only column sums are, Wanda and rounding."""
 
-    Parameters
-    ----------
-    pruner : Pruner
-        Prunes wherever its statistics are there.
-    grid : Grid or None
-        What is rounded to where the solver quantises.
-    damping : float
-        See `fedprune.pruning.rounding.round_weight`.
-    """
-
-    pruner: Pruner
-    grid: Grid | None
-    damping: float
+    pruner: Pruner  # prunes wherever its statistics are there
+    grid: Grid | None  # what is rounded to where the solver quantises
+    damping: float  # see `fedprune.pruning.rounding.round_weight`
 
     @property
     def name(self) -> str:
@@ -109,19 +99,12 @@ class WithColumnsFallback:
 
 @dataclass(frozen=True)
 class DenseTarget:
-    """A solver that comes close to the dense model's outputs instead of the dense weight's.
+    """A solver that comes close to the dense model's outputs instead of the dense weight's."""
 
-    Parameters
-    ----------
-    pruner : Pruner
-        Prunes, or quantises, the weight that gives the dense model's outputs
-        (`MomentStatistics.target`).
-    damping : float
-        Draws that weight towards the dense one.
-    """
-
+    # prunes, or quantises, the weight that gives the dense model's outputs
+    # (`MomentStatistics.target`)
     pruner: Pruner
-    damping: float
+    damping: float  # draws that weight towards the dense one
     needs: str = PairedMoments.name
 
     @property

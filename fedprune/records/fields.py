@@ -47,10 +47,8 @@ def byte_array(data: bytes, stype: str) -> Array:
 def array_bytes(array: Array, stype: str, most: int | None = None) -> bytes:
     """Return the bytes of an array of one format.
 
-    Raises
-    ------
-    ReplyRefusedError
-        If it is of another format or type, of a false length, or longer than ``most`` bytes.
+    Raises ReplyRefusedError if it is of another format or type, of a false length, or longer than
+    ``most`` bytes.
     """
     if array.stype != stype or array.dtype != "uint8" or array.shape != (len(array.data),):
         raise ReplyRefusedError(

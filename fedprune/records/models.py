@@ -18,20 +18,10 @@ _MANIFEST, _SEGMENT = "manifest", "segment"
 
 @dataclass(frozen=True)
 class ModelSegment:
-    """A part of a model that arrives.
+    """A part of a model that arrives."""
 
-    Attributes
-    ----------
-    digest : str
-        SHA-256 of the model's manifest.
-    number : int
-        Which segment, from 0; -1 is the manifest itself.
-    data : bytes
-        Its bytes.
-    """
-
-    digest: str
-    number: int
+    digest: str  # SHA-256 of the model's manifest
+    number: int  # which segment, from 0; -1 is the manifest itself
     data: bytes
 
 
@@ -48,10 +38,7 @@ def segment_record(digest: str, number: int, data: bytes) -> RecordDict:
 def read_model_segment(message: Message) -> ModelSegment:
     """Read a request that brings a model.
 
-    Raises
-    ------
-    ReplyRefusedError
-        If it is malformed or too large.
+    Raises ReplyRefusedError if it is malformed or too large.
     """
     digest = str(requested(message, "manifest", str))
     number = int(requested(message, "segment", int))
@@ -71,10 +58,7 @@ def held_record(held: int) -> RecordDict:
 def read_held(message: Message, segments: int) -> int:
     """Return how many of a model's ``segments`` a node has.
 
-    Raises
-    ------
-    ReplyRefusedError
-        If the answer is malformed.
+    Raises ReplyRefusedError if the answer is malformed.
     """
     record = message.content.config_records.get("model")
     if record is None or set(message.content) != {"model"}:

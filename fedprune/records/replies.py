@@ -16,39 +16,23 @@ _SIGNATURE = "signature"
 
 @dataclass(frozen=True)
 class PruneReply:
-    """Blocks from one node, still encoded.
+    """Blocks from one node, still encoded."""
 
-    Attributes
-    ----------
-    blocks : dict[int, bytes]
-        Block index -> bytes of the codec that the format names.
-    seconds : float
-        Time the node worked.
-    peak_rss_bytes, peak_device_bytes : int
-        Peak memory of the node's process and of its accelerator (0 without one).
-    num_examples : int
-        Calibration samples used.
-    signature : bytes
-        Of the hashes of all blocks, by the node's site; b"" where that has no key.
-    """
-
-    blocks: dict[int, bytes]
+    blocks: dict[int, bytes]  # block index -> bytes of the codec that the format names
     seconds: float
+    # peak_rss_bytes, peak_device_bytes: peak memory of the node's process and of its accelerator (0
+    # without one)
     peak_rss_bytes: int
     peak_device_bytes: int
     num_examples: int
+    # of the hashes of all blocks, by the node's site; b"" where that has no key
     signature: bytes = b""
 
 
 def prune_record(reply: PruneReply, form: str) -> RecordDict:
     """Return a prune reply's content: the blocks as the only tensors, and a few figures.
 
-    Parameters
-    ----------
-    reply : PruneReply
-        What the node made.
-    form : str
-        The format of its bytes (:attr:`fedprune.methods.exchange.BlockExchange.form`).
+    `form`: the format of its bytes (:attr:`fedprune.methods.exchange.BlockExchange.form`).
     """
     arrays = ArrayRecord(
         {block_key(index): byte_array(data, form) for index, data in reply.blocks.items()}
@@ -72,21 +56,9 @@ def read_prune(
 ) -> PruneReply:
     """Read a prune reply.
 
-    Parameters
-    ----------
-    message : Message
-        The reply.
-    blocks : Sequence[int]
-        The blocks that were asked for; exactly these must be there.
-    most_bytes : Mapping[int, int]
-        Block index -> largest size its bytes can have, known from the model.
-    form : str
-        The format that was asked for.
-
-    Raises
-    ------
-    ReplyRefusedError
-        If blocks are missing, unasked, oversized or of another format, or a figure is wrong.
+    `blocks`: the blocks that were asked for; exactly these must be there. `most_bytes`: block index
+    -> largest size its bytes can have, known from the model. Raises ReplyRefusedError if blocks are
+    missing, unasked, oversized or of another format, or a figure is wrong.
     """
     content = message.content
     signed = content.config_records.get(_SIGNATURE) or ConfigRecord()
@@ -132,16 +104,9 @@ _LIST = "segments"
 def split_record(content: RecordDict, first: bytes, sizes: Mapping[int, int], form: str) -> None:
     """Turn a prune reply's content into the first message of several.
 
-    Parameters
-    ----------
-    content : RecordDict
-        From :func:`fedprune.records.replies.prune_record`, without blocks; changed in place.
-    first : bytes
-        The first segment of all blocks' bytes, one after the other.
-    sizes : Mapping[int, int]
-        Block -> its bytes, in that order.
-    form : str
-        The format of the blocks.
+    `content`: from :func:`fedprune.records.replies.prune_record`, without blocks; changed in place.
+    `first`: the first segment of all blocks' bytes, one after the other. `sizes`: block -> its
+    bytes, in that order.
     """
     content["arrays"] = ArrayRecord({_KEY: byte_array(first, form)})
     content[_LIST] = ConfigRecord({"blocks": list(sizes), "sizes": list(sizes.values())})
@@ -155,10 +120,7 @@ def fetched_record(segment: bytes, form: str) -> RecordDict:
 def read_sizes(message: Message) -> dict[int, int] | None:
     """Return block -> bytes if more segments follow this reply, None if it is whole.
 
-    Raises
-    ------
-    ReplyRefusedError
-        If the list is malformed.
+    Raises ReplyRefusedError if the list is malformed.
     """
     record = message.content.config_records.get(_LIST)
     if record is None:
@@ -177,10 +139,7 @@ def read_sizes(message: Message) -> dict[int, int] | None:
 def read_segment(message: Message, form: str, size: int) -> bytes:
     """Return the segment of a reply, which must have exactly ``size`` bytes.
 
-    Raises
-    ------
-    ReplyRefusedError
-        If there is none, or it is of another format or length.
+    Raises ReplyRefusedError if there is none, or it is of another format or length.
     """
     arrays = message.content.array_records.get("arrays")
     if arrays is None or set(arrays) != {_KEY}:
@@ -207,20 +166,11 @@ _LONGEST = 200
 
 @dataclass(frozen=True)
 class LocalResult:
-    """How well a node's own pruned model predicts; only these numbers leave the node.
+    """How well a node's own pruned model predicts; only these numbers leave the node."""
 
-    Attributes
-    ----------
-    nll : float
-        Mean negative log-likelihood of a token on the held-out part of `data`, in nats.
-    tokens : int
-        Tokens predicted there.
-    others : Mapping[str, float]
-        The same on each of `evaluation.datasets`, by label.
-    """
-
-    nll: float
+    nll: float  # mean negative log-likelihood of a token on the held-out part of `data`, in nats
     tokens: int
+    # the same on each of `evaluation.datasets`, by label
     others: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -252,21 +202,12 @@ FINAL = "final"
 
 @dataclass(frozen=True)
 class FinalOrder:
-    """A request to measure the final model.
+    """A request to measure the final model."""
 
-    Attributes
-    ----------
-    sizes : Mapping[int, int]
-        Block -> bytes of what became of it, in the order of the segments; others stay dense.
-    start : int
-        How many bytes came in segments before.
-    segment : bytes
-        The last one, which comes with the request; empty if every block stays dense.
-    """
-
+    # block -> bytes of what became of it, in the order of the segments; others stay dense
     sizes: Mapping[int, int]
-    start: int
-    segment: bytes
+    start: int  # how many bytes came in segments before
+    segment: bytes  # the last one, which comes with the request; empty if every block stays dense
 
 
 def final_record(config_yaml: str, order: FinalOrder) -> RecordDict:
@@ -280,10 +221,7 @@ def final_record(config_yaml: str, order: FinalOrder) -> RecordDict:
 def read_final(message: Message) -> FinalOrder:
     """Read a request to measure the final model.
 
-    Raises
-    ------
-    ReplyRefusedError
-        If it is malformed.
+    Raises ReplyRefusedError if it is malformed.
     """
     sizes, bundle = read_sizes(message), read_bundle(message)
     start = int(requested(message, "start", int))

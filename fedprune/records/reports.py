@@ -21,62 +21,34 @@ _KINDS: Mapping[object, type] = {int: int, bool: bool}
 
 @dataclass(frozen=True)
 class NodeReport:
-    """What a node says of itself in the handshake; no private text, only counts and hashes.
+    """What a node says of itself in the handshake; no private text, only counts and hashes."""
 
-    Attributes
-    ----------
-    partition_id, num_partitions : int
-        Which share of the data the node holds, and of how many.
-    site : str
-        The name its operator gave it (``site`` in the node's configuration), or "".
-    config_hash, weights_hash : str
-        Fingerprint of its model (hex sha256).
-    code_hash : str
-        Digest of the fedprune sources it runs (hex sha256).
-    samples, tokens : int
-        Calibration samples it offers and the tokens in them.
-    device : str
-        Where it will compute, for example "cpu" or "cuda:0".
-    memory_bytes : int
-        Memory of that device.
-    versions : str
-        Versions of the libraries that decide about results.
-    problem : str
-        Why it cannot take part; "" if it can.
-    sample_ids : str
-        Where its samples were taken, as hashes separated by commas; "" if the texts are its own.
-    free_bytes : int
-        Memory of that device that is free now; 0 if nobody knows.
-    megaflops : int
-        Its measured speed, million floating-point operations a second; 0 if not asked for.
-    layer_permille : int
-        The share of blocks its operator lets it prune, in thousandths; 0 leaves it to the server.
-    lacks_model : bool
-        Whether it waits for the server's model; hashes and samples are empty until it has come.
-    warnings : str
-        What its operator should look at; "" if nothing is odd.
-    signer : str
-        The public key that its site signs answers with, as a line of OpenSSH; "" without one.
-    """
-
+    # partition_id, num_partitions: which share of the data the node holds, and of how many
     partition_id: int
     num_partitions: int
-    site: str
+    site: str  # the name its operator gave it (``site`` in the node's configuration), or ""
+    # config_hash, weights_hash: fingerprint of its model (hex sha256)
     config_hash: str
     weights_hash: str
-    code_hash: str
+    code_hash: str  # digest of the fedprune sources it runs (hex sha256)
+    # samples, tokens: calibration samples it offers and the tokens in them
     samples: int
     tokens: int
-    device: str
-    memory_bytes: int
-    versions: str
-    problem: str
+    device: str  # where it will compute, for example "cpu" or "cuda:0"
+    memory_bytes: int  # memory of that device
+    versions: str  # versions of the libraries that decide about results
+    problem: str  # why it cannot take part; "" if it can
+    # where its samples were taken, as hashes separated by commas; "" if the texts are its own
     sample_ids: str = ""
-    free_bytes: int = 0
+    free_bytes: int = 0  # memory of that device that is free now; 0 if nobody knows
+    # its measured speed, million floating-point operations a second; 0 if not asked for
     megaflops: int = 0
+    # the share of blocks its operator lets it prune, in thousandths; 0 leaves it to the server
     layer_permille: int = 0
+    # whether it waits for the server's model; hashes and samples are empty until it has come
     lacks_model: bool = False
-    warnings: str = ""
+    warnings: str = ""  # what its operator should look at; "" if nothing is odd
+    # the public key that its site signs answers with, as a line of OpenSSH; "" without one
     signer: str = ""
 
     @property
@@ -95,10 +67,7 @@ def report_record(report: NodeReport) -> RecordDict:
 def read_report(message: Message) -> NodeReport:
     """Read a handshake reply.
 
-    Raises
-    ------
-    ReplyRefusedError
-        If a key is missing, has the wrong type or a value that no node has.
+    Raises ReplyRefusedError if a key is missing, has the wrong type or a value that no node has.
     """
     record = message.content.config_records.get("report")
     if record is None:

@@ -18,33 +18,17 @@ _LEAST_SEGMENT = 1 << 16
 
 @dataclass(frozen=True)
 class Order:
-    """Which blocks a node is to work on, and where it goes on from.
+    """Which blocks a node is to work on, and where it goes on from."""
 
-    Attributes
-    ----------
-    blocks : tuple of int
-        Increasing indices; blocks between them are only passed through, dense.
-    resume : int
-        The block whose inputs the node kept after its last order; 0 starts anew.
-    last : bool
-        Whether nothing follows in this run, so that the node need keep nothing.
-    segment_bytes : int
-        Longer replies come in segments of this many bytes.
-    exchange : str
-        What is asked about the blocks: the name of an exchange that the configuration asks for.
-    round : int
-        The round over all blocks, from 1.
-    step : int
-        Which of several such exchanges about the blocks, from 0.
-    """
-
+    # increasing indices; blocks between them are only passed through, dense
     blocks: tuple[int, ...]
-    resume: int
-    last: bool
-    segment_bytes: int
+    resume: int  # the block whose inputs the node kept after its last order; 0 starts anew
+    last: bool  # whether nothing follows in this run, so that the node need keep nothing
+    segment_bytes: int  # longer replies come in segments of this many bytes
+    # what is asked about the blocks: the name of an exchange that the configuration asks for
     exchange: str = "prune"
-    round: int = 1
-    step: int = 0
+    round: int = 1  # the round over all blocks, from 1
+    step: int = 0  # which of several such exchanges about the blocks, from 0
 
     def __post_init__(self) -> None:
         """Refuse orders that nobody can follow."""
@@ -104,10 +88,7 @@ def order_record(
 def read_order(message: Message) -> Order:
     """Return the order of a request to prune.
 
-    Raises
-    ------
-    ReplyRefusedError
-        If a key is missing, of the wrong type or out of range.
+    Raises ReplyRefusedError if a key is missing, of the wrong type or out of range.
     """
     record = message.content.config_records.get("order")
     if record is None:
@@ -129,10 +110,7 @@ def read_order(message: Message) -> Order:
 def read_ahead(message: Message) -> dict[str, int]:
     """Return name -> bytes of what was delivered before an order; empty if nothing was.
 
-    Raises
-    ------
-    ReplyRefusedError
-        If it is malformed.
+    Raises ReplyRefusedError if it is malformed.
     """
     record = message.content.config_records.get(_AHEAD) or ConfigRecord()
     found = {name: size for name, size in record.items() if type(size) is int and size > 0}
@@ -147,10 +125,7 @@ def read_ahead(message: Message) -> dict[str, int]:
 def read_bundle(message: Message) -> dict[str, bytes]:
     """Return the named bytes that a request brings, still encoded; empty if it brings none.
 
-    Raises
-    ------
-    ReplyRefusedError
-        If the record holds something else, or bytes of another format.
+    Raises ReplyRefusedError if the record holds something else, or bytes of another format.
     """
     if "arrays" not in message.content:
         return {}

@@ -21,40 +21,21 @@ Inputs = tuple[tuple[tuple[str, ...], ...], ...]
 
 @dataclass(frozen=True)
 class KeysOrder:
-    """A request for the keys of a run's secure sums.
-
-    Attributes
-    ----------
-    plan : bytes
-        The plan, still encoded.
-    clients : int
-        How many are asked; words have room for the sum of so many.
-    inputs : tuple
-        Block -> inputs, as the server sees the model; empty where no statistics are sent.
-    """
+    """A request for the keys of a run's secure sums."""
 
     plan: bytes
-    clients: int
+    clients: int  # how many are asked; words have room for the sum of so many
+    # block -> inputs, as the server sees the model; empty where no statistics are sent
     inputs: Inputs = ()
 
 
 @dataclass(frozen=True)
 class Keys:
-    """A node's keys for a run's secure sums.
-
-    Attributes
-    ----------
-    advert : bytes
-        Still encoded.
-    name : str
-        What the protocol calls the node: its site's in the roster, if it has one.
-    roster : str
-        SHA-256 of the roster by which it trusts the others; "" if it trusts anybody.
-    """
+    """A node's keys for a run's secure sums."""
 
     advert: bytes
-    name: str
-    roster: str
+    name: str  # what the protocol calls the node: its site's in the roster, if it has one
+    roster: str  # SHA-256 of the roster by which it trusts the others; "" if it trusts anybody
 
 
 def keys_request(config_yaml: str, order: KeysOrder) -> RecordDict:
@@ -114,19 +95,8 @@ def read_parts(
 ) -> dict[str, bytes]:
     """Return the named bytes of a message.
 
-    Parameters
-    ----------
-    message : Message
-        A request or a reply.
-    names : Sequence[str], optional
-        Exactly these must be there; None: at least one of any name.
-    most : int, optional
-        The most bytes of each.
-
-    Raises
-    ------
-    ReplyRefusedError
-        If others are there, or they are malformed.
+    `names`: exactly these must be there; None: at least one of any name. `most`: the most bytes of
+    each. Raises ReplyRefusedError if others are there, or they are malformed.
     """
     arrays = message.content.array_records.get(_ARRAYS)
     found = () if arrays is None else tuple(arrays)

@@ -28,10 +28,8 @@ class Votes:
 def votes(by_total: Mapping[str, Sequence[int]]) -> Votes:
     """Return the chart of votes to prune.
 
-    Parameters
-    ----------
-    by_total : Mapping
-        `agreement.votes_by_voters` of `results.json`: votes that could be cast -> weights by votes.
+    `by_total`: `agreement.votes_by_voters` of `results.json`: votes that could be cast -> weights
+    by votes.
     """
     columns = vote_columns(by_total)
     contested = 1 - sum(column.value for column in (columns[0], columns[-1]))
@@ -54,10 +52,8 @@ def votes(by_total: Mapping[str, Sequence[int]]) -> Votes:
 def vote_columns(by_total: Mapping[str, Sequence[int]]) -> list[Column]:
     """Return a column for each share of votes, or for each twentieth where there are many.
 
-    Parameters
-    ----------
-    by_total : Mapping
-        As for :func:`votes`; where blocks had different totals, their shares stand side by side.
+    `by_total`: as for :func:`votes`; where blocks had different totals, their shares stand side by
+    side.
     """
     shares: dict[Fraction, int] = {}
     for counts in by_total.values():
@@ -96,23 +92,12 @@ def _drawn_together(shares: Mapping[Fraction, int]) -> list[tuple[str, int]]:
 
 @dataclass(frozen=True)
 class Matrix:
-    """Who agrees with whom: the map, how many clients there are, and the data.
+    """Who agrees with whom: the map, how many clients there are, and the data."""
 
-    Attributes
-    ----------
-    heat : HeatMap
-        Client by client; columns have the numbers of the rows.
-    clients : int
-        All; of many the map has those at both ends only.
-    complete : bool
-        Whether every two clients have a block in common.
-    rows : list of tuples
-        Client, agreement with the result, and with each of the clients.
-    """
-
-    heat: HeatMap
-    clients: int
-    complete: bool
+    heat: HeatMap  # client by client; columns have the numbers of the rows
+    clients: int  # all; of many the map has those at both ends only
+    complete: bool  # whether every two clients have a block in common
+    # client, agreement with the result, and with each of the clients
     rows: list[tuple[str, float, Sequence[float | None]]]
 
     @property

@@ -21,10 +21,7 @@ def audit_header() -> list[str]:
 def audit_rows(found: Mapping[str, Any]) -> list[list[str]]:
     """Return what each release told, as texts.
 
-    Parameters
-    ----------
-    found : Mapping
-        `fedprune.audit.Audit` as plain JSON values.
+    `found`: `fedprune.audit.Audit` as plain JSON values.
     """
     return [
         [

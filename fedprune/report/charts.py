@@ -47,24 +47,12 @@ class Bar:
 
 @dataclass(frozen=True)
 class ColumnChart:
-    """Columns on a common scale from zero, as wide as the page lets them be.
+    """Columns on a common scale from zero, as wide as the page lets them be."""
 
-    Parameters
-    ----------
-    label : str
-        What is seen, for those who do not see it.
-    columns : sequence of Column
-        From left to right.
-    write : Callable[[float], str]
-        Writes a value of the scale.
-    line : float, optional
-        A value to compare with.
-    """
-
-    label: str
+    label: str  # what is seen, for those who do not see it
     columns: Sequence[Column]
-    write: Callable[[float], str]
-    line: float | None = None
+    write: Callable[[float], str]  # writes a value of the scale
+    line: float | None = None  # a value to compare with
 
     @property
     def scale(self) -> float:
@@ -128,21 +116,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Shares by row and column; None is an empty cell.
+    """Shares by row and column; None is an empty cell."""
 
-    Parameters
-    ----------
-    label : str
-        What is seen, for those who do not see it.
-    rows, columns : sequence of str
-        Their names.
-    cells : sequence of sequences
-        Row by row.
-    write : Callable[[float], str]
-        Writes a value.
-    """
-
-    label: str
+    label: str  # what is seen, for those who do not see it
     rows: Sequence[str]
     columns: Sequence[str]
     cells: Sequence[Sequence[float | None]]

@@ -13,37 +13,17 @@ _NAME = re.compile(r"'(?P<site>.*)' \((?P<partition>partition \d+)\)", re.DOTALL
 
 @dataclass(frozen=True)
 class Client:
-    """One client.
-
-    Attributes
-    ----------
-    name : str
-        Its site and partition.
-    samples, tokens : int
-        Calibration texts it used.
-    blocks : int or None
-        Blocks it pruned, over all rounds; None where each pruned all.
-    bytes_up : int
-        What it sent, its own evaluation and the model's delivery apart.
-    seconds : float
-        What it says it worked.
-    agreement : float or None
-        Share of weights on which its mask is as the global one.
-    perplexity : float or None
-        Of its own pruned model.
-    left : int or None
-        The round in which it was left out, if it was.
-    """
+    """One client."""
 
     name: str
     samples: int
     tokens: int
-    blocks: int | None
-    bytes_up: int
-    seconds: float
-    agreement: float | None
-    perplexity: float | None
-    left: int | None
+    blocks: int | None  # blocks it pruned, over all rounds; None where each pruned all
+    bytes_up: int  # what it sent, its own evaluation and the model's delivery apart
+    seconds: float  # what it says it worked
+    agreement: float | None  # share of weights on which its mask is as the global one
+    perplexity: float | None  # of its own pruned model
+    left: int | None  # the round in which it was left out, if it was
 
 
 def clients(results: Mapping[str, Any]) -> list[Client]:

@@ -16,32 +16,17 @@ _BESIDE = (*APART, "handshake", "deliver")
 
 @dataclass(frozen=True)
 class Round:
-    """One exchange with the clients.
-
-    Attributes
-    ----------
-    number : int
-        The ledger's.
-    phase : str
-        What it was for.
-    asked, refused : int
-        Clients, and those whose reply was not used.
-    bytes_up, bytes_down : int
-        Of all clients.
-    seconds : float
-        Of the slowest client, from the request to the reply.
-    worked : float
-        The longest that a client says it worked.
-    """
+    """One exchange with the clients."""
 
     number: int
     phase: str
+    # asked, refused: clients, and those whose reply was not used
     asked: int
     refused: int
     bytes_up: int
     bytes_down: int
-    seconds: float
-    worked: float
+    seconds: float  # of the slowest client, from the request to the reply
+    worked: float  # the longest that a client says it worked
 
     @property
     def name(self) -> str:
@@ -71,25 +56,14 @@ def rounds(entries: Sequence[Mapping[str, Any]]) -> list[Round]:
 
 @dataclass(frozen=True)
 class ByRound:
-    """Bytes and seconds of the rounds of pruning; no charts of a single one.
+    """Bytes and seconds of the rounds of pruning; no charts of a single one."""
 
-    Attributes
-    ----------
-    sent, took : ColumnChart or None
-        Bytes that a client sent, seconds until the slowest had answered.
-    dense : float
-        Bytes that a client would have sent as dense weights, a round.
-    together : int
-        Rounds that share a column.
-    aside : str
-        The exchanges other than about pruning that have columns, too; "" without any.
-    """
-
+    # sent, took: bytes that a client sent, seconds until the slowest had answered
     sent: ColumnChart | None
     took: ColumnChart | None
-    dense: float
-    together: int
-    aside: str
+    dense: float  # bytes that a client would have sent as dense weights, a round
+    together: int  # rounds that share a column
+    aside: str  # the exchanges other than about pruning that have columns, too; "" without any
 
 
 def by_round(results: Mapping[str, Any], found: Sequence[Round]) -> ByRound | None:

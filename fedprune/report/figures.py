@@ -108,21 +108,8 @@ _Marks = dict[str, list[str]]
 def perplexity_drawing(rows: Sequence[Row], axes: Axes, dataset: str, name: str) -> Markup:
     """Return perplexity along the swept axis for a page.
 
-    Parameters
-    ----------
-    rows : sequence of Row
-        One a run.
-    axes : Axes
-        Which keys were swept.
-    dataset : str
-        Whose perplexity.
-    name : str
-        Begins its ids, which have to be the page's only ones.
-
-    Returns
-    -------
-    Markup
-        A wide SVG and a narrow one for phones, of which the page shows one.
+    `name`: begins its ids, which have to be the page's only ones. Returns a wide SVG and a narrow
+    one for phones, of which the page shows one.
     """
     drawn = _Drawn.of(rows, axes, dataset)
     return _on_page(name, lambda panel: _along_axis(panel, drawn, text.figure))
@@ -210,17 +197,6 @@ def plot_sweep(rows: Sequence[Row], axes: Axes, title: str, folder: Path) -> lis
     A row of panels for each data set: perplexity along the axis, the same without collapsed
     models if there are any, and perplexity against bytes. Of more than four, only the summaries
     have panels.
-
-    Parameters
-    ----------
-    rows : sequence of Row
-        One a run.
-    axes : Axes
-        Which keys were swept.
-    title : str
-        Stands above all.
-    folder : Path
-        Where the files go.
     """
     from matplotlib.figure import Figure
 
@@ -246,10 +222,7 @@ def plot_sweep(rows: Sequence[Row], axes: Axes, title: str, folder: Path) -> lis
 def plot_time(rows: Sequence[Row], axes: Axes, title: str, folder: Path) -> list[Path]:
     """Draw ``time.png`` and ``time.svg``, the seconds of pruning, and return their paths.
 
-    Parameters
-    ----------
-    rows, axes, title, folder
-        As for :func:`plot_sweep`.
+    `rows`, `axes`, `title`, `folder`: as for :func:`plot_sweep`.
     """
     from matplotlib.figure import Figure
 
@@ -269,10 +242,7 @@ def plot_bytes(rows: Sequence[Row], axes: Axes, title: str, folder: Path) -> lis
     A panel for each column of the table, a point for each of its rows. Perplexity is the geometric
     mean over the data sets, where there are several.
 
-    Parameters
-    ----------
-    rows, axes, title, folder
-        As for :func:`plot_sweep`; at least one row has a perplexity.
+    `rows`, `axes`, `title`, `folder`: as for :func:`plot_sweep`; at least one row has a perplexity.
     """
     measured = datasets(rows)
     dataset = GEOMETRIC_MEAN if GEOMETRIC_MEAN in measured else measured[0]

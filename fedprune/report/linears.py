@@ -11,20 +11,12 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 @dataclass(frozen=True)
 class Grid:
-    """A figure by kind of linear and block.
+    """A figure by kind of linear and block."""
 
-    Attributes
-    ----------
-    kinds : list of str
-        Names of linears inside a block; those of experts drawn together, their numbers a star.
-    blocks : list of int
-        Ascending.
-    cells : list of lists
-        Kind by kind, block by block; None where a block has no such linear.
-    """
-
+    # names of linears inside a block; those of experts drawn together, their numbers a star
     kinds: list[str]
-    blocks: list[int]
+    blocks: list[int]  # ascending
+    # kind by kind, block by block; None where a block has no such linear
     cells: list[list[float | None]]
 
 

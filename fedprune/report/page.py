@@ -27,17 +27,8 @@ TEMPLATES = Path(__file__).parent / "templates"
 def write_report(folder: Path) -> Path:
     """Write ``report.html`` into a run's folder, whole or not at all, and return its path.
 
-    Parameters
-    ----------
-    folder : Path
-        A run's folder, with ``results.json`` and ``config.yaml``.
-
-    Raises
-    ------
-    FedpruneError
-        If the folder holds no completed run.
-    OSError
-        If the page cannot be written.
+    `folder`: a run's folder, with ``results.json`` and ``config.yaml``. Raises FedpruneError if the
+    folder holds no completed run. Raises OSError if the page cannot be written.
     """
     results = read_results(folder)
     config = folder / "config.yaml"
@@ -58,14 +49,8 @@ def leave_report(folder: Path) -> None:
 def render_page(results: Mapping[str, Any], config: str, folder: Path) -> str:
     """Return the page of one run.
 
-    Parameters
-    ----------
-    results : Mapping
-        The content of `results.json`.
-    config : str
-        The content of `config.yaml`; "" leaves it out.
-    folder : Path
-        The run's folder, for the code that loads the model.
+    `results`: the content of `results.json`. `config`: the content of `config.yaml`; "" leaves it
+    out. `folder`: the run's folder, for the code that loads the model.
     """
     return _render("run.html.jinja", run_view(results, config, folder))
 

@@ -101,22 +101,13 @@ def _plain(value: object) -> str:
 
 @dataclass(frozen=True)
 class Perplexities:
-    """The table of perplexities.
+    """The table of perplexities."""
 
-    Attributes
-    ----------
-    columns : list of str
-        Data sets, and the mean over several.
-    rows : list of tuples
-        Model, the client that its figure is of, perplexities, quotient to the dense model's of
-        the last column, and whether it is the federated one.
-    most : float
-        The largest rise over the dense model.
-    """
-
-    columns: list[str]
+    columns: list[str]  # data sets, and the mean over several
+    # model, the client that its figure is of, perplexities, quotient to the dense model's of the
+    # last column, and whether it is the federated one
     rows: list[tuple[str, str, list[float | None], float | None, bool]]
-    most: float
+    most: float  # the largest rise over the dense model
 
 
 def _perplexities(
@@ -215,31 +206,20 @@ def _behind(behind: Mapping[int, int]) -> ColumnChart:
 
 @dataclass(frozen=True)
 class ClientTable:
-    """The clients: those that are shown at once, all of them, and what is known of them.
+    """The clients: those that are shown at once, all of them, and what is known of them."""
 
-    Attributes
-    ----------
-    few, every : sequence of Client
-        Shown at once, from the one that does worst alone; all, in the order of partitions.
-    dataset : str
-        What their own models were measured on; "" if they were not.
-    agreement, blocks : bool
-        Whether it is known how far they agree with the result, and what each pruned.
-    pruned : float or None
-        Perplexity of the federated model.
-    ends : tuple of float
-        The least and the largest perplexity among those shown and the federated model's.
-    worst, best : int
-        How many of either end are shown, where not all are.
-    """
-
+    # few, every: shown at once, from the one that does worst alone; all, in the order of partitions
     few: Sequence[Client]
     every: Sequence[Client]
-    dataset: str
+    dataset: str  # what their own models were measured on; "" if they were not
+    # agreement, blocks: whether it is known how far they agree with the result, and what each
+    # pruned
     agreement: bool
     blocks: bool
-    pruned: float | None
+    pruned: float | None  # perplexity of the federated model
+    # the least and the largest perplexity among those shown and the federated model's
     ends: tuple[float, float]
+    # worst, best: how many of either end are shown, where not all are
     worst: int = _WORST
     best: int = _BEST
 

@@ -28,45 +28,23 @@ _LOG_RANGE = 10.0
 
 @dataclass(frozen=True)
 class Point:
-    """Mean, least and largest of a figure over the seeds, and what it cost.
-
-    Attributes
-    ----------
-    x : str
-        Value of the axis.
-    mean, low, high : float
-        Over the seeds.
-    megabytes : float
-        What a client sends and receives, mean over the seeds.
-    """
+    """Mean, least and largest of a figure over the seeds, and what it cost."""
 
     x: str
     mean: float
     low: float
     high: float
-    megabytes: float
+    megabytes: float  # what a client sends and receives, mean over the seeds
 
 
 @dataclass(frozen=True)
 class Series:
-    """One curve.
-
-    Attributes
-    ----------
-    label : str
-        What it is called.
-    kind : str
-        Whose perplexity it is, one of the words of `MODELS`.
-    values : tuple of str
-        Its value of each key that tells the curves apart.
-    points : tuple of Point
-        In the order of the axis.
-    """
+    """One curve."""
 
     label: str
-    kind: str
-    values: tuple[str, ...]
-    points: tuple[Point, ...]
+    kind: str  # whose perplexity it is, one of the words of `MODELS`
+    values: tuple[str, ...]  # its value of each key that tells the curves apart
+    points: tuple[Point, ...]  # in the order of the axis
 
 
 def x_axis(rows: Sequence[Row], axes: Axes) -> str:
@@ -193,7 +171,7 @@ def _varies(rows: Sequence[Row], key: str) -> bool:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one setting costs and gives.
+    """What one setting costs and gives."""
 
     Attributes
     ----------
@@ -218,14 +196,7 @@ class Cost:
 def costs(rows: Sequence[Row], keys: Sequence[str], dataset: str) -> list[Cost]:
     """Return cost and perplexity for each combination of keys that has both.
 
-    Parameters
-    ----------
-    rows : sequence of Row
-        One a run.
-    keys : sequence of str
-        What tells settings apart; those that never vary are not in the labels.
-    dataset : str
-        A data set or a summary over several.
+    `keys`: what tells settings apart; those that never vary are not in the labels.
     """
     return _costs(rows, keys, perplexity_key(dataset, FEDERATED))
 

@@ -28,16 +28,9 @@ def inline_svg(
 ) -> Markup:
     """Return a figure as an SVG element without styles, scripts, addresses or foreign ids.
 
-    Parameters
-    ----------
-    figure : Figure
-        What is drawn.
-    name : str
-        Begins its ids, which have to be the page's only ones.
-    colours : Mapping[str, str]
-        Colour in the figure, "#rrggbb" -> that in the page, for example "var(--k0)".
-    titles : Mapping, optional
-        Group id of markers -> what each of them says to who points at it.
+    `name`: begins its ids, which have to be the page's only ones. `colours`: colour in the figure,
+    "#rrggbb" -> that in the page, for example "var(--k0)". `titles`: group id of markers -> what
+    each of them says to who points at it.
     """
     from matplotlib import rc_context
 

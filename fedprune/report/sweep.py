@@ -31,54 +31,24 @@ from fedprune.results.sweep import (
 
 @dataclass(frozen=True)
 class Run:
-    """One job of the sweep.
-
-    Attributes
-    ----------
-    label : str
-        Its settings.
-    link : str
-        Its report, relative to the page; "" where there is none.
-    row : Row or None
-        Its figures, once it is done.
-    failure : str
-        Why it failed; "" if it did not.
-    """
+    """One job of the sweep."""
 
     label: str
-    link: str
-    row: Row | None
-    failure: str = ""
+    link: str  # its report, relative to the page; "" where there is none
+    row: Row | None  # its figures, once it is done
+    failure: str = ""  # why it failed; "" if it did not
 
 
 @dataclass(frozen=True)
 class SweepFacts:
-    """What the page tells.
-
-    Attributes
-    ----------
-    title : str
-        What was swept.
-    command : str
-        How to do it again.
-    axes : Axes
-        Which keys were swept.
-    runs : sequence of Run
-        All jobs; at least one is done.
-    pivots : sequence of Pivot
-        The tables.
-    seconds : float
-        How long the command took; 0 where nothing was run.
-    version : str
-        Of fedprune.
-    """
+    """What the page tells."""
 
     title: str
-    command: str
+    command: str  # how to do it again
     axes: Axes
-    runs: Sequence[Run]
+    runs: Sequence[Run]  # all jobs; at least one is done
     pivots: Sequence[Pivot]
-    seconds: float
+    seconds: float  # how long the command took; 0 where nothing was run
     version: str
 
     @property

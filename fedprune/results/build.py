@@ -26,119 +26,65 @@ FEW_TOKENS = 100
 
 @dataclass(frozen=True)
 class Facts:
-    """What was run, on what, and how long it took.
-
-    Attributes
-    ----------
-    config : RunConfig
-        The resolved configuration.
-    words : Words
-        What the method says of itself.
-    run_id : int
-        Flower's number of the run.
-    fingerprint : Fingerprint
-        Of the dense model.
-    code_hash : str
-        Digest of the sources.
-    seconds : Mapping[str, float]
-        Phase -> how long it took; "total" is all of them.
-    figures : Mapping[str, object]
-        What the strategy tells of itself: the allocation, the draw of layers, violations.
-    dense_bytes : int
-        The prunable weights as they are stored: what a client would send of a dense model.
-    architecture : Mapping[str, object]
-        Of the model: :func:`fedprune.models.unread.describe`.
-    """
+    """What was run, on what, and how long it took."""
 
     config: RunConfig
-    words: Words
-    run_id: int
+    words: Words  # what the method says of itself
+    run_id: int  # Flower's number of the run
     fingerprint: "Fingerprint"
     code_hash: str
-    seconds: Mapping[str, float]
+    seconds: Mapping[str, float]  # phase -> how long it took; "total" is all of them
+    # what the strategy tells of itself: the allocation, the draw of layers, violations
     figures: Mapping[str, object] = field(default_factory=dict)
+    # the prunable weights as they are stored: what a client would send of a dense model
     dense_bytes: int = 0
+    # of the model: `fedprune.models.unread.describe`
     architecture: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class LinearFigures:
-    """One pruned linear.
+    """One pruned linear."""
 
-    Attributes
-    ----------
-    name : str
-        Full name, for example "model.layers.0.mlp.up_proj".
-    weights, zeros : int
-        Entries, and how many of them were pruned.
-    voters : int
-        Clients whose replies were counted.
-    votes : list of int
-        Entries by prune votes, from none to the weight of all voters together, which is their
-        number where all weigh the same. Empty where clients send no masks.
-    agreement : float or None
-        Share of weights on which a pair of clients agrees, mean over pairs.
-    unanimous : float or None
-        Share of weights on which all clients agree.
-    tied : tuple of int
-        Weights with the vote count at which pruning stopped, if only some of them were pruned, and
-        how many were.
-    expert : str
-        Full name of the routed expert that it belongs to; "" for none.
-    tokens : int or None
-        Tokens of all clients together that were routed to the expert, where that is known: of
-        clients that send masks only that there were none.
-    """
-
-    name: str
+    name: str  # full name, for example "model.layers.0.mlp.up_proj"
+    # weights, zeros: entries, and how many of them were pruned
     weights: int
     zeros: int
-    voters: int
+    voters: int  # clients whose replies were counted
+    # entries by prune votes, from none to the weight of all voters together, which is their number
+    # where all weigh the same. Empty where clients send no masks.
     votes: list[int]
-    agreement: float | None
-    unanimous: float | None
+    agreement: float | None  # share of weights on which a pair of clients agrees, mean over pairs
+    unanimous: float | None  # share of weights on which all clients agree
+    # weights with the vote count at which pruning stopped, if only some of them were pruned, and
+    # how many were
     tied: tuple[int, int] = (0, 0)
-    expert: str = ""
+    expert: str = ""  # full name of the routed expert that it belongs to; "" for none
+    # tokens of all clients together that were routed to the expert, where that is known: of clients
+    # that send masks only that there were none
     tokens: int | None = None
 
 
 @dataclass(frozen=True)
 class ClientAgreement:
-    """Agreement client by client, on a sample of weights.
-
-    Attributes
-    ----------
-    weights : int
-        Size of the sample.
-    result : Mapping[str, float]
-        Client -> share on which its mask is as the global one.
-    clients : sequence of str
-        Rows and columns of the matrix: all, or of many those that agree most and least.
-    matrix : list of lists
-        Share on which two clients' masks are the same; None where they pruned no common block.
-    """
+    """Agreement client by client, on a sample of weights."""
 
     weights: int
-    result: Mapping[str, float]
+    result: Mapping[str, float]  # client -> share on which its mask is as the global one
+    # rows and columns of the matrix: all, or of many those that agree most and least
     clients: Sequence[str]
+    # share on which two clients' masks are the same; None where they pruned no common block
     matrix: list[list[float | None]]
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How far a model's predictions are the dense model's.
+    """How far a model's predictions are the dense model's."""
 
-    Attributes
-    ----------
-    kl : float
-        Mean Kullback-Leibler divergence of the next token's distribution from the dense model's,
-        in nats; 0 if it is the dense model's.
-    top1 : float
-        Share of tokens for which both find the same token most likely.
-    """
-
+    # mean Kullback-Leibler divergence of the next token's distribution from the dense model's, in
+    # nats; 0 if it is the dense model's
     kl: float
-    top1: float
+    top1: float  # share of tokens for which both find the same token most likely
 
 
 @dataclass(frozen=True)

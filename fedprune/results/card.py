@@ -37,14 +37,8 @@ _END = (
 def write_card(folder: Path, config: RunConfig, results: Mapping[str, Any]) -> None:
     """Write the card into a model's folder; a card that cannot be written is only warned of.
 
-    Parameters
-    ----------
-    folder : Path
-        The exported model.
-    config : RunConfig
-        The run's configuration; `card` is what the user says of the model.
-    results : Mapping
-        The content of `results.json`.
+    `config`: the run's configuration; `card` is what the user says of the model. `results`: the
+    content of `results.json`.
     """
     try:
         model_card(config, results).save(folder / CARD)
@@ -249,12 +243,7 @@ def _eval_results(results: Mapping[str, Any]) -> list[EvalResult]:
 def privacy_statement(config: RunConfig, results: Mapping[str, Any]) -> str:
     """Return what left the sites in a run and what it can reveal, in the words of its method.
 
-    Parameters
-    ----------
-    config : RunConfig
-        The run's configuration.
-    results : Mapping
-        The content of `results.json`.
+    `results`: the content of `results.json`.
     """
     surveyed, words = allocation_of(config) in SURVEYED, results["strategy"]
     sent = [words["sends"]]

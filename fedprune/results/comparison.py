@@ -20,23 +20,11 @@ _NOT_COMPARED = ("output_dir",)
 def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
     """Return the differences between completed runs as plain JSON values.
 
-    Parameters
-    ----------
-    folders : sequence of Path
-        The runs' folders; figures stand in their order.
-
-    Returns
-    -------
-    dict
-        `runs`: the folders. `configuration`: differing keys. `perplexity`: data set -> `dense`,
-        `pruned`, and `ratio` of the pruned models' to the first run's. `sparsity`: `overall`,
-        and `blocks` that differ. `bytes_up`, `bytes_down`, `seconds`, `prune_seconds`.
-        `masks`: for each run, how its masks agree with the first run's, or `why_not`.
-
-    Raises
-    ------
-    FedpruneError
-        If a folder holds no completed run.
+    Returns `runs`: the folders. `configuration`: differing keys. `perplexity`: data set -> `dense`,
+    `pruned`, and `ratio` of the pruned models' to the first run's. `sparsity`: `overall`, and
+    `blocks` that differ. `bytes_up`, `bytes_down`, `seconds`, `prune_seconds`. `masks`: for each
+    run, how its masks agree with the first run's, or `why_not`. Raises FedpruneError if a folder
+    holds no completed run.
     """
     results = [read_results(folder) for folder in folders]
     configs = [_config(folder) for folder in folders]
@@ -60,16 +48,8 @@ def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
 def mask_agreement(first: Masks | None, second: Masks | None) -> dict[str, Any]:
     """Return the share of weights that two sets of masks treat the same.
 
-    Parameters
-    ----------
-    first, second : Mapping or None
-        Block -> linear -> mask; None where the file is gone.
-
-    Returns
-    -------
-    dict
-        `equal`: over all weights; `kinds`: by kind of linear; `why_not` instead where they cannot
-        be compared.
+    `first`, `second`: block -> linear -> mask; None where the file is gone. Returns `equal`: over
+    all weights; `kinds`: by kind of linear; `why_not` instead where they cannot be compared.
     """
     if first is None or second is None:
         return {"why_not": "its masks are gone"}

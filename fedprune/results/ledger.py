@@ -12,38 +12,20 @@ APART = ("model", "evaluate")
 
 @dataclass(frozen=True)
 class Entry:
-    """One request and its reply.
+    """One request and its reply."""
 
-    Attributes
-    ----------
-    round : int
-        0 is the handshake; from 1 on, one exchange with all clients each.
-    phase : str
-        "handshake", "model", "survey", "deliver", "prune", "reconstruct" or "evaluate".
-    client : str
-        The node's name as in its handshake.
-    bytes_down, bytes_up : int
-        Serialised size of the request and of the reply, headers included.
-    round_trip_seconds : float
-        From handing the request to Flower until the reply was in hand.
-    client_seconds : float
-        What the node says it worked.
-    peak_rss_bytes, peak_device_bytes : int
-        Peak memory the node says it used.
-    refused : str
-        Why the reply was not used; "" if it was.
-    """
-
-    round: int
-    phase: str
-    client: str
+    round: int  # 0 is the handshake; from 1 on, one exchange with all clients each
+    phase: str  # "handshake", "model", "survey", "deliver", "prune", "reconstruct" or "evaluate"
+    client: str  # the node's name as in its handshake
+    # bytes_down, bytes_up: serialised size of the request and of the reply, headers included
     bytes_down: int
     bytes_up: int
-    round_trip_seconds: float
-    client_seconds: float = 0.0
+    round_trip_seconds: float  # from handing the request to Flower until the reply was in hand
+    client_seconds: float = 0.0  # what the node says it worked
+    # peak_rss_bytes, peak_device_bytes: peak memory the node says it used
     peak_rss_bytes: int = 0
     peak_device_bytes: int = 0
-    refused: str = ""
+    refused: str = ""  # why the reply was not used; "" if it was
 
     def worked(self, seconds: float, rss_bytes: int, device_bytes: int) -> "Entry":
         """Return the entry with what the node says of its work: seconds and peak memory."""

@@ -9,12 +9,7 @@ _CAUSAL = "AutoModelForCausalLM"
 def loading_code(results: Mapping[str, Any], folder: str) -> str:
     """Return Python that loads a run's model with what turns its inputs to numbers.
 
-    Parameters
-    ----------
-    results : Mapping
-        The content of `results.json`.
-    folder : str
-        The folder, or what a reader replaces by it.
+    `results`: the content of `results.json`. `folder`: the folder, or what a reader replaces by it.
     """
     auto = results["model"].get("loads_with", _CAUSAL)
     sees = auto != _CAUSAL

@@ -34,12 +34,8 @@ _Summary = Callable[[Sequence[float], Sequence[float]], float]
 def perplexity_at(measured: Mapping[str, Any], path: str) -> float | None:
     """Return a model's perplexity, None where it was not measured.
 
-    Parameters
-    ----------
-    measured : Mapping
-        What `perplexity` of `results.json` has for a data set.
-    path : str
-        One of :data:`MODELS`.
+    `measured`: what `perplexity` of `results.json` has for a data set. `path`: one of
+    :data:`MODELS`.
     """
     found: Any = measured
     for key in path.split("."):
@@ -60,17 +56,10 @@ def summaries(perplexity: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str
     A client alone is summarised over its own figures before clients are compared: the best client
     is one client. A model that has no figure on one of the data sets has no summary.
 
-    Parameters
-    ----------
-    perplexity : Mapping
-        `perplexity` of `results.json`: data set -> model -> figure.
-
-    Returns
-    -------
-    dict
-        Name of a summary -> model -> figure: the geometric mean, the highest perplexity, and the
-        highest share of perplexity to that of the dense model. Empty where there are not two data
-        sets that the dense model was measured on.
+    `perplexity`: `perplexity` of `results.json`: data set -> model -> figure. Returns name of a
+    summary -> model -> figure: the geometric mean, the highest perplexity, and the highest share of
+    perplexity to that of the dense model. Empty where there are not two data sets that the dense
+    model was measured on.
     """
     measured = [values for values in perplexity.values() if values.get(DENSE) is not None]
     if len(measured) < 2:
@@ -84,17 +73,9 @@ def fidelity_table(
 ) -> tuple[list[str], list[list[str]]]:
     """Return header and rows of how close models stay to the dense one, as texts.
 
-    Parameters
-    ----------
-    fidelity : Mapping
-        `fidelity` of `results.json`: data set -> model -> `kl` in nats, None if it is no number,
-        and `top1`, a share.
-
-    Returns
-    -------
-    tuple
-        Two columns a model. A row a data set; of several also their mean and the worst of each
-        figure.
+    `fidelity`: `fidelity` of `results.json`: data set -> model -> `kl` in nats, None if it is no
+    number, and `top1`, a share. Returns two columns a model. A row a data set; of several also
+    their mean and the worst of each figure.
     """
     models = [path for path in _WHOLE if any(path in one for one in fidelity.values())]
     header = ["data set"]

@@ -30,22 +30,13 @@ _QUIET_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is.
+    """How far a run is."""
 
-    Attributes
-    ----------
-    phase : str
-        One of :data:`LABELS`.
-    done, total : int
-        Steps finished and steps in this phase.
-    details : tuple of str
-        What is happening, for people; the most important first.
-    """
-
-    phase: str
+    phase: str  # one of `LABELS`
+    # done, total: steps finished and steps in this phase
     done: int
     total: int
-    details: tuple[str, ...] = ()
+    details: tuple[str, ...] = ()  # what is happening, for people; the most important first
 
     @property
     def share(self) -> float:
@@ -70,10 +61,7 @@ class Pace:
     The first and the last are, and between them one for each percent and one for each quarter of
     a minute: a run of a thousand clients fills no log, a slow one does not seem dead.
 
-    Parameters
-    ----------
-    clock : Callable
-        Seconds from any origin.
+    `clock`: seconds from any origin.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

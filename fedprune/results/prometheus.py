@@ -14,13 +14,6 @@ def prometheus_text(status: Status, stale: bool) -> str:
     """Return the metrics, each with its help and type, what is not known left out.
 
     Labels are the run's folder and fixed words; no client is named.
-
-    Parameters
-    ----------
-    status : Status
-        Where the run is.
-    stale : bool
-        Whether its process seems to be dead.
     """
     up = float(status.status == "running" and not stale)
     refused = {kind: status.refused.get(kind, 0) for kind in KINDS}

@@ -29,40 +29,21 @@ _CHOICES = ("sparsity", "seed", "pruner", "strategy", "schedule", "allocation")
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a model comes from.
+    """Where a model comes from."""
 
-    Attributes
-    ----------
-    base : Mapping[str, str]
-        `config_hash` and `weights_hash` of the dense model, and its `dtype` setting.
-    code : str
-        SHA-256 of the sources that made it.
-    versions : Mapping[str, str]
-        Of the libraries.
-    choices : tuple of str
-        How it was made, as overrides.
-    configuration : str
-        SHA-256 of the whole resolved configuration, which has paths and stays with the run.
-    clients : int
-        How many took part.
-    job : str
-        The key of the run that made it, which its sites' signatures hold for; "" where there was
-        none.
-    statistics : str
-        SHA-256 of `statistics.json`, which has those of all its files; "" where the model was not
-        made of collected statistics.
-    files : Mapping[str, str]
-        Path inside the folder -> SHA-256.
-    """
-
+    # `config_hash` and `weights_hash` of the dense model, and its `dtype` setting
     base: Mapping[str, str]
-    code: str
+    code: str  # SHA-256 of the sources that made it
     versions: Mapping[str, str]
-    choices: tuple[str, ...]
+    choices: tuple[str, ...]  # how it was made, as overrides
+    # SHA-256 of the whole resolved configuration, which has paths and stays with the run
     configuration: str
     clients: int
+    # SHA-256 of `statistics.json`, which has those of all its files; "" where the model was not
+    # made of collected statistics
     statistics: str
-    files: Mapping[str, str]
+    files: Mapping[str, str]  # path inside the folder -> SHA-256
+    # the key of the run that made it, which its sites' signatures hold for; "" where there was none
     job: str = ""
 
 
@@ -71,18 +52,8 @@ def write_provenance(
 ) -> str:
     """Write where a model comes from into its folder, and return the file's SHA-256.
 
-    Parameters
-    ----------
-    folder : Path
-        The exported model, whole.
-    config : RunConfig
-        The resolved configuration.
-    text : str
-        The same as YAML, as it stands beside the results.
-    results : Mapping
-        The content of `results.json`.
-    job : str
-        The run's key.
+    `text`: the same as YAML, as it stands beside the results. `results`: the content of
+    `results.json`.
     """
     model = results["model"]
     found = Provenance(
@@ -111,10 +82,7 @@ def write_provenance(
 def read_provenance(folder: Path) -> Provenance:
     """Return where a model says that it comes from.
 
-    Raises
-    ------
-    ModelError
-        If the file is not there, damaged, or of another version.
+    Raises ModelError if the file is not there, damaged, or of another version.
     """
     place = folder / PROVENANCE
     try:

@@ -17,10 +17,8 @@ _SIDECARS = (Path("model", "fedprune", "masks.safetensors"), Path("masks.safeten
 def read_results(folder: Path) -> Mapping[str, Any]:
     """Return the content of a run's `results.json`.
 
-    Raises
-    ------
-    FedpruneError
-        If the folder holds no completed run; the message says why a failed one failed.
+    Raises FedpruneError if the folder holds no completed run; the message says why a failed one
+    failed.
     """
     try:
         found: Mapping[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
@@ -37,10 +35,7 @@ def read_results(folder: Path) -> Mapping[str, Any]:
 def damage_told(folder: Path) -> Iterator[None]:
     """Raise what goes wrong in the body of the `with` statement as damage of a run's results.
 
-    Raises
-    ------
-    FedpruneError
-        If `results.json` is JSON, but not what this version of fedprune writes.
+    Raises FedpruneError if `results.json` is JSON, but not what this version of fedprune writes.
     """
     try:
         yield
@@ -54,10 +49,7 @@ def damage_told(folder: Path) -> Iterator[None]:
 def read_config(folder: Path) -> RunConfig:
     """Return a run's resolved configuration.
 
-    Raises
-    ------
-    FedpruneError
-        If it is missing, or not as this version of fedprune writes it.
+    Raises FedpruneError if it is missing, or not as this version of fedprune writes it.
     """
     path = folder / "config.yaml"
     try:

@@ -47,78 +47,45 @@ class ClientLine:
 
 @dataclass(frozen=True)
 class Status:
-    """Where a run is.
-
-    Attributes
-    ----------
-    run : str
-        Name of its folder.
-    status : str
-        "running", "failed" or "done".
-    reason : str
-        Why it failed; "" otherwise.
-    phase, phase_done, phase_total, details : str, int, int, list of str
-        As in the lines of its log.
-    round, rounds : int
-        Which round over all blocks; 0 before the first.
-    blocks_done, blocks_total : int
-        Pruned blocks, all rounds together.
-    answered, asked : int
-        Messages of the exchange under way.
-    states : Mapping[str, int]
-        How many clients are in which state.
-    clients : list of ClientLine
-        The clients, at most a few dozen: those that need attention first.
-    nodes_alive : int or None
-        Nodes that Flower sees; None before it was asked.
-    bytes_up, bytes_down : int
-        Received from and sent to all clients, but for those that brought them the model.
-    model_bytes : int
-        Sent to bring them the model.
-    refused : Mapping[str, int]
-        Kind (:mod:`fedprune.results.ledger`) -> replies that were not used.
-    seconds : float
-        Work so far, in all processes of the run.
-    eta_seconds : float or None
-        About how long the pruning still takes; None while there is no measure.
-    starts : int
-        Processes that worked on the run: more than one after interruptions.
-    started, updated : str
-        UTC, ISO 8601.
-    beat_seconds : float
-        The file is written at least so often.
-    host, pid : str, int
-        The process that writes it.
-    version : int
-        Of this form.
-    """
+    """Where a run is."""
 
     run: str
     status: str = "running"
-    reason: str = ""
+    reason: str = ""  # why it failed; "" otherwise
+    # phase, phase_done, phase_total, details: as in the lines of its log
     phase: str = "load"
     phase_done: int = 0
     phase_total: int = 1
     details: list[str] = field(default_factory=list)
+    # round, rounds: which round over all blocks; 0 before the first
     round: int = 0
     rounds: int = 0
+    # blocks_done, blocks_total: pruned blocks, all rounds together
     blocks_done: int = 0
     blocks_total: int = 0
+    # answered, asked: messages of the exchange under way
     answered: int = 0
     asked: int = 0
-    states: Mapping[str, int] = field(default_factory=dict)
+    states: Mapping[str, int] = field(default_factory=dict)  # how many clients are in which state
+    # the clients, at most a few dozen: those that need attention first
     clients: list[ClientLine] = field(default_factory=list)
-    nodes_alive: int | None = None
+    nodes_alive: int | None = None  # nodes that Flower sees; None before it was asked
+    # bytes_up, bytes_down: received from and sent to all clients, but for those that brought them
+    # the model
     bytes_up: int = 0
     bytes_down: int = 0
-    model_bytes: int = 0
+    model_bytes: int = 0  # sent to bring them the model
+    # kind (`fedprune.results.ledger`) -> replies that were not used
     refused: Mapping[str, int] = field(default_factory=dict)
-    seconds: float = 0.0
+    seconds: float = 0.0  # work so far, in all processes of the run
+    # about how long the pruning still takes; None while there is no measure
     eta_seconds: float | None = None
-    starts: int = 1
+    starts: int = 1  # processes that worked on the run: more than one after interruptions
+    # started, updated: UTC, ISO 8601
     started: str = ""
     updated: str = ""
-    beat_seconds: float = BEAT_SECONDS
+    beat_seconds: float = BEAT_SECONDS  # the file is written at least so often
+    # host, pid: the process that writes it
     host: str = ""
     pid: int = 0
     version: int = VERSION
@@ -149,12 +116,8 @@ def moment(text: str) -> datetime:
 def read_status(folder: Path) -> Status:
     """Return where the run in a folder is.
 
-    Raises
-    ------
-    ConfigError
-        If the folder is not there or not a run's.
-    FedpruneError
-        If the file is damaged or of another version.
+    Raises ConfigError if the folder is not there or not a run's. Raises FedpruneError if the file
+    is damaged or of another version.
     """
     path = folder / PROGRESS
     try:
@@ -231,13 +194,9 @@ class RunStatus:
     Used as a context manager while the run goes; what ends the body of the `with` statement is
     what the file says of the run's end.
 
-    Parameters
-    ----------
-    folder : Path, optional
-        The run's folder; without it nothing is written.
-    connected : Callable, optional
-        Returns how many nodes are connected. Asked seldom and from a thread of its own, since it
-        waits where the SuperLink does not answer.
+    `folder`: the run's folder; without it nothing is written. `connected`: returns how many nodes
+    are connected. Asked seldom and from a thread of its own, since it waits where the SuperLink
+    does not answer.
     """
 
     def __init__(

@@ -31,21 +31,11 @@ EXCESS = "excess"
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run of a sweep.
+    """One run of a sweep."""
 
-    Attributes
-    ----------
-    settings : Mapping[str, str]
-        Swept key -> its value in this run.
-    results : Mapping
-        The content of its `results.json`.
-    baseline : Mapping or None
-        That of the run that measured its baselines, maybe itself.
-    """
-
-    settings: Mapping[str, str]
-    results: Mapping[str, Any]
-    baseline: Mapping[str, Any] | None
+    settings: Mapping[str, str]  # swept key -> its value in this run
+    results: Mapping[str, Any]  # the content of its `results.json`
+    baseline: Mapping[str, Any] | None  # that of the run that measured its baselines, maybe itself
 
 
 @dataclass(frozen=True)

@@ -31,10 +31,7 @@ _MOST_CLIENTS = 8
 def render(results: Mapping[str, Any]) -> Group:
     """Return the summary of a run as rich tables.
 
-    Parameters
-    ----------
-    results : Mapping
-        The content of `results.json`.
+    `results`: the content of `results.json`.
     """
     measured = any(found["dense"] is not None for found in results["perplexity"].values())
     only_statistics = "statistics" in results and not measured and not results["sparsity"]["zeros"]
@@ -58,14 +55,7 @@ def plain_table(results: Mapping[str, Any]) -> str:
 def text_table(title: str, header: Sequence[str], caption: str = "", labels: int = 1) -> Table:
     """Return an empty rich table in whose title, header and caption nothing is markup.
 
-    Parameters
-    ----------
-    title, caption : str
-        Stand above and below.
-    header : sequence of str
-        Names of the columns.
-    labels : int
-        How many of the first columns are words; the others are figures, at the right.
+    `labels`: how many of the first columns are words; the others are figures, at the right.
     """
     table = Table(title=_text(title), title_justify="left", caption_justify="left")
     table.caption = _text(caption) if caption else None

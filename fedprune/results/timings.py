@@ -8,10 +8,7 @@ from contextlib import contextmanager
 class Timings:
     """Seconds by name, over all processes that a run takes.
 
-    Parameters
-    ----------
-    before : Mapping[str, float]
-        What earlier processes of the run measured.
+    `before`: what earlier processes of the run measured.
     """
 
     def __init__(self, before: Mapping[str, float] | None = None) -> None:

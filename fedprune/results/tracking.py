@@ -42,12 +42,7 @@ def check_tracker(config: TrackingConfig) -> None:
 class Tracking:
     """Tells a tracker what a run does; nobody where `tracking.name` is 'none'.
 
-    Parameters
-    ----------
-    config : RunConfig
-        The run's configuration.
-    folder : Path
-        The run's folder; local trackers write into it.
+    `folder`: the run's folder; local trackers write into it.
     """
 
     def __init__(self, config: RunConfig, folder: Path) -> None:
@@ -73,14 +68,8 @@ class Tracking:
     def block(self, step: int, linears: Sequence[LinearFigures], ledger: Ledger) -> None:
         """Tell of an aggregated block.
 
-        Parameters
-        ----------
-        step : int
-            Number of the block over all rounds, from 1 on; a run that is resumed goes on with it.
-        linears : Sequence[LinearFigures]
-            Its linears.
-        ledger : Ledger
-            All messages until now.
+        `step`: number of the block over all rounds, from 1 on; a run that is resumed goes on with
+        it.
         """
         self._last = step
         weights = sum(linear.weights for linear in linears)
@@ -101,10 +90,7 @@ class Tracking:
     def finish(self, results: Mapping[str, Any]) -> None:
         """Tell how the run ended.
 
-        Parameters
-        ----------
-        results : Mapping
-            The content of `results.json`.
+        `results`: the content of `results.json`.
         """
         self._last += 1
         self._log(final_figures(results))
@@ -127,15 +113,7 @@ class Tracking:
 def public_config(config: RunConfig) -> dict[str, str | int | float | bool]:
     """Return the configuration as far as a tracker may have it: no paths, no connection.
 
-    Parameters
-    ----------
-    config : RunConfig
-        The run's configuration.
-
-    Returns
-    -------
-    dict
-        Dotted key -> value; 'null' for a key without one, which not all trackers take.
+    Returns dotted key -> value; 'null' for a key without one, which not all trackers take.
     """
     values = flatten(config)
     hidden = {*_PATHS, "federation.connection"}

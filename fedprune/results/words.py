@@ -10,24 +10,12 @@ MUCH_NOISE = 0.1
 
 @dataclass(frozen=True)
 class Words:
-    """A method in words for people.
-
-    Attributes
-    ----------
-    label : str
-        What people call it.
-    does : str
-        What clients send and the server makes of it, in a clause.
-    sends : str
-        What a client sends of its texts; completes "each client sends ...".
-    tells : str
-        What can be read from that, in whole sentences.
-    """
+    """A method in words for people."""
 
     label: str
-    does: str
-    sends: str
-    tells: str
+    does: str  # what clients send and the server makes of it, in a clause
+    sends: str  # what a client sends of its texts; completes "each client sends ..."
+    tells: str  # what can be read from that, in whole sentences
 
 
 def guarantee_sentences(promise: Mapping[str, Any]) -> str:
@@ -63,10 +51,7 @@ def noise_sentences(promise: Mapping[str, Any]) -> str:
 def secure_sentences(figures: Mapping[str, Any]) -> str:
     """Return what secure sums kept from the server, and against whom.
 
-    Parameters
-    ----------
-    figures : Mapping
-        `strategy.secure` of the results.
+    `figures`: `strategy.secure` of the results.
     """
     trusted = "Sites trusted each other's keys by one signed roster."
     if not figures["authenticated"]:

@@ -64,20 +64,13 @@ _MOST_AXES = 8
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """The type and shape of an array.
+    """The type and shape of an array."""
 
-    Parameters
-    ----------
-    dtype : str
-        uint8, int8, uint16, int16, float16, bfloat16, uint32, int32, float32, uint64, int64 or
-        float64. numpy has no bfloat16: such an array is written from a tensor and read as the
-        ``uint16`` of its bits.
-    shape : tuple of int
-        Empty for a single number.
-    """
-
+    # uint8, int8, uint16, int16, float16, bfloat16, uint32, int32, float32, uint64, int64 or
+    # float64. numpy has no bfloat16: such an array is written from a tensor and read as the
+    # ``uint16`` of its bits.
     dtype: str
-    shape: tuple[int, ...] = ()
+    shape: tuple[int, ...] = ()  # empty for a single number
 
     @property
     def stored(self) -> np.dtype[np.generic]:
@@ -97,15 +90,8 @@ class ArraySpec:
 def encode_arrays(arrays: Mapping[str, NDArray[Any] | Tensor]) -> bytes:
     """Return named arrays as bytes.
 
-    Parameters
-    ----------
-    arrays : Mapping[str, NDArray or Tensor]
-        Of the types that :class:`ArraySpec` lists; tensors on the CPU.
-
-    Returns
-    -------
-    bytes
-        A safetensors file, which :func:`decode_arrays` reads. The order of names does not show.
+    `arrays`: of the types that :class:`ArraySpec` lists; tensors on the CPU. Returns a safetensors
+    file, which :func:`decode_arrays` reads. The order of names does not show.
 
     Examples
     --------
@@ -136,25 +122,12 @@ def decode_arrays(
 ) -> dict[str, NDArray[Any]]:
     """Read exactly the arrays that are expected.
 
-    Parameters
-    ----------
-    data : bytes or memoryview
-        What :func:`encode_arrays` made; may come from anyone.
-    expected : Mapping[str, ArraySpec]
-        Name -> type and shape. No more memory is taken than they stand for; see
-        :func:`most_bytes` for a limit on what is received.
-
-    Returns
-    -------
-    dict[str, NDArray]
-        The arrays, in the order of ``expected``. They are read-only, and may share memory with
-        ``data``. Values are not looked at: a number may be NaN.
-
-    Raises
-    ------
-    WireError
-        If anything is damaged, missing, of another type or shape, or not expected. It names what
-        was expected; nothing that came is quoted.
+    `data`: what :func:`encode_arrays` made; may come from anyone. `expected`: name -> type and
+    shape. No more memory is taken than they stand for; see :func:`most_bytes` for a limit on what
+    is received. Returns the arrays, in the order of ``expected``. They are read-only, and may share
+    memory with ``data``. Values are not looked at: a number may be NaN. Raises WireError if
+    anything is damaged, missing, of another type or shape, or not expected. It names what was
+    expected; nothing that came is quoted.
     """
     arrays = Arrays(data, expected)
     found = {name: arrays.take(name, spec) for name, spec in expected.items()}
@@ -176,22 +149,9 @@ def array_names(data: bytes | memoryview) -> frozenset[str]:
 class Arrays:
     """A message whose arrays are taken one by one, where what is expected depends on others of it.
 
-    Parameters
-    ----------
-    data : bytes or memoryview
-        What :func:`encode_arrays` made; may come from anyone.
-    names : Iterable of str
-        All names that are possible, for a limit on the header.
-
-    Raises
-    ------
-    WireError
-        If it is no message of arrays, or a damaged one.
-
-    Attributes
-    ----------
-    names : frozenset of str
-        The names that are there.
+    `data`: what :func:`encode_arrays` made; may come from anyone. `names`: all names that are
+    possible, for a limit on the header. Raises WireError if it is no message of arrays, or a
+    damaged one.
     """
 
     def __init__(self, data: bytes | memoryview, names: Iterable[str]) -> None:

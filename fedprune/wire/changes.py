@@ -55,21 +55,12 @@ class SparseWeight:
     Values are seen as integers of their size and are moved, never computed with, so that every bit
     of them arrives, the sign of a zero included.
 
-    Parameters
-    ----------
-    mask : BitMask
-        Shape (d_out, d_in), True where a weight survives.
-    values : Tensor
-        For each survivor, in row-major order, its value; float32, bfloat16 or float16, shape
-        (survivors,), on the CPU, contiguous, finite. A survivor may be zero.
-
-    Raises
-    ------
-    WireError
-        If the values are not those of such a mask.
+    Raises WireError if the values are not those of such a mask.
     """
 
-    mask: BitMask
+    mask: BitMask  # shape (d_out, d_in), True where a weight survives
+    # for each survivor, in row-major order, its value; float32, bfloat16 or float16, shape
+    # (survivors,), on the CPU, contiguous, finite. A survivor may be zero.
     values: Tensor
 
     def __post_init__(self) -> None:
@@ -90,17 +81,9 @@ class SparseWeight:
     def from_dense(cls, weight: Tensor, mask: BitMask) -> Self:
         """Return what a mask keeps of a weight.
 
-        Parameters
-        ----------
-        weight : Tensor
-            Shape (d_out, d_in), float32, bfloat16 or float16, any strides, on any device.
-        mask : BitMask
-            Shape (d_out, d_in).
-
-        Raises
-        ------
-        WireError
-            If shapes or type do not fit, or a survivor is not finite.
+        `weight`: shape (d_out, d_in), float32, bfloat16 or float16, any strides, on any device.
+        `mask`: shape (d_out, d_in). Raises WireError if shapes or type do not fit, or a survivor is
+        not finite.
         """
         # Imported late, here and below: numba is slow to.
         from fedprune.wire.loops import compress
@@ -177,25 +160,14 @@ Counts = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.uint32]
 class LinearUpdate:
     """What becomes of one linear.
 
-    Parameters
-    ----------
-    mask : BitMask
-        Global mask, shape (d_out, d_in).
-    keeps : NDArray[np.uint8 | np.uint16 | np.uint32] or None
-        For each survivor, in row-major order, the weight of the clients that kept it; shape
-        (survivors,), none above ``total``. None leaves the survivors as they are.
-    total : int
-        Weight of all clients that voted, 1 <= total < 2**32.
-
-    Raises
-    ------
-    WireError
-        If the counts are not those of such a mask.
+    Raises WireError if the counts are not those of such a mask.
     """
 
-    mask: BitMask
+    mask: BitMask  # global mask, shape (d_out, d_in)
+    # for each survivor, in row-major order, the weight of the clients that kept it; shape
+    # (survivors,), none above ``total``. None leaves the survivors as they are.
     keeps: Counts | None
-    total: int
+    total: int  # weight of all clients that voted, 1 <= total < 2**32
 
     def __post_init__(self) -> None:
         """Refuse counts that do not belong to the mask."""
@@ -266,10 +238,7 @@ def keeps_survivors(change: Change) -> bool:
 def encode_update(updates: Mapping[str, Change]) -> bytes:
     """Return the bytes of a block's changes.
 
-    Parameters
-    ----------
-    updates : Mapping[str, BitMask or LinearUpdate or SparseWeight]
-        Name of the linear inside the block -> what becomes of it.
+    `updates`: name of the linear inside the block -> what becomes of it.
     """
     arrays: dict[str, NDArray[Any] | Tensor] = {}
     arrays |= mask_arrays({name: mask_of(change) for name, change in updates.items()})
@@ -290,24 +259,10 @@ def decode_update(
 ) -> dict[str, Change]:
     """Read a block's changes, which must be for exactly the linears of ``shapes``.
 
-    Parameters
-    ----------
-    data : bytes or memoryview
-        What :func:`encode_update` made; may come from anyone.
-    shapes : Mapping[str, tuple[int, int]]
-        Name of each expected linear -> (d_out, d_in).
-
-    Returns
-    -------
-    dict[str, BitMask or LinearUpdate or SparseWeight]
-        The changes, in the order of ``shapes``, each of the kind that was sent. Masks may share
-        memory with ``data``.
-
-    Raises
-    ------
-    WireError
-        If anything differs from what the model says: names, types, shapes, counts, or a value is
-        not finite.
+    `data`: what :func:`encode_update` made; may come from anyone. `shapes`: name of each expected
+    linear -> (d_out, d_in). Returns the changes, in the order of ``shapes``, each of the kind that
+    was sent. Masks may share memory with ``data``. Raises WireError if anything differs from what
+    the model says: names, types, shapes, counts, or a value is not finite.
     """
     arrays = Arrays(data, (f"{name}.{part}" for name in shapes for part in _PARTS))
     changes = {name: _take_change(arrays, name, shape) for name, shape in shapes.items()}

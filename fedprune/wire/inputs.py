@@ -59,20 +59,10 @@ def check_columns(sums: NDArray[np.float32], what: str = "Sums of squares") -> N
 
 @dataclass(frozen=True)
 class InputArrays:
-    """What came of one input, still to be taken.
+    """What came of one input, still to be taken."""
 
-    Parameters
-    ----------
-    linears : tuple of str
-        The linears that it enters, by their names inside the block.
-    width : int
-        Its number of columns, d_in.
-    statistics : frozenset of str
-        Names of what came.
-    """
-
-    linears: tuple[str, ...]
-    width: int
+    linears: tuple[str, ...]  # the linears that it enters, by their names inside the block
+    width: int  # its number of columns, d_in
     statistics: frozenset[str]
     _arrays: Arrays
 
@@ -95,11 +85,8 @@ def encode_inputs(
 ) -> bytes:
     """Return the bytes of a block's statistics; the order of inputs does not show.
 
-    Parameters
-    ----------
-    inputs : Iterable of (linears, tokens, statistics)
-        For each distinct input of the block the linears that it enters, the number of tokens, and
-        its statistics by name.
+    `inputs`: for each distinct input of the block the linears that it enters, the number of tokens,
+    and its statistics by name.
     """
     arrays: dict[str, NDArray[Any] | Tensor] = {}
     for linears, tokens, statistics in inputs:
@@ -117,26 +104,11 @@ def decode_inputs(
 ) -> list[T]:
     """Read a block's statistics, which must be for exactly the linears of ``shapes``.
 
-    Parameters
-    ----------
-    data : bytes or memoryview
-        What :func:`encode_inputs` made; may come from anyone.
-    shapes : Mapping[str, tuple[int, int]]
-        Name of each expected linear -> (d_out, d_in).
-    statistics : Collection of str
-        The statistics that an input may have, beside its tokens.
-    read : Callable
-        Makes one input of its arrays, and takes all of them.
-
-    Returns
-    -------
-    list
-        What ``read`` made, in the order of ``shapes``.
-
-    Raises
-    ------
-    WireError
-        If anything is damaged, missing, there twice or not expected, or ``read`` refuses it.
+    `data`: what :func:`encode_inputs` made; may come from anyone. `shapes`: name of each expected
+    linear -> (d_out, d_in). `statistics`: the statistics that an input may have, beside its tokens.
+    `read`: makes one input of its arrays, and takes all of them. Returns what ``read`` made, in the
+    order of ``shapes``. Raises WireError if anything is damaged, missing, there twice or not
+    expected, or ``read`` refuses it.
     """
     known = (TOKENS, *statistics)
     arrays = Arrays(data, (f"{linear}.{one}" for linear in shapes for one in known))

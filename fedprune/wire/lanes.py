@@ -16,17 +16,8 @@ def packed_length(count: int, bits: int) -> int:
 def pack_lanes(numbers: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     """Return whole numbers of 0 to ``2**bits - 1`` packed into bytes.
 
-    Parameters
-    ----------
-    numbers : NDArray
-        Unsigned, shape (count,).
-    bits : int
-        1, 2, 4 or 8.
-
-    Returns
-    -------
-    NDArray[np.uint8]
-        Shape (:func:`packed_length`,); unused bits of the last byte are zero.
+    `numbers`: unsigned, shape (count,). Returns shape (:func:`packed_length`,); unused bits of the
+    last byte are zero.
     """
     lanes = np.zeros((packed_length(numbers.size, bits), 8 // bits), dtype=np.uint8)
     lanes.reshape(-1)[: numbers.size] = numbers
@@ -39,10 +30,7 @@ def pack_lanes(numbers: NDArray[Any], bits: int) -> NDArray[np.uint8]:
 def unpack_lanes(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uint8]:
     """Return what :func:`pack_lanes` packed, shape (count,).
 
-    Raises
-    ------
-    WireError
-        If an unused bit is set.
+    Raises WireError if an unused bit is set.
     """
     lanes = np.empty((packed.size, 8 // bits), dtype=np.uint8)
     for lane in range(8 // bits):

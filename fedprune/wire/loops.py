@@ -15,14 +15,8 @@ Words = NDArray[np.uint16] | NDArray[np.uint32]
 def compress(words: Words, bits: NDArray[np.uint8], kept: Words) -> None:
     """Copy the words whose bit is set.
 
-    Parameters
-    ----------
-    words : NDArray[np.uint16 | np.uint32]
-        One-dimensional.
-    bits : NDArray[np.uint8]
-        One bit a word, lowest first.
-    kept : NDArray[np.uint16 | np.uint32]
-        Receives them: one place for each set bit and one more, which holds nothing afterwards.
+    `bits`: one bit a word, lowest first. `kept`: receives them: one place for each set bit and one
+    more, which holds nothing afterwards.
     """
     place = 0
     whole = words.size // 8

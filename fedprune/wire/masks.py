@@ -22,21 +22,11 @@ from fedprune.wire.arrays import Arrays, ArraySpec, encode_arrays
 class BitMask:
     """The mask of one linear.
 
-    Parameters
-    ----------
-    bits : NDArray[np.uint8]
-        Packed mask, shape (ceil(d_out * d_in / 8),), padding bits zero.
-    shape : tuple of int
-        (d_out, d_in) of the weight.
-
-    Raises
-    ------
-    WireError
-        If type, length or padding of `bits` do not fit `shape`.
+    Raises WireError if type, length or padding of `bits` do not fit `shape`.
     """
 
-    bits: NDArray[np.uint8]
-    shape: tuple[int, int]
+    bits: NDArray[np.uint8]  # packed mask, shape (ceil(d_out * d_in / 8),), padding bits zero
+    shape: tuple[int, int]  # (d_out, d_in) of the weight
 
     def __post_init__(self) -> None:
         """Refuse bits that are no mask of this shape."""
@@ -123,11 +113,8 @@ def popcount(bits: NDArray[np.uint8]) -> int:
 def encode_masks(masks: Mapping[str, BitMask]) -> bytes:
     """Return the bytes of a block's masks: a bit a weight, fewer where they have a pattern.
 
-    Parameters
-    ----------
-    masks : Mapping[str, BitMask]
-        Name of the linear inside the block -> mask of shape (d_out, d_in). Each is sent as
-        ``{linear}.mask``, its bits, and ``{linear}.shape``, which bits do not tell.
+    `masks`: name of the linear inside the block -> mask of shape (d_out, d_in). Each is sent as
+    ``{linear}.mask``, its bits, and ``{linear}.shape``, which bits do not tell.
     """
     return encode_arrays(mask_arrays(masks))
 
@@ -137,22 +124,10 @@ def decode_masks(
 ) -> dict[str, BitMask]:
     """Read a block's masks, which must be for exactly the linears of ``shapes``.
 
-    Parameters
-    ----------
-    data : bytes or memoryview
-        What :func:`encode_masks` made; may come from anyone.
-    shapes : Mapping[str, tuple[int, int]]
-        Name of each expected linear -> (d_out, d_in).
-
-    Returns
-    -------
-    dict[str, BitMask]
-        The masks, in the order of ``shapes``; they may share memory with ``data``.
-
-    Raises
-    ------
-    WireError
-        If anything differs from what the model says: names, shapes, bits.
+    `data`: what :func:`encode_masks` made; may come from anyone. `shapes`: name of each expected
+    linear -> (d_out, d_in). Returns the masks, in the order of ``shapes``; they may share memory
+    with ``data``. Raises WireError if anything differs from what the model says: names, shapes,
+    bits.
     """
     arrays = Arrays(data, mask_specs(shapes))
     masks = {name: take_mask(arrays, name, shape) for name, shape in shapes.items()}

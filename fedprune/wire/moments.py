@@ -52,22 +52,14 @@ class Triangle:
     correlations, ``G_ij / sqrt(G_ii G_jj)``: numbers from -1 to 1, so that float16 serves inputs of
     every scale; the diagonal stays float32.
 
-    Parameters
-    ----------
-    values : NDArray[np.float32]
-        G_11, G_12, ..., G_1d, G_22, ..., shape (d * (d + 1) / 2,), finite, none of the diagonal
-        negative.
-    precision : {"float32", "float16"}
-        How it travels; "float16" rounds all but the diagonal, each to within 2**-12 of
-        ``sqrt(G_ii G_jj)``.
-
-    Raises
-    ------
-    WireError
-        If this is no such triangle.
+    Raises WireError if this is no such triangle.
     """
 
+    # G_11, G_12, ..., G_1d, G_22, ..., shape (d * (d + 1) / 2,), finite, none of the diagonal
+    # negative
     values: NDArray[np.float32]
+    # how it travels; "float16" rounds all but the diagonal, each to within 2**-12 of ``sqrt(G_ii
+    # G_jj)``
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
@@ -137,10 +129,7 @@ class Triangle:
     ) -> Self:
         """Return the triangle with a diagonal and correlations (see :meth:`correlations`).
 
-        Raises
-        ------
-        WireError
-            If a correlation is NaN or not from -1 to 1, or the diagonal is none.
+        Raises WireError if a correlation is NaN or not from -1 to 1, or the diagonal is none.
         """
         # As integers, magnitudes sort as they do, NaN above all; and much faster.
         magnitudes = correlations.view(np.uint16) & 0x7FFF
@@ -173,15 +162,9 @@ def _rows(width: int) -> Iterator[tuple[int, int]]:
 
 @dataclass(frozen=True, eq=False)
 class Columns:
-    """The diagonal of the second moments: sums of squares.
+    """The diagonal of the second moments: sums of squares."""
 
-    Parameters
-    ----------
-    sums : NDArray[np.float32]
-        Sum over tokens of x_j**2, shape (d,), finite and not negative.
-    """
-
-    sums: NDArray[np.float32]
+    sums: NDArray[np.float32]  # sum over tokens of x_j**2, shape (d,), finite and not negative
 
     def __post_init__(self) -> None:
         """Refuse what cannot be sums of squares."""
@@ -197,24 +180,14 @@ class Columns:
 class Sketch:
     """A few vectors that stand for the second moments, and their diagonal.
 
-    Parameters
-    ----------
-    vectors : NDArray[np.float32]
-        Shape (d, r), 0 <= r <= d, finite. On the wire each vector is float16 times its largest
-        magnitude.
-    diagonal : NDArray[np.float32]
-        Sum over tokens of x_j**2, shape (d,), finite and not negative.
-    kind : {"eigen", "nystrom"}
-        Eigenvectors times the roots of their eigenvalues, or moments times a public matrix.
-
-    Raises
-    ------
-    WireError
-        If the parts do not fit each other.
+    Raises WireError if the parts do not fit each other.
     """
 
+    # shape (d, r), 0 <= r <= d, finite. On the wire each vector is float16 times its largest
+    # magnitude.
     vectors: NDArray[np.float32]
-    diagonal: NDArray[np.float32]
+    diagonal: NDArray[np.float32]  # sum over tokens of x_j**2, shape (d,), finite and not negative
+    # eigenvectors times the roots of their eigenvalues, or moments times a public matrix
     kind: Literal["eigen", "nystrom"]
 
     def __post_init__(self) -> None:
@@ -251,22 +224,11 @@ class Cross:
     Additive like second moments. It travels in float32, or as ``E_ij / sqrt(S_i G_jj)`` in float16
     beside the squares: numbers from -1 to 1, by the inequality of Cauchy and Schwarz.
 
-    Parameters
-    ----------
-    values : NDArray[np.float32]
-        E = sum over tokens of (x - x~) x~^T, shape (d, d), finite.
-    squares : NDArray[np.float32]
-        S = sum over tokens of (x - x~)_j**2, shape (d,), finite and not negative.
-    precision : {"float32", "float16"}
-        How it travels.
-
-    Raises
-    ------
-    WireError
-        If the parts do not fit each other.
+    Raises WireError if the parts do not fit each other.
     """
 
-    values: NDArray[np.float32]
+    values: NDArray[np.float32]  # e = sum over tokens of (x - x~) x~^T, shape (d, d), finite
+    # s = sum over tokens of (x - x~)_j**2, shape (d,), finite and not negative
     squares: NDArray[np.float32]
     precision: Precision = "float32"
 
@@ -316,26 +278,13 @@ def _inverse_roots(squares: NDArray[np.float32]) -> NDArray[np.float32]:
 class InputMoments:
     """What one client says of the second moments of an input.
 
-    Parameters
-    ----------
-    linears : tuple of str
-        The linears that it enters, by their names inside the block.
-    tokens : int
-        Number of tokens summed; 0 where none came, of an expert for instance.
-    body : Triangle or Sketch or Columns
-        All of the moments, or some.
-    cross : Cross or None
-        Beside a triangle: how the inputs differ from the dense model's, where that is told.
-
-    Raises
-    ------
-    WireError
-        If there is no linear, or one twice, or moments of no tokens are not zero.
+    Raises WireError if there is no linear, or one twice, or moments of no tokens are not zero.
     """
 
-    linears: tuple[str, ...]
-    tokens: int
-    body: Triangle | Sketch | Columns
+    linears: tuple[str, ...]  # the linears that it enters, by their names inside the block
+    tokens: int  # number of tokens summed; 0 where none came, of an expert for instance
+    body: Triangle | Sketch | Columns  # all of the moments, or some
+    # beside a triangle: how the inputs differ from the dense model's, where that is told
     cross: Cross | None = None
 
     def __post_init__(self) -> None:
@@ -357,15 +306,7 @@ class InputMoments:
 def encode_moments(groups: Sequence[InputMoments]) -> bytes:
     """Return the bytes of a block's moments.
 
-    Parameters
-    ----------
-    groups : Sequence[InputMoments]
-        The distinct inputs of the block's linears.
-
-    Raises
-    ------
-    WireError
-        If a triangle that travels in float16 cannot be one of second moments.
+    Raises WireError if a triangle that travels in float16 cannot be one of second moments.
     """
     return encode_inputs(
         (group.linears, group.tokens, {**_parts(group.body), **_cross_parts(group)})
@@ -378,17 +319,9 @@ def decode_moments(
 ) -> list[InputMoments]:
     """Read a block's moments, which must be for exactly the linears of ``shapes``.
 
-    Parameters
-    ----------
-    data : bytes or memoryview
-        What :func:`encode_moments` made; may come from anyone.
-    shapes : Mapping[str, tuple[int, int]]
-        Name of each expected linear -> (d_out, d_in).
-
-    Raises
-    ------
-    WireError
-        If anything is damaged, missing, there twice, not finite or more than there can be.
+    `data`: what :func:`encode_moments` made; may come from anyone. `shapes`: name of each expected
+    linear -> (d_out, d_in). Raises WireError if anything is damaged, missing, there twice, not
+    finite or more than there can be.
     """
 
     def read(one: InputArrays) -> InputMoments:

@@ -33,31 +33,19 @@ class QuantizedWeight:
 
     Groups are of consecutive inputs, all equally many: d_in over the columns of ``scales``.
 
-    Parameters
-    ----------
-    mask : BitMask
-        Shape (d_out, d_in), True where a weight survives; all of them where nothing is pruned too.
-    bits : int
-        4 or 8.
-    codes : Tensor
-        int8, shape (d_out, d_in), on the CPU, from ``-2**(bits-1)`` to ``2**(bits-1) - 1``. That of
-        a pruned weight is its group's zero, so that the weight is exactly zero.
-    scales : Tensor
-        float32, bfloat16 or float16, shape (d_out, groups), on the CPU, positive. Their type is the
-        weight's.
-    zeros : Tensor or None
-        int8, shape (d_out, groups), in the range of codes; None (symmetric) is zero everywhere.
-
-    Raises
-    ------
-    WireError
-        If the arrays do not belong together.
+    Raises WireError if the arrays do not belong together.
     """
 
+    # shape (d_out, d_in), True where a weight survives; all of them where nothing is pruned too
     mask: BitMask
     bits: int
+    # int8, shape (d_out, d_in), on the CPU, from ``-2**(bits-1)`` to ``2**(bits-1) - 1``. That of a
+    # pruned weight is its group's zero, so that the weight is exactly zero.
     codes: Tensor
+    # float32, bfloat16 or float16, shape (d_out, groups), on the CPU, positive. Their type is the
+    # weight's.
     scales: Tensor
+    # int8, shape (d_out, groups), in the range of codes; None (symmetric) is zero everywhere
     zeros: Tensor | None
 
     def __post_init__(self) -> None:

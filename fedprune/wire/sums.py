@@ -51,15 +51,7 @@ _MOST_TERMS = (1 << 31) - 1  # so many digits, and a carry, are below 2**63
 class ExactSums:
     """Running sums of float32 vectors, one exact sum a column.
 
-    Parameters
-    ----------
-    size : int
-        Number of columns.
-
-    Attributes
-    ----------
-    limbs : NDArray[np.int64]
-        Digits of the counts, the lowest first, shape (4, size); a digit may hold carries.
+    `limbs`: digits of the counts, the lowest first, shape (4, size); a digit may hold carries.
     """
 
     def __init__(self, size: int) -> None:
@@ -84,15 +76,8 @@ class ExactSums:
     def add(self, values: NDArray[np.float32]) -> None:
         """Add a number to each sum.
 
-        Parameters
-        ----------
-        values : NDArray[np.float32]
-            Shape (size,), each 0 <= value < 2**63; what is below 2**-64 is cut off.
-
-        Raises
-        ------
-        WireError
-            If the values are others; nothing is added then.
+        `values`: shape (size,), each 0 <= value < 2**63; what is below 2**-64 is cut off. Raises
+        WireError if the values are others; nothing is added then.
         """
         if values.dtype != np.float32 or values.shape != (self.size,):
             raise WireError(
@@ -118,10 +103,7 @@ class ExactSums:
     def merge(self, other: "ExactSums") -> None:
         """Add the sums of others, column by column.
 
-        Raises
-        ------
-        WireError
-            If they have another number of columns.
+        Raises WireError if they have another number of columns.
         """
         if other.size != self.size:
             raise WireError(f"Sums of {self.size} and of {other.size} columns do not add up.")
@@ -134,15 +116,8 @@ class ExactSums:
     def from_digits(cls, digits: NDArray[np.uint64]) -> Self:
         """Return the sums of what :meth:`digits` gave, or of elementwise sums of such.
 
-        Parameters
-        ----------
-        digits : NDArray[np.uint64]
-            Shape (4, size), each the sum of up to 2**31 - 1 digits.
-
-        Raises
-        ------
-        WireError
-            If they have another type or shape, or are larger.
+        `digits`: shape (4, size), each the sum of up to 2**31 - 1 digits. Raises WireError if they
+        have another type or shape, or are larger.
         """
         if digits.dtype != np.uint64 or digits.ndim != 2 or len(digits) != LIMBS:
             raise WireError(
@@ -164,10 +139,8 @@ class ExactSums:
         the form for secure aggregation, where clients add masks that cancel: 32 bytes a column, as
         masked numbers cannot be packed.
 
-        Returns
-        -------
-        NDArray[np.uint64]
-            Shape (4, size), the lowest digit first; a count is ``sum(digit * 2**(32 * place))``.
+        Returns shape (4, size), the lowest digit first; a count is ``sum(digit * 2**(32 *
+        place))``.
         """
         self._carry()
         return self.limbs.astype(np.uint64)
@@ -181,11 +154,8 @@ class ExactSums:
     def scaled_words(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int64]]:
         """Return the counts shifted up until the highest bit is set, and their numbers of bits.
 
-        Returns
-        -------
-        tuple of NDArray
-            Upper and lower 64 bits, uint64, and numbers of bits, int64 from 0 to 128, each of
-            shape (size,). A sum is ``(high * 2**64 + low) * 2**(bits - 192)``.
+        Returns upper and lower 64 bits, uint64, and numbers of bits, int64 from 0 to 128, each of
+        shape (size,). A sum is ``(high * 2**64 + low) * 2**(bits - 192)``.
         """
         high, low = self.words()
         upper = _bit_lengths(high)
@@ -269,24 +239,12 @@ _SUMS, _POOLED, _CHECKSUMS = "exact_squares", "squares", "mask_checksums"
 class InputSums:
     """One client's sums of squares of an input.
 
-    Parameters
-    ----------
-    linears : tuple of str
-        The linears that it enters, by their names inside the block.
-    sums : ExactSums
-        Sum over tokens of x_j**2, d_in columns.
-    tokens : int
-        Number of tokens summed; 0 where none came, of an expert for instance.
-
-    Raises
-    ------
-    WireError
-        If there is no linear, or one twice, or sums of no tokens are not zero.
+    Raises WireError if there is no linear, or one twice, or sums of no tokens are not zero.
     """
 
-    linears: tuple[str, ...]
-    sums: ExactSums
-    tokens: int
+    linears: tuple[str, ...]  # the linears that it enters, by their names inside the block
+    sums: ExactSums  # sum over tokens of x_j**2, d_in columns
+    tokens: int  # number of tokens summed; 0 where none came, of an expert for instance
 
     def __post_init__(self) -> None:
         """Refuse what is no input."""
@@ -295,13 +253,7 @@ class InputSums:
 
 
 def encode_sums(groups: Sequence[InputSums]) -> bytes:
-    """Return the bytes of a block's sums, about 4.5 a column; nothing is rounded.
-
-    Parameters
-    ----------
-    groups : Sequence[InputSums]
-        The distinct inputs of the block's linears.
-    """
+    """Return the bytes of a block's sums, about 4.5 a column; nothing is rounded."""
     return encode_inputs(
         (group.linears, group.tokens, {_SUMS: _digits(group.sums)}) for group in groups
     )
@@ -310,17 +262,9 @@ def encode_sums(groups: Sequence[InputSums]) -> bytes:
 def decode_sums(data: bytes | memoryview, shapes: Mapping[str, tuple[int, int]]) -> list[InputSums]:
     """Read a block's sums, which must be for exactly the linears of ``shapes``.
 
-    Parameters
-    ----------
-    data : bytes or memoryview
-        What :func:`encode_sums` made; may come from anyone.
-    shapes : Mapping[str, tuple[int, int]]
-        Name of each expected linear -> (d_out, d_in).
-
-    Raises
-    ------
-    WireError
-        If anything is damaged, missing, there twice or more than there can be.
+    `data`: what :func:`encode_sums` made; may come from anyone. `shapes`: name of each expected
+    linear -> (d_out, d_in). Raises WireError if anything is damaged, missing, there twice or more
+    than there can be.
     """
 
     def read(one: InputArrays) -> InputSums:
@@ -356,27 +300,14 @@ def _sums(digits: NDArray[np.uint8]) -> ExactSums:
 class PooledSums:
     """All clients' sums of squares of an input, from which a node makes the global masks itself.
 
-    Parameters
-    ----------
-    linears : tuple of str
-        The linears that it enters, by their names inside the block.
-    sums : NDArray[np.float32]
-        Sum over clients and tokens of x_j**2, shape (d_in,), finite and not negative.
-    tokens : int
-        Number of tokens summed.
-    checksums : tuple of int
-        For each linear the CRC-32 of its global mask's packed bits.
-
-    Raises
-    ------
-    WireError
-        If the parts do not fit each other.
+    Raises WireError if the parts do not fit each other.
     """
 
-    linears: tuple[str, ...]
+    linears: tuple[str, ...]  # the linears that it enters, by their names inside the block
+    # sum over clients and tokens of x_j**2, shape (d_in,), finite and not negative
     sums: NDArray[np.float32]
     tokens: int
-    checksums: tuple[int, ...]
+    checksums: tuple[int, ...]  # for each linear the CRC-32 of its global mask's packed bits
 
     def __post_init__(self) -> None:
         """Refuse what cannot be pooled sums."""
@@ -399,13 +330,7 @@ def is_pooled(data: bytes | memoryview) -> bool:
 
 
 def encode_pooled(groups: Sequence[PooledSums]) -> bytes:
-    """Return the bytes of a block's pooled sums, 4 a column.
-
-    Parameters
-    ----------
-    groups : Sequence[PooledSums]
-        The distinct inputs of the block's linears.
-    """
+    """Return the bytes of a block's pooled sums, 4 a column."""
     return encode_inputs(
         (
             group.linears,
@@ -421,17 +346,9 @@ def decode_pooled(
 ) -> list[PooledSums]:
     """Read a block's pooled sums, which must be for exactly the linears of ``shapes``.
 
-    Parameters
-    ----------
-    data : bytes or memoryview
-        What :func:`encode_pooled` made; may come from anyone.
-    shapes : Mapping[str, tuple[int, int]]
-        Name of each expected linear -> (d_out, d_in).
-
-    Raises
-    ------
-    WireError
-        If anything is damaged, missing, there twice or more than there can be.
+    `data`: what :func:`encode_pooled` made; may come from anyone. `shapes`: name of each expected
+    linear -> (d_out, d_in). Raises WireError if anything is damaged, missing, there twice or more
+    than there can be.
     """
 
     def read(one: InputArrays) -> PooledSums:
