@@ -29,7 +29,6 @@ from fedprune.methods.sketches import rebuild
 from fedprune.methods.state import Arrays
 from fedprune.models.fingerprint import Fingerprint
 from fedprune.models.weights import save_tensors
-from fedprune.pruning.kinds import find_kind
 from fedprune.pruning.statistics import MomentStatistics, Statistic, StatisticKind, get_kind
 from fedprune.wire.moments import Sketch, Triangle
 
@@ -425,11 +424,6 @@ def read_statistic(
         rest = {"moments": rest["matrix"]}
     found: Statistic = kind.read(rest, width, tokens)
     return found
-
-
-def is_block_kind(name: str) -> bool:
-    """Whether a statistic is one of whole blocks."""
-    return not isinstance(find_kind(name), StatisticKind)
 
 
 def _under(arrays: Mapping[str, NDArray[Any]], prefix: str) -> Arrays:

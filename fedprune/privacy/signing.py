@@ -21,7 +21,6 @@ from fedprune.config.suggest import show
 from fedprune.errors import ConfigError
 
 SIGNATURE_BYTES = 64
-KEY_BYTES = 32
 
 _LABEL = b"fedprune signature 1"
 _MOST_BYTES = 16_384  # no key file is longer

@@ -78,21 +78,6 @@ def any_expert(name: str) -> str:
     return re.sub(r"\.[0-9]+(?=\.)", ".*", name)
 
 
-def expected_survivors(shape: tuple[int, int], spec: MaskSpec) -> int:
-    """Return how many weights of a (d_out, d_in) matrix survive under `spec`.
-
-    Raises ModelError if an N:M pattern does not divide d_in.
-    """
-    d_out, d_in = shape
-    if spec.pattern.n is not None and spec.pattern.m is not None:
-        check_divides(spec.pattern, d_in)
-        return d_out * (d_in // spec.pattern.m) * spec.pattern.n
-    groups, size = {"layer": (1, d_out * d_in), "row": (d_out, d_in), "column": (d_in, d_out)}[
-        spec.group
-    ]
-    return groups * (size - pruned_count(size, spec.sparsity, spec.rounding))
-
-
 def check_divides(pattern: Pattern, d_in: int) -> None:
     """Refuse an N:M pattern whose M does not divide d_in.
 

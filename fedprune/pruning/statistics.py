@@ -193,11 +193,6 @@ class Deviation:
     cross: Tensor
     squares: Tensor
 
-    def dense_squares(self, moments: Tensor) -> Tensor:
-        """Return sum_t x_tj**2 of the dense model's inputs, float64, shape (d_in,)."""
-        pruned, cross = moments.diagonal().double(), self.cross.diagonal().double()
-        return pruned + 2 * cross + self.squares.double()
-
 
 @dataclass
 class MomentStatistics:

@@ -22,8 +22,6 @@ LABELS = {
     "done": "done",
 }
 """What a person reads for each phase: in terminal and log, in `fedprune status`, on pages."""
-PHASES = ("connect", "handshake", "model", "keys", "survey", "prune", "evaluate", "export", "done")
-"""Those that a run's status goes through once the model is loaded, in their order."""
 _BETWEEN = " · "
 _QUIET_SECONDS = 15.0
 

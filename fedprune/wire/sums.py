@@ -112,43 +112,10 @@ class ExactSums:
         self.limbs += other.limbs
         self._terms += other._terms
 
-    @classmethod
-    def from_digits(cls, digits: NDArray[np.uint64]) -> Self:
-        """Return the sums of what :meth:`digits` gave, or of elementwise sums of such.
-
-        `digits`: shape (4, size), each the sum of up to 2**31 - 1 digits. Raises WireError if they
-        have another type or shape, or are larger.
-        """
-        if digits.dtype != np.uint64 or digits.ndim != 2 or len(digits) != LIMBS:
-            raise WireError(
-                f"Exact sums have {LIMBS} rows of uint64 digits, got {digits.dtype} of shape "
-                f"{digits.shape}."
-            )
-        if digits.max(initial=0) > _DIGIT * _MOST_TERMS:
-            raise WireError(f"A digit is at most {_DIGIT} times {_MOST_TERMS}.")
-        sums = cls(digits.shape[1])
-        sums.limbs[:] = digits
-        sums._carry()
-        return sums
-
-    def digits(self) -> NDArray[np.uint64]:
-        """Return the counts as integers of fixed width, to be added up elsewhere.
-
-        Their elementwise sums over clients, modulo 2**64, give :meth:`from_digits` the sum of all
-        clients: digits are below 2**32, so that no sum of fewer than 2**31 clients wraps. This is
-        the form for secure aggregation, where clients add masks that cancel: 32 bytes a column, as
-        masked numbers cannot be packed.
-
-        Returns shape (4, size), the lowest digit first; a count is ``sum(digit * 2**(32 *
-        place))``.
-        """
-        self._carry()
-        return self.limbs.astype(np.uint64)
-
     def words(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
         """Return the counts' upper and lower 64 bits, each uint64 of shape (size,)."""
-        digits = self.digits()
-        shift = np.uint64(32)
+        self._carry()
+        digits, shift = self.limbs.astype(np.uint64), np.uint64(32)
         return digits[3] << shift | digits[2], digits[1] << shift | digits[0]
 
     def scaled_words(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int64]]:

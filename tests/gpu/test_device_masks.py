@@ -5,12 +5,13 @@ import torch
 
 from benchmarks.measure import layer
 from fedprune.config.pattern import Pattern
-from fedprune.pruning.groups import MaskSpec, expected_survivors
+from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.hessian import inverse_factor
 from fedprune.pruning.selection import prune_products, runs_compiled
 from fedprune.pruning.selection_kernels import wanda_mask
 from fedprune.pruning.sparsegpt import sparsegpt
 from tests.support.moments import correlated
+from tests.support.pruning_oracle import expected_survivors
 
 pytestmark = [
     pytest.mark.gpu,

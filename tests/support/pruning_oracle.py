@@ -23,10 +23,19 @@ def oracle_mask(scores, spec):
     """Return the boolean mask of non-negative float32 scores."""
     mask = np.ones(scores.shape, dtype=bool)
     for group in groups_of(scores.shape, spec):
-        if spec.pattern.structured:
-            count = spec.pattern.m - spec.pattern.n
-        else:
-            count = math.floor(len(group) * Fraction(str(spec.sparsity)))
-        for place in sorted(group, key=lambda place: scores[place])[:count]:  # sorted is stable
+        # sorted is stable
+        for place in sorted(group, key=lambda place: scores[place])[: _pruned(group, spec)]:
             mask[place] = False
     return mask
+
+
+def expected_survivors(shape, spec):
+    """Return how many weights of a matrix survive."""
+    return sum(len(group) - _pruned(group, spec) for group in groups_of(shape, spec))
+
+
+def _pruned(group, spec):
+    if spec.pattern.structured:
+        return spec.pattern.m - spec.pattern.n
+    round_ = math.floor if spec.rounding == "floor" else math.ceil
+    return round_(len(group) * Fraction(str(spec.sparsity)))

@@ -13,7 +13,6 @@ from rich.console import Console
 
 import fedprune
 from fedprune.cli.progress import LiveView, PlainView, ProgressView, progress_view
-from fedprune.results.progress import LABELS, PHASES
 from fedprune.results.run_status import PROGRESS, Status
 from tests.support.screen import Screen, run_on_terminal
 
@@ -79,10 +78,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-def test_every_phase_has_a_label() -> None:
-    assert {*PHASES, "load"} <= set(LABELS)
 
 
 @pytest.mark.parametrize(

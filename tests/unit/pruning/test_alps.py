@@ -10,12 +10,12 @@ from fedprune.config.pattern import Pattern
 from fedprune.errors import ModelError
 from fedprune.pruning import alps as module
 from fedprune.pruning.alps import alps
-from fedprune.pruning.groups import MaskSpec, expected_survivors
+from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.hessian import inverse_factor, reconstruction_error
 from fedprune.pruning.selection import prune_lowest
 from fedprune.pruning.sparsegpt import sparsegpt
 from tests.support.moments import correlated, damped64, fitted, loss
-from tests.support.pruning_oracle import oracle_mask
+from tests.support.pruning_oracle import expected_survivors, oracle_mask
 
 FREE = Pattern()
 DAMPING = 0.01

@@ -8,10 +8,10 @@ from fedprune.config.pattern import Pattern
 from fedprune.errors import ConfigError, ModelError
 from fedprune.pruning import selection
 from fedprune.pruning.grid import Grid
-from fedprune.pruning.groups import MaskSpec, expected_survivors
+from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.registry import NAMES, get_pruner
 from fedprune.pruning.statistics import ColumnStatistics
-from tests.support.pruning_oracle import oracle_mask
+from tests.support.pruning_oracle import expected_survivors, oracle_mask
 from tests.support.pruning_paths import PATHS, take_path
 
 SPECS = [

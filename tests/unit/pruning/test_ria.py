@@ -9,11 +9,11 @@ import torch
 from fedprune.config.pattern import Pattern
 from fedprune.errors import ModelError
 from fedprune.pruning import ria
-from fedprune.pruning.groups import MaskSpec, expected_survivors
+from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.registry import get_pruner
 from fedprune.pruning.ria import ria_scores
 from fedprune.pruning.statistics import ColumnStatistics
-from tests.support.pruning_oracle import oracle_mask
+from tests.support.pruning_oracle import expected_survivors, oracle_mask
 from tests.support.pruning_paths import PATHS, take_path
 
 SPECS = [

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from fedprune.config.pattern import Pattern
 from fedprune.errors import ModelError
-from fedprune.pruning.groups import MaskSpec, expected_survivors
+from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.selection import prune_lowest
-from tests.support.pruning_oracle import groups_of, oracle_mask
+from tests.support.pruning_oracle import expected_survivors, groups_of, oracle_mask
 
 FREE = Pattern()
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fedprune.config.pattern import Pattern, pruned_count
 from fedprune.errors import ModelError
-from fedprune.pruning.groups import MaskSpec, expected_survivors
+from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.selection import prune_lowest
 from fedprune.pruning.sensitivity import (
     Curve,
@@ -19,6 +19,7 @@ from fedprune.pruning.sensitivity import (
     sensitivity_sparsities,
 )
 from fedprune.pruning.statistics import ColumnStatistics
+from tests.support.pruning_oracle import expected_survivors
 
 
 def linear(seed, rows, columns):

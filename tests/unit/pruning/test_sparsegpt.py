@@ -13,13 +13,14 @@ from fedprune.errors import ModelError
 from fedprune.pruning import selection
 from fedprune.pruning.gptq import gptq
 from fedprune.pruning.grid import Grid
-from fedprune.pruning.groups import MaskSpec, expected_survivors
+from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.hessian import inverse_factor, reconstruction_error
 from fedprune.pruning.selection import prune_lowest
 from fedprune.pruning.selection_kernels import prune_count
 from fedprune.pruning.sparsegpt import SparseGptPruner, sparsegpt, sparsegpt_quantized
 from fedprune.pruning.statistics import MomentStatistics
 from tests.support.moments import correlated, damped64
+from tests.support.pruning_oracle import expected_survivors
 from tests.support.pruning_paths import PATHS, take_path
 from tests.support.quantizers import swept
 

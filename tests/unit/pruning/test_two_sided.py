@@ -9,11 +9,12 @@ from fedprune.config.pattern import Pattern
 from fedprune.errors import ConfigError, ModelError
 from fedprune.pruning import two_sided
 from fedprune.pruning.alps import alps
-from fedprune.pruning.groups import MaskSpec, expected_survivors
+from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.hessian import damped
 from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.statistics import MomentStatistics, beside
 from fedprune.pruning.two_sided import TwoSidedAlpsPruner, two_sided_alps
+from tests.support.pruning_oracle import expected_survivors
 
 ROWS, COLUMNS, DAMPING = 6, 8, 0.01
 

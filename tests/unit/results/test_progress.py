@@ -1,6 +1,6 @@
 import pytest
 
-from fedprune.results.progress import LABELS, PHASES, Pace, Progress
+from fedprune.results.progress import LABELS, Pace, Progress
 from fedprune.results.run_status import Status
 from fedprune.results.text import duration_text, size_text
 
@@ -12,8 +12,8 @@ def test_the_line_tells_phase_steps_and_details():
     assert Progress("done", 1, 1).line() == "fedprune: done 1/1"
 
 
-def test_every_phase_of_a_status_has_words():
-    assert {*PHASES, Status("").phase} <= set(LABELS)
+def test_a_status_begins_with_a_phase_that_has_words():
+    assert Status("").phase in LABELS
 
 
 def test_share():

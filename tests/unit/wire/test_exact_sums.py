@@ -128,30 +128,6 @@ def test_from_words_is_the_inverse_of_words():
     assert ExactSums.from_words(*sums.words()).limbs.tolist() == sums.limbs.tolist()
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.lists(ROWS, min_size=1, max_size=5))
-def test_digits_add_up_under_masks(clients):
-    draw = np.random.default_rng(0)
-    masks = draw.integers(0, 1 << 63, (len(clients), 4, COLUMNS), dtype=np.uint64)
-    sent = [added(rows).digits() + masks[n] - masks[n - 1] for n, rows in enumerate(clients)]
-    total = ExactSums.from_digits(np.sum(sent, axis=0, dtype=np.uint64))
-    assert total == added([row for rows in clients for row in rows])
-
-
-@pytest.mark.parametrize(
-    "digits",
-    [
-        np.zeros((3, 5), np.uint64),
-        np.zeros((4, 5), np.int64),
-        np.zeros(4, np.uint64),
-        np.full((4, 1), 1 << 63, np.uint64),
-    ],
-)
-def test_digits_that_cannot_be(digits):
-    with pytest.raises(WireError, match="digit"):
-        ExactSums.from_digits(digits)
-
-
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -1.0, -1e-45, 2.0**63])
 def test_numbers_that_have_no_exact_place_change_nothing(value):
     sums = added([[1, 2, 3]])
