@@ -40,20 +40,11 @@ class Client:
 
 @dataclass
 class Cohort:
-    """Who takes part in a run.
+    """Who takes part in a run."""
 
-    Parameters
-    ----------
-    clients : list of Client
-        Those that passed the handshake, in the order of their partitions.
-    ledger : Ledger
-        Gets one entry a reply, used or refused.
-    weights : Mapping[int, int]
-        Node id -> for how many votes its mask counts.
-    """
-
-    clients: list[Client]
-    ledger: Ledger
+    clients: list[Client]  # those that passed the handshake, in the order of their partitions
+    ledger: Ledger  # gets one entry a reply, used or refused
+    # node id -> for how many votes its mask counts
     weights: Mapping[int, int] = field(default_factory=dict)
     _active: dict[int, Client] = field(init=False)
     _outcomes: dict[int, Outcome] = field(init=False, default_factory=dict)
@@ -104,10 +95,7 @@ class Cohort:
     def check_quorum(self, used: int, least: int) -> None:
         """Stop the run if too few replies were usable.
 
-        Raises
-        ------
-        QuorumError
-            If ``used`` is below ``least`` (`strategy.min_clients`).
+        Raises QuorumError if ``used`` is below ``least`` (`strategy.min_clients`).
         """
         if used < least:
             raise QuorumError(
@@ -123,21 +111,9 @@ _ABSENT = -1  # no node of Flower's has a number below 0
 def gather(met: Sequence[Client], state: RunState, config: RunConfig, ledger: Ledger) -> Cohort:
     """Return the clients of a run, those that are still asked active.
 
-    Parameters
-    ----------
-    met : Sequence[Client]
-        Who passed this process's handshake.
-    state : RunState
-        Without clients a new run's, which gets them; else these take part and nobody else does.
-    config : RunConfig
-        `strategy.fraction`, `strategy.min_clients`, `strategy.client_weights`.
-    ledger : Ledger
-        Notes by name who does not come back.
-
-    Raises
-    ------
-    QuorumError
-        If fewer than `strategy.min_clients` come back.
+    `state`: without clients a new run's, which gets them; else these take part and nobody else
+    does. `config`: `strategy.fraction`, `strategy.min_clients`, `strategy.client_weights`. Raises
+    QuorumError if fewer than `strategy.min_clients` come back.
     """
     if not state.clients:
         drawn = take_part(met, config)

@@ -83,30 +83,13 @@ def _inner(aggregator: Aggregator[Any, Any]) -> Aggregator[Any, Any]:
 class FederatedPruning(Strategy):
     """A strategy that prunes block by block with the method that the configuration names.
 
-    Parameters
-    ----------
-    config : RunConfig
-        The checked configuration, sent to every node.
-    model : PublicModel
-        The public model's shapes, hashes and weights.
-    store : Store
-        Takes each aggregated block, and where the run stands.
-    ledger : Ledger
-        Gets an entry for every request and reply.
-    state : RunState, optional
-        Where a run that goes on stands; a new run's by default.
-
-    Attributes
-    ----------
-    config : RunConfig
-        The configuration now: `allocation` is resolved after the survey, `sparsity` is the
-        round's.
-    cohort : Cohort
-        The clients; empty before the handshake.
-    state : RunState
-        Where the run stands, and what the results tell of it.
-    status : RunStatus
-        What an operator can see; one that writes nothing unless it is replaced.
+    `config`: the checked configuration, sent to every node. `model`: the public model's shapes,
+    hashes and weights. `store`: takes each aggregated block, and where the run stands. `ledger`:
+    gets an entry for every request and reply. `state`: where a run that goes on stands; a new run's
+    by default. `config`: the configuration now: `allocation` is resolved after the survey,
+    `sparsity` is the round's. `cohort`: the clients; empty before the handshake. `state`: where the
+    run stands, and what the results tell of it. `status`: what an operator can see; one that writes
+    nothing unless it is replaced.
     """
 
     method_name: ClassVar[str] = ""
@@ -200,18 +183,9 @@ class FederatedPruning(Strategy):
         The arguments after ``grid`` are Flower's and not used: no arrays leave the server, the
         number of rounds follows from the model, time-outs from the configuration.
 
-        Returns
-        -------
-        Result
-            Metrics by round; what was pruned went to the store.
-
-        Raises
-        ------
-        ConfigError
-            If the clients cannot do what is asked, before any of them is.
-        QuorumError
-            If fewer than `strategy.min_clients` nodes remain. Blocks already aggregated are in
-            the store.
+        Returns metrics by round; what was pruned went to the store. Raises ConfigError if the
+        clients cannot do what is asked, before any of them is. Raises QuorumError if fewer than
+        `strategy.min_clients` nodes remain. Blocks already aggregated are in the store.
         """
         self.summary()
         result = Result()

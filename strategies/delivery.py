@@ -28,33 +28,15 @@ Sent = Callable[[int, int], None]
 
 @dataclass
 class Delivery:
-    """Brings nodes a model.
-
-    Parameters
-    ----------
-    offer : Offer
-        The model.
-    timeout : float
-        Seconds a node has to take a segment (`strategy.timeout`).
-    window : int
-        Nodes that are sent segments at once.
-    job : str
-        The run's key, the group of every message.
-    rejoin : float
-        Seconds that a lost node has to come back (`strategy.rejoin`).
-    ledger : Ledger
-        Is told of messages that nobody asked for.
-    sent : Callable[[int, int], None]
-        Told after each answer how many segments the nodes have together, and of how many.
-    """
+    """Brings nodes a model."""
 
     offer: Offer
-    timeout: float
-    window: int
-    job: str
-    rejoin: float
-    ledger: Ledger
-    sent: Sent
+    timeout: float  # seconds a node has to take a segment (`strategy.timeout`)
+    window: int  # nodes that are sent segments at once
+    job: str  # the run's key, the group of every message
+    rejoin: float  # seconds that a lost node has to come back (`strategy.rejoin`)
+    ledger: Ledger  # is told of messages that nobody asked for
+    sent: Sent  # told after each answer how many segments the nodes have together, and of how many
     _held: dict[int, int] = field(default_factory=dict)
     _answers: dict[int, int] = field(default_factory=dict)
     _latest: tuple[int, RecordDict] | None = None

@@ -29,14 +29,7 @@ EVALUATE_LOCAL = "evaluate.local"
 def collect_local(replies: Iterable[Message], cohort: Cohort, step: int) -> dict[str, LocalResult]:
     """Return client's name -> what it measured; a wrong reply is refused and left out.
 
-    Parameters
-    ----------
-    replies : Iterable[Message]
-        In the order of arrival.
-    cohort : Cohort
-        The clients; its ledger gets an entry a reply.
-    step : int
-        The ledger's round.
+    `cohort`: the clients; its ledger gets an entry a reply.
     """
     found: dict[str, LocalResult] = {}
     for message in replies:
@@ -58,23 +51,12 @@ _PHASE = "evaluate"
 
 @dataclass(frozen=True)
 class OwnTexts:
-    """The evaluation of the final model on the clients' own texts.
-
-    Parameters
-    ----------
-    exchange_client : ExchangeClient
-        How messages are sent.
-    model : PublicModel
-        The model's blocks.
-    config : RunConfig
-        `evaluation.seq_len` and `pruner.pattern`.
-    recall : Callable[[int], Mapping[str, Change]]
-        Block -> what became of it; empty where it stays dense.
-    """
+    """The evaluation of the final model on the clients' own texts."""
 
     exchange_client: ExchangeClient
     model: PublicModel
-    config: RunConfig
+    config: RunConfig  # `evaluation.seq_len` and `pruner.pattern`
+    # block -> what became of it; empty where it stays dense
     recall: Callable[[int], Mapping[str, Change]]
 
     def measure(self) -> dict[str, object]:

@@ -23,34 +23,17 @@ from fedprune.records import message_bytes, shown
 
 @dataclass(frozen=True)
 class Outcome:
-    """The end of one request.
+    """The end of one request."""
 
-    Attributes
-    ----------
-    node_id : int
-        Whom it was sent to.
-    reply : Message or None
-        The reply, if there is one to look at.
-    problem : str
-        Why there is none; "" if there is.
-    bytes_down, bytes_up : int
-        Serialised sizes of request and reply.
-    seconds : float
-        From handing over the request until the reply was in hand.
-    crashed : bool
-        Whether the process that worked on it died, while its node is well.
-    lost : bool
-        Whether its node, or its reply on the way, was lost.
-    """
-
-    node_id: int
-    reply: Message | None
-    problem: str
+    node_id: int  # whom it was sent to
+    reply: Message | None  # the reply, if there is one to look at
+    problem: str  # why there is none; "" if there is
+    # bytes_down, bytes_up: serialised sizes of request and reply
     bytes_down: int
     bytes_up: int
-    seconds: float
-    crashed: bool = False
-    lost: bool = False
+    seconds: float  # from handing over the request until the reply was in hand
+    crashed: bool = False  # whether the process that worked on it died, while its node is well
+    lost: bool = False  # whether its node, or its reply on the way, was lost
 
     def after(self, before: "Outcome | None") -> "Outcome":
         """Return this outcome with the bytes and seconds of one before it."""
@@ -74,13 +57,8 @@ class Activations:
     Flower tells of a lost node only while it is away. One that restarts between two looks would
     never answer, and its request would wait for the time-out.
 
-    Parameters
-    ----------
-    grid : Grid
-        Knows the nodes. Flower's own, in a deployment and in a simulation, say when each
-        connected; others say nothing, and nothing is noticed.
-    clock : Callable
-        Seconds from any origin.
+    `grid`: knows the nodes. Flower's own, in a deployment and in a simulation, say when each
+    connected; others say nothing, and nothing is noticed. `clock`: seconds from any origin.
     """
 
     def __init__(self, grid: Grid, clock: Callable[[], float] = time.monotonic) -> None:
@@ -118,22 +96,12 @@ Repeat = Callable[[], Message]
 
 @dataclass(frozen=True)
 class Again:
-    """How requests are repeated.
+    """How requests are repeated."""
 
-    Parameters
-    ----------
-    message : Callable[[int], Message], optional
-        Node id -> its request once more. Without it a request's content is kept until it is
-        answered.
-    rejoin : float
-        Seconds that a lost node has to come back; 0: none is waited for.
-    name : Callable[[int], str]
-        Node id -> what log lines call it.
-    """
-
+    # node id -> its request once more. Without it a request's content is kept until it is answered.
     message: Callable[[int], Message] | None = None
-    rejoin: float = 0.0
-    name: Callable[[int], str] = "node {}".format
+    rejoin: float = 0.0  # seconds that a lost node has to come back; 0: none is waited for
+    name: Callable[[int], str] = "node {}".format  # node id -> what log lines call it
 
     def of(self, request: Message) -> Repeat:
         """Return what builds a node's first request once more."""
@@ -151,24 +119,12 @@ def renewed(request: Message) -> Repeat:
 
 @dataclass
 class Unanswered:
-    """A request that is to be sent once more.
+    """A request that is to be sent once more."""
 
-    Attributes
-    ----------
-    outcome : Outcome
-        What came of the tries so far.
-    repeat : Callable[[], Message]
-        Builds it once more.
-    since : float
-        When its node was missed.
-    left : float
-        Seconds that the node has to come back.
-    """
-
-    outcome: Outcome
-    repeat: Repeat
-    since: float
-    left: float
+    outcome: Outcome  # what came of the tries so far
+    repeat: Repeat  # builds it once more
+    since: float  # when its node was missed
+    left: float  # seconds that the node has to come back
 
 
 class Repeats:
@@ -178,14 +134,7 @@ class Repeats:
     for memory that another program needed. A node that is lost may come back under its id, and is
     asked then. Orders can be followed twice, and segments taken twice.
 
-    Parameters
-    ----------
-    grid : Grid
-        Knows which nodes are there.
-    again : Again
-        How requests are repeated.
-    clock : Callable
-        Seconds from any origin.
+    `clock`: seconds from any origin.
     """
 
     def __init__(
@@ -312,28 +261,11 @@ def exchange(  # noqa: PLR0913 - what an exchange is made of
 ) -> Iterator[Outcome]:
     """Yield one outcome for every request, in the order of arrival.
 
-    Parameters
-    ----------
-    grid : Grid
-        Flower's connection to the nodes.
-    requests : Iterable[Message]
-        Built only when their turn comes.
-    window : int
-        Requests under way at once; bounds the replies that wait in Flower's memory.
-    timeout : float
-        Seconds a node has for its reply.
-    joiner : Joiner, optional
-        Sees each outcome first and may ask for more before it is handed out.
-    again : Again, optional
-        How requests are repeated whose process died or whose node was lost; without it no node is
-        waited for.
-    gate : ReplyLimits, optional
-        How long replies can be; without it as long as those of a few figures.
-
-    Raises
-    ------
-    WorkerDiedError
-        If a simulation worker died.
+    `window`: requests under way at once; bounds the replies that wait in Flower's memory.
+    `timeout`: seconds a node has for its reply. `joiner`: sees each outcome first and may ask for
+    more before it is handed out. `again`: how requests are repeated whose process died or whose
+    node was lost; without it no node is waited for. `gate`: how long replies can be; without it as
+    long as those of a few figures. Raises WorkerDiedError if a simulation worker died.
     """
     gate = gate or ReplyLimits()
     under_way = _Exchange(grid, timeout, joiner, again or Again(), gate)

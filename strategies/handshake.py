@@ -28,45 +28,21 @@ _SAMPLE_BYTES = 32  # a sample's name, and what separates it from the next
 
 @dataclass
 class Handshake:
-    """Collects nodes until all that are expected have answered.
+    """Collects nodes until all that are expected have answered."""
 
-    Parameters
-    ----------
-    model : PublicModel
-        What every node must match.
-    config_yaml : str
-        The run's configuration, sent with the request.
-    ledger : Ledger
-        Gets one entry a node.
-    min_clients : int
-        Fewest clients to go on with (`strategy.min_clients`).
-    wait : float
-        Seconds to wait for nodes to connect (`strategy.wait`).
-    timeout : float
-        Seconds a node has to answer (`strategy.timeout`).
-    window : int
-        Requests under way at once (`strategy.window`).
-    job : str
-        The run's key, the group of every message.
-    rejoin : float
-        Seconds that a node which is lost before it answers has to come back (`strategy.rejoin`).
-    expected : int
-        Nodes to wait for where they are more than ``min_clients``: those of a run that goes on.
-    samples : int
-        Samples that a node names at most.
-    """
-
-    model: PublicModel
-    config_yaml: str
-    ledger: Ledger
-    min_clients: int
-    wait: float
-    timeout: float
-    window: int
-    job: str
+    model: PublicModel  # what every node must match
+    config_yaml: str  # the run's configuration, sent with the request
+    ledger: Ledger  # gets one entry a node
+    min_clients: int  # fewest clients to go on with (`strategy.min_clients`)
+    wait: float  # seconds to wait for nodes to connect (`strategy.wait`)
+    timeout: float  # seconds a node has to answer (`strategy.timeout`)
+    window: int  # requests under way at once (`strategy.window`)
+    job: str  # the run's key, the group of every message
+    # seconds that a node which is lost before it answers has to come back (`strategy.rejoin`)
     rejoin: float = 0.0
+    # nodes to wait for where they are more than ``min_clients``: those of a run that goes on
     expected: int = 0
-    samples: int = 0
+    samples: int = 0  # samples that a node names at most
 
     @classmethod
     def of(  # noqa: PLR0913 - the class among them
@@ -102,19 +78,9 @@ class Handshake:
     ) -> list[Client]:
         """Return the clients that take part, in the order of their partitions.
 
-        Parameters
-        ----------
-        grid : Grid
-            Flower's connection to the nodes.
-        answered : Callable[[int, int], None]
-            Told after each answer: how many have answered, and of how many.
-        sent : Callable[[int, int], None], optional
-            Told of segments of the model, where nodes get it from here.
-
-        Raises
-        ------
-        QuorumError
-            If fewer than ``min_clients`` nodes connect in time or pass.
+        `answered`: told after each answer: how many have answered, and of how many. `sent`: told of
+        segments of the model, where nodes get it from here. Raises QuorumError if fewer than
+        ``min_clients`` nodes connect in time or pass.
         """
         deadline = time.monotonic() + self.wait
         asked: set[int] = set()

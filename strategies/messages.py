@@ -42,20 +42,8 @@ def next_orders(
 ) -> dict[int, Order]:
     """Return node id -> what each client that works on these blocks is to do.
 
-    Parameters
-    ----------
-    clients : Sequence[Client]
-        Who still takes part.
-    assigned : Mapping[int, Sequence[int]]
-        Partition -> the blocks that its client works on in this round, ascending.
-    blocks : range
-        The blocks whose turn it is.
-    positions : Mapping[int, int]
-        Partition -> the block where its client goes on.
-    final : bool
-        Whether this is the last round.
-    number : int
-        The round, from 1.
+    `assigned`: partition -> the blocks that its client works on in this round, ascending.
+    `positions`: partition -> the block where its client goes on. `number`: the round, from 1.
     """
     found = {}
     for client in clients:
@@ -73,14 +61,8 @@ def block_chunks(
 ) -> list[range]:
     """Return the blocks of each message, in order.
 
-    Parameters
-    ----------
-    num_blocks : int
-        Blocks of the model.
-    blocks_per_message : int or None
-        How many blocks a message covers; None takes as many as fit into 64 MB.
-    most_bytes : Callable[[int], int]
-        Block -> the most bytes of a client's reply about it.
+    `blocks_per_message`: how many blocks a message covers; None takes as many as fit into 64 MB.
+    `most_bytes`: block -> the most bytes of a client's reply about it.
     """
     if blocks_per_message is None:
         blocks_per_message = max(1, _CHUNK_BYTES // max(map(most_bytes, range(num_blocks))))
@@ -93,12 +75,8 @@ def block_chunks(
 def window_for(configured: int | None, message_bytes: int) -> int:
     """Return how many requests may be under way at once.
 
-    Parameters
-    ----------
-    configured : int or None
-        `strategy.window`; None takes as many as keep waiting replies within 512 MB.
-    message_bytes : int
-        The most bytes a reply can have.
+    `configured`: `strategy.window`; None takes as many as keep waiting replies within 512 MB.
+    `message_bytes`: the most bytes a reply can have.
     """
     if configured is not None:
         return configured
@@ -118,24 +96,12 @@ class _Collected:
 
 @dataclass
 class SegmentJoiner:
-    """Asks for segment after segment and hands out one whole reply.
+    """Asks for segment after segment and hands out one whole reply."""
 
-    Parameters
-    ----------
-    form : str
-        The format of the replies.
-    segment_bytes : int
-        Bytes of a segment, the last one excepted.
-    most_bytes : int
-        The most bytes that a whole reply can have, known from the model.
-    fetch : Callable[[int, int], Message]
-        (node id, number of the segment) -> the request for it.
-    """
-
-    form: str
-    segment_bytes: int
-    most_bytes: int
-    fetch: Callable[[int, int], Message]
+    form: str  # the format of the replies
+    segment_bytes: int  # bytes of a segment, the last one excepted
+    most_bytes: int  # the most bytes that a whole reply can have, known from the model
+    fetch: Callable[[int, int], Message]  # (node id, number of the segment) -> the request for it
     _collected: dict[int, _Collected] = field(default_factory=dict)
 
     @property
@@ -197,36 +163,16 @@ Bundle = Callable[[int, Order], Mapping[str, bytes]]
 
 @dataclass(frozen=True)
 class ExchangeClient:
-    """How one exchange sends and receives.
+    """How one exchange sends and receives."""
 
-    Parameters
-    ----------
-    grid : Grid
-        Flower's connection to the nodes.
-    cohort : Cohort
-        Who takes part; one that does not answer is left out.
-    strategy : StrategyConfig
-        `timeout` and `rejoin`.
-    config_yaml : str
-        The configuration that every request carries.
-    step : int
-        The ledger's round.
-    window : int
-        Requests under way at once.
-    job : str
-        The run's key, the group of every message: nodes find by it what they keep.
-    status : RunStatus
-        Is told whom something is asked of.
-    """
-
-    grid: Grid
-    cohort: Cohort
-    strategy: StrategyConfig
-    config_yaml: str
+    grid: Grid  # Flower's connection to the nodes
+    cohort: Cohort  # who takes part; one that does not answer is left out
+    strategy: StrategyConfig  # `timeout` and `rejoin`
+    config_yaml: str  # the configuration that every request carries
     step: int
-    window: int
-    job: str
-    status: RunStatus
+    window: int  # requests under way at once
+    job: str  # the run's key, the group of every message: nodes find by it what they keep
+    status: RunStatus  # is told whom something is asked of
 
     def message(self, client: Client, kind: str, content: RecordDict) -> Message:
         """Return a request to one client."""
@@ -243,19 +189,9 @@ class ExchangeClient:
     ) -> Iterator[Message]:
         """Yield replies as they arrive; who sends none is refused by name and left out.
 
-        Parameters
-        ----------
-        messages : Iterable[Message]
-            The requests, each sent when its turn comes.
-        phase : str
-            The ledger's name for the exchange.
-        report : Callable[[int, int], None]
-            Told after each answer: how many, and of how many.
-        joiner : Joiner, optional
-            Puts together what comes in segments.
-        again : Callable[[int], Message], optional
-            Node id -> its request once more, for one whose process dies at its work or that is
-            lost and comes back; without it requests are kept until they are answered.
+        `report`: told after each answer: how many, and of how many. `again`: node id -> its request
+        once more, for one whose process dies at its work or that is lost and comes back; without it
+        requests are kept until they are answered.
         """
         asked: dict[int, Client] = {}
         total = len(self.cohort.active)
@@ -335,27 +271,13 @@ def _places(bundle: Mapping[str, bytes]) -> list[tuple[str, int]]:
 
 @dataclass(frozen=True)
 class HeldExchange:
-    """One exchange as it is held: orders go out, whole answers come in and are folded into sums.
-
-    Parameters
-    ----------
-    client : ExchangeClient
-        How messages travel.
-    exchange : BlockExchange
-        What is asked, as its answers travel.
-    model : PublicModel
-        The model's blocks.
-    orders : Mapping[int, Order]
-        Node id -> its order.
-    bundle : Callable[[int, Order], Mapping[str, bytes]]
-        What goes with a node's order.
-    """
+    """One exchange as it is held: orders go out, whole answers come in and are folded into sums."""
 
     client: ExchangeClient
-    exchange: BlockExchange
+    exchange: BlockExchange  # what is asked, as its answers travel
     model: PublicModel
-    orders: Mapping[int, Order]
-    bundle: Bundle
+    orders: Mapping[int, Order]  # node id -> its order
+    bundle: Bundle  # what goes with a node's order
 
     def requests(self) -> Iterator[Message]:
         """Return a request for every order, built when its turn comes.
@@ -370,12 +292,8 @@ class HeldExchange:
     def replies(self, messages: Iterable[Message], report: Report) -> Iterator[Message]:
         """Yield whole replies to the requests as they arrive (see :meth:`ExchangeClient.replies`).
 
-        Parameters
-        ----------
-        messages : Iterable[Message]
-            From :meth:`requests`.
-        report : Callable[[int, int], None]
-            Told after each answer: how many, and of how many.
+        `messages`: from :meth:`requests`. `report`: told after each answer: how many, and of how
+        many.
         """
         clients = {client.node_id: client for client in self.client.cohort.active}
         blocks = {block for order in self.orders.values() for block in order.blocks}
@@ -400,23 +318,7 @@ class HeldExchange:
     ) -> set[int]:
         """Add answers as they arrive, each whole; a client whose reply is refused is left out.
 
-        Parameters
-        ----------
-        replies : Iterable[Message]
-            In the order of arrival.
-        sums : Mapping[int, Aggregator]
-            Block -> what its answers are added to.
-        contributor : Callable[[Client], Contributor]
-            How a client counts.
-        state : RunState
-            Gets the signatures.
-        folded : Callable[[Client, Order], None]
-            Told after each reply that was used.
-
-        Returns
-        -------
-        set of int
-            The nodes whose replies were used.
+        `sums`: block -> what its answers are added to. Returns the nodes whose replies were used.
         """
         used: set[int] = set()
         cohort, step, name = self.client.cohort, self.client.step, self.exchange.name

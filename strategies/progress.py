@@ -27,18 +27,8 @@ def show(status: RunStatus, phase: str, done: int, total: int, *details: str) ->
 class Course:
     """Tells how far the pruning is, in all rounds together.
 
-    Parameters
-    ----------
-    blocks : int
-        Blocks of the model.
-    rounds : int
-        How often all of them are pruned.
-    ledger : Ledger
-        Knows the bytes.
-    status : RunStatus
-        Is told as well, after every answer.
-    clock : Callable
-        Seconds from any origin.
+    `rounds`: how often all of them are pruned. `ledger`: knows the bytes. `status`: is told as
+    well, after every answer. `clock`: seconds from any origin.
     """
 
     def __init__(

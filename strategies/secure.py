@@ -58,21 +58,7 @@ _OPENING_BYTES = 8192  # beside the shares in what opens a sum
 def plan_sums(config: RunConfig, model: PublicModel, job: str, clients: int) -> SumPlan:
     """Return every sum that a run will ask for.
 
-    Parameters
-    ----------
-    config : RunConfig
-        The run's.
-    model : PublicModel
-        The model's blocks.
-    job : str
-        What the plan is of.
-    clients : int
-        How many are asked for keys.
-
-    Raises
-    ------
-    ConfigError
-        If what is asked for are no sums of integers.
+    Raises ConfigError if what is asked for are no sums of integers.
     """
     sums: dict[str, WordSpec] = {}
     for exchange in planned(config, model.num_blocks):
@@ -87,23 +73,13 @@ def plan_sums(config: RunConfig, model: PublicModel, job: str, clients: int) -> 
 
 @dataclass
 class SecureSums:
-    """A run's secure sums, set up.
+    """A run's secure sums, set up."""
 
-    Attributes
-    ----------
-    server : SecureServer
-        The server's half of the protocol.
-    clients : int
-        How many clients' words are added up at most.
-    names : dict[int, str]
-        Partition -> what the protocol calls its client.
-    rosters : dict[int, str]
-        Partition -> SHA-256 of the roster by which it trusts the others; "" if it trusts anybody.
-    """
-
-    server: SecureServer
-    clients: int
+    server: SecureServer  # the server's half of the protocol
+    clients: int  # how many clients' words are added up at most
+    # partition -> what the protocol calls its client
     names: dict[int, str] = field(default_factory=dict)
+    # partition -> SHA-256 of the roster by which it trusts the others; "" if it trusts anybody
     rosters: dict[int, str] = field(default_factory=dict)
 
     @classmethod
@@ -112,21 +88,8 @@ class SecureSums:
     ) -> "SecureSums":
         """Gather keys, and the shares of their secrets that clients have for each other.
 
-        Parameters
-        ----------
-        to : ExchangeClient
-            How messages are sent; who does not answer, or wrongly, is left out.
-        plan : SumPlan
-            What the run will ask for.
-        model : PublicModel
-            Which linears share an input.
-        report : Report
-            Told of the answers.
-
-        Raises
-        ------
-        QuorumError
-            If too few have answered.
+        `to`: how messages are sent; who does not answer, or wrongly, is left out. `model`: which
+        linears share an input. Raises QuorumError if too few have answered.
         """
         asked = to.cohort.active
         found = cls(SecureServer(plan, Unsigned()), len(asked))
@@ -201,25 +164,11 @@ class SecureSums:
     ) -> list[Client]:
         """Open the sums of some blocks, and hand them on; return whose they are.
 
-        Parameters
-        ----------
-        to : ExchangeClient
-            How messages are sent.
-        aggregators : Iterable[MaskedAggregator]
-            The blocks, all of which the same clients have answered.
-        contributor : Callable[[Client], Contributor]
-            A client as its sums are checked by it.
-        keep : Callable[[], None]
-            Puts the sums on the disk: before anybody is told who is in them.
-        report : Report
-            Told of the answers.
-
-        Raises
-        ------
-        QuorumError
-            If too few clients are in the sums, sign the list of them or answer; nothing is opened.
-        WireError
-            If such clients' answers cannot come to such sums.
+        `aggregators`: the blocks, all of which the same clients have answered. `contributor`: a
+        client as its sums are checked by it. `keep`: puts the sums on the disk: before anybody is
+        told who is in them. Raises QuorumError if too few clients are in the sums, sign the list of
+        them or answer; nothing is opened. Raises WireError if such clients' answers cannot come to
+        such sums.
         """
         blocks = list(aggregators)
         sums = {name: one for block in blocks for name, one in block.sums.items()}

@@ -29,10 +29,7 @@ _WINDOW = 256
 def note_answer(state: RunState, reply: PruneReply, client: Client) -> None:
     """Keep the signature of an answer whose client announced a key.
 
-    Raises
-    ------
-    ReplyRefusedError
-        If it is not that key's.
+    Raises ReplyRefusedError if it is not that key's.
     """
     signer = client.report.signer
     if not signer:
@@ -58,18 +55,8 @@ def gather_signatures(
     Who is gone, or does not sign, is there with the answers that it signed. These few bytes are not
     part of the run's traffic: the results are written before.
 
-    Parameters
-    ----------
-    grid : Grid
-        Flower's connection to the nodes.
-    clients : Iterable[Client]
-        The run's; those without a node or a key are not asked.
-    state : RunState
-        Has the job and the answers' signatures.
-    config_yaml : str
-        The configuration, which each request brings.
-    results : Mapping[str, str]
-        What is signed -> its SHA-256.
+    `clients`: the run's; those without a node or a key are not asked. `results`: what is signed ->
+    its SHA-256.
     """
     signers = {one.node_id: one.report.signer for one in clients if one.report.signer}
     content = attest_request(config_yaml, results)

@@ -19,76 +19,48 @@ from fedprune.wire.changes import Change
 
 @dataclass
 class RunState:
-    """Where a run stands; changed by its strategy as it goes.
+    """Where a run stands; changed by its strategy as it goes."""
 
-    Attributes
-    ----------
-    job : str
-        The run's key, 32 hexadecimal digits, in every request: nodes find by it what they keep.
-    clients : list of NodeReport
-        Who takes part; empty before the handshake.
-    active : list of int
-        The partitions that were still asked when the latest exchange that is over began anew.
-    opened : list of int
-        Those that were when the round began; its draws follow from them.
-    positions : dict[int, int]
-        Partition -> the block where its client goes on.
-    round, chunk, step : int
-        The round over all blocks, from 1; how many of its chunks are aggregated; the ledger's
-        round.
-    folded : list of int
-        The partitions whose replies about the next chunk are counted.
-    update : bytes or None
-        What clients hear of the block before, where the schedule is iterative.
-    heard : str
-        A hash of what clients heard of the blocks before the next chunk in this round.
-    secure : bytes or None
-        The keys and shares of the run's secure sums, where it has such.
-    attempts : int
-        How often keys were asked for; each time for a plan of another name.
-    handed : list of int
-        The partitions whose clients have the shares of the others' secrets.
-    closed : bool
-        Whether it is fixed, and may have been told, who is in the sums of the next chunk.
-    fitting : int or None
-        How many exchanges were held to fit the block that was pruned last; None: none is fitted.
-    figures : dict[str, object]
-        What else the results tell of the strategy; plain JSON values.
-    local : dict[str, LocalResult]
-        Client's name -> what it measured on its own pruned model.
-    own_texts : dict[str, object]
-        What clients measured of the final model on their own texts.
-    signed : dict[str, list]
-        A client's public key -> the answers that it signed: block -> SHA-256 of what it sent, and
-        the signature in hexadecimal digits.
-    over : bool
-        Whether nothing more is asked of the nodes.
-    timings : Timings
-        The run's seconds.
-    """
-
+    # the run's key, 32 hexadecimal digits, in every request: nodes find by it what they keep
     job: str = field(default_factory=lambda: secrets.token_hex(16))
+    # who takes part; empty before the handshake
     clients: list[NodeReport] = field(default_factory=list)
+    # the partitions that were still asked when the latest exchange that is over began anew
     active: list[int] = field(default_factory=list)
+    # those that were when the round began; its draws follow from them
     opened: list[int] = field(default_factory=list)
+    # partition -> the block where its client goes on
     positions: dict[int, int] = field(default_factory=dict)
+    # round, chunk, step: the round over all blocks, from 1; how many of its chunks are aggregated;
+    # the ledger's round
     round: int = 1
     chunk: int = 0
     step: int = 0
+    # the partitions whose replies about the next chunk are counted
     folded: list[int] = field(default_factory=list)
+    # what clients hear of the block before, where the schedule is iterative
     update: bytes | None = None
+    # a hash of what clients heard of the blocks before the next chunk in this round
     heard: str = ""
-    secure: bytes | None = None
-    attempts: int = 0
+    secure: bytes | None = None  # the keys and shares of the run's secure sums, where it has such
+    attempts: int = 0  # how often keys were asked for; each time for a plan of another name
+    # the partitions whose clients have the shares of the others' secrets
     handed: list[int] = field(default_factory=list)
+    # whether it is fixed, and may have been told, who is in the sums of the next chunk
     closed: bool = False
+    # how many exchanges were held to fit the block that was pruned last; None: none is fitted
     fitting: int | None = None
+    # what else the results tell of the strategy; plain JSON values
     figures: dict[str, Any] = field(default_factory=dict)
+    # client's name -> what it measured on its own pruned model
     local: dict[str, LocalResult] = field(default_factory=dict)
+    # what clients measured of the final model on their own texts
     own_texts: dict[str, Any] = field(default_factory=dict)
+    # a client's public key -> the answers that it signed: block -> SHA-256 of what it sent, and the
+    # signature in hexadecimal digits
     signed: dict[str, list[Any]] = field(default_factory=dict)
-    over: bool = False
-    timings: Timings = field(default_factory=Timings)
+    over: bool = False  # whether nothing more is asked of the nodes
+    timings: Timings = field(default_factory=Timings)  # the run's seconds
 
     def begin_round(self, number: int, active: Iterable[int]) -> None:
         """Go on to a round over all blocks."""
@@ -181,10 +153,7 @@ _SHARE = 20  # the time between two is so many times what one takes
 class SavePace:
     """Tells when sums are worth saving again.
 
-    Parameters
-    ----------
-    clock : Callable
-        Seconds from any origin.
+    `clock`: seconds from any origin.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

@@ -21,16 +21,9 @@ _LEAST_SCALE = 64.0
 def noise_multiplier(epsilon: float, delta: float) -> float:
     """Return the standard deviation of the noise, in multiples of what one sample can add.
 
-    Parameters
-    ----------
-    epsilon, delta : float
-        The guarantee: with or without a sample, whatever is made of all answers happens with
-        probabilities that differ by a factor exp(epsilon) at most, apart from ``delta``.
-
-    Raises
-    ------
-    ConfigError
-        If `dp-accounting` is not installed.
+    `epsilon`, `delta`: the guarantee: with or without a sample, whatever is made of all answers
+    happens with probabilities that differ by a factor exp(epsilon) at most, apart from ``delta``.
+    Raises ConfigError if `dp-accounting` is not installed.
     """
     library, rdp = _library()
     found = float(
@@ -50,10 +43,7 @@ def noise_multiplier(epsilon: float, delta: float) -> float:
 def spent_epsilon(multiplier: float, delta: float) -> float:
     """Return the epsilon of noise that is ``multiplier`` times as wide as what a sample can add.
 
-    Raises
-    ------
-    ConfigError
-        If `dp-accounting` is not installed.
+    Raises ConfigError if `dp-accounting` is not installed.
     """
     library, rdp = _library()
     accountant = rdp.RdpAccountant()
@@ -68,10 +58,7 @@ def own_scale(total: float, shares: int) -> float:
     (arXiv 2102.06387, theorem 1) what they differ by is 10 n exp(-2 pi^2 scale^2 / 2), which is
     below 1e-17000 from the least width on that is allowed here.
 
-    Raises
-    ------
-    ConfigError
-        If it would be less wide.
+    Raises ConfigError if it would be less wide.
     """
     found = total / math.sqrt(shares)
     if found < _LEAST_SCALE:
@@ -84,26 +71,16 @@ def own_scale(total: float, shares: int) -> float:
 
 @dataclass(frozen=True)
 class Guarantee:
-    """What a run promises about each calibration sample.
+    """What a run promises about each calibration sample."""
 
-    Attributes
-    ----------
-    epsilon, delta : float
-        Of a sample that is there, or is not.
-    replaced_epsilon : float
-        With the same delta, of a sample that is there, or another one in its place: of numbers
-        that are never negative two differ by the square root of 2 times the most of one.
-    multiplier : float
-        Width of the noise in multiples of what a sample can add.
-    shares : int
-        How many clients' noise makes it so wide; 1: each client's own does.
-    """
-
+    # epsilon, delta: of a sample that is there, or is not
     epsilon: float
     delta: float
+    # with the same delta, of a sample that is there, or another one in its place: of numbers that
+    # are never negative two differ by the square root of 2 times the most of one
     replaced_epsilon: float
-    multiplier: float
-    shares: int
+    multiplier: float  # width of the noise in multiples of what a sample can add
+    shares: int  # how many clients' noise makes it so wide; 1: each client's own does
 
     @classmethod
     def of(cls, epsilon: float, delta: float, shares: int) -> "Guarantee":

@@ -40,49 +40,25 @@ def answer_statement(digests: Mapping[str, str]) -> bytes:
 
 @dataclass(frozen=True)
 class SignedAnswer:
-    """An answer of a site.
+    """An answer of a site."""
 
-    Attributes
-    ----------
-    digests : Mapping[str, str]
-        Of :func:`digests_of`.
-    signature : bytes
-        Over :func:`answer_statement`.
-    """
-
-    digests: Mapping[str, str]
-    signature: bytes
+    digests: Mapping[str, str]  # of `digests_of`
+    signature: bytes  # over `answer_statement`
 
 
 @dataclass(frozen=True)
 class SiteSignatures:
-    """What one site signed.
+    """What one site signed."""
 
-    Attributes
-    ----------
-    answers : tuple of SignedAnswer
-        What it sent, in the order of arrival.
-    results : Mapping[str, bytes]
-        :data:`MODEL`, :data:`STATISTICS` -> its signature over that hash, 32 bytes.
-    """
-
-    answers: tuple[SignedAnswer, ...]
-    results: Mapping[str, bytes]
+    answers: tuple[SignedAnswer, ...]  # what it sent, in the order of arrival
+    results: Mapping[str, bytes]  # `MODEL`, `STATISTICS` -> its signature over that hash, 32 bytes
 
 
 @dataclass(frozen=True)
 class Signatures:
-    """What the sites of a run signed.
+    """What the sites of a run signed."""
 
-    Attributes
-    ----------
-    job : str
-        The run's key, 32 hexadecimal digits; every signature holds for it alone.
-    sites : Mapping[PublicKey, SiteSignatures]
-        By their keys.
-    """
-
-    job: str
+    job: str  # the run's key, 32 hexadecimal digits; every signature holds for it alone
     sites: Mapping[PublicKey, SiteSignatures]
 
     def write(self, path: Path) -> None:
@@ -105,10 +81,7 @@ class Signatures:
     def read(cls, path: Path) -> Self | None:
         """Read the file; None if there is none.
 
-        Raises
-        ------
-        ModelError
-            If it is damaged or of another form.
+        Raises ModelError if it is damaged or of another form.
         """
         try:
             plain = json.loads(path.read_text(encoding="utf-8"))
@@ -144,18 +117,10 @@ class Signatures:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whose signatures hold.
+    """Whose signatures hold."""
 
-    Attributes
-    ----------
-    holds : tuple of str
-        In a sentence each, who signed what.
-    wrong : tuple of str
-        What does not hold, in a clause each.
-    """
-
-    holds: tuple[str, ...]
-    wrong: tuple[str, ...]
+    holds: tuple[str, ...]  # in a sentence each, who signed what
+    wrong: tuple[str, ...]  # what does not hold, in a clause each
 
 
 def judge(
@@ -163,18 +128,10 @@ def judge(
 ) -> Verdict:
     """Say whose signatures under a model or statistics hold.
 
-    Parameters
-    ----------
-    found : Signatures or None
-        The file; None if there is none.
-    what : str
-        :data:`MODEL` or :data:`STATISTICS`.
-    digest : str
-        SHA-256 of the provenance or of the statistics' manifest, as they are.
-    job : str
-        The run that these say they are of; "" if they say none.
-    roster : Roster or None
-        Who the sites are, verified; without one only keys can be told.
+    `found`: the file; None if there is none. `what`: :data:`MODEL` or :data:`STATISTICS`. `digest`:
+    SHA-256 of the provenance or of the statistics' manifest, as they are. `job`: the run that these
+    say they are of; "" if they say none. `roster`: who the sites are, verified; without one only
+    keys can be told.
     """
     if found is None or not found.sites:
         wrong = "no site of the roster signed it" if roster is not None else ""

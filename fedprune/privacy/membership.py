@@ -18,17 +18,11 @@ _INTERVAL = (2.5, 97.5)
 
 @dataclass(frozen=True)
 class Separation:
-    """How well members are told from others.
+    """How well members are told from others."""
 
-    Attributes
-    ----------
-    auc : float
-        Chance that a member scores higher than another: 0.5 says nothing, 1 tells all apart.
-    low, high : float
-        Its interval of 95 %, by resampling members and others.
-    """
-
+    # chance that a member scores higher than another: 0.5 says nothing, 1 tells all apart
     auc: float
+    # low, high: its interval of 95 %, by resampling members and others
     low: float
     high: float
 
@@ -38,21 +32,10 @@ def likelihood_ratios(
 ) -> NDArray[np.float64]:
     """Return for each document how much likelier what was released is if it took part.
 
-    Parameters
-    ----------
-    released : NDArray
-        Mean statistic of those who took part, as far as it is known, shape (numbers,).
-    documents : NDArray
-        Statistics of the documents in question, shape (documents, numbers).
-    background : NDArray
-        Statistics of other documents, at least two, shape (others, numbers).
-    members : int
-        How many took part.
-
-    Returns
-    -------
-    NDArray[np.float64]
-        Logarithms, up to a common factor, shape (documents,).
+    `released`: mean statistic of those who took part, as far as it is known, shape (numbers,).
+    `documents`: statistics of the documents in question, shape (documents, numbers). `background`:
+    statistics of other documents, at least two, shape (others, numbers). Returns logarithms, up to
+    a common factor, shape (documents,).
     """
     usual, spread = background.mean(0), background.std(0, ddof=1)
     known = spread > 1e-9 * np.maximum(np.abs(usual), 1e-30)
@@ -66,12 +49,7 @@ def likelihood_ratios(
 def separation(members: Floats, others: Floats, seed: int = 0) -> Separation:
     """Return how well two sets of scores are separated.
 
-    Parameters
-    ----------
-    members, others : NDArray
-        Scores of those who took part and of those who did not.
-    seed : int
-        Of the resampling.
+    `members`, `others`: scores of those who took part and of those who did not.
     """
     generator = np.random.default_rng(seed)
     drawn = [

@@ -29,12 +29,8 @@ def part_norm(columns: int, total: int) -> int:
 def unit(total: int, clip: float) -> float:
     """Return how many units a number is that is as large as public text makes it.
 
-    Parameters
-    ----------
-    total : int
-        Numbers of a sample in all answers of a run.
-    clip : float
-        How many times as long as that of public text a sample may be.
+    `total`: numbers of a sample in all answers of a run. `clip`: how many times as long as that of
+    public text a sample may be.
     """
     return (1 << NORM_BITS) / (clip * math.sqrt(total))
 
@@ -42,12 +38,8 @@ def unit(total: int, clip: float) -> float:
 def clipped(values: NDArray[np.float64], norm: int) -> NDArray[np.int64]:
     """Return numbers as whole ones, all made smaller alike where they are longer than ``norm``.
 
-    Parameters
-    ----------
-    values : NDArray[np.float64]
-        In units, none negative, finite, shape (columns,).
-    norm : int
-        The most that the square root of the sum of their squares may be.
+    `values`: in units, none negative, finite, shape (columns,). `norm`: the most that the square
+    root of the sum of their squares may be.
     """
     length = math.sqrt(float(np.square(values).sum())) * (1 + _SLACK)
     shrunk = values * (norm / length) if length > norm else values
@@ -57,17 +49,8 @@ def clipped(values: NDArray[np.float64], norm: int) -> NDArray[np.int64]:
 def discrete_gaussian(count: int, scale: float) -> NDArray[np.int64]:
     """Return whole numbers of the discrete Gaussian distribution around zero, shape (count,).
 
-    Parameters
-    ----------
-    count : int
-        How many; about 20 microseconds each.
-    scale : float
-        The distribution's parameter, which is its standard deviation where that is above 1.
-
-    Raises
-    ------
-    ConfigError
-        If `opendp` is not installed.
+    `count`: how many; about 20 microseconds each. `scale`: the distribution's parameter, which is
+    its standard deviation where that is above 1. Raises ConfigError if `opendp` is not installed.
     """
     try:
         import opendp.prelude as dp

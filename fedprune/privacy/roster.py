@@ -34,33 +34,19 @@ _MAKE = "Make one with: fedprune roster add ROSTER SITE KEY.pub"
 
 @dataclass(frozen=True)
 class Roster:
-    """Sites, their keys, and what they have signed.
+    """Sites, their keys, and what they have signed."""
 
-    Attributes
-    ----------
-    keys : Mapping[str, PublicKey]
-        A site's name -> its key; no two have the same.
-    min_cohort : int
-        No sum over fewer sites may be opened.
-    signatures_needed : int or None
-        How many of the sites must have signed; None for all.
-    signatures : Mapping[str, bytes]
-        A site's name -> what stands as its signature; :attr:`signed_by` says which hold.
-    """
-
-    keys: Mapping[str, PublicKey]
-    min_cohort: int = LEAST_COHORT
-    signatures_needed: int | None = None
+    keys: Mapping[str, PublicKey]  # a site's name -> its key; no two have the same
+    min_cohort: int = LEAST_COHORT  # no sum over fewer sites may be opened
+    signatures_needed: int | None = None  # how many of the sites must have signed; None for all
+    # a site's name -> what stands as its signature; `signed_by` says which hold
     signatures: Mapping[str, bytes] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read a roster's file; whether its signatures hold, :meth:`verify` says.
 
-        Raises
-        ------
-        ConfigError
-            If it cannot be read, or is no roster; says what is wrong with it.
+        Raises ConfigError if it cannot be read, or is no roster; says what is wrong with it.
         """
         try:
             with path.open("rb") as file:
@@ -76,10 +62,7 @@ class Roster:
     def parse(cls, data: bytes, path: str) -> Self:
         """Read a roster from the bytes of its file; ``path`` is what an error calls it.
 
-        Raises
-        ------
-        ConfigError
-            If it is no roster; says what is wrong with it.
+        Raises ConfigError if it is no roster; says what is wrong with it.
         """
         try:
             if len(data) > _MOST_BYTES:
@@ -109,10 +92,7 @@ class Roster:
     def write(self, path: Path) -> None:
         """Write it as a file that :meth:`read` and people can read.
 
-        Raises
-        ------
-        ConfigError
-            If it cannot be written.
+        Raises ConfigError if it cannot be written.
         """
         try:
             replace_file(path, self.text.encode())
@@ -171,17 +151,10 @@ class Roster:
     def verify(self, own: PublicKey | None = None) -> None:
         """Trust it or raise.
 
-        Parameters
-        ----------
-        own : PublicKey, optional
-            The key of the site that is about to trust it, which must have signed, however few
-            signatures are needed: who can write the file but not sign gives it no other.
-
-        Raises
-        ------
-        ConfigError
-            If too few signatures hold, one does not, ``own`` is not in it or did not sign it, or
-            there are fewer sites than its least cohort.
+        `own`: the key of the site that is about to trust it, which must have signed, however few
+        signatures are needed: who can write the file but not sign gives it no other. Raises
+        ConfigError if too few signatures hold, one does not, ``own`` is not in it or did not sign
+        it, or there are fewer sites than its least cohort.
         """
         signed = self.signed_by
         needed = len(self.keys) if self.signatures_needed is None else self.signatures_needed
@@ -234,10 +207,7 @@ class Roster:
     def signed(self, key: SigningKey) -> Self:
         """Return it with the signature of the site that has this key, and those that hold.
 
-        Raises
-        ------
-        ConfigError
-            If no site of it has the key.
+        Raises ConfigError if no site of it has the key.
         """
         site = self.site_of(key.public)
         if site is None:

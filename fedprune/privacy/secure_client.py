@@ -64,25 +64,10 @@ class SecureClient:
     goes on with a new object on the same folder, gives the same answers and refuses the same. Two
     processes must not use a folder at once, and a folder must not be put back to an earlier state.
 
-    Parameters
-    ----------
-    plan : SumPlan
-        As the server sent it.
-    name : str
-        This client's in the roster.
-    signer : Signer
-        Its signing key.
-    roster : Verifier
-        Who may take part.
-    folder : Path
-        Made on first use, for its owner's eyes only; holds secrets until it is removed.
-    floor : int
-        The fewest clients this one will be summed with, itself included, whatever the plan says.
-
-    Raises
-    ------
-    ReplyRefusedError
-        If the plan's floor is below this client's, or the folder is that of another plan or name.
+    `folder`: made on first use, for its owner's eyes only; holds secrets until it is removed.
+    `floor`: the fewest clients this one will be summed with, itself included, whatever the plan
+    says. Raises ReplyRefusedError if the plan's floor is below this client's, or the folder is that
+    of another plan or name.
     """
 
     def __init__(
@@ -120,23 +105,11 @@ class SecureClient:
     def shares(self, adverts: bytes) -> bytes:
         """Return encrypted shares of this client's secrets for its neighbours.
 
-        Parameters
-        ----------
-        adverts : bytes
-            Of :meth:`SecureServer.adverts_for`.
-
-        Returns
-        -------
-        bytes
-            For :meth:`SecureServer.add_shares`; the same bytes for the same adverts.
-
-        Raises
-        ------
-        WireError
-            If the adverts are malformed or damaged.
-        ReplyRefusedError
-            If one is not signed by a site of the roster, they are fewer than the floor, this
-            client's own is not there as it was sent, or they are others than those before.
+        `adverts`: of :meth:`SecureServer.adverts_for`. Returns for :meth:`SecureServer.add_shares`;
+        the same bytes for the same adverts. Raises WireError if the adverts are malformed or
+        damaged. Raises ReplyRefusedError if one is not signed by a site of the roster, they are
+        fewer than the floor, this client's own is not there as it was sent, or they are others than
+        those before.
         """
         kept = self._disk.read("shares.bin")
         if kept is not None:
@@ -169,23 +142,11 @@ class SecureClient:
     def receive(self, boxes: bytes) -> tuple[str, ...]:
         """Take the shares of the neighbours' secrets; set-up is done then.
 
-        Parameters
-        ----------
-        boxes : bytes
-            Of :meth:`SecureServer.boxes_for`; taking the same again changes nothing.
-
-        Returns
-        -------
-        tuple of str
-            Neighbours whose shares cannot be opened: whose fault that is cannot be seen from here.
-
-        Raises
-        ------
-        WireError
-            If they are malformed or damaged.
-        ReplyRefusedError
-            If they leave fewer members than floor or quorum, this client is none of them, or they
-            are others than those before.
+        `boxes`: of :meth:`SecureServer.boxes_for`; taking the same again changes nothing. Returns
+        neighbours whose shares cannot be opened: whose fault that is cannot be seen from here.
+        Raises WireError if they are malformed or damaged. Raises ReplyRefusedError if they leave
+        fewer members than floor or quorum, this client is none of them, or they are others than
+        those before.
         """
         kept = self._disk.read("boxes.bin")
         if kept is not None and kept != boxes:
@@ -208,30 +169,12 @@ class SecureClient:
     ) -> bytes:
         """Return this client's words under its masks.
 
-        Parameters
-        ----------
-        sum_name : str
-            One of the plan's.
-        words : NDArray
-            Of the sum's :attr:`WordSpec.spec`.
-        spare : int, optional
-            To take the sum again under a spare key, 0 <= spare < plan.spares.
-        context : bytes
-            All that the server told this client and that its words depend on. Between clients that
-            were told different things masks do not cancel.
-
-        Returns
-        -------
-        bytes
-            For :meth:`MaskedSum.add`.
-
-        Raises
-        ------
-        WireError
-            If the words are others than planned.
-        ReplyRefusedError
-            If other words went out under the same masks, the spare key served another sum, or this
-            client has signed the list of who is in the sum already.
+        `words`: of the sum's :attr:`WordSpec.spec`. `spare`: to take the sum again under a spare
+        key, 0 <= spare < plan.spares. `context`: all that the server told this client and that its
+        words depend on. Between clients that were told different things masks do not cancel.
+        Returns for :meth:`MaskedSum.add`. Raises WireError if the words are others than planned.
+        Raises ReplyRefusedError if other words went out under the same masks, the spare key served
+        another sum, or this client has signed the list of who is in the sum already.
         """
         key, said = self._asked(sum_name, spare)
         spec = self._plan.words(sum_name).spec
@@ -264,28 +207,11 @@ class SecureClient:
     def sign(self, sum_name: str, cohort: bytes, spare: int | None = None) -> bytes:
         """Return this client's signature on who is in a sum.
 
-        Parameters
-        ----------
-        sum_name : str
-            One of the plan's.
-        cohort : bytes
-            Of :attr:`MaskedSum.cohort`.
-        spare : int, optional
-            As in :meth:`masked`.
-
-        Returns
-        -------
-        bytes
-            For :meth:`MaskedSum.add_signature`.
-
-        Raises
-        ------
-        WireError
-            If the list is malformed.
-        ReplyRefusedError
-            If it has fewer than the floor or the quorum, has this client in it though it sent
-            nothing, or is another than one signed before for the same sum, also under a spare key,
-            or for another to which this client sent the same words.
+        `cohort`: of :attr:`MaskedSum.cohort`. `spare`: as in :meth:`masked`. Returns for
+        :meth:`MaskedSum.add_signature`. Raises WireError if the list is malformed. Raises
+        ReplyRefusedError if it has fewer than the floor or the quorum, has this client in it though
+        it sent nothing, or is another than one signed before for the same sum, also under a spare
+        key, or for another to which this client sent the same words.
         """
         key, said = self._asked(sum_name, spare)
         size = self._peers.roll.size
@@ -296,27 +222,10 @@ class SecureClient:
     def unmask(self, sum_name: str, request: bytes, spare: int | None = None) -> bytes:
         """Return shares that open the sum: of the self seed of who is in, of the key of who is not.
 
-        Parameters
-        ----------
-        sum_name : str
-            One of the plan's.
-        request : bytes
-            Of :meth:`MaskedSum.unmask_request`: the list and the signatures on it.
-        spare : int, optional
-            As in :meth:`masked`.
-
-        Returns
-        -------
-        bytes
-            For :meth:`MaskedSum.add_unmask`.
-
-        Raises
-        ------
-        WireError
-            If the request is malformed.
-        ReplyRefusedError
-            As :meth:`sign`, and if fewer than the quorum signed this very list, this client's
-            own consent counted.
+        `request`: of :meth:`MaskedSum.unmask_request`: the list and the signatures on it. `spare`:
+        as in :meth:`masked`. Returns for :meth:`MaskedSum.add_unmask`. Raises WireError if the
+        request is malformed. Raises ReplyRefusedError as :meth:`sign`, and if fewer than the quorum
+        signed this very list, this client's own consent counted.
         """
         key, said = self._asked(sum_name, spare)
         roll, held = self._peers.roll, self._held

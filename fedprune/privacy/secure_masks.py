@@ -56,10 +56,7 @@ def is_public_key(public: bytes) -> bool:
 def agreed_key(private: X25519PrivateKey, public: bytes, info: bytes) -> bytes:
     """Return the key that two parties share for one purpose.
 
-    Raises
-    ------
-    WireError
-        If the public key is one with which every secret gives the same.
+    Raises WireError if the public key is one with which every secret gives the same.
     """
     try:
         shared = private.exchange(X25519PublicKey.from_public_bytes(public))
@@ -90,16 +87,9 @@ def opened(key: bytes, box: bytes, bound_to: bytes) -> bytes | None:
 def add_stream(words: UInts, key: bytes, *, subtract: bool = False) -> None:
     """Add a key's mask to words, or take it off, modulo the words' size.
 
-    Parameters
-    ----------
-    words : NDArray
-        Contiguous uint8, uint16, uint32 or uint64 of shape (n,), or for 128 bits uint64 of shape
-        (n, 2), the lower half first. Changed in place.
-    key : bytes
-        32 bytes, that are used for nothing else: the mask is AES-256-CTR's stream from 0 on, read
-        as little-endian words.
-    subtract : bool
-        Whether to take the mask off.
+    `words`: contiguous uint8, uint16, uint32 or uint64 of shape (n,), or for 128 bits uint64 of
+    shape (n, 2), the lower half first. Changed in place. `key`: 32 bytes, that are used for nothing
+    else: the mask is AES-256-CTR's stream from 0 on, read as little-endian words.
     """
     encryptor = Cipher(AES(key), CTR(_COUNTER)).encryptor()
     buffer = bytearray(_PIECE + 16)

@@ -36,17 +36,10 @@ class Neighbours:
 
     The graph joins each client with those that stand at 50 distances, both ways, from it in a ring.
     The places in the ring and the distances are in the order of hashes of the seed.
-
-    Parameters
-    ----------
-    clients : int
-        How many.
-    seed : bytes
-        What all clients' fresh keys have gone into.
     """
 
     clients: int
-    seed: bytes = field(repr=False)
+    seed: bytes = field(repr=False)  # what all clients' fresh keys have gone into
 
     @property
     def threshold(self) -> int:
@@ -96,21 +89,11 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class Roll:
-    """The participants of a run: whose adverts are in.
+    """The participants of a run: whose adverts are in."""
 
-    Parameters
-    ----------
-    plan : SumPlan
-        What they will be asked for.
-    names : tuple of str
-        Sorted.
-    digests : tuple of bytes
-        Of their adverts, :func:`advert_digest`.
-    """
-
-    plan: SumPlan
-    names: tuple[str, ...]
-    digests: tuple[bytes, ...] = field(repr=False)
+    plan: SumPlan  # what they will be asked for
+    names: tuple[str, ...]  # sorted
+    digests: tuple[bytes, ...] = field(repr=False)  # of their adverts, `advert_digest`
 
     @property
     def size(self) -> int:
@@ -180,14 +163,9 @@ class Roll:
 def advert_digest(channel: bytes, keys: Bits, commitments: bytes) -> bytes:
     """Return the SHA-256 of an advert.
 
-    Parameters
-    ----------
-    channel : bytes
-        Public key for what only one reader may see.
-    keys : NDArray[np.uint8]
-        Public keys of the plan's, shape (keys, 32).
-    commitments : bytes
-        SHA-256 of the commitments to the self seeds, as :func:`commitments_digest`.
+    `channel`: public key for what only one reader may see. `keys`: public keys of the plan's, shape
+    (keys, 32). `commitments`: SHA-256 of the commitments to the self seeds, as
+    :func:`commitments_digest`.
     """
     return hashlib.sha256(bound("advert", channel, keys.tobytes(), commitments)).digest()
 

@@ -68,18 +68,6 @@ class SecureServer:
     """The set-up of a run's secure sums. Order of arrival never shows in anything.
 
     Every ``add_...`` checks all before it takes anything; the same bytes again change nothing.
-
-    Parameters
-    ----------
-    plan : SumPlan
-        What it will ask for.
-    roster : Verifier
-        Whose adverts are taken.
-
-    Attributes
-    ----------
-    plan : SumPlan
-        The plan.
     """
 
     def __init__(self, plan: SumPlan, roster: Verifier) -> None:
@@ -288,16 +276,7 @@ class MaskedSum:
     Made by :meth:`SecureServer.sum`. Every ``add...`` checks all before it takes anything; the same
     bytes again change nothing.
 
-    Parameters
-    ----------
-    server : SecureServer
-        Whose shares are closed.
-    name : str
-        The sum.
-    key : int
-        Place of its key.
-    context : bytes
-        SHA-256 of what clients were told.
+    `server`: whose shares are closed. `context`: SHA-256 of what clients were told.
     """
 
     def __init__(self, server: SecureServer, name: str, key: int, context: bytes) -> None:
@@ -348,11 +327,8 @@ class MaskedSum:
     def close(self) -> None:
         """Fix who is in. Keep :meth:`state` before anybody is told.
 
-        Raises
-        ------
-        QuorumError
-            If they are fewer than the floor or the quorum, or some have too few neighbours among
-            them; nothing is closed then.
+        Raises QuorumError if they are fewer than the floor or the quorum, or some have too few
+        neighbours among them; nothing is closed then.
         """
         if self._cohort is not None:
             return
@@ -441,11 +417,8 @@ class MaskedSum:
     def total(self) -> NDArray[Any]:
         """Return the sum of the words of all who are in, of their :attr:`WordSpec.spec`.
 
-        Raises
-        ------
-        QuorumError
-            If too few shares are there, or, of too many, they do not fit; says of whom. More
-            answers can be added then.
+        Raises QuorumError if too few shares are there, or, of too many, they do not fit; says of
+        whom. More answers can be added then.
         """
         inside = self._inside
         found = self._running.copy()

@@ -59,18 +59,10 @@ class Verifier(Protocol):
 
 @dataclass(frozen=True)
 class WordSpec:
-    """Terms of sums: unsigned integers, added modulo 2**bits.
-
-    Attributes
-    ----------
-    count : int
-        How many.
-    bits : int
-        Of each, one of :data:`BITS`. A word of 128 bits is two uint64, the lower one first.
-    """
+    """Terms of sums: unsigned integers, added modulo 2**bits."""
 
     count: int
-    bits: int
+    bits: int  # of each, one of `BITS`. A word of 128 bits is two uint64, the lower one first.
 
     @property
     def nbytes(self) -> int:
@@ -102,27 +94,13 @@ class WordSpec:
 class SumPlan:
     """Which sums a run will ask for; everybody has the same or finds that signatures do not hold.
 
-    Parameters
-    ----------
-    run : str
-        What no other run is called.
-    sums : Mapping[str, WordSpec]
-        Their names and terms, in the order in which keys are made.
-    floor : int
-        The fewest clients that a sum may be of.
-    spares : int
-        Keys for sums that have to be taken again.
-
-    Raises
-    ------
-    ConfigError
-        If there are no sums, too many, or the floor is below :data:`LEAST_COHORT`.
+    Raises ConfigError if there are no sums, too many, or the floor is below :data:`LEAST_COHORT`.
     """
 
-    run: str
-    sums: Mapping[str, WordSpec]
-    floor: int
-    spares: int = 0
+    run: str  # what no other run is called
+    sums: Mapping[str, WordSpec]  # their names and terms, in the order in which keys are made
+    floor: int  # the fewest clients that a sum may be of
+    spares: int = 0  # keys for sums that have to be taken again
 
     def __post_init__(self) -> None:
         """Check the numbers."""

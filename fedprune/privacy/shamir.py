@@ -29,24 +29,8 @@ Elements = NDArray[np.uint64]  # shape (2, ...), the upper halves first
 def split(secrets: NDArray[np.uint8], threshold: int, holders: int) -> NDArray[np.uint8]:
     """Return shares of secrets, of which any ``threshold`` give them and fewer say nothing.
 
-    Parameters
-    ----------
-    secrets : NDArray[np.uint8]
-        Shape (secrets, 16).
-    threshold : int
-        1 to ``holders``.
-    holders : int
-        1 to 127.
-
-    Returns
-    -------
-    NDArray[np.uint8]
-        Shape (holders, secrets, 16); the first holder's are shares number 1.
-
-    Raises
-    ------
-    ValueError
-        If there are no such shares.
+    `secrets`: shape (secrets, 16). `threshold`: 1 to ``holders``. Returns shape (holders, secrets,
+    16); the first holder's are shares number 1. Raises ValueError if there are no such shares.
     """
     if not 1 <= threshold <= holders <= MOST_HOLDERS:
         raise ValueError(f"no {threshold} of {holders} shares, there are {MOST_HOLDERS} at most")
@@ -64,17 +48,8 @@ def split(secrets: NDArray[np.uint8], threshold: int, holders: int) -> NDArray[n
 def combine(numbers: NDArray[np.int64], shares: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return the secrets that shares give, whether right or wrong.
 
-    Parameters
-    ----------
-    numbers : NDArray[np.int64]
-        The shares' numbers, different in each row, shape (dealers, threshold).
-    shares : NDArray[np.uint8]
-        Shape (dealers, threshold, secrets, 16).
-
-    Returns
-    -------
-    NDArray[np.uint8]
-        Shape (dealers, secrets, 16).
+    `numbers`: the shares' numbers, different in each row, shape (dealers, threshold). `shares`:
+    shape (dealers, threshold, secrets, 16). Returns shape (dealers, secrets, 16).
     """
     unique, places = np.unique(numbers, axis=0, return_inverse=True)
     weights = _weights(unique)[:, places.reshape(-1)]

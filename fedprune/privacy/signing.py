@@ -30,31 +30,16 @@ _MAKE_ONE = "`docker/certs.sh node SITE` or `ssh-keygen -t ed25519 -N '' -f sign
 
 @dataclass(frozen=True)
 class PublicKey:
-    """What others know of a site's signing key.
+    """What others know of a site's signing key."""
 
-    Attributes
-    ----------
-    raw : bytes
-        The 32 bytes of RFC 8032.
-    """
-
-    raw: bytes
+    raw: bytes  # the 32 bytes of RFC 8032
 
     @classmethod
     def parse(cls, text: str, where: str) -> Self:
         """Read a key as a line of OpenSSH (``ssh-ed25519 AAAA...``) or as PEM.
 
-        Parameters
-        ----------
-        text : str
-            The line; a comment after the key is dropped.
-        where : str
-            What the key is of, for the error.
-
-        Raises
-        ------
-        ConfigError
-            If it is no Ed25519 key.
+        `text`: the line; a comment after the key is dropped. Raises ConfigError if it is no Ed25519
+        key.
         """
         data = text.strip().encode()
         try:
@@ -75,10 +60,7 @@ class PublicKey:
     def read(cls, path: Path) -> Self:
         """Read a key's file.
 
-        Raises
-        ------
-        ConfigError
-            If it cannot be read, or is no public Ed25519 key.
+        Raises ConfigError if it cannot be read, or is no public Ed25519 key.
         """
         data = _contents(path, "public key")
         if b"PRIVATE KEY" in data:
@@ -113,10 +95,7 @@ class PublicKey:
 class SigningKey:
     """The private half; only its site's processes have it.
 
-    Parameters
-    ----------
-    key : Ed25519PrivateKey
-        Of `cryptography`.
+    `key`: of `cryptography`.
     """
 
     def __init__(self, key: Ed25519PrivateKey) -> None:
@@ -127,11 +106,8 @@ class SigningKey:
     def read(cls, path: Path) -> Self:
         """Read a key from a file of PEM or OpenSSH.
 
-        Raises
-        ------
-        ConfigError
-            If it cannot be read, others than its owner can read it, it has a passphrase, or is no
-            private Ed25519 key.
+        Raises ConfigError if it cannot be read, others than its owner can read it, it has a
+        passphrase, or is no private Ed25519 key.
         """
         data = _contents(path, "signing key", private=True)
         try:
@@ -157,14 +133,8 @@ class SigningKey:
     def sign(self, data: bytes, *, purpose: str, run: str) -> bytes:
         """Return the signature over ``data``, 64 bytes.
 
-        Parameters
-        ----------
-        data : bytes
-            Of any length.
-        purpose : str
-            What the signature is for; it holds for no other.
-        run : str
-            Which run it is of; "" for what is of none, as a roster.
+        `purpose`: what the signature is for; it holds for no other. `run`: which run it is of; ""
+        for what is of none, as a roster.
         """
         return self._key.sign(_labelled(data, purpose, run))
 

@@ -20,23 +20,12 @@ _LEAST = 0.5  # occurrences from which on a token counts as found
 
 @dataclass(frozen=True)
 class Recovered:
-    """How much of a bag of words an attacker got right.
+    """How much of a bag of words an attacker got right."""
 
-    Attributes
-    ----------
-    precision : float
-        Share of the tokens it names that occur.
-    recall : float
-        Share of the tokens that occur which it names.
-    guess_precision, guess_recall : float
-        The same of an attacker who names as many tokens, the most frequent of other texts of the
-        kind, without having seen anything.
-    distinct : int
-        Different tokens that occur.
-    """
-
-    precision: float
-    recall: float
+    precision: float  # share of the tokens it names that occur
+    recall: float  # share of the tokens that occur which it names
+    # guess_precision, guess_recall: the same of an attacker who names as many tokens, the most
+    # frequent of other texts of the kind, without having seen anything
     guess_precision: float
     guess_recall: float
     distinct: int
@@ -45,19 +34,9 @@ class Recovered:
 def recovered_counts(public: Floats, observed: Floats, tokens: int) -> NDArray[np.float64]:
     """Return how often each token occurs, as far as the sums tell.
 
-    Parameters
-    ----------
-    public : NDArray
-        What one occurrence of each token adds, shape (vocabulary, numbers).
-    observed : NDArray
-        The sums, shape (numbers,), up to a common factor, which need not be known.
-    tokens : int
-        How many tokens were summed.
-
-    Returns
-    -------
-    NDArray[np.float64]
-        Counts that add up to ``tokens``, shape (vocabulary,).
+    `public`: what one occurrence of each token adds, shape (vocabulary, numbers). `observed`: the
+    sums, shape (numbers,), up to a common factor, which need not be known. Returns counts that add
+    up to ``tokens``, shape (vocabulary,).
     """
     # Errors of sums are relative to the sums: every equation counts alike.
     scale = np.maximum(np.abs(observed), 1e-12 * np.abs(observed).max(initial=0) + 1e-300)
@@ -71,12 +50,7 @@ def nonnegative_least_squares(
 ) -> NDArray[np.float64]:
     """Return x >= 0 that minimises ||rows^T x - wanted||, by Lawson and Hanson's active sets.
 
-    Parameters
-    ----------
-    rows : NDArray
-        Shape (unknowns, equations).
-    wanted : NDArray
-        Shape (equations,).
+    `rows`: shape (unknowns, equations). `wanted`: shape (equations,).
     """
     unknowns, equations = rows.shape
     solution = np.zeros(unknowns)
@@ -120,21 +94,9 @@ def projections(
     A direction r gives r^T G r, the sum over tokens of (r . x)**2; so many random directions say
     what the whole matrix says.
 
-    Parameters
-    ----------
-    vectors : NDArray
-        Each token's input vector, shape (vocabulary, d_in).
-    moments : NDArray
-        G = sum x x^T, shape (d_in, d_in).
-    count : int
-        How many directions.
-    seed : int
-        Of the directions.
-
-    Returns
-    -------
-    tuple
-        ``public`` of shape (vocabulary, count) and ``observed`` of shape (count,).
+    `vectors`: each token's input vector, shape (vocabulary, d_in). `moments`: g = sum x x^T, shape
+    (d_in, d_in). Returns ``public`` of shape (vocabulary, count) and ``observed`` of shape
+    (count,).
     """
     directions = np.random.default_rng(seed).standard_normal((moments.shape[0], count))
     observed = np.einsum("ik,ij,jk->k", directions, moments, directions, optimize=True)
@@ -146,14 +108,8 @@ def score(
 ) -> Recovered:
     """Return how right an attacker is.
 
-    Parameters
-    ----------
-    found : NDArray
-        What it found, shape (vocabulary,).
-    true : NDArray
-        What occurs, shape (vocabulary,).
-    others : NDArray
-        What occurs in other texts of the kind, which anybody may have, shape (vocabulary,).
+    `found`: what it found, shape (vocabulary,). `true`: what occurs, shape (vocabulary,). `others`:
+    what occurs in other texts of the kind, which anybody may have, shape (vocabulary,).
     """
     named, occurs = found >= _LEAST, true > 0
     most = np.argsort(-others, kind="stable")[: int(named.sum())]
