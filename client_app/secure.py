@@ -34,8 +34,7 @@ from fedprune.methods.masked import (
 from fedprune.methods.public_model import PublicModel
 from fedprune.models.loading import LoadedModel
 from fedprune.privacy.secure_client import SecureClient
-from fedprune.privacy.secure_sums import Signer, SumPlan, Verifier
-from fedprune.privacy.unsigned import Unsigned
+from fedprune.privacy.secure_sums import Signer, SumPlan, Unsigned, Verifier
 from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.structured import unit_pruner
 from fedprune.pruning.units import find_units

@@ -28,8 +28,7 @@ from fedprune.methods.masked import (
 )
 from fedprune.methods.public_model import PublicModel
 from fedprune.privacy.secure_server import MaskedSum, SecureServer
-from fedprune.privacy.secure_sums import SumPlan, WordSpec
-from fedprune.privacy.unsigned import Unsigned
+from fedprune.privacy.secure_sums import SumPlan, Unsigned, WordSpec
 from fedprune.records import (
     Keys,
     KeysOrder,

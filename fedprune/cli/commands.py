@@ -307,7 +307,7 @@ def _export_arguments(parser: ArgumentParser) -> None:
 
 def _export(arguments: Namespace) -> int:
     if arguments.imatrix is not None:
-        from fedprune.cli.imatrix import run_imatrix
+        from fedprune.cli.export import run_imatrix
 
         return run_imatrix(arguments.model, arguments.imatrix)
     from fedprune.cli.export import run_export

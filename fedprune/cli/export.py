@@ -1,4 +1,4 @@
-"""`fedprune export`: a model on the Hub with only what belongs to it."""
+"""`fedprune export`: a model on the Hub with only what belongs to it; statistics for llama.cpp."""
 
 import re
 from collections.abc import Iterator
@@ -16,6 +16,7 @@ from fedprune.cli.screen import say
 from fedprune.errors import ConfigError, FedpruneError
 from fedprune.models.export import SIDECAR
 from fedprune.models.folder import is_side_file
+from fedprune.results.text import count
 
 
 def run_export(model: str, repository: str, *, public: bool, existing: bool) -> int:
@@ -101,3 +102,18 @@ def _readable_errors(repository: str) -> Iterator[None]:
             f"'{repository}' could not be pushed: the Hub cannot be reached ({error}). "
             "Check the connection and HF_ENDPOINT; the folder is as it was."
         ) from error
+
+
+def run_imatrix(statistics: str, file: str) -> int:
+    """Write an importance matrix and return the exit code 0.
+
+    `statistics`: a statistics folder, or the run that made it. Raises FedpruneError as
+    :func:`fedprune.methods.imatrix.write_imatrix`.
+    """
+    from fedprune.methods.imatrix import write_imatrix
+    from fedprune.methods.statistics_folder import StatisticsFolder
+
+    path = Path(file).expanduser().absolute()
+    tensors = write_imatrix(StatisticsFolder.open(statistics), path)
+    say(Console(), f"{count(tensors, 'tensor')}\n{path}")
+    return 0

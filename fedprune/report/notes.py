@@ -8,9 +8,14 @@ from typing import Any, Literal
 from fedprune.report.clients import client_agreement
 from fedprune.report.linears import reporters
 from fedprune.results import text
-from fedprune.results.left_alone import left_as_stored, left_dense
 from fedprune.results.perplexity import headline
-from fedprune.results.words import MUCH_NOISE, guarantee_sentences, noise_sentences
+from fedprune.results.words import (
+    MUCH_NOISE,
+    guarantee_sentences,
+    left_as_stored,
+    left_dense,
+    noise_sentences,
+)
 
 Level = Literal["problem", "warning", "hint"]
 

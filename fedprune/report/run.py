@@ -13,7 +13,6 @@ from fedprune.report.cost import by_round, phases, rounds
 from fedprune.report.linears import Grid, by_block, reporters
 from fedprune.report.notes import by_chance, notes
 from fedprune.results import text
-from fedprune.results.loading_code import loading_code
 from fedprune.results.perplexity import (
     DENSE,
     FEDERATED,
@@ -24,7 +23,7 @@ from fedprune.results.perplexity import (
     perplexity_at,
     summaries,
 )
-from fedprune.results.words import secure_sentences
+from fedprune.results.words import loading_code, secure_sentences
 
 _SCHEDULES = {"one_shot": "one shot", "iterative": "iterative"}
 _TOLD = ("strategy", "schedule", "pruner", "pattern", "group", "prefix", "allocation")

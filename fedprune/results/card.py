@@ -10,11 +10,15 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from fedprune.config import RunConfig, allocation_of
 from fedprune.config.allocation import SURVEYED
 from fedprune.models.folder import is_local
-from fedprune.results.left_alone import left_as_stored, left_dense
-from fedprune.results.loading_code import loading_code
 from fedprune.results.perplexity import DENSE, FEDERATED, MODELS, fidelity_table, perplexity_at
 from fedprune.results.text import figure, markdown_table, size, size_change
-from fedprune.results.words import guarantee_sentences, secure_sentences
+from fedprune.results.words import (
+    guarantee_sentences,
+    left_as_stored,
+    left_dense,
+    loading_code,
+    secure_sentences,
+)
 
 CARD = "README.md"
 

@@ -1,4 +1,4 @@
-"""What a method says of itself in reports."""
+"""What logs, cards and pages say in the same words: of methods, of privacy, of models."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -63,4 +63,35 @@ def secure_sentences(figures: Mapping[str, Any]) -> str:
         "What is summed was sent under masks that cancel: the server learned sums over at least "
         f"{figures['min_cohort']} of {figures['clients']} sites, each opened by "
         f"{figures['threshold']} of them, and no single answer. {trusted}"
+    )
+
+
+def left_as_stored(results: Mapping[str, Any]) -> str:
+    """Return the parts that were left alone, with their sizes, as text; "" if there are none."""
+    parts = results["model"].get("unread") or ()
+    return ", ".join(f"{one['name']} ({one['kind']}, {one['parameters']:,})" for one in parts)
+
+
+def left_dense(coverage: Mapping[str, Any]) -> list[str]:
+    """Return the matrices in the blocks that stayed dense, each with the reason if it is known."""
+    why = coverage.get("why", {})
+    return [f"{name} ({why[name]})" if name in why else name for name in coverage["dense"]]
+
+
+_CAUSAL = "AutoModelForCausalLM"
+
+
+def loading_code(results: Mapping[str, Any], folder: str) -> str:
+    """Return Python that loads a run's model with what turns its inputs to numbers.
+
+    `results`: the content of `results.json`. `folder`: the folder, or what a reader replaces by it.
+    """
+    auto = results["model"].get("loads_with", _CAUSAL)
+    sees = auto != _CAUSAL
+    what, kind = ("processor", "AutoProcessor") if sees else ("tokenizer", "AutoTokenizer")
+    return (
+        f"from transformers import {auto}, {kind}\n\n"
+        f"folder = {folder!r}\n"
+        f"model = {auto}.from_pretrained(folder)\n"
+        f"{what} = {kind}.from_pretrained(folder)"
     )

@@ -196,7 +196,7 @@ def test_a_site_outside_the_roster_is_left_out_by_name(tmp_path, model):
 
 def test_keys_that_a_server_makes_up_are_refused(tmp_path, model, monkeypatch):
     """A server that puts itself in a site's place: its keys are signed by nobody of that name."""
-    from fedprune.privacy.unsigned import Unsigned
+    from fedprune.privacy.secure_sums import Unsigned
     from strategies import secure
 
     class Between(secure.SecureServer):

@@ -9,8 +9,7 @@ from fedprune.errors import ConfigError, QuorumError, ReplyRefusedError, WireErr
 from fedprune.privacy import secure_roll
 from fedprune.privacy.secure_roll import COMPLETE, DEGREE, Neighbours, quorum
 from fedprune.privacy.secure_server import SecureServer
-from fedprune.privacy.secure_sums import BITS, LEAST_COHORT, SumPlan, WordSpec
-from fedprune.privacy.unsigned import Unsigned
+from fedprune.privacy.secure_sums import BITS, LEAST_COHORT, SumPlan, Unsigned, WordSpec
 from fedprune.wire.arrays import encode_arrays
 from tests.support.secure_sums import drawn, integers, plain_sum, sites
 
