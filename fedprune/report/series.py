@@ -173,21 +173,11 @@ def _varies(rows: Sequence[Row], key: str) -> bool:
 class Cost:
     """What one setting costs and gives."""
 
-    Attributes
-    ----------
-    label : str
-        Its row in the table, told by the keys that vary.
-    values : tuple of str
-        Its value of each of these keys.
-    megabytes : float
-        What a client sends, mean over the seeds.
-    mean, low, high : float
-        Perplexity, or what is asked for in its place: mean, least and largest over the seeds.
-    """
-
-    label: str
-    values: tuple[str, ...]
-    megabytes: float
+    label: str  # its row in the table, told by the keys that vary
+    values: tuple[str, ...]  # its value of each of these keys
+    megabytes: float  # what a client sends, mean over the seeds
+    # mean, low, high: perplexity, or what is asked for in its place: mean, least and largest over
+    # the seeds
     mean: float
     low: float
     high: float
