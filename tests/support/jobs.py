@@ -123,6 +123,16 @@ def striped_demo(folder: Path, every: int) -> Path:
     return folder
 
 
+def first_blocks(folder: Path, blocks: int) -> Path:
+    """Write the demo model with so many of its blocks, the first ones, and its tokenizer."""
+    model = hf.AutoModelForCausalLM.from_pretrained(demo_model_path(), dtype="auto")
+    model.model.layers = model.model.layers[:blocks]
+    model.config.num_hidden_layers = blocks
+    model.save_pretrained(folder)
+    hf.AutoTokenizer.from_pretrained(demo_model_path()).save_pretrained(folder)
+    return folder
+
+
 def opt_folder(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
     """Write a small OPT with biases and LayerNorms, random weights, and the demo's tokenizer."""
     config = hf.OPTConfig(
