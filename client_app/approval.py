@@ -36,7 +36,7 @@ class Request:
     """A job that a node was asked to take part in."""
 
     key: str  # SHA-256 of what is approved
-    sends: tuple[str, ...]  # what the job asks for: masks, weights, sums, moments
+    sends: tuple[str, ...]  # what the job asks for, of `PAYLOADS`
     site: str
     partition_id: int  # which share of the data
     asked: str  # when it was asked first, in UTC

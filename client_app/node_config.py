@@ -21,14 +21,12 @@ from pydantic import (
 )
 
 from fedprune.config import DataConfig
-from fedprune.config.schema import Device
+from fedprune.config.schema import PAYLOADS, Device
 from fedprune.config.suggest import did_you_mean, show
 from fedprune.data.texts import OwnTexts
 from fedprune.errors import ConfigError
 
 GIGABYTE = 1_000_000_000
-PAYLOADS = ("masks", "weights", "sums", "moments", "gradients")
-"""What a job may ask a node to send, by how much of its texts that can tell: masks least."""
 
 _WHERE = "in the node's --node-config"
 _LONGEST_SITE = 64

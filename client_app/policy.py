@@ -22,7 +22,7 @@ from pydantic import (
     ValidationError,
 )
 
-from client_app.node_config import PAYLOADS
+from fedprune.config.schema import PAYLOADS, Payload
 from fedprune.config.suggest import did_you_mean, show
 from fedprune.errors import ConfigError
 from fedprune.methods.registry import method_names
@@ -69,9 +69,9 @@ class Policy(BaseModel):
     strategies: Annotated[tuple[str, ...], BeforeValidator(_strings)] = Field(
         description="a list of names that `strategy.name` may have"
     )
-    payloads: Annotated[
-        tuple[Literal["masks", "weights", "sums", "moments"], ...], BeforeValidator(_strings)
-    ] = Field(description=f"a list of some of {', '.join(PAYLOADS)}")
+    payloads: Annotated[tuple[Payload, ...], BeforeValidator(_strings)] = Field(
+        description=f"a list of some of {', '.join(PAYLOADS)}"
+    )
     # the fewest clients over whose sum an answer of this site may be opened
     min_cohort: int = Field(1, ge=1, lt=2**31, description="a whole number of at least 1")
     # what the noise must guarantee at least; None asks for none

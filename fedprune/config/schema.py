@@ -10,7 +10,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -70,6 +70,10 @@ Device = Annotated[
 ]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
+Payload = Literal["masks", "weights", "sums", "moments", "gradients"]
+PAYLOADS: tuple[Payload, ...] = get_args(Payload)
+"""What can leave a node, by how much of its texts that can tell: masks least."""
+
 Bits = Literal[4, 8]
 GroupSize = Literal[32, 64, 128]
 Group = Literal["layer", "row", "column"]

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedprune.config import RunConfig
+from fedprune.config.schema import PAYLOADS
 from fedprune.errors import WireError
 from fedprune.methods.exchange import (
-    PAYLOADS,
     Aggregator,
     Answer,
     BlockExchange,

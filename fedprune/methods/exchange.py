@@ -45,9 +45,6 @@ R = TypeVar("R")
 Pooled = Mapping[tuple[str, ...], ColumnSums]
 """Linears that share an input -> what all clients together know of it."""
 
-PAYLOADS = ("masks", "weights", "sums", "moments", "gradients")
-"""What can leave a node, by how much of its texts that can tell: masks least."""
-
 
 @dataclass(frozen=True)
 class Answer:
@@ -398,7 +395,7 @@ class BlockExchange(ABC):
     name : str
         What requests and the ledger call it.
     payload : str
-        What leaves a node, of :data:`PAYLOADS`; a node's operator allows it or not.
+        What leaves a node, of :data:`fedprune.config.schema.PAYLOADS`; its operator allows it.
     prunes : bool
         Whether blocks are pruned; else the dense model is walked through.
     shares_inputs : bool

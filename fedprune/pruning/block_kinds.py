@@ -73,7 +73,7 @@ class BlockKind(ABC):
     # whether arrays that are no integers add up elementwise, too: then they can be summed under
     # masks, in fixed point
     elementwise: bool = False
-    # what leaves a node, of `fedprune.methods.exchange.PAYLOADS`; its operator allows it
+    # what leaves a node, of `fedprune.config.schema.PAYLOADS`; its operator allows it
     payload: str = "sums"
     # whether something is kept from block to block, so that a client is asked about all blocks in
     # one message

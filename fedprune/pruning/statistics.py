@@ -100,7 +100,7 @@ class StatisticKind(ABC, Generic[S]):
     instead : str or None
         The kind that is recorded of inputs too wide for this one (`strategy.max_width`).
     payload : str
-        What leaves a node, of :data:`fedprune.methods.exchange.PAYLOADS`; its operator allows it.
+        What leaves a node, of :data:`fedprune.config.schema.PAYLOADS`; its operator allows it.
     paired : bool
         Whether its recordings compare inputs with those of the dense model
         (:class:`PairedRecording`), so that a walk must carry both

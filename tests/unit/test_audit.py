@@ -18,7 +18,12 @@ from tests.support.architectures import tiny_model
 
 FEW = ("federation.num_clients=3", "pruner.num_calibration_samples=1", "pruner.seq_len=32")
 SAFE = ("strategy=fedstats", "schedule.prefix=dense", "evaluation.local_only=false")
-MORE = ("federation.num_clients=4", "pruner.num_calibration_samples=32", "pruner.seq_len=16")
+MORE = (
+    "federation.num_clients=4",
+    "pruner.num_calibration_samples=32",
+    "pruner.seq_len=16",
+    "data.partition=iid",  # so that others' texts are of the kind: only membership tells them apart
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -49,14 +54,28 @@ def test_the_words_of_a_small_set_are_recovered_from_every_payload(few):
     assert noisy.words.recall < 0.6 < sums.words.recall
 
 
-def test_noise_hides_norms_and_who_was_there():
-    found = audit(config_from_overrides([*MORE, "privacy.epsilon=1", *SAFE]))
+def noisy_and_plain(epsilon: str):
+    found = audit(config_from_overrides([*MORE, f"privacy.epsilon={epsilon}", *SAFE]))
     one = {release.what: release for release in found.releases}
-    plain = one["the sums of one client"]
-    noisy = one["the sums of one client with noise (epsilon 1)"]
+    return one[f"the sums of one client with noise (epsilon {epsilon})"], one[
+        "the sums of one client"
+    ]
+
+
+def test_noise_hides_norms_and_who_was_there(monkeypatch):
+    # Noise is the operating system's. In 50 runs the area was 0.480, with a standard deviation of
+    # 0.004, and the norms' error never below 0.372, which public text alone has: the limits are 40
+    # deviations away, and the error's cannot be reached.
+    noisy, plain = noisy_and_plain("0.1")
     assert plain.membership.auc > 0.9
-    assert noisy.membership.low < 0.6 and noisy.membership.auc < 0.75
+    assert noisy.membership.auc < 0.65
     assert noisy.norms.error > 0.1
+    # Without noise, and so without the smoothing that its width asks for, both are told again.
+    monkeypatch.setattr(module, "discrete_gaussian", lambda n, width: np.zeros(n, np.int64))
+    monkeypatch.setattr(module, "estimate", lambda sums, deviation: np.maximum(sums, 0.0))
+    bare, _ = noisy_and_plain("0.1")
+    assert bare.membership.auc > 0.75
+    assert bare.norms.error < 0.1
 
 
 def test_norms_behind_masks_are_told_closely(few):
@@ -77,7 +96,8 @@ def test_a_known_sample_is_told_from_others():
     for known in one.values():
         assert 0 <= known.low <= known.auc <= known.high <= 1
     assert one["the sums over 4 clients"].auc < one["the sums of one client"].auc
-    assert one["the sums of one client with noise (epsilon 8)"].auc < 0.8
+    # In 50 runs 0.585 with a standard deviation of 0.009; 0.78 if noise is left out.
+    assert one["the sums of one client with noise (epsilon 8)"].auc < 0.7
 
 
 def test_what_is_attacked_is_what_clients_send():

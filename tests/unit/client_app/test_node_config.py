@@ -3,8 +3,9 @@
 import pytest
 
 from client_app.node import agreed
-from client_app.node_config import PAYLOADS, NodeConfig
+from client_app.node_config import NodeConfig
 from fedprune.config import config_from_overrides
+from fedprune.config.schema import PAYLOADS
 from fedprune.data.texts import OwnTexts
 from fedprune.errors import ConfigError
 

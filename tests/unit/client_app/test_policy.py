@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from client_app.policy import Asked, Policy, signed_text
 from fedprune.cli import main
+from fedprune.config.schema import PAYLOADS
 from fedprune.errors import ConfigError
 from tests.support.signing import signing_key
 
@@ -60,6 +61,12 @@ def test_what_is_within_all_limits_is_allowed():
 def test_each_limit_is_named(change, said):
     (limit,) = parsed().limits(replace(FINE, **change), DAY)
     assert re.search(said, limit), limit
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_all_that_can_leave_a_node_can_be_allowed(payload):
+    policy = parsed(TEXT.replace('["sums"]', f'["{payload}"]'))
+    assert not list(policy.limits(replace(FINE, payloads={payload}), DAY))
 
 
 def test_it_ends():

@@ -188,7 +188,7 @@ def test_noise_of_an_answer_has_the_width_that_was_told(loaded, model):
         ]
     ).astype(float)
     width = guarantee(exchange.config).multiplier * (1 << NORM_BITS)
-    # Eight standard deviations of a mean square: once in 10**14 runs.
+    # Eight standard deviations of a mean square of hundreds: once in 10**11 runs.
     off = abs(np.square(apart).mean() / (2 * width**2) - 1)
     assert off < 8 * math.sqrt(2 / len(apart))
 

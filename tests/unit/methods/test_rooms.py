@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedprune.config import config_from_overrides
-from fedprune.methods.exchange import PAYLOADS
+from fedprune.config.schema import PAYLOADS
 from fedprune.methods.registry import exchanges, get_method, method_names
 
 ROOT = Path(__file__).parents[3]

@@ -17,7 +17,7 @@ from tests.support.secure_sums import Sites, drawn, sites
 
 WORDS = WordSpec(1 << 16, 8)
 SUM = "a"
-SIGMAS = 6
+SIGMAS = 8  # of counts in 256 bins: a fair stream is beyond them once in 10**10 runs
 VICTIM, HONEST, *COLLUDERS = range(5)  # t - 1 = 3 of five
 
 
