@@ -101,6 +101,16 @@ def sketches_add(run: RunConfig) -> Iterator[str]:
         )
 
 
+def serves_worst(run: RunConfig) -> Iterator[str]:
+    """Yield why clients that nobody sees by themselves cannot be told apart by their errors."""
+    if run.privacy.secure and run.strategy.serves_worst:
+        yield (
+            "`strategy.pooling` must not be 'worst' with `privacy.secure` true: who is served "
+            "worst shows in each client's own statistics, and under masks there are sums of all. "
+            "Set strategy.pooling=clients, where each counts the same, or privacy.secure=false."
+        )
+
+
 def _heldout_split(run: RunConfig) -> Iterator[str]:
     if isinstance(run.data, HubDataConfig) and run.data.heldout_split == run.data.split:
         yield (

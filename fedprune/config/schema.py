@@ -360,6 +360,11 @@ class StrategyConfig(Choice):
             own.insert(0, "pooling")
         return {key: getattr(self, key) for key in own}
 
+    @property
+    def serves_worst(self) -> bool:
+        """Whether statistics are weighed for the client that is served worst."""
+        return str(self.pooling) == "worst"  # which not every method takes
+
     allocates: ClassVar[bool] = True
     """Whether blocks and linears can have sparsities of their own."""
 

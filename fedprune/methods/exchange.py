@@ -328,12 +328,12 @@ class BlockAggregator(Aggregator[A, BlockResult]):
         ModelError
             If a linear cannot be pruned; says which.
         """
-        block, changes = self.task.block, dict[str, Change]()
-        spec, units = self.exchange.result_spec(block, self.task.model.num_blocks), self.units
+        block, changes, units = self.task.block, dict[str, Change](), self.units
         structured = unit_pruner(pruner)
         if structured is not None and units is not None:
             ((_, statistics),) = known
             weights = {name: self.weight(name) for name in self.shapes}
+            spec = self.exchange.result_spec(block, self.task.model.num_blocks)
             try:
                 changes = structured.prune_units(weights, statistics, units, spec.sparsity)
             except ModelError as error:
@@ -341,14 +341,30 @@ class BlockAggregator(Aggregator[A, BlockResult]):
             return BlockResult(block, changes, clients, clients)
         outputs = self.task.model.output_moments(block)
         for linears, statistics in known:
-            for name in linears:
-                found = beside(statistics, outputs.get(name))
-                try:
-                    changes[name] = prune_known(pruner, self.weight(name), found, spec.of(name))
-                except ModelError as error:
-                    raise ModelError(f"block {block}, linear '{name}': {error}") from error
+            changes |= self.pruned(linears, statistics, pruner, outputs)
         ordered = {name: changes[name] for name in self.shapes}
         return BlockResult(block, ordered, clients, clients, tokens=tokens)
+
+    def pruned(
+        self,
+        linears: Sequence[str],
+        statistic: Statistic,
+        pruner: Pruner,
+        outputs: Mapping[str, Tensor],
+    ) -> dict[str, Change]:
+        """Return what a pruner makes of linears that share an input; errors as `pruned_on`.
+
+        ``outputs`` are the moments of those linears' outputs that are known.
+        """
+        block, changes = self.task.block, dict[str, Change]()
+        spec = self.exchange.result_spec(block, self.task.model.num_blocks)
+        for name in linears:
+            found = beside(statistic, outputs.get(name))
+            try:
+                changes[name] = prune_known(pruner, self.weight(name), found, spec.of(name))
+            except ModelError as error:
+                raise ModelError(f"block {block}, linear '{name}': {error}") from error
+        return changes
 
     def update(self, result: BlockResult) -> bytes:
         """Encode what clients are told of the block, where the schedule is iterative."""

@@ -50,17 +50,19 @@ class ColumnAggregator(CountedSums, Aggregator[list[InputSums], R], Generic[R]):
     ----------
     task : BlockTask
         The block.
-    pooling : {"tokens", "clients", "scaled", "median"}
-        `strategy.pooling`.
+    pooling : {"tokens", "clients", "scaled", "median", "worst"}
+        `strategy.pooling`; with 'worst', where clients' weights are found when a block is pruned,
+        these are the sums by tokens.
     """
 
     def __init__(self, task: BlockTask, pooling: str) -> None:
         self.task = task
         self._inputs = task.model.inputs[task.block]
         robust = pooling == "median"
+        mode = "tokens" if pooling == "worst" else pooling
         self.sums_integers = not robust
         self._pools = {
-            linears: MedianPool() if robust else SumsPool(pooling) for linears in self._inputs
+            linears: MedianPool() if robust else SumsPool(mode) for linears in self._inputs
         }
 
     def check(self, payload: bytes, client: Contributor) -> list[InputSums]:

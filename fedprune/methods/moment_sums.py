@@ -91,7 +91,7 @@ class MomentSums(CountedSums, Aggregator[list[InputMoments], R], Generic[R]):
         """Add one client's checked moments."""
         for group in answer:
             if group.linears in self.columns:
-                self.columns[group.linears].add(_exact(group))
+                self.columns[group.linears].add(exact_columns(group))
             else:
                 self.moments[group.linears].add(group)
         self.clients += 1
@@ -112,7 +112,7 @@ class MomentSums(CountedSums, Aggregator[list[InputMoments], R], Generic[R]):
         found = {group.linears: group for group in answer}
         return prefixed(
             {
-                linears[0]: self.columns[linears].words(_exact(found[linears]), clients)
+                linears[0]: self.columns[linears].words(exact_columns(found[linears]), clients)
                 if linears in self.columns
                 else self.moments[linears].words(found[linears], clients)
                 for linears in self.plans
@@ -234,7 +234,7 @@ def check_cross(triangle: Triangle, cross: Cross, name: str) -> float:
     return float(dense.clip(0).sum())
 
 
-def _exact(group: InputMoments) -> InputSums:
+def exact_columns(group: InputMoments) -> InputSums:
     """Return the sums of squares of an input of which nothing else is known."""
     exact = ExactSums(len(diagonal_of(group)))
     exact.add(diagonal_of(group))

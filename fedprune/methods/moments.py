@@ -266,8 +266,8 @@ class MomentPool:
         self._tokens = 0
         self.seen = 0
 
-    def add(self, moments: InputMoments) -> None:
-        """Add one client's moments.
+    def add(self, moments: InputMoments, times: float = 1.0) -> None:
+        """Add one client's moments, which may count more than once, or less.
 
         Raises
         ------
@@ -278,7 +278,7 @@ class MomentPool:
         body = moments.body
         if isinstance(body, Columns):
             raise WireError("column sums alone do not add to second moments.")
-        factor = self._factor(moments)
+        factor = times * self._factor(moments)
         if isinstance(body, Sketch) and body.kind == "nystrom":
             self._add_products(body, factor)
         else:

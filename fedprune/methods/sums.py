@@ -5,7 +5,7 @@ All three add float32 numbers or exact sums without rounding, so that the order 
 arrive does not show.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -246,6 +246,23 @@ class SumsPool:
         if "linears" in arrays:
             self._linears = tuple(arrays["linears"].tobytes().decode().split("\0"))
             self._sums = ExactSums.from_words(arrays["high"], arrays["low"])
+
+
+def weighed_sums(weighed: Iterable[tuple[InputSums, float]]) -> ColumnStatistics:
+    """Return the sum of clients' sums of one input, each multiplied by a factor.
+
+    With factors of 1 it is pooling by tokens, to the bit; others are added in float64, in the order
+    in which they come.
+    """
+    known = list(weighed)
+    if all(factor == 1.0 for _, factor in known):
+        pool = SumsPool("tokens")
+        for sums, _ in known:
+            pool.add(sums)
+        return pool.statistic()
+    parts = np.stack([factor * sums.sums.to_float64() for sums, factor in known])
+    squares = np.minimum(parts.sum(axis=0), _LARGEST).astype(np.float32)
+    return ColumnStatistics(torch.from_numpy(squares), sum(sums.tokens for sums, _ in known))
 
 
 def mean_squares(sums: InputSums, scaled: bool) -> NDArray[np.float32]:

@@ -66,9 +66,19 @@ def changed_survivors(weight: Tensor, change: Change) -> SparseWeight:
     """Return what becomes of a (d_out, d_in) matrix as survivors with values, of the same type."""
     if isinstance(change, SparseWeight):
         return change
+    return SparseWeight.from_dense(_changed(weight, change), mask_of(change))
+
+
+def lost_weight(weight: Tensor, change: Change) -> Tensor:
+    """Return a matrix less what becomes of it, W - W', float32, shape (d_out, d_in)."""
+    return weight.to(torch.float32) - _changed(weight, change).to(torch.float32)
+
+
+def _changed(weight: Tensor, change: Change) -> Tensor:
+    """Return what becomes of a (d_out, d_in) matrix, of the same type."""
     changed = weight.detach().clone(memory_format=torch.contiguous_format)
     _write(changed, change)
-    return SparseWeight.from_dense(changed, mask_of(change))
+    return changed
 
 
 def _write(weight: Tensor, change: Change) -> None:

@@ -6,16 +6,12 @@ memory nor device ever holds more than one block, however many the model has. Hi
 memory up to a limit, beyond it on the disk.
 """
 
-import io
 import logging
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TypeVar, overload
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.func import functional_call
@@ -36,6 +32,7 @@ from fedprune.models.device import DEFAULT, Limits, explain_out_of_memory, is_ou
 from fedprune.models.loading import LoadedModel, check_seq_len
 from fedprune.models.passage import plain_forward
 from fedprune.models.weights import raw_bytes
+from fedprune.spill import Spill
 from fedprune.wire.changes import Change
 
 # Two sets exist while a block runs, its inputs and its outputs; the rest is for everything else.
@@ -64,7 +61,7 @@ class HiddenStates(Sequence[Tensor]):
     _held: list[Tensor] = field(default_factory=list)
     _spilled: list[tuple[int, torch.dtype, torch.Size]] = field(default_factory=list)
     _bytes: int = 0
-    _file: io.BufferedRandom | None = None
+    _file: Spill = field(default_factory=Spill)
 
     def append(self, tensor: Tensor) -> None:
         """Add a sample's hidden states, a CPU tensor.
@@ -101,13 +98,7 @@ class HiddenStates(Sequence[Tensor]):
 
     def _spill(self, tensor: Tensor) -> None:
         try:
-            if self._file is None:
-                folder = home() / "spill"
-                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-                self._file = tempfile.TemporaryFile(dir=folder)
-            start = self._file.seek(0, os.SEEK_END)
-            self._file.write(raw_bytes(tensor))
-            self._file.flush()  # a full disk shall be noticed now
+            start = self._file.write(raw_bytes(tensor))
         except OSError as error:
             raise ModelError(
                 f"Hidden states beyond {self.limit_bytes / 1e6:.0f} MB go to '{home()}', which "
@@ -117,11 +108,8 @@ class HiddenStates(Sequence[Tensor]):
         self._spilled.append((start, tensor.dtype, tensor.shape))
 
     def _read(self, start: int, dtype: torch.dtype, shape: torch.Size) -> Tensor:
-        if self._file is None:
-            raise RuntimeError("nothing was spilled.")
-        size = shape.numel() * dtype.itemsize
         # Mapped, since all samples may be asked for at once.
-        raw = np.memmap(self._file, mode="c", offset=start, shape=(size,))
+        raw = self._file.read(start, shape.numel() * dtype.itemsize)
         return torch.from_numpy(raw).view(dtype).reshape(shape)
 
 

@@ -15,6 +15,7 @@ from fedprune.results.words import (
     left_as_stored,
     left_dense,
     noise_sentences,
+    weight_sentences,
 )
 
 Level = Literal["problem", "warning", "hint"]
@@ -42,7 +43,7 @@ def notes(results: Mapping[str, Any]) -> list[Note]:
     """Return what is worth a warning in `results.json`; an empty list is good news."""
     checks = (
         *(_refused, _uncovered, _quality, _zeros, _dense, _experts),
-        *(_poor, _outliers, _violations, _tied, _unread, _privacy),
+        *(_poor, _outliers, _violations, _tied, _unread, _privacy, _weighed),
     )
     found = [note for check in checks for note in check(results)]
     return sorted(found, key=lambda note: _LEVELS.index(note.level))
@@ -188,6 +189,13 @@ def _outliers(results: Mapping[str, Any]) -> Iterator[Note]:
             f"{text.listing(far)}: on {text.percent(1 - least)} of the weights the mask is not as "
             f"the result; the median is {text.percent(1 - usual)}. Look at their texts.",
         )
+
+
+def _weighed(results: Mapping[str, Any]) -> Iterator[Note]:
+    found = results["strategy"].get("worst")
+    if found:
+        title = "Clients weigh unequally, for the one that is served worst"
+        yield Note("hint", title, weight_sentences(found))
 
 
 def _violations(results: Mapping[str, Any]) -> Iterator[Note]:

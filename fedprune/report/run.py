@@ -21,6 +21,7 @@ from fedprune.results.perplexity import (
     fidelity_table,
     headline,
     perplexity_at,
+    served_worst,
     summaries,
 )
 from fedprune.results.words import loading_code, secure_sentences
@@ -47,6 +48,7 @@ def run_view(results: Mapping[str, Any], config: str, folder: Path) -> dict[str,
         | {path: first.get(path) for path in (DENSE, FEDERATED, "centralized")},
         "notes": notes(results),
         "perplexity": _perplexities(results, name, first),
+        "worst": served_worst(results["perplexity"]),
         "fidelity": fidelity_table(results["fidelity"]) if results.get("fidelity") else None,
         "own_texts": _own_texts(results.get("federated_evaluation")),
         "tasks": _tasks(results.get("zero_shot")),

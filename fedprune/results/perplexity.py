@@ -68,6 +68,19 @@ def summaries(perplexity: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str
     return {name: _summary(measured, dense, how) for name, how in _SUMMARIES.items()}
 
 
+def served_worst(perplexity: Mapping[str, Mapping[str, Any]]) -> tuple[str, float] | None:
+    """Return the data set on which the federated model lost most, and its multiple of dense.
+
+    None where there are not two data sets with figures of both models.
+    """
+    rises = {
+        name: values[FEDERATED] / values[DENSE]
+        for name, values in perplexity.items()
+        if values.get(DENSE) is not None and values.get(FEDERATED) is not None
+    }
+    return max(rises.items(), key=lambda rise: rise[1]) if len(rises) > 1 else None
+
+
 def fidelity_table(
     fidelity: Mapping[str, Mapping[str, Mapping[str, Any]]],
 ) -> tuple[list[str], list[list[str]]]:

@@ -20,6 +20,7 @@ from fedprune.results.perplexity import (
     MODELS,
     fidelity_table,
     perplexity_at,
+    served_worst,
 )
 from fedprune.results.sweep import Pivot
 from fedprune.results.text import count, printable, size_change, size_text
@@ -192,6 +193,8 @@ def _caption(results: Mapping[str, Any]) -> str:
     ledger, clients, agreement = results["ledger"], results["clients"], results.get("agreement")
     of_dense, refused = ledger.get("of_dense", {}), sum(ledger["refused"].values())
     parts = [size_change(results)] if results.get("smaller") else []
+    if worst := served_worst(results["perplexity"]):
+        parts.append(f"worst on {worst[0]}, {worst[1]:.2f} times dense")
     parts += [
         count(len(clients), "client"),
         f"{size_text(ledger['bytes_up'])} up, {size_text(ledger['bytes_down'])} down",

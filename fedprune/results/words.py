@@ -48,6 +48,21 @@ def noise_sentences(promise: Mapping[str, Any]) -> str:
     )
 
 
+def weight_sentences(figures: Mapping[str, Any], most: int = 8) -> str:
+    """Return in words what `strategy.worst` of `results.json` says of clients' weights."""
+    blocks, shares = figures["blocks"], figures["shares"]
+    with_weights = sum(block["error"] for block in blocks) / len(blocks)
+    without = sum(block["error_unweighed"] for block in blocks) / len(blocks)
+    ranked = sorted(shares, key=lambda name: (-shares[name], name))
+    shown = ", ".join(f"{name} {shares[name]:.1%}" for name in ranked[:most])
+    rest = f", {len(ranked) - most} more" if len(ranked) > most else ""
+    return (
+        "Clients' sums were weighed so that the one which loses most of a matrix's outputs loses "
+        f"as little as can be: {with_weights:.3%} on average over the blocks, {without:.3%} where "
+        f"every token counts the same. Shares in the sums: {shown}{rest}."
+    )
+
+
 def secure_sentences(figures: Mapping[str, Any]) -> str:
     """Return what secure sums kept from the server, and against whom.
 

@@ -14,6 +14,9 @@ from fedprune.config.suggest import show
 class CollectConfig(StrategyConfig):
     """Which statistics are gathered, and how second moments travel."""
 
+    pooling: Literal[  # type: ignore[assignment]  # one way more, to say why there is none
+        "tokens", "clients", "scaled", "worst"
+    ]
     statistics: Text
     moments: Literal["float32", "float16", "eigen", "nystrom"]
     bits_per_weight: Annotated[float, Field(gt=0)] | None
@@ -42,6 +45,14 @@ class CollectConfig(StrategyConfig):
             )
 
     def _pooling(self, run: RunConfig) -> Iterator[str]:
+        if self.pooling == "worst":
+            yield (
+                "`strategy.pooling` must be 'tokens', 'clients' or 'scaled' with strategy=collect, "
+                "got 'worst': a collection keeps sums of all clients, and who is served worst "
+                "shows in each client's own. Set strategy.pooling=clients, or prune with the "
+                "clients: fedprune run strategy=fedhessian pruner=alps strategy.pooling=worst."
+            )
+            return
         others = [kind for kind in self.kinds if kind not in ("columns", "moments")]
         if self.pooling != "tokens" and others:
             yield (

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fedprune.config import RunConfig, StrategyConfig
-from fedprune.config.relations import sketches_add, told
+from fedprune.config.relations import serves_worst, sketches_add, told
 from fedprune.config.schema import SECOND_MOMENTS, Count, StructuredConfig, strategy_for
 from fedprune.config.suggest import show
 
@@ -14,6 +14,9 @@ from fedprune.config.suggest import show
 class FedHessianConfig(StrategyConfig):
     """How second moments travel."""
 
+    pooling: Literal[  # type: ignore[assignment]  # one way more than of other statistics
+        "tokens", "clients", "scaled", "worst"
+    ]
     moments: Literal["float32", "float16", "eigen", "nystrom"]
     bits_per_weight: Annotated[float, Field(gt=0)] | None
     budget_mb: Annotated[float, Field(gt=0)] | None
@@ -27,8 +30,8 @@ class FedHessianConfig(StrategyConfig):
 
     def check(self, run: RunConfig) -> Iterator[str]:
         """Yield which pruners use no second moments, and what only a sketch has."""
-        rules = (_pruner, self._bits, self._budget, self._whole, self._target, sketches_add)
-        yield from told(run, rules)
+        own = (self._bits, self._budget, self._whole, self._target, self._pooling)
+        yield from told(run, (_pruner, *own, sketches_add, serves_worst))
 
     def _bits(self, run: RunConfig) -> Iterator[str]:
         if self.moments in ("float32", "float16") and self.bits_per_weight is not None:
@@ -51,6 +54,22 @@ class FedHessianConfig(StrategyConfig):
                 f"`strategy.max_width` must be null with pruner={run.pruner.name}, which repairs "
                 f"the widest matrices with their second moments, got {self.max_width}. Set "
                 "strategy.max_width=null; strategy.moments=eigen sends less."
+            )
+
+    def _pooling(self, run: RunConfig) -> Iterator[str]:
+        if self.pooling != "worst":
+            return
+        if self.target == "dense":
+            yield (
+                "`strategy.target` must be 'pruned' with strategy.pooling=worst, which weighs "
+                "clients by what they lose of the outputs of the dense weight, got 'dense'. Leave "
+                "it out, or set strategy.pooling=clients."
+            )
+        if isinstance(run.pruner, StructuredConfig):
+            yield (
+                f"`strategy.pooling` must not be 'worst' with pruner={run.pruner.name}, which "
+                "removes units, got 'worst': clients' errors are those of single weights that go. "
+                "Set strategy.pooling=clients, or pruner=alps."
             )
 
     def _target(self, run: RunConfig) -> Iterator[str]:

@@ -5,15 +5,17 @@ SparseGPT, ALPS or SparseSwaps at the server takes the place of many at the clie
 what they made. Moments travel whole, or as sketches of a few columns each.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from fedprune.config import RunConfig
 from fedprune.methods.exchange import Answer, BlockExchange, BlockPlace, BlockTask
 from fedprune.methods.fedhessian.budget import fit_budget
-from fedprune.methods.fedhessian.moments import MomentAggregator
+from fedprune.methods.fedhessian.moments import MomentAggregator, WorstMoments
 from fedprune.methods.moments import InputPlan, input_moments, plan_inputs
 from fedprune.methods.public_model import PublicModel
-from fedprune.methods.registry import Method, Words
+from fedprune.methods.registry import Assignment, Method, Participant, Words
+from fedprune.methods.worst import check_room
 from fedprune.pruning.blocks import BlockWalk, prune_on, read_linears
 from fedprune.pruning.groups import BlockSpec
 from fedprune.pruning.registry import make_pruner, make_solver
@@ -66,7 +68,8 @@ class MomentExchange(BlockExchange):
 
     def aggregator(self, task: BlockTask) -> MomentAggregator:
         """Return empty sums for a block."""
-        return MomentAggregator(self, task, self.plans(task.model, task.block))
+        kind = WorstMoments if self.config.strategy.serves_worst else MomentAggregator
+        return kind(self, task, self.plans(task.model, task.block))
 
     def announcement(self, model: PublicModel) -> str:
         """Say what it costs."""
@@ -93,6 +96,17 @@ class FedHessian(Method):
     def exchange(self, config: RunConfig) -> MomentExchange:
         """Return the exchange that is held about every block."""
         return MomentExchange(config)
+
+    def assign(
+        self, config: RunConfig, model: PublicModel, clients: Sequence[Participant], number: int
+    ) -> Assignment:
+        """Say, before anybody is asked, what it takes to keep what every client sends."""
+        found = super().assign(config, model, clients, number)
+        if not config.strategy.serves_worst:
+            return found
+        exchange = self.exchange(config)
+        largest = max(exchange.most_bytes(model, block) for block in range(model.num_blocks))
+        return replace(found, summary=check_room(largest, len(clients)))
 
     def settled(self, config: RunConfig, model: PublicModel) -> RunConfig:
         """Return what fits `strategy.budget_mb`, where there is one; a survey is paid for too."""

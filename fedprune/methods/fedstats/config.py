@@ -5,7 +5,7 @@ from functools import partial
 from typing import Literal
 
 from fedprune.config import RunConfig, StrategyConfig
-from fedprune.config.relations import samples_alone, told
+from fedprune.config.relations import samples_alone, serves_worst, told
 from fedprune.config.schema import strategy_for
 from fedprune.config.suggest import show
 
@@ -13,8 +13,8 @@ from fedprune.config.suggest import show
 class FedStatsConfig(StrategyConfig):
     """How sums are pooled, and what clients of an iterative run get back."""
 
-    pooling: Literal[  # type: ignore[assignment]  # one way more than of other statistics
-        "tokens", "clients", "scaled", "median"
+    pooling: Literal[  # type: ignore[assignment]  # two ways more than of other statistics
+        "tokens", "clients", "scaled", "median", "worst"
     ]
     downlink: Literal["auto", "sums", "masks"]
 
@@ -24,7 +24,7 @@ class FedStatsConfig(StrategyConfig):
 
     def check(self, run: RunConfig) -> Iterator[str]:
         """Yield which pruners and batches need more than the sums."""
-        yield from told(run, (_pruner, _samples_alone, self._pooling))
+        yield from told(run, (_pruner, _samples_alone, self._pooling, serves_worst))
 
     def _pooling(self, run: RunConfig) -> Iterator[str]:
         if run.privacy.secure and self.pooling == "median":

@@ -18,13 +18,23 @@ from fedprune.methods.exchange import (
 from fedprune.methods.inputs import ColumnAggregator, column_bytes, encode_statistics
 from fedprune.methods.public_model import PublicModel
 from fedprune.methods.registry import Method, Words
+from fedprune.methods.sums import weighed_sums
+from fedprune.methods.worst import Form, KeepsAnswers
 from fedprune.pruning.blocks import BlockWalk, prune_on
 from fedprune.pruning.groups import BlockSpec
 from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.statistics import ColumnSquares, ColumnStatistics
 from fedprune.pruning.wanda import prune_known
 from fedprune.wire.changes import Change, checksum_of
-from fedprune.wire.sums import InputSums, PooledSums, decode_pooled, encode_pooled, is_pooled
+from fedprune.wire.sums import (
+    InputSums,
+    PooledSums,
+    decode_pooled,
+    decode_sums,
+    encode_pooled,
+    encode_sums,
+    is_pooled,
+)
 
 
 class SumsExchange(BlockExchange):
@@ -67,7 +77,8 @@ class SumsExchange(BlockExchange):
 
     def aggregator(self, task: BlockTask) -> "SumsAggregator":
         """Return empty sums for a block."""
-        return SumsAggregator(self, task)
+        kind = WorstSums if self.config.strategy.serves_worst else SumsAggregator
+        return kind(self, task)
 
 
 class SumsAggregator(ColumnAggregator[BlockResult], BlockAggregator[list[InputSums]]):
@@ -95,6 +106,27 @@ class SumsAggregator(ColumnAggregator[BlockResult], BlockAggregator[list[InputSu
             groups.append(PooledSums(linears, found.sum_squares.numpy(), found.tokens, checksums))
         sums = encode_pooled(groups)
         return min(sums, masks, key=len) if downlink == "auto" else sums
+
+
+class WorstSums(KeepsAnswers[InputSums], SumsAggregator):
+    """Keeps what clients know, and prunes the block for the one that is served worst."""
+
+    def __init__(self, exchange: BlockExchange, task: BlockTask) -> None:
+        SumsAggregator.__init__(self, exchange, task)
+        self.keep(task.model.inputs[task.block], Form(encode_sums, decode_sums, weighed_sums))
+        self._weighed: dict[str, ColumnStatistics] = {}
+
+    def statistics(self) -> dict[str, ColumnStatistics]:
+        """Return linear -> the weighed sums that it was pruned on, once it was."""
+        return self._weighed
+
+    def close(self) -> BlockResult:
+        """Prune the block on weighed sums."""
+        result, sums = self.serve_worst(make_pruner(self.exchange.config.pruner))
+        for linears, found in sums.items():
+            if isinstance(found, ColumnStatistics):
+                self._weighed |= dict.fromkeys(linears, found)
+        return result
 
 
 class FedStats(Method):

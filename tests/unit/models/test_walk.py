@@ -134,7 +134,7 @@ def test_what_goes_in_comes_out_wherever_it_was(cache, limit, dtype):
     with pytest.raises(IndexError):
         states[9]
     assert sum(tensor.nbytes for tensor in states._held) <= limit
-    assert (states._file is not None) == (limit < sum(tensor.nbytes for tensor in tensors))
+    assert (states._file.used) == (limit < sum(tensor.nbytes for tensor in tensors))
 
 
 def test_views_are_spilled_as_they_look(cache):

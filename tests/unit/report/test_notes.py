@@ -124,3 +124,19 @@ def test_what_text_never_reaches_was_left_alone():
     assert note.level == "hint"
     assert "model.vision_tower (CLIPVisionModel, 1,234)" in note.detail
     assert "model.language_model.layers" in note.detail
+
+
+def test_unequal_weights_are_told_in_words():
+    results = quiet()
+    blocks = [
+        {"block": 0, "error": 0.1, "error_unweighed": 0.2},
+        {"block": 1, "error": 0.2, "error_unweighed": 0.4},
+    ]
+    shares = {name: (place + 1) / 55 for place, name in enumerate("abcdefghij")}
+    results["strategy"]["worst"] = {"blocks": blocks, "shares": shares}
+    (found,) = notes(results)
+    assert found.level == "hint" and "served worst" in found.title
+    assert "15.000% on average over the blocks, 30.000%" in found.detail
+    assert found.detail.endswith(
+        "j 18.2%, i 16.4%, h 14.5%, g 12.7%, f 10.9%, e 9.1%, d 7.3%, c 5.5%, 2 more."
+    )

@@ -88,3 +88,15 @@ def test_nothing_steers_a_terminal():
     found = results()
     found["perplexity"] = {"a\x1b[31m\u202eb": found["perplexity"]["text"]}
     assert "\x1b" not in plain_table(found) and "\u202e" not in plain_table(found)
+
+
+def test_the_data_set_that_lost_most_is_named():
+    found = results()
+    text = dict(found["perplexity"]["text"])
+    found["perplexity"] = {
+        "a": text | {"dense": 10.0, "pruned": 20.0},
+        "b": text | {"dense": 100.0, "pruned": 130.0},
+    }
+    assert "worst on a, 2.00 times dense" in " ".join(plain_table(found).split())
+    found["perplexity"]["a"]["pruned"] = None
+    assert "worst on" not in plain_table(found)
