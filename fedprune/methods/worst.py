@@ -226,8 +226,7 @@ class KeptAnswers(Generic[A]):
             raise ModelError(
                 f"`strategy.pooling` 'worst' keeps what each client sent of a block in '{home()}', "
                 f"which cannot take it: {error.strerror}. Free disk space, set "
-                "strategy.pooling=clients, or send less (strategy=fedhessian "
-                "strategy.moments=eigen)."
+                "strategy.pooling=clients, or let clients send less (strategy.moments=eigen)."
             ) from error
         self._places.append(_Place(client, tokens, start, len(data)))
 

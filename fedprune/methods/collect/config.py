@@ -7,7 +7,7 @@ from pydantic import Field
 
 from fedprune.config import RunConfig, StrategyConfig
 from fedprune.config.relations import dense_model_only, samples_alone, sketches_add, told
-from fedprune.config.schema import Count, Text
+from fedprune.config.schema import Count, Text, strategy_for
 from fedprune.config.suggest import show
 
 
@@ -50,7 +50,8 @@ class CollectConfig(StrategyConfig):
                 "`strategy.pooling` must be 'tokens', 'clients' or 'scaled' with strategy=collect, "
                 "got 'worst': a collection keeps sums of all clients, and who is served worst "
                 "shows in each client's own. Set strategy.pooling=clients, or prune with the "
-                "clients: fedprune run strategy=fedhessian pruner=alps strategy.pooling=worst."
+                f"clients: fedprune run strategy={strategy_for('alps')} pruner=alps "
+                "strategy.pooling=worst."
             )
             return
         others = [kind for kind in self.kinds if kind not in ("columns", "moments")]

@@ -10,7 +10,6 @@ import transformers as hf
 
 from fedprune.config import config_from_overrides
 from fedprune.errors import ModelError
-from fedprune.models import walk as module
 from fedprune.models.device import Limits, is_out_of_memory
 from fedprune.models.loading import loaded_from
 from fedprune.models.walk import HiddenStates, ModelWalk, memory_limit
@@ -154,7 +153,7 @@ def test_a_full_disk_is_said_in_our_words(cache, monkeypatch):
     def full(**_options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.tempfile, "TemporaryFile", full)
+    monkeypatch.setattr("fedprune.spill.tempfile.TemporaryFile", full)
     with pytest.raises(ModelError, match="No space left on device.*`pruner.hidden_memory_mb`"):
         HiddenStates(0).append(torch.ones(4))
 
