@@ -90,21 +90,46 @@ def fidelity_table(
     number, and `top1`, a share. Returns two columns a model. A row a data set; of several also
     their mean and the worst of each figure.
     """
-    models = [path for path in _WHOLE if any(path in one for one in fidelity.values())]
+    models = _measured(fidelity)
     header = ["data set"]
     for path in models:
         header += [f"KL, {MODELS[path]}", f"same top token, {MODELS[path]}"]
-    columns = [[one[path][key] for one in fidelity.values()] for path in models for key in _CLOSE]
-    ends = [max, min] * len(models)
-    rows = [[name, *figures] for name, *figures in zip(fidelity, *columns, strict=True)]
-    if len(rows) > 1:
-        rows.append(["mean", *(_over(column, fmean) for column in columns)])
-        pairs = zip(columns, ends, strict=True)
-        rows.append([WORST, *(_over(column, end) for column, end in pairs)])
+    lines = {**fidelity, **fidelity_summaries(fidelity)}
+    rows = [
+        [name, *(one[path][key] for path in models for key in _CLOSE)]
+        for name, one in lines.items()
+    ]
     return header, [[row[0], *_shown(row[1:])] for row in rows]
 
 
+def fidelity_summaries(
+    fidelity: Mapping[str, Mapping[str, Mapping[str, Any]]],
+) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Return "mean" and the worst data set -> model -> `kl` and `top1`; {} of a single data set."""
+    if len(fidelity) < 2:
+        return {}
+    columns = {
+        path: {key: [one[path][key] for one in fidelity.values()] for key in _CLOSE}
+        for path in _measured(fidelity)
+    }
+    return {
+        name: {
+            path: {key: _over(found[key], ends[key]) for key in _CLOSE}
+            for path, found in columns.items()
+        }
+        for name, ends in _ENDS.items()
+    }
+
+
+def _measured(fidelity: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    return [path for path in _WHOLE if any(path in one for one in fidelity.values())]
+
+
 _CLOSE = ("kl", "top1")
+_ENDS: Mapping[str, Mapping[str, Callable[..., float]]] = {
+    "mean": {"kl": fmean, "top1": fmean},
+    WORST: {"kl": max, "top1": min},
+}
 
 
 def _over(column: Sequence[float | None], how: Callable[..., float]) -> float | None:

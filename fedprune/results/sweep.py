@@ -13,6 +13,7 @@ from fedprune.results.perplexity import (
     DENSE,
     FEDERATED,
     MODELS,
+    fidelity_summaries,
     headline,
     perplexity_at,
     summaries,
@@ -72,7 +73,8 @@ def make_row(outcome: Outcome) -> Row:
                 perplexity_at(baseline, path) if measured is None else measured
             )
     row[EXCESS] = _excess(results["perplexity"])
-    for dataset, models in results.get("fidelity", {}).items():
+    close = results.get("fidelity") or {}
+    for dataset, models in {**close, **fidelity_summaries(close)}.items():
         for path, figures in models.items():
             row |= {f"fidelity.{dataset}.{path}.{name}": one for name, one in figures.items()}
     clients = max(1, len(results["clients"]))

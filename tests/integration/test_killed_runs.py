@@ -31,6 +31,12 @@ JOBS = {
     ),
     "sums": ("strategy=fedstats", "schedule=iterative", "allocation=owl"),
     "moments": ("strategy=fedhessian", "schedule=iterative", "pruner=sparsegpt"),
+    "served worst": (
+        "strategy=fedhessian",
+        "pruner=sparsegpt",
+        "strategy.pooling=worst",
+        "schedule.blocks_per_message=2",
+    ),
     "sketches": (
         "strategy=fedhessian",
         "schedule.blocks_per_message=2",

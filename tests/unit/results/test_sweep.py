@@ -107,6 +107,12 @@ def test_agreement_with_the_dense_model_has_columns():
     found = results() | {"fidelity": {"text": {"pruned": {"kl": 0.25, "top1": 0.5}}}}
     row = make_row(Outcome({}, found, None))
     assert (row["fidelity.text.pruned.kl"], row["fidelity.text.pruned.top1"]) == (0.25, 0.5)
+    assert "fidelity.mean.pruned.kl" not in row
+    found["fidelity"]["law"] = {"pruned": {"kl": 0.75, "top1": 0.25}}
+    row = make_row(Outcome({}, found, None))
+    assert (row["fidelity.mean.pruned.kl"], row["fidelity.mean.pruned.top1"]) == (0.5, 0.375)
+    worst = "fidelity.worst data set.pruned"
+    assert (row[f"{worst}.kl"], row[f"{worst}.top1"]) == (0.75, 0.25)
 
 
 def test_csv_reads_back() -> None:
