@@ -30,7 +30,7 @@ NEW_TOKENS = 32
 
 _ROUNDS = 5
 _PROMPT = 16  # tokens that writing starts from
-_LEAST_S = 0.25  # of a turn; a model that needs less is run several times
+_LEAST_S = 0.1  # of a turn; a model that needs less is run several times
 _WAIT_S = 600.0  # for a model to load, or for one round
 
 
