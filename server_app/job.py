@@ -23,7 +23,7 @@ from fedprune.errors import ConfigError, FedpruneError
 from fedprune.evaluation.zero_shot import Tasks
 from fedprune.logs import bound, job_mark, note
 from fedprune.methods.collection import Collection
-from fedprune.methods.public_text import PublicText
+from fedprune.methods.public_text import PublicMoments, PublicText
 from fedprune.methods.registry import Solution, exchanges, get_method, main_exchange
 from fedprune.methods.statistics_folder import (
     MANIFEST,
@@ -433,6 +433,7 @@ def _public_model(  # noqa: PLR0913 - what nodes may need
         offer=offer,
         units=units,
         output_moments=OutputMoments(config, loaded, report),
+        public_moments=PublicMoments(config, loaded),
         sensitivities=cache(partial(mean_squares, config, loaded, report)),
         public=_public_text(config, loaded),
     )

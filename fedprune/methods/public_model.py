@@ -15,6 +15,7 @@ from fedprune.models.loading import LoadedModel
 from fedprune.models.transfer import Offer
 from fedprune.pruning.block_kinds import BlockSite
 from fedprune.pruning.groups import check_divides
+from fedprune.pruning.statistics import MomentStatistics
 from fedprune.pruning.units import Units
 
 # InboxQuota for the headers of one linear's frame: name, shapes, counts, checksum.
@@ -56,6 +57,9 @@ class PublicModel:
     output_moments : Callable
         Block -> name of the linear -> second moments of the loss's gradients at its outputs
         (`fedprune.pruning.output_gradients.OutputMoments`); empty where the solver needs none.
+    public_moments : Callable
+        Block -> name of the linear -> second moments of its input on public text
+        (`fedprune.methods.public_text.PublicMoments`); it takes its time when first asked.
     """
 
     shapes: tuple[Mapping[str, tuple[int, int]], ...]
@@ -72,6 +76,7 @@ class PublicModel:
     public: PublicText | None = None
     sensitivities: Callable[[], tuple[Mapping[str, float], ...]] = tuple
     output_moments: Callable[[int], Mapping[str, Tensor]] = lambda _block: {}
+    public_moments: Callable[[int], Mapping[str, MomentStatistics]] = lambda _block: {}
 
     @classmethod
     def of(cls, loaded: LoadedModel, **told: Any) -> Self:

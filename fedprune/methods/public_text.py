@@ -4,6 +4,7 @@ It tells how large inputs are before anything of a client's is known, and stands
 texts where these would show too much.
 """
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,18 +13,26 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fedprune.config import RunConfig
 from fedprune.data.documents import Document
 from fedprune.data.samples import packed_samples
+from fedprune.disk import home
 from fedprune.errors import ConfigError, DataError, WireError
 from fedprune.evaluation.perplexity import predictions
 from fedprune.models.device import Limits, pick_device
 from fedprune.models.loading import LoadedModel
 from fedprune.models.writing import first_token
 from fedprune.pruning.blocks import BlockWalk
-from fedprune.pruning.statistics import Statistic, StatisticKind
+from fedprune.pruning.statistics import (
+    MomentStatistics,
+    SecondMoments,
+    Statistic,
+    StatisticKind,
+    shared_inputs,
+)
 from fedprune.seeds import derive_seed
 from fedprune.wire.arrays import Arrays, encode_arrays
 
@@ -209,6 +218,66 @@ def public_statistics(
             break
         walk.advance({})
     return tuple(found)
+
+
+class PublicMoments:
+    """Second moments of the dense model's inputs on public text, for solvers of clients' sums.
+
+    Found in one pass over all blocks when the first is asked for; until they are gone they lie on
+    the disk, d^2 numbers of four bytes for each distinct input.
+
+    Parameters
+    ----------
+    config : RunConfig
+        As for :func:`public_samples`.
+    loaded : LoadedModel
+        The dense model; unchanged.
+    """
+
+    def __init__(self, config: RunConfig, loaded: LoadedModel) -> None:
+        self._config, self._loaded = config, loaded
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def __call__(self, block: int) -> dict[str, MomentStatistics]:
+        """Return name of the linear -> statistic; inputs that no token reached are missing.
+
+        Raises
+        ------
+        ConfigError, ModelError
+            As :func:`public_samples`, and the model's own.
+        """
+        if self._folder is None:
+            self._folder = self._found()
+        found: dict[str, MomentStatistics] = {}
+        for entry, moments in load_file(self._place(self._folder, block)).items():
+            tokens, *linears = entry.split(" ")
+            statistic = MomentStatistics(moments, int(tokens))
+            found |= dict.fromkeys(linears, statistic)
+        return found
+
+    @staticmethod
+    def _place(folder: "tempfile.TemporaryDirectory[str]", block: int) -> Path:
+        return Path(folder.name) / f"{block}.safetensors"
+
+    def _found(self) -> "tempfile.TemporaryDirectory[str]":
+        room = home() / "spill"
+        room.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder = tempfile.TemporaryDirectory(dir=room)
+        limits = Limits.of(self._config.pruner)
+        device = pick_device(self._config.pruner.device)
+        samples = public_samples(self._config, self._loaded)
+        walk = BlockWalk(self._loaded, samples, device, limits=limits)
+        for block in range(len(self._loaded.layout.blocks)):
+            told = shared_inputs(walk.observe([SecondMoments()]).linears[SecondMoments.name])
+            arrays = {
+                " ".join((str(one.tokens), *linears)): one.moments.cpu().contiguous()
+                for linears, one in told
+                if isinstance(one, MomentStatistics) and one.tokens
+            }
+            save_file(arrays, self._place(folder, block))
+            if walk.blocks_left > 1:
+                walk.advance({})
+        return folder
 
 
 def token_inputs(loaded: LoadedModel) -> frozenset[str]:

@@ -17,8 +17,10 @@ from tests.support.jobs import (
     opt_folder,
     same_masks,
     samples_of,
+    weights_of,
     whole_model,
 )
+from tests.support.mixtures import mixture_folder
 
 STATS = ("strategy=fedstats", "strategy.timeout=60")
 
@@ -162,3 +164,75 @@ def test_the_centralised_baseline_uses_the_samples_that_operators_allow(tmp_path
     assert [client["samples"] for client in results["clients"]] == [2, 1, 2]
     (found,) = results["perplexity"].values()
     assert found["pruned"] == found["centralized"]
+
+
+RECONSTRUCTED = ("pruner=alps", "schedule=iterative", "sparsity=0.6", "evaluation.local_only=false")
+
+
+@pytest.mark.parametrize("more", [(), ("pruner.two_sided=true", "allocation.texts=2")])
+def test_a_reconstruction_on_sums_is_the_same_however_texts_are_spread(tmp_path, more):
+    for clients in (1, 3, 16):
+        job(
+            tmp_path / str(clients),
+            *(*STATS, *RECONSTRUCTED, *more, "data.partition=iid", "data.sampling=published"),
+            f"pruner.num_calibration_samples={48 // clients}",
+            clients=clients,
+        )
+    first = weights_of(tmp_path / "1")
+    for clients in ("3", "16"):
+        other = weights_of(tmp_path / clients)
+        assert all(torch.equal(first[key], other[key]) for key in first)
+
+
+def test_a_reconstruction_on_sums_errs_less_than_wanda_on_the_clients_own_texts(tmp_path):
+    job(tmp_path / "wanda", *STATS, "schedule.prefix=dense", "sparsity=0.6")
+    job(tmp_path / "alps", *STATS, *RECONSTRUCTED[:1], "schedule.prefix=dense", "sparsity=0.6")
+    loaded = whole_model()
+    dense = {
+        (block, name): module.weight.detach().double()
+        for block, layer in enumerate(loaded.layout.blocks)
+        for name, module in layer.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    moments = {}
+
+    def hook(key):
+        def add(module, args, output):
+            flat = args[0].detach().reshape(-1, args[0].shape[-1]).double()
+            moments[key] = moments.get(key, 0) + flat.T @ flat
+
+        return add
+
+    for block, layer in enumerate(loaded.layout.blocks):
+        for name, module in layer.named_modules():
+            if (block, name) in dense:
+                module.register_forward_hook(hook((block, name)))
+    with torch.no_grad():
+        for sample in pooled(3):
+            loaded.model(input_ids=sample[None], use_cache=False)
+
+    def errors(folder):
+        gaps = {key: dense[key] - weight.double() for key, weight in weights_of(folder).items()}
+        return [float(((gap @ moments[key]) * gap).sum()) for key, gap in gaps.items()]
+
+    pairs = list(zip(errors(tmp_path / "alps"), errors(tmp_path / "wanda"), strict=True))
+    # Not in every one: it minimises the error on public text's correlations, not on theirs.
+    ratios = [ours / wandas for ours, wandas in pairs]
+    assert np.mean(np.array(ratios) < 1) > 0.7 and np.median(ratios) < 0.9, ratios
+
+
+def test_a_client_sends_the_same_sums_whatever_the_solver(tmp_path):
+    sent = []
+    for pruner in ("wanda", "sparsegpt"):
+        options = (*STATS, f"pruner={pruner}", "schedule.prefix=dense")
+        results = job(tmp_path / pruner, *options)
+        up = [e["bytes_up"] for e in results["ledger"]["entries"] if e["phase"] == "prune"]
+        sent.append(sorted(up))
+        assert all(mask.sum() == mask.size // 2 for mask in masks_of(tmp_path / pruner).values())
+    assert sent[0] == sent[1]
+
+
+def test_experts_that_public_text_does_not_reach_are_pruned_on_their_sums(tmp_path):
+    model = f"model={mixture_folder(tmp_path / 'moe')}"
+    results = job(tmp_path / "run", *STATS, *RECONSTRUCTED, model)
+    assert results["sparsity"]["overall"] == pytest.approx(0.6, abs=0.01)

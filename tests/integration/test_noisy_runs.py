@@ -22,7 +22,7 @@ def short_text(monkeypatch):
     monkeypatch.setattr(public_text, "_ROUNDS", 1)
 
 
-@pytest.mark.parametrize("options", [NOISY, ITERATIVE])
+@pytest.mark.parametrize("options", [NOISY, ITERATIVE, (*ITERATIVE, "pruner=alps")])
 def test_a_run_tells_what_it_guarantees(tmp_path, options, caplog):
     caplog.set_level("INFO", "flwr")
     results = job(tmp_path / "run", *options)

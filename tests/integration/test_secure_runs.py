@@ -12,6 +12,7 @@ HESSIAN = ["strategy=fedhessian", "pruner=sparsegpt", "schedule=iterative"]
 RUNS = {
     "fedstats": ["strategy=fedstats"],
     "fedstats, iterative": ["strategy=fedstats", "schedule=iterative", "strategy.pooling=clients"],
+    "fedstats, alps": ["strategy=fedstats", "pruner=alps", "schedule=iterative"],
     "fedstats, owl": ["strategy=fedstats", "allocation=owl", "pruner=ria"],
     "fedprllm": ["strategy=fedprllm", "strategy.scaling=true", "schedule=iterative"],
     "fedspallm": ["strategy=fedspallm", "pruner=sparsegpt"],

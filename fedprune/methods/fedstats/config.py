@@ -6,7 +6,13 @@ from typing import Literal
 
 from fedprune.config import RunConfig, StrategyConfig
 from fedprune.config.relations import samples_alone, serves_worst, told
-from fedprune.config.schema import strategy_for
+from fedprune.config.schema import (
+    PRUNER_TYPES,
+    SECOND_MOMENTS,
+    MomentsPrunerConfig,
+    StructuredConfig,
+    strategy_for,
+)
 from fedprune.config.suggest import show
 
 
@@ -24,7 +30,16 @@ class FedStatsConfig(StrategyConfig):
 
     def check(self, run: RunConfig) -> Iterator[str]:
         """Yield which pruners and batches need more than the sums."""
-        yield from told(run, (_pruner, _samples_alone, self._pooling, serves_worst))
+        rules = (_pruner, _samples_alone, self._pooling, self._downlink, serves_worst)
+        yield from told(run, rules)
+
+    def _downlink(self, run: RunConfig) -> Iterator[str]:
+        if self.downlink == "sums" and isinstance(run.pruner, MomentsPrunerConfig):
+            yield (
+                f"`strategy.downlink` must not be 'sums' with pruner={run.pruner.name}: a client "
+                "cannot make of sums what the server makes of them and of public text. Leave it "
+                "out, or set pruner=wanda."
+            )
 
     def _pooling(self, run: RunConfig) -> Iterator[str]:
         if run.privacy.secure and self.pooling == "median":
@@ -33,12 +48,21 @@ class FedStatsConfig(StrategyConfig):
                 "no sum. It takes each client's answer, or the sums of several cohorts, and there "
                 "is one. Leave it out, or set privacy.secure=false."
             )
+        if self.pooling == "worst" and isinstance(run.pruner, MomentsPrunerConfig):
+            yield (
+                f"`strategy.pooling` must not be 'worst' with pruner={run.pruner.name} and "
+                "strategy=fedstats: what a client's sums leave out is public text's, and says "
+                "nothing of who is served worst. Leave it out, or set pruner=wanda, or "
+                f"strategy={strategy_for(run.pruner.name)}, which knows each client's moments."
+            )
 
 
 def _pruner(run: RunConfig) -> Iterator[str]:
     name = run.pruner.name
-    if name not in FedStatsConfig.pruners:
-        names = ", ".join(map(repr, FedStatsConfig.pruners))
+    solves = name in SECOND_MOMENTS and not isinstance(run.pruner, StructuredConfig)
+    if not solves and name not in FedStatsConfig.pruners:
+        solvers = (n for n in SECOND_MOMENTS if PRUNER_TYPES[n] is not StructuredConfig)
+        names = ", ".join(map(repr, (*FedStatsConfig.pruners, *solvers)))
         yield (
             f"`pruner.name` must be one of {names} with strategy=fedstats, which sums the norms "
             f"of inputs, got {show(name)}. Set pruner=wanda, or "

@@ -3,9 +3,14 @@
 What Wanda and RIA know of a client's texts is one number a column, and those numbers add up over
 clients. They are added without rounding, so with the iterative schedule the masks are those of
 pruning all texts in one place, bit for bit, however the texts are spread and whoever answers first.
+A solver that wants second moments gets them of the same sums and of public text
+(`fedprune.methods.fedstats.completion`), which is no exact answer, but the same for any clients.
 """
 
+from collections.abc import Mapping
+
 from fedprune.config import RunConfig
+from fedprune.config.schema import MomentsPrunerConfig
 from fedprune.errors import WireError
 from fedprune.methods.exchange import (
     Answer,
@@ -15,6 +20,7 @@ from fedprune.methods.exchange import (
     BlockResult,
     BlockTask,
 )
+from fedprune.methods.fedstats.completion import completed
 from fedprune.methods.inputs import ColumnAggregator, column_bytes, encode_statistics
 from fedprune.methods.public_model import PublicModel
 from fedprune.methods.registry import Method, Words
@@ -22,8 +28,8 @@ from fedprune.methods.sums import weighed_sums
 from fedprune.methods.worst import Form, KeepsAnswers
 from fedprune.pruning.blocks import BlockWalk, prune_on
 from fedprune.pruning.groups import BlockSpec
-from fedprune.pruning.registry import make_pruner
-from fedprune.pruning.statistics import ColumnSquares, ColumnStatistics
+from fedprune.pruning.registry import make_pruner, make_solver
+from fedprune.pruning.statistics import ColumnSquares, ColumnStatistics, Statistic
 from fedprune.pruning.wanda import prune_known
 from fedprune.wire.changes import Change, checksum_of
 from fedprune.wire.sums import (
@@ -35,6 +41,11 @@ from fedprune.wire.sums import (
     encode_sums,
     is_pooled,
 )
+
+
+def reconstructs(config: RunConfig) -> bool:
+    """Return whether the pruner wants more of inputs than clients tell."""
+    return isinstance(config.pruner, MomentsPrunerConfig)
 
 
 class SumsExchange(BlockExchange):
@@ -49,7 +60,7 @@ class SumsExchange(BlockExchange):
         statistics = walk.collect("columns")
         own = {}
         if local_prefix:
-            own = prune_on(walk, statistics, make_pruner(self.config.pruner), spec)
+            own = prune_on(walk, statistics, make_solver(self.config.pruner), spec)
         return Answer(encode_statistics(statistics), own)
 
     def read_update(self, place: BlockPlace, data: bytes) -> dict[str, Change]:
@@ -90,14 +101,30 @@ class SumsAggregator(ColumnAggregator[BlockResult], BlockAggregator[list[InputSu
 
     def close(self) -> BlockResult:
         """Prune the block on the pooled sums."""
-        known = (((name,), found) for name, found in self.statistics().items())
-        pruner = make_pruner(self.exchange.config.pruner)
+        pruner = make_solver(self.exchange.config.pruner)
+        found: Mapping[str, Statistic] = self.statistics()
+        if reconstructs(self.exchange.config):
+            found = self._completed()
+        known = (((name,), one) for name, one in found.items())
         return self.pruned_on(known, pruner, self.clients, self.tokens())
+
+    def _completed(self) -> dict[str, Statistic]:
+        """Return linear -> moments; of what public text does not reach there are sums alone."""
+        public = self.task.model.public_moments(self.task.block)
+        made: dict[int, Statistic] = {}  # linears that share an input share the object
+        found: dict[str, Statistic] = {}
+        for name, sums in self.statistics().items():
+            if id(sums) not in made:
+                told = public.get(name)
+                made[id(sums)] = sums if told is None else completed(sums, told)
+            found[name] = made[id(sums)]
+        return found
 
     def update(self, result: BlockResult) -> bytes:
         """Encode the pooled sums or the masks, whichever are fewer bytes (`strategy.downlink`)."""
         masks, downlink = super().update(result), self.exchange.config.strategy.downlink
-        if downlink == "masks":
+        # What a solver makes of the sums and of public text, no client could make again.
+        if downlink == "masks" or reconstructs(self.exchange.config):
             return masks
         known, groups = self.statistics(), []
         for linears in self.task.model.inputs[result.block]:

@@ -33,6 +33,7 @@ ACCEPTED = [
     "strategy=fedhessian pruner=sparsegpt pruner.bits=4 pruner.group_size=null sparsity=0",
     "strategy=fedhessian pruner=gptq pruner.bits=8 pruner.symmetric=false pruner.act_order=false",
     "strategy=fedstats pruner=rounding schedule=iterative",
+    "strategy=fedstats pruner=alps pruner.two_sided=true schedule=iterative",
     "allocation=owl strategy=fedspallm sparsity=0.7 strategy.pooling=scaled",
 ]
 
@@ -49,7 +50,8 @@ UNITS = ("depth", "fedexperts")
 @pytest.mark.parametrize("strategy", group_options("strategy"))
 def test_a_strategy_takes_the_pruners_that_use_its_statistics(strategy, pruner):
     masks = set(group_options("pruner"))
-    takes = {"fedstats": ("wanda", "ria", "rounding"), "fedhessian": MOMENTS}
+    solvers = [name for name in MOMENTS if name != "structured"]
+    takes = {"fedstats": ("wanda", "ria", "rounding", *solvers), "fedhessian": MOMENTS}
     overrides = f"strategy={strategy} pruner={pruner}"
     if strategy in UNITS:  # whose solvers look at no pruner; their sparsity is a share of units
         composed(f"strategy={strategy}")
@@ -110,6 +112,18 @@ def test_what_does_not_fit_names_the_key_and_the_way_out(overrides, key, words):
         ("pruner=alps pruner.group=column", ["`pruner.group`", "Set pruner.group=layer"]),
         ("pruner=sparseswaps pruner.group=layer", ["`pruner.group`", "Set pruner.group=row"]),
         ("pruner=alps pruner.damping=0", ["`pruner.damping`", "above 0 and at most 1"]),
+        (
+            "strategy=fedstats pruner=structured",
+            ["`pruner.name`", "'alps'", "'structured'", "strategy=fedhessian"],
+        ),
+        (
+            "strategy=fedstats pruner=alps strategy.pooling=worst schedule=iterative",
+            ["`strategy.pooling`", "must not be 'worst'", "strategy=fedhessian"],
+        ),
+        (
+            "strategy=fedstats pruner=alps strategy.downlink=sums schedule=iterative",
+            ["`strategy.downlink`", "must not be 'sums'", "pruner=wanda"],
+        ),
         ("strategy=fedstats pruner.batch_size=2", ["`pruner.batch_size`", "1 with", "got 2"]),
         ("pruner=sparsegpt pruner.block_size=0", ["`pruner.block_size`", "at least 1"]),
         ("schedule=iterative schedule.prefix=dense", ["`schedule.prefix`", "schedule=one_shot"]),
