@@ -148,7 +148,7 @@ def collect_runs(screen: Console, folder: Path, command: str, seconds: float = 0
     jobs = [
         Finished(
             settings=found,
-            label=" ".join(f"{key}={value}" for key, value in found.items()) or run.folder.name,
+            label=" ".join(f"{k}={v}" for k, v in found.items() if v) or run.folder.name,
             folder=run.folder,
             results=run.results,
             baseline=carriers.get(baseline_key(run.config)),

@@ -97,7 +97,7 @@ class _Shape:
     characters: int
 
 
-_SHAPES = (_Shape("wide", 840, 290, 3, 40), _Shape("narrow", 360, 300, 1, 46))
+_SHAPES = (_Shape("wide", 840, 290, 3, 34), _Shape("narrow", 360, 300, 1, 46))
 _PIXELS = 72.0  # of an inch, in the library's SVG
 _FONT = 12.0
 
@@ -445,7 +445,8 @@ def _join_unbeaten(panel: "Panel", points: Sequence[Point | Cost]) -> None:
     best = unbeaten(points)
     colour = _BASELINES[0][0]
     xs, ys = [one.megabytes for one in best], [one.mean for one in best]
-    panel.plot(xs, ys, color=colour, linewidth=1, linestyle=":", zorder=1)
+    # In steps: what so many bytes give is what the setting before gives until the next is paid for.
+    panel.plot(xs, ys, color=colour, linewidth=1, linestyle=":", drawstyle="steps-post", zorder=1)
 
 
 def _scale_costs(panel: "Panel", points: Sequence[Point | Cost], *means: float) -> None:

@@ -129,7 +129,8 @@ def _series(
     found = []
     for values in combinations(rows, keys):
         here = [row for row in rows if tuple(str(row.get(key, "")) for key in keys) == values]
-        parts = [f"{short}={v}" for short, v in zip(short_names(keys), values, strict=True)]
+        named = zip(short_names(keys), values, strict=True)
+        parts = [f"{short}={v}" for short, v in named if v]  # another method's key says nothing
         if name_first or not parts:
             parts.insert(0, name)
         points = tuple(filter(None, (_point(here, x, value, figure) for (value,) in _xs(here, x))))
@@ -247,9 +248,14 @@ def _varying(rows: Sequence[Row], keys: Sequence[str]) -> list[str]:
 
 
 def _cost_label(keys: Sequence[str], values: Sequence[str]) -> str:
-    """Return values in words; numbers, truths and nothings only say something with their key."""
+    """Return values in words; numbers, truths and nothings only say something with their key.
+
+    A key that a setting does not have, since another method's, says nothing of it.
+    """
     parts = []
     for name, value in zip(short_names(keys), values, strict=True):
-        bare = is_numeric([value]) or value in ("true", "false", "null", "")
+        if not value:
+            continue
+        bare = is_numeric([value]) or value in ("true", "false", "null")
         parts.append(f"{name}={value}" if bare else value)
     return " ".join(parts) or "all"

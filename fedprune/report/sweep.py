@@ -62,6 +62,8 @@ def sweep_view(facts: SweepFacts) -> dict[str, Any]:
     rows, axes = facts.rows, facts.axes
     measured = datasets(rows)
     drawn = [name for name in shown_datasets(measured) if method_series(rows, axes, name)]
+    tables = list(enumerate(zip(measured, facts.pivots, strict=False)))
+    tables.sort(key=lambda one: one[1][0] not in drawn)
     compared = any(row.get(EXCESS) is not None for row in rows)
     return {
         "facts": facts,
@@ -70,8 +72,9 @@ def sweep_view(facts: SweepFacts) -> dict[str, Any]:
         "x": x_axis(rows, axes),
         "quality": [
             (name, pivot, _drawing(facts, name, place) if name in drawn else None)
-            for place, (name, pivot) in enumerate(zip(measured, facts.pivots, strict=False))
+            for place, (name, pivot) in tables
         ],
+        "by_itself": bool(drawn),  # what has no drawing is folded below those that have one
         "bytes": bytes_drawing(rows, axes, drawn[0], "bytes") if drawn else None,
         "bytes_of": drawn[0] if drawn else "",
         "frontier": frontier_drawing(rows, axes, "frontier") if compared else None,

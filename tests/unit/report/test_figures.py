@@ -268,6 +268,15 @@ def test_a_point_for_each_setting_with_the_keys_that_vary() -> None:
     assert found[2].megabytes == pytest.approx(0.01)
 
 
+def test_a_key_that_a_setting_does_not_have_says_nothing_of_it() -> None:
+    rows = [
+        {k: v for k, v in r.items() if k != "strategy.decode" or r["strategy"] == "fedprllm"}
+        for r in RUNS
+    ]
+    labels = [point.label for point in costs(rows, SETTINGS.rows, "x")]
+    assert labels == ["fedprllm decode=false", "fedprllm decode=true", "fedstats"]
+
+
 def test_collapsed_settings_have_no_point() -> None:
     lost = [{**r, "perplexity.x.pruned": float("inf")} for r in RUNS if r["strategy"] == "fedstats"]
     kept = [r for r in RUNS if r["strategy"] != "fedstats"]

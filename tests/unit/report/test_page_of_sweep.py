@@ -4,6 +4,7 @@ import re
 
 from fedprune.report.page import render_sweep
 from fedprune.report.sweep import Run, SweepFacts
+from fedprune.results.perplexity import SUMMARIES
 from fedprune.results.sweep import DOWN, EXCESS, PRUNE_SECONDS, UP, Axes, Row, all_pivots
 from tests.support.markup import Markup
 
@@ -84,6 +85,22 @@ def test_every_page_is_whole_and_its_ids_are_its_own() -> None:
     assert len(identifiers) == len(set(identifiers)) > 10
     targets = [a["href"] for a in found.all("a") if a["href"][0] == "#"]
     assert targets and all(href[1:] in identifiers for href in targets)
+
+
+def test_of_many_data_sets_the_summaries_come_first_and_the_others_are_folded() -> None:
+    rows = [
+        {**one, **{f"perplexity.{name}.pruned": 5.0 for name in ("a", "b", "c", "d", *SUMMARIES)}}
+        for one in ROWS
+    ]
+    runs = [Run("", "", one) for one in rows]
+    text = render_sweep(
+        SweepFacts("t", "c", AXES, runs, all_pivots(rows, AXES), seconds=0.0, version="1")
+    )
+    places = [text.index(f"Perplexity ({name})") for name in (*SUMMARIES, "x", "a", "d")]
+    assert places == sorted(places)
+    folded = re.findall(r"<details><summary>([^<]+)</summary>", text)
+    assert folded[:5] == [f"Perplexity ({name})" for name in ("x", "a", "b", "c", "d")]
+    assert "Perplexity (x)" not in re.findall(r"<summary>([^<]+)</summary>", page())
 
 
 def test_no_name_of_a_data_set_or_setting_is_markup() -> None:
