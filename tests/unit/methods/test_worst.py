@@ -30,6 +30,7 @@ from tests.support.jobs import (
     small_inputs,
     weights_of,
 )
+from tests.support.mixtures import mixture_folder
 
 WORST = "strategy.pooling=worst"
 STATS = ("strategy=fedstats", "schedule=iterative", "data.partition=by_group", "sparsity=0.6")
@@ -328,3 +329,14 @@ def test_what_it_cannot_go_together_with_says_why(options, said):
     config_from_overrides([*HESSIAN, WORST, *few])
     with pytest.raises(ConfigError, match=said):
         config_from_overrides([*options, WORST, *few])
+
+
+def test_who_sent_an_expert_nothing_is_not_weighed_for_it(tmp_path):
+    mixture = f"model={mixture_folder(tmp_path / 'mixture')}"
+    options = (*STATS, mixture, WORST, "pruner.num_calibration_samples=1", "pruner.seq_len=4")
+    results = job(tmp_path / "run", *options, clients=2)
+    assert set(results["strategy"]["worst"]["shares"]) == {"partition 0", "partition 1"}
+    assert results["experts"]["unseen"] > 0  # by anybody; one client saw fewer still
+    assert all(
+        one["error"] <= one["error_unweighed"] for one in results["strategy"]["worst"]["blocks"]
+    )
