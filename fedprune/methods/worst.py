@@ -322,7 +322,7 @@ class KeepsAnswers(BlockAggregator[list[A]]):
         """Return linear -> tokens of all clients."""
         return {name: kept.seen for linears, kept in self._kept.items() for name in linears}
 
-    def serve_worst(self, pruner: Pruner) -> tuple[BlockResult, dict[Linears, Statistic]]:
+    def serve_worst(self, pruner: Pruner) -> tuple[BlockResult, dict[Linears, Factors]]:
         """Prune the block on weighed sums, and say in the run's figures which weights these are.
 
         Each input has weights of its own; what is told of a client is its mean share over inputs.
@@ -335,7 +335,7 @@ class KeepsAnswers(BlockAggregator[list[A]]):
         Returns
         -------
         tuple
-            The block, and the linears of each input -> the weighed sum that they were pruned on.
+            The block, and the linears of each input -> by what clients' sums were multiplied.
 
         Raises
         ------
@@ -343,23 +343,24 @@ class KeepsAnswers(BlockAggregator[list[A]]):
             If a linear cannot be pruned; says which.
         """
         changes = dict[str, Change]()
-        sums = dict[Linears, Statistic]()
+        factors = dict[Linears, Factors]()
         served = list[tuple[KeptAnswers[A], Served[dict[str, Change]]]]()
         outputs = self.task.model.output_moments(self.task.block)
         for linears, answers in self._kept.items():
             if not answers.clients:
-                sums[linears] = answers.pooled(np.ones(0))
-                changes |= self.pruned(linears, sums[linears], pruner, outputs)
+                factors[linears] = np.ones(0)
+                nothing = answers.pooled(factors[linears])
+                changes |= self.pruned(linears, nothing, pruner, outputs)
                 continue
             attempt = _Attempt(self, linears, answers, pruner, outputs)
             found = serve_worst(attempt, len(answers.clients))
             changes |= found.made
-            sums[linears] = answers.pooled(found.factors)
+            factors[linears] = found.factors
             served.append((answers, found))
         _tell(self.task, served)
         ordered = {name: changes[name] for name in self.shapes}
         block, tokens = self.task.block, self.tokens()
-        return BlockResult(block, ordered, self.clients, self.clients, tokens=tokens), sums
+        return BlockResult(block, ordered, self.clients, self.clients, tokens=tokens), factors
 
 
 def check_room(block_bytes: int, clients: int) -> str:

@@ -149,10 +149,11 @@ class WorstSums(KeepsAnswers[InputSums], SumsAggregator):
 
     def close(self) -> BlockResult:
         """Prune the block on weighed sums."""
-        result, sums = self.serve_worst(make_pruner(self.exchange.config.pruner))
-        for linears, found in sums.items():
-            if isinstance(found, ColumnStatistics):
-                self._weighed |= dict.fromkeys(linears, found)
+        result, factors = self.serve_worst(make_pruner(self.exchange.config.pruner))
+        for linears, found in factors.items():
+            pooled = self._kept[linears].pooled(found)
+            if isinstance(pooled, ColumnStatistics):
+                self._weighed |= dict.fromkeys(linears, pooled)
         return result
 
 
