@@ -237,7 +237,9 @@ def _run(  # noqa: PLR0913 - what a job is made of
     model.check_pattern(config.pruner.pattern)
     if config.pruner.bits is not None:
         check_quantizable(loaded.layout, config.pruner.group_size, config.pruner.symmetric)
-    tally = TrackedTally(folder, files, loaded, config.strategy.rounds, tracking)
+    floor = bool(config.strategy.own_options().get("majority_floor"))
+    rounds = config.strategy.rounds
+    tally = TrackedTally(folder, files, loaded, rounds, tracking, majority_floor=floor)
     strategy = strategy_class(config.strategy.name)(config, model, tally, files.ledger, state)
     strategy.status = status
     statistics = _asked(source, strategy, tally, marks)

@@ -295,6 +295,8 @@ class Tally:
     files: StateFiles
     loaded: LoadedModel
     rounds: int  # `strategy.rounds`: the results are those of the last one
+    # whether votes of at most half decide nothing (`strategy.majority_floor`)
+    majority_floor: bool = field(default=False, kw_only=True)
 
     def add(self, number: int, result: BlockResult) -> None:
         """Save a block of a round and its figures."""
@@ -413,7 +415,7 @@ class Tally:
             votes=[int(count) for count in votes] if votes is not None else [],
             agreement=None if votes is None else pairwise_agreement(votes, effective),
             unanimous=None if votes is None else unanimous_share(votes),
-            tied=(0, 0) if votes is None else tied_weights(votes, zeros),
+            tied=(0, 0) if votes is None else tied_weights(votes, zeros, self.majority_floor),
             expert=f"{place}.{expert.holder}.{expert.index}" if expert else "",
             tokens=result.tokens.get(name) if expert else None,
         )

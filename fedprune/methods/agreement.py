@@ -56,7 +56,9 @@ def unanimous_share(histogram: NDArray[np.int64]) -> float:
     return int(histogram[0] + histogram[-1]) / int(histogram.sum())
 
 
-def tied_weights(histogram: NDArray[np.int64], pruned: int) -> tuple[int, int]:
+def tied_weights(
+    histogram: NDArray[np.int64], pruned: int, majority: bool = False
+) -> tuple[int, int]:
     """Return how many weights share the vote count that decides, and how many of them are pruned.
 
     The most voted weights are pruned. Those at the last vote count that is reached are tied if not
@@ -70,9 +72,15 @@ def tied_weights(histogram: NDArray[np.int64], pruned: int) -> tuple[int, int]:
         gathered in bins, the weights of the deciding bin are counted.
     pruned : int
         Weights of the group that were pruned.
+    majority : bool
+        Whether all that at most half of the votes are for counts alike, as under
+        `strategy.majority_floor`.
     """
     if not pruned:
         return 0, 0
+    if majority:
+        above = (len(histogram) - 1) // 2 + 1
+        histogram = np.append(histogram[:above].sum(), histogram[above:])
     falling = histogram[::-1]
     reached = np.cumsum(falling)
     place = int(np.searchsorted(reached, pruned))

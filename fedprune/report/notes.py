@@ -219,9 +219,13 @@ def _tied(results: Mapping[str, Any]) -> Iterator[Note]:
     share = min(pruned, weights - pruned) / results["sparsity"]["weights"]
     ties = results["method"]["ties"]
     rule = {"magnitude": "the smaller |W|", "index": "the lower index"}.get(ties, "chance")
+    alike = "As many clients vote for each of them as for the last that had to go"
+    if results["method"].get("majority_floor"):
+        # What no majority is for always goes by |W|.
+        alike += ", or no more than half of them do"
+        rule += "" if ties == "magnitude" else ", and the smaller |W| without a majority,"
     yield Note(
         "warning" if share > _MANY_TIED else "hint",
         f"{text.count(weights, 'weight')} tied at the threshold",
-        f"As many clients vote for each of them as for the last that had to go: {rule} decided "
-        f"(`strategy.ties={ties}`), and {pruned:,} were pruned.",
+        f"{alike}: {rule} decided (`strategy.ties={ties}`), and {pruned:,} were pruned.",
     )

@@ -256,7 +256,7 @@ def _one_threshold(config: RunConfig) -> bool:
     strategy = config.strategy
     options = strategy.own_options()
     whole = options.get("group", "layer") == "layer" and not config.pruner.pattern.structured
-    return whole and not options.get("decode") and not options.get("majority_floor")
+    return whole and not options.get("decode")
 
 
 def _tied(linears: Sequence[LinearFigures]) -> dict[str, int]:

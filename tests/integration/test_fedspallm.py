@@ -92,7 +92,7 @@ def test_weights_equal_the_equations(tmp_path, extra, expansion, average):
 def test_with_a_mask_only_pruner_it_is_fedprllm_s_layer_vote(tmp_path, pruner, sparsity):
     options = (f"pruner={pruner}", f"sparsity={sparsity}")
     job(tmp_path / "spa", *SPA, *options, "strategy.rounding=floor", clients=4)
-    job(tmp_path / "vote", *options, clients=4)
+    job(tmp_path / "vote", *options, "strategy.majority_floor=false", clients=4)
     assert same_masks(masks_of(tmp_path / "spa"), masks_of(tmp_path / "vote"))
     first, second = weights_of(tmp_path / "spa"), weights_of(tmp_path / "vote")
     assert all(torch.equal(first[key], second[key]) for key in first)

@@ -21,6 +21,7 @@ from tests.support.published import CLIENTS, SMALL, linears, oracle, private_mod
 
 QUIET = ["evaluation.local_only=false", "evaluation.centralized=false"]
 BASE = [*SMALL, "strategy.wait=1", "strategy.min_clients=1", "strategy.ties=index"]
+BASE += ["strategy.majority_floor=false"]  # as published
 
 
 def job(folder: Path, *overrides: str, grid=None) -> dict:

@@ -7,7 +7,7 @@ from client_app.app import app
 from fedprune.errors import ConfigError
 from fedprune.methods import public_text
 from tests.support.grid import LocalGrid
-from tests.support.jobs import job, masks_of, same_masks
+from tests.support.jobs import job, masks_of
 
 pytest.importorskip("dp_accounting", reason="dp-accounting is not installed")
 pytest.importorskip("opendp", reason="opendp is not installed")
@@ -71,20 +71,28 @@ def test_a_node_that_is_asked_twice_has_one_answer(tmp_path, options):
 
 
 def test_another_run_has_other_noise(tmp_path):
+    # Masks are often alike: where noise hides the texts, those of public text come of it.
+    runs = []
     for name in ("one", "other"):
-        job(tmp_path / name, *NOISY)
-    assert not same_masks(masks_of(tmp_path / "one"), masks_of(tmp_path / "other"))
+        grid = Asked(app, 2)
+        job(tmp_path / name, *NOISY, grid=grid)
+        runs.append(next(zip(*grid.answers, strict=True)))
+    for one, other in zip(*runs, strict=True):
+        assert one.keys() == other.keys()
+        assert all(one[block] != other[block] for block in one)
 
 
 def test_the_less_noise_the_nearer_to_the_plain_run(tmp_path):
-    plain = ("strategy=fedstats", "schedule.prefix=dense", "pruner.num_calibration_samples=24")
+    samples = ("pruner.num_calibration_samples=128", "pruner.seq_len=16")
+    plain = ("strategy=fedstats", "schedule.prefix=dense", *samples)
     job(tmp_path / "plain", *plain)
     expected, near = masks_of(tmp_path / "plain"), []
     for epsilon in (0.01, 100):
         job(tmp_path / f"run-{epsilon}", *plain, f"privacy.epsilon={epsilon}")
         found = masks_of(tmp_path / f"run-{epsilon}")
         near.append(np.mean([(found[key] == expected[key]).mean() for key in expected]))
-    assert near[0] < near[1] and near[1] > 0.9
+    # In eight runs 0.931, with a standard deviation of 0.004, and 0.9816 with one of 0.0003.
+    assert near[0] < near[1] - 0.01 and near[1] > 0.97
 
 
 def test_what_cannot_have_noise_is_refused_before_anybody_is_asked(tmp_path):

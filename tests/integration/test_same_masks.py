@@ -22,13 +22,16 @@ from tests.support.jobs import job
 
 HASHES = Path(__file__).with_name("same_masks.json")
 
+PUBLISHED = "strategy.majority_floor=false"  # votes
+
 JOBS = {
-    "fedprllm, layer, wanda": ["pruner=wanda"],
+    "fedprllm, layer, wanda": ["pruner=wanda", PUBLISHED],
     "fedprllm, row, ria, iterative, scaled": [
         "pruner=ria",
         "schedule=iterative",
         "strategy.group=row",
         "strategy.scaling=true",
+        PUBLISHED,
     ],
     "fedprllm, column, random ties, floor": [
         "strategy.group=column",
@@ -41,9 +44,10 @@ JOBS = {
         "pruner.group=layer",
         "allocation=per_block",
         "allocation.blocks='0.3,0.7,0.5,0.5,0.6,0.4'",
+        PUBLISHED,
     ],
-    "fedprllm, 2:4": ["pruner.pattern=2:4"],
-    "fedprllm, owl": ["allocation=owl", "sparsity=0.6"],
+    "fedprllm, 2:4": ["pruner.pattern=2:4", PUBLISHED],
+    "fedprllm, owl": ["allocation=owl", "sparsity=0.6", PUBLISHED],
     "fedspallm, sparsegpt": ["strategy=fedspallm", "pruner=sparsegpt", "sparsity=0.6"],
     "fedspallm, half the layers, two rounds": [
         "strategy=fedspallm",

@@ -70,7 +70,9 @@ def scripted(message, context):
 def run(nodes=3, overrides=(), tamper=None, strategy_type=FedPrLLM):
     config = config_from_overrides(
         ["strategy.wait=0.2", "strategy.timeout=0.3", "strategy.min_clients=1"]
-        + ["evaluation.local_only=false", "pruner.group=row", *overrides]
+        # Votes as published; whoever tests the floor says so.
+        + ["evaluation.local_only=false", "pruner.group=row", "strategy.majority_floor=false"]
+        + [*overrides]
     )
     plan = PublicModel(SHAPES, "c", "w", "s", weight)
     store = MemoryStore()

@@ -84,12 +84,17 @@ def test_a_pruner_of_one_s_own_and_any_key_about_pruning(demo):
     assert np.all(pairs[2]["mlp.up_proj"].to_bool().reshape(-1, 4).sum(axis=1) == 2)
 
 
-def test_votes_against_the_sorted_sum_of_masks(demo, clients):
-    voted = fedprune.aggregate([*clients, clients[0]], model=demo, sparsity=0.4)
+@pytest.mark.parametrize("floor", [True, False])
+def test_votes_against_the_sorted_sum_of_masks(demo, clients, floor):
+    rule = [] if floor else ["strategy.majority_floor=false"]
+    told = [*clients, clients[0]]
+    voted = fedprune.aggregate(told, model=demo, sparsity=0.4, overrides=rule)
     for block, linears in voted.items():
         for name, mask in linears.items():
-            masks = [client[block][name].to_bool() for client in [*clients, clients[0]]]
+            masks = [client[block][name].to_bool() for client in told]
             pruned = sum((~one).astype(int) for one in masks).reshape(-1)
+            if floor:
+                pruned[2 * pruned <= len(told)] = 0
             magnitude = demo.weight(block, name).abs().reshape(-1).numpy()
             order = np.lexsort((np.arange(pruned.size), magnitude, -pruned))
             expected = np.ones(pruned.size, dtype=bool)

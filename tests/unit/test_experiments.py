@@ -64,6 +64,12 @@ def test_the_main_table_has_every_pair_of_the_paper():
     assert len(composed("fedprllm_local_group")) == 9
 
 
+def test_published_tables_have_votes_as_published():
+    for name in SWEEPS:
+        for config in composed(name):
+            assert not config.strategy.own_options().get("majority_floor"), name
+
+
 @pytest.mark.parametrize("suffix", ["", "paper_llama_7b_"])
 def test_client_and_sample_tables_are_those_of_the_paper(suffix):
     def sizes(table):

@@ -31,7 +31,6 @@ def _decodable(run: RunConfig) -> Iterator[str]:
         "pruner.name": (run.pruner.name, "wanda"),
         "pruner.group": (run.pruner.group, "row"),
         "strategy.scaling": (run.strategy.scaling, False),
-        "strategy.majority_floor": (run.strategy.majority_floor, False),
     }
     for key, (got, only) in values.items():
         if got != only:

@@ -89,7 +89,6 @@ REFUSED = [
         "strategy.moments=eigen",
     ),
     ("strategy.decode=true strategy.scaling=true", "scaling", "strategy.decode=false"),
-    ("strategy.decode=true strategy.majority_floor=true", "majority_floor", "false"),
 ]
 
 

@@ -87,6 +87,9 @@ def test_ties_are_the_weights_at_the_last_count_that_is_partly_pruned(votes, dat
     above = sum(number > order[pruned] for number in votes) if split else pruned
     histogram = np.bincount(votes, minlength=7)
     assert tied_weights(histogram, pruned) == (tied, pruned - above)
+    # Under a majority floor all that at most three of six are for has one count.
+    floored = np.bincount([max(number, 3) - 3 for number in votes], minlength=4)
+    assert tied_weights(histogram, pruned, majority=True) == tied_weights(floored, pruned)
 
 
 SHAPES = {"q": (5, 7), "up": (9, 11), "down": (3, 13)}

@@ -110,6 +110,17 @@ def test_ties_matter_as_far_as_they_decide(weights, pruned, level):
     assert f"{tied['weights']:,} weights" in found.title and f"{tied['pruned']:,}" in found.detail
 
 
+@pytest.mark.parametrize("ties", ["magnitude", "index"])
+def test_ties_are_told_with_what_no_majority_is_for(ties):
+    results = quiet()
+    results["agreement"]["tied"] = {"weights": 4, "pruned": 1}
+    results["method"] |= {"majority_floor": True, "ties": ties}
+    (found,) = notes(results)
+    assert "no more than half of them do" in found.detail and "the smaller |W|" in found.detail
+    results["method"]["majority_floor"] = False
+    assert "half" not in notes(results)[0].detail
+
+
 def test_the_worst_comes_first():
     results = made_up(NAMES, 2, lost=NAMES[:1])
     results["sparsity"]["target"] = 0.6

@@ -114,7 +114,7 @@ def tied(*overrides):
 
 def test_ties_are_told_where_a_histogram_can_tell_them():
     assert tied() == tied("strategy=fedspallm") == {"weights": 30, "pruned": 12}
-    for other in ("strategy.group=row", "strategy.decode=true", "strategy.majority_floor=true"):
+    for other in ("strategy.group=row", "strategy.decode=true"):
         assert tied(other) is None
     assert tied("pruner.pattern=2:4") is None
 
