@@ -11,20 +11,21 @@ from pathlib import Path
 from hypothesis import settings
 
 
-def _keep_compiled(home: str) -> None:
-    """Let compiled loops outlast the home folder of a test process: they are kept by content."""
+def _keep_caches(home: str) -> None:
+    """Let what is made of sources outlast the home of a test process: it is kept by content."""
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    kept = Path(caches) / "fedprune-tests" / f"numba-{version('numba')}"
-    try:
-        kept.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return  # then they are compiled anew
-    Path(home, "numba").symlink_to(kept)
+    for name, lasting in (("numba", f"numba-{version('numba')}"), ("texts", "texts")):
+        kept = Path(caches) / "fedprune-tests" / lasting
+        try:
+            kept.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            continue  # then they are made anew
+        Path(home, name).symlink_to(kept)
 
 
 if "FEDPRUNE_HOME" not in os.environ or "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["FEDPRUNE_HOME"] = tempfile.mkdtemp(prefix="fedprune-tests-")
-    _keep_compiled(os.environ["FEDPRUNE_HOME"])
+    _keep_caches(os.environ["FEDPRUNE_HOME"])
     atexit.register(shutil.rmtree, os.environ["FEDPRUNE_HOME"], ignore_errors=True)
 # No test cuts the power, and a small job would wait for the disk longer than it computes. The
 # processes that tests start do wait.

@@ -10,16 +10,19 @@ import contextlib
 import gc
 import hashlib
 import inspect
+import json
 import os
+import sys
 import sysconfig
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 from fedprune.data.documents import Document
+from fedprune.disk import home, replace_file
 from fedprune.errors import DataError
 
 MIN_CHARACTERS = 40
@@ -37,6 +40,9 @@ SKIPPED_FOLDERS = frozenset(
         "tests",
     }
 )
+
+# What holds statements, in the order in which they are written. Expressions hold no definitions.
+_BLOCKS = ("body", "handlers", "orelse", "finalbody")
 
 
 def stdlib_documents(split: Literal["train", "heldout"]) -> list[Document]:
@@ -61,7 +67,7 @@ def is_heldout(key: str) -> bool:
 def _splits() -> tuple[tuple[Document, ...], tuple[Document, ...]]:
     with _no_garbage_collection():
         documents = sorted(
-            [*_topics(), *_docstrings(Path(sysconfig.get_path("stdlib")))], key=lambda d: d.key
+            [*_topics(), *_kept(Path(sysconfig.get_path("stdlib")))], key=lambda d: d.key
         )
     heldout = _distinct(d for d in documents if is_heldout(d.key))
     taken = {document.text for document in heldout}
@@ -100,9 +106,37 @@ def _topics() -> Iterator[Document]:
         yield Document(inspect.cleandoc(text), "topics", f"topics:{name}")
 
 
-def _docstrings(root: Path) -> Iterator[Document]:
+def _kept(root: Path) -> list[Document]:
+    """Return the documents of the docstrings under a folder, parsed once for all processes.
+
+    Parsing takes over a second, and Flower starts processes for each run and each message.
+    """
+    sources = sorted(_sources(root))
+    place = home() / "texts" / f"stdlib-{_mark(sources)}.json"
+    with contextlib.suppress(OSError, ValueError, TypeError):  # not there, or half written
+        return [Document(*fields) for fields in json.loads(place.read_bytes())]
+    found = list(_docstrings(root, sources))
+    with contextlib.suppress(OSError):  # then the next process parses again
+        place.parent.mkdir(parents=True, exist_ok=True)
+        fields = [(one.text, one.group, one.key) for one in found]
+        replace_file(place, json.dumps(fields).encode(), lasting=False)
+    return found
+
+
+def _mark(sources: Sequence[Path]) -> str:
+    """Return a mark of these files as they are now, and of how this one reads them."""
+    mark = hashlib.sha256(sys.version.encode() + Path(__file__).read_bytes())
+    for path in sources:
+        stat = path.stat()
+        mark.update(
+            f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(errors="surrogateescape")
+        )
+    return mark.hexdigest()[:16]
+
+
+def _docstrings(root: Path, sources: Sequence[Path]) -> Iterator[Document]:
     found = False
-    for path in _sources(root):
+    for path in sources:
         tree = _parsed(path)
         if tree is None:
             continue
@@ -153,6 +187,6 @@ def _walk(node: ast.AST, prefix: str) -> Iterator[tuple[str, str]]:
         docstring = ast.get_docstring(node)
         if docstring:
             yield prefix, docstring
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.stmt | ast.ExceptHandler):
+    for block in _BLOCKS:
+        for child in getattr(node, block, ()):
             yield from _walk(child, prefix)

@@ -13,16 +13,19 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from client_app.app import app
+from client_app.session import Session
 from fedprune.config import config_from_overrides
 from fedprune.data.partitions import partition_documents
 from fedprune.data.samples import calibration_samples
 from fedprune.data.stdlib import stdlib_documents
 from fedprune.errors import ConfigError, DataError, FedpruneError, ModelError, QuorumError
+from fedprune.evaluation.throughput import compare_throughput
 from fedprune.models.embedded import demo_model_path
 from fedprune.models.export import SIDECAR
 from fedprune.models.loading import load_model
 from fedprune.models.sidecar import read_sidecar
 from fedprune.seeds import derive_seed
+from server_app import measure
 from server_app.job import run_job
 from tests.support.grid import LocalGrid
 from tests.support.jobs import whole_model
@@ -44,7 +47,9 @@ def masks_of(folder: Path) -> dict[tuple[int, str], np.ndarray]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    return job(tmp_path_factory.mktemp("runs") / "run", overrides="evaluation.speed=true")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "compare_throughput", partial(compare_throughput, rounds=1))
+        return job(tmp_path_factory.mktemp("runs") / "run", overrides="evaluation.speed=true")
 
 
 def test_exports_a_model_that_anyone_can_load(finished):
@@ -217,16 +222,14 @@ def test_node_with_other_weights_is_refused_and_the_round_goes_on(tmp_path):
 
 
 def test_client_that_raises_is_left_out_without_its_text(tmp_path, monkeypatch):
-    import client_app.app as handlers
+    real = Session.reply
 
-    real = handlers.prune
-
-    def fails(config, node, *request):
-        if node.partition_id == 1:
+    def fails(session, *request):
+        if session.node.partition_id == 1:
             raise ValueError("the patient's name")
-        return real(config, node, *request)
+        return real(session, *request)
 
-    monkeypatch.setattr("client_app.app.prune", fails)
+    monkeypatch.setattr(Session, "reply", fails)
     folder = job(tmp_path / "run")
     text = (folder / "results.json").read_text()
     results = json.loads(text)

@@ -10,6 +10,7 @@ from flwr.common.logger import log
 from flwr.common.serde import message_to_proto
 
 import client_app.app as handlers
+from client_app.session import Session
 from fedprune.cli import inline, main
 from fedprune.disk import home
 from fedprune.errors import DataError
@@ -226,7 +227,7 @@ def test_a_run_that_fails_lets_no_private_data_out(watched):
 
 
 def test_leaks_would_be_found(watched, monkeypatch):
-    genuine_report, genuine_prune = handlers.report, handlers.prune
+    genuine_report, genuine_reply = handlers.report, Session.reply
 
     def report(config, node, *more):
         if node.partition_id == 1:
@@ -234,18 +235,18 @@ def test_leaks_would_be_found(watched, monkeypatch):
             raise DataError(f"{planted.FILE_WORD}: {WORDS[1]}")
         return genuine_report(config, node, *more)
 
-    def prune(config, node, *more):
-        reply = genuine_prune(config, node, *more)
-        (samples,) = node.scratch.glob("samples.*")
+    def reply_with_more(session, *request):
+        reply, scratch = genuine_reply(session, *request), session.node.scratch
+        (samples,) = scratch.glob("samples.*")
         tokens = planted.kept_tensors(samples)[0]
-        hidden = [t for p in node.scratch.glob("hidden-0*") for t in planted.kept_tensors(p)]
+        hidden = [t for p in scratch.glob("hidden-0*") for t in planted.kept_tensors(p)]
         array = Array("uint8", (1,), "x", b"".join(state.numpy().tobytes() for state in hidden))
         reply["more"] = ArrayRecord({"x": array})
         reply["ids"] = ConfigRecord({"ids": str(tokens.tolist())})
         return reply
 
     monkeypatch.setattr(handlers, "report", report)
-    monkeypatch.setattr(handlers, "prune", prune)
+    monkeypatch.setattr(Session, "reply", reply_with_more)
     run = watched(2, "json")
     run.run("schedule.blocks_per_message=1")
     found = run.leaks()

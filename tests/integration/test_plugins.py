@@ -15,7 +15,15 @@ from fedprune.plugins import METHODS, PRUNERS, load_plugin, plugin_names
 from fedprune.pruning.blocks import BlockWalk, prune_block
 from fedprune.pruning.groups import block_specs
 from fedprune.pruning.registry import get_pruner
-from tests.support.jobs import QUIET, Shuffled, job, masks_of, same_masks, samples_of
+from tests.support.jobs import (
+    QUIET,
+    Shuffled,
+    first_blocks,
+    job,
+    masks_of,
+    same_masks,
+    samples_of,
+)
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "plugin"
 
@@ -102,7 +110,8 @@ def example(tmp_path, monkeypatch):
 
 
 def test_the_examples_statistic_pruner_and_method_run_a_job(example, tmp_path):
-    options = ("strategy=fedabsolute", "pruner.name=gentle", "schedule=iterative")
+    model = first_blocks(tmp_path / "demo", 2)
+    options = ("strategy=fedabsolute", "pruner.name=gentle", "schedule=iterative", f"model={model}")
     results = job(tmp_path / "run", *options, grid=Shuffled(app, 3))
     again = job(tmp_path / "again", *options, grid=Shuffled(app, 3, seed=1))
     assert results["sparsity"]["overall"] == pytest.approx(0.5, abs=1e-2)
@@ -113,7 +122,7 @@ def test_the_examples_statistic_pruner_and_method_run_a_job(example, tmp_path):
     config = config_from_overrides([*QUIET, *options])
     loaded = load_model(config.model)
     walk = BlockWalk(loaded, [sample for own in samples_of(3) for sample in own])
-    spec = block_specs(config, range(1), 6)[0]
+    spec = block_specs(config, range(1), 2)[0]
     inputs = []
     linear = loaded.layout.linears(0)["self_attn.q_proj"].module
     handle = linear.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))

@@ -1,6 +1,7 @@
 """Quantised federatedly: as if all texts lay in one place, and so when the folder is loaded."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,10 +9,11 @@ import torch
 
 import fedprune
 from client_app.app import app
-from fedprune.cli import main
+from fedprune.cli import evaluate, main
 from fedprune.cli.evaluate import measure
 from fedprune.config import config_from_overrides
 from fedprune.errors import ConfigError, ModelError
+from fedprune.evaluation.throughput import compare_throughput
 from fedprune.models.loading import load_model
 from tests.support.grid import LocalGrid
 from tests.support.jobs import QUIET, Shuffled, central, job, weights_in
@@ -74,7 +76,8 @@ def test_the_folder_is_worth_what_the_run_measured(tmp_path, options):
     assert "masks" not in results["sizes"]
 
 
-def test_speed_and_agreement_of_a_quantised_folder(tmp_path, capsys):
+def test_speed_and_agreement_of_a_quantised_folder(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(evaluate, "compare_throughput", partial(compare_throughput, rounds=1))
     job(tmp_path / "run", *ROUNDING, clients=2)
     short = ["evaluation.max_windows=2", "evaluation.seq_len=32"]
     several = ["evaluate", "demo", str(tmp_path / "run"), *short, "--speed", "--json"]

@@ -6,14 +6,16 @@ What cannot run here, or runs elsewhere, is listed with where.
 import re
 import shlex
 import shutil
+from functools import partial
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 
-from fedprune.cli import main
+from fedprune.cli import evaluate, main
+from fedprune.evaluation.throughput import compare_throughput
 from tests.support.hub import TOKEN, running_hub
-from tests.support.jobs import opt_folder
+from tests.support.jobs import first_blocks, opt_folder
 
 README = Path(__file__).parents[2] / "README.md"
 BLOCKS = re.findall(r"```bash\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.S)
@@ -62,10 +64,23 @@ RUNNABLE = [
 ]
 
 
-def small(words: list[str]) -> list[str]:
+def fewer(words: list[str]) -> list[str]:
+    """Return the words of a sweep with two values of its first list and one of every other."""
+    found, most = [], 2
+    for word in words:
+        key, equals, values = word.partition("=")
+        if equals and "," in values:
+            values, most = ",".join(values.split(",")[:most]), 1
+        found.append(f"{key}{equals}{values}")
+    return found
+
+
+def small(words: list[str], site: Path) -> list[str]:
     """Return overrides of a run with those that make it small in place of their like."""
     kept = [word for word in words if word.partition("=")[0] not in SMALL]
-    return [*kept, *(f"{key}={value}" for key, value in SMALL.items())]
+    own = any(word.partition("=")[0] in ("model", "experiment") for word in words)
+    model = [] if own else [f"model={site / 'models' / 'short'}"]
+    return [*kept, *model, *(f"{key}={value}" for key, value in SMALL.items())]
 
 
 @pytest.fixture(scope="module")
@@ -73,16 +88,17 @@ def site(tmp_path_factory):
     """What the README takes for granted: a model, texts, runs."""
     folder = tmp_path_factory.mktemp("site")
     opt_folder(folder / "models" / "Llama-2-7b-hf")
+    first_blocks(folder / "models" / "short", 3)
     (folder / "texts").mkdir()
     for number in range(4):
         text = f"Owner {number} writes about the weather and the sea. " * 200
         (folder / "texts" / f"{number}.txt").write_text(text)
-    assert main(["run", *small([]), f"output_dir={folder / 'runs' / 'NAME'}"]) == 0
+    assert main(["run", *small([], folder), f"output_dir={folder / 'runs' / 'NAME'}"]) == 0
     for name in "ab":
         shutil.copytree(folder / "runs" / "NAME", folder / "runs" / name)
     runs = folder / "runs"
     kinds = "strategy.statistics='columns,moments'"
-    assert main(["collect", *small([kinds]), f"output_dir={runs / 'collected'}"]) == 0
+    assert main(["collect", *small([kinds], folder), f"output_dir={runs / 'collected'}"]) == 0
     solve = ["solve", str(runs / "collected"), "sparsity=0.6", f"output_dir={runs / 'solved'}"]
     assert main(solve) == 0
     return folder
@@ -97,7 +113,7 @@ def typed(site, tmp_path, monkeypatch):
         "/models/Llama-2-7b-hf": str(site / "models" / "Llama-2-7b-hf"),
         "/models/shape": str(tmp_path / "shape"),
         "llama-2-7b": str(site / "models" / "Llama-2-7b-hf"),
-        "BASE_MODEL": "demo",
+        "BASE_MODEL": str(site / "models" / "short"),
         "wikitext2,c4,ptb": str(site / "texts" / "1.txt"),
         "data=c4": f"data={site / 'texts'}",
         "data=/texts": f"data={site / 'texts'}",
@@ -118,9 +134,10 @@ def typed(site, tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def outside(monkeypatch):
-    """A hub and a browser that are on this machine."""
+    """A hub and a browser that are on this machine, and models that take turns once."""
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", lambda page, *_: opened.append(page) or True)
+    monkeypatch.setattr(evaluate, "compare_throughput", partial(compare_throughput, rounds=1))
     with running_hub() as hub:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.address)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
@@ -139,11 +156,11 @@ def test_every_line_is_run_here_or_elsewhere():
 
 
 @pytest.mark.parametrize("words", RUNNABLE, ids=" ".join)
-def test_a_line_of_the_readme_runs(words, typed, tmp_path, capsys):
+def test_a_line_of_the_readme_runs(words, site, typed, tmp_path, capsys):
     _, command, *arguments = typed(words)
     expected = {0}
     if command in ("run", "collect") and "resume=runs/NAME" not in words:
-        arguments = [*small(arguments), f"output_dir={tmp_path / 'run'}"]
+        arguments = [*small(arguments, site), f"output_dir={tmp_path / 'run'}"]
     elif command == "audit":
         arguments = [*arguments, "pruner.num_calibration_samples=1", "pruner.seq_len=32"]
     elif command == "solve":
@@ -153,7 +170,8 @@ def test_a_line_of_the_readme_runs(words, typed, tmp_path, capsys):
     elif command == "run":
         arguments.append("federation.backend=inline")
     elif command == "sweep":
-        arguments = [*small(arguments), f"output_dir={tmp_path / 'sweep'}", "--jobs", "1"]
+        arguments = [*small(fewer(arguments), site), f"output_dir={tmp_path / 'sweep'}"]
+        arguments += ["--jobs", "1"]
     elif command == "doctor":
         expected = {0, 1}  # the machine may lack something
     code = main([command, *arguments])

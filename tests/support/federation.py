@@ -234,9 +234,10 @@ class Federation:
         """Return an environment whose processes write below a new folder only."""
         for name in _FOLDERS:
             (folder / name).mkdir(parents=True)
-        # Compiled loops are the same everywhere and take a minute: all homes share them.
-        (home() / "numba").mkdir(parents=True, exist_ok=True)
-        (folder / "home" / "numba").symlink_to(home() / "numba")
+        # What is made of sources is the same everywhere, and takes a minute: all homes share it.
+        for name in ("numba", "texts"):
+            (home() / name).mkdir(parents=True, exist_ok=True)
+            (folder / "home" / name).symlink_to(home() / name)
         return runtime_environment() | {
             "FLWR_HOME": str(folder / "flwr"),
             "FEDPRUNE_HOME": str(folder / "home"),

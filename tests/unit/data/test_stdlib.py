@@ -74,6 +74,39 @@ def test_documents_are_sorted_and_reproducible(train: list[Document]) -> None:
     assert list(again) == train
 
 
+@pytest.fixture
+def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A library of one module, and a home that knows nothing of it."""
+    monkeypatch.setenv("FEDPRUNE_HOME", str(tmp_path / "home"))
+    source = tmp_path / "library" / "m.py"
+    source.parent.mkdir()
+    source.write_text('"""The first text of a module, which is long enough to be kept."""\n')
+    return source
+
+
+def test_docstrings_are_parsed_once_and_again_when_a_source_changes(
+    library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = fresh(library.parent, monkeypatch)
+    with monkeypatch.context() as patched:
+        patched.delattr(stdlib, "_parsed")
+        assert fresh(library.parent, patched) == first
+    library.write_text(library.read_text().replace("first", "second"))
+    (again,) = fresh(library.parent, monkeypatch)
+    assert again.text == first[0].text.replace("first", "second")
+    for kept in (stdlib.home() / "texts").iterdir():  # a kill has left half of it
+        kept.write_bytes(kept.read_bytes()[:-5])
+    assert fresh(library.parent, monkeypatch) == [again]
+
+
+def test_a_home_that_cannot_be_written_costs_time_only(
+    library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stdlib.home().write_text("no folder")
+    (found,) = fresh(library.parent, monkeypatch)
+    assert found.key == "m:"
+
+
 def test_a_caller_cannot_change_what_the_next_one_gets(train: list[Document]) -> None:
     stdlib_documents("train").clear()
     assert stdlib_documents("train") == train
