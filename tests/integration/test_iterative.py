@@ -10,13 +10,12 @@ from transformers import AutoModelForCausalLM
 
 from client_app.app import app
 from fedprune.config import config_from_overrides
-from fedprune.models.export import SIDECAR
 from fedprune.models.loading import load_model
-from fedprune.models.sidecar import read_sidecar
 from fedprune.wire.changes import LinearUpdate, decode_update, encode_update
 from fedprune.wire.masks import BitMask
 from server_app.job import run_job
 from tests.support.grid import LocalGrid
+from tests.support.jobs import masks_of
 from tests.support.published import CLIENTS, SMALL, linears, oracle, private_model
 
 QUIET = ["evaluation.local_only=false", "evaluation.centralized=false"]
@@ -30,11 +29,6 @@ def job(folder: Path, *overrides: str, grid=None) -> dict:
     run_job(grid, {"overrides": options, "output-dir": str(folder)}, 11)
     assert not grid.kept()
     return json.loads((folder / "results.json").read_text())
-
-
-def masks_of(folder: Path) -> dict[tuple[int, str], np.ndarray]:
-    found = read_sidecar(folder / "model" / SIDECAR)
-    return {(b, n): mask.to_bool() for b, masks in found.items() for n, mask in masks.items()}
 
 
 def weights_of(folder: Path) -> dict[tuple[int, str], np.ndarray]:

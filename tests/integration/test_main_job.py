@@ -21,14 +21,13 @@ from fedprune.data.stdlib import stdlib_documents
 from fedprune.errors import ConfigError, DataError, FedpruneError, ModelError, QuorumError
 from fedprune.evaluation.throughput import compare_throughput
 from fedprune.models.embedded import demo_model_path
-from fedprune.models.export import SIDECAR
 from fedprune.models.loading import load_model
-from fedprune.models.sidecar import read_sidecar
 from fedprune.seeds import derive_seed
 from server_app import measure
 from server_app.job import run_job
 from tests.support.grid import LocalGrid
-from tests.support.jobs import whole_model
+from tests.support.jobs import masks_of, whole_model
+from tests.support.published import add_squares
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = "pruner.num_calibration_samples=4 pruner.seq_len=64 evaluation.max_windows=8"
@@ -38,11 +37,6 @@ def job(folder: Path, nodes=3, overrides="", grid=None, **shortcuts):
     grid = grid or LocalGrid(app, nodes)
     options = f"{SMALL} strategy.wait=1 strategy.min_clients=1 {overrides}"
     return run_job(grid, {"overrides": options, "output-dir": str(folder), **shortcuts}, 7)
-
-
-def masks_of(folder: Path) -> dict[tuple[int, str], np.ndarray]:
-    found = read_sidecar(folder / "model" / SIDECAR)
-    return {(b, n): mask.to_bool() for b, masks in found.items() for n, mask in masks.items()}
 
 
 @pytest.fixture(scope="module")
@@ -93,11 +87,6 @@ def test_masks_equal_a_plain_loop_of_votes_with_a_majority_floor(finished):
         mask = np.ones(weight.size, dtype=bool)
         mask[order[: weight.size // 2]] = False
         assert np.array_equal(found[block, name], mask.reshape(weight.shape))
-
-
-def add_squares(sums, name, module, args, output):
-    squares = args[0].detach().float().reshape(-1, args[0].shape[-1]).square()
-    sums[name] = sums.get(name, 0) + squares.sum(0)
 
 
 def plain_client(samples) -> dict[tuple[int, str], np.ndarray]:

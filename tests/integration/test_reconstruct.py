@@ -19,6 +19,7 @@ from tests.support.jobs import (
     job,
     masks_of,
     opt_folder,
+    refusals,
     weights_of,
 )
 
@@ -40,11 +41,6 @@ def opt(tmp_path_factory) -> str:
 
 def told_of(results: dict) -> list[dict]:
     return results["strategy"]["reconstruct"]
-
-
-def refusals(results: dict) -> dict[str, str]:
-    entries = results["ledger"]["entries"]
-    return {entry["client"]: entry["refused"] for entry in entries if entry["refused"]}
 
 
 @pytest.mark.parametrize("method", METHODS, ids=" ".join)

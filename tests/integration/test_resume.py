@@ -15,7 +15,7 @@ from server_app.job import run_job
 from server_app.run_folder import RunFolder, Tally
 from strategies.exchange import WorkerDiedError
 from tests.support.grid import LocalGrid
-from tests.support.jobs import QUIET, masks_of, same_masks, small_inputs
+from tests.support.jobs import QUIET, masks_of, refusals, same_masks, small_inputs
 
 CLIENTS = 3
 
@@ -56,11 +56,6 @@ def stopped(folder: Path, inputs, *overrides: str, after: int = 4, **more) -> Pa
     with pytest.raises(KeyboardInterrupt):
         start(folder, inputs, *overrides, grid=Stopping(after=after, **more))
     return folder
-
-
-def refusals(results: dict) -> dict[str, str]:
-    entries = results["ledger"]["entries"]
-    return {entry["client"]: entry["refused"] for entry in entries if entry["refused"]}
 
 
 def test_a_clock_that_is_ahead_at_resume_costs_nothing(tmp_path, inputs, monkeypatch):

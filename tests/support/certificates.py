@@ -43,18 +43,7 @@ def server_certificate(
 ) -> tuple[Path, Path]:
     """Make a server's certificate, ``NAME.crt``, and its key, ``NAME.key``, and return both.
 
-    Parameters
-    ----------
-    folder : Path
-        Gets them.
-    issuer : Authority
-        Signs it.
-    name : str
-        The files' stem.
-    *names : str
-        Host names it holds for besides localhost and 127.0.0.1.
-    expired : bool
-        Whether it ran out yesterday.
+    `names`: host names it holds for besides localhost and 127.0.0.1.
     """
     key = ec.generate_private_key(ec.SECP256R1())
     hosts = [x509.DNSName(host) for host in ("localhost", *names)]

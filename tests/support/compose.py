@@ -49,14 +49,7 @@ def wheels() -> str:
 class Project:
     """One `docker compose` project.
 
-    Parameters
-    ----------
-    name, file : str
-        Its name, and the compose file.
-    folder : Path
-        Gets its environment file.
-    settings : str
-        Values for the environment file.
+    `name`, `file`: its name, and the compose file.
     """
 
     def __init__(self, name: str, file: str, folder: Path, **settings: object) -> None:
@@ -112,10 +105,7 @@ class Clock:
 def await_line(path: Path, words: str, seconds: float, process: subprocess.Popen) -> None:
     """Wait until a file that a process writes holds some words.
 
-    Raises
-    ------
-    AssertionError
-        It took too long, or the process ended.
+    Raises AssertionError: it took too long, or the process ended.
     """
     deadline = time.monotonic() + seconds
     while words not in (text := path.read_text()):

@@ -27,12 +27,7 @@ _ANSWERS = {
 class FakeSuperLink:
     """What it was asked, and where it listens.
 
-    Attributes
-    ----------
-    address : str
-        Host and port.
-    calls : list of str
-        Names of the calls so far.
+    `calls`: names of the calls so far.
     """
 
     def __init__(self, failing: Collection[str]) -> None:

@@ -30,14 +30,8 @@ _FOLDERS = ("flwr", "home", "work", "tmp")
 class Node:
     """A site: the SuperNode, and the executor that sees the data.
 
-    Attributes
-    ----------
-    folder : Path
-        Everything its processes write lies below it: home, flwr, work and tmp.
-    home : Path
-        Its FEDPRUNE_HOME.
-    key, public : Path
-        Its key pair; only with TLS.
+    `folder`: everything its processes write lies below it: home, flwr, work and tmp. `key`,
+    `public`: its key pair; only with TLS.
     """
 
     def __init__(self, federation: "Federation", number: int, config: str, fleet: str) -> None:
@@ -85,22 +79,10 @@ class Node:
 class Federation:
     """A SuperLink, its executor and nodes; everything is killed at the end of ``with``.
 
-    Parameters
-    ----------
-    folder : Path
-        Gets all that they write.
-    nodes : int or sequence of str
-        How many, or the node-config of each.
-    tls : bool
-        With certificates and authenticated nodes, or in plain text.
-    restart : bool
-        Start services that end again after two seconds.
-    port : int, optional
-        The SuperLink's port; a free one if left out.
-    fleet : sequence of str, optional
-        For each node the address it takes for the SuperLink's, to put something in between.
-    supernode : sequence of str
-        Further arguments of every SuperNode.
+    `nodes`: how many, or the node-config of each. `tls`: with certificates and authenticated nodes,
+    or in plain text. `restart`: start services that end again after two seconds. `port`: the
+    SuperLink's port; a free one if left out. `fleet`: for each node the address it takes for the
+    SuperLink's, to put something in between. `supernode`: further arguments of every SuperNode.
     """
 
     def __init__(  # noqa: PLR0913

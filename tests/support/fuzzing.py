@@ -139,14 +139,7 @@ def survives(
 
     Fails on any other error, and where it took more memory than what came explains.
 
-    Parameters
-    ----------
-    read : Callable
-        The reader, told what to read.
-    errors : tuple of types
-        What it may raise.
-    explained : int
-        Bytes that came, and that the model's shapes stand for.
+    `explained`: bytes that came, and that the model's shapes stand for.
     """
     tracemalloc.start()
     try:

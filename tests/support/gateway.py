@@ -28,14 +28,7 @@ def missing() -> str:
 class Gateway:
     """nginx between nodes and a SuperLink.
 
-    Attributes
-    ----------
-    port : int
-        What it listens on.
-    service : Service
-        The process, as a container would run it.
-    certificate, key : Path
-        What it shows to nodes.
+    `service`: the process, as a container would run it.
     """
 
     def __init__(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -22,18 +22,9 @@ def become_server() -> None:
 class LocalGrid(InlineGrid):
     """A federation of ``nodes`` virtual nodes.
 
-    Parameters
-    ----------
-    app : ClientApp
-        Runs once a message.
-    nodes : int
-        Number of nodes; node 100 + i holds partition i.
-    run_id : int
-        Flower's number of the run.
-    node_configs : dict, optional
-        Partition -> settings that replace the default ones.
-    tamper : callable, optional
-        (partition, reply) -> what arrives instead; None means that nothing ever arrives.
+    `app`: runs once a message. `nodes`: number of nodes; node 100 + i holds partition i.
+    `node_configs`: partition -> settings that replace the default ones. `tamper`: (partition,
+    reply) -> what arrives instead; None means that nothing ever arrives.
     """
 
     def __init__(self, app, nodes, run_id=1, node_configs=None, tamper=None):
@@ -72,3 +63,9 @@ def client_app(handler: Callable[[Message, Context], Message]) -> ClientApp:
     app.train("prune")(handler)
     app.evaluate("local")(handler)
     return app
+
+
+def echo(message: Message, context: Context) -> Message:
+    """Answer with the number of the partition."""
+    number = context.node_config["partition-id"]
+    return Message(RecordDict({"metrics": MetricRecord({"n": number})}), reply_to=message)

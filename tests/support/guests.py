@@ -33,16 +33,8 @@ _KNOWN: dict[str, RecordDict] = {}  # kind of request -> its answer
 class Guest(threading.Thread):
     """A node that runs this project's ClientApp and changes what that answers.
 
-    Parameters
-    ----------
-    address : str
-        The SuperLink's.
-    ca, key : Path
-        The authority's certificate and the node's private key.
-    settings : Mapping
-        Its node-config.
-    answer : Callable
-        (guest, request, honest reply) -> sends something, by the methods below.
+    `ca`, `key`: the authority's certificate and the node's private key. `answer`: (guest, request,
+    honest reply) -> sends something, by the methods below.
     """
 
     def __init__(

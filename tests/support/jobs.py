@@ -179,3 +179,9 @@ def small_inputs(folder, texts: int) -> list[str]:
     (folder / "texts.jsonl").write_text("\n".join(lines))
     model = opt_folder(folder / "opt")
     return [f"model={model}", f"data={folder / 'texts.jsonl'}", "data.partition=iid"]
+
+
+def refusals(results: dict) -> dict[str, str]:
+    """Return the clients whose replies were refused in some results, and why."""
+    entries = results["ledger"]["entries"]
+    return {entry["client"]: entry["refused"] for entry in entries if entry["refused"]}

@@ -21,13 +21,7 @@ _CALLS = ("replace", "fsync", "unlink", "mkdir", "truncate")
 
 
 class Workshop:
-    """Starts the jobs.
-
-    Parameters
-    ----------
-    log : Path
-        Gets what the jobs print.
-    """
+    """Starts the jobs."""
 
     def __init__(self, log: Path) -> None:
         self._process = subprocess.Popen(
@@ -45,15 +39,8 @@ class Workshop:
     def job(self, overrides: str, clients: int, moment: int = 0) -> tuple[int, int]:
         """Run a job; return its exit status as subprocess does, and how many moments it had.
 
-        Parameters
-        ----------
-        overrides : str
-            Of the run-config.
-        clients : int
-            Nodes of the grid.
-        moment : int
-            When to kill it, from 1: a write that is about to be made good, or a message that is
-            about to be sent or has been answered; 0 lets it live.
+        `moment`: when to kill it, from 1: a write that is about to be made good, or a message that
+        is about to be sent or has been answered; 0 lets it live.
         """
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps([overrides, clients, moment]) + "\n")

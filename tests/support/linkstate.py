@@ -15,17 +15,8 @@ from flwr.superlink.servicer.runtime import runtime_handlers
 class BreakingLink:
     """A SuperLink whose answers to pushed objects get lost, so that they are pushed again.
 
-    Parameters
-    ----------
-    database : pathlib.Path
-        Where Flower keeps its records.
-    breaks : int
-        How many answers get lost, from the first on.
-
-    Attributes
-    ----------
-    run_id, node_id : int
-        A run, and a node that is online.
+    `breaks`: how many answers get lost, from the first on. `run_id`, `node_id`: a run, and a node
+    that is online.
     """
 
     def __init__(self, database, breaks: int):

@@ -10,18 +10,7 @@ _CHUNK = 1 << 16
 
 
 class Recorder:
-    """Forwards connections on the loopback interface and keeps what clients send.
-
-    Parameters
-    ----------
-    port : int
-        The server's.
-
-    Attributes
-    ----------
-    address : str
-        What clients connect to.
-    """
+    """Forwards connections on the loopback interface and keeps what clients send."""
 
     def __init__(self, port: int) -> None:
         self._port = port

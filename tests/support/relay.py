@@ -16,14 +16,8 @@ _POLL_SECONDS = 0.1
 class Relay:
     """Passes TCP connections on to a port of the loopback interface.
 
-    Attributes
-    ----------
-    address : str
-        Where a node connects to.
-    rate : float or None
-        Bytes a second and direction; None: as fast as it goes.
-    cut : bool
-        Whether nothing passes, while connections stay open: a cable that is unplugged.
+    `rate`: bytes a second and direction; None: as fast as it goes. `cut`: whether nothing passes,
+    while connections stay open: a cable that is unplugged.
     """
 
     def __init__(self, port: int) -> None:

@@ -30,20 +30,7 @@ def made_up(
 ) -> dict:
     """Return results as `results.json` has them.
 
-    Parameters
-    ----------
-    names : sequence of str
-        The clients.
-    blocks : int
-        Of the model; the first ten have a round each.
-    *overrides : str
-        Of the configuration.
-    datasets : sequence of str
-        On which perplexity was measured.
-    alone : bool
-        Whether clients measured their own models.
-    lost : sequence of str
-        Clients whose first reply is refused.
+    `blocks`: of the model; the first ten have a round each.
     """
     draw = random.Random(len(names))
     config = config_from_overrides(list(overrides))

@@ -71,14 +71,7 @@ def run_on_terminal(
 ) -> tuple[int, str]:
     """Run Python on a terminal of its own and return its exit code and all it has written.
 
-    Parameters
-    ----------
-    arguments : sequence of str
-        For the interpreter.
-    widths : sequence of (str, int)
-        The window's columns after this text has been seen; the first text is "".
-    environment : Mapping
-        Its whole environment.
+    `widths`: the window's columns after this text has been seen; the first text is "".
     """
     mine, theirs = pty.openpty()
     _resize(theirs, widths[0][1])

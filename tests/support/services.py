@@ -25,19 +25,9 @@ _PORTS = (20000, 32000)
 class Service:
     """One command that runs until it is ended, and what it starts.
 
-    Parameters
-    ----------
-    command : sequence of str
-        The command and its arguments; may be changed until it is started.
-    folder : Path
-        Where it runs.
-    environment : Mapping
-        Its whole environment.
-    log : Path
-        Gets its output, that of all its lives.
-    restart : bool
-        Whether it is started again two seconds after it ended by itself or by
-        :meth:`crash`, as a container's restart policy does.
+    `command`: the command and its arguments; may be changed until it is started. `restart`: whether
+    it is started again two seconds after it ended by itself or by :meth:`crash`, as a container's
+    restart policy does.
     """
 
     def __init__(

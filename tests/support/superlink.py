@@ -24,12 +24,8 @@ RUN = 1
 class Link:
     """What a ServerApp asks a SuperLink for, and what was asked.
 
-    Attributes
-    ----------
-    objects : dict[str, bytes]
-        Name -> content; b"" where it was announced and has not come.
-    pulled, confirmed : list of str
-        Names that were asked for, and messages that may be deleted.
+    `objects`: name -> content; b"" where it was announced and has not come. `pulled`, `confirmed`:
+    names that were asked for, and messages that may be deleted.
     """
 
     def __init__(self):

@@ -12,7 +12,7 @@ from fedprune.pruning.hessian import inverse_factor, reconstruction_error
 from fedprune.pruning.rounding import round_weight
 from fedprune.pruning.statistics import ColumnStatistics, MomentStatistics
 from tests.support.moments import correlated, damped64
-from tests.support.pruning_paths import PATHS, take_path
+from tests.support.pruning_paths import take_path
 from tests.support.quantizers import scale_of, swept
 
 DAMPING = 0.01
@@ -26,13 +26,6 @@ CASES = [
     ((2, 64), Grid(8, 32, True), torch.bfloat16),
     ((2, 256), Grid(4, 128, True), torch.float32),
 ]
-
-
-@pytest.fixture(params=PATHS)
-def path(request, monkeypatch):
-    """Run a test on every path."""
-    take_path(monkeypatch, request.param)
-    return request.param
 
 
 def moments_of(moments):

@@ -12,7 +12,6 @@ from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.registry import NAMES, get_pruner
 from fedprune.pruning.statistics import ColumnStatistics
 from tests.support.pruning_oracle import expected_survivors, oracle_mask
-from tests.support.pruning_paths import PATHS, take_path
 
 SPECS = [
     MaskSpec(0.5, Pattern(), "row"),
@@ -20,12 +19,6 @@ SPECS = [
     MaskSpec(0.3, Pattern(), "column"),
     MaskSpec(0.5, Pattern(2, 4), "row"),
 ]
-
-
-@pytest.fixture(params=PATHS)
-def path(request, monkeypatch):
-    """Run a test on every path."""
-    take_path(monkeypatch, request.param)
 
 
 @pytest.fixture

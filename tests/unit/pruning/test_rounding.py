@@ -11,7 +11,6 @@ from fedprune.pruning.rounding import RoundingPruner, round_weight
 from fedprune.pruning.statistics import ColumnStatistics, MomentStatistics
 from fedprune.wire.masks import BitMask
 from tests.support.moments import correlated
-from tests.support.pruning_paths import PATHS, take_path
 from tests.support.quantizers import nearest, scale_of
 
 DAMPING = 0.01
@@ -22,13 +21,6 @@ CASES = [
     ((4, 20), Grid(4, None, True), torch.float16),
     ((2, 128), Grid(8, 64, False), torch.bfloat16),
 ]
-
-
-@pytest.fixture(params=PATHS)
-def path(request, monkeypatch):
-    """Run a test on every path."""
-    take_path(monkeypatch, request.param)
-    return request.param
 
 
 @pytest.mark.parametrize(("shape", "grid", "dtype"), CASES, ids=str)

@@ -21,7 +21,6 @@ from fedprune.pruning.sparsegpt import SparseGptPruner, sparsegpt, sparsegpt_qua
 from fedprune.pruning.statistics import MomentStatistics
 from tests.support.moments import correlated, damped64
 from tests.support.pruning_oracle import expected_survivors
-from tests.support.pruning_paths import PATHS, take_path
 from tests.support.quantizers import swept
 
 FREE = Pattern()
@@ -38,13 +37,6 @@ CASES = [
     ((6, 35), MaskSpec(0.5, Pattern(3, 5), "row"), 128),
     ((70, 16), MaskSpec(0.5, Pattern(4, 8), "layer"), 8),
 ]
-
-
-@pytest.fixture(params=PATHS)
-def path(request, monkeypatch):
-    """Run a test on every path."""
-    take_path(monkeypatch, request.param)
-    return request.param
 
 
 def oracle(weight, moments, spec, block_size, dead=()):

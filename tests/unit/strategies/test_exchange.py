@@ -1,15 +1,10 @@
 import pytest
-from flwr.app import Error, Message, MetricRecord, RecordDict
+from flwr.app import Error, Message, RecordDict
 
 from fedprune.flower.replies import ReplyLimits
 from fedprune.records import message_bytes
 from strategies.exchange import Again, WorkerDiedError, exchange
-from tests.support.grid import LocalGrid, TwiceGrid, client_app
-
-
-def echo(message: Message, context) -> Message:
-    number = context.node_config["partition-id"]
-    return Message(RecordDict({"metrics": MetricRecord({"n": number})}), reply_to=message)
+from tests.support.grid import LocalGrid, TwiceGrid, client_app, echo
 
 
 def requests(grid: LocalGrid):

@@ -2,20 +2,15 @@ import time
 from collections.abc import Iterable
 
 import pytest
-from flwr.app import Error, Message, MetricRecord, RecordDict
+from flwr.app import Error, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 
 from fedprune.records import message_bytes
 from strategies.exchange import Again, Outcome, exchange
-from tests.support.grid import LocalGrid, client_app
+from tests.support.grid import LocalGrid, client_app, echo
 
 KIND = "train.prune"
 LOST = 101
-
-
-def echo(message: Message, context) -> Message:
-    number = context.node_config["partition-id"]
-    return Message(RecordDict({"metrics": MetricRecord({"n": number})}), reply_to=message)
 
 
 @pytest.fixture(autouse=True)
