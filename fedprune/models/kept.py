@@ -72,8 +72,8 @@ def chosen(tensor: Tensor, remains: Mapping[int, Tensor]) -> Tensor:
 def read_kept(path: Path) -> tuple[dict[str, Any], dict[str, dict[int, Tensor]]]:
     """Return what such a file says.
 
-    Returns `header`, ``model`` (``weights``, ``config``, ``dtype``), ``blocks`` and ``num_blocks``,
-    ``config``, ``survivors`` (``kept`` or ``changed``). Returns `remains`, tensor of the dense
+    Returns `header`: ``model`` (``weights``, ``config``, ``dtype``), ``blocks`` and ``num_blocks``,
+    ``config``, ``survivors`` (``kept`` or ``changed``). Returns `remains`: tensor of the dense
     model -> dimension -> what remains along it, bool. Raises ModelError if it is missing, damaged,
     of another format or version.
     """
