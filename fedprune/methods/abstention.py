@@ -20,12 +20,8 @@ def answered(
 ) -> dict[str, Change]:
     """Return a client's changes, with a mask that prunes nothing where it has seen no token.
 
-    Parameters
-    ----------
-    changes : Mapping[str, Change]
-        Name of the linear -> what the client's pruner makes of it.
-    statistics : Mapping[str, Statistic]
-        Name of the linear -> what it was pruned on; none where a pruner looks at no text.
+    `changes`: name of the linear -> what the client's pruner makes of it. `statistics`: name of the
+    linear -> what it was pruned on; none where a pruner looks at no text.
     """
     return {
         name: change

@@ -26,14 +26,10 @@ def pairwise_agreement(histogram: NDArray[np.int64], clients: float) -> float:
     With x the share of votes and n the effective number of clients, both cases are
     (x^2 + (1 - x)^2 - 1/n) / (1 - 1/n).
 
-    Parameters
-    ----------
-    histogram : NDArray[np.int64]
-        Number of weights by votes, evenly spaced from none to all, shape (total + 1,) or fewer
-        where votes were gathered in bins.
-    clients : float
-        Number of clients, or `VoteCounter.effective_clients` where they are weighted; a single
-        client agrees with itself (1.0).
+    `histogram`: number of weights by votes, evenly spaced from none to all, shape (total + 1,) or
+    fewer where votes were gathered in bins. `clients`: number of clients, or
+    `VoteCounter.effective_clients` where they are weighted; a single client agrees with itself
+    (1.0).
     """
     if clients <= 1:
         return 1.0
@@ -46,10 +42,8 @@ def pairwise_agreement(histogram: NDArray[np.int64], clients: float) -> float:
 def unanimous_share(histogram: NDArray[np.int64]) -> float:
     """Return the share of weights that all clients keep or all clients prune.
 
-    Parameters
-    ----------
-    histogram : NDArray[np.int64]
-        Number of weights by votes, shape (total + 1,) or in bins; client weights do not matter.
+    `histogram`: number of weights by votes, shape (total + 1,) or in bins; client weights do not
+    matter.
     """
     if histogram.size == 1:
         return 1.0
@@ -65,16 +59,9 @@ def tied_weights(
     all of them are pruned: magnitude, index or chance has chosen among them. Without a tie both
     are 0.
 
-    Parameters
-    ----------
-    histogram : NDArray[np.int64]
-        Number of weights by votes of one comparison group, the whole matrix; where votes were
-        gathered in bins, the weights of the deciding bin are counted.
-    pruned : int
-        Weights of the group that were pruned.
-    majority : bool
-        Whether all that at most half of the votes are for counts alike, as under
-        `strategy.majority_floor`.
+    `histogram`: number of weights by votes of one comparison group, the whole matrix; where votes
+    were gathered in bins, the weights of the deciding bin are counted. `majority`: whether all that
+    at most half of the votes are for counts alike, as under `strategy.majority_floor`.
     """
     if not pruned:
         return 0, 0
@@ -97,34 +84,19 @@ _NO_FLAGS = np.zeros(0, dtype=np.uint8)
 
 @dataclass(frozen=True)
 class BlockSample:
-    """What the masks of one block say at the sampled places.
-
-    Attributes
-    ----------
-    weights : int
-        How many places.
-    result : NDArray[np.uint8]
-        Packed bits of the global mask, shape (ceil(weights / 8),), padding bits zero.
-    clients : Mapping[str, NDArray[np.uint8]]
-        The same of each client's mask.
-    """
+    """What the masks of one block say at the sampled places."""
 
     weights: int
+    # packed bits of the global mask, shape (ceil(weights / 8),), padding bits zero
     result: NDArray[np.uint8]
-    clients: Mapping[str, NDArray[np.uint8]]
+    clients: Mapping[str, NDArray[np.uint8]]  # the same of each client's mask
 
 
 class MaskSampler:
     """Keeps the bits of one block's masks at random places, drawn once from all of its weights.
 
-    Parameters
-    ----------
-    shapes : Mapping[str, tuple[int, int]]
-        Name of the linear -> (d_out, d_in).
-    most : int
-        Places to draw; all weights where there are fewer.
-    seed : int
-        Of the places, non-negative.
+    `shapes`: name of the linear -> (d_out, d_in). `most`: places to draw; all weights where there
+    are fewer.
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, int]], most: int, seed: int) -> None:
@@ -188,13 +160,6 @@ def agreement_matrix(
     """Return for each pair the share of sampled weights on which their masks are the same.
 
     None for two clients that have pruned no block in common.
-
-    Parameters
-    ----------
-    samples : Sequence[BlockSample]
-        One a block.
-    clients : Sequence[str]
-        Rows and columns.
     """
     same = np.zeros((len(clients), len(clients)), dtype=np.int64)
     weights = np.zeros_like(same)
@@ -217,12 +182,7 @@ def agreement_matrix(
 def extremes(agreement: Mapping[str, float], most: int) -> list[str]:
     """Return the clients that agree most and least with the result, at most so many, in order.
 
-    Parameters
-    ----------
-    agreement : Mapping[str, float]
-        :func:`agreement_with_result`, or any part of it, in the order wanted.
-    most : int
-        How many, half of each.
+    `agreement`: :func:`agreement_with_result`, or any part of it, in the order wanted.
     """
     ranked = sorted(agreement, key=lambda name: agreement[name])
     low = most // 2

@@ -41,19 +41,13 @@ _WEIGHTS = 1 << 18  # weights of a step
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """What one client's masks of one input say.
+    """What one client's masks of one input say."""
 
-    Parameters
-    ----------
-    log_norms : NDArray[np.float64]
-        Logarithms of the input's norms, shape (d_in,), such that the norms' mean square is one:
-        masks say nothing about their scale.
-    violations : tuple of float
-        For each linear, the share of weights that these norms would prune and the mask keeps, or
-        the reverse.
-    """
-
+    # logarithms of the input's norms, shape (d_in,), such that the norms' mean square is one: masks
+    # say nothing about their scale
     log_norms: Logs
+    # for each linear, the share of weights that these norms would prune and the mask keeps, or the
+    # reverse
     violations: tuple[float, ...]
 
     @property
@@ -68,18 +62,10 @@ class Decoder:
     A client's fit depends on nothing but the weights and its masks, and sums are exact: neither
     shows in which order clients arrive.
 
-    Parameters
-    ----------
-    weights : Sequence[NDArray[np.floating]]
-        Public weights of the linears that share the input, or their magnitudes, shape
-        (d_out, d_in) each; kept as float32.
-    start : NDArray[np.floating] or None
-        Public guess of the norms' logarithms, shape (d_in,); None: all equal.
-
-    Raises
-    ------
-    ModelError
-        If the weights have different widths or hold NaN or infinite values, or the guess does.
+    `weights`: public weights of the linears that share the input, or their magnitudes, shape
+    (d_out, d_in) each; kept as float32. `start`: public guess of the norms' logarithms, shape
+    (d_in,); None: all equal. Raises ModelError if the weights have different widths or hold NaN or
+    infinite values, or the guess does.
     """
 
     def __init__(
@@ -111,15 +97,7 @@ class Decoder:
     def fit(self, masks: Sequence[BitMask]) -> Fit:
         """Return what a client's masks say; nothing is pooled.
 
-        Parameters
-        ----------
-        masks : Sequence[BitMask]
-            Masks of the linears, in their order.
-
-        Raises
-        ------
-        WireError
-            If their shapes are others.
+        Raises WireError if their shapes are others.
         """
         shapes = [mask.shape for mask in masks]
         if shapes != self._shapes:
@@ -137,10 +115,7 @@ class Decoder:
     def pool(self, fit: Fit, weight: int = 1) -> None:
         """Add a client's squared norms, relative to their mean.
 
-        Raises
-        ------
-        ConfigError
-            If the weight is below 1.
+        Raises ConfigError if the weight is below 1.
         """
         if weight < 1:
             raise ConfigError(f"A client's weight must be at least 1, got {weight}.")
@@ -159,10 +134,7 @@ class Decoder:
     def pooled(self) -> NDArray[np.float32]:
         """Return sums over clients of squared norms, shape (d_in,), as statistics hold them.
 
-        Raises
-        ------
-        QuorumError
-            If no client was added.
+        Raises QuorumError if no client was added.
         """
         if not self._clients:
             raise QuorumError("No client's masks were decoded, so there are no norms to pool.")
@@ -295,14 +267,7 @@ class _Transport:
 class _Lines:
     """Near weights by line, a row or a column: one row of a matrix each, -inf where none is left.
 
-    Parameters
-    ----------
-    lines, others : NDArray[np.int64]
-        Of each weight, its line, and its line of the other kind.
-    logs : NDArray[np.float64]
-        Its logarithm.
-    count : int
-        Number of lines.
+    `lines`, `others`: of each weight, its line, and its line of the other kind.
     """
 
     def __init__(self, lines: Counts, others: Counts, logs: Logs, count: int) -> None:
@@ -341,14 +306,8 @@ def _thresholds(ordered: Magnitudes, keep: Counts, before: Logs) -> tuple[Logs, 
     Halfway between the lowest weight above and the highest below. One that no weight bounds on one
     side stays as it was, or goes as far as the other side asks for.
 
-    Parameters
-    ----------
-    ordered : NDArray
-        Ascending, shape (lines, size), -inf where there is no weight.
-    keep : NDArray[np.int64]
-        How many of a line are above its threshold.
-    before : NDArray[np.float64]
-        Thresholds so far.
+    `ordered`: ascending, shape (lines, size), -inf where there is no weight. `keep`: how many of a
+    line are above its threshold.
     """
     size = ordered.shape[1]
 

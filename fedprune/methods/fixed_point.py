@@ -23,17 +23,9 @@ _ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
 def to_fixed(values: NDArray[np.floating[Any]], clients: int = 1) -> NDArray[np.uint64]:
     """Return numbers as words of 128 bits, shape (count, 2).
 
-    Parameters
-    ----------
-    values : NDArray
-        float32 or float64, of any shape, finite.
-    clients : int
-        How many clients' numbers are added up at most.
-
-    Raises
-    ------
-    WireError
-        If a number is not finite, or so large that the sum could overflow.
+    `values`: float32 or float64, of any shape, finite. `clients`: how many clients' numbers are
+    added up at most. Raises WireError if a number is not finite, or so large that the sum could
+    overflow.
     """
     whole = values.astype(np.float64).reshape(-1)
     sizes = np.abs(whole)

@@ -72,20 +72,10 @@ Entry = tuple[NDArray[np.float32], NDArray[np.float32]]
 def write_imatrix(statistics: StatisticsFolder, path: Path) -> int:
     """Write an importance matrix and return of how many tensors; a file appears whole.
 
-    Parameters
-    ----------
-    statistics : StatisticsFolder
-        With column squares, pooled by tokens.
-    path : Path
-        A new file, by custom ``imatrix.gguf``.
-
-    Raises
-    ------
-    ConfigError
-        If column squares were not collected or not by tokens, the file is there already, or the
-        family or one of its matrices has no name in llama.cpp.
-    FedpruneError
-        If the package `gguf` is not installed, or the file cannot be written.
+    `path`: a new file, by custom ``imatrix.gguf``. Raises ConfigError if column squares were not
+    collected or not by tokens, the file is there already, or the family or one of its matrices has
+    no name in llama.cpp. Raises FedpruneError if the package `gguf` is not installed, or the file
+    cannot be written.
     """
     gguf = _package()
     statistics.require("columns", "An importance matrix")
@@ -132,17 +122,7 @@ def tensor_names(
 ) -> list[dict[str, tuple[str, ...]]]:
     """Return for each block what llama.cpp calls the tensors of each linear.
 
-    Parameters
-    ----------
-    statistics : StatisticsFolder
-        Names the family and its linears.
-    gguf : module
-        The package.
-
-    Raises
-    ------
-    ConfigError
-        If the family or a linear is unknown; names it.
+    Raises ConfigError if the family or a linear is unknown; names it.
     """
     told = statistics.manifest
     family = FAMILIES.get(told.architecture)

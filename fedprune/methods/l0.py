@@ -37,24 +37,11 @@ _CHUNK = 1 << 18  # weights of a step, whole bytes of mask
 class WeightSums:
     """Running sums of one linear's weights over the clients that kept them.
 
-    Parameters
-    ----------
-    base : Tensor
-        Public weight, shape (d_out, d_in), float32, bfloat16 or float16. It is not copied where
-        it is contiguous and on the CPU, and must not change.
-    total : int
-        The largest sum of client weights there can be. Above half a million each doubling costs a
-        binary digit of the 40 that a sum has below the largest public weight.
-
-    Raises
-    ------
-    ModelError
-        If the public weight holds NaN or infinite values.
-
-    Attributes
-    ----------
-    votes : VoteCounter
-        Votes to prune each weight.
+    `base`: public weight, shape (d_out, d_in), float32, bfloat16 or float16. It is not copied where
+    it is contiguous and on the CPU, and must not change. `total`: the largest sum of client weights
+    there can be. Above half a million each doubling costs a binary digit of the 40 that a sum has
+    below the largest public weight. Raises ModelError if the public weight holds NaN or infinite
+    values.
     """
 
     def __init__(self, base: Tensor, total: int = _MOST) -> None:
@@ -76,20 +63,10 @@ class WeightSums:
     def add(self, change: SparseWeight | BitMask, weight: int = 1) -> None:
         """Add what one client kept; nothing is added if it is refused.
 
-        Parameters
-        ----------
-        change : SparseWeight or BitMask
-            The client's mask and surviving weights; a mask alone says that they are the public
-            ones.
-        weight : int
-            How often the client counts, at least 1.
-
-        Raises
-        ------
-        WireError
-            As :meth:`check`.
-        ConfigError
-            If the weight is below 1, or the sum of weights is above the `total` given.
+        `change`: the client's mask and surviving weights; a mask alone says that they are the
+        public ones. `weight`: how often the client counts, at least 1. Raises WireError as
+        :meth:`check`. Raises ConfigError if the weight is below 1, or the sum of weights is above
+        the `total` given.
         """
         self.check(change)
         if self.votes.total + weight > self._total:
@@ -113,11 +90,8 @@ class WeightSums:
     def check(self, change: SparseWeight | BitMask) -> None:
         """Refuse what :meth:`add` would refuse, and add nothing.
 
-        Raises
-        ------
-        WireError
-            If the shape is another, or a weight is NaN or more than 15 times as large as any
-            public weight may be.
+        Raises WireError if the shape is another, or a weight is NaN or more than 15 times as large
+        as any public weight may be.
         """
         if change.shape != self.shape:
             raise WireError(
@@ -149,10 +123,7 @@ class WeightSums:
     def add_total(self, total: Mapping[str, NDArray[Any]]) -> None:
         """Take the sums of clients' words in place of their survivors; nothing was added before.
 
-        Raises
-        ------
-        WireError
-            If a sum is larger than that of so many clients can be.
+        Raises WireError if a sum is larger than that of so many clients can be.
         """
         sums = total["sums"].view(np.int64) if "sums" in total else self._sums
         most = total["keeps"].astype(np.float64) * (self._limit * 2 * self._scale)
@@ -168,10 +139,7 @@ class WeightSums:
         clients, for whom what they pruned is zero, which shrinks contested weights. Both are 0
         where nobody kept it. Computed in float64 from the exact sums and rounded to float32.
 
-        Raises
-        ------
-        QuorumError
-            If no client was added.
+        Raises QuorumError if no client was added.
         """
         total = self.votes.total
         if not total:
@@ -221,21 +189,9 @@ def expand(
     first. Of an N:M pattern the N least voted of each group survive. With a pruner that changes no
     weights this is FedPrLLM's vote.
 
-    Parameters
-    ----------
-    sums : WeightSums
-        All clients' weights.
-    mean : Tensor
-        ``sums.mean(...)``, shape (d_out, d_in): of equally voted weights the smaller is pruned
-        first, of equals the lower index.
-    sparsity : float
-        Share to prune, 0 <= sparsity < 1.
-    pattern : Pattern
-        Unstructured or N:M.
-    rule : Rule
-        Group, ties and rounding.
-    expansion : bool
-        False keeps whatever at least one client kept.
+    `mean`: ``sums.mean(...)``, shape (d_out, d_in): of equally voted weights the smaller is pruned
+    first, of equals the lower index. `sparsity`: share to prune, 0 <= sparsity < 1. `expansion`:
+    false keeps whatever at least one client kept.
     """
     votes = sums.votes
     if not expansion:
@@ -274,20 +230,9 @@ def fold(
 ) -> None:
     """Add ``weight * round((value - base) * scale)`` to the sums of the weights that survive.
 
-    Parameters
-    ----------
-    values : NDArray[np.float32]
-        Of the survivors, in order; at least one.
-    bits : NDArray[np.uint8]
-        Packed mask, lowest bit first, with as many ones as there are values.
-    base : NDArray[np.float32]
-        Shape (numel,).
-    scale : float
-        A power of two; ``abs(value - base) * scale`` is at most 2**50.
-    weight : int
-        How often the client counts.
-    sums : NDArray[np.int64]
-        Shape (numel,), changed in place.
+    `values`: of the survivors, in order; at least one. `bits`: packed mask, lowest bit first, with
+    as many ones as there are values. `base`: shape (numel,). `scale`: a power of two; ``abs(value -
+    base) * scale`` is at most 2**50. `sums`: shape (numel,), changed in place.
     """
     spread = np.empty(_TILE, np.float32)
     keep = np.empty(_TILE, np.float32)

@@ -41,25 +41,10 @@ def draw_layers(
     'independent': each client draws its blocks uniformly without replacement, whatever the others
     drew; blocks may stay without a client (see `uncovered_probability`).
 
-    Parameters
-    ----------
-    eligible : sequence of collection of int
-        For each client the blocks that it may prune.
-    counts : sequence of int
-        For each client how many blocks it prunes, at least 1; all eligible ones if they are fewer.
-    num_blocks : int
-        Blocks of the model.
-    coverage : int
-        Clients that must be able to prune each block; with 'stratified', that do.
-    seed : int
-        Of the draw, non-negative.
-    how : {"stratified", "independent"}
-        Law of the draw.
-
-    Raises
-    ------
-    ConfigError
-        If a block cannot have `coverage` clients, whatever is drawn; or a count is below 1.
+    `eligible`: for each client the blocks that it may prune. `counts`: for each client how many
+    blocks it prunes, at least 1; all eligible ones if they are fewer. `coverage`: clients that must
+    be able to prune each block; with 'stratified', that do. Raises ConfigError if a block cannot
+    have `coverage` clients, whatever is drawn; or a count is below 1.
     """
     allowed = [sorted(blocks) for blocks in eligible]
     _check_counts(counts, num_blocks)
@@ -80,10 +65,7 @@ def draw_layers(
 def layer_counts(fractions: Sequence[float], num_blocks: int) -> list[int]:
     """Return how many of the blocks each fraction is: rounded, halves up, and at least 1.
 
-    Raises
-    ------
-    ConfigError
-        If a fraction is not above 0 and at most 1.
+    Raises ConfigError if a fraction is not above 0 and at most 1.
     """
     for fraction in fractions:
         if not 0 < fraction <= 1:
@@ -103,17 +85,9 @@ def resource_fractions(speeds: Sequence[float], mean_fraction: float) -> list[fl
 
     Shares above 1 are cut, and what is cut goes to the others, so that the mean holds.
 
-    Parameters
-    ----------
-    speeds : sequence of float
-        Anything proportional to the blocks a client prunes in a given time, above 0.
-    mean_fraction : float
-        Mean of the shares, 0 < mean_fraction <= 1.
-
-    Raises
-    ------
-    ConfigError
-        If a speed is not above 0 and finite, or the mean is out of range.
+    `speeds`: anything proportional to the blocks a client prunes in a given time, above 0.
+    `mean_fraction`: mean of the shares, 0 < mean_fraction <= 1. Raises ConfigError if a speed is
+    not above 0 and finite, or the mean is out of range.
     """
     if not 0 < mean_fraction <= 1:
         raise ConfigError(
@@ -152,15 +126,8 @@ def inverse_weights(counts: Sequence[int]) -> list[int]:
     weights proportional to 1 / k_i (Horvitz and Thompson, 1952) give all clients the same expected
     influence. They are the smallest whole numbers that are proportional to within a thousandth.
 
-    Parameters
-    ----------
-    counts : sequence of int
-        Blocks of each client, at least 1.
-
-    Raises
-    ------
-    ConfigError
-        If a count is below 1, or counts differ so much that a weight would reach 2**20.
+    `counts`: blocks of each client, at least 1. Raises ConfigError if a count is below 1, or counts
+    differ so much that a weight would reach 2**20.
     """
     distinct = np.unique(np.array(counts, dtype=np.int64))
     if distinct.size == 0:
@@ -225,16 +192,8 @@ def assign_blocks(
 ) -> list[set[int]]:
     """Let clients take blocks from the front of a queue, which go back to its end.
 
-    Parameters
-    ----------
-    allowed : sequence of collection of int
-        For each client the blocks that it may take.
-    sizes : sequence of int
-        For each client how many it takes, at most as many as it may.
-    num_blocks : int
-        Blocks in the queue, in random order.
-    generator : numpy.random.Generator
-        Draws the order of blocks and of clients.
+    `allowed`: for each client the blocks that it may take. `sizes`: for each client how many it
+    takes, at most as many as it may.
     """
     queue = generator.permutation(num_blocks).tolist()
     drawn: list[set[int]] = [set() for _ in sizes]
@@ -255,10 +214,7 @@ def repair(
 
     No client gets more or fewer blocks. What is exchanged is the fewest possible at a time.
 
-    Raises
-    ------
-    ConfigError
-        If no exchange helps: then no draw of these sizes covers the blocks named.
+    Raises ConfigError if no exchange helps: then no draw of these sizes covers the blocks named.
     """
     if sum(map(len, drawn)) < coverage * num_blocks:
         raise ConfigError(

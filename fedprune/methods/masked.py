@@ -46,14 +46,7 @@ _FRAME = 1024  # bytes that the names and lengths of a width take
 def sum_name(exchange: str, number: int, block: int, bits: int) -> str:
     """Return what the protocol calls the words of a width of a block in a round.
 
-    Parameters
-    ----------
-    exchange : str
-        The exchange's name.
-    number : int
-        The round, from 1.
-    block, bits : int
-        The block, and the bits of a word.
+    `number`: the round, from 1. `block`, `bits`: the block, and the bits of a word.
     """
     return f"{exchange}/round-{number}/block-{block}/{bits}-bit"
 
@@ -118,12 +111,7 @@ def payload_of(masked: Mapping[int, bytes]) -> bytes:
 class MaskedExchange(BlockExchange):
     """An exchange as it is held under masks; its client half is the node's.
 
-    Parameters
-    ----------
-    inner : BlockExchange
-        What is asked.
-    clients : int
-        How many clients' words are added up at most.
+    `clients`: how many clients' words are added up at most.
     """
 
     def __init__(self, inner: BlockExchange, clients: int) -> None:
@@ -144,10 +132,7 @@ class MaskedExchange(BlockExchange):
     def layout(self, model: PublicModel, block: int, number: int = 1) -> Layout:
         """Return the words of a client's answer about a block in a round.
 
-        Raises
-        ------
-        ConfigError
-            If the exchange's sums are not of integers.
+        Raises ConfigError if the exchange's sums are not of integers.
         """
         task = BlockTask(model, block, number, total_weight=self.clients)
         return word_layout(self.inner, task, self.clients)
@@ -201,14 +186,8 @@ def context_of(config: RunConfig, weights_hash: str, heard: str) -> bytes:
     Masks of clients of which this differs do not cancel: a server that tells each something else,
     to find one's words in the sum, finds noise.
 
-    Parameters
-    ----------
-    config : RunConfig
-        As the server sent it.
-    weights_hash : str
-        Of the dense model.
-    heard : str
-        What came of the blocks up to this one in this round, as :func:`heard_next`; "" for nothing.
+    `heard`: what came of the blocks up to this one in this round, as :func:`heard_next`; "" for
+    nothing.
     """
     # The one key that a node's operator may change.
     alike = replace(config, pruner=replace(config.pruner, device="auto"))
@@ -223,16 +202,9 @@ def masked_bytes(layout: Layout) -> int:
 class MaskedAggregator(Aggregator[dict[int, bytes], R], Generic[R]):
     """Adds up masked words of a block, and hands their sum on.
 
-    Parameters
-    ----------
-    inner : Aggregator
-        The method's.
-    layout : Layout
-        The words of a client's answer.
-    sums : Mapping[str, MaskedSum]
-        Name of the sum -> the sum of the words of a width, in the order of :func:`widths`.
-    names : Mapping[str, str]
-        Client's name in the results -> its name in the protocol.
+    `layout`: the words of a client's answer. `sums`: name of the sum -> the sum of the words of a
+    width, in the order of :func:`widths`. `names`: client's name in the results -> its name in the
+    protocol.
     """
 
     def __init__(
@@ -267,12 +239,8 @@ class MaskedAggregator(Aggregator[dict[int, bytes], R], Generic[R]):
     def open(self, clients: Sequence[Contributor]) -> None:
         """Hand the sums, which must be open, on.
 
-        Raises
-        ------
-        QuorumError
-            If they cannot be opened.
-        WireError
-            If such clients' answers cannot come to that.
+        Raises QuorumError if they cannot be opened. Raises WireError if such clients' answers
+        cannot come to that.
         """
         totals = (one.total() for one in self.sums.values())
         sums = dict(zip(self._widths, totals, strict=True))

@@ -29,19 +29,9 @@ def merge(folders: Sequence[str | Path], output: Path) -> StatisticsFolder:
     Exact sums add up exactly: the result is that of one federation of all participants. Second
     moments are added in float64 and rounded to float32, as a federation does it, only once more.
 
-    Parameters
-    ----------
-    folders : sequence of str or Path
-        Two or more statistics folders, or the runs that made them.
-    output : Path
-        A new folder.
-
-    Raises
-    ------
-    ConfigError
-        If one is damaged, they were collected or pooled otherwise, or a participant is in two.
-    ModelError
-        If they are of different models, or the folder is taken.
+    `folders`: two or more statistics folders, or the runs that made them. Raises ConfigError if one
+    is damaged, they were collected or pooled otherwise, or a participant is in two. Raises
+    ModelError if they are of different models, or the folder is taken.
     """
     if len(folders) < 2:
         raise ConfigError(f"`fedprune merge` adds up two folders or more, got {len(folders)}.")

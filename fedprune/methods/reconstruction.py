@@ -52,20 +52,10 @@ _GRID = 32767  # steps of what local steps can change at most, to either side
 class Rule(ABC):
     """How survivors move by what clients send of them; a subclass for each `reconstruct.name`.
 
-    Parameters
-    ----------
-    config : RunConfig
-        `reconstruct`.
-    step : int
-        The exchange about the block, from 0.
-
-    Attributes
-    ----------
-    dtype : str
-        Of the integers that a client sends of each survivor.
+    `config`: `reconstruct`. `step`: the exchange about the block, from 0.
     """
 
-    dtype: str
+    dtype: str  # of the integers that a client sends of each survivor
 
     def __init__(self, config: RunConfig, step: int) -> None:
         self.keys = config.reconstruct
@@ -170,37 +160,22 @@ RULES: Mapping[str, type[Rule]] = {"fedsgd": SumOfGradients, "fedavg": LocalStep
 
 @dataclass(frozen=True)
 class Step:
-    """What all clients say of a block's survivors as they are.
+    """What all clients say of a block's survivors as they are."""
 
-    Attributes
-    ----------
-    sums : Mapping[str, NDArray[np.int64]]
-        Linear -> sum over clients, (survivors,); empty where only losses were asked for.
-    losses : Losses
-        Sums over clients.
-    clients : int
-        How many.
-    """
-
+    # linear -> sum over clients, (survivors,); empty where only losses were asked for
     sums: Mapping[str, NDArray[np.int64]]
     losses: Losses
     clients: int
 
 
 class ReconstructExchange(BlockExchange):
-    """Ask every client which way a block's survivors are to go, and how far they are off.
-
-    Attributes
-    ----------
-    step : int
-        The exchange about the block, from 0; the one after the last asks for losses alone.
-    """
+    """Ask every client which way a block's survivors are to go, and how far they are off."""
 
     name = "reconstruct"
     payload = "gradients"
     refines = True
     carries_dense = True
-    step = 0
+    step = 0  # the exchange about the block, from 0; the one after the last asks for losses alone
 
     @property
     def form(self) -> str:
@@ -351,19 +326,8 @@ class StepAggregator(Aggregator[tuple[dict[str, NDArray[Any]], Losses], Step]):
 class Refinement:
     """A block's survivors on the server from exchange to exchange: where they are, which were best.
 
-    Parameters
-    ----------
-    exchange : ReconstructExchange
-        Says how they move.
-    weights : Mapping[str, Tensor]
-        Linear -> public weight, (d_out, d_in).
-    changes : Mapping[str, Change]
-        What the pruning exchange made of the block.
-
-    Attributes
-    ----------
-    step : int
-        The exchange that is to be held, from 0.
+    `weights`: linear -> public weight, (d_out, d_in). `step`: the exchange that is to be held, from
+    0.
     """
 
     def __init__(

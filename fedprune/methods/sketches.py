@@ -32,21 +32,11 @@ _NOISE = 2.0**-12  # eigenvalues below this share of the largest are rounding of
 
 
 class InputShape(NamedTuple):
-    """What both sides know of one linear input without looking at data.
-
-    Parameters
-    ----------
-    width : int
-        Inputs, d.
-    weights : int
-        Prunable weights of all linears that read the input.
-    tokens : int
-        Calibration tokens: no more eigenvalues than that are above zero.
-    """
+    """What both sides know of one linear input without looking at data."""
 
     width: int
-    weights: int
-    tokens: int
+    weights: int  # prunable weights of all linears that read the input
+    tokens: int  # calibration tokens: no more eigenvalues than that are above zero
 
 
 def eigen_sketch(moments: Tensor, rank: int) -> Sketch:
@@ -55,12 +45,8 @@ def eigen_sketch(moments: Tensor, rank: int) -> Sketch:
     Wide matrices are iterated from a fixed random start, so that the same moments give the same
     sketch.
 
-    Parameters
-    ----------
-    moments : Tensor
-        G = sum over tokens of x x^T, float32, symmetric, shape (d, d).
-    rank : int
-        Columns, 0 to d; those beyond the rank of G are zero.
+    `moments`: G = sum over tokens of x x^T, float32, symmetric, shape (d, d). `rank`: columns, 0 to
+    d; those beyond the rank of G are zero.
     """
     width = len(moments)
     if width <= _DENSE_WIDTH or 4 * (rank + _EXTRA) >= width:
@@ -77,14 +63,8 @@ def nystrom_sketch(moments: Tensor, rank: int, seed: int) -> Sketch:
 
     Sketches of one seed add up: their vectors and diagonals are those of the sum of the moments.
 
-    Parameters
-    ----------
-    moments : Tensor
-        G = sum over tokens of x x^T, float32, symmetric, shape (d, d).
-    rank : int
-        Columns, 0 to d.
-    seed : int
-        Seed of this input, the same for all clients.
+    `moments`: G = sum over tokens of x x^T, float32, symmetric, shape (d, d). `rank`: columns, 0 to
+    d. `seed`: seed of this input, the same for all clients.
     """
     product = moments @ _public_matrix(len(moments), rank, seed).to(moments)
     return _sketch(product, moments, "nystrom")
@@ -93,17 +73,8 @@ def nystrom_sketch(moments: Tensor, rank: int, seed: int) -> Sketch:
 def rebuild(sketch: Sketch, seed: int = 0) -> Tensor:
     """Return the moments that a sketch stands for, positive semidefinite.
 
-    Parameters
-    ----------
-    sketch : Sketch
-        Of one client, or a sum of Nystrom sketches.
-    seed : int
-        Seed of a Nystrom sketch; an eigen-sketch has none.
-
-    Returns
-    -------
-    Tensor
-        float32 on the CPU, shape (d, d), with the sketch's diagonal.
+    `sketch`: of one client, or a sum of Nystrom sketches. `seed`: seed of a Nystrom sketch; an
+    eigen-sketch has none. Returns float32 on the CPU, shape (d, d), with the sketch's diagonal.
     """
     factor = torch.from_numpy(sketch.vectors).double()
     diagonal = torch.from_numpy(sketch.diagonal).double()
@@ -134,24 +105,11 @@ def ranks_for_budget(inputs: Sequence[InputShape], bits_per_weight: float) -> li
     input serves, so that several linears of one input, and linears that widen, get more. Ranks
     follow from public shapes and the number of tokens only: clients and server find the same.
 
-    Parameters
-    ----------
-    inputs : sequence of InputShape
-        The inputs of one block, in the order of its linears. With Nystrom sketches, which must be
-        alike, ``tokens`` is that of all clients together.
-    bits_per_weight : float
-        `strategy.bits_per_weight`: the budget is that many bits for each weight of the block.
-
-    Returns
-    -------
-    list of int
-        Rank of each input, at most its tokens and half its width, where the triangle of G itself
-        would be no longer.
-
-    Raises
-    ------
-    ConfigError
-        If the budget does not pay for the diagonals.
+    `inputs`: the inputs of one block, in the order of its linears. With Nystrom sketches, which
+    must be alike, ``tokens`` is that of all clients together. `bits_per_weight`:
+    `strategy.bits_per_weight`: the budget is that many bits for each weight of the block. Returns
+    rank of each input, at most its tokens and half its width, where the triangle of G itself would
+    be no longer. Raises ConfigError if the budget does not pay for the diagonals.
     """
     weights = sum(each.weights for each in inputs)
     left = floor(bits_per_weight * weights) - sum(sketch_bits(each.width, 0) for each in inputs)

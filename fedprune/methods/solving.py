@@ -31,24 +31,8 @@ def prune_from(config: RunConfig, loaded: LoadedModel, statistics: StatisticsFol
     The same as a one-shot run on the dense model (`schedule.prefix=dense`) with the clients that
     took part, to the last bit.
 
-    Parameters
-    ----------
-    config : RunConfig
-        `pruner`, `sparsity` and `allocation` are followed.
-    loaded : LoadedModel
-        The dense model.
-    statistics : StatisticsFolder
-        Of this model.
-
-    Returns
-    -------
-    Solution
-        Its changes are made block by block, when they are asked for.
-
-    Raises
-    ------
-    ConfigError
-        If what is needed was not collected.
+    `config`: `pruner`, `sparsity` and `allocation` are followed. Returns its changes are made block
+    by block, when they are asked for. Raises ConfigError if what is needed was not collected.
     """
     pruner = make_solver(config.pruner)
     if pruner.needs != NOTHING:

@@ -21,10 +21,7 @@ class Keepable(Protocol):
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Take up what :meth:`state` returned, into sums that are made alike and still empty.
 
-        Raises
-        ------
-        KeyError or ValueError
-            If the arrays are not those of such sums.
+        Raises KeyError or ValueError if the arrays are not those of such sums.
         """
         ...
 
@@ -48,13 +45,7 @@ def scattered(arrays: Mapping[str, NDArray[Any]], parts: Mapping[str, Keepable])
 
 
 class CountedSums(ABC):
-    """Sums with names, and how many clients are in them: what is kept of an aggregator of inputs.
-
-    Attributes
-    ----------
-    clients : int
-        Clients added so far.
-    """
+    """Sums with names, and how many clients are in them: what an aggregator of inputs keeps."""
 
     clients: int = 0
 

@@ -40,28 +40,17 @@ _COLLECT_AGAIN = "Collect the statistics again, or take the folder from where it
 
 @dataclass(frozen=True)
 class Participant:
-    """A client whose tokens are in the sums.
-
-    Attributes
-    ----------
-    name : str
-        What results call it.
-    site : str
-        The name its operator gave it, or "".
-    partition_id, num_partitions : int
-        Which share of the data it held, of how many.
-    samples, tokens : int
-        Its calibration samples and the tokens in them.
-    sample_ids : tuple of str
-        Where its samples were taken, as hashes; empty where the texts are its own.
-    """
+    """A client whose tokens are in the sums."""
 
     name: str
-    site: str
+    site: str  # the name its operator gave it, or ""
+    # partition_id, num_partitions: which share of the data it held, of how many
     partition_id: int
     num_partitions: int
+    # samples, tokens: its calibration samples and the tokens in them
     samples: int
     tokens: int
+    # where its samples were taken, as hashes; empty where the texts are its own
     sample_ids: tuple[str, ...] = ()
 
     def same_texts(self, other: "Participant") -> bool:
@@ -73,44 +62,22 @@ class Participant:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a statistics folder says of itself.
-
-    Attributes
-    ----------
-    model : Fingerprint
-        Of the dense model.
-    architecture : str
-        Its family: ``model_type`` of its configuration.
-    prefix : str
-        Where its blocks are, ``model.layers`` for instance.
-    configuration : str
-        The resolved configuration of the collection, YAML; of merged ones the first's.
-    runs : tuple of str
-        The keys of the runs whose sums these are.
-    data : tuple of str
-        Labels of their data sets.
-    kinds : tuple of str
-        The statistics that are there.
-    inputs : tuple of tuples
-        Block -> its distinct inputs, each as the linears that read it; empty without any.
-    shapes : tuple of Mapping
-        Block -> name of the linear -> (d_out, d_in).
-    participants : tuple of Participant
-        Who is in the sums.
-    files : Mapping[str, Mapping[str, object]]
-        Name -> ``bytes`` and ``sha256``.
-    """
+    """What a statistics folder says of itself."""
 
     model: Fingerprint
-    architecture: str
-    prefix: str
+    architecture: str  # its family: ``model_type`` of its configuration
+    prefix: str  # where its blocks are, ``model.layers`` for instance
+    # the resolved configuration of the collection, YAML; of merged ones the first's
     configuration: str
-    runs: tuple[str, ...]
-    data: tuple[str, ...]
-    kinds: tuple[str, ...]
+    runs: tuple[str, ...]  # the keys of the runs whose sums these are
+    data: tuple[str, ...]  # labels of their data sets
+    kinds: tuple[str, ...]  # the statistics that are there
+    # block -> its distinct inputs, each as the linears that read it; empty without any
     inputs: tuple[tuple[tuple[str, ...], ...], ...]
+    # block -> name of the linear -> (d_out, d_in)
     shapes: tuple[Mapping[str, tuple[int, int]], ...]
-    participants: tuple[Participant, ...]
+    participants: tuple[Participant, ...]  # who is in the sums
+    # name -> ``bytes`` and ``sha256``
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @cached_property
@@ -177,27 +144,17 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 @dataclass(frozen=True)
 class StatisticsFolder:
-    """Statistics to solve from, read block by block.
-
-    Attributes
-    ----------
-    path : Path
-        The folder.
-    manifest : Manifest
-        What it says of itself.
-    """
+    """Statistics to solve from, read block by block."""
 
     path: Path
-    manifest: Manifest
+    manifest: Manifest  # what it says of itself
 
     @classmethod
     def open(cls, path: str | Path) -> "StatisticsFolder":
         """Return a statistics folder, or that of a run's folder.
 
-        Raises
-        ------
-        ConfigError
-            If it is none, was not finished, is of another version, or a file was cut or is missing.
+        Raises ConfigError if it is none, was not finished, is of another version, or a file was cut
+        or is missing.
         """
         given = Path(path).expanduser().absolute()
         inside = given / "statistics"
@@ -240,17 +197,9 @@ class StatisticsFolder:
     def check_model(self, marks: Fingerprint, shapes: Sequence[Mapping[str, object]]) -> None:
         """Refuse a model that the statistics are not of.
 
-        Parameters
-        ----------
-        marks : Fingerprint
-            Of the model.
-        shapes : Sequence[Mapping[str, tuple[int, int]]]
-            Block -> linear that is to be pruned -> (d_out, d_in): all that were collected, or some.
-
-        Raises
-        ------
-        ModelError
-            With both fingerprints; if a linear is not among those that were collected.
+        `shapes`: block -> linear that is to be pruned -> (d_out, d_in): all that were collected, or
+        some. Raises ModelError: with both fingerprints; if a linear is not among those that were
+        collected.
         """
         told = self.manifest.model
         if (told.weights, told.config) != (marks.weights, marks.config):
@@ -285,17 +234,8 @@ class StatisticsFolder:
     def require(self, kind: str, what: str) -> None:
         """Refuse what needs a statistic that was not collected.
 
-        Parameters
-        ----------
-        kind : str
-            Name of the statistic.
-        what : str
-            What needs it, such as "`pruner.name` 'sparsegpt'".
-
-        Raises
-        ------
-        ConfigError
-            Saying how to collect it.
+        `what`: what needs it, such as "`pruner.name` 'sparsegpt'". Raises ConfigError saying how to
+        collect it.
         """
         if kind not in self.manifest.kinds:
             there = ",".join(self.manifest.kinds)
@@ -307,15 +247,8 @@ class StatisticsFolder:
     def linears(self, block: int, kind: str) -> dict[str, Statistic]:
         """Return what is known of the inputs of a block's linears.
 
-        Returns
-        -------
-        dict[str, Statistic]
-            Name of the linear -> statistic; linears that read the same input share the object.
-
-        Raises
-        ------
-        ConfigError
-            If the statistic was not collected, or its file was cut or edited.
+        Returns name of the linear -> statistic; linears that read the same input share the object.
+        Raises ConfigError if the statistic was not collected, or its file was cut or edited.
         """
         self.require(kind, f"Block {block}")
         found: dict[str, Statistic] = {}
@@ -403,10 +336,7 @@ def read_statistic(
 ) -> Statistic:
     """Return an input's statistic of what is kept of it (:mod:`fedprune.methods.parts`).
 
-    Raises
-    ------
-    KeyError, ValueError or WireError
-        If they are not the kind's.
+    Raises KeyError, ValueError or WireError if they are not the kind's.
     """
     (tokens,) = (int(n) for n in arrays[TOKENS])
     rest = {name: arrays[name] for name in arrays if name != TOKENS}

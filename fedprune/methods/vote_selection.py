@@ -28,34 +28,20 @@ Keys = NDArray[np.float32] | NDArray[np.uint32]
 class Rule:
     """How votes become a mask.
 
-    Parameters
-    ----------
-    group : str
-        Comparison group of an unstructured mask: 'layer', 'row' or 'column'.
-    ties : str
-        Which of equally voted weights is pruned first: 'magnitude' the smaller |W|, of equals
-        the lower index; 'index' the lower index, as published for rows and columns; 'random'
-        any, by `seed`, as published for layers.
-    majority_floor : bool
-        Prune by votes only what more than half of them are for; what is then missing to the
-        group's count is filled with the smallest |W| of the rest, of equals the lower index.
-        Without it a third of the votes can push out weights that all others keep.
-    seed : int
-        Of random ties, non-negative; give each linear its own.
-    rounding : {"floor", "ceil"}
-        Of an unstructured mask's count in each group.
-
-    Raises
-    ------
-    ConfigError
-        If group, ties, rounding or seed are none of these.
+    Raises ConfigError if group, ties, rounding or seed are none of these.
     """
 
-    group: str = "layer"
+    group: str = "layer"  # comparison group of an unstructured mask: 'layer', 'row' or 'column'
+    # which of equally voted weights is pruned first: 'magnitude' the smaller |W|, of equals the
+    # lower index; 'index' the lower index, as published for rows and columns; 'random' any, by
+    # `seed`, as published for layers
     ties: str = "magnitude"
+    # prune by votes only what more than half of them are for; what is then missing to the group's
+    # count is filled with the smallest |W| of the rest, of equals the lower index. Without it a
+    # third of the votes can push out weights that all others keep.
     majority_floor: bool = False
-    seed: int = 0
-    rounding: Rounding = "floor"
+    seed: int = 0  # of random ties, non-negative; give each linear its own
+    rounding: Rounding = "floor"  # of an unstructured mask's count in each group
 
     def __post_init__(self) -> None:
         """Refuse rules that do not exist."""
@@ -80,26 +66,10 @@ def select(
 ) -> BitMask:
     """Return the mask that prunes the most voted weights of each comparison group.
 
-    Parameters
-    ----------
-    votes : VoteCounter
-        Votes of all clients.
-    sparsity : float
-        Share to prune, 0 <= sparsity < 1: ``pruned_count(size, sparsity, rule.rounding)`` of
-        each group.
-    magnitude : NDArray[np.float32]
-        |W|, flat, shape (d_out * d_in,), without NaN.
-    shape : tuple of int
-        (d_out, d_in) of the weight.
-    rule : Rule
-        Group, ties, majority floor and rounding.
-
-    Raises
-    ------
-    ModelError
-        If the sizes do not fit each other.
-    ConfigError
-        If the sparsity is out of range.
+    `sparsity`: share to prune, 0 <= sparsity < 1: ``pruned_count(size, sparsity, rule.rounding)``
+    of each group. `magnitude`: |W|, flat, shape (d_out * d_in,), without NaN. `shape`: (d_out,
+    d_in) of the weight. Raises ModelError if the sizes do not fit each other. Raises ConfigError if
+    the sparsity is out of range.
     """
     _check_sizes(votes, magnitude, shape)
     if not 0.0 <= sparsity < 1.0:
@@ -142,12 +112,8 @@ def select_nm(
 
     Parameters are those of `select`; the rule's group is not looked at.
 
-    Raises
-    ------
-    ConfigError
-        If the pattern is unstructured.
-    ModelError
-        If the sizes do not fit each other, or M does not divide d_in.
+    Raises ConfigError if the pattern is unstructured. Raises ModelError if the sizes do not fit
+    each other, or M does not divide d_in.
     """
     _check_sizes(votes, magnitude, shape)
     n, m = pattern.n, pattern.m

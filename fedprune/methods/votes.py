@@ -32,13 +32,7 @@ _WEIGHTS = 1 << 18  # weights unpacked at a time
 
 
 class VoteCounter:
-    """How many clients prune each weight of one linear; a client may count for several.
-
-    Parameters
-    ----------
-    numel : int
-        Number of weights.
-    """
+    """How many clients prune each weight of one linear; a client may count for several."""
 
     def __init__(self, numel: int) -> None:
         """Start with no client."""
@@ -71,19 +65,9 @@ class VoteCounter:
     def add(self, mask: BitMask, weight: int = 1) -> None:
         """Add one client's mask; its bits are copied, so the message may be dropped.
 
-        Parameters
-        ----------
-        mask : BitMask
-            The client's mask.
-        weight : int
-            For how many votes it counts, at least 1.
-
-        Raises
-        ------
-        WireError
-            If the mask has another number of weights.
-        ConfigError
-            If the weight is below 1, or the total would no longer fit 32 bits.
+        `weight`: for how many votes it counts, at least 1. Raises WireError if the mask has another
+        number of weights. Raises ConfigError if the weight is below 1, or the total would no longer
+        fit 32 bits.
         """
         if mask.numel != self.numel:
             raise WireError(
@@ -138,10 +122,7 @@ class VoteCounter:
     def add_total(self, total: Mapping[str, NDArray[Any]]) -> None:
         """Take the sums of clients' words in place of their masks; nothing was added before.
 
-        Raises
-        ------
-        WireError
-            If a weight has more votes than there are clients.
+        Raises WireError if a weight has more votes than there are clients.
         """
         keeps, (clients,) = total["keeps"], (int(n) for n in total["clients"])
         if keeps.max(initial=0) > clients:
@@ -228,23 +209,9 @@ def checked_votes(
 ) -> dict[str, Sent]:
     """Return sums of a block's votes by linear; none that so many clients' masks cannot come to.
 
-    Parameters
-    ----------
-    total : Mapping[str, NDArray]
-        Sums of :meth:`VoteCounter.words`, and what goes with them, each behind its linear's name.
-    clients : int
-        How many clients' they are.
-    spec : BlockSpec
-        What every client's masks look like.
-    shapes : Mapping[str, tuple[int, int]]
-        Name of the linear -> (d_out, d_in).
-    routed : Collection of str
-        Linears of which clients may abstain.
-
-    Raises
-    ------
-    WireError
-        Saying what is wrong, and of which linear.
+    `total`: sums of :meth:`VoteCounter.words`, and what goes with them, each behind its linear's
+    name. `spec`: what every client's masks look like. `shapes`: name of the linear -> (d_out,
+    d_in). Raises WireError saying what is wrong, and of which linear.
     """
     parts = {name: part_of(total, name) for name in shapes}
     for name, part in parts.items():

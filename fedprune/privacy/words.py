@@ -94,7 +94,7 @@ def projections(
     A direction r gives r^T G r, the sum over tokens of (r . x)**2; so many random directions say
     what the whole matrix says.
 
-    `vectors`: each token's input vector, shape (vocabulary, d_in). `moments`: g = sum x x^T, shape
+    `vectors`: each token's input vector, shape (vocabulary, d_in). `moments`: G = sum x x^T, shape
     (d_in, d_in). Returns ``public`` of shape (vocabulary, count) and ``observed`` of shape
     (count,).
     """

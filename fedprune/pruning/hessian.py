@@ -20,7 +20,7 @@ _LEAF = 256  # size of a triangular matrix that is inverted by substitution
 class Factor:
     """The inverse of a damped Hessian as a product, ``H^-1 = U^T U``."""
 
-    upper: Tensor  # u, upper triangular with a positive diagonal, float32, shape (d_in, d_in)
+    upper: Tensor  # U, upper triangular with a positive diagonal, float32, shape (d_in, d_in)
     dead: Tensor  # inputs that were zero on every token, bool, shape (d_in,)
 
 
@@ -52,7 +52,7 @@ def damped(moments: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     nothing depends on the scale of the moments. Then ``damping`` times the mean diagonal is added
     to the diagonal.
 
-    `moments`: shape (d_in, d_in), symmetric; not changed. `damping`: at least 0. Returns h,
+    `moments`: shape (d_in, d_in), symmetric; not changed. `damping`: at least 0. Returns H,
     float32, shape (d_in, d_in), and ``dead``, bool, shape (d_in,). Raises ModelError if the moments
     are not finite.
     """
@@ -85,9 +85,9 @@ def retargeted(weight: Tensor, moments: Tensor, cross: Tensor, damping: float) -
     constant: it is the asymmetric calibration of GPTAQ (Li et al., arXiv 2504.02692) for any
     solver.
 
-    `weight`: w, shape (d_out, d_in), any floating dtype. `moments`: g, shape (d_in, d_in),
-    symmetric. `cross`: e, shape (d_in, d_in). `damping`: lambda as a share of the mean diagonal
-    (see `damped`). An input that was always zero keeps its weights. Returns w', float32, shape
+    `weight`: W, shape (d_out, d_in), any floating dtype. `moments`: G, shape (d_in, d_in),
+    symmetric. `cross`: E, shape (d_in, d_in). `damping`: lambda as a share of the mean diagonal
+    (see `damped`). An input that was always zero keeps its weights. Returns W', float32, shape
     (d_out, d_in). Raises ModelError as `damped` and `cholesky`.
     """
     hessian, _ = damped(moments, damping)
@@ -119,7 +119,7 @@ def reconstruction_error(weight: Tensor, new: Tensor, moments: Tensor) -> float:
 
     ``tr((W - W') G (W - W')^T) / tr(W G W^T)`` in float64; 0 where the outputs are zero.
 
-    `weight`, `new`: w and W', shape (d_out, d_in), any floating dtype. `moments`: g, the sum over
+    `weight`, `new`: W and W', shape (d_out, d_in), any floating dtype. `moments`: G, the sum over
     tokens of x x^T, shape (d_in, d_in).
     """
     before = weight.detach().to(torch.float64)

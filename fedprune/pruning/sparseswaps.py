@@ -149,8 +149,8 @@ def swap_rows(
 ) -> None:
     """Swap a survivor for a pruned weight in each row while the loss falls.
 
-    `weights`: shape (rows, d_in). `gradients`: g z of every row, shape (rows, d_in); kept up to
-    date. `moments`: g, shape (d_in, d_in), symmetric. `bounds`: c, shape (d_in,): the largest
+    `weights`: shape (rows, d_in). `gradients`: G z of every row, shape (rows, d_in); kept up to
+    date. `moments`: G, shape (d_in, d_in), symmetric. `bounds`: c, shape (d_in,): the largest
     correlation of an input with any other, at most 1. `keep`: shape (rows, d_in), the survivors;
     changed. `limits`: (swaps of a row at most, consecutive inputs within which a swap must stay,
     share of the row's loss that a swap must gain).

@@ -37,9 +37,9 @@ def two_sided_alps(
 ) -> tuple[Tensor, Tensor]:
     """Return the pruned weight and its mask.
 
-    `weight`: shape (d_out, d_in), any floating dtype; not changed. `moments`: g, the sum over
+    `weight`: shape (d_out, d_in), any floating dtype; not changed. `moments`: G, the sum over
     tokens of x x^T, shape (d_in, d_in), on the weight's device; any positive multiple of it gives
-    the same result. `outputs`: m, the sum over tokens of g g^T, shape (d_out, d_out); any positive
+    the same result. `outputs`: M, the sum over tokens of g g^T, shape (d_out, d_out); any positive
     multiple as well. `damping`: share of the mean diagonal that is added to the diagonal of G; of M
     it is a tenth. Returns as `fedprune.pruning.alps.alps`. Raises ModelError if weights or moments
     are not finite, or an N:M pattern does not divide d_in.

@@ -227,8 +227,8 @@ class Cross:
     Raises WireError if the parts do not fit each other.
     """
 
-    values: NDArray[np.float32]  # e = sum over tokens of (x - x~) x~^T, shape (d, d), finite
-    # s = sum over tokens of (x - x~)_j**2, shape (d,), finite and not negative
+    values: NDArray[np.float32]  # E = sum over tokens of (x - x~) x~^T, shape (d, d), finite
+    # S = sum over tokens of (x - x~)_j**2, shape (d,), finite and not negative
     squares: NDArray[np.float32]
     precision: Precision = "float32"
 

@@ -9,21 +9,9 @@ from fedprune.errors import ConfigError
 def removed_count(remove: int | None, share: float, num_blocks: int, first: int) -> int:
     """Return how many blocks go.
 
-    Parameters
-    ----------
-    remove : int or None
-        `strategy.remove`; None: a share of them.
-    share : float
-        `sparsity`, at least 0 and below 1.
-    num_blocks : int
-        Blocks of the model.
-    first : int
-        The first that may go: 1 where the one before is needed, else 0.
-
-    Raises
-    ------
-    ConfigError
-        If none would go, or too few would remain.
+    `remove`: `strategy.remove`; None: a share of them. `share`: `sparsity`, at least 0 and below 1.
+    `first`: the first that may go: 1 where the one before is needed, else 0. Raises ConfigError if
+    none would go, or too few would remain.
     """
     count = pruned_count(num_blocks, share) if remove is None else remove
     if count < 1:
@@ -45,14 +33,7 @@ def removed_count(remove: int | None, share: float, num_blocks: int, first: int)
 def most_alike(influence: Sequence[float], count: int, first: int) -> tuple[int, ...]:
     """Return the blocks of least influence, ascending; of equal ones the later go first.
 
-    Parameters
-    ----------
-    influence : Sequence[float]
-        Block -> one minus the mean cosine between its input and output.
-    count : int
-        How many go.
-    first : int
-        The first that may go.
+    `influence`: block -> one minus the mean cosine between its input and output.
     """
     order = sorted(range(first, len(influence)), key=lambda block: (influence[block], -block))
     return tuple(sorted(order[:count]))
@@ -61,15 +42,8 @@ def most_alike(influence: Sequence[float], count: int, first: int) -> tuple[int,
 def most_alike_in_a_row(distances: Sequence[float], count: int, first: int) -> tuple[int, ...]:
     """Return the blocks in a row whose input and output are most alike.
 
-    Parameters
-    ----------
-    distances : Sequence[float]
-        Last block of ``count`` in a row -> one minus the mean cosine between the input of the first
-        and its output; those that there is no such row for are not looked at.
-    count : int
-        How many go.
-    first : int
-        The first that may go.
+    `distances`: last block of ``count`` in a row -> one minus the mean cosine between the input of
+    the first and its output; those that there is no such row for are not looked at.
     """
     ends = range(first + count - 1, len(distances))
     last = min(ends, key=lambda block: (distances[block], -block))

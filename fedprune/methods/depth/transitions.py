@@ -45,10 +45,7 @@ class Transitions(BlockKind):
     d_model), and ``size``, the sum of the squares of L - h; a client's float32, their sums float64.
     At other blocks there is nothing.
 
-    Parameters
-    ----------
-    blocks : Sequence[int]
-        The blocks that go; not the first.
+    `blocks`: the blocks that go; not the first.
     """
 
     name = "transitions"
@@ -163,34 +160,19 @@ class _Recording:
 
 @dataclass(frozen=True)
 class StandIn:
-    """The map that stands in for a row of blocks.
+    """The map that stands in for a row of blocks."""
 
-    Attributes
-    ----------
-    matrix : Tensor
-        T, float64, shape (d_model, d_model): rows of outputs are multiplied by it from the right.
-    explained : float
-        Which share of the squared change that the blocks made the map makes too, at most 1.
-    """
-
+    # T, float64, shape (d_model, d_model): rows of outputs are multiplied by it from the right
     matrix: Tensor
+    # which share of the squared change that the blocks made the map makes too, at most 1
     explained: float
 
 
 def stand_in(arrays: Mapping[str, NDArray[Any]], damping: float) -> StandIn:
     """Return the map that the sums of a row of blocks come to.
 
-    Parameters
-    ----------
-    arrays : Mapping[str, NDArray]
-        The arrays of :class:`Transitions`.
-    damping : float
-        See `fedprune.pruning.hessian.damped`.
-
-    Raises
-    ------
-    ModelError
-        If the moments are not finite or cannot be factorised.
+    `arrays`: the arrays of :class:`Transitions`. `damping`: see `fedprune.pruning.hessian.damped`.
+    Raises ModelError if the moments are not finite or cannot be factorised.
     """
     moments = torch.from_numpy(_square(arrays["outputs"])).to(torch.float64)
     products = torch.from_numpy(np.asarray(arrays["changes"])).to(torch.float64)

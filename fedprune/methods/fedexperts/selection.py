@@ -30,22 +30,12 @@ def drop_lowest(scores: Sequence[Fraction | int], groups: Groups, drop: int) -> 
 
 @dataclass(frozen=True)
 class WorstClient:
-    """Experts chosen so that no client loses more than it must, as far as exchanges can see to it.
+    """Experts chosen so that no client loses more than it must, as far as exchanges can see."""
 
-    Attributes
-    ----------
-    dropped : list of int
-        The experts that go, ascending.
-    lost : int
-        The most that a client loses, as a share of what experts do for it, in units of
-        2**-SHARE_BITS.
-    excess : int
-        The most that a client loses beyond what it would lose if it alone chose.
-    """
-
-    dropped: list[int]
+    dropped: list[int]  # the experts that go, ascending
+    # the most that a client loses, as a share of what experts do for it, in units of 2**-SHARE_BITS
     lost: int
-    excess: int
+    excess: int  # the most that a client loses beyond what it would lose if it alone chose
 
 
 def drop_fairly(needs: NDArray[np.int64], groups: Groups, drop: int) -> WorstClient:
@@ -61,14 +51,8 @@ def drop_fairly(needs: NDArray[np.int64], groups: Groups, drop: int) -> WorstCli
     done which makes it smallest; of equals the one that brings back the first expert, then that
     which drops the first. The pair falls each time, so this ends.
 
-    Parameters
-    ----------
-    needs : NDArray[np.int64]
-        What each client needs of each expert, shape (clients, experts); not negative.
-    groups : Sequence[Sequence[int]]
-        Experts by the router's groups.
-    drop : int
-        How many of each group go; fewer than it has.
+    `needs`: what each client needs of each expert, shape (clients, experts); not negative. `drop`:
+    how many of each group go; fewer than it has.
     """
     must = sum(np.sort(needs[:, list(group)], axis=1)[:, :drop].sum(1) for group in groups)
     gone = np.zeros(needs.shape[1], dtype=bool)

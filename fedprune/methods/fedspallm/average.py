@@ -164,19 +164,9 @@ def check_survivors(change: SparseWeight, public: Tensor, rounds: int) -> None:
     that of the pruned weights, in the whole matrix and in every row. Nothing but this client's
     answer is looked at: who answers first, or goes on after a kill, does not matter.
 
-    Parameters
-    ----------
-    change : SparseWeight
-        A client's survivors, shape (d_out, d_in).
-    public : Tensor
-        The public weight, of the same shape.
-    rounds : int
-        Rounds in which survivors have moved; 0 where the pruner changes none.
-
-    Raises
-    ------
-    WireError
-        If they have moved too far.
+    `change`: a client's survivors, shape (d_out, d_in). `public`: the public weight, of the same
+    shape. `rounds`: rounds in which survivors have moved; 0 where the pruner changes none. Raises
+    WireError if they have moved too far.
     """
     survivors, kept = change.dense(), torch.from_numpy(change.mask.to_bool())
     rows = max(1, _CHUNK // public.shape[1])

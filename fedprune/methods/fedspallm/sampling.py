@@ -23,21 +23,9 @@ def sample_blocks(
 ) -> Assignment:
     """Draw the blocks of every client for one round.
 
-    Parameters
-    ----------
-    clients : Sequence[Participant]
-        Who takes part, in the order of their partitions.
-    config : RunConfig
-        `strategy.layer_*`, `strategy.coverage` and `seed`.
-    model : PublicModel
-        The model's blocks.
-    number : int
-        The round, from 1; each draws anew.
-
-    Raises
-    ------
-    ConfigError
-        If a block cannot be covered.
+    `clients`: who takes part, in the order of their partitions. `config`: `strategy.layer_*`,
+    `strategy.coverage` and `seed`. `number`: the round, from 1; each draws anew. Raises ConfigError
+    if a block cannot be covered.
     """
     strategy, total = config.strategy, model.num_blocks
     counts = layer_counts(_fractions(clients, config), total)
