@@ -75,8 +75,8 @@ class Release:
     what: str
     # the strategies under which it, or something that tells at least as much, leaves a client
     sent_by: tuple[str, ...]
-    norms: Norms | None  # none where norms themselves are released
-    words: Recovered | None  # none where the first block's inputs tell no bag of words
+    norms: Norms | None  # None where norms themselves are released
+    words: Recovered | None  # None where the first block's inputs tell no bag of words
     membership: Separation  # of the client's own samples from others of the kind
 
 

@@ -91,25 +91,6 @@ class SidecarWriter:
         save_tensors(self._path, tensors, {_ENTRY: json.dumps(header)})
 
 
-def write_sidecar(
-    path: Path,
-    masks: Mapping[int, Mapping[str, BitMask]],
-    prefix: str,
-    metadata: Mapping[str, object] | None = None,
-) -> None:
-    """Write masks, block -> linear -> mask, as :class:`SidecarWriter` does.
-
-    `path`: the file, for example ``masks.safetensors``; an older one is replaced. `masks`: true
-    where a weight survives; asked for block by block. `prefix`: where the blocks are in the model,
-    for example ``model.layers``. `metadata`: whatever else the file shall say about itself, JSON
-    values. Raises ModelError if ``metadata`` uses a key of the format itself.
-    """
-    with SidecarWriter(path, prefix) as writer:
-        for block, linears in masks.items():
-            writer.add(block, linears)
-        writer.close(metadata)
-
-
 def sidecar_metadata(path: Path) -> dict[str, object]:
     """Return what a file of masks says about itself; errors as :func:`read_sidecar`."""
     if not path.is_file():
@@ -129,7 +110,7 @@ def sidecar_shapes(path: Path) -> dict[str, tuple[int, int]]:
 
 
 def read_sidecar(path: Path) -> dict[int, dict[str, BitMask]]:
-    """Read masks that :func:`write_sidecar` wrote.
+    """Read masks that a :class:`SidecarWriter` wrote.
 
     Returns block -> linear -> mask. Raises ModelError if the file is missing or damaged, of another
     format or version, or contradicts itself.

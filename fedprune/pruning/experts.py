@@ -74,7 +74,7 @@ class ExpertSums(BlockKind):
 class ExpertRecording:
     """Adds up what the experts of a block give while it runs.
 
-    `experts`: none for a block that has none: then nothing is recorded.
+    `experts`: None for a block that has none: then nothing is recorded.
     """
 
     def __init__(self, experts: Experts | None) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fedprune.models.loading import LoadedModel
+from fedprune.models.sidecar import SidecarWriter
 from fedprune.wire.masks import BitMask
 
 Masks = dict[int, dict[str, BitMask]]
@@ -55,3 +56,11 @@ def expected_state(loaded: LoadedModel, masks: Masks) -> dict[str, Tensor]:
             keep = torch.from_numpy(mask.to_bool())
             stored[~(keep.T if linear.transposed else keep)] = 0
     return state
+
+
+def write_sidecar(path, masks, prefix, metadata=None) -> None:
+    """Write masks, block -> linear -> mask, as a file beside a model."""
+    with SidecarWriter(path, prefix) as writer:
+        for block, linears in masks.items():
+            writer.add(block, linears)
+        writer.close(metadata)

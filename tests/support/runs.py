@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from fedprune.config import config_from_overrides, to_yaml
-from fedprune.models.sidecar import write_sidecar
 from fedprune.wire.masks import BitMask
+from tests.support.masks import write_sidecar
 from tests.support.reports import made_up
 
 SHAPES = {"q_proj": (5, 7), "down_proj": (3, 11)}

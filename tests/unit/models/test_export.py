@@ -8,11 +8,11 @@ from fedprune.config.schema import ModelConfig
 from fedprune.errors import ModelError
 from fedprune.models.export import SIDECAR, apply_masks, export_model
 from fedprune.models.loading import load_model
-from fedprune.models.sidecar import read_sidecar, write_sidecar
+from fedprune.models.sidecar import read_sidecar
 from fedprune.wire.changes import SparseWeight
 from fedprune.wire.masks import BitMask
 from tests.support.architectures import tiny_model, token_samples
-from tests.support.masks import equal_bits, expected_state, random_masks, state_of
+from tests.support.masks import equal_bits, expected_state, random_masks, state_of, write_sidecar
 
 
 def load(folder):

@@ -8,8 +8,9 @@ from hypothesis.extra.numpy import arrays
 from safetensors.numpy import load_file, save_file
 
 from fedprune.errors import ModelError
-from fedprune.models.sidecar import read_sidecar, write_sidecar
+from fedprune.models.sidecar import read_sidecar
 from fedprune.wire.masks import BitMask
+from tests.support.masks import write_sidecar
 
 PREFIX = "model.layers"
 HEADER = {"format": "fedprune-masks", "version": "1", "bit_order": "little", "prefix": PREFIX}

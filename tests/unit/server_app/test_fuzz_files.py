@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedprune.errors import ConfigError, ModelError
-from fedprune.models.sidecar import read_sidecar, write_sidecar
+from fedprune.models.sidecar import read_sidecar
 from fedprune.models.weights import index_files, save_tensors
 from fedprune.records import NodeReport
 from fedprune.results.ledger import Entry, Ledger
@@ -21,6 +21,7 @@ from fedprune.wire.masks import BitMask
 from server_app.run_folder import StateFiles
 from strategies.state import RunState
 from tests.support.fuzzing import anything, fuzzed, survives
+from tests.support.masks import write_sidecar
 
 REPORT = NodeReport(3, 8, "north", "c" * 64, "w" * 64, "s" * 64, 2, 256, "cpu", 1 << 34, "v", "")
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.zeros(4, dtype=torch.bfloat16)}
