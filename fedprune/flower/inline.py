@@ -7,7 +7,7 @@ settings. Without it: no job of a few seconds, and every test of both apps toget
 """
 
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from uuid import uuid4
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -18,7 +18,7 @@ from flwr.supercore.run import Run
 
 from fedprune.flower.messages import LONG_NUMBER, set_message_id
 
-Settings = Mapping[str, str | int | float | bool]
+Settings = dict[str, str | int | float | bool]
 
 _CLIENT_APP_RAISED = 2
 
@@ -29,25 +29,17 @@ class InlineGrid(Grid):
     So no reply waits for another one to be looked at, and memory does not grow with the clients.
 
     `app`: runs once a message. `nodes`: number of nodes; node ``first_node + i`` holds partition i.
-    `node_configs`: partition -> settings that replace the default ones.
     """
 
     # The nodes' numbers are not random, so that a message's size is the same in every run.
     def __init__(
-        self,
-        app: ClientApp,
-        nodes: int,
-        run_id: int,
-        first_node: int = LONG_NUMBER,
-        node_configs: Mapping[int, Settings] | None = None,
+        self, app: ClientApp, nodes: int, run_id: int, first_node: int = LONG_NUMBER
     ) -> None:
         self._app = app
-        self._first_node = first_node
         self._waiting: dict[str, Message] = {}
         self._contexts: dict[int, Context] = {}
         for partition in range(nodes):
-            default: Settings = {"partition-id": partition, "num-partitions": nodes}
-            settings = dict((node_configs or {}).get(partition, default))
+            settings: Settings = {"partition-id": partition, "num-partitions": nodes}
             node_id = first_node + partition
             self._contexts[node_id] = Context(run_id, node_id, settings, RecordDict(), {})
 

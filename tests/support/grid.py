@@ -29,7 +29,9 @@ class LocalGrid(InlineGrid):
 
     def __init__(self, app, nodes, run_id=1, node_configs=None, tamper=None):
         become_server()
-        super().__init__(app, nodes, run_id, _FIRST_NODE, node_configs)
+        super().__init__(app, nodes, run_id, _FIRST_NODE)
+        for partition, settings in (node_configs or {}).items():
+            self._contexts[_FIRST_NODE + partition].node_config = dict(settings)
         self._tamper: Tamper = tamper or (lambda partition, reply: reply)
         self.sent: list[Message] = []
 
