@@ -63,16 +63,11 @@ class Decoder:
     shows in which order clients arrive.
 
     `weights`: public weights of the linears that share the input, or their magnitudes, shape
-    (d_out, d_in) each; kept as float32. `start`: public guess of the norms' logarithms, shape
-    (d_in,); None: all equal. Raises ModelError if the weights have different widths or hold NaN or
-    infinite values, or the guess does.
+    (d_out, d_in) each; kept as float32. Raises ModelError if they have different widths or hold NaN
+    or infinite values.
     """
 
-    def __init__(
-        self,
-        weights: Sequence[Magnitudes],
-        start: Magnitudes | None = None,
-    ) -> None:
+    def __init__(self, weights: Sequence[Magnitudes]) -> None:
         self._shapes = [weight.shape for weight in weights]
         if len({shape[1:] for shape in self._shapes}) != 1 or weights[0].ndim != 2:
             raise ModelError(
@@ -82,11 +77,7 @@ class Decoder:
         # Written so that NaN fails, which is not below infinity.
         if not self._weights.max(initial=0) < np.inf:
             raise ModelError("Weights hold NaN or infinite values, so no mask can be decoded.")
-        width = self._weights.shape[1]
-        self._start: Logs = np.zeros(width) if start is None else start.astype(np.float64)
-        if self._start.shape != (width,) or not np.isfinite(self._start).all():
-            raise ModelError(f"Norms to begin with must be {width} finite logarithms.")
-        self._sums = ExactSums(width)
+        self._sums = ExactSums(self._weights.shape[1])
         self._clients = 0
 
     @property
@@ -104,8 +95,7 @@ class Decoder:
             raise WireError(f"Masks to decode must be of shapes {self._shapes}, got {shapes}.")
         kept = np.concatenate([mask.to_bool() for mask in masks])
         kept &= self._weights > 0  # zeros are kept by their index alone; they say nothing
-        log_norms, wrong = _Transport(self._weights, self._start, kept).solve()
-        log_norms += self._start
+        log_norms, wrong = _Transport(self._weights, kept).solve()
         log_norms -= log_norms.max()  # exponentials may be too large to hold
         log_norms -= 0.5 * np.log(np.exp(2 * log_norms).mean())
         by_linear = np.split(wrong, np.cumsum([rows for rows, _ in shapes])[:-1])
@@ -154,8 +144,8 @@ class Decoder:
 class _Transport:
     """The rows' thresholds y and the columns' shifts x of one client's masks."""
 
-    def __init__(self, weights: NDArray[np.float32], start: Logs, kept: Flags) -> None:
-        self._weights, self._start, self._kept = weights, start, kept
+    def __init__(self, weights: NDArray[np.float32], kept: Flags) -> None:
+        self._weights, self._kept = weights, kept
         self._row_counts = np.count_nonzero(kept, axis=1)
         self._column_counts = np.count_nonzero(kept, axis=0)
         self._x, self._y = np.zeros(weights.shape[1]), np.zeros(len(weights))
@@ -175,8 +165,7 @@ class _Transport:
 
     def _logs(self, rows: slice, columns: slice) -> NDArray[np.float32]:
         with np.errstate(divide="ignore"):
-            logs = np.log(self._weights[rows, columns])
-        logs += self._start[columns].astype(np.float32)
+            logs: NDArray[np.float32] = np.log(self._weights[rows, columns])
         return logs
 
     def _move_rows(self) -> None:
@@ -203,7 +192,7 @@ class _Transport:
         keep as many weights as they should.
         """
         places, above, wrong = self._near()
-        logs = np.log(self._weights[places].astype(np.float64)) + self._start[places[1]]
+        logs = np.log(self._weights[places].astype(np.float64))
         rows = _Lines(places[0], places[1], logs, len(self._y))
         columns = _Lines(places[1], places[0], logs, len(self._x))
         keep_rows = self._row_counts - above[0]
@@ -255,7 +244,7 @@ class _Transport:
         mean, sd = (float(others.mean()), float(others.std())) if others.size else (0.0, 1.0)
         for column in np.flatnonzero(nothing | everything).tolist():
             with np.errstate(divide="ignore"):
-                logs = np.log(self._weights[:, column].astype(np.float64)) + self._start[column]
+                logs = np.log(self._weights[:, column].astype(np.float64))
             needed = (self._y - logs)[logs > -np.inf]  # beyond it, each weight is kept
             if nothing[column]:
                 x[column] = _mean_below(float(needed.min(initial=np.inf)), mean, sd)
