@@ -90,19 +90,17 @@ def parts_record(parts: Mapping[str, bytes]) -> RecordDict:
     return RecordDict({_ARRAYS: _arrays(parts)})
 
 
-def read_parts(
-    message: Message, names: Sequence[str] | None = None, most: int | None = None
-) -> dict[str, bytes]:
+def read_parts(message: Message, names: Sequence[str] | None = None) -> dict[str, bytes]:
     """Return the named bytes of a message.
 
-    `names`: exactly these must be there; None: at least one of any name. `most`: the most bytes of
-    each. Raises ReplyRefusedError if others are there, or they are malformed.
+    `names`: exactly these must be there; None: at least one of any name. Raises ReplyRefusedError
+    if others are there, or they are malformed.
     """
     arrays = message.content.array_records.get(_ARRAYS)
     found = () if arrays is None else tuple(arrays)
     if arrays is None or not found or (names is not None and set(found) != set(names)):
         raise ReplyRefusedError(f"expected the arrays {_listed(names)}, got {_listed(found)}.")
-    return {name: array_bytes(arrays[name], FORM, most) for name in names or found}
+    return {name: array_bytes(arrays[name], FORM) for name in names or found}
 
 
 def _arrays(parts: Mapping[str, bytes]) -> ArrayRecord:

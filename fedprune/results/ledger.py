@@ -81,13 +81,13 @@ class Ledger:
             (e.refused for e in reversed(self.entries) if e.client == client and e.refused), ""
         )
 
-    def reasons(self, most: int = 3) -> str:
+    def reasons(self) -> str:
         """Return the latest distinct reasons for refusals, for an error message."""
         clients: dict[str, list[str]] = {}
         for entry in self.entries:
             if entry.refused:
                 clients.setdefault(entry.refused, []).append(entry.client)
-        latest = list(clients.items())[-most:]
+        latest = list(clients.items())[-_SHOWN:]
         return " | ".join(f"{_some(names)}: {reason}" for reason, names in latest)
 
     def to_dict(self) -> dict[str, object]:
@@ -104,9 +104,12 @@ class Ledger:
         }
 
 
-def _some(names: list[str], most: int = 3) -> str:
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+_SHOWN = 3  # reasons in an error, and clients of each
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 KINDS = ("lost", "timeout", "crashed", "failed", "handshake", "invalid", "stray")
