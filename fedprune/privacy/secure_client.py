@@ -160,23 +160,16 @@ class SecureClient:
         self._held = found
         return tuple(self._peers.roll.names[dealer] for dealer in found.damaged)
 
-    def masked(
-        self,
-        sum_name: str,
-        words: NDArray[Any],
-        spare: int | None = None,
-        context: bytes = b"",
-    ) -> bytes:
-        """Return this client's words under its masks.
+    def masked(self, sum_name: str, words: NDArray[Any], context: bytes = b"") -> bytes:
+        """Return this client's words under its masks, for :meth:`MaskedSum.add`.
 
-        `words`: of the sum's :attr:`WordSpec.spec`. `spare`: to take the sum again under a spare
-        key, 0 <= spare < plan.spares. `context`: all that the server told this client and that its
-        words depend on. Between clients that were told different things masks do not cancel.
-        Returns for :meth:`MaskedSum.add`. Raises WireError if the words are others than planned.
-        Raises ReplyRefusedError if other words went out under the same masks, the spare key served
-        another sum, or this client has signed the list of who is in the sum already.
+        `words`: of the sum's :attr:`WordSpec.spec`. `context`: all that the server told this client
+        and that its words depend on. Between clients that were told different things masks do not
+        cancel. Raises WireError if the words are others than planned. Raises ReplyRefusedError if
+        other words went out under the same masks, or this client has signed the list of who is in
+        the sum already.
         """
-        key, said = self._asked(sum_name, spare)
+        key, said = self._asked(sum_name)
         spec = self._plan.words(sum_name).spec
         if str(ArraySpec(words.dtype.name, words.shape)) != str(spec):
             raise WireError(
@@ -204,30 +197,29 @@ class SecureClient:
         self._disk.write("said.bin", said.to_bytes())
         return data
 
-    def sign(self, sum_name: str, cohort: bytes, spare: int | None = None) -> bytes:
-        """Return this client's signature on who is in a sum.
+    def sign(self, sum_name: str, cohort: bytes) -> bytes:
+        """Return this client's signature on who is in a sum, for :meth:`MaskedSum.add_signature`.
 
-        `cohort`: of :attr:`MaskedSum.cohort`. `spare`: as in :meth:`masked`. Returns for
-        :meth:`MaskedSum.add_signature`. Raises WireError if the list is malformed. Raises
+        `cohort`: of :attr:`MaskedSum.cohort`. Raises WireError if the list is malformed. Raises
         ReplyRefusedError if it has fewer than the floor or the quorum, has this client in it though
-        it sent nothing, or is another than one signed before for the same sum, also under a spare
-        key, or for another to which this client sent the same words.
+        it sent nothing, or is another than one signed before for the same sum, or for another to
+        which this client sent the same words.
         """
-        key, said = self._asked(sum_name, spare)
+        key, said = self._asked(sum_name)
         size = self._peers.roll.size
         inside = take_bits_of(cohort, size)
         self._agree(key, said, inside)
         return encode_arrays({"signature": _array(self._signature(key, sum_name, inside))})
 
-    def unmask(self, sum_name: str, request: bytes, spare: int | None = None) -> bytes:
+    def unmask(self, sum_name: str, request: bytes) -> bytes:
         """Return shares that open the sum: of the self seed of who is in, of the key of who is not.
 
-        `request`: of :meth:`MaskedSum.unmask_request`: the list and the signatures on it. `spare`:
-        as in :meth:`masked`. Returns for :meth:`MaskedSum.add_unmask`. Raises WireError if the
-        request is malformed. Raises ReplyRefusedError as :meth:`sign`, and if fewer than the quorum
-        signed this very list, this client's own consent counted.
+        For :meth:`MaskedSum.add_unmask`. `request`: of :meth:`MaskedSum.unmask_request`: the list
+        and the signatures on it. Raises WireError if it is malformed. Raises ReplyRefusedError as
+        :meth:`sign`, and if fewer than the quorum signed this very list, this client's own consent
+        counted.
         """
-        key, said = self._asked(sum_name, spare)
+        key, said = self._asked(sum_name)
         roll, held = self._peers.roll, self._held
         arrays = Arrays(request, ("cohort", "signers", "signatures"))
         inside = take_bits(arrays, "cohort", roll.size)
@@ -254,15 +246,10 @@ class SecureClient:
                 told[place] = held.shares[place, key, 0 if inside[dealer] else 1]
         return encode_arrays({"given": held.given, "shares": told})
 
-    def _asked(self, sum_name: str, spare: int | None) -> tuple[int, "_Said"]:
-        """Return a sum's key and what was said; ReplyRefusedError if it is not free for that."""
-        key = self._plan.key_of(sum_name, spare)
-        said = _Said.read(self._disk.needed("said.bin"), self._plan.keys)
-        place = list(self._plan.sums).index(sum_name)
-        if said.sums[key] not in (-1, place):
-            raise ReplyRefusedError("this spare key has served another sum.")
-        said.sums[key] = place
-        return key, said
+    def _asked(self, sum_name: str) -> tuple[int, "_Said"]:
+        """Return a sum's key, and what was said."""
+        key = self._plan.key_of(sum_name)
+        return key, _Said.read(self._disk.needed("said.bin"), self._plan.keys)
 
     def _agree(self, key: int, said: "_Said", cohort: Bits) -> None:
         """Consent to a list, for good, or refuse."""
@@ -280,9 +267,9 @@ class SecureClient:
         if cohort[self._peers.own] and not said.masked[key].any():
             raise ReplyRefusedError("this node is said to be in a sum for which it sent nothing.")
         digest = _array(hashlib.sha256(bound("cohort", cohort.tobytes())).digest())
-        same_words = said.words[key].any() & (said.words == said.words[key]).all(axis=1)
-        same_sum = said.sums == said.sums[key]
-        agreed = said.cohorts[(same_sum | same_words) & said.cohorts.any(axis=1)]
+        same = said.words[key].any() & (said.words == said.words[key]).all(axis=1)
+        same[key] = True
+        agreed = said.cohorts[same & said.cohorts.any(axis=1)]
         if (agreed != digest).any():
             raise ReplyRefusedError(
                 "this node has agreed to another list of who is in this sum, or in one of the same "
@@ -460,22 +447,16 @@ class _Said:
     masked: Bits  # (keys, 32): SHA-256 of what was sent, zeros for nothing
     cohorts: Bits  # (keys, 32): SHA-256 of the list agreed to
     words: Bits  # (keys, 32): SHA-256 of what was sent, without its masks
-    sums: NDArray[np.int64]  # (keys,): which sum it served, -1 for none
 
     @classmethod
     def nothing(cls, keys: int) -> "_Said":
         empty = np.zeros((keys, KEY), np.uint8)
-        return cls(empty, empty.copy(), empty.copy(), np.full(keys, -1, np.int64))
+        return cls(empty, empty.copy(), empty.copy())
 
     @classmethod
     def read(cls, data: bytes, keys: int) -> "_Said":
         hashes = ArraySpec("uint8", (keys, KEY))
-        expected = {
-            "masked": hashes,
-            "cohorts": hashes,
-            "words": hashes,
-            "sums": ArraySpec("int64", (keys,)),
-        }
+        expected = dict.fromkeys(("masked", "cohorts", "words"), hashes)
         return cls(**{name: array.copy() for name, array in decode_arrays(data, expected).items()})
 
     def to_bytes(self) -> bytes:

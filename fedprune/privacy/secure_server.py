@@ -202,12 +202,12 @@ class SecureServer:
                 boxes[place] = self._boxes[roll.names[dealer]][column]
         return encode_arrays({"members": self.joined, "boxes": boxes})
 
-    def sum(self, name: str, spare: int | None = None, context: bytes = b"") -> "MaskedSum":
-        """Return a sum of the plan, empty; WireError if it or the spare key is not planned.
+    def sum(self, name: str, context: bytes = b"") -> "MaskedSum":
+        """Return a sum of the plan, empty; WireError if it is not planned.
 
         ``context`` is all that every client is told and that its words depend on.
         """
-        return MaskedSum(self, name, self.plan.key_of(name, spare), context_digest(context))
+        return MaskedSum(self, name, self.plan.key_of(name), context_digest(context))
 
     def checked_public(self, place: int, key: int, kind: int, secret: bytes) -> bool:
         """Whether a secret is the self seed (0) or private key (1) that somebody advertised."""

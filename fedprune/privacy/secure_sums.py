@@ -38,7 +38,7 @@ SIGNATURE = 64
 MOST_CLIENTS = 1 << 16
 MOST_SUMS = 1 << 14
 _MOST_TEXT = 1 << 24
-_PLAN = ("run", "sums", "layout", "numbers")
+_PLAN = ("run", "sums", "layout", "floor")
 
 
 class Signer(Protocol):
@@ -117,7 +117,6 @@ class SumPlan:
     run: str  # what no other run is called
     sums: Mapping[str, WordSpec]  # their names and terms, in the order in which keys are made
     floor: int  # the fewest clients that a sum may be of
-    spares: int = 0  # keys for sums that have to be taken again
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -127,10 +126,8 @@ class SumPlan:
                     f"A secure sum has 1 or more words of {', '.join(map(str, BITS))} bits, got "
                     f"{words.count} of {words.bits}."
                 )
-        if not 1 <= len(self.sums) <= self.keys <= MOST_SUMS:
-            raise ConfigError(
-                f"A run has 1 to {MOST_SUMS} secure sums with their spares, got {self.keys}."
-            )
+        if not 1 <= self.keys <= MOST_SUMS:
+            raise ConfigError(f"A run has 1 to {MOST_SUMS} secure sums, got {self.keys}.")
         if not LEAST_COHORT <= self.floor <= MOST_CLIENTS:
             raise ConfigError(
                 f"A secure sum is over {LEAST_COHORT} to {MOST_CLIENTS} clients, got a floor of "
@@ -139,8 +136,8 @@ class SumPlan:
 
     @property
     def keys(self) -> int:
-        """How many keys each client makes."""
-        return len(self.sums) + self.spares
+        """How many keys each client makes: one a sum."""
+        return len(self.sums)
 
     def words(self, sum_name: str) -> WordSpec:
         """Return the terms of a sum; WireError if it is not planned."""
@@ -148,14 +145,10 @@ class SumPlan:
             raise WireError("the sum that was asked for is not one of this run's plan.")
         return self.sums[sum_name]
 
-    def key_of(self, sum_name: str, spare: int | None) -> int:
-        """Return the place of a sum's own key, or of a spare one; WireError if there is none."""
+    def key_of(self, sum_name: str) -> int:
+        """Return the place of a sum's key; WireError if the sum is not planned."""
         self.words(sum_name)
-        if spare is None:
-            return list(self.sums).index(sum_name)
-        if not 0 <= spare < self.spares:
-            raise WireError(f"this run's plan has {self.spares} spare sums, there is no {spare}.")
-        return len(self.sums) + spare
+        return list(self.sums).index(sum_name)
 
     def to_bytes(self) -> bytes:
         """Return it as named arrays; the same plan is the same bytes."""
@@ -165,7 +158,7 @@ class SumPlan:
                 "run": text_array(self.run),
                 "sums": text_array(json.dumps(list(self.sums))),
                 "layout": np.array(layout, np.uint64),
-                "numbers": np.array([self.floor, self.spares], np.uint64),
+                "floor": np.array([self.floor], np.uint64),
             }
         )
 
@@ -176,11 +169,11 @@ class SumPlan:
         run, told = take_text(arrays, "run"), take_text(arrays, "sums")
         names = read_names(told)
         layout = arrays.take("layout", ArraySpec("uint64", (len(names), 2))).tolist()
-        floor, spares = arrays.take("numbers", ArraySpec("uint64", (2,))).tolist()
+        (floor,) = arrays.take("floor", ArraySpec("uint64", (1,))).tolist()
         arrays.finish()
         try:
             words = [WordSpec(count, bits) for count, bits in layout]
-            return cls(run, dict(zip(names, words, strict=True)), floor, spares)
+            return cls(run, dict(zip(names, words, strict=True)), floor)
         except ConfigError as error:
             raise WireError(f"a plan of secure sums: {error}") from None
 

@@ -70,39 +70,39 @@ class Sites:
         self.receive()
         return self
 
-    def masked(self, of: str, words, absent: Collection[str] = (), spare=None) -> MaskedSum:
-        found = self.server.sum(of, spare)
+    def masked(self, of: str, words, absent: Collection[str] = ()) -> MaskedSum:
+        found = self.server.sum(of)
         for name in self.server.members:
             if name not in absent:
-                found.add(name, self.client(name).masked(of, words[name], spare))
+                found.add(name, self.client(name).masked(of, words[name]))
         return found
 
-    def signed(self, found: MaskedSum, of: str, absent: Collection[str] = (), spare=None) -> bytes:
+    def signed(self, found: MaskedSum, of: str, absent: Collection[str] = ()) -> bytes:
         found.close()
         for name in self.server.members:
             if name not in absent:
-                found.add_signature(name, self.client(name).sign(of, found.cohort, spare))
+                found.add_signature(name, self.client(name).sign(of, found.cohort))
         return found.unmask_request()
 
-    def unmasked(self, found: MaskedSum, of: str, request: bytes, absent=(), spare=None):
+    def unmasked(self, found: MaskedSum, of: str, request: bytes, absent=()):
         for name in self.server.members:
             if name not in absent:
-                found.add_unmask(name, self.client(name).unmask(of, request, spare))
+                found.add_unmask(name, self.client(name).unmask(of, request))
         return found.total()
 
-    def total(self, of: str, words, absent: Collection[str] = (), spare=None):
+    def total(self, of: str, words, absent: Collection[str] = ()):
         """Return a sum that the same sites are absent from at all its stages."""
-        found = self.masked(of, words, absent, spare)
-        request = self.signed(found, of, absent, spare)
-        return self.unmasked(found, of, request, absent, spare)
+        found = self.masked(of, words, absent)
+        request = self.signed(found, of, absent)
+        return self.unmasked(found, of, request, absent)
 
 
-def sites(folder: Path, count: int, sums: Mapping[str, WordSpec], floor: int = 2, spares: int = 0):
+def sites(folder: Path, count: int, sums: Mapping[str, WordSpec], floor: int = 2):
     """Return so many sites with a plan of sums."""
     keys = site_keys([f"site {number:03}" for number in range(count)])
     # Only who signs with what matters here, not who signed the roster, which takes long for many.
     roster = signed_roster(keys) if count < MANY else Roster({n: k.public for n, k in keys.items()})
-    return Sites(folder, SumPlan("run 1", sums, floor, spares), keys, roster)
+    return Sites(folder, SumPlan("run 1", sums, floor), keys, roster)
 
 
 def drawn(words: WordSpec, names: Collection[str], seed: int = 0):

@@ -21,7 +21,7 @@ SUMS = {"a": WordSpec(6, 64), "b": WordSpec(6, 64)}
 @pytest.fixture
 def five(tmp_path) -> Sites:
     """Five sites that are set up; any four can be summed."""
-    return sites(tmp_path, 5, SUMS, spares=1).set_up()
+    return sites(tmp_path, 5, SUMS).set_up()
 
 
 def arrays_of(data: bytes) -> dict:
@@ -91,7 +91,7 @@ def test_signatures_of_other_sums_runs_and_members_do_not_count(five, tmp_path):
         masked = five.masked(of, terms)
         masked.close()
         signed[of] = {name: five.client(name).sign(of, masked.cohort) for name in five.names}
-    again = Sites(tmp_path / "again", SumPlan("run 2", SUMS, 2, 1), five.keys, five.roster)
+    again = Sites(tmp_path / "again", SumPlan("run 2", SUMS, 2), five.keys, five.roster)
     again.set_up()
     masked = again.masked("a", terms)
     masked.close()
@@ -109,20 +109,6 @@ def test_signatures_of_other_sums_runs_and_members_do_not_count(five, tmp_path):
         masked = five.masked("a", terms)
         masked.close()
         masked.add_signature(five.names[0], signed["b"][five.names[0]])
-
-
-def test_a_sum_is_never_of_two_cohorts_also_under_a_spare_key(five):
-    """Two sums of the same answers over different sites differ by one site's answer."""
-    terms = drawn(SUMS["a"], five.names)
-    five.total("a", terms)
-    again = five.masked("a", terms, absent=five.names[:1], spare=0)
-    again.close()
-    for name in five.names:
-        with pytest.raises(ReplyRefusedError, match="agreed to another list"):
-            five.client(name).sign("a", again.cohort, 0)
-    again = five.masked("a", terms, spare=0)
-    total = five.unmasked(again, "a", five.signed(again, "a", spare=0), spare=0)
-    assert integers(total) == plain_sum(SUMS["a"], terms.values())
 
 
 def test_sums_of_the_same_words_are_of_one_cohort_whatever_they_are_called(tmp_path):
@@ -207,7 +193,7 @@ def test_a_site_keeps_its_own_floor(tmp_path):
 @pytest.fixture
 def told(tmp_path):
     """Return four sites whose keys are in, and what the first one is to be told."""
-    found = sites(tmp_path, 4, SUMS, spares=1)
+    found = sites(tmp_path, 4, SUMS)
     found.advertise()
     return found, arrays_of(found.server.adverts_for(found.names[0]))
 
@@ -221,7 +207,7 @@ def test_keys_that_the_server_made_up_are_refused(told):
     with pytest.raises(ReplyRefusedError, match=f"'{found.names[1]}' are not those it signed"):
         client.shares(encode_arrays(mitm))
     keys = adverts["keys"].copy()
-    keys[1, 2] = np.frombuffer(middle, np.uint8)
+    keys[1, 1] = np.frombuffer(middle, np.uint8)
     with pytest.raises(ReplyRefusedError, match=f"'{found.names[2]}' are not those it signed"):
         client.shares(encode_arrays({**adverts, "keys": keys}))
     channel, own_keys = adverts["channels"][0].tobytes(), keys[1]
@@ -263,7 +249,7 @@ def test_a_sites_own_keys_of_another_run_or_folder_are_not_told_to_others(told, 
     again.close_adverts()
     with pytest.raises(ReplyRefusedError, match="not told to others as it sent them"):
         found.client(found.names[0]).shares(again.adverts_for(found.names[0]))
-    other = Sites(tmp_path / "run", SumPlan("run 2", SUMS, 2, 1), found.keys, found.roster)
+    other = Sites(tmp_path / "run", SumPlan("run 2", SUMS, 2), found.keys, found.roster)
     with pytest.raises(WireError, match="not signed by a site of that name"):
         again = SecureServer(found.plan, found.roster)
         again.add_advert(found.names[0], other.client(found.names[0]).advertise())
@@ -334,7 +320,6 @@ def test_no_words_go_out_twice_under_the_same_masks(five):
     with pytest.raises(ReplyRefusedError, match="other words under the masks"):
         five.client(name).masked("a", other)
     assert five.client(name).masked("b", other) != five.client(name).masked("a", words)
-    assert five.client(name).masked("a", other, spare=0)
 
 
 @pytest.fixture
@@ -414,7 +399,7 @@ def test_a_folder_that_lost_something_or_is_of_another_plan_is_refused(five, tmp
     name = five.names[0]
     folder = tmp_path / name
     with pytest.raises(ReplyRefusedError, match="those of another plan"):
-        five.client(name, plan=SumPlan("run 2", SUMS, 2, 1))
+        five.client(name, plan=SumPlan("run 2", SUMS, 2))
     assert (folder / "keys.bin").stat().st_mode & 0o77 == 0 == folder.stat().st_mode & 0o77
     for lost in ("boxes.bin", "shares.bin", "said.bin"):
         (folder / lost).rename(tmp_path / "lost")
@@ -469,7 +454,7 @@ def test_words_of_another_form_are_refused_and_the_client_named(five, words):
 
 
 def test_adverts_that_are_not_the_senders_or_hide_nothing_are_refused(tmp_path):
-    found = sites(tmp_path, 3, SUMS, spares=1)
+    found = sites(tmp_path, 3, SUMS)
     first, second, _ = found.names
     advert = found.client(first).advertise()
     with pytest.raises(WireError, match=f"'{second}' sent are not signed"):
@@ -477,7 +462,7 @@ def test_adverts_that_are_not_the_senders_or_hide_nothing_are_refused(tmp_path):
     with pytest.raises(WireError, match="'stranger' sent are not signed"):
         found.server.add_advert("stranger", advert)
     told = arrays_of(advert)
-    for name, size in (("keys", (2, 32)), ("channel", (31,)), ("signature", (65,))):
+    for name, size in (("keys", (3, 32)), ("channel", (31,)), ("signature", (65,))):
         with pytest.raises(WireError, match=f"'{first}' sent for a secure sum"):
             found.server.add_advert(first, encode_arrays({**told, name: np.ones(size, np.uint8)}))
     keys = told["keys"].copy()
