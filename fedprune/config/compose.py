@@ -14,7 +14,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import cast
 
-from fedprune.config.keys import flatten
+from fedprune.config.keys import flatten, leaves
 from fedprune.config.overrides import (
     CONF,
     OPTION_GROUPS,
@@ -160,15 +160,7 @@ def from_earlier_yaml(text: str) -> RunConfig:
     found = plain_yaml(text)
     if not isinstance(found, Mapping):
         return checked(found)
-    return _composed([_override(key, value) for key, value in _leaves(found)], [])
-
-
-def _leaves(table: Mapping[object, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    return _composed([_override(key, value) for key, value in leaves(found)], [])
 
 
 def _override(key: str, value: object) -> str:

@@ -2,6 +2,7 @@
 
 import types
 import typing
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic.fields import FieldInfo
@@ -73,3 +74,12 @@ def flatten(config: RunConfig) -> dict[str, Plain]:
         inner = value if isinstance(value, dict) else {"": value}
         found |= {f"{section}.{key}".rstrip("."): plain for key, plain in inner.items()}
     return found
+
+
+def leaves(table: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield what stands in nested tables, each value behind its keys: ``outer.inner``."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

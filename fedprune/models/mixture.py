@@ -11,7 +11,7 @@ the one that does this.
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from fedprune.config.keys import leaves
 from fedprune.errors import ModelError
 from fedprune.models.experts import follows_contract, fused_parameters, num_experts
 from fedprune.models.loading import LoadedModel
@@ -220,20 +221,12 @@ def _candidates(model: LoadedModel, mixture: Mixture, kept: int) -> list[tuple[s
     Those that speak of experts come first; a build with each shows which one it is.
     """
     found: list[tuple[str, Any]] = []
-    for key, value in _plain_values(model.model.config.get_text_config().to_dict()):
+    for key, value in leaves(model.model.config.get_text_config().to_dict()):
         if type(value) is int and value == mixture.count:
             found.append((key, kept))
         elif isinstance(value, list) and value and all(one == mixture.count for one in value):
             found.append((key, [kept] * len(value)))
     return sorted(found, key=lambda entry: "expert" not in entry[0])
-
-
-def _plain_values(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _plain_values(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _cut_dimensions(

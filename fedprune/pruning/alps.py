@@ -44,10 +44,9 @@ def alps(weight: Tensor, moments: Tensor, spec: MaskSpec, damping: float) -> tup
     result. The weights of dead inputs become zero. `spec`: sparsity, pattern and comparison group.
     Of equal entries the lower index is pruned first. `damping`: share of the mean diagonal that is
     added to the diagonal. Returns the new weight, float32, exactly zero where pruned, and the mask,
-    True = survives. The mask has exactly the survivors that
-    `spec` says. Raises ModelError if
-    weights or moments are not finite, the moments are not positive definite, or an N:M pattern does
-    not divide d_in.
+    True = survives, with exactly the survivors that `spec` says. Raises ModelError if weights or
+    moments are not finite, the moments are not positive definite, or an N:M pattern does not divide
+    d_in.
     """
     problem = normalised(weight, moments, damping)
     sparse, mask = find_support(problem.target, _penalised(problem, damping), spec)

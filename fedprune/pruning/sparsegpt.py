@@ -36,9 +36,8 @@ def sparsegpt(
     exactly ``pruned_count(their weights, sparsity)``. Of equal scores the lower index is pruned
     first. `block_size`: columns of a block; rounded up to a multiple of M for an N:M pattern, which
     chooses the mask of M columns when they are reached. Returns the new weight, float32, exactly
-    zero where pruned, and the mask, True = survives. The mask has exactly
-    the survivors that `spec` says. Raises ModelError if a weight is NaN or infinite,
-    or an N:M pattern does not divide d_in.
+    zero where pruned, and the mask, True = survives, with exactly the survivors that `spec` says.
+    Raises ModelError if a weight is NaN or infinite, or an N:M pattern does not divide d_in.
     """
     sweep = _swept(weight, factor, spec, block_size, None)
     return sweep.weights, sweep.keep

@@ -12,13 +12,12 @@ their coordinates; and conjugate gradients run on all rows together.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fedprune.errors import ModelError
-from fedprune.pruning.alps import Penalised, alps, find_support
+from fedprune.pruning.alps import AlpsPruner, Penalised, find_support
 from fedprune.pruning.groups import NOT_FINITE, MaskSpec
 from fedprune.pruning.hessian import damped
 from fedprune.pruning.least_squares import normalised
@@ -97,20 +96,13 @@ def _refitted(target: Tensor, left: Tensor, right: Tensor, mask: Tensor, start: 
     return found
 
 
-@dataclass(frozen=True)
-class TwoSidedAlpsPruner:
+class TwoSidedAlpsPruner(AlpsPruner):
     """ALPS with what the loss says of a linear's outputs, where that is known; else plain ALPS."""
-
-    damping: float
-    name: str = "alps"
-    needs: str = "moments"
-    updates: bool = True
 
     def prune(self, weight: Tensor, stats: Statistic | None, spec: MaskSpec) -> SparseWeight:
         """Return survivors with new values (see `Pruner.prune`)."""
         found = second_moments(self.name, weight, stats)
         if found.outputs is None:
-            new, mask = alps(weight, found.moments, spec, self.damping)
-        else:
-            new, mask = two_sided_alps(weight, found.moments, found.outputs, spec, self.damping)
+            return super().prune(weight, stats, spec)
+        new, mask = two_sided_alps(weight, found.moments, found.outputs, spec, self.damping)
         return sparse_change(weight, new, mask)
