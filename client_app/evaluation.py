@@ -67,8 +67,8 @@ def evaluate_own_texts(config: RunConfig, node: NodeContext, order: FinalOrder) 
     """Measure the dense and the final model on this node's own held-out texts.
 
     `node`: this node; its scratch folder holds the segments that came before. `order`: the last
-    segment of the final model's changes, and the blocks that they are of. Returns of 0 tokens if
-    the texts do not fill one window. Raises ReplyRefusedError if the changes are damaged or
+    segment of the final model's changes, and the blocks that they are of. The result is of 0 tokens
+    if the texts do not fill one window. Raises ReplyRefusedError if the changes are damaged or
     incomplete, or are not what the configuration asks for.
     """
     loaded = model.dense_model(config, node)

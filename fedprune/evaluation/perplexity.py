@@ -120,10 +120,10 @@ def perplexities(
     `model`: the dense model; unchanged. `windows`: label -> token ids, int64, shape (windows,
     seq_len), from :func:`token_windows`. `changes`: block -> linear -> what becomes of it; asked
     for block by block. `limits`: windows that run at a time, and memory for hidden states.
-    `against`: what the dense model made of the same windows, to be agreed with. Returns by label.
-    Log-likelihoods are taken in float32 from the model's logits and added up in float64. Raises
-    ModelError if the windows are longer than the model has positions for, the changes are another
-    model's, memory runs out, or ``against`` is of other windows or another vocabulary.
+    `against`: what the dense model made of the same windows, to be agreed with. Returns label ->
+    figures. Log-likelihoods are taken in float32 from the model's logits and added up in float64.
+    Raises ModelError if the windows are longer than the model has positions for, the changes are
+    another model's, memory runs out, or ``against`` is of other windows or another vocabulary.
     """
     states = last_states(model, windows, device, changes, limits)
     return scores(states, windows, device, limits, against, changes)

@@ -105,11 +105,11 @@ class SecureClient:
     def shares(self, adverts: bytes) -> bytes:
         """Return encrypted shares of this client's secrets for its neighbours.
 
-        `adverts`: of :meth:`SecureServer.adverts_for`. Returns for :meth:`SecureServer.add_shares`;
-        the same bytes for the same adverts. Raises WireError if the adverts are malformed or
-        damaged. Raises ReplyRefusedError if one is not signed by a site of the roster, they are
-        fewer than the floor, this client's own is not there as it was sent, or they are others than
-        those before.
+        `adverts`: of :meth:`SecureServer.adverts_for`. They are for
+        :meth:`SecureServer.add_shares`, the same bytes for the same adverts. Raises WireError if
+        the adverts are malformed or damaged. Raises ReplyRefusedError if one is not signed by a
+        site of the roster, they are fewer than the floor, this client's own is not there as it was
+        sent, or they are others than those before.
         """
         kept = self._disk.read("shares.bin")
         if kept is not None:

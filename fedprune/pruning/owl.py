@@ -29,8 +29,8 @@ def outlier_share(
 
     `weights`: name of each linear of one block -> its dense weight, shape (d_out, d_in). `stats`:
     name of each of these linears -> what is known of its inputs. `threshold`: OWL's M,
-    `allocation.threshold`. Returns from 0 to 1; None of a block of which nothing is pruned. Raises
-    ModelError if a score is NaN or infinite, or statistics are missing or of other sizes.
+    `allocation.threshold`. Returns shares from 0 to 1; None of a block of which nothing is pruned.
+    Raises ModelError if a score is NaN or infinite, or statistics are missing or of other sizes.
     """
     roots = {name: _roots(name, weight, stats) for name, weight in weights.items()}
     if not weights:

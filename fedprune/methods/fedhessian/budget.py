@@ -23,9 +23,9 @@ def fit_budget(config: RunConfig, size: Size) -> RunConfig:
     """Return a configuration whose answers keep within `strategy.budget_mb`.
 
     `config`: with a budget; `strategy.moments` is the form to begin with. `size`: tells the bytes
-    of a configuration. Returns with `strategy.moments` and `strategy.bits_per_weight` in place of
-    the budget: whole moments where they fit, else sketches of as many bits a weight as the budget
-    pays for, the same for every block. Raises ConfigError if the budget does not pay for the
+    of a configuration. The one returned has `strategy.moments` and `strategy.bits_per_weight` in
+    place of the budget: whole moments where they fit, else sketches of as many bits a weight as the
+    budget pays for, the same for every block. Raises ConfigError if the budget does not pay for the
     diagonals; says the least that does.
     """
     strategy = config.strategy
