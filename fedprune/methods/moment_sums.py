@@ -35,14 +35,7 @@ _FACTORISED = 4096  # width up to which it takes a second a client; beyond, entr
 class MomentSums(CountedSums, Aggregator[list[InputMoments], R], Generic[R]):
     """Adds up what clients know of each input's products; what it comes to is for subclasses.
 
-    Parameters
-    ----------
-    task : BlockTask
-        The block.
-    pooling : {"tokens", "clients", "scaled"}
-        `strategy.pooling`.
-    plans : Sequence[InputPlan]
-        How the moments of each input travel.
+    `pooling`: `strategy.pooling`. `plans`: how the moments of each input travel.
     """
 
     def __init__(self, task: BlockTask, pooling: str, plans: Sequence[InputPlan]) -> None:
@@ -167,11 +160,8 @@ class MomentSums(CountedSums, Aggregator[list[InputMoments], R], Generic[R]):
 def check_moments(triangle: Triangle, name: str) -> None:
     """Refuse a matrix that no inputs can have as their second moments: not positive semi-definite.
 
-    Raises
-    ------
-    WireError
-        If an entry is larger than its diagonal allows, or the matrix has a negative eigenvalue
-        beyond rounding.
+    Raises WireError if an entry is larger than its diagonal allows, or the matrix has a negative
+    eigenvalue beyond rounding.
     """
     matrix = torch.from_numpy(triangle.matrix())
     diagonal = matrix.diagonal()
@@ -201,24 +191,9 @@ def check_cross(triangle: Triangle, cross: Cross, name: str) -> float:
     By the inequality of Cauchy and Schwarz ``E_ij**2 <= S_i G_jj``, and the dense model's own sums
     of squares, ``G_jj + 2 E_jj + S_j``, are not negative.
 
-    Parameters
-    ----------
-    triangle : Triangle
-        G, the second moments of the inputs behind pruned blocks.
-    cross : Cross
-        E and S.
-    name : str
-        What the input is called.
-
-    Returns
-    -------
-    float
-        The sum over columns of the dense model's sums of squares.
-
-    Raises
-    ------
-    WireError
-        If an entry is larger than it can be, beyond rounding.
+    `triangle`: G, the second moments of the inputs behind pruned blocks. Returns the sum over
+    columns of the dense model's sums of squares. Raises WireError if an entry is larger than it can
+    be, beyond rounding.
     """
     diagonal, squares = triangle.diagonal.astype(np.float64), cross.squares.astype(np.float64)
     # What float32 sums of products may be off, relative to the mean column.

@@ -47,30 +47,14 @@ _NAMES = 4  # how often an input's name stands there
 
 @dataclass(frozen=True)
 class InputPlan:
-    """How one input's moments travel.
+    """How one input's moments travel."""
 
-    Attributes
-    ----------
-    linears : tuple of str
-        The linears that read it.
-    width : int
-        Columns, d_in.
-    form : str
-        'float32' or 'float16' triangle, 'eigen' or 'nystrom' sketch, or 'columns' alone.
-    rank : int
-        Columns of a sketch, else 0.
-    seed : int
-        Of the public matrix of Nystrom sketches.
-    crossed : bool
-        Whether the cross moment with the dense model's inputs goes with it.
-    """
-
-    linears: tuple[str, ...]
+    linears: tuple[str, ...]  # the linears that read it
     width: int
-    form: Form
-    rank: int
-    seed: int
-    crossed: bool = False
+    form: Form  # 'float32' or 'float16' triangle, 'eigen' or 'nystrom' sketch, or 'columns' alone
+    rank: int  # columns of a sketch, else 0
+    seed: int  # of the public matrix of Nystrom sketches
+    crossed: bool = False  # whether the cross moment with the dense model's inputs goes with it
 
     @property
     def precision(self) -> Precision:
@@ -104,24 +88,11 @@ def plan_inputs(
     Clients and server come to the same plan, since it follows from the configuration and the
     model's shapes.
 
-    Parameters
-    ----------
-    config : RunConfig
-        `strategy.moments`, `strategy.bits_per_weight`, `strategy.max_width`, `strategy.target`.
-    block : int
-        Index of the block.
-    inputs : Sequence of tuples
-        The linears that share an input, for each distinct input.
-    shapes : Mapping
-        Name of the linear -> (d_out, d_in).
-    routed : Collection of str
-        The linears of experts: other tokens reach them in the dense model, so that nothing can be
-        compared.
-
-    Raises
-    ------
-    ConfigError
-        If the budget does not pay for the diagonals.
+    `config`: `strategy.moments`, `strategy.bits_per_weight`, `strategy.max_width`,
+    `strategy.target`. `inputs`: the linears that share an input, for each distinct input. `shapes`:
+    name of the linear -> (d_out, d_in). `routed`: the linears of experts: other tokens reach them
+    in the dense model, so that nothing can be compared. Raises ConfigError if the budget does not
+    pay for the diagonals.
     """
     strategy = config.strategy
     widths = [shapes[linears[0]][1] for linears in inputs]
@@ -187,18 +158,9 @@ def input_moments(
 ) -> list[InputMoments]:
     """Return what a client tells of each distinct input of a block.
 
-    Parameters
-    ----------
-    config : RunConfig
-        As for :func:`plan_inputs`.
-    block : int
-        Index of the block.
-    statistics : Mapping[str, MomentStatistics]
-        Name of the linear -> what was recorded; shared inputs share the object.
-    shapes : Mapping[str, tuple[int, int]]
-        Name of the linear -> (d_out, d_in).
-    routed : Collection of str
-        As for :func:`plan_inputs`.
+    `config`: as for :func:`plan_inputs`. `statistics`: name of the linear -> what was recorded;
+    shared inputs share the object. `shapes`: name of the linear -> (d_out, d_in). `routed`: as for
+    :func:`plan_inputs`.
     """
     shared = dict(shared_inputs(statistics))
     return [
@@ -242,18 +204,10 @@ class MomentPool:
     numbers are exact but for numbers that differ by a factor of 2**29 and more; what is left of the
     order of arrival goes when they are rounded to float32.
 
-    Parameters
-    ----------
-    mode : {"tokens", "clients", "scaled"}
-        As :class:`fedprune.methods.sums.SumsPool`: as if all texts were in one place, each
-        client's mean the same, or each client's mean over columns the same.
-    seed : int
-        Seed of the public matrix of Nystrom sketches.
-
-    Attributes
-    ----------
-    seen : int
-        Tokens of all clients, whatever the mode; a client without any never counts.
+    `mode`: as :class:`fedprune.methods.sums.SumsPool`: as if all texts were in one place, each
+    client's mean the same, or each client's mean over columns the same. `seed`: seed of the public
+    matrix of Nystrom sketches. `seen`: tokens of all clients, whatever the mode; a client without
+    any never counts.
     """
 
     def __init__(self, mode: str, seed: int = 0) -> None:
@@ -269,11 +223,8 @@ class MomentPool:
     def add(self, moments: InputMoments, times: float = 1.0) -> None:
         """Add one client's moments, which may count more than once, or less.
 
-        Raises
-        ------
-        WireError
-            If they hold the diagonal alone, or are of another size than those before; nothing is
-            added then.
+        Raises WireError if they hold the diagonal alone, or are of another size than those before;
+        nothing is added then.
         """
         body = moments.body
         if isinstance(body, Columns):
@@ -292,10 +243,7 @@ class MomentPool:
     def result(self) -> tuple[Tensor, int]:
         """Return the pooled moments, float32 of shape (d_in, d_in), and the tokens they stand for.
 
-        Raises
-        ------
-        QuorumError
-            If no client was added.
+        Raises QuorumError if no client was added.
         """
         sketch = self.sketch()
         if sketch is not None:

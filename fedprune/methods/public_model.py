@@ -24,58 +24,39 @@ FRAME_BYTES = 512
 
 @dataclass(frozen=True)
 class PublicModel:
-    """The public model, as far as a method needs it.
+    """The public model, as far as a method needs it."""
 
-    Attributes
-    ----------
-    shapes : tuple of Mapping
-        For each block: name of the linear inside it -> (d_out, d_in).
-    config_hash, weights_hash, code_hash : str
-        What every node must have too (hex sha256).
-    weight : Callable[[int, str], Tensor]
-        (block, linear) -> the public weight, shape (d_out, d_in), in the model's dtype.
-    inputs : tuple of tuples
-        For each block: the linears that share an input, a tuple for each distinct input. Empty
-        where no statistics are sent.
-    loudness : tuple of Mapping
-        For each block: name of the linear -> what the mean square of its input can be at most;
-        empty where no statistics are sent.
-    offer : Offer, optional
-        The model's files, where nodes that lack them get them from here.
-    sites : tuple of BlockSite
-        The blocks themselves; empty where nobody asks about whole blocks.
-    experts : tuple of frozensets
-        For each block: the linears of routed experts, which not every token reaches. Empty where
-        there are none.
-    units : Units, optional
-        What can go altogether in every block, where the pruner removes that.
-    public : PublicText, optional
-        What is known of public text, where `privacy` needs it.
-    sensitivities : Callable
-        Returns for each block: name of the linear -> how much the loss minds a change of its
-        outputs (`fedprune.pruning.output_gradients.mean_squares`); it takes its time.
-    output_moments : Callable
-        Block -> name of the linear -> second moments of the loss's gradients at its outputs
-        (`fedprune.pruning.output_gradients.OutputMoments`); empty where the solver needs none.
-    public_moments : Callable
-        Block -> name of the linear -> second moments of its input on public text
-        (`fedprune.methods.public_text.PublicMoments`); it takes its time when first asked.
-    """
-
+    # for each block: name of the linear inside it -> (d_out, d_in)
     shapes: tuple[Mapping[str, tuple[int, int]], ...]
+    # config_hash, weights_hash, code_hash: what every node must have too (hex sha256)
     config_hash: str
     weights_hash: str
     code_hash: str
+    # (block, linear) -> the public weight, shape (d_out, d_in), in the model's dtype
     weight: Callable[[int, str], Tensor]
+    # for each block: the linears that share an input, a tuple for each distinct input. Empty where
+    # no statistics are sent.
     inputs: tuple[tuple[tuple[str, ...], ...], ...] = ()
+    # for each block: name of the linear -> what the mean square of its input can be at most; empty
+    # where no statistics are sent
     loudness: tuple[Mapping[str, float], ...] = ()
-    offer: Offer | None = None
+    offer: Offer | None = None  # the model's files, where nodes that lack them get them from here
+    # the blocks themselves; empty where nobody asks about whole blocks
     sites: tuple[BlockSite, ...] = ()
+    # for each block: the linears of routed experts, which not every token reaches. Empty where
+    # there are none.
     experts: tuple[frozenset[str], ...] = ()
+    # what can go altogether in every block, where the pruner removes that
     units: Units | None = None
-    public: PublicText | None = None
+    public: PublicText | None = None  # what is known of public text, where `privacy` needs it
+    # returns for each block: name of the linear -> how much the loss minds a change of its outputs
+    # (`fedprune.pruning.output_gradients.mean_squares`); it takes its time
     sensitivities: Callable[[], tuple[Mapping[str, float], ...]] = tuple
+    # block -> name of the linear -> second moments of the loss's gradients at its outputs
+    # (`fedprune.pruning.output_gradients.OutputMoments`); empty where the solver needs none
     output_moments: Callable[[int], Mapping[str, Tensor]] = lambda _block: {}
+    # block -> name of the linear -> second moments of its input on public text
+    # (`fedprune.methods.public_text.PublicMoments`); it takes its time when first asked
     public_moments: Callable[[int], Mapping[str, MomentStatistics]] = lambda _block: {}
 
     @classmethod
@@ -140,10 +121,7 @@ class PublicModel:
     def check_pattern(self, pattern: Pattern) -> None:
         """Refuse an N:M pattern that does not divide every linear's inputs.
 
-        Raises
-        ------
-        ModelError
-            Naming the first linear that it does not fit.
+        Raises ModelError naming the first linear that it does not fit.
         """
         for block, shapes in enumerate(self.shapes):
             for name, (_, columns) in shapes.items():

@@ -27,12 +27,7 @@ Pooling = Literal["tokens", "clients", "scaled"]
 class StatisticPool:
     """A statistic of one input, of any kind, added up over clients.
 
-    Parameters
-    ----------
-    kind : StatisticKind
-        Reads what clients send, and adds it up.
-    width : int
-        Columns of the input, d_in.
+    `kind`: reads what clients send, and adds it up.
     """
 
     def __init__(self, kind: StatisticKind[Any], width: int) -> None:
@@ -92,10 +87,7 @@ class StatisticPool:
     def result(self) -> Statistic:
         """Return the statistic of all clients' tokens.
 
-        Raises
-        ------
-        QuorumError
-            If no client was added.
+        Raises QuorumError if no client was added.
         """
         if self._total is None:
             raise QuorumError("No client sent a statistic of this input: there is nothing to pool.")
@@ -126,22 +118,8 @@ class SumsPool:
     tokens. 'scaled' adds its mean squares as multiples of their own mean over columns, so that no
     client counts more for larger activations either.
 
-    Parameters
-    ----------
-    mode : {"tokens", "clients", "scaled"}
-        `strategy.pooling`. A client without a token, of an expert for instance, never counts.
-
-    Attributes
-    ----------
-    mode : str
-        As given.
-    seen : int
-        Tokens of all clients, whatever the mode.
-
-    Raises
-    ------
-    ConfigError
-        If the mode is another.
+    `mode`: `strategy.pooling`. A client without a token, of an expert for instance, never counts.
+    `seen`: tokens of all clients, whatever the mode. Raises ConfigError if the mode is another.
     """
 
     def __init__(self, mode: str) -> None:
@@ -158,10 +136,7 @@ class SumsPool:
     def add(self, sums: InputSums) -> None:
         """Add one client's sums.
 
-        Raises
-        ------
-        WireError
-            If they are of another input than the sums before; nothing is added then.
+        Raises WireError if they are of another input than the sums before; nothing is added then.
         """
         pooled = self._exact() if self._linears else ExactSums(sums.sums.size)
         self._check_input(sums, pooled.size)
@@ -219,10 +194,7 @@ class SumsPool:
         The sums divided by the tokens are the pooled mean squares; unless pooled by tokens, each
         client stands for one token. Where no client had a token both are zero.
 
-        Raises
-        ------
-        QuorumError
-            If no client was added.
+        Raises QuorumError if no client was added.
         """
         return self._exact().to_float32(), self._tokens
 

@@ -16,14 +16,7 @@ from fedprune.wire.moments import InputMoments, decode_moments, encode_moments
 class MomentAggregator(MomentSums[BlockResult], BlockAggregator[list[InputMoments]]):
     """Adds up what clients know of each input's products and reconstructs the block on the sums.
 
-    Parameters
-    ----------
-    exchange : BlockExchange
-        Its configuration is followed.
-    task : BlockTask
-        The block.
-    plans : Sequence[InputPlan]
-        How the moments of each input travel.
+    `plans`: how the moments of each input travel.
     """
 
     def __init__(
