@@ -214,8 +214,11 @@ class SecureNode:
 
         Masks are bound to that: what is heard once in a round is kept, by block.
         """
-        if not exchange.prunes:
-            return dict.fromkeys(order.blocks, "")
+        if not exchange.prunes:  # of other blocks nothing was heard
+            return {
+                block: heard_next("", told) if (told := bundle.get(f"public-{block:05d}")) else ""
+                for block in order.blocks
+            }
         path = _folder(self.node) / _HEARD
         kept = json.loads(read_if_there(path) or b"[0, []]")
         blocks = dict(kept[1]) if kept[0] == order.round else {}

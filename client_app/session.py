@@ -299,9 +299,11 @@ class Session:
         if not exchange.once:
             return exchange.answer(walk, spec, self._local_prefix)
         kept = self._scratch.load_answer(exchange.name, block)
-        if kept is not None:
+        if kept is not None and not exchange.together:
             return Answer(kept)
         answer = exchange.answer(walk, spec, self._local_prefix)
+        if kept is not None:  # later blocks need what it keeps of this one, and nothing else
+            return Answer(kept)
         self._scratch.save_answer(exchange.name, block, answer.payload)
         return answer
 

@@ -5,8 +5,10 @@ who has the public model and other texts of the kind: the norms that a mask tell
 calibration set, and whether a known sample was in it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -15,29 +17,33 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedprune.config import RunConfig, config_from_overrides, replace
-from fedprune.config.schema import strategy_for
 from fedprune.data.clients import client_samples, heldout_shares
 from fedprune.data.documents import Document
 from fedprune.data.samples import packed_samples
 from fedprune.data.texts import load_documents
 from fedprune.errors import ConfigError, DataError
 from fedprune.memory import free_memory
+from fedprune.methods.collection import Collection
 from fedprune.methods.decoding import Decoder
-from fedprune.methods.noisy import NoisyExchange, Plan, estimate, guarantee
+from fedprune.methods.exchange import BlockExchange, BlockTask, Contributor, Pooled, Summed
+from fedprune.methods.limited import ClippedBlock, Plan, Share, Shortener, shortened
+from fedprune.methods.noisy import NoisyExchange, NoisySums, guarantee
 from fedprune.methods.public_model import PublicModel
-from fedprune.methods.public_text import PublicText
+from fedprune.methods.public_text import PublicText, public_samples, token_inputs
 from fedprune.methods.registry import get_method, method_names
 from fedprune.models.device import Limits, pick_device
 from fedprune.models.loading import LoadedModel, load_model
 from fedprune.privacy.membership import Separation, likelihood_ratios, separation
-from fedprune.privacy.noise import NORM_BITS, clipped, discrete_gaussian, part_norm, unit
+from fedprune.privacy.noise import discrete_gaussian
 from fedprune.privacy.words import Recovered, projections, recovered_counts, score
-from fedprune.pruning.blocks import BlockWalk
+from fedprune.pruning.block_kinds import BlockKind
+from fedprune.pruning.blocks import BlockWalk, StandIn, input_groups
 from fedprune.pruning.groups import MaskSpec
+from fedprune.pruning.kinds import BLOCK_KINDS
 from fedprune.pruning.statistics import (
+    ColumnKind,
     ColumnSquares,
     ColumnStatistics,
-    ColumnSums,
     MomentStatistics,
     Statistic,
     StatisticKind,
@@ -78,6 +84,9 @@ class Release:
     norms: Norms | None  # None where norms themselves are released
     words: Recovered | None  # None where the first block's inputs tell no bag of words
     membership: Separation  # of the client's own samples from others of the kind
+    # the area of the same attack on sums in which others are in their place: by so much the site's
+    # texts differ from those that they are compared with, whoever took part; None: too few others
+    guess: float | None
 
 
 @dataclass(frozen=True)
@@ -109,63 +118,35 @@ def audit(config: RunConfig) -> Audit:
     """
     loaded = load_model(config.model)
     own, pool, others = _samples(config, loaded)
-    bench = _Bench(config, loaded)
-    single, apart = bench.squares(own), bench.squares(others)
-    half = len(others) // 2
-    background = {key: rows[:half] for key, rows in apart.items()}
-    strangers = {key: rows[half:] for key, rows in apart.items()}
-    lone, every = {key: rows.sum(0) for key, rows in single.items()}, single
-    sums = {"the sums of one client": (lone, len(own), _sends("sums"))}
-    if pool:
-        others_rows = bench.squares(pool)
-        every = {key: np.concatenate([single[key], rows]) for key, rows in others_rows.items()}
-        together = {key: rows.sum(0) for key, rows in every.items()}
-        count = len(own) + len(pool)
-        clients = config.federation.num_clients
-        sums[f"the sums over {clients} clients"] = (together, count, ())
+    bench, half = _Bench(config, loaded), len(others) // 2
     words, notes = _Words.of(bench, own, others)
-    noise = _Noise.of(bench)
-    releases: list[Release] = []
-    for what, (squares, count, senders) in sums.items():
-        masked = bench.told_by_masks(squares)
-        name = what.replace("sums", "masks").replace("over", "made of the sums over")
-        known = _Known(single, strangers, background, count)
-        tokens = count * config.pruner.seq_len
-        releases += [
-            Release(
-                name,
-                _sends("masks", "weights") if senders else (),
-                _norms(masked, squares),
-                words.found(masked, tokens) if words and senders else None,
-                known.separation(_relative(masked), relative=True),
-            ),
-            Release(
-                what,
-                senders,
-                None,
-                words.found(squares, tokens) if words and senders else None,
-                known.separation(squares),
-            ),
-        ]
-        if noise:
-            told = noise.told(single if senders else every)
-            sent = {key: told[key] for key in told if noise.covers(key)}
-            releases.append(
-                Release(
-                    f"{what} with noise (epsilon {noise.epsilon:g})",
-                    (),
-                    _norms(sent, squares),
-                    words.found(told, tokens) if words and senders else None,
-                    known.separation(sent),
-                )
-            )
-        if words and senders:
-            moments = words.by_moments(own, config.seed)
-            last = next(one for one in releases if one.what == what)
-            name = "the second moments of one client"
-            releases.append(Release(name, _sends("moments"), None, moments, last.membership))
+
+    def known(rows: Callable[[Sequence[Tensor]], Squares], samples: Sequence[Tensor]) -> _Known:
+        single, apart = rows(own), rows(others)
+        background = {key: found[:half] for key, found in apart.items()}
+        strangers = {key: found[half:] for key, found in apart.items()}
+        every = single
+        if len(samples) > len(own):
+            more = rows(samples[len(own) :])
+            every = {key: np.concatenate([single[key], more[key]]) for key in single}
+        return _Known(single, every, strangers, background)
+
+    everybody = [*own, *pool]
+    inputs = known(bench.squares, everybody)
+    noise = _Noise.of(bench, ColumnSquares())
     if noise is None:
         notes = (*notes, "noise was not tried: pip install 'fedprune[dp]' brings what it takes")
+    releases = [*_of_inputs(bench, inputs.of(len(own)), noise, words, own, "one client")]
+    together = f"{config.federation.num_clients} clients" if pool else ""
+    if pool:
+        releases += _of_inputs(bench, inputs, noise, words, everybody, together)
+    for kind in BLOCK_KINDS.values():
+        if kind.measured and Plan.here([kind], loaded).total:
+            found = known(partial(bench.measures, kind), everybody)
+            noise = _Noise.of(bench, kind)
+            releases += _of_block(kind, found.of(len(own)), noise, "one client")
+            if pool:
+                releases += _of_block(kind, found, noise, together)
     return Audit(
         config.federation.num_clients if pool else 1,
         len(own),
@@ -176,6 +157,70 @@ def audit(config: RunConfig) -> Audit:
         {name: asdict(get_method(name).words) for name in method_names()},
         notes,
     )
+
+
+def _of_inputs(  # noqa: PLR0913 - what is attacked, and with what
+    bench: "_Bench",
+    known: "_Known",
+    noise: "_Noise | None",
+    words: "_Words | None",
+    samples: Sequence[Tensor],
+    whose: str,
+) -> Iterator[Release]:
+    """Yield what is told by sums of squared inputs of some samples, and by what is made of them."""
+    alone, tokens = whose == "one client", len(samples) * bench.config.pruner.seq_len
+    what = f"the sums of {whose}" if alone else f"the sums over {whose}"
+    squares, guess = known.sums, known.guess()
+
+    def named(found: Squares) -> Recovered | None:
+        return words.found(found, tokens, samples) if words else None
+
+    masked = bench.told_by_masks(squares)
+    yield Release(
+        what.replace("sums", "masks").replace("over", "made of the sums over"),
+        _sends("masks", "weights") if alone else (),
+        _norms(masked, squares),
+        named(masked),
+        known.separation(_relative(masked), relative=True),
+        guess,
+    )
+    plain = known.separation(squares)
+    yield Release(what, _sends("sums") if alone else (), None, named(squares), plain, guess)
+    public = bench.first_inputs(samples)
+    if public:
+        shown = {key: sums for key, sums in squares.items() if key not in public}
+        yield Release(
+            f"{what}, the first inputs public text's",
+            (),
+            None,
+            named({**squares, **public}),
+            known.separation(shown),
+            guess,
+        )
+    if noise:
+        told = noise.told(known.every)
+        sent = {key: told[key] for key in told if noise.covers(key)}
+        name = f"{what} with noise (epsilon {noise.epsilon:g})"
+        found = known.separation(sent)
+        yield Release(name, (), _norms(sent, squares), named(told), found, guess)
+    if words and alone:
+        moments = words.by_moments(samples, bench.config.seed)
+        name = "the second moments of one client"
+        yield Release(name, _sends("moments"), None, moments, plain, guess)
+
+
+def _of_block(
+    kind: BlockKind, known: "_Known", noise: "_Noise | None", whose: str
+) -> Iterator[Release]:
+    """Yield what is told by the sums of some samples that a block has of its own."""
+    alone = whose == "one client"
+    what = f"the sums of {kind.name} {'of' if alone else 'over'} {whose}"
+    senders, guess = _collects(kind) if alone else (), known.guess()
+    yield Release(what, senders, None, None, known.separation(known.sums), guess)
+    if noise:
+        found = known.separation(noise.told(known.every))
+        name = f"{what} with noise (epsilon {noise.epsilon:g})"
+        yield Release(name, (), None, None, found, guess)
 
 
 def _samples(
@@ -213,18 +258,33 @@ def _others(config: RunConfig, loaded: LoadedModel, documents: Sequence[Document
 
 def _sends(*payloads: str) -> tuple[str, ...]:
     """Return the labels of the methods whose clients send one of some payloads."""
-    return tuple(get_method(one).words.label for one in method_names() if _payload(one) in payloads)
+    return tuple(
+        get_method(name).words.label
+        for name in method_names()
+        if (exchange := _exchange(name)) and exchange.payload in payloads
+    )
 
 
-def _payload(name: str) -> str:
-    """Return what a method's clients send, with a pruner that goes with it."""
+def _exchange(name: str, *overrides: str) -> BlockExchange | None:
+    """Return a method's exchange, with a pruner that goes with it."""
     for pruner in ("wanda", "sparsegpt"):
         try:
-            config = config_from_overrides([f"strategy={name}", f"pruner={pruner}"])
+            config = config_from_overrides([f"strategy={name}", f"pruner={pruner}", *overrides])
         except ConfigError:
             continue
-        return get_method(name).exchange(config).payload
-    return ""
+        return get_method(name).exchange(config)
+    return None
+
+
+def _collects(kind: BlockKind) -> tuple[str, ...]:
+    """Return the labels of the methods whose clients send a block's statistic."""
+    found = []
+    for name in method_names():
+        method = get_method(name)
+        exchange = _exchange(name, *(method.with_noise or "").split())
+        if exchange and kind.name in exchange.collects:
+            found.append(method.words.label)
+    return tuple(found)
 
 
 @dataclass
@@ -298,6 +358,38 @@ class _Bench:
             walk.advance({})
         return found
 
+    def first_inputs(self, samples: Sequence[Tensor]) -> Squares:
+        """Return what `privacy.first_input` public puts in place of some inputs."""
+        if not self._public:
+            return {}
+        samples_of_public, names = self._public
+        stand_in = StandIn(samples_of_public, names).cut(sum(map(len, samples)))
+        walk = self.walk(stand_in)
+        observed = walk.observe([_RowsKind()]).linears["rows"]
+        stood_in = {name: rows for name, rows in observed.items() if name in names}
+        found = _rows(0, stood_in, len(stand_in))
+        return {key: rows.sum(0) for key, rows in found}
+
+    @cached_property
+    def _public(self) -> tuple[tuple[Tensor, ...], frozenset[str]] | None:
+        """The public text, and the linears of the first block whose inputs become its."""
+        names = token_inputs(self.loaded)
+        return (tuple(public_samples(self.config, self.loaded)), names) if names else None
+
+    def measures(self, kind: BlockKind, samples: Sequence[Tensor]) -> Squares:
+        """Return what each sample adds to a block's statistic, (samples, numbers) each."""
+        walk, plan, kept = self.walk(samples), Plan.here([kind], self.loaded), dict[str, Any]()
+        found = dict[Input, NDArray[np.float32]]()
+        while walk.blocks_left:
+            apart = _Apart(plan, walk.position)
+            walk.observe((), [ClippedBlock(kind, apart)], kept)
+            for key, rows in apart.rows.items():
+                found[walk.position, (key,)] = np.array(rows, dtype=np.float32)
+            if walk.blocks_left == 1:
+                break
+            walk.advance({})
+        return found
+
     def told_by_masks(self, squares: Squares) -> Squares:
         """Return the squared norms that Wanda's masks on some sums tell, their mean one."""
         found, pruner = {}, WandaPruner()
@@ -316,24 +408,22 @@ class _Noise:
 
     exchange: NoisyExchange
     model: PublicModel
-    plan: Plan
 
     @classmethod
-    def of(cls, bench: _Bench) -> "_Noise | None":
+    def of(cls, bench: "_Bench", kind: Summed) -> "_Noise | None":
         """Return it, None where the packages that it takes are not installed."""
         config, loaded = bench.config, bench.loaded
-        privacy = replace(config.privacy, epsilon=config.privacy.epsilon or _EPSILON)
-        method = get_method(strategy_for(WandaPruner.name))
-        inner = method.exchange(replace(config, privacy=privacy))
-        exchange, plan = NoisyExchange(inner, ColumnSquares()), Plan.here(loaded)
+        epsilon = config.privacy.epsilon or _EPSILON
+        config = replace(config, privacy=replace(config.privacy, epsilon=epsilon, secure=False))
+        exchange = NoisyExchange(Collection(config, [kind]))
         try:
-            guarantee(exchange.config)
+            guarantee(config)
             discrete_gaussian(1, 64.0)
         except ConfigError:
             return None
-        public = PublicText.of(exchange.config, loaded, ColumnSquares())
-        model = PublicModel.of(loaded, inputs=plan.inputs, public=public)
-        return cls(exchange, model, plan)
+        public = PublicText.of(config, loaded, [kind])
+        inputs = input_groups(loaded) if isinstance(kind, ColumnKind) else ()
+        return cls(exchange, PublicModel.of(loaded, inputs=inputs, public=public))
 
     @property
     def epsilon(self) -> float:
@@ -342,28 +432,62 @@ class _Noise:
 
     def covers(self, key: Input) -> bool:
         """Whether anything is sent of an input."""
-        return key[1] in self.plan.sent(key[0])
+        shares = self.exchange.plan(self.model).shares[key[0]]
+        return any(key[1] == _names(share) for share in shares)
 
     def told(self, rows: Squares) -> Squares:
-        """Return what the server makes of samples' squares, clipped and with noise as wide."""
-        config, total, found = self.exchange.config, self.plan.total, dict[Input, Any]()
-        units = unit(total, config.privacy.clip)
-        width = (1 << NORM_BITS) * guarantee(config).multiplier
-        for key, samples in rows.items():
-            block, linears = key
-            public = self.model.public.statistics[block][linears[0]] if self.model.public else None
-            if not self.covers(key):
-                found[key] = public.sums.numpy() if isinstance(public, ColumnSums) else samples[0]
-                continue
-            scale = self.exchange.scale(self.model, block, linears).astype(np.float64)
-            norm = part_norm(len(scale), total)
-            sums = discrete_gaussian(len(scale), width)
-            for sample in samples:
-                vector = np.append(sample, config.pruner.seq_len).astype(np.float64)
-                sums += clipped(vector / scale * units, norm)
-            columns = estimate(sums[:-1] / units, width / units) * scale[:-1]
-            found[key] = columns.astype(np.float32)
+        """Return what the server makes of samples' sums, clipped and with noise as wide."""
+        found = dict[Input, NDArray[np.float32]]()
+        for block in sorted({block for block, _ in rows}):
+            here = {names: samples for (one, names), samples in rows.items() if one == block}
+            pooled = self._pooled(block, here)
+            for names in here:
+                for known in pooled.inputs.values():
+                    if names in known:
+                        found[block, names] = known[names].sums.numpy()
+            for kind in self.exchange.summed:
+                if isinstance(kind, BlockKind):
+                    site = self.model.sites[block]
+                    for name, sums in kind.to_measures(pooled.block[kind.name], site).items():
+                        found[block, (f"{kind.name}/{name}",)] = sums.astype(np.float32)
         return found
+
+    def _pooled(self, block: int, rows: Mapping[tuple[str, ...], NDArray[np.float32]]) -> Pooled:
+        config, plan = self.exchange.config, self.exchange.plan(self.model)
+        length, total = (
+            config.pruner.seq_len,
+            NoisySums(self.exchange, BlockTask(self.model, block)),
+        )
+        answer: dict[str, NDArray[Any]] = {}
+        for share in plan.shares[block]:
+            samples = rows.get(_names(share), ())
+            sums = discrete_gaussian(share.count, total.width)
+            scale = self.exchange.scale(self.model, block, share)
+            for sample in samples:
+                numbers = (np.append(sample, length) if share.linears else sample).astype(float)
+                sums += shortened(numbers, scale, plan, share, config.privacy.clip)
+            answer[share.key] = sums
+        count = max(map(len, rows.values()), default=0)
+        total.add(answer, Contributor("these", 1, count * length))
+        return total.pooled()
+
+
+def _names(share: Share) -> tuple[str, ...]:
+    """Return what a share is called here: the linears of an input, or a measure of the block."""
+    return share.linears or (share.key,)
+
+
+class _Apart(Shortener):
+    """Takes what each sample adds to the shares of a block, as it is."""
+
+    def __init__(self, plan: Plan, block: int) -> None:
+        every = {share.key: np.ones(share.count) for share in plan.shares[block]}
+        super().__init__(plan, block, every, 1.0)
+        self.rows: dict[str, list[NDArray[np.float64]]] = {key: [] for key in every}
+
+    def __call__(self, share: Share, numbers: NDArray[np.float64]) -> NDArray[np.int64]:
+        self.rows[share.key].append(numbers)
+        return np.zeros(share.count, dtype=np.int64)
 
 
 def _rows(
@@ -376,22 +500,57 @@ def _rows(
 
 @dataclass(frozen=True)
 class _Known:
-    """Samples that an attacker asks about, and what it knows of others."""
+    """Samples that an attacker asks about, what it knows of others, and what is in the sums.
+
+    Attributes
+    ----------
+    members : Mapping
+        What each of the site's samples adds: (samples, numbers) of each input.
+    every : Mapping
+        What each sample in the sums adds, the site's first.
+    strangers, background : Mapping
+        What other samples add: those that members are to be told from, and those to learn from.
+    """
 
     members: Squares
+    every: Squares
     strangers: Squares
     background: Squares
-    count: int
+
+    @property
+    def sums(self) -> Squares:
+        """What all samples in the sums add."""
+        return {key: rows.sum(0) for key, rows in self.every.items()}
+
+    def of(self, count: int) -> "_Known":
+        """Return the same of the first so many samples."""
+        return dataclasses.replace(
+            self, every={key: rows[:count] for key, rows in self.every.items()}
+        )
+
+    def guess(self) -> float | None:
+        """Return the area of the attack where other samples are in the place of members."""
+        count = len(next(iter(self.members.values())))
+        if len(next(iter(self.background.values()))) < count + _LEAST_OTHERS:
+            return None
+        every = {
+            key: np.concatenate([self.background[key][:count], rows[count:]])
+            for key, rows in self.every.items()
+        }
+        background = {key: rows[count:] for key, rows in self.background.items()}
+        other = dataclasses.replace(self, every=every, background=background)
+        return other.separation(other.sums).auc
 
     def separation(self, released: Squares, *, relative: bool = False) -> Separation:
         """Return how well members are told from strangers by what was released."""
         parts = [self.members, self.strangers, self.background]
         if relative:
             parts = [_relative(part) for part in parts]
+        count = len(next(iter(self.every.values())))
         members, strangers, background = (_flat(part, released) for part in parts)
-        mean = _flat(released, released) / (1 if relative else self.count)
+        mean = _flat(released, released) / (1 if relative else count)
         one, other = (
-            likelihood_ratios(mean, rows, background, self.count) for rows in (members, strangers)
+            likelihood_ratios(mean, rows, background, count) for rows in (members, strangers)
         )
         return separation(one, other)
 
@@ -429,7 +588,6 @@ class _Words:
     bench: _Bench
     key: Input
     vectors: NDArray[np.float32]
-    true: NDArray[np.int64]
     others: NDArray[np.int64]
 
     @classmethod
@@ -451,20 +609,16 @@ class _Words:
         for key, vectors in _rows(0, observed, vocabulary):
             expected = np.square(vectors[own[0][:2].numpy()]).sum(0)
             if np.abs(together[key][0] - expected).max() <= _ALIKE * expected.max():
-                counts = (
-                    np.bincount(torch.cat([*part]).numpy(), minlength=vocabulary)
-                    for part in (own, others)
-                )
-                return cls(bench, key, vectors, *counts), ()
+                return cls(bench, key, vectors, _counts(others, vocabulary)), ()
         return None, (
             "the bag of words was not attacked: what enters the first block depends on a "
             "token's place, too",
         )
 
-    def found(self, squares: Squares, tokens: int) -> Recovered:
-        """Return how well sums of squares tell the words."""
+    def found(self, squares: Squares, tokens: int, samples: Sequence[Tensor]) -> Recovered:
+        """Return how well sums of squares tell the words of samples."""
         counts = recovered_counts(np.square(self.vectors), squares[self.key], tokens)
-        return score(counts, self.true, self.others)
+        return score(counts, _counts(samples, len(self.vectors)), self.others)
 
     def by_moments(self, own: Sequence[Tensor], seed: int) -> Recovered:
         """Return how well second moments tell them."""
@@ -472,6 +626,12 @@ class _Words:
         if not isinstance(known, MomentStatistics):
             raise RuntimeError("second moments were asked for.")
         moments = known.moments.cpu().double().numpy()
-        equations = min(len(moments) * (len(moments) + 1) // 2, 4 * int((self.true > 0).sum()) + 64)
+        true = _counts(own, len(self.vectors))
+        equations = min(len(moments) * (len(moments) + 1) // 2, 4 * int((true > 0).sum()) + 64)
         public, observed = projections(self.vectors.astype(np.float64), moments, equations, seed)
-        return score(recovered_counts(public, observed, known.tokens), self.true, self.others)
+        return score(recovered_counts(public, observed, known.tokens), true, self.others)
+
+
+def _counts(samples: Sequence[Tensor], vocabulary: int) -> NDArray[np.int64]:
+    """Return how often each token occurs, shape (vocabulary,)."""
+    return np.bincount(torch.cat([*samples]).numpy(), minlength=vocabulary)

@@ -22,7 +22,6 @@ from fedprune.disk import file_sha256, home, is_refusal
 from fedprune.errors import ConfigError, FedpruneError
 from fedprune.evaluation.zero_shot import Tasks
 from fedprune.logs import bound, job_mark, note
-from fedprune.methods.collection import Collection
 from fedprune.methods.public_text import PublicMoments, PublicText
 from fedprune.methods.registry import Solution, exchanges, get_method, main_exchange
 from fedprune.methods.statistics_folder import (
@@ -289,7 +288,7 @@ def _asked(
         return source
     strategy.start(source)
     exchange = strategy.exchange
-    if not isinstance(exchange, Collection):
+    if not exchange.collects:
         return None
     entries = strategy.ledger.entries
     answered = {e.client for e in entries if e.phase == exchange.name and not e.refused}
@@ -301,7 +300,7 @@ def _asked(
         configuration=to_yaml(strategy.config),
         runs=(strategy.state.job,),
         data=(strategy.config.data.name,),
-        kinds=tuple(exchange.parts),
+        kinds=exchange.collects,
         inputs=strategy.model.inputs,
         shapes=strategy.model.shapes,
         participants=tuple(
@@ -445,8 +444,8 @@ def _public_text(config: RunConfig, loaded: LoadedModel) -> PublicText | None:
     """Return what public text makes of the model, where something is measured by it."""
     if not config.privacy.first_is_public:
         return None
-    kind = main_exchange(config).columns if config.privacy.epsilon is not None else None
-    return PublicText.of(config, loaded, kind)
+    kinds = main_exchange(config).summed if config.privacy.epsilon is not None else ()
+    return PublicText.of(config, loaded, kinds)
 
 
 def _clients(strategy: FederatedPruning) -> list[dict[str, object]]:

@@ -21,6 +21,8 @@ from fedprune.methods.exchange import (
     BlockExchange,
     BlockTask,
     Contributor,
+    Pooled,
+    can_have_noise,
 )
 from fedprune.methods.parts import Part, Sums, make_part
 from fedprune.methods.public_model import PublicModel
@@ -83,6 +85,9 @@ class Collection(BlockExchange):
         self._inputs = [kind for kind in found if isinstance(kind, StatisticKind)]
         self._blocks = [kind for kind in found if isinstance(kind, BlockKind)]
         self.shares_inputs = bool(self._inputs)
+        summed = [kind for kind in found if can_have_noise(kind)]
+        self.summed = tuple(summed) if len(summed) == len(found) else ()
+        self.collects = tuple(kind.name for kind in found)
         self._kept: dict[str, Any] = {}
 
     @property
@@ -169,6 +174,12 @@ class CollectionAggregator(Aggregator[dict[str, Any], BlockStatistics]):
         for name, sums in self._sums.items():
             sums.add_total(part_of(total, name), clients)
         self._clients = len(clients)
+
+    def add_pooled(self, pooled: Pooled, clients: int) -> None:
+        """See `Aggregator.add_pooled`."""
+        for sums in self._sums.values():
+            sums.add_pooled(pooled, clients)
+        self._clients += clients
 
     def close(self) -> BlockStatistics:
         """Return the sums of every statistic."""

@@ -9,7 +9,7 @@ half knows of Flower. A method is made of exchanges, and so is a survey of the d
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeGuard, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +22,17 @@ from fedprune.methods.public_model import PublicModel
 from fedprune.methods.public_text import decode_samples, encode_samples, token_inputs
 from fedprune.methods.state import Arrays
 from fedprune.methods.word_sums import Layout, Words
+from fedprune.pruning.block_kinds import BlockKind
 from fedprune.pruning.blocks import BlockWalk, StandIn
 from fedprune.pruning.groups import BlockSpec, block_spec, check_mask
 from fedprune.pruning.pruner import Pruner
-from fedprune.pruning.statistics import ColumnKind, ColumnSums, Statistic, beside
+from fedprune.pruning.statistics import (
+    ColumnKind,
+    ColumnSums,
+    Statistic,
+    StatisticKind,
+    beside,
+)
 from fedprune.pruning.structured import unit_pruner
 from fedprune.pruning.units import Units
 from fedprune.pruning.wanda import prune_known
@@ -42,8 +49,30 @@ from fedprune.wire.masks import BitMask
 A = TypeVar("A")
 R = TypeVar("R")
 
-Pooled = Mapping[tuple[str, ...], ColumnSums]
-"""Linears that share an input -> what all clients together know of it."""
+
+Summed = ColumnKind | BlockKind
+"""A statistic to which noise can be added: of columns, or a block's that is measured."""
+
+
+def can_have_noise(kind: StatisticKind[Any] | BlockKind) -> TypeGuard[Summed]:
+    """Whether what a sample adds to a statistic is a few numbers that are never negative."""
+    return isinstance(kind, ColumnKind) or (isinstance(kind, BlockKind) and kind.measured)
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """What all clients together know of a block.
+
+    Attributes
+    ----------
+    inputs : Mapping[str, Mapping[tuple[str, ...], ColumnSums]]
+        Kind -> linears that share an input -> its statistic.
+    block : Mapping[str, Arrays]
+        Kind of the whole block -> its arrays.
+    """
+
+    inputs: Mapping[str, Mapping[tuple[str, ...], ColumnSums]]
+    block: Mapping[str, Arrays] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -254,6 +283,13 @@ class Aggregator(ABC, Generic[A, R]):
         """
         raise TypeError(f"{type(self).__name__} has no sums of integers.")
 
+    def add_pooled(self, pooled: Pooled, clients: int) -> None:
+        """Add what so many clients know together, in place of their answers.
+
+        Only where the exchange says of which statistics (`BlockExchange.summed`).
+        """
+        raise TypeError(f"{type(self).__name__} takes no statistics of several clients.")
+
     @abstractmethod
     def check(self, payload: bytes, client: Contributor) -> A:
         """Decode and check one client's answer; nothing is added.
@@ -428,9 +464,11 @@ class BlockExchange(ABC):
     once : bool
         Whether a client must not answer twice about a block, but say the same again: another answer
         would have other noise in it.
-    columns : ColumnKind or None
-        The statistic that is all a client sends, where it is one of columns; then the aggregator
-        has a method ``add_pooled(Pooled, clients)``, which takes it of all clients together.
+    summed : tuple of ColumnKind and BlockKind
+        The statistics that are all a client sends, where noise can be added to each
+        (`privacy.epsilon`); then the aggregator has :meth:`Aggregator.add_pooled`. Empty otherwise.
+    collects : tuple of str
+        Names of the statistics that are kept of every block, where they are.
     """
 
     name: str = "prune"
@@ -441,7 +479,8 @@ class BlockExchange(ABC):
     refines: bool = False
     carries_dense: bool = False
     once: bool = False
-    columns: ColumnKind | None = None
+    summed: tuple[Summed, ...] = ()
+    collects: tuple[str, ...] = ()
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config

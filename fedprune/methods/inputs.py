@@ -11,7 +11,12 @@ from fedprune.methods.median import MedianPool
 from fedprune.methods.state import CountedSums, Keepable
 from fedprune.methods.sums import SumsPool
 from fedprune.methods.word_sums import Layout, Words, part_of, prefixed
-from fedprune.pruning.statistics import ColumnStatistics, Statistic, shared_inputs
+from fedprune.pruning.statistics import (
+    ColumnSquares,
+    ColumnStatistics,
+    Statistic,
+    shared_inputs,
+)
 from fedprune.wire.sums import ExactSums, InputSums, decode_sums, encode_sums
 
 R = TypeVar("R")
@@ -115,8 +120,8 @@ class ColumnAggregator(CountedSums, Aggregator[list[InputSums], R], Generic[R]):
         self.clients = len(clients)
 
     def add_pooled(self, pooled: Pooled, clients: int) -> None:
-        """Add what so many clients know together (see `BlockExchange.columns`)."""
-        for linears, found in pooled.items():
+        """See `Aggregator.add_pooled`."""
+        for linears, found in pooled.inputs[ColumnSquares.name].items():
             exact = found.exact or ExactSums(found.sums.numel())
             self._pools[linears].add(InputSums(linears, exact, found.tokens))
         self.clients += clients

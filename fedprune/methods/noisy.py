@@ -1,29 +1,26 @@
 """Sums with noise: a guarantee for each calibration sample, whatever else an observer knows.
 
-What a sample adds to one input's statistic is a vector of numbers that are never negative, one a
-column, and its number of tokens. They are measured by what public text makes of them, made shorter
-where they are longer than the run allows, and become whole numbers; these add up over samples and
-clients, and noise is added before they leave. The parts of a sample in all inputs of all blocks
-have one length together, so that all messages of a run are one release
-(:mod:`fedprune.privacy.accounting`), and what is asked later may depend on earlier answers.
+What a sample adds is a vector of limited length (:mod:`fedprune.methods.limited`); vectors add up
+over samples and clients, and noise is added before they leave, so that all messages of a run are
+one release (:mod:`fedprune.privacy.accounting`), and what is asked later may depend on earlier
+answers.
 
-The method itself knows nothing of it: its aggregator gets the sum as if a client had sent it.
+Any exchange that says of which statistics its answers are (`BlockExchange.summed`) can be held so.
+It knows nothing of it: its aggregator gets estimates of the sums, as of one client.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedprune.config import RunConfig
-from fedprune.config.schema import strategy_for
 from fedprune.errors import ConfigError, ModelError, ReplyRefusedError, WireError
 from fedprune.methods.exchange import (
     Aggregator,
@@ -37,26 +34,31 @@ from fedprune.methods.exchange import (
     Pooled,
 )
 from fedprune.methods.inputs import all_together
+from fedprune.methods.limited import (
+    ClippedSums,
+    Plan,
+    Share,
+    Shortener,
+    public_means,
+    public_text,
+    scale_of,
+)
 from fedprune.methods.public_model import PublicModel
-from fedprune.methods.public_text import PublicText, token_inputs
 from fedprune.methods.state import Arrays, numbers
 from fedprune.methods.word_sums import Layout, Words, signed
-from fedprune.models.loading import LoadedModel
 from fedprune.privacy.accounting import Guarantee, own_scale
-from fedprune.privacy.noise import NORM_BITS, clipped, discrete_gaussian, part_norm, unit
+from fedprune.privacy.noise import NORM_BITS, discrete_gaussian, unit
 from fedprune.privacy.secure_sums import WordSpec
-from fedprune.pruning.blocks import BlockWalk, input_groups
+from fedprune.pruning.block_kinds import BlockKind
+from fedprune.pruning.blocks import BlockWalk
 from fedprune.pruning.groups import BlockSpec
-from fedprune.pruning.statistics import ColumnKind, ColumnSums, StatisticKind, shared_inputs
-from fedprune.wire.arrays import ArraySpec, decode_arrays, encode_arrays, most_bytes
+from fedprune.pruning.statistics import ColumnKind, ColumnSums, shared_inputs
+from fedprune.wire.arrays import decode_arrays, encode_arrays, most_bytes
 from fedprune.wire.changes import Change
 from fedprune.wire.sums import LIMIT, ExactSums
 
-Inputs = tuple[tuple[str, ...], ...]
 Shapes = Mapping[str, tuple[int, int]]
 
-_NOISY, _SCALE = "noisy", "scale"
-_FLOOR = 0.02  # of the mean over columns: what public text hardly excites is measured by this
 _CHANCE = 2.0
 _SIGMAS = 40  # noise is never further out
 
@@ -86,238 +88,84 @@ def noise_width(config: RunConfig) -> float:
     return own_scale(promise.multiplier * (1 << NORM_BITS), promise.shares)
 
 
-def _public_text(model: PublicModel) -> PublicText:
-    if model.public is None:
-        raise ConfigError("`privacy.epsilon` needs statistics of public text.")
-    return model.public
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which inputs are told of, and how much of a sample's length each has.
-
-    Attributes
-    ----------
-    inputs : tuple
-        Block -> its inputs, each as the linears that read it.
-    shapes : Sequence[Mapping]
-        Block -> linear -> (d_out, d_in).
-    public : frozenset of str
-        Linears of the first block whose inputs are public text's; nothing is sent of them.
-    """
-
-    inputs: tuple[Inputs, ...]
-    shapes: Sequence[Shapes]
-    public: frozenset[str]
-
-    @classmethod
-    def here(cls, model: LoadedModel) -> "Plan":
-        """Return it as a node finds it out of its own copy of the model, believing nobody."""
-        found = _PLANS.get(model.model)
-        if found is None:
-            shapes = tuple(model.layout.shapes())
-            found = _PLANS[model.model] = cls(input_groups(model), shapes, token_inputs(model))
-        return found
-
-    @classmethod
-    def of(cls, model: PublicModel) -> "Plan":
-        """Return it as the server has it."""
-        return cls(model.inputs, model.shapes, _public_text(model).alone)
-
-    def sent(self, block: int) -> Inputs:
-        """Return the inputs of a block that clients tell of."""
-        return tuple(
-            linears
-            for linears in self.inputs[block]
-            if block or not self.public.issuperset(linears)
-        )
-
-    def columns(self, block: int, linears: Sequence[str]) -> int:
-        """Return how many numbers there are of an input: its columns, and the tokens."""
-        return self.shapes[block][linears[0]][1] + 1
-
-    @property
-    def total(self) -> int:
-        """How many numbers there are of a sample in the whole run."""
-        blocks = range(len(self.inputs))
-        return sum(self.columns(block, one) for block in blocks for one in self.sent(block))
-
-    def specs(self, block: int, name: str, dtype: str) -> dict[str, ArraySpec]:
-        """Return the arrays of a block: of each input that is sent as many numbers as it has."""
-        return {
-            f"{one[0]}.{name}": ArraySpec(dtype, (self.columns(block, one),))
-            for one in self.sent(block)
-        }
-
-
-_PLANS: "WeakKeyDictionary[nn.Module, Plan]" = WeakKeyDictionary()
-
-
-@dataclass
-class ClippedSums:
-    """What samples add to an input, each made shorter where it must be.
-
-    Parameters
-    ----------
-    totals : NDArray[np.int64]
-        In units, columns and then tokens, shape (d_in + 1,).
-    tokens : int
-        Not for anybody else.
-    """
-
-    totals: NDArray[np.int64]
-    tokens: int = 0
-
-
-class _ClippedRecording:
-    def __init__(
-        self, kind: ColumnKind, scale: NDArray[np.float64] | None, width: int, norm: int
-    ) -> None:
-        self._kind, self._scale, self._norm = kind, scale, norm
-        self._sample = np.zeros(width + 1)
-        self._sums = ClippedSums(np.zeros(width + 1, dtype=np.int64))
-
-    def add(self, inputs: Tensor) -> None:
-        self._sample[:-1] += self._kind.sums(inputs).double().cpu().numpy()
-        self._sample[-1] += inputs.shape[:-1].numel()
-
-    def end_sample(self) -> None:
-        if not np.isfinite(self._sample).all():
-            raise WireError("inputs are not finite.")
-        if self._scale is not None:
-            self._sums.totals += clipped(self._sample / self._scale, self._norm)
-        self._sample[:] = 0
-
-    def close(self) -> ClippedSums:
-        return self._sums
-
-
-class ClippedKind(StatisticKind[ClippedSums]):
-    """A statistic of columns, of which each sample adds a vector of limited length.
-
-    Parameters
-    ----------
-    kind : ColumnKind
-        What is summed.
-    scales : Mapping[str, NDArray[np.float64]]
-        Linear -> what a unit is, columns and then tokens; of others nothing is recorded.
-    norms : Mapping[str, int]
-        Linear -> the most units that a sample's vector may be long.
-    """
-
-    name = "clipped"
-
-    def __init__(
-        self,
-        kind: ColumnKind,
-        scales: Mapping[str, NDArray[np.float64]],
-        norms: Mapping[str, int],
-    ) -> None:
-        self._kind, self._scales, self._norms = kind, scales, norms
-
-    def start(self, width: int) -> _ClippedRecording:
-        """Return a record that keeps nothing: it must be known of which input it is."""
-        return _ClippedRecording(self._kind, None, width, 0)
-
-    def start_at(self, linear: str, width: int) -> _ClippedRecording:
-        """See `StatisticKind.start_at`."""
-        scale = self._scales.get(linear)
-        return _ClippedRecording(self._kind, scale, width, self._norms.get(linear, 0))
-
-    def arrays(self, statistic: ClippedSums) -> dict[str, NDArray[Any]]:
-        """Refuse: without noise they are for nobody else."""
-        raise RuntimeError("sums without noise are not sent.")
-
-    def read(self, arrays: Mapping[str, NDArray[Any]], width: int, tokens: int) -> ClippedSums:
-        """Refuse, as `arrays`."""
-        raise RuntimeError("sums without noise are not sent.")
-
-    def add(self, first: ClippedSums, second: ClippedSums) -> ClippedSums:
-        """Return the sums of both."""
-        return ClippedSums(first.totals + second.totals, first.tokens + second.tokens)
-
-
 class NoisyExchange(BlockExchange):
     """Ask every client for sums with noise, and let another exchange make of them what it does.
 
     Parameters
     ----------
     inner : BlockExchange
-        The exchange without noise, all of whose answers are one statistic of columns.
-    kind : ColumnKind
-        That statistic.
+        The exchange without noise, which says of which statistics its answers are.
     """
 
-    shares_inputs = True
     once = True
 
-    def __init__(self, inner: BlockExchange, kind: ColumnKind) -> None:
+    def __init__(self, inner: BlockExchange) -> None:
         super().__init__(inner.config)
-        self.inner, self.kind = inner, kind
-        self.payload, self.prunes, self.columns = inner.payload, inner.prunes, kind
+        self.inner, self.summed, self.collects = inner, inner.summed, inner.collects
+        self.payload, self.prunes, self.together = inner.payload, inner.prunes, inner.together
+        self.shares_inputs = inner.shares_inputs
         self._scales: dict[int, bytes] = {}
         self._here: Plan | None = None
+        self._kept: dict[str, Any] = {}
 
     def plan(self, model: PublicModel) -> Plan:
-        """Return which inputs are sent: beside the texts as it was found there."""
-        return self._here or Plan.of(model)
+        """Return what is sent: beside the texts as it was found there."""
+        return self._here or Plan.of(self.summed, model)
 
     @property
     def form(self) -> str:
         """The format of the payloads, with its version."""
-        return f"fedprune.noisy-{self.kind.name}.v1"
+        return "fedprune.noisy.v2"
 
     # ------------------------------------------------------------------------ beside the texts
 
     def hear(self, walk: BlockWalk, data: bytes) -> None:
         """Take the scale of a block; whatever it is, what a sample adds stays within its length."""
-        self._here = Plan.here(walk.model)
+        self._here = Plan.here(self.summed, walk.model)
         self._scales[walk.position] = data
 
     def answer(self, walk: BlockWalk, spec: BlockSpec, local_prefix: bool) -> Answer:
         """Return this client's sums of the block where a walk stands, with its noise."""
-        block, plan = walk.position, Plan.here(walk.model)
+        block, plan = walk.position, Plan.here(self.summed, walk.model)
         if walk.limits.batch_size != 1 or local_prefix:
             raise ReplyRefusedError("samples must run alone, through blocks that are no client's.")
-        scales, norms = self._measures(plan, block)
-        kind = ClippedKind(self.kind, scales, norms)
-        groups = shared_inputs(walk.observe([kind]).linears[kind.name])
-        if {linears for linears, _ in groups} != set(plan.inputs[block]):
-            raise ModelError(
-                f"block {block}: its linears share inputs in another way with these texts than "
-                "with a probe, so that a sample's part cannot be limited."
-            )
+        if block == 0:
+            self._kept.clear()
+        scales = self._read_scales(plan, block)
+        inputs, blocks = Shortener(plan, block, scales, self.config.privacy.clip).kinds()
+        observed = walk.observe(inputs, blocks, self._kept)
+        totals = {key: sums for found in observed.block.values() for key, sums in found.items()}
+        for kind, found in observed.linears.items():
+            groups = shared_inputs(found)
+            if {linears for linears, _ in groups} != set(plan.inputs[block]):
+                raise ModelError(
+                    f"block {block}: its linears share inputs in another way with these texts than "
+                    "with a probe, so that a sample's part cannot be limited."
+                )
+            known = dict(groups)
+            for share in plan.shares[block]:
+                sums = known.get(share.linears)
+                if share.kind == kind and isinstance(sums, ClippedSums):
+                    totals[share.key] = sums.totals
         width = noise_width(self.config)
-        sent = set(plan.sent(block))
         noisy = {
-            f"{linears[0]}.{_NOISY}": sums.totals + discrete_gaussian(len(sums.totals), width)
-            for linears, sums in groups
-            if linears in sent and isinstance(sums, ClippedSums)
+            share.key: totals[share.key] + discrete_gaussian(share.count, width)
+            for share in plan.shares[block]
         }
         return Answer(encode_arrays(noisy))
 
-    def _measures(
-        self, plan: Plan, block: int
-    ) -> tuple[dict[str, NDArray[np.float64]], dict[str, int]]:
-        """Return what a unit is of each linear's input, and how many a sample may be long."""
-        data, total = self._scales.get(block, b""), plan.total
+    def _read_scales(self, plan: Plan, block: int) -> dict[str, NDArray[Any]]:
+        """Return by what the numbers of each share are measured, as the server says."""
+        data = self._scales.get(block, b"")
         if not data:
             raise ReplyRefusedError(f"the order brings no scale of block {block}.")
         try:
-            found = decode_arrays(data, plan.specs(block, _SCALE, "float32"))
+            found = decode_arrays(data, plan.specs(block, "float32"))
         except WireError as error:
             raise ReplyRefusedError(f"the scale of block {block}: {error}") from None
-        units = unit(total, self.config.privacy.clip)
-        scales: dict[str, NDArray[np.float64]] = {}
-        norms: dict[str, int] = {}
-        for linears in plan.sent(block):
-            scale = found[f"{linears[0]}.{_SCALE}"].astype(np.float64) / units
-            if not (np.isfinite(scale).all() and scale.min() > 0):
-                raise ReplyRefusedError(f"the scale of block {block} must be finite and above 0.")
-            norm = part_norm(plan.columns(block, linears), total)
-            scales |= dict.fromkeys(linears, scale)
-            norms |= dict.fromkeys(linears, norm)
-        return scales, norms
+        if not all(np.isfinite(scale).all() and scale.min() > 0 for scale in found.values()):
+            raise ReplyRefusedError(f"the scale of block {block} must be finite and above 0.")
+        return dict(found)
 
     @property
     def keeps_local_model(self) -> bool:
@@ -341,30 +189,24 @@ class NoisyExchange(BlockExchange):
     # --------------------------------------------------------------------------- on the server
 
     def told(self, model: PublicModel, block: int) -> bytes:
-        """Return the scale of a block: what public text makes of each number, a sample of it."""
-        plan = Plan.of(model)
+        """Return the scale of a block: by what public text makes of each number of a sample."""
+        plan = Plan.of(self.summed, model)
         return encode_arrays(
-            {
-                f"{linears[0]}.{_SCALE}": self.scale(model, block, linears)
-                for linears in plan.sent(block)
-            }
+            {share.key: self.scale(model, block, share) for share in plan.shares[block]}
         )
 
-    def scale(self, model: PublicModel, block: int, linears: Sequence[str]) -> NDArray[np.float32]:
-        """Return what public text makes of each number of an input in a sample."""
-        public = _public_text(model)
-        known = public.statistics[block].get(linears[0])
-        width = model.shapes[block][linears[0]][1]
-        if not isinstance(known, ColumnSums) or not known.tokens:
-            return np.ones(width + 1, dtype=np.float32)  # public text never reached it
-        samples = public.tokens / self.config.pruner.seq_len
-        sums = np.append(known.sums.double().cpu().numpy(), known.tokens) / samples
-        sums[:-1] = np.maximum(sums[:-1], _FLOOR * sums[:-1].mean())
-        return np.maximum(sums, 1e-20).astype(np.float32)
+    def means(self, model: PublicModel, block: int, share: Share) -> NDArray[np.float64]:
+        """Return what public text makes of each number of a share in a sample."""
+        length = self.config.pruner.seq_len
+        return public_means(self.plan(model), model, block, share, length)
+
+    def scale(self, model: PublicModel, block: int, share: Share) -> NDArray[np.float32]:
+        """Return by what the numbers of a share are measured."""
+        return scale_of(self.means(model, block, share), share)
 
     def most_bytes(self, model: PublicModel, block: int) -> int:
         """Return the most bytes that a client's sums of a block can take."""
-        return most_bytes(Plan.of(model).specs(block, _NOISY, "int64"))
+        return most_bytes(Plan.of(self.summed, model).specs(block, "int64"))
 
     def aggregator(self, task: BlockTask) -> "Aggregator[Any, Any]":
         """Return empty sums for a block."""
@@ -376,11 +218,12 @@ class NoisyExchange(BlockExchange):
 
     def promise(self, model: PublicModel, samples: int, clients: int) -> dict[str, Any]:
         """Return what is guaranteed about each sample, and how much noise that takes."""
-        found, plan = guarantee(self.config), Plan.of(model)
+        found, plan = guarantee(self.config), Plan.of(self.summed, model)
         return {
             **asdict(found),
             "clip": self.config.privacy.clip,
-            "columns": plan.total,
+            "statistics": list(plan.kinds),
+            "numbers": plan.total,
             "public_inputs": sorted(plan.public),
             "samples": samples,
             "clients": clients,
@@ -389,20 +232,24 @@ class NoisyExchange(BlockExchange):
         }
 
     def relative_noise(self, model: PublicModel, samples: int, clients: int) -> float:
-        """Return the noise of a column in multiples of what samples like public text make of it.
+        """Return the noise of a number in multiples of what samples like public text make of it.
 
         Parameters
         ----------
         model : PublicModel
-            How many columns there are.
+            How many numbers there are.
         samples : int
             Of all clients.
         clients : int
             In the sum.
         """
-        promise, total = guarantee(self.config), Plan.of(model).total
+        promise, total = guarantee(self.config), Plan.of(self.summed, model).total
         width = promise.multiplier * math.sqrt(max(1.0, clients / promise.shares))
         return width * self.config.privacy.clip * math.sqrt(total) / max(1, samples)
+
+    def announcement(self, model: PublicModel) -> str:
+        """See `BlockExchange.announcement`."""
+        return self.inner.announcement(model)
 
 
 class NoisySums(Aggregator[Arrays, Any]):
@@ -410,8 +257,8 @@ class NoisySums(Aggregator[Arrays, Any]):
 
     Attributes
     ----------
-    clients : int
-        How many clients are in the sums.
+    clients, tokens : int
+        How many clients are in the sums, and the tokens that they promised.
     width : float
         How wide the noise of each of them is, in units.
     """
@@ -421,12 +268,13 @@ class NoisySums(Aggregator[Arrays, Any]):
     def __init__(self, exchange: NoisyExchange, task: BlockTask) -> None:
         self.noisy, self.task = exchange, task
         self.plan = exchange.plan(task.model)
+        self.shares = self.plan.shares[task.block]
         self.inner = exchange.inner.aggregator(task)
-        self._specs = self.plan.specs(task.block, _NOISY, "int64")
+        self._specs = self.plan.specs(task.block, "int64")
         self._total = {
             name: np.zeros(spec.shape, dtype=np.int64) for name, spec in self._specs.items()
         }
-        self.clients = 0
+        self.clients = self.tokens = 0
         self.width = noise_width(exchange.config)
 
     def check(self, payload: bytes, client: Contributor) -> Arrays:
@@ -437,15 +285,13 @@ class NoisySums(Aggregator[Arrays, Any]):
 
     def _check(self, found: Mapping[str, NDArray[Any]], client: Contributor, clients: int) -> None:
         """Raise ``WireError`` if the sums of so many clients cannot be these."""
-        total = self.plan.total
         width = self.width * math.sqrt(clients)
         samples = -(-client.tokens // self.noisy.config.pruner.seq_len) or 1 << 30
-        for linears in self.plan.sent(self.task.block):
-            norm = part_norm(self.plan.columns(self.task.block, linears), total)
-            sums, most = found[f"{linears[0]}.{_NOISY}"], samples * norm + _SIGMAS * width
+        for share in self.shares:
+            sums, most = found[share.key], samples * self.plan.norm(share) + _SIGMAS * width
             if not (sums.min() >= -_SIGMAS * width and sums.max() <= most):
                 raise WireError(
-                    f"the sums of {linears[0]} are beyond what its samples and noise can make."
+                    f"the sums of {share.name} are beyond what its samples and noise can make."
                 )
 
     def add(self, answer: Arrays, client: Contributor) -> None:
@@ -453,9 +299,10 @@ class NoisySums(Aggregator[Arrays, Any]):
         for name, sums in answer.items():
             self._total[name] += sums
         self.clients += 1
+        self.tokens += client.tokens
 
     def layout(self, clients: int) -> Layout:
-        """Return the words of the sums of each input."""
+        """Return the words of the sums of each share."""
         return {name: WordSpec(spec.shape[0], 64) for name, spec in self._specs.items()}
 
     def words(self, answer: Arrays, client: Contributor, clients: int) -> Words:
@@ -465,47 +312,74 @@ class NoisySums(Aggregator[Arrays, Any]):
     def add_total(self, total: Mapping[str, NDArray[Any]], clients: Sequence[Contributor]) -> None:
         """Take the sums of clients' words."""
         found = {name: total[name].view(np.int64) for name in self._specs}
-        self._check(found, all_together(clients), len(clients))
+        everybody = all_together(clients)
+        self._check(found, everybody, len(clients))
         self._total = {name: sums.copy() for name, sums in found.items()}
-        self.clients = len(clients)
+        self.clients, self.tokens = len(clients), everybody.tokens
 
     def close(self) -> Any:
         """Let the exchange without noise close on what the sums come to."""
-        self.inner.add_pooled(self.pooled(), self.clients)  # type: ignore[attr-defined]
+        self.inner.add_pooled(self.pooled(), self.clients)
         return self.inner.close()
 
     def pooled(self) -> Pooled:
-        """Return what the sums come to: input -> statistic, that of public text among them."""
-        block, model, found = self.task.block, self.task.model, dict[tuple[str, ...], ColumnSums]()
+        """Return what the sums come to, public text's inputs among them."""
+        columns = [kind for kind in self.plan.kinds.values() if isinstance(kind, ColumnKind)]
+        blocks = [kind for kind in self.plan.kinds.values() if isinstance(kind, BlockKind)]
+        return Pooled(
+            {kind.name: self._inputs(kind) for kind in columns},
+            {kind.name: self._of_block(kind) for kind in blocks},
+        )
+
+    def _inputs(self, kind: ColumnKind) -> dict[tuple[str, ...], ColumnSums]:
+        block, model = self.task.block, self.task.model
+        sent = {share.linears: share for share in self.shares if share.kind == kind.name}
+        found: dict[tuple[str, ...], ColumnSums] = {}
         for linears in self.plan.inputs[block]:
-            public = model.public.statistics[block].get(linears[0]) if model.public else None
-            if linears in self.plan.sent(block):
-                found[linears] = self._estimated(linears)
-            elif isinstance(public, ColumnSums):
-                found[linears] = self.noisy.kind.rounded(_exact(public.sums), public.tokens, "cpu")
+            if linears in sent:
+                found[linears] = self._estimated(kind, sent[linears])
+                continue
+            public = public_text(model).observed[block].linears[kind.name].get(linears[0])
+            if isinstance(public, ColumnSums):
+                found[linears] = kind.rounded(_exact(public.sums), public.tokens, "cpu")
         return found
 
-    def _estimated(self, linears: tuple[str, ...]) -> ColumnSums:
-        config, model = self.noisy.config, self.task.model
-        units = unit(self.plan.total, config.privacy.clip)
-        deviation = self.width * math.sqrt(max(1, self.clients)) / units
-        scale = self.noisy.scale(model, self.task.block, linears).astype(np.float64)
-        sums = self._total[f"{linears[0]}.{_NOISY}"] / units
+    def _estimated(self, kind: ColumnKind, share: Share) -> ColumnSums:
+        model, block = self.task.model, self.task.block
+        scale = self.noisy.scale(model, block, share).astype(np.float64)
+        sums, deviation = self._measured(share)
         tokens = round(float(sums[-1] * scale[-1]))
         columns = estimate(sums[:-1], deviation) * scale[:-1]
-        if linears[0] not in model.routed(self.task.block):
+        if share.linears[0] not in model.routed(block):
             tokens = max(1, tokens)
         if tokens <= 0:
-            return self.noisy.kind.rounded(ExactSums(len(columns)), 0, "cpu")
-        return self.noisy.kind.rounded(_exact(torch.from_numpy(columns)), tokens, "cpu")
+            return kind.rounded(ExactSums(len(columns)), 0, "cpu")
+        return kind.rounded(_exact(torch.from_numpy(columns)), tokens, "cpu")
+
+    def _of_block(self, kind: BlockKind) -> Arrays:
+        model, block = self.task.model, self.task.block
+        found: dict[str, NDArray[np.float64]] = {}
+        for share in self.shares:
+            if share.kind == kind.name:
+                means = self.noisy.means(model, block, share)
+                scale = scale_of(means, share).astype(np.float64)
+                expected = means / scale if means.any() else None
+                found[share.name] = estimate(*self._measured(share), expected) * scale
+        return kind.from_measures(found, model.sites[block], max(1, self.tokens))
+
+    def _measured(self, share: Share) -> tuple[NDArray[np.float64], float]:
+        """Return the sums of a share in multiples of its scale, and the deviation of the noise."""
+        units = unit(self.plan.total, self.noisy.config.privacy.clip)
+        deviation = self.width * math.sqrt(max(1, self.clients)) / units
+        return self._total[share.key] / units, deviation
 
     def state(self) -> Arrays:
         """Return the sums so far."""
-        return {"clients": numbers(self.clients), **self._total}
+        return {"clients": numbers(self.clients, self.tokens), **self._total}
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Go on from :meth:`state`; KeyError or ValueError if that is another's."""
-        (self.clients,) = (int(n) for n in arrays["clients"])
+        self.clients, self.tokens = (int(n) for n in arrays["clients"])
         for name, sums in self._total.items():
             sums[:] = arrays[name]
 
@@ -524,21 +398,27 @@ class NoisyBlock(NoisySums, BlockAggregator[Arrays]):
         return self.inner.update(result)
 
 
-def estimate(sums: NDArray[np.float64], deviation: float) -> NDArray[np.float64]:
+def estimate(
+    sums: NDArray[np.float64], deviation: float, expected: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
     """Return what sums with noise most likely were, none negative.
 
-    They are multiples of what public text makes of each column. As far as their scatter is no
-    larger than the noise's they are drawn to their mean (James and Stein, 1961), so that the less
-    the noise leaves of the clients' texts, the more remains of the public one.
+    As far as they differ from a multiple of what is expected by no more than noise does, they are
+    drawn to it (James and Stein, 1961), so that the less the noise leaves of the clients' texts,
+    the more remains of the public one.
 
     Parameters
     ----------
     sums : NDArray[np.float64]
-        Shape (columns,).
+        Shape (numbers,).
     deviation : float
         Of the noise on each of them.
+    expected : NDArray[np.float64], optional
+        What public text makes of them, up to a factor, shape (numbers,); by default all alike.
     """
-    mean = max(float(sums.mean()), deviation / math.sqrt(len(sums)))
+    like = np.ones(len(sums)) if expected is None else expected
+    size = float(np.square(like).sum())
+    mean = max(float((sums * like).sum()) / size, deviation / math.sqrt(size)) * like
     # Noise scatters by chance, too: what two standard deviations of that explain is none of texts.
     chance = deviation**2 * (1 + _CHANCE * math.sqrt(2 / len(sums)))
     spread = max(0.0, float(np.square(sums - mean).mean()) - chance)
@@ -553,8 +433,15 @@ def _exact(sums: Tensor) -> ExactSums:
     return found
 
 
-def with_noise(exchange: BlockExchange) -> BlockExchange:
+def with_noise(exchange: BlockExchange, way: str) -> BlockExchange:
     """Return an exchange as `privacy` wants it: itself, or with noise.
+
+    Parameters
+    ----------
+    exchange : BlockExchange
+        The method's.
+    way : str
+        What to do where it can have none.
 
     Raises
     ------
@@ -564,13 +451,11 @@ def with_noise(exchange: BlockExchange) -> BlockExchange:
     config = exchange.config
     if config.privacy.epsilon is None:
         return exchange
-    kind = exchange.columns
-    if kind is None:
+    if not exchange.summed:
         raise ConfigError(
-            f"`privacy.epsilon` must be null with strategy={config.strategy.name} and pruner="
-            f"{config.pruner.name}, got {config.privacy.epsilon:g}: what a text adds to its "
-            f"{exchange.payload} has no limit, or noise would leave nothing of it. Set "
-            f"strategy={strategy_for('wanda')} pruner=wanda, or privacy.epsilon=null."
+            f"`privacy.epsilon` must be null with strategy={config.strategy.name} as it is set, "
+            f"got {config.privacy.epsilon:g}: what a text adds to its {exchange.payload} has no "
+            f"limit, or is so many numbers that noise would leave nothing of them. {way}"
         )
     if exchange.prunes and config.schedule.name == "one_shot" and config.schedule.prefix == "local":
         raise ConfigError(
@@ -578,4 +463,4 @@ def with_noise(exchange: BlockExchange) -> BlockExchange:
             "'local': behind a client's own pruned blocks every sample of it is seen through all "
             "others. Set schedule.prefix=dense, or schedule=iterative."
         )
-    return NoisyExchange(exchange, kind)
+    return NoisyExchange(exchange)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fedprune.config import RunConfig
 from fedprune.errors import QuorumError
-from fedprune.methods.exchange import Aggregator, BlockTask, Contributor
+from fedprune.methods.exchange import Aggregator, BlockTask, Contributor, Pooled
 from fedprune.methods.fixed_point import from_fixed, to_fixed
 from fedprune.methods.inputs import (
     ColumnAggregator,
@@ -114,12 +114,8 @@ class InputPart(Part):
 
 
 class _InputSums(StatisticSums[Arrays]):
-    def __init__(self, task: BlockTask, kind: StatisticKind[Any]) -> None:
-        super().__init__(task, kind)
-        self._kind = kind
-
     def close(self) -> Arrays:
-        return _named({names[0]: kept(self._kind, found) for names, found in self.results()})
+        return _named({names[0]: kept(self.kind, found) for names, found in self.results()})
 
 
 class ColumnPart(InputPart):
@@ -265,6 +261,9 @@ class _BlockSums(Aggregator[Arrays, Arrays]):
         }
         self._kind.check(found, self._site, all_together(clients).tokens)
         self._total = found
+
+    def add_pooled(self, pooled: Pooled, clients: int) -> None:
+        self._total = dict(pooled.block[self._kind.name])
 
     def close(self) -> Arrays:
         if self._total is None:

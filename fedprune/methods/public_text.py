@@ -25,7 +25,8 @@ from fedprune.evaluation.perplexity import predictions
 from fedprune.models.device import Limits, pick_device
 from fedprune.models.loading import LoadedModel
 from fedprune.models.writing import first_token
-from fedprune.pruning.blocks import BlockWalk
+from fedprune.pruning.block_kinds import BlockKind
+from fedprune.pruning.blocks import BlockWalk, Observed
 from fedprune.pruning.statistics import (
     MomentStatistics,
     SecondMoments,
@@ -53,14 +54,14 @@ class PublicText:
     ----------
     samples : tuple of Tensor
         Token ids, each int64 of shape (tokens,), all equally long.
-    statistics : tuple of Mapping
-        Block -> linear -> statistic of its input; empty where nothing is measured by it.
+    observed : tuple of Observed
+        Block -> statistics of it and of its inputs; empty where nothing is measured by it.
     alone : frozenset of str
         Linears of the first block whose input tells of one token and its place, and of no other.
     """
 
     samples: tuple[Tensor, ...]
-    statistics: tuple[Mapping[str, Statistic], ...]
+    observed: tuple[Observed, ...]
     alone: frozenset[str]
 
     @property
@@ -70,12 +71,15 @@ class PublicText:
 
     @classmethod
     def of(
-        cls, config: RunConfig, loaded: LoadedModel, kind: StatisticKind[Any] | None
+        cls,
+        config: RunConfig,
+        loaded: LoadedModel,
+        kinds: Sequence[StatisticKind[Any] | BlockKind] = (),
     ) -> "PublicText":
-        """Return it with a statistic, or without; errors as :func:`public_samples`."""
+        """Return it with statistics, or without; errors as :func:`public_samples`."""
         samples = public_samples(config, loaded)
-        statistics = () if kind is None else public_statistics(loaded, samples, kind, config)
-        return cls(tuple(samples), statistics, token_inputs(loaded))
+        observed = public_statistics(loaded, samples, kinds, config) if kinds else ()
+        return cls(tuple(samples), observed, token_inputs(loaded))
 
 
 def encode_samples(samples: Sequence[Tensor]) -> bytes:
@@ -190,11 +194,10 @@ def _vocabulary(loaded: LoadedModel) -> int:
 def public_statistics(
     loaded: LoadedModel,
     samples: Sequence[Tensor],
-    kind: StatisticKind[Any],
+    kinds: Sequence[StatisticKind[Any] | BlockKind],
     config: RunConfig,
-    blocks: int | None = None,
-) -> tuple[Mapping[str, Statistic], ...]:
-    """Return for each block: linear -> what public text makes of its input.
+) -> tuple[Observed, ...]:
+    """Return for each block what public text makes of it and of its inputs.
 
     Parameters
     ----------
@@ -202,18 +205,18 @@ def public_statistics(
         The dense model; unchanged.
     samples : Sequence[Tensor]
         The text.
-    kind : StatisticKind
+    kinds : Sequence[StatisticKind or BlockKind]
         What is recorded.
     config : RunConfig
         The device and memory that a walk may use.
-    blocks : int, optional
-        Only the first so many.
     """
     limits = Limits(1, config.pruner.hidden_memory_mb, "pruner.seq_len")
     walk = BlockWalk(loaded, samples, pick_device(config.pruner.device), limits=limits)
-    found: list[Mapping[str, Statistic]] = []
-    while len(found) < (blocks or len(loaded.layout.blocks)):
-        found.append(walk.observe([kind]).linears[kind.name])
+    inputs = [kind for kind in kinds if isinstance(kind, StatisticKind)]
+    blocks = [kind for kind in kinds if isinstance(kind, BlockKind)]
+    found, kept = list[Observed](), dict[str, Any]()
+    while walk.blocks_left:
+        found.append(walk.observe(inputs, blocks, kept))
         if walk.blocks_left == 1:
             break
         walk.advance({})

@@ -125,12 +125,16 @@ class Method(ABC):
     solves_at_once : bool
         Whether a run whose exchange does not prune ends with the model that :meth:`solve` makes;
         else with the statistics, of which models are made by `fedprune solve`.
+    with_noise : str or None
+        The overrides with which its answers can have noise (`privacy.epsilon`), "" where it takes
+        none; None where they never can.
     """
 
     name: str
     words: Words
     ways: Mapping[str, Sequence[str]] = {}
     solves_at_once: bool = True
+    with_noise: str | None = None
 
     @abstractmethod
     def exchange(self, config: RunConfig) -> BlockExchange:
@@ -273,7 +277,24 @@ def main_exchange(config: RunConfig) -> BlockExchange:
     ConfigError
         If it cannot have noise (:func:`fedprune.methods.noisy.with_noise`).
     """
-    return with_noise(get_method(config.strategy.name).exchange(config))
+    method = get_method(config.strategy.name)
+    exchange, way = method.exchange(config), ""
+    if config.privacy.epsilon is not None and not exchange.summed:
+        way = _way_to_noise(method)
+    return with_noise(exchange, way)
+
+
+def _way_to_noise(method: Method) -> str:
+    """Return what to set where a method's answers can have no noise as they are."""
+    known = {name: get_method(name).with_noise for name in _OURS}
+    every = "; ".join(
+        f"strategy={name} {overrides}".rstrip()
+        for name, overrides in known.items()
+        if overrides is not None
+    )
+    if method.with_noise:
+        return f"Set {method.with_noise}, or privacy.epsilon=null."
+    return f"With noise there are: {every}. Choose one of these, or set privacy.epsilon=null."
 
 
 _OURS = {

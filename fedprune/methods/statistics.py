@@ -60,7 +60,7 @@ class StatisticExchange(BlockExchange):
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config)
         self.kind: StatisticKind[Any] = get_kind(make_pruner(config.pruner).needs)
-        self.columns = self.kind if isinstance(self.kind, ColumnKind) else None
+        self.summed = (self.kind,) if isinstance(self.kind, ColumnKind) else ()
 
     @property
     def form(self) -> str:
@@ -138,7 +138,7 @@ class StatisticSums(CountedSums, Aggregator[dict[str, Statistic], R], Generic[R]
     """
 
     def __init__(self, task: BlockTask, kind: StatisticKind[Any]) -> None:
-        self.task = task
+        self.task, self.kind = task, kind
         self.sums_integers = kind.exact
         self._inputs, shapes = task.model.inputs[task.block], task.model.shapes[task.block]
         self._expected = expected(kind, self._inputs, shapes)
@@ -186,8 +186,8 @@ class StatisticSums(CountedSums, Aggregator[dict[str, Statistic], R], Generic[R]
         self.clients = len(clients)
 
     def add_pooled(self, pooled: Pooled, clients: int) -> None:
-        """Add what so many clients know together (see `BlockExchange.columns`)."""
-        for linears, found in pooled.items():
+        """See `Aggregator.add_pooled`."""
+        for linears, found in pooled.inputs[self.kind.name].items():
             self._pools[linears[0]].add(found)
         self.clients += clients
 

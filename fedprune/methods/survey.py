@@ -18,7 +18,6 @@ from fedprune.pruning.blocks import BlockWalk
 from fedprune.pruning.groups import BlockSpec
 from fedprune.pruning.owl import outlier_share, owl_sparsities
 from fedprune.pruning.sensitivity import Curve, block_curves, sensitivity_sparsities
-from fedprune.pruning.statistics import ColumnSquares
 
 
 class SurveyExchange(BlockExchange):
@@ -70,7 +69,6 @@ class InputSurvey(SurveyExchange):
 
     payload = "sums"
     shares_inputs = True
-    columns = ColumnSquares()
 
     def answer(self, walk: BlockWalk, spec: BlockSpec, local_prefix: bool) -> Answer:
         """Return this client's sums of the block where a walk stands."""

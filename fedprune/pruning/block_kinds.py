@@ -19,7 +19,7 @@ arrays are its statistic; integers add up exactly, whatever the order of clients
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +65,15 @@ class BlockRecording(Protocol):
         ...
 
 
+@runtime_checkable
+class RunningRecording(BlockRecording, Protocol):
+    """A recording that also says what it has until now: of every kind that is measured."""
+
+    def so_far(self) -> Arrays:
+        """Return copies of the arrays of all samples until now."""
+        ...
+
+
 class BlockKind(ABC):
     """A named sum over calibration tokens of a whole block: how it is recorded and added up."""
 
@@ -78,6 +87,10 @@ class BlockKind(ABC):
     # whether something is kept from block to block, so that a client is asked about all blocks in
     # one message
     together: bool = False
+    # whether what a sample adds is a few numbers that are never negative (:meth:`measures`), so
+    # that it can be limited and noise be added (`privacy.epsilon`): then the arrays are integers,
+    # :meth:`start` returns a :class:`RunningRecording`, and there are all three methods
+    measured: bool = False
 
     @abstractmethod
     def specs(self, site: BlockSite) -> dict[str, ArraySpec]:
@@ -90,6 +103,32 @@ class BlockKind(ABC):
         `kept`: what recordings of earlier blocks left here with :attr:`together`; to be changed in
         ``close`` only, since a block is run again where memory ran out.
         """
+
+    def measures(self, site: BlockSite) -> dict[str, int]:
+        """Return name -> how many numbers, each name's alike; empty where there is nothing."""
+        raise TypeError(f"'{self.name}' is not measured.")
+
+    def to_measures(
+        self, arrays: Mapping[str, NDArray[Any]], site: BlockSite
+    ) -> dict[str, NDArray[np.float64]]:
+        """Return the numbers of :meth:`measures` that arrays of some samples are."""
+        raise TypeError(f"'{self.name}' is not measured.")
+
+    def from_measures(
+        self, measures: Mapping[str, NDArray[np.float64]], site: BlockSite, tokens: int
+    ) -> Arrays:
+        """Return the arrays, or those of them that follow, of estimates of summed numbers.
+
+        Parameters
+        ----------
+        measures : Mapping[str, NDArray[np.float64]]
+            As :meth:`measures` says; finite, none negative.
+        site : BlockSite
+            The block.
+        tokens : int
+            Of all samples, at least 1.
+        """
+        raise TypeError(f"'{self.name}' is not measured.")
 
     def check(self, arrays: Mapping[str, NDArray[Any]], site: BlockSite, tokens: int) -> None:
         """Refuse arrays of the right types and shapes that cannot be of any texts.

@@ -21,6 +21,7 @@ from fedprune.pruning.recorder import StatisticsRecorder
 from fedprune.pruning.statistics import (
     NOTHING,
     Arrays,
+    SampleRecording,
     Statistic,
     StatisticKind,
     beside,
@@ -190,6 +191,9 @@ class BlockWalk(ModelWalk):
                 for output in self._outputs(self._tensors()):
                     for recorder in recorders.values():
                         recorder.end_sample()
+                    for recording in recordings.values():
+                        if isinstance(recording, SampleRecording):
+                            recording.end_sample()
                     if states is not None:
                         states.append(output)
                 found = {name: recorder.statistics() for name, recorder in recorders.items()}

@@ -54,6 +54,7 @@ class Cosines(BlockKind):
 
     name = "cosines"
     exact = True
+    measured = True
 
     def spans(self, num_blocks: int) -> tuple[int, ...]:
         """Return over how many blocks cosines are taken; above 1 only with :attr:`together`."""
@@ -67,6 +68,37 @@ class Cosines(BlockKind):
     def start(self, site: BlockSite, kept: MutableMapping[str, Any]) -> "_Recording":
         """See `BlockKind.start`."""
         return _Recording(self.spans(site.num_blocks), site, kept.setdefault(self.name, {}))
+
+    def measures(self, site: BlockSite) -> dict[str, int]:
+        """See `BlockKind.measures`: by span the sum of one minus the cosines, from 0 to 2 each.
+
+        A block hardly changes what enters it, so that this is much less than the cosines are, and
+        noise by the measure of it leaves more. How many tokens there are is no secret.
+        """
+        spans = self.spans(site.num_blocks)
+        return {f"over_{span}": 1 for span in spans if span <= site.index + 1}
+
+    def to_measures(
+        self, arrays: Mapping[str, NDArray[Any]], site: BlockSite
+    ) -> dict[str, NDArray[np.float64]]:
+        """See `BlockKind.to_measures`."""
+        apart = arrays["tokens"] * UNIT - arrays["sums"]
+        spans, there = self.spans(site.num_blocks), self.measures(site)
+        found = {f"over_{span}": one for span, one in zip(spans, apart, strict=True)}
+        return {name: np.array([found[name]], dtype=np.float64) for name in there}
+
+    def from_measures(
+        self, measures: Mapping[str, NDArray[np.float64]], site: BlockSite, tokens: int
+    ) -> Arrays:
+        """See `BlockKind.from_measures`."""
+        spans = self.spans(site.num_blocks)
+        sums, counts = np.zeros((2, len(spans)), dtype=np.int64)
+        for place, span in enumerate(spans):
+            if f"over_{span}" in measures:
+                most = 2 * tokens * UNIT
+                apart = min(round(float(measures[f"over_{span}"][0])), most)
+                sums[place], counts[place] = tokens * UNIT - apart, tokens
+        return {"sums": sums, "tokens": counts}
 
     def check(self, arrays: Mapping[str, NDArray[Any]], site: BlockSite, tokens: int) -> None:
         """Refuse sums that so many cosines cannot have (see `BlockKind.check`)."""
@@ -110,6 +142,9 @@ class _Recording:
             for block in [one for one in self.kept if one < self.site.index + 2 - max(self.spans)]:
                 del self.kept[block]
         return {"sums": self._sums, "tokens": self._tokens}
+
+    def so_far(self) -> Arrays:
+        return {"sums": self._sums.copy(), "tokens": self._tokens.copy()}
 
     def _before(self, _block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # A copy: some families add to their input in place.

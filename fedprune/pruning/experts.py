@@ -8,7 +8,7 @@ integer by itself, a count of units of 2**-24, before it meets any other: so sum
 any split of the texts and any order.
 """
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ SALIENCY, WEIGHTS, NORMS, TOKENS = "saliency", "weights", "norms", "tokens"
 _ARRAYS = (SALIENCY, WEIGHTS, NORMS, TOKENS)
 # So that no sum over the pairs of a sample leaves 64 bits before it is looked at.
 _LARGEST = 2.0**18
+_MOST = 2.0**61  # of a sum that noise was added to
 _CHUNK_ELEMENTS = 1 << 22  # outputs that are held at once, beside those of the block itself
 
 
@@ -41,10 +42,19 @@ class ExpertSums(BlockKind):
     The arrays are int64, one number an expert: ``saliency``, the sum of router weight times norm of
     output; ``weights`` and ``norms``, the sums of both; ``tokens``, how many were routed to it. A
     block without experts has none.
+
+    Parameters
+    ----------
+    measured_arrays : Sequence[str]
+        Which of them are told where noise is added, and there are then: the fewer, the less noise.
     """
 
     name = "experts"
     exact = True
+    measured = True
+
+    def __init__(self, measured_arrays: Sequence[str] = _ARRAYS) -> None:
+        self._told = tuple(name for name in _ARRAYS if name in measured_arrays)
 
     def specs(self, site: BlockSite) -> dict[str, ArraySpec]:
         """See `BlockKind.specs`."""
@@ -55,6 +65,28 @@ class ExpertSums(BlockKind):
     def start(self, site: BlockSite, kept: MutableMapping[str, Any]) -> "ExpertRecording":
         """See `BlockKind.start`."""
         return ExpertRecording(find_experts(site.module))
+
+    def measures(self, site: BlockSite) -> dict[str, int]:
+        """See `BlockKind.measures`: one number an expert of each array."""
+        return {
+            name: spec.shape[0] for name, spec in self.specs(site).items() if name in self._told
+        }
+
+    def to_measures(
+        self, arrays: Mapping[str, NDArray[Any]], site: BlockSite
+    ) -> dict[str, NDArray[np.float64]]:
+        """See `BlockKind.to_measures`."""
+        return {name: arrays[name].astype(np.float64) for name in self.measures(site)}
+
+    def from_measures(
+        self, measures: Mapping[str, NDArray[np.float64]], site: BlockSite, tokens: int
+    ) -> Arrays:
+        """See `BlockKind.from_measures`; an expert that seems to have no token has no sums."""
+        found = {name: _whole(array) for name, array in measures.items()}
+        if TOKENS in found:
+            for array in found.values():
+                array[found[TOKENS] == 0] = 0
+        return found
 
     def check(self, arrays: Mapping[str, NDArray[Any]], site: BlockSite, tokens: int) -> None:
         """See `BlockKind.check`: no expert has a negative sum, or more tokens than there are."""
@@ -69,6 +101,10 @@ class ExpertSums(BlockKind):
         unused = arrays[TOKENS] == 0
         if any(array[unused].any() for array in arrays.values()):
             raise WireError("an expert without a token has sums.")
+
+
+def _whole(numbers: NDArray[np.float64]) -> NDArray[np.int64]:
+    return np.rint(np.minimum(numbers, _MOST)).astype(np.int64)
 
 
 class ExpertRecording:
@@ -101,6 +137,10 @@ class ExpertRecording:
     def close(self) -> Arrays:
         """Return the sums of all calls."""
         return dict(self._sums)
+
+    def so_far(self) -> Arrays:
+        """Return copies of the sums of all calls until now."""
+        return {name: array.copy() for name, array in self._sums.items()}
 
     def _called(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _output: object

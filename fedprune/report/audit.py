@@ -29,7 +29,7 @@ def audit_rows(found: Mapping[str, Any]) -> list[list[str]]:
             ", ".join(one["sent_by"]) or NONE,
             _norms(one["norms"]),
             *_words(one["words"]),
-            _separation(one["membership"]),
+            _separation(one["membership"], one["guess"]),
         ]
         for one in found["releases"]
     ]
@@ -58,5 +58,6 @@ def _words(words: Mapping[str, float] | None) -> list[str]:
     ]
 
 
-def _separation(found: Mapping[str, float]) -> str:
-    return f"{found['auc']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
+def _separation(found: Mapping[str, float], guess: float | None) -> str:
+    told = f"{found['auc']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
+    return told if guess is None else f"{told}, guess {guess:.2f}"

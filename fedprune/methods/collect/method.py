@@ -28,6 +28,8 @@ class Collect(Method):
         "are collected, tell more and are to be treated like gradients.",
     )
 
+    with_noise = "strategy.statistics=columns"
+
     def exchange(self, config: RunConfig) -> Collection:
         """Return the exchange that is held about every block."""
         return Collection(config, config.strategy.kinds)

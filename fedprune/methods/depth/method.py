@@ -122,6 +122,8 @@ class Depth(Method):
         "to be treated like gradients.",
     )
 
+    with_noise = "strategy.repair=false"
+
     def exchange(self, config: RunConfig) -> Collection:
         """Return the exchange that is held about every block."""
         if config.strategy.repair:

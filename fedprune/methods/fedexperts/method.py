@@ -21,7 +21,7 @@ from fedprune.methods.fedexperts.pooling import (
     SCORES,
     PooledExperts,
 )
-from fedprune.methods.fedexperts.ranking import SHARE_BITS, expert_scores
+from fedprune.methods.fedexperts.ranking import SHARE_BITS, expert_scores, ranked_by
 from fedprune.methods.fedexperts.selection import drop_lowest, grouped
 from fedprune.methods.registry import Method, Solution, Words
 from fedprune.methods.state import Arrays
@@ -38,7 +38,8 @@ class ExpertsCollection(Collection):
     """Ask every client for the sums of the experts of the dense model."""
 
     def __init__(self, config: RunConfig) -> None:
-        super().__init__(config, [_KIND])
+        told = (ranked_by(config.strategy.ranking), TOKENS)
+        super().__init__(config, [ExpertSums(told)])
         self.parts = {_KIND: PooledExperts(config)}
 
 
@@ -55,6 +56,8 @@ class FedExperts(Method):
         tells="How often a client's texts use which expert shows what they are about. Reports and "
         "results have the sums of all clients only.",
     )
+
+    with_noise = ""
 
     def exchange(self, config: RunConfig) -> ExpertsCollection:
         """Return the exchange that is held about every block."""

@@ -34,6 +34,11 @@ Sums = Mapping[str, NDArray[Any]]
 """The arrays of :class:`fedprune.pruning.experts.ExpertSums` of one block."""
 
 
+def ranked_by(ranking: str) -> str:
+    """Return the sum that a ranking is made of, beside the tokens."""
+    return _SUMS[ranking]
+
+
 def expert_scores(sums: Sums, ranking: str) -> list[Fraction]:
     """Return the score of each expert of a block; the larger, the more useful.
 

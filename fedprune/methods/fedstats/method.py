@@ -53,7 +53,7 @@ class SumsExchange(BlockExchange):
 
     payload = "sums"
     shares_inputs = True
-    columns = ColumnSquares()
+    summed = (ColumnSquares(),)
 
     def answer(self, walk: BlockWalk, spec: BlockSpec, local_prefix: bool) -> Answer:
         """Return this client's sums of the block where a walk stands."""
@@ -167,6 +167,8 @@ class FedStats(Method):
         sends="for each column of a matrix the sum of its squared inputs, and numbers of tokens",
         tells="The sums are exact statistics of each client's texts.",
     )
+
+    with_noise = "pruner=wanda schedule=iterative"
 
     def exchange(self, config: RunConfig) -> SumsExchange:
         """Return the exchange that is held about every block."""

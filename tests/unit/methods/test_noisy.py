@@ -11,11 +11,12 @@ from fedprune.config import config_from_overrides
 from fedprune.errors import ConfigError, ReplyRefusedError, WireError
 from fedprune.methods import noisy
 from fedprune.methods.exchange import BlockTask, Contributor
-from fedprune.methods.noisy import ClippedKind, NoisyExchange, Plan, estimate, guarantee
+from fedprune.methods.limited import ClippedKind, Plan, Shortener
+from fedprune.methods.noisy import NoisyExchange, estimate, guarantee
 from fedprune.methods.public_text import PublicText, public_statistics, token_inputs
 from fedprune.methods.registry import main_exchange
 from fedprune.privacy.noise import NORM_BITS, part_norm, unit
-from fedprune.pruning.blocks import BlockWalk
+from fedprune.pruning.blocks import BlockWalk, Observed
 from fedprune.pruning.groups import BlockSpec
 from fedprune.pruning.statistics import get_kind, shared_inputs
 from fedprune.wire.arrays import decode_arrays, encode_arrays
@@ -53,7 +54,7 @@ def model(loaded):
     config, columns = config_of(), get_kind("columns")
     text = PublicText(
         tuple(samples),
-        public_statistics(loaded, samples, columns, config),
+        public_statistics(loaded, samples, [columns], config),
         token_inputs(loaded),
     )
     return dataclasses.replace(public(loaded), public=text)
@@ -75,18 +76,16 @@ def without_noise(monkeypatch) -> None:
 
 
 def totals(loaded, model, exchange, samples) -> list[dict[str, np.ndarray]]:
-    plan = Plan.of(model)
+    plan = Plan.of(exchange.summed, model)
     found = answers(loaded, model, exchange, samples)
-    return [
-        decode_arrays(data, plan.specs(block, "noisy", "int64")) for block, data in enumerate(found)
-    ]
+    return [decode_arrays(data, plan.specs(block, "int64")) for block, data in enumerate(found)]
 
 
 def oracle(loaded, model, exchange, samples) -> list[dict[str, np.ndarray]]:
     """Each sample by itself through the plain model, every number by hand."""
-    plan, config = Plan.of(model), exchange.config
+    plan, config = Plan.of(exchange.summed, model), exchange.config
     found = [
-        {linears[0]: np.zeros(plan.columns(b, linears), dtype=np.int64) for linears in plan.sent(b)}
+        {share.key: np.zeros(share.count, dtype=np.int64) for share in plan.shares[b]}
         for b in range(model.num_blocks)
     ]
     for sample in samples:
@@ -104,11 +103,11 @@ def oracle(loaded, model, exchange, samples) -> list[dict[str, np.ndarray]]:
         for handle in handles:
             handle.remove()
         for block in range(model.num_blocks):
-            for linears in plan.sent(block):
-                rows = seen[block, linears[0]]
+            for share in plan.shares[block]:
+                rows = seen[block, share.linears[0]]
                 vector = [float((rows[:, j] ** 2).sum()) for j in range(rows.shape[1])]
                 vector.append(float(len(rows)))
-                scale = exchange.scale(model, block, linears)
+                scale = exchange.scale(model, block, share)
                 units = [
                     v / float(s) * unit(plan.total, config.privacy.clip)
                     for v, s in zip(vector, scale, strict=True)
@@ -116,7 +115,7 @@ def oracle(loaded, model, exchange, samples) -> list[dict[str, np.ndarray]]:
                 most = part_norm(len(units), plan.total)
                 length = math.sqrt(sum(u * u for u in units))
                 shrink = min(1.0, most / length)
-                found[block][linears[0]] += np.array([int(u * shrink) for u in units])
+                found[block][share.key] += np.array([int(u * shrink) for u in units])
     return found
 
 
@@ -127,9 +126,9 @@ def test_each_sample_adds_its_own_shortened_vector(loaded, model, monkeypatch, c
     samples = token_samples(3, SEQ_LEN)
     expected = oracle(loaded, model, exchange, samples)
     for block, found in enumerate(totals(loaded, model, exchange, samples)):
-        assert {name.removesuffix(".noisy") for name in found} == set(expected[block])
+        assert set(found) == set(expected[block])
         for name, sums in found.items():
-            true = expected[block][name.removesuffix(".noisy")]
+            true = expected[block][name]
             # float32 sums of 12 squares, then whole numbers: an ulp of 24 bits and one unit each.
             assert np.abs(sums - true).max() <= 3 + np.abs(true).max() * 3e-6
 
@@ -149,12 +148,16 @@ def test_a_sample_however_loud_moves_all_sums_by_its_length_at_most(loaded, mode
     # Public text a thousand times as quiet: so every sample is far too loud.
     quiet = dataclasses.replace(
         model.public,
-        statistics=tuple(
-            {
-                name: get_kind("columns").rounded(_shrunk(found), found.tokens, "cpu")
-                for name, found in block.items()
-            }
-            for block in model.public.statistics
+        observed=tuple(
+            Observed(
+                {
+                    "columns": {
+                        name: get_kind("columns").rounded(_shrunk(found), found.tokens, "cpu")
+                        for name, found in block.linears["columns"].items()
+                    }
+                }
+            )
+            for block in model.public.observed
         ),
     )
     told = dataclasses.replace(model, public=quiet)
@@ -195,12 +198,14 @@ def test_noise_of_an_answer_has_the_width_that_was_told(loaded, model):
 
 def test_nothing_is_sent_of_inputs_that_tell_words(loaded, model):
     assert token_inputs(loaded) == FIRST
-    plan = Plan.of(model)
-    assert plan == Plan.here(loaded)
+    kinds = main_exchange(config_of()).summed
+    plan = Plan.of(kinds, model)
+    assert plan == Plan.here(kinds, loaded)
     assert not {name for linears in plan.sent(0) for name in linears} & FIRST
     assert {name for linears in plan.sent(1) for name in linears} > FIRST
     found = totals(loaded, model, main_exchange(config_of()), token_samples(1, SEQ_LEN))
-    assert not any(name.startswith("self_attn.q_proj") for name in found[0])
+    assert not any("self_attn.q_proj" in name for name in found[0])
+    assert any("self_attn.q_proj" in name for name in found[1])
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt"])
@@ -235,7 +240,7 @@ def test_with_all_but_no_noise_the_masks_are_those_of_plain_sums(loaded, model, 
     plain = exchange.inner
     samples = token_samples(8, SEQ_LEN)
     payloads = [answers(loaded, model, exchange, part) for part in (samples[:4], samples[4:])]
-    monkeypatch.setattr(noisy, "estimate", lambda sums, deviation: sums)
+    monkeypatch.setattr(noisy, "estimate", lambda sums, deviation, expected=None: sums)
     walk = BlockWalk(loaded, samples)
     for block in range(model.num_blocks):
         known = plain.answer(walk, BlockSpec(0.5, "unstructured", "row"), False).payload
@@ -287,8 +292,8 @@ def test_sums_go_on_from_their_state(loaded, model):
 
 def test_sums_that_no_samples_and_no_noise_can_be_are_refused(loaded, model):
     exchange = main_exchange(config_of())
-    sums, plan = exchange.aggregator(BlockTask(model, 1)), Plan.of(model)
-    specs = plan.specs(1, "noisy", "int64")
+    sums, plan = exchange.aggregator(BlockTask(model, 1)), Plan.of(exchange.summed, model)
+    specs = plan.specs(1, "int64")
     huge = {name: np.full(spec.shape, 1 << 40) for name, spec in specs.items()}
     client = Contributor("loud", 1, 2 * SEQ_LEN)
     with pytest.raises(WireError, match="beyond what its samples"):
@@ -305,7 +310,7 @@ def test_a_scale_that_cannot_be_one_is_refused(loaded, model):
     dense = BlockSpec(0.5, "unstructured", "row")
     with pytest.raises(ReplyRefusedError, match="no scale of block 0"):
         exchange.answer(walk, dense, False)
-    specs = Plan.of(model).specs(0, "scale", "float32")
+    specs = Plan.of(exchange.summed, model).specs(0, "float32")
     for bad in (0.0, -1.0, math.nan, math.inf):
         wrong = {name: np.full(spec.shape, bad, dtype=np.float32) for name, spec in specs.items()}
         exchange.hear(walk, encode_arrays(wrong))
@@ -374,9 +379,10 @@ def test_what_does_not_go_with_a_guarantee_is_named(override, key):
 
 
 def test_a_record_that_is_told_no_input_keeps_nothing(loaded):
-    kind = ClippedKind(get_kind("columns"), {}, {})
+    nothing = Shortener(Plan.here([get_kind("columns")], loaded), 0, {}, 1.0)
+    kind = ClippedKind(get_kind("columns"), nothing)
     walk = BlockWalk(loaded, token_samples(1, SEQ_LEN))
-    for _, sums in shared_inputs(walk.observe([kind]).linears["clipped"]):
+    for _, sums in shared_inputs(walk.observe([kind]).linears["columns"]):
         assert not sums.totals.any()
     with pytest.raises(RuntimeError):
         kind.arrays(sums)
