@@ -25,6 +25,7 @@ from fedprune.errors import ReplyRefusedError, WireError
 from fedprune.methods.exchange import BlockExchange, BlockTask, Contributor
 from fedprune.methods.masked import (
     context_of,
+    heard_alone,
     heard_next,
     packed,
     payload_of,
@@ -216,8 +217,7 @@ class SecureNode:
         """
         if not exchange.prunes:  # of other blocks nothing was heard
             return {
-                block: heard_next("", told) if (told := bundle.get(f"public-{block:05d}")) else ""
-                for block in order.blocks
+                block: heard_alone(bundle.get(f"public-{block:05d}", b"")) for block in order.blocks
             }
         path = _folder(self.node) / _HEARD
         kept = json.loads(read_if_there(path) or b"[0, []]")

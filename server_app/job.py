@@ -285,6 +285,8 @@ def _asked(
     if isinstance(source, StatisticsFolder):
         source.check_model(marks, strategy.model.shapes)
         strategy.cohort = Cohort(_participants(source), strategy.ledger)
+        if source.manifest.privacy:
+            strategy.state.figures["privacy"] = dict(source.manifest.privacy)
         return source
     strategy.start(source)
     exchange = strategy.exchange
@@ -315,6 +317,7 @@ def _asked(
             )
             for one in reports
         ),
+        privacy=strategy.state.figures.get("privacy", {}),
     )
     write_manifest(tally.folder.statistics, manifest)
     return StatisticsFolder.open(tally.folder.statistics)

@@ -30,7 +30,13 @@ from fedprune.methods.exchange import (
     Contributor,
     NothingPruned,
 )
-from fedprune.methods.masked import MaskedAggregator, MaskedExchange, heard_next, planned
+from fedprune.methods.masked import (
+    MaskedAggregator,
+    MaskedExchange,
+    heard_alone,
+    heard_next,
+    planned,
+)
 from fedprune.methods.public_model import PublicModel
 from fedprune.methods.reconstruction import ReconstructExchange, Refinement, Step
 from fedprune.methods.registry import Assignment, exchanges, get_method, main_exchange
@@ -447,7 +453,10 @@ class FederatedPruning(Strategy):
                 raise TypeError(f"a survey needs a SurveyExchange, got {exchange}.")
             blocks = tuple(range(self.model.num_blocks))
             tasks = {block: BlockTask(self.model, block) for block in blocks}
-            sums = {block: self._sums(exchange, task) for block, task in tasks.items()}
+            sums = {
+                block: self._sums(exchange, task, heard_alone(exchange.told(self.model, block)))
+                for block, task in tasks.items()
+            }
             self._open, sent = dict(sums), self.sent(exchange)
             if state.closed:
                 self._restore()
@@ -581,9 +590,11 @@ class FederatedPruning(Strategy):
             empty = exchange.prunes and not self.model.shapes[block]
             update = state.update if block else None
             start = update if self.iterative else self._starts.get(block)
-            for said in (start, exchange.told(self.model, block)):
+            told = exchange.told(self.model, block)
+            for said in (start, told) if exchange.prunes else ():
                 heard = heard_next(heard, said) if said else heard
-            opened = NothingPruned(exchange, task) if empty else self._sums(exchange, task, heard)
+            known = heard if exchange.prunes else heard_alone(told)
+            opened = NothingPruned(exchange, task) if empty else self._sums(exchange, task, known)
             if exchange.prunes and not isinstance(_inner(opened), BlockAggregator):
                 raise TypeError(f"an exchange that prunes needs a BlockAggregator, got {opened}.")
             self._open[block] = opened

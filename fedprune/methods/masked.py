@@ -180,6 +180,11 @@ def heard_next(heard: str, data: bytes) -> str:
     return hashlib.sha256(bytes.fromhex(heard) + hashlib.sha256(data).digest()).hexdigest()
 
 
+def heard_alone(data: bytes) -> str:
+    """Return the same of a block about which clients are asked by itself; "" for nothing."""
+    return heard_next("", data) if data else ""
+
+
 def context_of(config: RunConfig, weights_hash: str, heard: str) -> bytes:
     """Return all that a client's words about a block depend on beside its texts.
 

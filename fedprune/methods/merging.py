@@ -1,6 +1,6 @@
 """Statistics folders of one model and different participants, added up block by block."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -47,6 +47,7 @@ def merge(folders: Sequence[str | Path], output: Path) -> StatisticsFolder:
         runs=tuple(dict.fromkeys(run for one in told for run in one.runs)),
         data=tuple(dict.fromkeys(label for one in told for label in one.data)),
         participants=tuple(client for one in told for client in one.participants),
+        privacy=_weakest([one.privacy for one in told]),
     )
     with new_folder(output) as partial:
         for block in range(first.num_blocks):
@@ -56,6 +57,15 @@ def merge(folders: Sequence[str | Path], output: Path) -> StatisticsFolder:
             write_block(partial, block, total)
         write_manifest(partial, manifest)
     return StatisticsFolder.open(output)
+
+
+def _weakest(promises: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return what holds of each sample of all: each is in one folder only; {} if one has none."""
+    if not all(promises):
+        return {}
+    found = max(promises, key=lambda one: (one["epsilon"], one["delta"]))
+    totals = {key: sum(one[key] for one in promises) for key in ("samples", "clients")}
+    return {**found, **totals, "relative_noise": max(one["relative_noise"] for one in promises)}
 
 
 def _check_same(first: StatisticsFolder, other: StatisticsFolder) -> None:

@@ -79,6 +79,8 @@ class Manifest:
     participants: tuple[Participant, ...]  # who is in the sums
     # name -> ``bytes`` and ``sha256``
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    # what noise guarantees about each sample, as `strategy.privacy` of the results; empty: nothing
+    privacy: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def config(self) -> RunConfig:
@@ -116,6 +118,7 @@ class Manifest:
                 for one in plain["participants"]
             ),
             files={name: dict(told) for name, told in plain["files"].items()},
+            privacy=dict(plain.get("privacy", {})),
         )
 
 

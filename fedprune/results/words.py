@@ -36,7 +36,7 @@ def guarantee_sentences(promise: Mapping[str, Any]) -> str:
 def noise_sentences(promise: Mapping[str, Any]) -> str:
     """Return in words how much the noise leaves of the samples."""
     told = (
-        f"The noise is {promise['relative_noise']:.0%} of a column's sum over "
+        f"The noise is {promise['relative_noise']:.0%} of a sum over "
         f"{promise['samples']:,} samples of {promise['clients']} clients"
     )
     if promise["relative_noise"] <= MUCH_NOISE:

@@ -1,13 +1,18 @@
 """Whole runs with noise: the guarantee is told, and who is asked twice says the same."""
 
+import json
+
 import numpy as np
 import pytest
 
 from client_app.app import app
 from fedprune.errors import ConfigError
 from fedprune.methods import public_text
+from fedprune.methods.statistics_folder import StatisticsFolder
+from server_app.job import solve_job
 from tests.support.grid import LocalGrid
-from tests.support.jobs import job, masks_of
+from tests.support.jobs import QUIET, job, masks_of
+from tests.support.mixtures import mixture_folder
 
 pytest.importorskip("dp_accounting", reason="dp-accounting is not installed")
 pytest.importorskip("opendp", reason="opendp is not installed")
@@ -128,3 +133,58 @@ def test_under_masks_clients_share_the_noise(tmp_path, options, caplog):
     assert not any(
         "refused" in entry and entry["refused"] for entry in results["ledger"]["entries"]
     )
+
+
+OTHERS = {
+    "experts": ("strategy=fedexperts", "sparsity=0.25"),
+    "cosines": ("strategy=depth", "strategy.repair=false", "strategy.remove=2"),
+    "columns": ("strategy=collect",),
+}
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory):
+    return f"model={mixture_folder(tmp_path_factory.mktemp('mixture') / 'model')}"
+
+
+@pytest.mark.parametrize("masks", [(), UNDER_MASKS], ids=["plain", "under masks"])
+@pytest.mark.parametrize("name", OTHERS)
+def test_sums_of_any_kind_are_sent_with_noise(tmp_path, mixture, name, masks, caplog):
+    caplog.set_level("INFO", "flwr")
+    grid = Asked(app, 3)
+    options = (mixture, "privacy.epsilon=50", *OTHERS[name])
+    results = job(tmp_path / "run", *options, *masks, grid=grid)
+    promise = results["strategy"]["privacy"]
+    assert (promise["epsilon"], promise["statistics"]) == (50.0, [name])
+    assert promise["shares"] == (2 if masks else 1)
+    said = caplog.text
+    assert "(50, 1e-06)-differential privacy" in said
+    assert f"{promise['samples_for_a_tenth']:,} would do" in said
+    assert all(first and first == second for first, second in grid.answers) and grid.answers
+    ledger = results["ledger"]["entries"]
+    assert not any(entry["refused"] for entry in ledger)
+    pages = ["report.html"] if name == "columns" else ["model/README.md", "report.html"]
+    for page in pages:
+        assert "differential privacy" in (tmp_path / "run" / page).read_text(), page
+
+
+def test_what_is_solved_of_noisy_sums_tells_the_same_guarantee(tmp_path, mixture):
+    collected = job(tmp_path / "run", mixture, "privacy.epsilon=50", "strategy=collect")
+    folder = StatisticsFolder.open(tmp_path / "run")
+    assert folder.manifest.privacy == collected["strategy"]["privacy"]
+    options = " ".join([*QUIET, mixture, "strategy=collect", "sparsity=0.5"])
+    solve_job(folder, {"overrides": options, "output-dir": str(tmp_path / "solved")}, 12)
+    solved = json.loads((tmp_path / "solved" / "results.json").read_text())
+    assert solved["strategy"]["privacy"] == collected["strategy"]["privacy"]
+    assert "differential privacy" in (tmp_path / "solved" / "model" / "README.md").read_text()
+
+
+def test_the_more_samples_the_nearer_the_choice_of_experts(tmp_path, mixture):
+    """With all but no noise relative to the sums the experts are those of the plain run."""
+    options = (mixture, *OTHERS["experts"], "pruner.num_calibration_samples=8")
+    chosen = []
+    for name, privacy in (("plain", ()), ("noisy", ("privacy.epsilon=100", "privacy.clip=3"))):
+        results = job(tmp_path / name, *options, *privacy)
+        chosen.append([one["dropped"] for one in results["strategy"]["experts"]["blocks"]])
+    gone = sum(len(set(a) & set(b)) for a, b in zip(*chosen, strict=True))
+    assert gone >= 4  # of 6; by chance 1.5

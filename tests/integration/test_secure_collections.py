@@ -29,6 +29,17 @@ def opt(tmp_path_factory):
     return f"model={opt_folder(tmp_path_factory.mktemp('opt') / 'opt')}"
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [("strategy=collect",), ("strategy=fedstats", "allocation=owl", "schedule=iterative")],
+    ids=["collection", "survey"],
+)
+def test_public_first_inputs_are_heard_by_all_alike(tmp_path, opt, overrides):
+    results = job(tmp_path / "run", opt, *SECURE, *overrides)
+    assert not any(entry["refused"] for entry in results["ledger"]["entries"])
+    assert results["strategy"]["secure"]["clients"] == 3
+
+
 def test_collected_statistics_are_the_very_same(tmp_path, opt):
     both(tmp_path, opt, "strategy=collect", "strategy.statistics='columns,values,cosines,moments'")
     found = [StatisticsFolder.open(tmp_path / name / "statistics") for name in ("plain", "secure")]
