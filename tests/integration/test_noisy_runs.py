@@ -7,7 +7,7 @@ import pytest
 
 from client_app.app import app
 from fedprune.errors import ConfigError
-from fedprune.methods import public_text
+from fedprune.methods import noisy, public_text
 from fedprune.methods.statistics_folder import StatisticsFolder
 from server_app.job import solve_job
 from tests.support.grid import LocalGrid
@@ -179,12 +179,17 @@ def test_what_is_solved_of_noisy_sums_tells_the_same_guarantee(tmp_path, mixture
     assert "differential privacy" in (tmp_path / "solved" / "model" / "README.md").read_text()
 
 
-def test_the_more_samples_the_nearer_the_choice_of_experts(tmp_path, mixture):
-    """With all but no noise relative to the sums the experts are those of the plain run."""
-    options = (mixture, *OTHERS["experts"], "pruner.num_calibration_samples=8")
-    chosen = []
-    for name, privacy in (("plain", ()), ("noisy", ("privacy.epsilon=100", "privacy.clip=3"))):
-        results = job(tmp_path / name, *options, *privacy)
-        chosen.append([one["dropped"] for one in results["strategy"]["experts"]["blocks"]])
-    gone = sum(len(set(a) & set(b)) for a, b in zip(*chosen, strict=True))
-    assert gone >= 4  # of 6; by chance 1.5
+@pytest.mark.parametrize("name", ["experts", "cosines"])
+def test_what_goes_is_what_a_plain_run_drops_but_for_noise_and_limit(
+    tmp_path, mixture, name, monkeypatch
+):
+    monkeypatch.setattr(noisy, "discrete_gaussian", lambda n, width: np.zeros(n, np.int64))
+    monkeypatch.setattr(noisy, "estimate", lambda sums, deviation, expected=None: sums)
+    found = []
+    for which, privacy in (("plain", ()), ("noisy", ("privacy.epsilon=8", "privacy.clip=100"))):
+        told = job(tmp_path / which, mixture, *OTHERS[name], *privacy)["strategy"]
+        if name == "experts":
+            found.append([one["dropped"] for one in told["experts"]["blocks"]])
+        else:
+            found.append(told["removed_blocks"]["blocks"])
+    assert found[0] == found[1]
