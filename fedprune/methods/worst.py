@@ -53,24 +53,12 @@ _log = getLogger("flwr")
 
 @dataclass(frozen=True)
 class Served(Generic[T]):
-    """The best round.
+    """The best round."""
 
-    Attributes
-    ----------
-    made : object
-        What was made of the weighed sum.
-    factors : NDArray[np.float64]
-        What each client's sums were multiplied by, shape (clients,), their mean 1.
-    errors : NDArray[np.float64]
-        Each client's relative error, shape (clients,).
-    first : NDArray[np.float64]
-        The same where all weigh the same.
-    """
-
-    made: T
-    factors: Factors
-    errors: NDArray[np.float64]
-    first: NDArray[np.float64]
+    made: T  # what was made of the weighed sum
+    factors: Factors  # what each client's sums were multiplied by, shape (clients,), their mean 1
+    errors: NDArray[np.float64]  # each client's relative error, shape (clients,)
+    first: NDArray[np.float64]  # the same where all weigh the same
 
 
 def serve_worst(
@@ -78,16 +66,10 @@ def serve_worst(
 ) -> Served[T]:
     """Return the round in which the largest error over clients is smallest.
 
-    Parameters
-    ----------
-    attempt : Callable
-        What each client's sums are multiplied by -> what is made of the sum, and each client's
-        error, shape (clients,), finite and not negative.
-    clients : int
-        At least one. The first round has a factor of exactly 1 for each, and where all errors are
-        equal it is the only one.
-    rounds : int
-        Rounds at most.
+    `attempt`: what each client's sums are multiplied by -> what is made of the sum, and each
+    client's error, shape (clients,), finite and not negative. `clients`: at least one. The first
+    round has a factor of exactly 1 for each, and where all errors are equal it is the only one.
+    `rounds`: rounds at most.
     """
     factors = np.ones(clients)
     made, first = attempt(factors)
@@ -113,22 +95,10 @@ def relative_error(
 ) -> float:
     """Return the share of a linear's outputs that a client loses, squared.
 
-    Parameters
-    ----------
-    weight : Tensor
-        W, shape (d_out, d_in).
-    change : Change
-        What becomes of it.
-    known : MomentStatistics or ColumnSums
-        What the client knows of its inputs: G, or its diagonal.
-    outputs : Tensor or None
-        M, shape (d_out, d_out): what the loss minds of the outputs, where that is known. Errors are
-        then ``tr(M D G D^T)``.
-
-    Returns
-    -------
-    float
-        ``tr(D G D^T) / tr(W G W^T)``; 0 where the outputs are zero.
+    `weight`: W, shape (d_out, d_in). `known`: what the client knows of its inputs: G, or its
+    diagonal. `outputs`: M, shape (d_out, d_out): what the loss minds of the outputs, where that is
+    known. Errors are then ``tr(M D G D^T)``. Returns ``tr(D G D^T) / tr(W G W^T)``; 0 where the
+    outputs are zero.
     """
     whole = _energy(weight.to(torch.float32), known, outputs)
     return _energy(lost_weight(weight, change), known, outputs) / whole if whole else 0.0
@@ -164,19 +134,14 @@ A = TypeVar("A", bound=OfInput)
 
 @dataclass(frozen=True)
 class Form(Generic[A]):
-    """How what clients send is kept, and what it comes to.
+    """How what clients send is kept, and what it comes to."""
 
-    Attributes
-    ----------
-    encode, decode : Callable
-        Answers -> bytes; bytes and the shapes of the linears that they are about -> answers.
-    pool : Callable
-        Answers about one input, each with what it is multiplied by -> the statistic of their sum;
-        with factors of 1 that of pooling by tokens, to the bit.
-    """
-
+    # encode, decode: answers -> bytes; bytes and the shapes of the linears that they are about ->
+    # answers
     encode: Callable[[Sequence[A]], bytes]
     decode: Callable[[memoryview, Mapping[str, tuple[int, int]]], list[A]]
+    # answers about one input, each with what it is multiplied by -> the statistic of their sum;
+    # with factors of 1 that of pooling by tokens, to the bit
     pool: Callable[[Iterable[tuple[A, float]]], Statistic]
 
 
@@ -193,14 +158,8 @@ class _Place:
 class KeptAnswers(Generic[A]):
     """What each client sent of one input.
 
-    Parameters
-    ----------
-    form : Form
-        Of the answers.
-    shapes : Mapping[str, tuple[int, int]]
-        Name of each linear that reads the input -> (d_out, d_in).
-    spill : Spill
-        Where they are put; several inputs may share it.
+    `shapes`: name of each linear that reads the input -> (d_out, d_in). `spill`: where they are
+    put; several inputs may share it.
     """
 
     def __init__(self, form: Form[A], shapes: Mapping[str, tuple[int, int]], spill: Spill) -> None:
@@ -212,10 +171,7 @@ class KeptAnswers(Generic[A]):
     def add(self, answer: A, client: Contributor) -> None:
         """Put one client's answer away.
 
-        Raises
-        ------
-        ModelError
-            If the disk is full.
+        Raises ModelError if the disk is full.
         """
         self._put(client.name, answer.tokens, self._form.encode([answer]))
 
@@ -289,13 +245,7 @@ class KeptAnswers(Generic[A]):
 
 
 class KeepsAnswers(BlockAggregator[list[A]]):
-    """The part of an aggregator that keeps each client's answers, where they are not added up.
-
-    Attributes
-    ----------
-    clients : int
-        How many have answered.
-    """
+    """The part of an aggregator that keeps each client's answers, where they are not added up."""
 
     clients: int
     _kept: Mapping[Linears, KeptAnswers[A]]
@@ -327,20 +277,9 @@ class KeepsAnswers(BlockAggregator[list[A]]):
 
         Each input has weights of its own; what is told of a client is its mean share over inputs.
 
-        Parameters
-        ----------
-        pruner : Pruner
-            Turns each weight and its statistics into a change.
-
-        Returns
-        -------
-        tuple
-            The block, and the linears of each input -> by what clients' sums were multiplied.
-
-        Raises
-        ------
-        ModelError
-            If a linear cannot be pruned; says which.
+        `pruner`: turns each weight and its statistics into a change. Returns the block, and the
+        linears of each input -> by what clients' sums were multiplied. Raises ModelError if a
+        linear cannot be pruned; says which.
         """
         changes = dict[str, Change]()
         factors = dict[Linears, Factors]()
@@ -366,18 +305,9 @@ class KeepsAnswers(BlockAggregator[list[A]]):
 def check_room(block_bytes: int, clients: int) -> str:
     """Return a line for the log about what all clients' answers take on the server's disk.
 
-    Parameters
-    ----------
-    block_bytes : int
-        What a client says of the largest block at most.
-    clients : int
-        How many there are.
-
-    Raises
-    ------
-    ConfigError
-        If a block's answers do not fit twice: as they are worked on, and as the run keeps them to
-        go on after a kill.
+    `block_bytes`: what a client says of the largest block at most. Raises ConfigError if a block's
+    answers do not fit twice: as they are worked on, and as the run keeps them to go on after a
+    kill.
     """
     place, needed = home(), block_bytes * clients
     place.mkdir(parents=True, exist_ok=True)

@@ -17,12 +17,7 @@ def completed(sums: ColumnStatistics, public: MomentStatistics) -> MomentStatist
     ``G_ij = C_ij sqrt(s_i s_j / (C_ii C_jj))``, positive semi-definite as C is. A column that
     public text leaves silent is related to no other.
 
-    Parameters
-    ----------
-    sums : ColumnStatistics
-        s, the pooled sums of squares, shape (d_in,).
-    public : MomentStatistics
-        C, shape (d_in, d_in).
+    `sums`: s, the pooled sums of squares, shape (d_in,). `public`: C, shape (d_in, d_in).
     """
     squares = sums.sum_squares.double().cpu()
     moments = public.moments.double().cpu()
