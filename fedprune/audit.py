@@ -500,20 +500,12 @@ def _rows(
 
 @dataclass(frozen=True)
 class _Known:
-    """Samples that an attacker asks about, what it knows of others, and what is in the sums.
+    """Samples that an attacker asks about, what it knows of others, and what is in the sums."""
 
-    Attributes
-    ----------
-    members : Mapping
-        What each of the site's samples adds: (samples, numbers) of each input.
-    every : Mapping
-        What each sample in the sums adds, the site's first.
-    strangers, background : Mapping
-        What other samples add: those that members are to be told from, and those to learn from.
-    """
-
-    members: Squares
-    every: Squares
+    members: Squares  # what each of the site's samples adds: (samples, numbers) of each input
+    every: Squares  # what each sample in the sums adds, the site's first
+    # strangers, background: what other samples add: those that members are to be told from, and
+    # those to learn from
     strangers: Squares
     background: Squares
 

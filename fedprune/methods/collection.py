@@ -42,20 +42,10 @@ _HEAD_BYTES = 4096  # the names and lengths of a block's statistics
 
 @dataclass(frozen=True)
 class BlockStatistics:
-    """What a collection found out of a block.
-
-    Attributes
-    ----------
-    block : int
-        Its index.
-    arrays : Mapping[str, NDArray]
-        ``{kind}.{input}.{array}`` and ``{kind}.{array}`` -> values, as a statistics folder has
-        them.
-    clients : int
-        Clients in the sums.
-    """
+    """What a collection found out of a block."""
 
     block: int
+    # ``{kind}.{input}.{array}`` and ``{kind}.{array}`` -> values, as a statistics folder has them
     arrays: Mapping[str, NDArray[Any]]
     clients: int
 
@@ -63,12 +53,7 @@ class BlockStatistics:
 class Collection(BlockExchange):
     """Ask every client for several statistics of the dense model.
 
-    Parameters
-    ----------
-    config : RunConfig
-        The configuration of both halves.
-    kinds : iterable of str, StatisticKind or BlockKind
-        What is collected; names are looked up (:func:`fedprune.pruning.kinds.find_kind`).
+    `kinds`: what is collected; names are looked up (:func:`fedprune.pruning.kinds.find_kind`).
     """
 
     prunes = False
@@ -125,10 +110,7 @@ class Collection(BlockExchange):
 class CollectionAggregator(Aggregator[dict[str, Any], BlockStatistics]):
     """The running sums of every statistic of a block.
 
-    Attributes
-    ----------
-    sums_integers : bool
-        Whether all of them are sums of integers.
+    `sums_integers`: whether all of them are sums of integers.
     """
 
     def __init__(self, task: BlockTask, parts: Mapping[str, Part]) -> None:

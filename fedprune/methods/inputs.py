@@ -25,10 +25,8 @@ R = TypeVar("R")
 def encode_statistics(statistics: Mapping[str, Statistic]) -> bytes:
     """Encode a client's exact column sums of a block.
 
-    Parameters
-    ----------
-    statistics : Mapping[str, ColumnStatistics]
-        Name of the linear -> what was recorded; linears that share an input share the object.
+    `statistics`: name of the linear -> what was recorded; linears that share an input share the
+    object.
     """
     return encode_sums([_sums(names, found) for names, found in shared_inputs(statistics)])
 
@@ -51,13 +49,8 @@ _COLUMN_BYTES = 40
 class ColumnAggregator(CountedSums, Aggregator[list[InputSums], R], Generic[R]):
     """Exact sums of a block's inputs; what they come to is for subclasses to say.
 
-    Parameters
-    ----------
-    task : BlockTask
-        The block.
-    pooling : {"tokens", "clients", "scaled", "median", "worst"}
-        `strategy.pooling`; with 'worst', where clients' weights are found when a block is pruned,
-        these are the sums by tokens.
+    `pooling`: `strategy.pooling`; with 'worst', where clients' weights are found when a block is
+    pruned, these are the sums by tokens.
     """
 
     def __init__(self, task: BlockTask, pooling: str) -> None:
@@ -160,16 +153,8 @@ def check_inputs(sent: Sequence[tuple[str, ...]], expected: Sequence[tuple[str, 
 def check_loudness(task: BlockTask, linears: Sequence[str], squares: float, tokens: int) -> None:
     """Raise ``WireError`` if inputs are larger than the public model can make them.
 
-    Parameters
-    ----------
-    task : BlockTask
-        The block, whose model knows how large they can be.
-    linears : Sequence[str]
-        The linears that read the input.
-    squares : float
-        The sum over columns and tokens of the squared input.
-    tokens : int
-        Of how many tokens it is.
+    `task`: the block, whose model knows how large they can be. `squares`: the sum over columns and
+    tokens of the squared input.
     """
     if not task.model.loudness:
         return
@@ -185,15 +170,8 @@ def check_loudness(task: BlockTask, linears: Sequence[str], squares: float, toke
 def check_tokens(found: Mapping[str, int], task: BlockTask, client: Contributor) -> None:
     """Raise ``WireError`` unless the widest input saw all tokens that a client promised.
 
-    Parameters
-    ----------
-    found : Mapping[str, int]
-        Tokens of each input, by one of its linears. An expert's may have seen fewer, or none; no
-        input can have seen more.
-    task : BlockTask
-        Says which linears are experts'.
-    client : Contributor
-        What it promised; 0 if nobody knows.
+    `found`: tokens of each input, by one of its linears. An expert's may have seen fewer, or none;
+    no input can have seen more. `client`: what it promised; 0 if nobody knows.
     """
     if not client.tokens or not found:
         return

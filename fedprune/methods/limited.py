@@ -42,24 +42,12 @@ _LEAST = 1e-20
 
 @dataclass(frozen=True)
 class Share:
-    """Numbers of a sample that are made shorter together.
+    """Numbers of a sample that are made shorter together."""
 
-    Attributes
-    ----------
-    kind : str
-        The statistic that they are of.
-    name : str
-        The input, by the first linear that reads it, or the measure of a block.
-    count : int
-        How many; of an input its columns, and the tokens last.
-    linears : tuple of str
-        Those that read the input; empty of a block's.
-    """
-
-    kind: str
-    name: str
-    count: int
-    linears: tuple[str, ...] = ()
+    kind: str  # the statistic that they are of
+    name: str  # the input, by the first linear that reads it, or the measure of a block
+    count: int  # how many; of an input its columns, and the tokens last
+    linears: tuple[str, ...] = ()  # those that read the input; empty of a block's
 
     @property
     def key(self) -> str:
@@ -69,24 +57,14 @@ class Share:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is told of a sample in a run.
-
-    Attributes
-    ----------
-    kinds : Mapping[str, ColumnKind or BlockKind]
-        The statistics by name.
-    shares : tuple of tuples of Share
-        Block -> what is sent of it.
-    inputs : tuple
-        Block -> its inputs, each as the linears that read it; those that are public text's, too.
-        Empty without statistics of columns.
-    public : frozenset of str
-        Linears of the first block whose inputs are public text's; nothing is sent of them.
-    """
+    """All that is told of a sample in a run."""
 
     kinds: Mapping[str, Summed]
-    shares: tuple[tuple[Share, ...], ...]
+    shares: tuple[tuple[Share, ...], ...]  # block -> what is sent of it
+    # block -> its inputs, each as the linears that read it; those that are public text's, too.
+    # Empty without statistics of columns.
     inputs: tuple[Inputs, ...] = ()
+    # linears of the first block whose inputs are public text's; nothing is sent of them
     public: frozenset[str] = frozenset()
 
     @classmethod
@@ -196,21 +174,9 @@ def shortened(
 ) -> NDArray[np.int64]:
     """Return what a sample adds to a share, in whole units and no longer than it may be.
 
-    Parameters
-    ----------
-    numbers : NDArray[np.float64]
-        Of one sample, shape (count,).
-    scale : NDArray
-        By what they are measured, shape (count,).
-    plan, share
-        How long they may be.
-    clip : float
-        `privacy.clip`.
-
-    Raises
-    ------
-    WireError
-        If one is negative or not finite.
+    `numbers`: of one sample, shape (count,). `scale`: by what they are measured, shape (count,).
+    `plan`, `share`: how long they may be. `clip`: `privacy.clip`. Raises WireError if one is
+    negative or not finite.
     """
     if not (np.isfinite(numbers).all() and numbers.min(initial=0.0) >= 0):
         raise WireError("what a sample adds must be finite and not negative.")
@@ -221,16 +187,8 @@ def shortened(
 class Shortener:
     """Makes what a sample adds to the shares of a block shorter.
 
-    Parameters
-    ----------
-    plan : Plan
-        How long it may be.
-    block : int
-        The block.
-    scales : Mapping[str, NDArray]
-        Key of the share -> by what its numbers are measured; of others nothing is recorded.
-    clip : float
-        `privacy.clip`.
+    `plan`: how long it may be. `scales`: key of the share -> by what its numbers are measured; of
+    others nothing is recorded. `clip`: `privacy.clip`.
     """
 
     def __init__(
@@ -254,17 +212,9 @@ class Shortener:
 
 @dataclass
 class ClippedSums:
-    """What samples add to an input, each made shorter where it must be.
+    """What samples add to an input, each made shorter where it must be."""
 
-    Parameters
-    ----------
-    totals : NDArray[np.int64]
-        In units, columns and then tokens, shape (d_in + 1,).
-    tokens : int
-        Not for anybody else.
-    """
-
-    totals: NDArray[np.int64]
+    totals: NDArray[np.int64]  # in units, columns and then tokens, shape (d_in + 1,)
     tokens: int = 0
 
 
@@ -294,12 +244,7 @@ class _ClippedRecording:
 class ClippedKind(StatisticKind[ClippedSums]):
     """A statistic of columns, of which each sample adds a vector of limited length.
 
-    Parameters
-    ----------
-    kind : ColumnKind
-        What is summed; its name is this one's, too.
-    shorten : Shortener
-        Limits it.
+    `kind`: what is summed; its name is this one's, too.
     """
 
     def __init__(self, kind: ColumnKind, shorten: Shortener) -> None:
@@ -368,12 +313,7 @@ class ClippedBlock(BlockKind):
 
     What it records are the totals by the shares' keys, which without noise are for nobody else.
 
-    Parameters
-    ----------
-    kind : BlockKind
-        What is summed, a measured one; its name is this one's, too.
-    shorten : Shortener
-        Limits it.
+    `kind`: what is summed, a measured one; its name is this one's, too.
     """
 
     def __init__(self, kind: BlockKind, shorten: Shortener) -> None:

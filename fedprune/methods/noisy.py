@@ -71,10 +71,7 @@ def _guarantee(epsilon: float, delta: float, shares: int) -> Guarantee:
 def guarantee(config: RunConfig) -> Guarantee:
     """Return what a configuration with `privacy.epsilon` promises.
 
-    Raises
-    ------
-    ConfigError
-        If there is no `privacy.epsilon`, or the accountant is not installed.
+    Raises ConfigError if there is no `privacy.epsilon`, or the accountant is not installed.
     """
     privacy = config.privacy
     if privacy.epsilon is None:
@@ -91,10 +88,7 @@ def noise_width(config: RunConfig) -> float:
 class NoisyExchange(BlockExchange):
     """Ask every client for sums with noise, and let another exchange make of them what it does.
 
-    Parameters
-    ----------
-    inner : BlockExchange
-        The exchange without noise, which says of which statistics its answers are.
+    `inner`: the exchange without noise, which says of which statistics its answers are.
     """
 
     once = True
@@ -232,17 +226,7 @@ class NoisyExchange(BlockExchange):
         }
 
     def relative_noise(self, model: PublicModel, samples: int, clients: int) -> float:
-        """Return the noise of a number in multiples of what samples like public text make of it.
-
-        Parameters
-        ----------
-        model : PublicModel
-            How many numbers there are.
-        samples : int
-            Of all clients.
-        clients : int
-            In the sum.
-        """
+        """Return the noise of a number in multiples of what samples like public text make of it."""
         promise, total = guarantee(self.config), Plan.of(self.summed, model).total
         width = promise.multiplier * math.sqrt(max(1.0, clients / promise.shares))
         return width * self.config.privacy.clip * math.sqrt(total) / max(1, samples)
@@ -255,12 +239,8 @@ class NoisyExchange(BlockExchange):
 class NoisySums(Aggregator[Arrays, Any]):
     """Adds up sums with noise, whole numbers of either sign.
 
-    Attributes
-    ----------
-    clients, tokens : int
-        How many clients are in the sums, and the tokens that they promised.
-    width : float
-        How wide the noise of each of them is, in units.
+    `clients`, `tokens`: how many clients are in the sums, and the tokens that they promised.
+    `width`: how wide the noise of each of them is, in units.
     """
 
     sums_integers = True
@@ -407,14 +387,8 @@ def estimate(
     drawn to it (James and Stein, 1961), so that the less the noise leaves of the clients' texts,
     the more remains of the public one.
 
-    Parameters
-    ----------
-    sums : NDArray[np.float64]
-        Shape (numbers,).
-    deviation : float
-        Of the noise on each of them.
-    expected : NDArray[np.float64], optional
-        What public text makes of them, up to a factor, shape (numbers,); by default all alike.
+    `sums`: shape (numbers,). `expected`: what public text makes of them, up to a factor, shape
+    (numbers,); by default all alike.
     """
     like = np.ones(len(sums)) if expected is None else expected
     size = float(np.square(like).sum())
@@ -436,17 +410,8 @@ def _exact(sums: Tensor) -> ExactSums:
 def with_noise(exchange: BlockExchange, way: str) -> BlockExchange:
     """Return an exchange as `privacy` wants it: itself, or with noise.
 
-    Parameters
-    ----------
-    exchange : BlockExchange
-        The method's.
-    way : str
-        What to do where it can have none.
-
-    Raises
-    ------
-    ConfigError
-        If what a sample adds to its answers has no limit, or the run's schedule lets it grow.
+    `way`: what to do where it can have none. Raises ConfigError if what a sample adds to its
+    answers has no limit, or the run's schedule lets it grow.
     """
     config = exchange.config
     if config.privacy.epsilon is None:

@@ -41,15 +41,7 @@ Sums = Aggregator[Any, Arrays]
 
 
 class Part(ABC):
-    """One statistic of a collection, on both sides.
-
-    Attributes
-    ----------
-    name : str
-        The kind's.
-    kind : StatisticKind or BlockKind
-        What is recorded.
-    """
+    """One statistic of a collection, on both sides."""
 
     kind: StatisticKind[Any] | BlockKind
 

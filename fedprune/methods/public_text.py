@@ -48,20 +48,12 @@ _ALIKE = 1e-3  # of an input: as much may rounding change it
 
 @dataclass(frozen=True)
 class PublicText:
-    """What public text makes of a model's inputs.
+    """What public text makes of a model's inputs."""
 
-    Attributes
-    ----------
-    samples : tuple of Tensor
-        Token ids, each int64 of shape (tokens,), all equally long.
-    observed : tuple of Observed
-        Block -> statistics of it and of its inputs; empty where nothing is measured by it.
-    alone : frozenset of str
-        Linears of the first block whose input tells of one token and its place, and of no other.
-    """
-
-    samples: tuple[Tensor, ...]
+    samples: tuple[Tensor, ...]  # token ids, each int64 of shape (tokens,), all equally long
+    # block -> statistics of it and of its inputs; empty where nothing is measured by it
     observed: tuple[Observed, ...]
+    # linears of the first block whose input tells of one token and its place, and of no other
     alone: frozenset[str]
 
     @property
@@ -90,17 +82,8 @@ def encode_samples(samples: Sequence[Tensor]) -> bytes:
 def decode_samples(data: bytes, vocabulary: int) -> list[Tensor]:
     """Return what :func:`encode_samples` made, from a server.
 
-    Parameters
-    ----------
-    data : bytes
-        May be anything.
-    vocabulary : int
-        Tokens are below it.
-
-    Raises
-    ------
-    WireError
-        If it is no text of the model's vocabulary, or a very long one.
+    `data`: may be anything. Raises WireError if it is no text of the model's vocabulary, or a very
+    long one.
     """
     message = Arrays(data, [_TOKENS])
     announced = message.announced(_TOKENS)
@@ -116,17 +99,8 @@ def decode_samples(data: bytes, vocabulary: int) -> list[Tensor]:
 def public_samples(config: RunConfig, loaded: LoadedModel) -> list[Tensor]:
     """Return samples of public text, each int64 of shape (tokens,).
 
-    Parameters
-    ----------
-    config : RunConfig
-        `privacy.public_text`, a file of plain text, or "" for what the model writes; `seed`.
-    loaded : LoadedModel
-        The dense model.
-
-    Raises
-    ------
-    ConfigError
-        If the file cannot be read, or has too little text for two samples.
+    `config`: `privacy.public_text`, a file of plain text, or "" for what the model writes; `seed`.
+    Raises ConfigError if the file cannot be read, or has too little text for two samples.
     """
     length, path = min(_LENGTH, config.pruner.seq_len), config.privacy.public_text
     seed = derive_seed(config.seed, "public text")
@@ -162,16 +136,7 @@ def written(
     others come near: what one pass a token would draw exactly (:mod:`fedprune.models.writing`)
     takes a few passes for all of them. The model passes block by block, as everywhere.
 
-    Parameters
-    ----------
-    loaded : LoadedModel
-        The dense model.
-    count, length : int
-        Samples, and tokens of each.
-    seed : int
-        Of the draw.
-    config : RunConfig
-        `pruner.device`, and the memory that a walk may use.
+    `config`: `pruner.device`, and the memory that a walk may use.
     """
     draw = torch.Generator().manual_seed(seed)
     rows = _vocabulary(loaded)
@@ -199,16 +164,7 @@ def public_statistics(
 ) -> tuple[Observed, ...]:
     """Return for each block what public text makes of it and of its inputs.
 
-    Parameters
-    ----------
-    loaded : LoadedModel
-        The dense model; unchanged.
-    samples : Sequence[Tensor]
-        The text.
-    kinds : Sequence[StatisticKind or BlockKind]
-        What is recorded.
-    config : RunConfig
-        The device and memory that a walk may use.
+    `loaded`: the dense model; unchanged. `config`: the device and memory that a walk may use.
     """
     limits = Limits(1, config.pruner.hidden_memory_mb, "pruner.seq_len")
     walk = BlockWalk(loaded, samples, pick_device(config.pruner.device), limits=limits)
@@ -229,12 +185,7 @@ class PublicMoments:
     Found in one pass over all blocks when the first is asked for; until they are gone they lie on
     the disk, d^2 numbers of four bytes for each distinct input.
 
-    Parameters
-    ----------
-    config : RunConfig
-        As for :func:`public_samples`.
-    loaded : LoadedModel
-        The dense model; unchanged.
+    `config`: as for :func:`public_samples`. `loaded`: the dense model; unchanged.
     """
 
     def __init__(self, config: RunConfig, loaded: LoadedModel) -> None:
@@ -244,10 +195,7 @@ class PublicMoments:
     def __call__(self, block: int) -> dict[str, MomentStatistics]:
         """Return name of the linear -> statistic; inputs that no token reached are missing.
 
-        Raises
-        ------
-        ConfigError, ModelError
-            As :func:`public_samples`, and the model's own.
+        Raises ConfigError, ModelError as :func:`public_samples`, and the model's own.
         """
         if self._folder is None:
             self._folder = self._found()
@@ -288,10 +236,7 @@ def token_inputs(loaded: LoadedModel) -> frozenset[str]:
 
     Sums over such inputs are sums over the vocabulary, and tell which words there are.
 
-    Parameters
-    ----------
-    loaded : LoadedModel
-        The dense model; unchanged.
+    `loaded`: the dense model; unchanged.
     """
     last = _vocabulary(loaded) - 1
     pairs = [(0, last // 3), (last, last // 3), (last // 2, last // 3)]

@@ -33,15 +33,8 @@ class SurveyExchange(BlockExchange):
     def settle(self, found: Sequence[Any]) -> dict[str, Any]:
         """Return what follows from what the answers about each block came to.
 
-        Parameters
-        ----------
-        found : Sequence
-            Block -> what its aggregator closed to.
-
-        Returns
-        -------
-        dict
-            Plain JSON values, for the results and for :meth:`settled`.
+        `found`: block -> what its aggregator closed to. Returns plain JSON values, for the results
+        and for :meth:`settled`.
         """
 
     @abstractmethod

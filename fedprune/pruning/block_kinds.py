@@ -119,14 +119,8 @@ class BlockKind(ABC):
     ) -> Arrays:
         """Return the arrays, or those of them that follow, of estimates of summed numbers.
 
-        Parameters
-        ----------
-        measures : Mapping[str, NDArray[np.float64]]
-            As :meth:`measures` says; finite, none negative.
-        site : BlockSite
-            The block.
-        tokens : int
-            Of all samples, at least 1.
+        `measures`: as :meth:`measures` says; finite, none negative. `tokens`: of all samples, at
+        least 1.
         """
         raise TypeError(f"'{self.name}' is not measured.")
 

@@ -43,10 +43,8 @@ class ExpertSums(BlockKind):
     output; ``weights`` and ``norms``, the sums of both; ``tokens``, how many were routed to it. A
     block without experts has none.
 
-    Parameters
-    ----------
-    measured_arrays : Sequence[str]
-        Which of them are told where noise is added, and there are then: the fewer, the less noise.
+    `measured_arrays`: which of them are told where noise is added, and there are then: the fewer,
+    the less noise.
     """
 
     name = "experts"

@@ -42,12 +42,7 @@ def ranked_by(ranking: str) -> str:
 def expert_scores(sums: Sums, ranking: str) -> list[Fraction]:
     """Return the score of each expert of a block; the larger, the more useful.
 
-    Parameters
-    ----------
-    sums : Mapping[str, NDArray]
-        Exact sums, int64 of shape (experts,) each.
-    ranking : {"reap", "frequency", "norm", "router_weight"}
-        `strategy.ranking`.
+    `sums`: exact sums, int64 of shape (experts,) each. `ranking`: `strategy.ranking`.
     """
     values, tokens = sums[_SUMS[ranking]].tolist(), sums[TOKENS].tolist()
     per = tokens if ranking in _MEANS else [1] * len(tokens)
