@@ -1,4 +1,4 @@
-"""What a strategy hands over for each aggregated block."""
+"""Where a run stands, how long it took, and what a strategy hands over for each block."""
 
 import secrets
 import time
@@ -13,8 +13,35 @@ from fedprune.errors import ConfigError
 from fedprune.methods.collection import BlockStatistics
 from fedprune.methods.exchange import BlockResult
 from fedprune.records import LocalResult, NodeReport
-from fedprune.results.timings import Timings
 from fedprune.wire.changes import Change
+
+
+class Timings:
+    """Seconds by name, over all processes that a run takes.
+
+    `before`: what earlier processes of the run measured.
+    """
+
+    def __init__(self, before: Mapping[str, float] | None = None) -> None:
+        self._done = dict(before or {})
+        self._running: dict[str, float] = {}
+
+    @contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        """Add how long the body of the `with` statement takes."""
+        self._running[name] = time.monotonic()
+        try:
+            yield
+        finally:
+            self._done[name] = self.seconds[name]
+            del self._running[name]
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Name -> seconds up to now; what is still running counts too."""
+        now = time.monotonic()
+        running = {n: self._done.get(n, 0.0) + now - begun for n, begun in self._running.items()}
+        return {**self._done, **running}
 
 
 @dataclass

@@ -9,9 +9,8 @@ import pytest
 from fedprune.errors import ConfigError
 from fedprune.records import LocalResult
 from fedprune.results.ledger import Entry, Ledger
-from fedprune.results.timings import Timings
 from server_app.run_folder import StateFiles
-from strategies.state import RunState
+from strategies.state import RunState, Timings
 from tests.support.scripted import REPORT
 
 IDENTITY = {"code": "c", "configuration": "y", "model": "m"}

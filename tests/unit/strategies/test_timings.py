@@ -1,12 +1,12 @@
 import pytest
 
-from fedprune.results import timings as timings
-from fedprune.results.timings import Timings
+from strategies import state
+from strategies.state import Timings
 
 
 def test_seconds_add_up_over_spans_and_processes(monkeypatch):
     now = 0.0
-    monkeypatch.setattr(timings.time, "monotonic", lambda: now)
+    monkeypatch.setattr(state.time, "monotonic", lambda: now)
     found = Timings({"prune": 10.0, "load": 1.0})
     with found.measure("prune"):
         now += 2.0
