@@ -6,6 +6,7 @@ from benchmarks import (
     bench_masks,
     bench_memory,
     bench_secure,
+    bench_secure_runs,
     bench_sparsegpt,
     bench_votes,
 )
@@ -20,6 +21,7 @@ def main() -> None:
         bench_floor,
         bench_memory,
         bench_secure,
+        bench_secure_runs,
         bench_federation,
     ):
         benchmark.main()
