@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.measure import report
@@ -23,35 +23,51 @@ _RUNS = {
 }
 
 
-def one_run(overrides: Sequence[str], folder: Path) -> dict[str, float]:
-    """Run the demo's job and return its seconds, and bytes a client."""
-    command = [sys.executable, "-m", "fedprune", "run", "experiment=demo", *overrides]
-    command += ["strategy=fedstats", "federation.backend=inline", f"output_dir={folder}"]
-    command += ["evaluation.local_only=false", "evaluation.centralized=false"]
-    start = time.monotonic()
+_JOB = (
+    "experiment=demo",
+    "strategy=fedstats",
+    "evaluation.local_only=false",
+    "evaluation.centralized=false",
+)
+
+Run = Callable[[Sequence[str], Path], float]
+"""Runs a job into a folder and returns its CPU seconds."""
+
+
+def by_command(overrides: Sequence[str], folder: Path) -> float:
+    """Run the job as it is typed, in one process."""
+    command = [sys.executable, "-m", "fedprune", "run", *overrides, f"output_dir={folder}"]
+    command += ["federation.backend=inline"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}.")
-    results = json.loads((folder / "results.json").read_text())
-    entries = results["ledger"]["entries"]
+    return used.ru_utime + used.ru_stime
+
+
+def measured(run: Run, overrides: Sequence[str], folder: Path) -> dict[str, float]:
+    """Return a run's seconds, and bytes a client."""
+    start = time.monotonic()
+    seconds = run([*_JOB, *overrides], folder)
+    wall = time.monotonic() - start
+    entries = json.loads((folder / "results.json").read_text())["ledger"]["entries"]
     clients = len({entry["client"] for entry in entries})
     return {
-        "CPU, s": used.ru_utime + used.ru_stime,
-        "wall, s": time.monotonic() - start,
+        "CPU, s": seconds,
+        "wall, s": wall,
         **{key: sum(entry[key] for entry in entries) / clients for key in _BYTES},
     }
 
 
-def main(rounds: int = 3) -> None:
+def main(rounds: int = 3, run: Run = by_command) -> None:
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in _RUNS}
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(rounds):
             masks = set()
             for name, overrides in _RUNS.items():
                 place = Path(folder) / f"{name}-{turn}"
-                rows[name].append(one_run(overrides, place))
+                rows[name].append(measured(run, overrides, place))
                 masks.add((place / "model" / SIDECAR).read_bytes())
             if len(masks) > 1:
                 raise RuntimeError("Under masks the run ended with other masks of weights.")

@@ -16,6 +16,7 @@ from benchmarks import (
     bench_masks,
     bench_memory,
     bench_secure,
+    bench_secure_runs,
     bench_sparsegpt,
     bench_votes,
     measure,
@@ -94,6 +95,20 @@ def test_secure_sums(out):
     steps = rows(out, "secure")
     assert [row["step"] for row in steps[:3]] == ["keys", "shares", "receive"]
     assert len(steps) == 2 * 8 and steps[7]["bytes up"] > 2 * steps[3]["bytes up"] > 0
+
+
+def test_runs_under_masks(out):
+    def inline(overrides, folder):
+        quick = ["pruner.seq_len=16", "evaluation.max_windows=1"]
+        options = " ".join([*overrides, *quick])
+        run_config = {"overrides": options, "output-dir": str(folder)}
+        assert run_inline(run_config, 3, lambda line: None).completed
+        return 1.0
+
+    bench_secure_runs.main(1, inline)
+    plain, secure, times = rows(out, "secure_runs")
+    assert secure["bytes_up"] > plain["bytes_up"] > 0
+    assert times["bytes_up"] == pytest.approx(secure["bytes_up"] / plain["bytes_up"])
 
 
 def test_federation(out):
