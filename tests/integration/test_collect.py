@@ -10,9 +10,9 @@ from client_app.app import app
 from fedprune.errors import ConfigError, QuorumError
 from fedprune.methods.statistics_folder import StatisticsFolder
 from server_app.job import solve_job
+from tests.support import jobs
 from tests.support.grid import LocalGrid
 from tests.support.jobs import (
-    QUIET,
     Shuffled,
     job,
     masks_of,
@@ -21,12 +21,14 @@ from tests.support.jobs import (
     weights_of,
 )
 
+pytestmark = pytest.mark.usefixtures("three_blocks")
+
 COLLECT = ("strategy=collect", "strategy.timeout=60")
 DENSE = ("schedule.prefix=dense", "strategy.timeout=60")
 
 
 def solve(statistics, folder, *overrides):
-    options = " ".join([*QUIET, "strategy=collect", *overrides])
+    options = " ".join([*jobs.QUIET, "strategy=collect", *overrides])
     found = StatisticsFolder.open(statistics)
     solve_job(found, {"overrides": options, "output-dir": str(folder)}, 12)
     return json.loads((folder / "results.json").read_text())
@@ -83,7 +85,7 @@ KINDS = "strategy.statistics='columns,values,moments'"
 def test_blocks_in_several_messages_and_messages_in_segments_are_the_same_statistics(
     tmp_path, monkeypatch, collected
 ):
-    job(tmp_path / "cut", *COLLECT, KINDS, "schedule.blocks_per_message=4")
+    job(tmp_path / "cut", *COLLECT, KINDS, "schedule.blocks_per_message=2")
     small_messages(monkeypatch, 1 << 18)
     grid = Shuffled(app, 3, seed=2)
     job(tmp_path / "short", *COLLECT, KINDS, grid=grid)
