@@ -8,6 +8,7 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 
@@ -46,3 +47,11 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 # A shell's background job ignores Ctrl-C and so would every process that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def short_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The override that names a model with three of the demo model's six blocks."""
+    from tests.support.jobs import first_blocks
+
+    return f"model={first_blocks(tmp_path_factory.mktemp('short') / 'demo', 3)}"

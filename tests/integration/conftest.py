@@ -8,9 +8,8 @@ from tests.support import jobs
 
 
 @pytest.fixture(scope="module")
-def three_blocks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def three_blocks(short_model: str) -> Iterator[None]:
     """Let a file's jobs that name no model prune three blocks of the demo model, not all six."""
-    model = jobs.first_blocks(tmp_path_factory.mktemp("demo"), 3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jobs, "QUIET", (*jobs.QUIET, f"model={model}"))
+        patch.setattr(jobs, "QUIET", (*jobs.QUIET, short_model))
         yield

@@ -139,8 +139,8 @@ def differing(one, two):
     return changed / sum(mask.size for mask in one.values())
 
 
-def test_the_attack_that_decides_over_a_sum_fails_against_the_median(tmp_path):
-    plain = ["strategy=fedstats", "data.partition=iid", "schedule.prefix=dense"]
+def test_the_attack_that_decides_over_a_sum_fails_against_the_median(tmp_path, short_model):
+    plain = ["strategy=fedstats", "data.partition=iid", "schedule.prefix=dense", short_model]
     found = {}
     for name, pooling in (("sum", "clients"), ("median", "median")):
         options = [*plain, f"strategy.pooling={pooling}"]

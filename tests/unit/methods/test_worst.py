@@ -270,9 +270,9 @@ def test_a_share_is_the_mean_over_the_blocks_of_which_a_client_knows_anything():
         ),
     ],
 )
-def test_with_one_client_it_is_pooling_by_tokens(tmp_path, method):
-    job(tmp_path / "mean", *method, clients=1)
-    results = job(tmp_path / "worst", *method, WORST, clients=1)
+def test_with_one_client_it_is_pooling_by_tokens(tmp_path, short_model, method):
+    job(tmp_path / "mean", *method, short_model, clients=1)
+    results = job(tmp_path / "worst", *method, short_model, WORST, clients=1)
     assert same_masks(masks_of(tmp_path / "mean"), masks_of(tmp_path / "worst"))
     mean, found = weights_of(tmp_path / "mean"), weights_of(tmp_path / "worst")
     assert all(torch.equal(mean[key], found[key]) for key in mean)
@@ -281,8 +281,11 @@ def test_with_one_client_it_is_pooling_by_tokens(tmp_path, method):
 
 
 @pytest.mark.parametrize("method", [STATS, ("strategy=fedhessian", "pruner=sparsegpt")])
-def test_the_client_that_is_served_worst_loses_less_in_any_order_of_arrival(tmp_path, method):
+def test_the_client_that_is_served_worst_loses_less_in_any_order_of_arrival(
+    tmp_path, short_model, method
+):
     options = (*method, WORST, "schedule=iterative", "data.partition=by_group", "sparsity=0.6")
+    options = (*options, short_model)
     results = job(tmp_path / "run", *options, clients=4)
     job(tmp_path / "shuffled", *options, grid=Shuffled(app, 4, seed=1))
     found, shuffled = weights_of(tmp_path / "run"), weights_of(tmp_path / "shuffled")
@@ -304,8 +307,8 @@ def test_moments_of_every_form_are_weighed(tmp_path, moments):
     assert results["strategy"]["worst"]["blocks"] and results["sparsity"]["overall"] > 0.49
 
 
-def test_clients_rebuild_masks_from_weighed_sums(tmp_path):
-    options = (*STATS, WORST)
+def test_clients_rebuild_masks_from_weighed_sums(tmp_path, short_model):
+    options = (*STATS, WORST, short_model)
     runs = {}
     for downlink in ("sums", "masks"):
         grid = LocalGrid(app, 3)
@@ -315,8 +318,8 @@ def test_clients_rebuild_masks_from_weighed_sums(tmp_path):
     assert same_masks(runs["sums"], runs["masks"])
 
 
-def test_a_survey_pools_by_tokens(tmp_path):
-    options = (*STATS, "allocation=owl")
+def test_a_survey_pools_by_tokens(tmp_path, short_model):
+    options = (*STATS, "allocation=owl", short_model)
     plain = job(tmp_path / "plain", *options)
     weighed = job(tmp_path / "worst", *options, WORST)
     assert weighed["strategy"]["allocation"] == plain["strategy"]["allocation"]
