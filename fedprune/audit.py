@@ -257,11 +257,13 @@ def _others(config: RunConfig, loaded: LoadedModel, documents: Sequence[Document
 
 
 def _sends(*payloads: str) -> tuple[str, ...]:
-    """Return the labels of the methods whose clients send one of some payloads."""
+    """Return the labels of the methods whose clients send one of some payloads, of inputs."""
     return tuple(
         get_method(name).words.label
         for name in method_names()
-        if (exchange := _exchange(name)) and exchange.payload in payloads
+        if (exchange := _exchange(name))
+        and exchange.payload in payloads
+        and not (exchange.summed and all(isinstance(one, BlockKind) for one in exchange.summed))
     )
 
 
