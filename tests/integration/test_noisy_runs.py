@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from client_app.app import app
+from client_app.ledger import entries
 from fedprune.errors import ConfigError
 from fedprune.methods import noisy, public_text
 from fedprune.methods.statistics_folder import StatisticsFolder
@@ -151,7 +152,9 @@ def mixture(tmp_path_factory):
 @pytest.mark.parametrize("name", OTHERS)
 def test_sums_of_any_kind_are_sent_with_noise(tmp_path, mixture, name, masks, caplog):
     caplog.set_level("INFO", "flwr")
-    grid = Asked(app, 3)
+    record = tmp_path / "ledger.jsonl"
+    north = {"partition-id": 0, "num-partitions": 3, "ledger": str(record)}
+    grid = Asked(app, 3, node_configs={0: north})
     options = (mixture, "privacy.epsilon=50", *OTHERS[name])
     results = job(tmp_path / "run", *options, *masks, grid=grid)
     promise = results["strategy"]["privacy"]
@@ -163,6 +166,9 @@ def test_sums_of_any_kind_are_sent_with_noise(tmp_path, mixture, name, masks, ca
     assert all(first and first == second for first, second in grid.answers) and grid.answers
     ledger = results["ledger"]["entries"]
     assert not any(entry["refused"] for entry in ledger)
+    sent = [one for one in entries(record) if one.request == "train.prune"]
+    assert sent and all((one.sends, one.eps) == ("sums", 50.0) for one in sent)
+    assert all(one.masked == bool(masks) for one in sent)
     pages = ["report.html"] if name == "columns" else ["model/README.md", "report.html"]
     for page in pages:
         assert "differential privacy" in (tmp_path / "run" / page).read_text(), page

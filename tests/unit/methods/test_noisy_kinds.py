@@ -13,6 +13,7 @@ from fedprune.errors import ConfigError, ReplyRefusedError, WireError
 from fedprune.methods import noisy
 from fedprune.methods.exchange import BlockTask, Contributor
 from fedprune.methods.limited import ClippedBlock, Plan, Shortener
+from fedprune.methods.merging import _weakest
 from fedprune.methods.noisy import NoisyExchange, NoisySums, estimate, guarantee
 from fedprune.methods.public_text import PublicText, public_statistics, token_inputs
 from fedprune.methods.registry import get_method, main_exchange, method_names
@@ -408,3 +409,18 @@ def test_all_ways_to_noise_are_ways():
     for name in set(method_names()) - set(named):
         with pytest.raises(ConfigError, match=r"privacy\.epsilon"):
             main_exchange(config_of(f"strategy={name}", "schedule=iterative", "pruner=sparsegpt"))
+
+
+def test_merged_sums_promise_what_the_weakest_part_does():
+    strong = {
+        "epsilon": 1.0,
+        "delta": 1e-6,
+        "samples": 10,
+        "clients": 2,
+        "relative_noise": 0.5,
+    }
+    weak = {**strong, "epsilon": 8.0, "samples": 5, "relative_noise": 0.2}
+    found = _weakest([strong, weak])
+    assert (found["epsilon"], found["samples"], found["clients"]) == (8.0, 15, 4)
+    assert found["relative_noise"] == 0.5
+    assert _weakest([strong, {}]) == {}
