@@ -73,7 +73,7 @@ from strategies.progress import (
     show,
     surveying,
 )
-from strategies.secure import SecureSums, plan_sums
+from strategies.secure import SecureSums, cohorts_of, plan_sums
 from strategies.state import RunState, SavePace, Store, damaged_state
 
 Open = Mapping[int, Aggregator[Any, Any]]
@@ -384,10 +384,15 @@ class FederatedPruning(Strategy):
             # Another name each time: keys of an attempt that was cut short serve no other.
             state.attempts += 1
             self._save()
-            job, clients = f"{state.job}/{state.attempts}", len(self.cohort.active)
-            plan = plan_sums(config, self.model, job, clients)
+            job, partitions = (
+                f"{state.job}/{state.attempts}",
+                [c.partition for c in self.cohort.active],
+            )
+            plan = plan_sums(config, self.model, job, len(partitions))
+            least = max(one.cohorts for one in planned(config, self.model.num_blocks))
+            cohorts = cohorts_of(config, partitions, least)
             to, report = self.exchange_client(self._grid), keying(self.status)
-            self._secure = SecureSums.set_up(to, plan, self.model, report)
+            self._secure = SecureSums.set_up(to, plan, cohorts, least, self.model, report)
             self.cohort.check_quorum(len(self.cohort.active), config.strategy.min_clients)
             state.secure = self._secure.to_bytes()
             state.figures["secure"] = self._secure.figures()

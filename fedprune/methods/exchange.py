@@ -267,7 +267,9 @@ class Aggregator(ABC, Generic[A, R]):
         raise TypeError(f"{type(self).__name__} has no sums of integers.")
 
     def add_total(self, total: Mapping[str, NDArray[Any]], clients: Sequence[Contributor]) -> None:
-        """Add the sums of some clients' words in place of their answers; nothing was added before.
+        """Add the sums of some clients' words in place of their answers.
+
+        Nothing was added before, or the sums of other cohorts (`BlockExchange.cohorts`).
 
         Parameters
         ----------
@@ -469,6 +471,9 @@ class BlockExchange(ABC):
         (`privacy.epsilon`); then the aggregator has :meth:`Aggregator.add_pooled`. Empty otherwise.
     collects : tuple of str
         Names of the statistics that are kept of every block, where they are.
+    cohorts : int
+        Of how many cohorts of clients at least it needs the sums where nobody sees an answer. If
+        more than 1, its aggregator adds what every :meth:`Aggregator.add_total` brings.
     """
 
     name: str = "prune"
@@ -481,6 +486,7 @@ class BlockExchange(ABC):
     once: bool = False
     summed: tuple[Summed, ...] = ()
     collects: tuple[str, ...] = ()
+    cohorts: int = 1
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config

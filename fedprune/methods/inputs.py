@@ -53,14 +53,15 @@ class ColumnAggregator(CountedSums, Aggregator[list[InputSums], R], Generic[R]):
     pruned, these are the sums by tokens.
     """
 
+    sums_integers = True
+
     def __init__(self, task: BlockTask, pooling: str) -> None:
         self.task = task
         self._inputs = task.model.inputs[task.block]
-        robust = pooling == "median"
         mode = "tokens" if pooling == "worst" else pooling
-        self.sums_integers = not robust
         self._pools = {
-            linears: MedianPool() if robust else SumsPool(mode) for linears in self._inputs
+            linears: MedianPool() if pooling == "median" else SumsPool(mode)
+            for linears in self._inputs
         }
 
     def check(self, payload: bytes, client: Contributor) -> list[InputSums]:
@@ -109,8 +110,13 @@ class ColumnAggregator(CountedSums, Aggregator[list[InputSums], R], Generic[R]):
         for linears, pool in found.items():
             if pool.mode == "tokens":
                 check_loudness(self.task, linears, pool.total(), pool.seen)
-        self._pools = found
-        self.clients = len(clients)
+        for linears, pool in found.items():
+            own = self._pools[linears]
+            if isinstance(own, MedianPool):
+                own.add_cohort(pool)
+            else:
+                self._pools[linears] = pool
+        self.clients += len(clients)
 
     def add_pooled(self, pooled: Pooled, clients: int) -> None:
         """See `Aggregator.add_pooled`."""

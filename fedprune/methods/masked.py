@@ -207,8 +207,9 @@ def masked_bytes(layout: Layout) -> int:
 class MaskedAggregator(Aggregator[dict[int, bytes], R], Generic[R]):
     """Adds up masked words of a block, and hands their sum on.
 
-    `layout`: the words of a client's answer. `sums`: name of the sum -> the sum of the words of a
-    width, in the order of :func:`widths`. `names`: client's name in the results -> its name in the
+    `layout`: the words of a client's answer. `sums`: for each cohort of clients, which are added up
+    by themselves: name of the sum -> the sum of the words of a width, in the order of
+    :func:`widths`. `names`: client's name in the results -> its cohort, and its name in the
     protocol.
     """
 
@@ -216,8 +217,8 @@ class MaskedAggregator(Aggregator[dict[int, bytes], R], Generic[R]):
         self,
         inner: Aggregator[Any, R],
         layout: Layout,
-        sums: Mapping[str, MaskedSum],
-        names: Mapping[str, str],
+        sums: Sequence[Mapping[str, MaskedSum]],
+        names: Mapping[str, tuple[int, str]],
     ) -> None:
         self.inner, self.sums = inner, sums
         self._layout, self._names = layout, names
@@ -238,23 +239,24 @@ class MaskedAggregator(Aggregator[dict[int, bytes], R], Generic[R]):
 
     def add(self, answer: dict[int, bytes], client: Contributor) -> None:
         """Add a client's masked words."""
-        for bits, one in zip(self._widths, self.sums.values(), strict=True):
-            one.add(self._names[client.name], answer[bits])
+        cohort, name = self._names.get(client.name, (0, ""))
+        for bits, one in zip(self._widths, self.sums[cohort].values(), strict=True):
+            one.add(name, answer[bits])
 
-    def open(self, clients: Sequence[Contributor]) -> None:
-        """Hand the sums, which must be open, on.
+    def open(self, cohort: int, clients: Sequence[Contributor]) -> None:
+        """Hand the sums of a cohort, which must be open, on.
 
         Raises QuorumError if they cannot be opened. Raises WireError if such clients' answers
         cannot come to that.
         """
-        totals = (one.total() for one in self.sums.values())
+        totals = (one.total() for one in self.sums[cohort].values())
         sums = dict(zip(self._widths, totals, strict=True))
         self.inner.add_total(unpacked(sums, self._layout), clients)
 
     @property
     def closed(self) -> bool:
-        """Whether it is fixed who is in all of the sums."""
-        return all(one.closed for one in self.sums.values())
+        """Whether it is fixed who is in the sums; of a cohort that was left out it never is."""
+        return any(all(one.closed for one in sums.values()) for sums in self.sums)
 
     def close(self) -> R:
         """Return what the sums come to."""
@@ -269,4 +271,8 @@ class MaskedAggregator(Aggregator[dict[int, bytes], R], Generic[R]):
         scattered(arrays, self._parts())
 
     def _parts(self) -> dict[str, Keepable]:
-        return {str(bits): one for bits, one in zip(self._widths, self.sums.values(), strict=True)}
+        return {
+            f"{cohort}/{bits}": one
+            for cohort, sums in enumerate(self.sums)
+            for bits, one in zip(self._widths, sums.values(), strict=True)
+        }

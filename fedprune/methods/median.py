@@ -3,7 +3,9 @@
 Yin et al., Byzantine-robust distributed learning, ICML 2018 (arXiv 1803.01498), Definition 1. One
 client that scales its sums decides over a plain sum. Against fewer than half of all clients each
 column's median stays between what honest clients sent. The price: it is no sum. The server keeps
-what each client sent of a block, and the result is not that of all texts in one place.
+what each client sent of a block, and the result is not that of all texts in one place. Where nobody
+sees a client's answer it is the median of the means of cohorts, which holds against bad clients in
+fewer than half of the cohorts.
 """
 
 from collections.abc import Mapping
@@ -18,7 +20,7 @@ from fedprune.wire.sums import ExactSums, InputSums
 
 
 class MedianPool(SumsPool):
-    """The mean squares of one input, of each client.
+    """The mean squares of one input, of each client or of each of several cohorts.
 
     Every client counts the same, whatever its tokens; one without any does not count. Of an even
     number the mean of the two in the middle is taken, in float64. The order of arrival does not
@@ -40,6 +42,19 @@ class MedianPool(SumsPool):
         self._tokens = min(len(self._rows), 1)
         self.seen += sums.tokens
         self._sums = None  # made when somebody asks
+
+    def add_cohort(self, sums: SumsPool) -> None:
+        """Add the mean of what several clients know, each of which counts the same in it.
+
+        ``sums``: of 'clients'.
+        """
+        squares, clients = sums._exact().to_float64(), sums._tokens
+        self._width, self._linears = squares.size, sums._linears
+        if clients:
+            self._rows.append((squares / clients).astype(np.float32))
+        self._tokens = min(len(self._rows), 1)
+        self.seen += sums.seen
+        self._sums = None
 
     def _exact(self) -> ExactSums:
         if self._sums is None and self._linears:

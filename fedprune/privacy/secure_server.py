@@ -327,11 +327,17 @@ class MaskedSum:
     def close(self) -> None:
         """Fix who is in. Keep :meth:`state` before anybody is told.
 
-        Raises QuorumError if they are fewer than the floor or the quorum, or some have too few
-        neighbours among them; nothing is closed then.
+        Raises QuorumError as :meth:`check`; nothing is closed then.
         """
-        if self._cohort is not None:
-            return
+        self.check()
+        self._cohort = self._there
+
+    def check(self) -> None:
+        """Find out whether it can be closed.
+
+        Raises QuorumError if those who are in are fewer than the floor or the quorum, or some have
+        too few neighbours among them.
+        """
         cohort, roll = self._there, self._roll
         if cohort.sum() < roll.least:
             raise QuorumError(
@@ -343,7 +349,6 @@ class MaskedSum:
             raise QuorumError(
                 "A client in a secure sum has too few neighbours in it. Nothing was opened."
             )
-        self._cohort = cohort
 
     @property
     def closed(self) -> bool:

@@ -128,8 +128,8 @@ def test_too_few_who_sign_or_open_stop_the_run_and_can_go_on(tmp_path, inputs, e
 class Stopping(Vanishing):
     """The server dies before a message of a kind is answered, or after that."""
 
-    def __init__(self, kind, after, answered):
-        super().__init__()
+    def __init__(self, kind, after, answered, gone=(), clients=CLIENTS):
+        super().__init__(gone, clients)
         self._kind, self._left, self._answered = kind, after, answered
 
     def deliver(self, message):

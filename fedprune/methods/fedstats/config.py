@@ -15,6 +15,9 @@ from fedprune.config.schema import (
 )
 from fedprune.config.suggest import show
 
+COHORTS = 3
+"""The fewest of which a median is taken; that of two is their mean, which either decides."""
+
 
 class FedStatsConfig(StrategyConfig):
     """How sums are pooled, and what clients of an iterative run get back."""
@@ -42,11 +45,13 @@ class FedStatsConfig(StrategyConfig):
             )
 
     def _pooling(self, run: RunConfig) -> Iterator[str]:
-        if run.privacy.secure and self.pooling == "median":
+        cohort, least = run.privacy.min_cohort, COHORTS * run.privacy.min_cohort
+        if run.privacy.secure and self.pooling == "median" and self.min_clients < least:
             yield (
-                "`strategy.pooling` must not be 'median' with `privacy.secure` true: a median is "
-                "no sum. It takes each client's answer, or the sums of several cohorts, and there "
-                "is one. Leave it out, or set privacy.secure=false."
+                f"`strategy.min_clients` must be at least {least} with `privacy.secure` true and "
+                "`strategy.pooling` 'median', which is over the sums of cohorts: it takes "
+                f"{COHORTS} of `privacy.min_cohort` {cohort} clients, got {self.min_clients}. Set "
+                f"strategy.min_clients={least}, or leave `strategy.pooling` out."
             )
         if self.pooling == "worst" and isinstance(run.pruner, MomentsPrunerConfig):
             yield (

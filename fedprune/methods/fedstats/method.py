@@ -21,6 +21,7 @@ from fedprune.methods.exchange import (
     BlockTask,
 )
 from fedprune.methods.fedstats.completion import completed
+from fedprune.methods.fedstats.config import COHORTS
 from fedprune.methods.inputs import ColumnAggregator, column_bytes, encode_statistics
 from fedprune.methods.public_model import PublicModel
 from fedprune.methods.registry import Method, Words
@@ -54,6 +55,10 @@ class SumsExchange(BlockExchange):
     payload = "sums"
     shares_inputs = True
     summed = (ColumnSquares(),)
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__(config)
+        self.cohorts = COHORTS if str(config.strategy.pooling) == "median" else 1
 
     def answer(self, walk: BlockWalk, spec: BlockSpec, local_prefix: bool) -> Answer:
         """Return this client's sums of the block where a walk stands."""

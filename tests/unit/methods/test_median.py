@@ -102,6 +102,34 @@ def test_under_half_of_the_clients_cannot_move_a_column_out_of_what_the_others_s
     assert (pool.result()[0][::2] > 1000 * rows.max(0)[::2]).all()
 
 
+def test_one_bad_cohort_of_three_does_not_move_a_column_out_of_the_others_means():
+    rng = np.random.default_rng(5)
+    cohorts = [[client(rng.lognormal(0, 1, 64), 3) for _ in range(3)] for _ in range(3)]
+    cohorts[1][0] = client(rng.lognormal(0, 1, 64) * np.where(np.arange(64) % 2, 1e6, 1e-6), 3)
+    pool, means = MedianPool(), []
+    for cohort in cohorts:
+        sums = SumsPool("clients")
+        for one in cohort:
+            sums.add(one)
+        pool.add_cohort(sums)
+        means.append(sums.result()[0] / 3)
+    squares = pool.result()[0]
+    assert np.allclose(squares, np.median(means, axis=0), rtol=1e-6)
+    low, high = np.minimum(means[0], means[2]), np.maximum(means[0], means[2])
+    assert (squares >= low * 0.999999).all() and (squares <= high * 1.000001).all()
+    again = MedianPool()
+    again.restore(pool.state())
+    assert again.result()[0].tobytes() == squares.tobytes() and again.seen == 27
+    pool.add_cohort(_silent())
+    assert pool.result()[0].tobytes() == squares.tobytes()
+
+
+def _silent():
+    sums = SumsPool("clients")
+    sums.add(client(np.zeros(64), 0))
+    return sums
+
+
 SHAPES = {
     "self_attn.q_proj": (128, 128),
     "self_attn.k_proj": (64, 128),
@@ -168,7 +196,7 @@ def test_it_goes_through_an_iterative_run_and_a_survey(tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["privacy.secure=true"], "median is no sum.*several cohorts"),
+        (["privacy.secure=true"], "must be at least 9 .*it takes 3 of .*3 clients, got 3"),
         (["privacy.epsilon=8"], "`strategy.pooling` must be 'tokens'"),
     ],
 )
