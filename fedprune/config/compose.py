@@ -20,6 +20,7 @@ from fedprune.config.overrides import (
     OPTION_GROUPS,
     dataset_names,
     for_hydra,
+    hydra_override,
     is_task_file,
     literal,
     path_label,
@@ -189,17 +190,15 @@ def _composed(
 
 
 def _compose(overrides: list[str], problems: list[str]) -> object:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
 
     groups = tuple(text for text in overrides if text.partition("=")[0] in OPTION_GROUPS)
     config = OmegaConf.create(
         {key: value for key, value in _composed_groups(groups).items() if key != _SWEEP}
     )
-    parser = OverridesParser.create()
     for override in overrides:
         if override not in groups:
-            parsed = parser.parse_override(override)
+            parsed = hydra_override(override)
             OmegaConf.update(config, parsed.key_or_group, parsed.value())
     for key, value in _resolving(OmegaConf.to_container(config)):
         problems.append(

@@ -6,8 +6,9 @@ that holds text takes what it is given instead, so that any path can be typed as
 
 import re
 from collections.abc import Iterable, Iterator
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
 
 from fedprune.config.keys import all_keys, value_type
 from fedprune.config.schema import (
@@ -18,6 +19,10 @@ from fedprune.config.schema import (
 )
 from fedprune.config.suggest import did_you_mean, show
 from fedprune.plugins import PRUNERS, plugin_names
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Override
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 """The folder of Hydra's groups, found beside this package and not by name: `conf` is a common
@@ -166,13 +171,28 @@ def _leaf(key: str, value: str, problems: list[str]) -> Iterator[str]:
         yield f"{key}={value}"
 
 
+@lru_cache(maxsize=10_000)
+def hydra_override(line: str) -> "Override":
+    """Return what Hydra reads in an override: slowly, and the runs of a sweep share most of them.
+
+    Raises HydraException if it cannot be read.
+    """
+    return _parser().parse_override(line)
+
+
+@cache
+def _parser() -> "OverridesParser":
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create()
+
+
 def _parse(key: str, value: str) -> tuple[bool, object] | None:
     """Return whether Hydra would sweep over a value, and what else it reads; None if nothing."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     try:
-        parsed = OverridesParser.create().parse_override(f"{key}={value}")
+        parsed = hydra_override(f"{key}={value}")
     except HydraException:
         return None
     sweeps = parsed.is_sweep_override()
