@@ -28,10 +28,10 @@ def test_a_node_and_then_the_superlink_are_killed(tmp_path, expected) -> None:
         told(run, "is lost")
         node.start()
         told(run, "is back")
-        until(lambda: chunks_done(tmp_path / "run"), 280, "the first chunk is aggregated")
+        until(lambda: chunks_done(tmp_path / "run"), 900, "the first chunk is aggregated")
         federation.superlink.kill()
         time.sleep(2)
         federation.superlink.start()
-        assert run.wait(280) == 0, run.err + federation.logs()
+        assert run.wait(900) == 0, run.err + federation.logs()
     assert sidecar(tmp_path / "run") == expected
     assert not ledger(tmp_path / "run")["refused"]

@@ -76,7 +76,7 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     while not (nodes := list(grid.get_node_ids())):
         time.sleep(0.1)
-    replies = grid.send_and_receive([Message(RecordDict(), nodes[0], "train")], timeout=90)
+    replies = grid.send_and_receive([Message(RecordDict(), nodes[0], "train")], timeout=600)
     data = list(replies)[0].content["arrays"]["big"].data
     journal = pathlib.Path(context.run_config["journal"])
     journal.write_text(hashlib.sha256(data).hexdigest())
@@ -166,7 +166,7 @@ def test_an_outsider_with_flower_s_command_line_gets_nowhere(
     commands = (["run", str(app), "door"], ["list", "door"], ["stop", "1", "door"])
     for words in commands:
         done = subprocess.run(
-            ["flwr", *words], env=environment, cwd=tmp_path, capture_output=True, timeout=60
+            ["flwr", *words], env=environment, cwd=tmp_path, capture_output=True, timeout=300
         )
         assert done.returncode != 0, done.stdout
     site.gateway.counted("control", before["control"] + len(commands))
@@ -350,7 +350,7 @@ def test_an_unknown_key_and_no_key_are_refused_and_counted(site: Site, tmp_path:
             env=site.federation.environment,
             cwd=tmp_path,
             capture_output=True,
-            timeout=60,
+            timeout=300,
         )
         assert done.returncode != 0
     site.gateway.counted("auth", before["auth"] + 2)

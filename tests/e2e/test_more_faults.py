@@ -21,7 +21,7 @@ from tests.support.services import free_port, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.faults]
 
-_SECONDS = 280.0
+_SECONDS = 900.0
 
 
 @pytest.fixture(scope="module")

@@ -178,7 +178,7 @@ def test_an_interrupted_simulation_leaves_nothing(app: Path, number: int, ray_cp
     ) as user:
         assert user.stdout is not None
         folder = Path(next(user.stdout).split()[1])
-        asleep = eventually(lambda: "ASLEEP" in journal(), seconds=120)
+        asleep = eventually(lambda: "ASLEEP" in journal(), seconds=600)
         own_code = any(f"CLIENT {folder}" in line for line in journal())
         simulated = any("raylet" in command for command in belonging(folder))
         # Judged only afterwards: leaving this block waits for the process.

@@ -225,10 +225,10 @@ def test_a_process_ended_in_the_middle_of_its_work_is_answered_for(federation, t
         earlier.update(found)
         return False
 
-    until(asked_to_prune, 200, "asked to prune")
-    until(lambda: any(at_work(one) for one in workers(node) - earlier), 200, "at work")
+    until(asked_to_prune, 900, "asked to prune")
+    until(lambda: any(at_work(one) for one in workers(node) - earlier), 900, "at work")
     for worker in workers(node) - earlier:
         worker.terminate()
-    assert begun.wait(200) == 0, begun.err + federation.logs()
+    assert begun.wait(900) == 0, begun.err + federation.logs()
     assert "ended without a reply" in node.supernode.log
     assert node.supernode.starts == starts and node.supernode.alive

@@ -15,7 +15,7 @@ from tests.support.services import Service
 
 pytestmark = [pytest.mark.e2e, pytest.mark.faults]
 
-_SECONDS = 280.0
+_SECONDS = 900.0
 
 
 def killed(service: Service, name: str) -> int:

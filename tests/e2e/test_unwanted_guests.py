@@ -118,7 +118,7 @@ def test_registered_nodes_that_misbehave_are_refused_by_name_and_the_run_goes_on
         begun = federation.begin(
             *("run", *options, f"federation.connection={CONNECTION}", f"output_dir={out}")
         )
-        until(lambda: begun.poll() is not None, 400, begun.err + federation.logs())
+        until(lambda: begun.poll() is not None, 900, begun.err + federation.logs())
     said = begun.out + begun.err
     assert [guest.failure for guest in found] == [None] * len(KINDS)
     assert begun.returncode == 0, said + federation.logs()

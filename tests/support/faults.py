@@ -28,7 +28,7 @@ Those of apps stay as they are: a busy machine needs its time to start a process
 """
 
 
-_PATIENCE = 280.0
+_PATIENCE = 900.0
 
 
 class QuickFederation(Federation):

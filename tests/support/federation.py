@@ -140,7 +140,7 @@ class Federation:
         self._kill()
 
     def fedprune(
-        self, *words: str, seconds: float = 280, **environment: str
+        self, *words: str, seconds: float = 900, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         """Type a `fedprune` command in the federation's folder and wait for its end."""
         return subprocess.run(
@@ -169,7 +169,7 @@ class Federation:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
             check=False,
         )
 

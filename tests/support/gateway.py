@@ -58,7 +58,7 @@ class Gateway:
     def start(self) -> None:
         """Start it and wait until it listens."""
         self.service.start()
-        until(lambda: listens(self.port), 20, f"the gateway listens\n{self.service.log}")
+        until(lambda: listens(self.port), 180, f"the gateway listens\n{self.service.log}")
 
     def renew(self, expired: bool = False) -> None:
         """Make a new certificate where it looks for one."""
@@ -78,7 +78,7 @@ class Gateway:
         """Wait until it has told of so many of a kind."""
         until(
             lambda: self.refused()[kind] >= count,
-            10,
+            60,
             f"{count} refused for '{kind}': {self.refused()}\n{self.service.log}",
         )
 
