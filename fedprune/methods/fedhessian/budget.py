@@ -50,7 +50,8 @@ def fit_budget(config: RunConfig, size: Size) -> RunConfig:
         raise ConfigError(
             f"`strategy.budget_mb` must be at least {_megabytes(needed):g} to pay for the "
             f"diagonals of the second moments of this model, got {strategy.budget_mb:g}. Raise it, "
-            f"or set strategy={strategy_for('wanda')} pruner=wanda, which sends column sums alone."
+            f"or set strategy={strategy_for('wanda')}, which sends column sums alone: for "
+            "pruner=wanda, or for a solver that takes the rest from public text."
         )
     while least < most:
         middle = (least + most + 1) // 2
