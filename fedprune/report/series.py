@@ -256,6 +256,6 @@ def _cost_label(keys: Sequence[str], values: Sequence[str]) -> str:
     for name, value in zip(short_names(keys), values, strict=True):
         if not value:
             continue
-        bare = is_numeric([value]) or value in ("true", "false", "null")
+        bare = is_numeric([value]) or value in ("true", "false", "null", "none")
         parts.append(f"{name}={value}" if bare else value)
     return " ".join(parts) or "all"

@@ -277,6 +277,13 @@ def test_a_key_that_a_setting_does_not_have_says_nothing_of_it() -> None:
     assert labels == ["fedprllm decode=false", "fedprllm decode=true", "fedstats"]
 
 
+@pytest.mark.parametrize("value", ["true", "null", "none", "0.5"])
+def test_what_says_nothing_by_itself_comes_with_its_key(value: str) -> None:
+    rows = [{**r, "reconstruct": value if r["strategy"] == "fedstats" else "fedavg"} for r in RUNS]
+    labels = {point.label for point in costs(rows, ("strategy", "reconstruct"), "x")}
+    assert labels == {"fedprllm fedavg", f"fedstats reconstruct={value}"}
+
+
 def test_collapsed_settings_have_no_point() -> None:
     lost = [{**r, "perplexity.x.pruned": float("inf")} for r in RUNS if r["strategy"] == "fedstats"]
     kept = [r for r in RUNS if r["strategy"] != "fedstats"]
