@@ -165,8 +165,8 @@ def test_what_is_attacked_is_what_clients_send():
         walk.advance({})
 
 
-def test_a_client_alone_and_the_same_twice():
-    lone = ("federation.num_clients=1", "strategy.min_clients=1", *FEW[1:])
+def test_a_client_alone_and_the_same_twice(short_model):
+    lone = ("federation.num_clients=1", "strategy.min_clients=1", short_model, *FEW[1:])
     first, second = (audit(config_from_overrides(lone)).to_dict() for _ in range(2))
     for told in (first, second):  # noise is never the same
         told["releases"] = [one for one in told["releases"] if "noise" not in one["what"]]
