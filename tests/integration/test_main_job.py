@@ -147,8 +147,9 @@ def test_results_have_exactly_the_documented_keys(finished):
     experts = ("experts", "unseen", "few_tokens", "few")  # the demo model has none
     allowed_absent |= {f"experts.{key}" for key in experts}
     allowed_absent.add("strategy.client_weights.*")  # where clients do not weigh the same
-    # Of runs that leave a smaller model, and of mixtures of experts.
-    allowed_absent |= {p for p in patterns if p.startswith(("smaller.", "strategy.experts."))}
+    # Of runs that leave a smaller model, of mixtures of experts, of pooling for the worst served.
+    of_others = ("smaller.", "strategy.experts.", "strategy.worst.")
+    allowed_absent |= {p for p in patterns if p.startswith(of_others)}
     for pattern, matcher in matchers.items():
         if pattern not in allowed_absent:
             assert any(matcher.fullmatch(key) for key in found), f"never written: {pattern}"

@@ -35,7 +35,7 @@ MEASURED = (
 )
 FAILING = {
     2: ("query.handshake", "report"),
-    3: ("train.prune", "prune"),
+    3: ("train.prune", "Session"),
     4: ("query.deliver", "Scratch"),
     5: ("query.fetch", "fetch"),
     6: ("evaluate.local", "evaluate_local"),
