@@ -42,6 +42,7 @@ def overrides(samples: int, clients: int) -> list[str]:
         "evaluation.local_only=false",
         "evaluation.centralized=false",
         "evaluation.max_windows=1",
+        "strategy.majority_floor=false",  # the loop adds up votes, as the paper does
     ]
 
 
