@@ -20,6 +20,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.slow
 def test_a_node_and_then_the_superlink_are_killed(tmp_path, expected) -> None:
     with QuickFederation(tmp_path, nodes=2, restart=True) as federation:
         run, node = begun(federation, tmp_path / "run", *OPTIONS), federation.nodes[1]

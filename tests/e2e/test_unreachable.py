@@ -43,6 +43,7 @@ def connection(folder: Path, name: str) -> Connection:
     return Connection(name, runtime_environment() | {"FLWR_HOME": str(folder)}, folder)
 
 
+@pytest.mark.slow
 def test_a_run_that_nobody_begins_is_told_of_and_given_up(plain, monkeypatch) -> None:
     folder, _, _ = plain
     for name, seconds in (("LOOK", 0.5), ("TOLD", 1.0), ("MOST", 15.0)):
