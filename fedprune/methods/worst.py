@@ -19,6 +19,7 @@ It is no sum: the server keeps what each client sent of a block, on its disk.
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from logging import getLogger
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -91,17 +92,27 @@ def serve_worst(
 
 
 def relative_error(
-    weight: Tensor, change: Change, known: Statistic, outputs: Tensor | None = None
+    weight: Tensor,
+    change: Change,
+    known: Statistic,
+    outputs: Tensor | None = None,
+    whole: float | None = None,
 ) -> float:
     """Return the share of a linear's outputs that a client loses, squared.
 
     `weight`: W, shape (d_out, d_in). `known`: what the client knows of its inputs: G, or its
     diagonal. `outputs`: M, shape (d_out, d_out): what the loss minds of the outputs, where that is
-    known. Errors are then ``tr(M D G D^T)``. Returns ``tr(D G D^T) / tr(W G W^T)``; 0 where the
-    outputs are zero.
+    known. Errors are then ``tr(M D G D^T)``. `whole`: :func:`outputs_energy`, where it is known
+    already. Returns ``tr(D G D^T) / tr(W G W^T)``; 0 where the outputs are zero.
     """
-    whole = _energy(weight.to(torch.float32), known, outputs)
+    if whole is None:
+        whole = outputs_energy(weight, known, outputs)
     return _energy(lost_weight(weight, change), known, outputs) / whole if whole else 0.0
+
+
+def outputs_energy(weight: Tensor, known: Statistic, outputs: Tensor | None = None) -> float:
+    """Return ``tr(W G W^T)``, how large the outputs of a client are; errors are a share of it."""
+    return _energy(weight.to(torch.float32), known, outputs)
 
 
 def _energy(matrix: Tensor, known: Statistic, outputs: Tensor | None) -> float:
@@ -343,13 +354,22 @@ class _Attempt:
         errors = [
             np.mean(
                 [
-                    relative_error(weight, changes[name], own, self.outputs.get(name))
+                    relative_error(weight, changes[name], own, self.outputs.get(name), wholes[name])
                     for name, weight in weights.items()
                 ]
             )
-            for own in self.answers.own()
+            for own, wholes in zip(self.answers.own(), self._wholes, strict=True)
         ]
         return changes, np.array(errors)
+
+    @cached_property
+    def _wholes(self) -> list[dict[str, float]]:
+        """What errors are a share of, client by client: the same in every round."""
+        weights = {name: self.block.weight(name) for name in self.linears}
+        return [
+            {name: outputs_energy(w, own, self.outputs.get(name)) for name, w in weights.items()}
+            for own in self.answers.own()
+        ]
 
 
 def _tell(task: BlockTask, served: Sequence[tuple[KeptAnswers[Any], Served[Any]]]) -> None:

@@ -7,7 +7,7 @@ A solver that wants second moments gets them of the same sums and of public text
 (`fedprune.methods.fedstats.completion`), which is no exact answer, but the same for any clients.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 
 from fedprune.config import RunConfig
 from fedprune.config.schema import MomentsPrunerConfig
@@ -30,7 +30,12 @@ from fedprune.methods.worst import Form, KeepsAnswers
 from fedprune.pruning.blocks import BlockWalk, prune_on
 from fedprune.pruning.groups import BlockSpec
 from fedprune.pruning.registry import make_pruner, make_solver
-from fedprune.pruning.statistics import ColumnSquares, ColumnStatistics, Statistic
+from fedprune.pruning.statistics import (
+    ColumnSquares,
+    ColumnStatistics,
+    Statistic,
+    shared_inputs,
+)
 from fedprune.pruning.wanda import prune_known
 from fedprune.wire.changes import Change, checksum_of
 from fedprune.wire.sums import (
@@ -107,23 +112,15 @@ class SumsAggregator(ColumnAggregator[BlockResult], BlockAggregator[list[InputSu
     def close(self) -> BlockResult:
         """Prune the block on the pooled sums."""
         pruner = make_solver(self.exchange.config.pruner)
-        found: Mapping[str, Statistic] = self.statistics()
-        if reconstructs(self.exchange.config):
-            found = self._completed()
-        known = (((name,), one) for name, one in found.items())
-        return self.pruned_on(known, pruner, self.clients, self.tokens())
+        return self.pruned_on(self._known(), pruner, self.clients, self.tokens())
 
-    def _completed(self) -> dict[str, Statistic]:
-        """Return linear -> moments; of what public text does not reach there are sums alone."""
-        public = self.task.model.public_moments(self.task.block)
-        made: dict[int, Statistic] = {}  # linears that share an input share the object
-        found: dict[str, Statistic] = {}
-        for name, sums in self.statistics().items():
-            if id(sums) not in made:
-                told = public.get(name)
-                made[id(sums)] = sums if told is None else completed(sums, told)
-            found[name] = made[id(sums)]
-        return found
+    def _known(self) -> Iterator[tuple[tuple[str, ...], Statistic]]:
+        """Yield what is known of each input; where public text does not reach, sums alone."""
+        completes = reconstructs(self.exchange.config)
+        public = self.task.model.public_moments(self.task.block) if completes else {}
+        for linears, sums in shared_inputs(self.statistics()):
+            told = public.get(linears[0])
+            yield linears, sums if told is None else completed(sums, told)
 
     def update(self, result: BlockResult) -> bytes:
         """Encode the pooled sums or the masks, whichever are fewer bytes (`strategy.downlink`)."""
