@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message
 
 from client_app.approval import daily_limit
 from client_app.ledger import DailyLimitError, LedgerError, Sent, append
@@ -29,16 +29,37 @@ _log = logging.getLogger("flwr")
 _OF_TEXTS = ("train.prune", "query.fetch")
 
 
-def answer(message: Message, context: Context, work: Callable[[], RecordDict]) -> Message:
-    """Return the reply that ``work`` makes, or an error reply, after it is in the site's ledger.
+def guarded(
+    message: Message, context: Context, handle: Callable[[Message, Context], Message]
+) -> Message:
+    """Return what a handler answers, or an error reply, after it is in the site's ledger.
+
+    A mod of Flower's, around every handler of the app.
+    """
+    told = message.metadata
+    with bound(role="client", run=told.run_id, job=job_mark(told.group_id)):
+        try:
+            reply = handle(message, context)
+        except Exception as error:
+            reply = Message(Error(_RAISED, _reason(told.message_type, error)), reply_to=message)
+        return _recorded(message, context, reply)
+
+
+def _reason(request: str, error: Exception) -> str:
+    """Return what the other side is told of an exception, and log what happened.
 
     Our own errors are written to be read by the other side, but for what they keep to this node's
     log. Any other exception may quote what it choked on: only its type travels, with the system's
     words for its number where it has one. This node's log also says where it came from.
     """
-    told = message.metadata
-    with bound(role="client", run=told.run_id, job=job_mark(told.group_id)):
-        return _recorded(message, context, _answer(message, work))
+    kind = type(error).__name__
+    if isinstance(error, FedpruneError):
+        _log.info("%s is answered with %s: %s", request, kind, error)
+        return f"{kind}: {error.outside}"
+    log_failure(f"{request} failed on this node", error)
+    number = error.errno if isinstance(error, OSError) else None
+    cause = f" ({os.strerror(number)})" if number else ""
+    return f"{kind}{cause} on the node; its own log has the details"
 
 
 def _recorded(message: Message, context: Context, reply: Message) -> Message:
@@ -110,22 +131,3 @@ def _privacy(request: str, reply: Message, config: RunConfig | None) -> PrivacyC
 
 # A simulation's process answers many messages of one run: the same text is checked once.
 read_configuration = lru_cache(maxsize=4)(from_yaml)
-
-
-def _answer(message: Message, work: Callable[[], RecordDict]) -> Message:
-    try:
-        content = work()
-    except FedpruneError as error:
-        kind = type(error).__name__
-        _log.info("%s is answered with %s: %s", message.metadata.message_type, kind, error)
-        return Message(Error(_RAISED, f"{kind}: {error.outside}"), reply_to=message)
-    except Exception as error:
-        log_failure(f"{message.metadata.message_type} failed on this node", error)
-        reason = f"{type(error).__name__}{_cause(error)} on the node; its own log has the details"
-        return Message(Error(_RAISED, reason), reply_to=message)
-    return Message(content, reply_to=message)
-
-
-def _cause(error: Exception) -> str:
-    number = error.errno if isinstance(error, OSError) else None
-    return f" ({os.strerror(number)})" if number else ""

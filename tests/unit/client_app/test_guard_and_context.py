@@ -1,7 +1,7 @@
 import pytest
 from flwr.app import Context, Message, RecordDict
 
-from client_app.guard import answer
+from client_app.guard import guarded
 from client_app.node import NodeContext
 from fedprune.errors import ConfigError, DataError, ReplyRefusedError
 from tests.support.grid import become_server
@@ -15,57 +15,56 @@ def request(job: str = JOB) -> Message:
 
 
 def test_an_error_of_ours_is_told_in_full():
-    def work():
+    def work(_message, _context):
         raise DataError("12 tokens found, 64 needed")
 
-    reply = answer(request(), Context(1, 1, {}, RecordDict(), {}), work)
+    reply = guarded(request(), Context(1, 1, {}, RecordDict(), {}), work)
     assert reply.has_error() and reply.error.code == 2
     assert reply.error.reason == "DataError: 12 tokens found, 64 needed"
 
 
 def test_of_any_other_error_only_type_and_places_are_told_and_logged(caplog, monkeypatch):
-    def work():
+    def work(_message, _context):
         try:
             raise ValueError("Mr Smith, born 1949")
         except ValueError as error:
             raise KeyError("Mrs Smith, born 1950") from error
 
-    reply = answer(request(), Context(1, 1, {}, RecordDict(), {}), work)
+    reply = guarded(request(), Context(1, 1, {}, RecordDict(), {}), work)
     assert reply.error.reason == "KeyError on the node; its own log has the details"
     assert "query.handshake failed on this node: KeyError at client_app.guard:" in caplog.text
     assert "caused by ValueError at" in caplog.text and f"{__name__}:" in caplog.text
     assert "Smith" not in caplog.text
     monkeypatch.setenv("FEDPRUNE_DEBUG", "1")
     assert (
-        answer(request(), Context(1, 1, {}, RecordDict(), {}), work).error.reason
+        guarded(request(), Context(1, 1, {}, RecordDict(), {}), work).error.reason
         == reply.error.reason
     )
     assert "Mrs Smith" in caplog.text and "Mr Smith" in caplog.text
 
 
 def test_what_an_error_of_ours_keeps_inside_is_in_the_log_only(caplog):
-    def work():
+    def work(_message, _context):
         raise DataError("'smith.txt' is no text", outside="a file is no text")
 
     with caplog.at_level("INFO"):
-        reply = answer(request(), Context(1, 1, {}, RecordDict(), {}), work)
+        reply = guarded(request(), Context(1, 1, {}, RecordDict(), {}), work)
     assert reply.error.reason == "DataError: a file is no text"
     assert "answered with DataError: 'smith.txt' is no text" in caplog.text
 
 
 def test_what_the_system_says_of_a_full_disk_is_told_without_the_path(caplog):
-    def work():
+    def work(_message, _context):
         raise OSError(28, "No space", "/data/mrs-smith")
 
-    reason = answer(request(), Context(1, 1, {}, RecordDict(), {}), work).error.reason
+    reason = guarded(request(), Context(1, 1, {}, RecordDict(), {}), work).error.reason
     assert reason.startswith("OSError (No space left on device) on the node; its own log")
 
 
 def test_content_is_passed_on():
-    content = RecordDict()
-    assert (
-        answer(request(), Context(1, 1, {}, RecordDict(), {}), lambda: content).content is content
-    )
+    asked = request()
+    reply = Message(RecordDict(), reply_to=asked)
+    assert guarded(asked, Context(1, 1, {}, RecordDict(), {}), lambda *_: reply) is reply
 
 
 def node(**settings) -> NodeContext:
