@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,7 +24,7 @@ from fedprune.methods.registry import exchanges
 from fedprune.models.device import Limits, pick_device
 from fedprune.privacy.attestation import ANSWER, answer_statement, digests_of
 from fedprune.pruning.blocks import BlockWalk
-from fedprune.pruning.groups import BlockSpec, block_specs
+from fedprune.pruning.groups import BlockSpec, block_spec
 from fedprune.pruning.paired import PairedWalk
 from fedprune.pruning.registry import make_pruner
 from fedprune.records import Order, PruneReply, fetched_record, prune_record, split_record
@@ -153,37 +154,39 @@ class Session:
         this run, since the server asks it no more; not where its disk is full: with room again it
         can go on.
         """
-        with self._scratch.exclusive():
-            try:
-                return self._content({**self._scratch.read_inbox(ahead), **bundle})
-            except Exception as error:
-                if not is_refusal(error) and not self.exchange.once:
-                    self._scratch.remove()
-                raise
+        with self._scratch.exclusive(), self._forgetting():
+            bundle = {**self._scratch.read_inbox(ahead), **bundle}
+            started, order, form = time.monotonic(), self.order, self.exchange.form
+            if is_secure(self.config, self.node):
+                (payloads, samples), form = self._hidden(bundle), FORM
+            else:
+                payloads, samples = self._work(bundle)
+            whole = sum(map(len, payloads.values())) <= order.segment_bytes
+            reply = PruneReply(
+                blocks=payloads if whole else {},
+                seconds=time.monotonic() - started,
+                peak_rss_bytes=peak_rss_bytes(),
+                peak_device_bytes=peak_device_bytes(),
+                num_examples=samples,
+                signature=self._signature(payloads),
+            )
+            content = prune_record(reply, form)
+            if not whole:
+                data = b"".join(payloads.values())
+                sizes = {block: len(part) for block, part in payloads.items()}
+                self._scratch.save_outbox(data)
+                split_record(content, data[: order.segment_bytes], sizes, form)
+            return content
 
-    def _content(self, bundle: Mapping[str, bytes]) -> RecordDict:
-        started, order = time.monotonic(), self.order
-        form = self.exchange.form
-        if is_secure(self.config, self.node):
-            (payloads, samples), form = self._hidden(bundle), FORM
-        else:
-            payloads, samples = self._work(bundle)
-        whole = sum(map(len, payloads.values())) <= order.segment_bytes
-        reply = PruneReply(
-            blocks=payloads if whole else {},
-            seconds=time.monotonic() - started,
-            peak_rss_bytes=peak_rss_bytes(),
-            peak_device_bytes=peak_device_bytes(),
-            num_examples=samples,
-            signature=self._signature(payloads),
-        )
-        content = prune_record(reply, form)
-        if not whole:
-            data = b"".join(payloads.values())
-            sizes = {block: len(part) for block, part in payloads.items()}
-            self._scratch.save_outbox(data)
-            split_record(content, data[: order.segment_bytes], sizes, form)
-        return content
+    @contextmanager
+    def _forgetting(self) -> Iterator[None]:
+        """Forget this run if the work fails, unless it can go on or its answer must stay."""
+        try:
+            yield
+        except Exception as error:
+            if not is_refusal(error) and not self.exchange.once:
+                self._scratch.remove()
+            raise
 
     def _hidden(self, bundle: Mapping[str, bytes]) -> tuple[dict[int, bytes], int]:
         """Return what :meth:`_work` does, under masks; what was sent is sent again as it was."""
@@ -221,21 +224,28 @@ class Session:
 
     def _work(self, bundle: Mapping[str, bytes]) -> tuple[dict[int, bytes], int]:
         """Return the payloads by block, and how many samples made them."""
-        self._scratch.go_on_from(self.order.resume)
-        loaded = model.dense_model(self.config, self.node)
-        check_order(self.exchange, self.order, len(loaded.layout.blocks), bundle)
-        walk = self._walk(bundle)
-        payloads: dict[int, bytes] = {}
-        for block, answer in self._answers(walk, bundle):
-            payloads[block] = answer.payload
-            if keeps_local_model(self.config, self.exchange):
-                self._scratch.save_changes(block, answer.changes)
-        if self.exchange.refines:  # it stays where it is
-            return payloads, walk.num_samples
-        if not self.order.last and (self._iterative or walk.position not in payloads):
-            self._scratch.save_hidden(walk.position, walk.hidden)
+        order, last, scratch = self.order, self.order.blocks[-1], self._scratch
+        scratch.go_on_from(order.resume)
+        total = len(model.dense_model(self.config, self.node).layout.blocks)
+        check_order(self.exchange, order, total, bundle)
+        walk, payloads = self._walk(bundle), dict[int, bytes]()
+        stays = order.last or self._iterative or last == total - 1
+        for block in range(walk.position, last + 1):
+            changes: Mapping[
+                str, Change
+            ] = {}  # of blocks that are not asked about: they stay dense
+            if block in order.blocks:
+                answer = self._answer(walk, bundle)
+                payloads[block] = answer.payload
+                changes = answer.changes if self._local_prefix else {}
+                if keeps_local_model(self.config, self.exchange):
+                    scratch.save_changes(block, answer.changes)
+            if block < last or not stays:
+                self._leave(walk, changes)
+        if not (order.last or self.exchange.refines) and (self._iterative or not stays):
+            scratch.save_hidden(walk.position, walk.hidden)
             if isinstance(walk, PairedWalk):
-                self._scratch.save_hidden(walk.position, walk.dense_hidden, dense=True)
+                scratch.save_hidden(walk.position, walk.dense_hidden, dense=True)
         return payloads, walk.num_samples
 
     def _walk(self, bundle: Mapping[str, bytes]) -> BlockWalk:
@@ -267,35 +277,20 @@ class Session:
             self._scratch.save_samples(samples)
         return samples
 
-    def _answers(
-        self, walk: BlockWalk, bundle: Mapping[str, bytes]
-    ) -> Iterator[tuple[int, Answer]]:
-        """Yield each ordered block's answer; blocks between them stay dense."""
-        config, order, total = self.config, self.order, walk.position + walk.blocks_left
-        dense = BlockSpec(0.0, config.pruner.pattern, config.pruner.group)
-        specs = block_specs(config, range(total), total) if self.exchange.prunes else {}
-        while walk.position <= order.blocks[-1]:
-            block, changes = walk.position, {}
-            if block in order.blocks:
-                note(block=block)
-                start = bundle.get(f"start-{block:05d}")
-                if start is not None:
-                    walk.start_from(read_start(BlockPlace.of(walk), start))
-                answer = self._answer(walk, specs.get(block, dense), bundle)
-                changes = dict(answer.changes) if self._local_prefix else {}
-                yield block, answer
-            finished = block == order.blocks[-1] and order.last
-            if finished or block == total - 1 or self._iterative:
-                return
-            self._leave(walk, changes)
-
-    def _answer(self, walk: BlockWalk, spec: BlockSpec, bundle: Mapping[str, bytes]) -> Answer:
+    def _answer(self, walk: BlockWalk, bundle: Mapping[str, bytes]) -> Answer:
         """Return the answer about the block where a walk stands, the same one if it was given."""
         exchange, block = self.exchange, walk.position
+        note(block=block)
+        start = bundle.get(f"start-{block:05d}")
+        if start is not None:
+            walk.start_from(read_start(BlockPlace.of(walk), start))
         try:
             exchange.hear(walk, bundle.get(f"public-{block:05d}", b""))
         except WireError as error:
             raise ReplyRefusedError(f"the public text of block {block}: {error}") from None
+        spec = BlockSpec(0.0, self.config.pruner.pattern, self.config.pruner.group)
+        if exchange.prunes:
+            spec = block_spec(self.config, block, block + walk.blocks_left)
         if not exchange.once:
             return exchange.answer(walk, spec, self._local_prefix)
         kept = self._scratch.load_answer(exchange.name, block)
