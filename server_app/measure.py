@@ -20,13 +20,16 @@ from fedprune.evaluation.perplexity import (
 from fedprune.evaluation.sizes import model_sizes
 from fedprune.evaluation.throughput import compare_throughput
 from fedprune.evaluation.zero_shot import Tasks, load_tasks, task_names, zero_shot
-from fedprune.methods.registry import Solution
+from fedprune.methods.public_model import PublicModel
+from fedprune.methods.public_text import public_samples
+from fedprune.methods.registry import Solution, exchanges
+from fedprune.methods.survey import SurveyExchange
 from fedprune.models.changes import Changes
 from fedprune.models.device import Limits, pick_device
 from fedprune.models.loading import LoadedModel
 from fedprune.models.reshape import read_origin
 from fedprune.models.sources import tied_names
-from fedprune.pruning.blocks import pruned_in_passing
+from fedprune.pruning.blocks import BlockWalk, pruned_in_passing
 from fedprune.pruning.groups import block_specs
 from fedprune.pruning.paired import walk_for
 from fedprune.pruning.registry import make_pruner, towards
@@ -59,7 +62,8 @@ def measure(
     text for it here.
     """
     windows = evaluation_windows(config, loaded.tokenizer)
-    steps = 3 if config.evaluation.centralized else 2
+    wanted = config.evaluation
+    steps = 2 + wanted.centralized + wanted.no_client
 
     def step(number: int, what: str) -> Report:
         return measuring(strategy.status, number, steps, what)
@@ -70,10 +74,15 @@ def measure(
     made = (loaded, changes) if smaller is None else (smaller, {})
     told = step(1, "pruned model")
     found = {"pruned": _scores(config, made[0], windows, made[1], states, told)}
-    if config.evaluation.centralized and windows and strategy.exchange.prunes:
-        told = step(2, "centralised baseline: one client with all samples")
-        central = centralized_changes(config, loaded, strategy)
-        found["centralized"] = _scores(config, loaded, windows, central, states, told)
+    if windows and strategy.exchange.prunes:
+        if wanted.centralized:
+            told = step(2, "centralised baseline: one client with all samples")
+            central = centralized_changes(config, loaded, strategy)
+            found["centralized"] = _scores(config, loaded, windows, central, states, told)
+        if wanted.no_client:
+            told = step(steps - 1, "baseline without any client: public text")
+            public = no_client_changes(strategy.wanted, loaded, strategy.model)
+            found["no_client"] = _scores(config, loaded, windows, public, states, told)
     step(steps, "done")
     labels = dict.fromkeys([config.data.name, *windows])
     return [
@@ -88,6 +97,7 @@ def measure(
                 for model, measured in found.items()
                 if (one := measured.get(label)) and one.kl is not None and one.top1 is not None
             },
+            _figure(found.get("no_client", {}), label),
         )
         for label in labels
     ]
@@ -118,10 +128,32 @@ def centralized_changes(
             report.samples,
         )
         samples += [sample.tokens for sample in found]
+    return _changes_on(samples, config, loaded, strategy.model)
+
+
+def no_client_changes(config: RunConfig, loaded: LoadedModel, model: PublicModel) -> Changes:
+    """Prune with public text alone: what anybody who has the model could do without a client.
+
+    `config`: as asked for; an allocation that clients' statistics decide is decided by the public
+    text's. `loaded`: the dense model; unchanged. A block is pruned when it is asked for.
+    """
+    samples = public_samples(config, loaded)
+    survey = exchanges(config).get("survey")
+    if isinstance(survey, SurveyExchange):
+        device, limits = _means(config)
+        walk = BlockWalk(loaded, samples, device, limits=limits)
+        config = survey.settled(survey.settle(survey.closed_on(walk, model))) or config
+    return _changes_on(samples, config, loaded, model)
+
+
+def _changes_on(
+    samples: Sequence[torch.Tensor], config: RunConfig, loaded: LoadedModel, model: PublicModel
+) -> Changes:
+    """Prune as one client with these samples would, each block when it is asked for."""
     device, limits = pick_device(config.pruner.device), Limits.of(config.pruner)
     pruner = towards(make_pruner(config.pruner), config)
     walk = walk_for(pruner)(loaded, samples, device, limits=limits)
-    walk.output_moments = strategy.model.output_moments
+    walk.output_moments = model.output_moments
     count = len(loaded.layout.blocks)
     specs = block_specs(config, range(count), count)
     return pruned_in_passing(walk, pruner, specs)

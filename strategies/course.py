@@ -93,9 +93,9 @@ class FederatedPruning(Strategy):
     hashes and weights. `store`: takes each aggregated block, and where the run stands. `ledger`:
     gets an entry for every request and reply. `state`: where a run that goes on stands; a new run's
     by default. `config`: the configuration now: `allocation` is resolved after the survey,
-    `sparsity` is the round's. `cohort`: the clients; empty before the handshake. `state`: where the
-    run stands, and what the results tell of it. `status`: what an operator can see; one that writes
-    nothing unless it is replaced.
+    `sparsity` is the round's; `wanted`: as it was asked for. `cohort`: the clients; empty before
+    the handshake. `state`: where the run stands, and what the results tell of it. `status`: what an
+    operator can see; one that writes nothing unless it is replaced.
     """
 
     method_name: ClassVar[str] = ""
@@ -118,7 +118,7 @@ class FederatedPruning(Strategy):
                 f"`strategy.name` must be '{self.method_name}' for {type(self).__name__}, got "
                 f"'{config.strategy.name}'."
             )
-        self.config = config
+        self.config = self.wanted = config
         self.store = store
         self.state = state or RunState()
         self.status = RunStatus()

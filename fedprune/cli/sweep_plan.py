@@ -267,11 +267,11 @@ def _name(file: str, overrides: Sequence[str], swept: Sequence[str]) -> str:
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._=,:+-]")
 _LONGEST_FOLDER = 150
-# What a client would do alone, and what one would do with all samples, knows nothing of the
-# server: of its settings only those count that choose who takes part.
+# What a client would do alone, one with all samples, or none with public text, knows nothing of
+# the server: of its settings only those count that choose who takes part.
 _SERVER = ("strategy.", "schedule.", "federation.")
 _WHO_TAKES_PART = ("strategy.fraction", "strategy.min_clients", "federation.num_clients")
-_BASELINES = ("evaluation.local_only", "evaluation.centralized")
+_BASELINES = ("evaluation.local_only", "evaluation.centralized", "evaluation.no_client")
 
 
 @dataclass(frozen=True)
@@ -310,7 +310,9 @@ def plan_sweep(sweep: Sweep, folder: Path) -> list[SweepJob]:
         path = folder / _folder_name(settings)
         carrier = first[baseline_key(config)]
         if place != carrier:
-            evaluation = replace(config.evaluation, local_only=False, centralized=False)
+            evaluation = replace(
+                config.evaluation, local_only=False, centralized=False, no_client=False
+            )
             config = replace(config, evaluation=evaluation)
         # The folder is this machine's, a connection's results are not.
         output_dir = "" if config.federation.connection else str(path)

@@ -119,7 +119,12 @@ def _document(story: Story, rows: Sequence[Row], pivots: Sequence[Pivot], planne
 
 
 _NAME = ".name"
-_NO_SETTING = ("output_dir", "evaluation.local_only", "evaluation.centralized")
+_NO_SETTING = (
+    "output_dir",
+    "evaluation.local_only",
+    "evaluation.centralized",
+    "evaluation.no_client",
+)
 
 
 def run_collection(folder: str) -> int:

@@ -482,6 +482,7 @@ class EvaluationConfig(Section):
     datasets: str
     local_only: bool
     centralized: bool
+    no_client: bool
     federated: bool
     tasks: Annotated[
         str,

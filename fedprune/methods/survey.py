@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from fedprune.config import RunConfig, allocation_of, resolved_allocation, resolved_linears
-from fedprune.methods.exchange import Answer, BlockExchange, BlockTask
+from fedprune.methods.exchange import Answer, BlockExchange, BlockTask, Contributor
 from fedprune.methods.inputs import ColumnAggregator, column_bytes, encode_statistics
 from fedprune.methods.public_model import PublicModel
 from fedprune.pruning.blocks import BlockWalk
@@ -40,6 +40,21 @@ class SurveyExchange(BlockExchange):
     @abstractmethod
     def settled(self, figures: Mapping[str, Any]) -> RunConfig | None:
         """Return the configuration that follows from what :meth:`settle` told, None without it."""
+
+    def closed_on(self, walk: BlockWalk, model: PublicModel) -> list[Any]:
+        """Return block -> what the answers would come to if one walk's were all there are.
+
+        `walk`: stands at the first block of the dense model; it is over afterwards.
+        """
+        found, whole = list[Any](), self.config.pruner
+        spec = BlockSpec(0.0, whole.pattern, whole.group)
+        for block in range(model.num_blocks):
+            sums, one = self.aggregator(BlockTask(model, block)), Contributor("")
+            sums.add(sums.check(self.answer(walk, spec, False).payload, one), one)
+            found.append(sums.close())
+            if walk.blocks_left > 1:
+                walk.advance({})
+        return found
 
     def foreseen(self, num_blocks: int) -> Iterator[RunConfig]:
         """Yield configurations that together ask for every sum that may follow.

@@ -21,7 +21,7 @@ from fedprune.results.sweep import (
     relevant,
 )
 
-BASELINES = ("dense", "local_only.mean", "centralized")
+BASELINES = ("dense", "local_only.mean", "centralized", "no_client")
 _BYTES_PER_MEGABYTE = 1e6
 _LOG_RANGE = 10.0
 

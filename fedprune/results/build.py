@@ -97,6 +97,7 @@ class Perplexities:
     centralized: float | None
     local: Mapping[str, float]
     fidelity: Mapping[str, Fidelity] = field(default_factory=dict)
+    no_client: float | None = None
 
 
 def build_results(
@@ -192,7 +193,12 @@ def _numbers(tokens: Mapping[str, set[int | None]]) -> list[list[int]]:
 def _perplexity(found: Perplexities) -> dict[str, object]:
     clients = {name: _finite(value) for name, value in found.local.items()}
     local = {**spread(clients.values()), "clients": clients} if clients else None
-    whole = {"dense": found.dense, "pruned": found.pruned, "centralized": found.centralized}
+    whole = {
+        "dense": found.dense,
+        "no_client": found.no_client,
+        "pruned": found.pruned,
+        "centralized": found.centralized,
+    }
     odd = {
         name: "NaN" if math.isnan(value) else "infinite"
         for name, value in whole.items()

@@ -10,7 +10,14 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from fedprune.config import RunConfig, allocation_of
 from fedprune.config.allocation import SURVEYED
 from fedprune.models.folder import is_local
-from fedprune.results.perplexity import DENSE, FEDERATED, MODELS, fidelity_table, perplexity_at
+from fedprune.results.perplexity import (
+    DENSE,
+    FEDERATED,
+    MODELS,
+    NO_CLIENT,
+    fidelity_table,
+    perplexity_at,
+)
 from fedprune.results.text import figure, markdown_table, size, size_change
 from fedprune.results.words import (
     guarantee_sentences,
@@ -179,15 +186,19 @@ def _method(config: RunConfig, results: Mapping[str, Any]) -> list[Sequence[str]
 
 
 def _perplexities(config: RunConfig, results: Mapping[str, Any]) -> str:
+    measured = results["perplexity"]
+    columns = list(_COLUMNS)
+    if any(perplexity_at(values, NO_CLIENT) is not None for values in measured.values()):
+        columns.insert(1, NO_CLIENT)
     rows = [
-        [dataset, *(figure(perplexity_at(values, path)) for path in _COLUMNS)]
-        for dataset, values in results["perplexity"].items()
+        [dataset, *(figure(perplexity_at(values, path)) for path in columns)]
+        for dataset, values in measured.items()
     ]
     if not rows:
         return "It was not measured."
     most = config.evaluation.max_windows
     first = f", the first {most} of each text" if most is not None else ""
-    table = markdown_table(["held-out text", *(MODELS[path] for path in _COLUMNS)], rows)
+    table = markdown_table(["held-out text", *(MODELS[path] for path in columns)], rows)
     windows = f"Windows of {config.evaluation.seq_len} tokens that do not overlap{first}"
     return (
         f"{table}\n{windows}; lower is better. This model is the {MODELS[FEDERATED]} one; "

@@ -10,8 +10,10 @@ from fedprune.results.text import NONE
 
 DENSE = "dense"
 FEDERATED = "pruned"
+NO_CLIENT = "no_client"
 MODELS: Mapping[str, str] = {
     DENSE: "dense",
+    NO_CLIENT: "no client",
     "local_only.best": "one client alone, best",
     "local_only.mean": "one client alone, mean",
     "local_only.worst": "one client alone, worst",
@@ -26,7 +28,8 @@ WORST_RISE = "worst data set, as a multiple of dense"
 SUMMARIES = (GEOMETRIC_MEAN, WORST, WORST_RISE)
 """Their names."""
 
-_WHOLE = (DENSE, FEDERATED, "centralized")  # a client alone is summarised client by client
+# A client alone is summarised client by client.
+_WHOLE = (DENSE, NO_CLIENT, FEDERATED, "centralized")
 
 _Summary = Callable[[Sequence[float], Sequence[float]], float]
 

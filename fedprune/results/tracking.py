@@ -133,8 +133,8 @@ def final_figures(results: Mapping[str, Any]) -> dict[str, float]:
     }
     found |= {f"seconds/{phase}": value for phase, value in results["seconds"].items()}
     for dataset, values in results["perplexity"].items():
-        for model in ("dense", "pruned", "centralized"):
-            found[f"perplexity/{dataset}/{model}"] = values[model]
+        for model in ("dense", "no_client", "pruned", "centralized"):
+            found[f"perplexity/{dataset}/{model}"] = values.get(model)
         local = values["local_only"] or {}
         for which in ("best", "mean", "worst"):
             found[f"perplexity/{dataset}/local_{which}"] = local.get(which)

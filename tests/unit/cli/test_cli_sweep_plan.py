@@ -155,11 +155,13 @@ def plan(folder: Path, *arguments: str) -> list[SweepJob]:
 
 
 def test_baselines_are_measured_once_for_equal_clients(tmp_path: Path) -> None:
-    jobs = plan(tmp_path, "sparsity=0.3,0.5", "strategy.group=layer,row", "seed=0,1")
+    asked = ("strategy.group=layer,row", "seed=0,1", "evaluation.no_client=true")
+    jobs = plan(tmp_path, "sparsity=0.3,0.5", *asked)
     assert [job.baseline for job in jobs] == [0, 1, 0, 1, 4, 5, 4, 5]
     for place, job in enumerate(jobs):
         evaluation = job.config.evaluation
         assert evaluation.local_only == evaluation.centralized == (place == job.baseline)
+        assert evaluation.no_client == evaluation.centralized
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,7 @@ def test_table_shows_every_measured_row():
         assert cell in text
     assert "50.20% of 500 weights pruned" in text
     assert "centralised" not in plain_table(results(centralized=None))
+    assert "no client" not in text and "4.75" in plain_table(results(no_client=4.75))
 
 
 def test_a_method_speaks_for_itself():
