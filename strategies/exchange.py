@@ -6,14 +6,13 @@ from dataclasses import dataclass, replace
 from logging import WARNING
 from typing import Protocol
 
-from flwr.app import Message
+from flwr.app import Error, Message
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 
 from fedprune.errors import FedpruneError
 from fedprune.flower.replies import (
     ExpectedReply,
-    ReceivedReply,
     ReplyLimits,
     drop_reply,
     pull_reply,
@@ -267,10 +266,25 @@ def exchange(  # noqa: PLR0913 - what an exchange is made of
     node was lost; without it no node is waited for. `gate`: how long replies can be; without it as
     long as those of a few figures. Raises WorkerDiedError if a simulation worker died.
     """
-    gate = gate or ReplyLimits()
+    gate, todo, pause = gate or ReplyLimits(), iter(requests), _POLL_SECONDS[0]
     under_way = _Exchange(grid, timeout, joiner, again or Again(), gate)
     try:
-        yield from under_way.run(iter(requests), window)
+        while under_way.fill(todo, window):
+            finished = False
+            for message_id in list(under_way.pending):
+                outcome = under_way.poll(message_id)
+                if outcome is None:
+                    continue
+                finished = True
+                found = under_way.settle(message_id, outcome)
+                del outcome
+                if found is not None:
+                    yield found
+                del found
+            yield from under_way.given_up()
+            pause = _POLL_SECONDS[0] if finished else min(pause * 1.3, _POLL_SECONDS[1])
+            if not finished:
+                time.sleep(pause)
     finally:
         gate.close()
 
@@ -288,32 +302,11 @@ class _Exchange:
         self._gate = gate
         self._repeats = Repeats(grid, again)
         self._activations = Activations(grid) if again.rejoin else None
-        self._pending: dict[str, _Pending] = {}
+        self.pending: dict[str, _Pending] = {}
 
-    def run(self, todo: Iterator[Message], window: int) -> Iterator[Outcome]:
-        """Yield one outcome for every request."""
-        pause = _POLL_SECONDS[0]
-        while self._fill(todo, window) or self._repeats.some:
-            finished = False
-            for message_id in list(self._pending):
-                outcome = self._poll(message_id, self._pending[message_id])
-                if outcome is None:
-                    continue
-                finished = True
-                found = self._settle(self._pending.pop(message_id), outcome)
-                del outcome
-                if found is not None:
-                    yield found
-                del found
-            for outcome in self._repeats.look():
-                yield self._last(outcome)
-            pause = _POLL_SECONDS[0] if finished else min(pause * 1.3, _POLL_SECONDS[1])
-            if not finished:
-                time.sleep(pause)
-
-    def _fill(self, todo: Iterator[Message], window: int) -> bool:
-        """Send as many requests as the window has room for; return whether any is under way."""
-        while len(self._pending) < window:
+    def fill(self, todo: Iterator[Message], window: int) -> bool:
+        """Send as many requests as the window has room for; return whether any is open."""
+        while len(self.pending) < window:
             waiting = self._repeats.next()
             if waiting is not None:
                 self._push(waiting.repeat(), waiting.repeat, waiting.outcome)
@@ -323,10 +316,11 @@ class _Exchange:
                 break
             self._push(request, self._again.of(request))
             del request
-        return bool(self._pending)
+        return bool(self.pending) or self._repeats.some
 
-    def _settle(self, entry: _Pending, outcome: Outcome) -> Outcome | None:
+    def settle(self, message_id: str, outcome: Outcome) -> Outcome | None:
         """Return an outcome that is the last one, None if more is to come."""
+        entry = self.pending.pop(message_id)
         total = outcome.after(entry.before)
         if self._repeats.take(total, entry.repeat):
             return None
@@ -336,10 +330,11 @@ class _Exchange:
         self._push(found, renewed(found), replace(total, reply=None))
         return None
 
-    def _last(self, outcome: Outcome) -> Outcome:
-        """Return the outcome of a node that is given up, with all that came before."""
-        found = self._joiner.take(outcome) if self._joiner is not None else outcome
-        return found if isinstance(found, Outcome) else outcome
+    def given_up(self) -> Iterator[Outcome]:
+        """Yield the outcomes of nodes whose time to come back is over, with what came before."""
+        for outcome in self._repeats.look():
+            found = self._joiner.take(outcome) if self._joiner is not None else outcome
+            yield found if isinstance(found, Outcome) else outcome
 
     def _push(self, request: Message, repeat: Repeat, before: Outcome | None = None) -> None:
         node_id, size = request.metadata.dst_node_id, message_bytes(request)
@@ -349,16 +344,21 @@ class _Exchange:
         # A node that has just left gets no message id.
         message_id = identifiers[0] if identifiers and identifiers[0] else f"unsent-{id(repeat)}"
         asked = ExpectedReply(message_id, request.metadata, self._gate.most_bytes)
-        self._pending[message_id] = _Pending(node_id, asked, size, sent, connected, repeat, before)
+        self.pending[message_id] = _Pending(node_id, asked, size, sent, connected, repeat, before)
 
-    def _poll(self, message_id: str, entry: _Pending) -> Outcome | None:
+    def poll(self, message_id: str) -> Outcome | None:
+        """Return how a request ended, None if it has not."""
+        entry = self.pending[message_id]
         if message_id.startswith("unsent-"):
             problem = "it left before it could be asked"
             return Outcome(entry.node_id, None, problem, 0, 0, 0.0, lost=True)
         arrived = pull_reply(self._grid, entry.asked, self._gate)
-        seconds = time.monotonic() - entry.sent
+        seconds, down = time.monotonic() - entry.sent, entry.bytes_down
         if arrived is not None:
-            return self._answer(entry, arrived, seconds)
+            reply, size = arrived.message, arrived.size
+            if reply is not None and reply.has_error():
+                return self._failed(entry, reply.error, size, seconds)
+            return Outcome(entry.node_id, reply, arrived.problem, down, size, seconds)
         problem = ""
         if seconds > self._timeout:
             problem = f"no reply within {self._timeout:g} s (`strategy.timeout`)"
@@ -368,15 +368,12 @@ class _Exchange:
             return None
         drop_reply(self._grid, entry.asked)
         lost = seconds <= self._timeout
-        return Outcome(entry.node_id, None, problem, entry.bytes_down, 0, seconds, lost=lost)
+        return Outcome(entry.node_id, None, problem, down, 0, seconds, lost=lost)
 
-    def _answer(self, entry: _Pending, arrived: ReceivedReply, seconds: float) -> Outcome:
-        reply, size = arrived.message, arrived.size
-        if reply is None or not reply.has_error():
-            told = arrived.problem
-            return Outcome(entry.node_id, reply, told, entry.bytes_down, size, seconds)
-        code, problem = reply.error.code, _last_line(reply.error.reason)
-        if code == _UNKNOWN and "ray" in (reply.error.reason or "").lower():
+    def _failed(self, entry: _Pending, error: Error, size: int, seconds: float) -> Outcome:
+        """Return the end of a request that was answered with one of Flower's errors."""
+        code, problem = error.code, _last_line(error.reason)
+        if code == _UNKNOWN and "ray" in (error.reason or "").lower():
             raise WorkerDiedError(
                 f"a simulation worker died and would swallow further messages ({problem}). Usually "
                 "it ran out of memory: lower `federation.client_cpus` workers per machine, "

@@ -111,34 +111,34 @@ class SegmentJoiner:
 
     def take(self, outcome: Outcome) -> Outcome | Message:
         """Return the outcome of the whole reply, or the request for its next segment."""
-        started = self._collected.pop(outcome.node_id, None)
-        if outcome.reply is None:
+        started, reply = self._collected.pop(outcome.node_id, None), outcome.reply
+        if reply is None:
             return outcome
         try:
-            return self._next(outcome, outcome.reply, started)
+            started = started or self._begun(reply)
+            if started is None:
+                return outcome
+            expected = min(self.segment_bytes, started.missing)
+            started.parts.append(read_segment(reply, self.form, expected))
         except ReplyRefusedError as error:
             return replace(outcome, reply=None, problem=str(error))
-
-    def _next(
-        self, outcome: Outcome, reply: Message, started: _Collected | None
-    ) -> Outcome | Message:
-        if started is None:
-            sizes = read_sizes(reply)
-            if sizes is None:
-                return outcome
-            if sum(sizes.values()) > self.most_bytes:
-                raise ReplyRefusedError(
-                    f"its reply can have {self.most_bytes} bytes at most, it announces "
-                    f"{sum(sizes.values())}."
-                )
-            started = _Collected(reply, sizes, [])
-        expected = min(self.segment_bytes, started.missing)
-        started.parts.append(read_segment(reply, self.form, expected))
         if started.missing:
             self._collected[outcome.node_id] = started
             return self.fetch(outcome.node_id, len(started.parts))
         joined(started.first, b"".join(started.parts), started.sizes, self.form)
         return replace(outcome, reply=started.first)
+
+    def _begun(self, reply: Message) -> _Collected | None:
+        """Return what a first segment begins, None if the reply is whole."""
+        sizes = read_sizes(reply)
+        if sizes is None:
+            return None
+        total = sum(sizes.values())
+        if total > self.most_bytes:
+            raise ReplyRefusedError(
+                f"its reply can have {self.most_bytes} bytes at most, it announces {total}."
+            )
+        return _Collected(reply, sizes, [])
 
 
 # Flower's runtime holds a message several times in each process on its way; this keeps the
@@ -332,8 +332,8 @@ class HeldExchange:
                 cohort.refuse(client, step, name, problem)
                 continue
             try:
-                reply = self._read(message, order)
-                told = contributor(client)
+                most, form = self._most_bytes(order), self.exchange.form
+                reply, told = read_prune(message, order.blocks, most, form), contributor(client)
                 checked = _checked(reply, sums, told)
                 note_answer(state, reply, client)
                 for block, answer in checked.items():
@@ -348,13 +348,11 @@ class HeldExchange:
             folded(client, order)
         return used
 
-    def _read(self, message: Message, order: Order) -> PruneReply:
+    def _most_bytes(self, order: Order) -> dict[int, int]:
+        """Return block -> the most bytes that an answer about it can have in a message."""
         # A frame more: a message about a block of which nothing is pruned is one, too.
-        most = {
-            block: FRAME_BYTES + self.exchange.most_bytes(self.model, block)
-            for block in order.blocks
-        }
-        return read_prune(message, order.blocks, most, self.exchange.form)
+        model = self.model
+        return {b: FRAME_BYTES + self.exchange.most_bytes(model, b) for b in order.blocks}
 
     def _request_to(self) -> Callable[[int], Message]:
         """Return node id -> its request; of what was delivered before it says only the sizes."""

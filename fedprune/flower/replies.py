@@ -6,7 +6,7 @@ node, run, group and kind, once, and not longer than this model's can be. Withou
 answer in another one's name, twice, or with more bytes than the server has.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from logging import WARNING
 
@@ -106,7 +106,17 @@ def pull_reply(grid: Grid, expected: ExpectedReply, limits: ReplyLimits) -> Rece
     """
     if isinstance(grid, ReplyGrid):
         return grid.pull_reply(expected, limits)
-    return _first(grid.pull_messages([expected.request_id]), expected, limits)
+    received = None
+    for message in grid.pull_messages([expected.request_id]):
+        # What a simulation's own processes say of a failure need not tell what it answers.
+        answers = message.has_error() or (
+            message.metadata.reply_to_message_id == expected.request_id
+        )
+        if answers and received is None:
+            received = checked_reply(message, expected, message_bytes(message))
+        else:
+            limits.refuse_stray()
+    return received
 
 
 def drop_reply(grid: Grid, expected: ExpectedReply) -> None:
@@ -121,19 +131,3 @@ def checked_reply(message: Message, expected: ExpectedReply, size: int) -> Recei
     if message.has_content():
         problem = expected.mismatch(message.metadata) or expected.too_long(size)
     return ReceivedReply(None if problem else message, problem, size)
-
-
-def _first(
-    found: Iterable[Message], expected: ExpectedReply, limits: ReplyLimits
-) -> ReceivedReply | None:
-    received = None
-    for message in found:
-        # What a simulation's own processes say of a failure need not tell what it answers.
-        answers = message.has_error() or (
-            message.metadata.reply_to_message_id == expected.request_id
-        )
-        if answers and received is None:
-            received = checked_reply(message, expected, message_bytes(message))
-        else:
-            limits.refuse_stray()
-    return received
