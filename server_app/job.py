@@ -58,7 +58,7 @@ from fedprune.results.run_status import RunStatus, WatchedLedger
 from fedprune.results.tables import plain_table
 from fedprune.results.tracking import Tracking, check_tracker
 from server_app.measure import further_results, measure, smaller_figures, wanted_tasks
-from server_app.run_folder import RunFolder, StateFiles, Tally, TrackedTally
+from server_app.run_folder import RunFolder, StateFiles, Tally
 from strategies import FederatedPruning, PublicModel, strategy_class
 from strategies.cohort import Client, Cohort
 from strategies.messages import MESSAGE_BYTES
@@ -238,7 +238,7 @@ def _run(  # noqa: PLR0913 - what a job is made of
         check_quantizable(loaded.layout, config.pruner.group_size, config.pruner.symmetric)
     floor = bool(config.strategy.own_options().get("majority_floor"))
     rounds = config.strategy.rounds
-    tally = TrackedTally(folder, files, loaded, rounds, tracking, majority_floor=floor)
+    tally = Tally(folder, files, loaded, rounds, majority_floor=floor, tracking=tracking)
     strategy = strategy_class(config.strategy.name)(config, model, tally, files.ledger, state)
     strategy.status = status
     statistics = _asked(source, strategy, tally, marks)

@@ -297,16 +297,22 @@ class Tally:
     rounds: int  # `strategy.rounds`: the results are those of the last one
     # whether votes of at most half decide nothing (`strategy.majority_floor`)
     majority_floor: bool = field(default=False, kw_only=True)
+    # is told of every block, in every round
+    tracking: Tracking | None = field(default=None, kw_only=True)
 
     def add(self, number: int, result: BlockResult) -> None:
-        """Save a block of a round and its figures."""
+        """Save a block of a round and its figures, and tell of them."""
         block = result.block
         linears = [
-            asdict(self._linear(result, name, shape))
+            self._linear(result, name, shape)
             for name, shape in self.loaded.layout.shapes()[block].items()
         ]
         sample = None if result.sample is None else _plain(result.sample)
-        self._write(number, block, result.changes, {"linears": linears, "sample": sample})
+        figures = {"linears": [asdict(linear) for linear in linears], "sample": sample}
+        self._write(number, block, result.changes, figures)
+        if self.tracking is not None:
+            step = (number - 1) * len(self._blocks) + block + 1
+            self.tracking.block(step, linears, self.files.ledger)
 
     def refine(self, number: int, block: int, changes: Mapping[str, Change]) -> None:
         """Save a block's survivors anew; its figures are of its masks, and stay."""
@@ -437,17 +443,3 @@ def _sample(plain: Mapping[str, Any]) -> BlockSample:
 
 def _bits(text: str) -> NDArray[np.uint8]:
     return np.frombuffer(bytes.fromhex(text), dtype=np.uint8)
-
-
-@dataclass
-class TrackedTally(Tally):
-    """Keeps what a tally keeps."""
-
-    tracking: Tracking  # is told of every block, in every round
-
-    def add(self, number: int, result: BlockResult) -> None:
-        """Save a block of a round and its figures, and tell of them."""
-        super().add(number, result)
-        figures = self._figures(number, result.block)["linears"]
-        step = (number - 1) * len(self.loaded.layout.blocks) + result.block + 1
-        self.tracking.block(step, [LinearFigures(**one) for one in figures], self.files.ledger)

@@ -50,18 +50,6 @@ class Recalled(Mapping[int, Mapping[str, _C]]):
         return len(self.blocks)
 
 
-def masked_weight(stored: Tensor, linear: LinearRef, change: Change) -> Tensor:
-    """Return a copy of a parameter with a matrix's pruned entries zero, the others as it says.
-
-    `stored`: the parameter as its module stores it, on any device. `linear`: which linear map it
-    belongs to; of an expert's, the others' slices stay as they are. `change`: shape (d_out, d_in),
-    True where a weight survives.
-    """
-    copied = stored.clone(memory_format=torch.contiguous_format)
-    _write(linear.orient(copied), change)
-    return copied
-
-
 def changed_survivors(weight: Tensor, change: Change) -> SparseWeight:
     """Return what becomes of a (d_out, d_in) matrix as survivors with values, of the same type."""
     if isinstance(change, SparseWeight):
@@ -86,11 +74,11 @@ def _write(weight: Tensor, change: Change) -> None:
     if isinstance(change, SparseWeight | QuantizedWeight):
         weight.copy_(change.dense())
         return
-    pruned = _pruned(change, weight.device)
-    factors = _factors(change, weight.device)
+    factors = change.factors() if isinstance(change, LinearUpdate) else None
     if factors is not None:
-        weight.copy_(weight.to(torch.float32) * factors)
-    weight.masked_fill_(pruned, 0)
+        weight.copy_(weight.to(torch.float32) * torch.from_numpy(factors).to(weight.device))
+    kept = torch.from_numpy(mask_of(change).to_bool()).to(weight.device)
+    weight.masked_fill_(kept.logical_not_(), 0)
 
 
 def changed_tensors(
@@ -104,10 +92,10 @@ def changed_tensors(
     """
     changed = dict(tensors)
     for linear, change in _pairs(layout, block, changes):
-        if changed[linear.key] is tensors[linear.key]:
-            changed[linear.key] = masked_weight(tensors[linear.key], linear, change)
-        else:  # another expert's slice of a copy
-            _write(linear.orient(changed[linear.key]), change)
+        stored = tensors[linear.key]
+        if changed[linear.key] is stored:  # of an expert's slice there may be a copy already
+            changed[linear.key] = stored.clone(memory_format=torch.contiguous_format)
+        _write(linear.orient(changed[linear.key]), change)
     return changed
 
 
@@ -136,14 +124,3 @@ def _pairs(
             )
         pairs.append((linears[name], mask))
     return pairs
-
-
-def _pruned(change: Change, device: torch.device) -> Tensor:
-    """Return the complement of a mask, boolean (d_out, d_in), on the weight's device."""
-    return torch.from_numpy(mask_of(change).to_bool()).to(device).logical_not_()
-
-
-def _factors(change: Change, device: torch.device) -> Tensor | None:
-    """Return the factors of a scaled update, float32 (d_out, d_in), on the weight's device."""
-    factors = change.factors() if isinstance(change, LinearUpdate) else None
-    return None if factors is None else torch.from_numpy(factors).to(device)

@@ -3,11 +3,18 @@ import pytest
 import torch
 
 from fedprune.errors import ModelError
-from fedprune.models.changes import Recalled, changed_tensors, masked_weight
+from fedprune.models.changes import Recalled, changed_tensors
 from fedprune.wire.changes import FLOATS, LinearUpdate, SparseWeight
 from fedprune.wire.masks import BitMask
 from tests.support.architectures import tiny_model
 from tests.support.masks import equal_bits, expected_state, random_masks, state_of
+
+
+def changed_weight(loaded, block, name, change):
+    """One linear's parameter after its change, as it is stored."""
+    tensors = loaded.block_tensors(block)
+    key = loaded.layout.linears(block)[name].key
+    return changed_tensors(loaded.layout, block, tensors, {name: change})[key]
 
 
 def changed_state(loaded, changes):
@@ -81,9 +88,8 @@ def test_scaled_survivors_keep_their_dtype(family, dtype):
     gone = np.argwhere(~updates[1][name].mask.to_bool())[0]
     loaded.weight(1, name)[tuple(gone)] = float("nan")
     dense, expected = state_of(loaded), scaled_state(loaded, updates)
-    linear = loaded.layout.linears(1)[name]
     key = f"{loaded.layout.prefix}.1.{name}.weight"
-    made = masked_weight(linear.module.weight.detach(), linear, updates[1][name])
+    made = changed_weight(loaded, 1, name, updates[1][name])
     assert equal_bits({key: made}, {key: expected[key]})
     assert equal_bits(changed_state(loaded, updates), expected)
     assert equal_bits(state_of(loaded), dense) and not equal_bits(dense, before)
@@ -128,9 +134,8 @@ def test_new_values_take_the_survivors_place(family, dtype, sent):
         for key, tensor in scaled_state(loaded, {1: changes[1]}).items()
         if f"{loaded.layout.prefix}.1." in key
     }
-    linear = loaded.layout.linears(0)[name]
     key = f"{loaded.layout.prefix}.0.{name}.weight"
-    made = masked_weight(linear.module.weight.detach(), linear, change)
+    made = changed_weight(loaded, 0, name, change)
     assert made.is_contiguous() and made.dtype == dtype
     assert equal_bits({key: made}, {key: expected[key]})
     assert equal_bits(changed_state(loaded, changes), expected)
@@ -146,13 +151,13 @@ def test_an_update_without_counts_is_its_mask():
     assert equal_bits(changed_state(loaded, plain), expected_state(loaded, masks))
 
 
-def test_masked_weight_is_a_copy_in_the_stored_orientation():
+def test_a_changed_weight_is_a_copy_in_the_stored_orientation():
     loaded = tiny_model("gpt2")
     linear = loaded.layout.linears(0)["mlp.c_fc"]
     keep = np.zeros(linear.shape, dtype=bool)
     keep[3, 4] = True
     before = state_of(loaded)
-    made = masked_weight(linear.module.weight, linear, BitMask.from_bool(keep))
+    made = changed_weight(loaded, 0, "mlp.c_fc", BitMask.from_bool(keep))
     assert made.shape == linear.module.weight.shape
     assert torch.nonzero(made).tolist() == [[4, 3]]
     assert equal_bits(state_of(loaded), before)
