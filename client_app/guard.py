@@ -42,7 +42,7 @@ def guarded(
             reply = handle(message, context)
         except Exception as error:
             reply = Message(Error(_RAISED, _reason(told.message_type, error)), reply_to=message)
-        return _recorded(message, context, reply)
+        return _refusal(message, context, reply) or reply
 
 
 def _reason(request: str, error: Exception) -> str:
@@ -62,11 +62,11 @@ def _reason(request: str, error: Exception) -> str:
     return f"{kind}{cause} on the node; its own log has the details"
 
 
-def _recorded(message: Message, context: Context, reply: Message) -> Message:
-    """Return a reply once the operator's ledger has it; without a ledger at once."""
+def _refusal(message: Message, context: Context, reply: Message) -> Message | None:
+    """Put a reply into the operator's ledger, if there is one; return what goes in its place."""
     path = context.node_config.get("ledger")
     if not isinstance(path, str) or not path:
-        return reply
+        return None
     ledger = Path(path).expanduser()
     text, config = _asked(message)
     try:
@@ -77,9 +77,10 @@ def _recorded(message: Message, context: Context, reply: Message) -> Message:
         return Message(Error(_RAISED, f"LedgerError: {error.outside}"), reply_to=message)
     except (DailyLimitError, ConfigError) as error:
         _log.info("%s is not answered: %s", message.metadata.message_type, error)
-        refusal = Error(_RAISED, f"{type(error).__name__}: {error.outside}")
-        return _recorded(message, context, Message(refusal, reply_to=message))
-    return reply
+        told = Error(_RAISED, f"{type(error).__name__}: {error.outside}")
+        refusal = Message(told, reply_to=message)
+        return _refusal(message, context, refusal) or refusal
+    return None
 
 
 def _asked(message: Message) -> tuple[str, RunConfig | None]:

@@ -16,7 +16,6 @@ from fedprune.methods.public_model import FRAME_BYTES, PublicModel
 from fedprune.models.transfer import MOST_SEGMENT_BYTES
 from fedprune.records import (
     Order,
-    PruneReply,
     joined,
     order_record,
     read_prune,
@@ -334,7 +333,10 @@ class HeldExchange:
             try:
                 most, form = self._most_bytes(order), self.exchange.form
                 reply, told = read_prune(message, order.blocks, most, form), contributor(client)
-                checked = _checked(reply, sums, told)
+                checked = {}
+                for block, payload in reply.blocks.items():
+                    with _of_block(block):
+                        checked[block] = sums[block].check(payload, told)
                 note_answer(state, reply, client)
                 for block, answer in checked.items():
                     sums[block].add(answer, told)
@@ -390,14 +392,10 @@ class HeldExchange:
             cohort.ledger.add(cohort.entry(client, self.client.step, "deliver"))
 
 
-def _checked(
-    reply: PruneReply, sums: Mapping[int, Aggregator[Any, Any]], told: Contributor
-) -> dict[int, Any]:
-    """Return a reply's answers by block; ReplyRefusedError if one is wrong: nothing is added."""
-    checked = {}
-    for block, payload in reply.blocks.items():
-        try:
-            checked[block] = sums[block].check(payload, told)
-        except WireError as error:
-            raise ReplyRefusedError(f"block {block}: {error}") from None
-    return checked
+@contextlib.contextmanager
+def _of_block(block: int) -> Iterator[None]:
+    """Say of which block it is that an answer is wrong."""
+    try:
+        yield
+    except WireError as error:
+        raise ReplyRefusedError(f"block {block}: {error}") from None

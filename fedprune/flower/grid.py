@@ -42,7 +42,6 @@ from fedprune.flower.replies import (
     ReceivedReply,
     ReplyGrid,
     ReplyLimits,
-    checked_reply,
 )
 
 _NAME_BYTES = 65  # every object but the first is named in another one, 64 characters and a comma
@@ -279,22 +278,19 @@ def _message_of(partial: _PartialReply, expected: ExpectedReply) -> ReceivedRepl
         if not isinstance(message, Message):
             return ReceivedReply(None, "its reply is no message.", size)
         set_message_id(message, partial.message_id)  # as Flower's grid does
-        if message.has_error():
-            return _checked_error(message, expected, partial)
-        return checked_reply(message, expected, size)
+        problem = expected.refusal(message, size)
+        if message.has_error() and not partial.from_superlink:
+            problem = _nodes_error(message, expected)
+        return ReceivedReply.of(message, problem, size)
     except Exception as error:  # Flower's parsers raise whatever they stumble over
         return ReceivedReply(None, f"its reply cannot be read ({type(error).__name__}).", size)
 
 
-def _checked_error(
-    message: Message, expected: ExpectedReply, partial: _PartialReply
-) -> ReceivedReply:
-    if partial.from_superlink:
-        return ReceivedReply(message, "", partial.size)
+def _nodes_error(message: Message, expected: ExpectedReply) -> str:
+    """Return why an error that a node sent is refused; "" if it is not."""
     if message.error.code not in _NODES_CODES:
-        return ReceivedReply(None, "its reply is an error that no node has.", partial.size)
-    problem = expected.mismatch(message.metadata)
-    return ReceivedReply(None if problem else message, problem, partial.size)
+        return "its reply is an error that no node has."
+    return expected.mismatch(message.metadata)
 
 
 def _expanded(contents: dict[str, bytes]) -> int:

@@ -9,6 +9,7 @@ answer in another one's name, twice, or with more bytes than the server has.
 from collections.abc import Callable
 from dataclasses import dataclass
 from logging import WARNING
+from typing import Self
 
 from flwr.app import Message, Metadata
 from flwr.common.logger import log
@@ -41,6 +42,12 @@ class ExpectedReply:
                 return f"its reply says that it is of another {what} than the one it answers."
         return ""
 
+    def refusal(self, message: Message, size: int) -> str:
+        """Return why a whole message is refused; "" if it is not, as an error of Flower's."""
+        if not message.has_content():
+            return ""
+        return self.mismatch(message.metadata) or self.too_long(size)
+
     def too_long(self, found: int) -> str:
         """Return why a reply of so many bytes, or more, is refused; "" if it is not."""
         if found <= self.most_bytes:
@@ -58,6 +65,11 @@ class ReceivedReply:
     message: Message | None  # the reply, an error of Flower's included
     problem: str  # why it is refused; "" if there is a message
     size: int  # bytes received
+
+    @classmethod
+    def of(cls, message: Message, problem: str, size: int) -> Self:
+        """Return a message, or why it is refused."""
+        return cls(None if problem else message, problem, size)
 
 
 def _tell_nobody(count: int) -> None:
@@ -113,7 +125,8 @@ def pull_reply(grid: Grid, expected: ExpectedReply, limits: ReplyLimits) -> Rece
             message.metadata.reply_to_message_id == expected.request_id
         )
         if answers and received is None:
-            received = checked_reply(message, expected, message_bytes(message))
+            size = message_bytes(message)
+            received = ReceivedReply.of(message, expected.refusal(message, size), size)
         else:
             limits.refuse_stray()
     return received
@@ -123,11 +136,3 @@ def drop_reply(grid: Grid, expected: ExpectedReply) -> None:
     """Forget what has come of an answer that nobody waits for any more."""
     if isinstance(grid, ReplyGrid):
         grid.drop_reply(expected)
-
-
-def checked_reply(message: Message, expected: ExpectedReply, size: int) -> ReceivedReply:
-    """Return a whole message as the answer to a request, or why it is refused."""
-    problem = ""
-    if message.has_content():
-        problem = expected.mismatch(message.metadata) or expected.too_long(size)
-    return ReceivedReply(None if problem else message, problem, size)
