@@ -104,6 +104,7 @@ class FederatedPruning(Strategy):
     _pace: SavePace
     _assignment: Assignment
     _open: dict[int, Aggregator[Any, Any]]
+    _main: tuple[RunConfig, BlockExchange] | None = None
 
     def __init__(
         self,
@@ -148,7 +149,9 @@ class FederatedPruning(Strategy):
     @property
     def exchange(self) -> BlockExchange:
         """The exchange that is held about every block, by the configuration of now."""
-        return main_exchange(self.config)
+        if self._main is None or self._main[0] is not self.config:  # it keeps its plan of noise
+            self._main = self.config, main_exchange(self.config)
+        return self._main[1]
 
     def sent(self, exchange: BlockExchange) -> BlockExchange:
         """Return an exchange as its answers travel: as it is, or under masks."""
@@ -288,7 +291,9 @@ class FederatedPruning(Strategy):
 
     def _told(self, order: Order) -> dict[str, bytes]:
         """Return what clients must know of the public model to answer."""
-        exchange = exchanges(self.config)[order.exchange]
+        exchange = self.exchange
+        if order.exchange != exchange.name:
+            exchange = exchanges(self.config)[order.exchange]
         said = {block: exchange.told(self.model, block) for block in order.blocks}
         return {f"public-{block:05d}": data for block, data in said.items() if data}
 

@@ -99,12 +99,14 @@ class NoisyExchange(BlockExchange):
         self.payload, self.prunes, self.together = inner.payload, inner.prunes, inner.together
         self.shares_inputs = inner.shares_inputs
         self._scales: dict[int, bytes] = {}
-        self._here: Plan | None = None
+        self._plan: Plan | None = None
         self._kept: dict[str, Any] = {}
 
     def plan(self, model: PublicModel) -> Plan:
-        """Return what is sent: beside the texts as it was found there."""
-        return self._here or Plan.of(self.summed, model)
+        """Return what is sent of this exchange's model: beside the texts as it was found there."""
+        if self._plan is None:
+            self._plan = Plan.of(self.summed, model)
+        return self._plan
 
     @property
     def form(self) -> str:
@@ -115,12 +117,12 @@ class NoisyExchange(BlockExchange):
 
     def hear(self, walk: BlockWalk, data: bytes) -> None:
         """Take the scale of a block; whatever it is, what a sample adds stays within its length."""
-        self._here = Plan.here(self.summed, walk.model)
+        self._plan = self._plan or Plan.here(self.summed, walk.model)
         self._scales[walk.position] = data
 
     def answer(self, walk: BlockWalk, spec: BlockSpec, local_prefix: bool) -> Answer:
         """Return this client's sums of the block where a walk stands, with its noise."""
-        block, plan = walk.position, Plan.here(self.summed, walk.model)
+        block, plan = walk.position, self._plan or Plan.here(self.summed, walk.model)
         if walk.limits.batch_size != 1 or local_prefix:
             raise ReplyRefusedError("samples must run alone, through blocks that are no client's.")
         if block == 0:
@@ -184,10 +186,8 @@ class NoisyExchange(BlockExchange):
 
     def told(self, model: PublicModel, block: int) -> bytes:
         """Return the scale of a block: by what public text makes of each number of a sample."""
-        plan = Plan.of(self.summed, model)
-        return encode_arrays(
-            {share.key: self.scale(model, block, share) for share in plan.shares[block]}
-        )
+        shares = self.plan(model).shares[block]
+        return encode_arrays({share.key: self.scale(model, block, share) for share in shares})
 
     def means(self, model: PublicModel, block: int, share: Share) -> NDArray[np.float64]:
         """Return what public text makes of each number of a share in a sample."""
@@ -200,7 +200,7 @@ class NoisyExchange(BlockExchange):
 
     def most_bytes(self, model: PublicModel, block: int) -> int:
         """Return the most bytes that a client's sums of a block can take."""
-        return most_bytes(Plan.of(self.summed, model).specs(block, "int64"))
+        return most_bytes(self.plan(model).specs(block, "int64"))
 
     def aggregator(self, task: BlockTask) -> "Aggregator[Any, Any]":
         """Return empty sums for a block."""
@@ -212,7 +212,7 @@ class NoisyExchange(BlockExchange):
 
     def promise(self, model: PublicModel, samples: int, clients: int) -> dict[str, Any]:
         """Return what is guaranteed about each sample, and how much noise that takes."""
-        found, plan = guarantee(self.config), Plan.of(self.summed, model)
+        found, plan = guarantee(self.config), self.plan(model)
         return {
             **asdict(found),
             "clip": self.config.privacy.clip,
@@ -227,7 +227,7 @@ class NoisyExchange(BlockExchange):
 
     def relative_noise(self, model: PublicModel, samples: int, clients: int) -> float:
         """Return the noise of a number in multiples of what samples like public text make of it."""
-        promise, total = guarantee(self.config), Plan.of(self.summed, model).total
+        promise, total = guarantee(self.config), self.plan(model).total
         width = promise.multiplier * math.sqrt(max(1.0, clients / promise.shares))
         return width * self.config.privacy.clip * math.sqrt(total) / max(1, samples)
 
