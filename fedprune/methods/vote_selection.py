@@ -1,60 +1,44 @@
 """From votes to one mask: the most voted weights are pruned, exactly as many as asked.
 
 FedPrLLM's server step (arXiv 2505.13547, step 4 of its algorithm) for all of its comparison
-groups. A histogram of a group's votes says at which count pruning ends; only the weights tied
-there are ranked, by |W|, by index or at random.
+groups. Compiled loops find the count of votes at which a group's pruning ends, and rank only the
+weights tied there, by |W|, by index or at random.
 """
 
 from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from fedprune.config.pattern import GROUPS, Pattern, Rounding, pruned_count
+from fedprune.config.pattern import Pattern, Rounding, pruned_count
 from fedprune.errors import ConfigError, ModelError
+from fedprune.jit import jit
 from fedprune.methods.votes import VoteCounter, Votes
+from fedprune.pruning.selection_kernels import find_threshold
 from fedprune.wire.masks import BitMask
 
-TIES = ("magnitude", "index", "random")
-ROUNDINGS = ("floor", "ceil")
-
-_WEIGHTS = 1 << 18  # weights of a step: what is made of them stays in a core's cache
-_BINS = 1 << 12  # votes up to which a histogram is the shortest way to a threshold
-
-Keys = NDArray[np.float32] | NDArray[np.uint32]
+Keys = NDArray[np.uint32]
+Values = TypeVar("Values", Votes, Keys, NDArray[np.bool_])
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How votes become a mask.
+    """How votes become a mask."""
 
-    Raises ConfigError if group, ties, rounding or seed are none of these.
-    """
-
-    group: str = "layer"  # comparison group of an unstructured mask: 'layer', 'row' or 'column'
+    # comparison group of an unstructured mask
+    group: Literal["layer", "row", "column"] = "layer"
     # which of equally voted weights is pruned first: 'magnitude' the smaller |W|, of equals the
     # lower index; 'index' the lower index, as published for rows and columns; 'random' any, by
     # `seed`, as published for layers
-    ties: str = "magnitude"
+    ties: Literal["magnitude", "index", "random"] = "magnitude"
     # prune by votes only what more than half of them are for; what is then missing to the group's
     # count is filled with the smallest |W| of the rest, of equals the lower index. Without it a
     # third of the votes can push out weights that all others keep.
     majority_floor: bool = False
     seed: int = 0  # of random ties, non-negative; give each linear its own
     rounding: Rounding = "floor"  # of an unstructured mask's count in each group
-
-    def __post_init__(self) -> None:
-        """Refuse rules that do not exist."""
-        for key, value, known in (
-            ("group", self.group, GROUPS),
-            ("ties", self.ties, TIES),
-            ("rounding", self.rounding, ROUNDINGS),
-        ):
-            if value not in known:
-                options = ", ".join(f"'{option}'" for option in known)
-                raise ConfigError(f"`strategy.{key}` must be one of {options}, got '{value}'.")
-        if self.seed < 0:
-            raise ConfigError(f"`seed` must be at least 0, got {self.seed}.")
 
 
 def select(
@@ -75,30 +59,20 @@ def select(
     if not 0.0 <= sparsity < 1.0:
         raise ConfigError(f"`sparsity` must be at least 0 and below 1, got {sparsity}.")
     groups = {"layer": (1, votes.numel), "row": shape, "column": shape}[rule.group]
-    mask = np.empty(groups, dtype=np.bool_)
-    keeps, weights, survives = _keeps(votes, 0, votes.numel, rule), magnitude, mask
-    keeps, weights = keeps.reshape(groups), weights.reshape(groups)
+    keeps, codes = _keeps(votes, rule).reshape(groups), magnitude.view(np.uint32).reshape(groups)
     if rule.group == "column":
-        keeps, weights, survives = np.ascontiguousarray(keeps.T), weights.T, mask.T
+        keeps, codes = _transposed(keeps), _transposed(codes)
     count = pruned_count(keeps.shape[1], sparsity, rule.rounding)
-    random, filled = _Random(rule.seed), _half(votes) if rule.majority_floor else -1
-    step = max(_WEIGHTS // keeps.shape[1], 1)
-    for start in range(0, len(keeps), step):
-        part, kept = keeps[start : start + step], survives[start : start + step]
-        limits = _limits(part, min(count, keeps.shape[1] - 1), votes.total)
-        np.greater_equal(part, limits, out=kept)
-        tied = part == limits
-        left = count - np.count_nonzero(part < limits, axis=1)
-        for group in left.nonzero()[0].tolist():
-            places = tied[group].nonzero()[0]
-            if rule.ties == "index" and limits[group, 0] != filled:
-                pruned = places[: left[group]]
-            elif rule.ties == "random" and limits[group, 0] != filled:
-                pruned = places[_lowest(random.draw(places.size), int(left[group]))]
-            else:
-                pruned = places[_lowest(weights[start + group][places], int(left[group]))]
-            kept[group][pruned] = False
-    return BitMask.from_bool(mask.reshape(shape))
+    limits = find_limits(keeps, count, votes.total)
+    filled, keys = _half(votes) if rule.majority_floor else -1, codes[0, :0]
+    if rule.ties != "magnitude":
+        ranked = (limits[:, 1] > 0) & (limits[:, 0] != filled)
+        ties = keeps[ranked] == limits[ranked, :1].astype(keeps.dtype)
+        keys = _keys(rule, int(np.count_nonzero(ties)))
+    survives = prune_tied(keeps, limits, codes, filled, keys)
+    if rule.group == "column":
+        survives = _transposed(survives)
+    return BitMask.from_bool(survives.reshape(shape))
 
 
 def select_nm(
@@ -123,32 +97,12 @@ def select_nm(
         )
     if shape[1] % m:
         raise ModelError(f"Pattern '{pattern}' needs d_in divisible by {m}, got {shape[1]}.")
-    mask = np.empty(votes.numel, dtype=np.bool_)
-    random = _Random(rule.seed)
-    step = max(_WEIGHTS // m, 1) * m
-    for start in range(0, votes.numel, step):
-        stop = min(start + step, votes.numel)
-        keeps = _keeps(votes, start, stop, rule)
-        # Bit patterns of non-negative floats sort as the floats do: one key holds both.
-        codes = magnitude[start:stop].view(np.uint32)
-        ties = {"magnitude": codes, "index": np.zeros_like(codes)}.get(rule.ties)
-        if ties is None:
-            ties = random.draw(codes.size)
-        if rule.majority_floor:
-            ties = np.where(keeps == _half(votes), codes, ties)
-        keys = keeps.astype(np.uint64) << np.uint64(32) | ties
-        mask[start:stop].reshape(-1, m)[:] = (_ranks(keys.reshape(-1, m).T) >= m - n).T
-    return BitMask.from_bool(mask.reshape(shape))
-
-
-class _Random:
-    """Numbers that depend on the seed alone: NumPy keeps a generator's raw output the same."""
-
-    def __init__(self, seed: int) -> None:
-        self._stream = np.random.PCG64(seed)
-
-    def draw(self, count: int) -> NDArray[np.uint32]:
-        return (self._stream.random_raw(count) >> np.uint64(32)).astype(np.uint32)
+    groups = (votes.numel // m, m)
+    keeps, codes = _keeps(votes, rule).reshape(groups), magnitude.view(np.uint32).reshape(groups)
+    keys = codes if rule.ties == "magnitude" else _keys(rule, votes.numel).reshape(groups)
+    if rule.majority_floor:
+        keys = np.where(keeps == _half(votes), codes, keys)
+    return BitMask.from_bool(prune_ranked(keeps, keys, m - n).reshape(shape))
 
 
 def _half(votes: VoteCounter) -> int:
@@ -156,48 +110,22 @@ def _half(votes: VoteCounter) -> int:
     return (votes.total + 1) // 2
 
 
-def _keeps(votes: VoteCounter, start: int, stop: int, rule: Rule) -> Votes:
+def _keeps(votes: VoteCounter, rule: Rule) -> Votes:
     """Return votes to keep; with a majority floor what no majority prunes has the same number."""
-    keeps = votes.keeps(start, stop)
+    keeps = votes.keeps(0, votes.numel)
     return np.minimum(keeps, _half(votes), out=keeps) if rule.majority_floor else keeps
 
 
-def _limits(keeps: Votes, count: int, most: int) -> Votes:
-    """Return each group's lowest number with more than `count` at or below, shape (groups, 1)."""
-    groups, size = keeps.shape
-    if most > _BINS:
-        limits: Votes = np.partition(keeps, count, axis=1)[:, count : count + 1]
-        return limits
-    bins, step = most + 1, max(_WEIGHTS // groups, 1)
-    found, offsets = np.zeros(groups * bins, np.int64), np.arange(groups)[:, np.newaxis] * bins
-    for start in range(0, size, step):
-        values = keeps[:, start : start + step] + offsets
-        found += np.bincount(values.ravel(), minlength=found.size)
-    below = found.reshape(groups, bins).cumsum(axis=1) <= count
-    limits = np.count_nonzero(below, axis=1)[:, np.newaxis].astype(keeps.dtype)
-    return limits
+def _keys(rule: Rule, count: int) -> Keys:
+    """Return what ranks ties by index or at random; NumPy keeps a generator's raw output."""
+    if rule.ties == "index":
+        return np.zeros(count, dtype=np.uint32)
+    return (np.random.PCG64(rule.seed).random_raw(count) >> np.uint64(32)).astype(np.uint32)
 
 
-def _lowest(keys: Keys, count: int) -> NDArray[np.bool_]:
-    """Flag the `count` lowest keys, at least one, of equals the first."""
-    limit = np.partition(keys, count - 1)[count - 1]
-    lowest: NDArray[np.bool_] = keys <= limit
-    beyond = np.count_nonzero(lowest) - count
-    if beyond:
-        lowest[np.flatnonzero(keys == limit)[-beyond:]] = False
-    return lowest
-
-
-def _ranks(keys: NDArray[np.uint64]) -> NDArray[np.int32]:
-    """Return each key's rank in its group, shape (m, groups); of equals the first is lower."""
-    keys = np.ascontiguousarray(keys)
-    ranks = np.zeros(keys.shape, dtype=np.int32)
-    for lane in range(keys.shape[0]):
-        for later in range(lane + 1, keys.shape[0]):
-            first = keys[lane] <= keys[later]
-            ranks[later] += first
-            ranks[lane] += ~first
-    return ranks
+def _transposed(values: Values) -> Values:
+    transposed: Values = torch.from_numpy(values).t().contiguous().numpy()
+    return transposed
 
 
 def _check_sizes(
@@ -208,3 +136,88 @@ def _check_sizes(
             f"Votes of {votes.numel} weights do not fit a {shape[0]}x{shape[1]} weight "
             f"with magnitudes of shape {magnitude.shape}."
         )
+
+
+@jit
+def find_limits(keeps: Votes, count: int, most: int) -> NDArray[np.int64]:
+    """Return where pruning ends in each group of votes to keep, shape (groups, 2).
+
+    All weights below the first number are pruned, and as many as the second says of those equal to
+    it. `keeps`: at most `most`, shape (groups, size).
+    """
+    limits = np.empty((keeps.shape[0], 2), np.int64)
+    for group in range(keeps.shape[0]):
+        limits[group] = find_threshold(keeps[group], count, (0, most), keeps.shape[1])
+    return limits
+
+
+@jit
+def prune_tied(
+    keeps: Votes, limits: NDArray[np.int64], codes: Keys, filled: int, keys: Keys
+) -> NDArray[np.bool_]:
+    """Return which weights survive, shape (groups, size): of ties those of the highest codes.
+
+    `limits`: as :func:`find_limits` returns them. `keys`: rank the ties of all groups, one after
+    the other, in place of the codes; not where the limit is `filled`. Of equal ones the last stay.
+    """
+    survives = np.empty(keeps.shape, np.bool_)
+    tied = np.empty(keeps.shape[1] + 1, codes.dtype)
+    used = 0
+    for group in range(keeps.shape[0]):
+        limit, left = keeps.dtype.type(limits[group, 0]), limits[group, 1]
+        if left == 0:
+            survives[group] = keeps[group] >= limit
+            continue
+        count = _gather(keeps[group], limit, codes[group], tied)
+        if keys.size and limit != filled:
+            tied[:count] = keys[used : used + count]
+            used += count
+        bracket = int(tied[:count].min()), int(tied[:count].max())
+        last, left = find_threshold(tied[:count], left, bracket, count)
+        _keep(keeps[group], limit, tied, tied.dtype.type(last), left, survives[group])
+    return survives
+
+
+@jit
+def _gather(votes: Votes, limit: Any, codes: Keys, tied: Keys) -> int:
+    """Copy the codes of what has `limit` votes; return how many there are."""
+    count = 0
+    for j in range(votes.size):  # no branch: what is not tied is overwritten
+        tied[count] = codes[j]
+        count += int(votes[j] == limit)
+    return count
+
+
+@jit
+def _keep(
+    votes: Votes, limit: Any, tied: Keys, last: Any, left: int, kept: NDArray[np.bool_]
+) -> None:
+    """Flag what has more than `limit` votes, or as many and a key above the `left` first `last`."""
+    place = 0
+    for j in range(votes.size):
+        is_tied, key = votes[j] == limit, tied[place]
+        pruned = (key < last) | ((key == last) & (left > 0))
+        kept[j] = (votes[j] > limit) | (is_tied & ~pruned)
+        left -= int(is_tied & (key == last))
+        place += int(is_tied)
+
+
+@jit
+def prune_ranked(keeps: Votes, keys: Keys, count: int) -> NDArray[np.bool_]:
+    """Return which weights survive, all but `count` of each group: those of the highest votes.
+
+    Of equal votes those of the highest keys, of equal keys the last ones. For small groups.
+    """
+    survives = np.empty(keeps.shape, np.bool_)
+    wide = np.empty(keeps.shape[1], np.uint64)
+    for group in range(keeps.shape[0]):
+        for j in range(wide.size):
+            wide[j] = np.uint64(keeps[group, j]) << np.uint64(32) | np.uint64(keys[group, j])
+        for j in range(wide.size):
+            lower = 0
+            for other in range(j):
+                lower += wide[other] <= wide[j]
+            for other in range(j + 1, wide.size):
+                lower += wide[other] < wide[j]
+            survives[group, j] = lower >= count
+    return survives

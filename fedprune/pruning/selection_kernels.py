@@ -8,7 +8,7 @@ sort as they do; all selection is done on codes, exactly.
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -170,6 +170,7 @@ def _check_finite(finite: list[bool]) -> None:
 
 
 Lanes = NDArray[np.uint8] | NDArray[np.int32]
+Codes = NDArray[np.int32] | NDArray[np.unsignedinteger[Any]]
 
 INFINITY = 0x7F800000  # the code of +inf; NaNs lie above it, or below zero
 LOW_BITS = 15  # the layer's threshold is found in two digits of 16 and 15 bits
@@ -345,7 +346,7 @@ def _keep_ranked(
 
 @jit
 def find_threshold(
-    codes: NDArray[np.int32], lowest: int, bracket: tuple[int, int], size: int
+    codes: Codes, lowest: int, bracket: tuple[int, int], size: int
 ) -> tuple[int, int]:
     """Return (threshold, ties): `lowest` codes are all those below it and `ties` of those equal.
 
@@ -380,8 +381,8 @@ def find_threshold(
 
 
 @jit
-def _count_below(codes: NDArray[np.int32], pivot: int) -> int:
-    narrow = np.int32(pivot)
+def _count_below(codes: Codes, pivot: int) -> int:
+    narrow = codes.dtype.type(pivot)
     count = np.int32(0)  # 32 bits wide, so that a vector holds as many counters as codes
     for j in range(codes.size):
         count = np.int32(count + np.int32(codes[j] < narrow))

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from fedprune.config.pattern import Pattern
 from fedprune.errors import ConfigError, ModelError
-from fedprune.methods import vote_selection as module
 from fedprune.methods.vote_selection import Rule, select, select_nm
 from fedprune.methods.votes import VoteCounter
 from fedprune.wire.masks import BitMask
@@ -203,20 +202,6 @@ def test_random_ties_favour_nobody():
     assert (abs(halves - 1250) < 150).all()
 
 
-@pytest.mark.parametrize("rule", RULES, ids=str)
-def test_steps_do_not_show(monkeypatch, rule):
-    shape = (40, 136)
-    masks, magnitude = case(3, 2, shape, 4)
-    sparsities = (0.1, 0.3, 0.45, 0.6, 0.9)
-    before = [select(counted(masks), s, magnitude, shape, rule) for s in sparsities]
-    nm = select_nm(counted(masks), Pattern(1, 4), magnitude, shape, rule)
-    for weights, bins in ((10, 4096), (500, 4096), (500, 0)):
-        monkeypatch.setattr(module, "_WEIGHTS", weights)
-        monkeypatch.setattr(module, "_BINS", bins)
-        assert nm == select_nm(counted(masks), Pattern(1, 4), magnitude, shape, rule)
-        assert before == [select(counted(masks), s, magnitude, shape, rule) for s in sparsities]
-
-
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("shape", [(70, 600), (200, 130), (64, 512)], ids=str)
 def test_many_ties(group, shape):
@@ -323,20 +308,6 @@ def test_sparsity_out_of_range(sparsity):
     counter = counted(np.zeros((1, *SHAPE), dtype=bool))
     with pytest.raises(ConfigError, match="`sparsity` must be at least 0 and below 1"):
         select(counter, sparsity, np.ones(120, dtype=np.float32), SHAPE, Rule())
-
-
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ({"group": "block"}, "`strategy.group` must be one of 'layer', 'row', 'column', got 'blo"),
-        ({"ties": "first"}, "`strategy.ties` must be one of 'magnitude', 'index', 'random', got"),
-        ({"seed": -1}, "`seed` must be at least 0, got -1"),
-        ({"rounding": "up"}, "`strategy.rounding` must be one of 'floor', 'ceil', got 'up'"),
-    ],
-)
-def test_rules_that_do_not_exist(fields, words):
-    with pytest.raises(ConfigError, match=words):
-        Rule(**fields)
 
 
 @pytest.mark.parametrize(
