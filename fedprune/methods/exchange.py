@@ -31,11 +31,10 @@ from fedprune.pruning.statistics import (
     ColumnSums,
     Statistic,
     StatisticKind,
-    beside,
 )
 from fedprune.pruning.structured import unit_pruner
 from fedprune.pruning.units import Units
-from fedprune.pruning.wanda import prune_known
+from fedprune.pruning.wanda import prune_linears
 from fedprune.wire.changes import (
     Change,
     LinearUpdate,
@@ -394,15 +393,11 @@ class BlockAggregator(Aggregator[A, BlockResult]):
 
         ``outputs`` are the moments of those linears' outputs that are known.
         """
-        block, changes = self.task.block, dict[str, Change]()
+        block, known = self.task.block, dict.fromkeys(linears, statistic)
         spec = self.exchange.result_spec(block, self.task.model.num_blocks)
-        for name in linears:
-            found = beside(statistic, outputs.get(name))
-            try:
-                changes[name] = prune_known(pruner, self.weight(name), found, spec.of(name))
-            except ModelError as error:
-                raise ModelError(f"block {block}, linear '{name}': {error}") from error
-        return changes
+        weights = ((name, self.weight(name)) for name in linears)
+        where = f"block {block}, linear '{{}}'".format
+        return prune_linears(pruner, weights, known, outputs, spec, where)
 
     def update(self, result: BlockResult) -> bytes:
         """Encode what clients are told of the block, where the schedule is iterative."""

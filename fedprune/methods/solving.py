@@ -18,10 +18,10 @@ from fedprune.pruning.owl import outlier_share
 from fedprune.pruning.pruner import Pruner
 from fedprune.pruning.registry import make_solver
 from fedprune.pruning.sensitivity import Curve, block_curves
-from fedprune.pruning.statistics import NOTHING, ColumnStatistics, Statistic, beside
+from fedprune.pruning.statistics import NOTHING, ColumnStatistics, Statistic
 from fedprune.pruning.structured import unit_pruner
 from fedprune.pruning.units import find_units
-from fedprune.pruning.wanda import prune_known
+from fedprune.pruning.wanda import prune_linears
 from fedprune.wire.changes import Change
 
 
@@ -73,23 +73,17 @@ def _block(
     known: dict[str, Statistic] = {}
     if pruner.needs != NOTHING:
         known = statistics.linears(block, pruner.needs)
-    found: dict[str, Change] = {}
     structured = unit_pruner(pruner)
     if structured is not None:
-        weights = {name: loaded.weight(block, name) for name in loaded.layout.linears(block)}
+        every = {name: loaded.weight(block, name) for name in loaded.layout.linears(block)}
         units = find_units(loaded, structured.structure)
         try:
-            return structured.prune_units(weights, known.get(units.linear), units, spec.sparsity)
+            return structured.prune_units(every, known.get(units.linear), units, spec.sparsity)
         except ModelError as error:
             raise ModelError(f"block {block}: {error}") from error
-    seen = outputs(block)
-    for name in loaded.layout.linears(block):
-        try:
-            weight, statistic = loaded.weight(block, name), beside(known.get(name), seen.get(name))
-            found[name] = prune_known(pruner, weight, statistic, spec.of(name))
-        except ModelError as error:
-            raise ModelError(f"block {block}, linear '{name}': {error}") from error
-    return found
+    weights = ((name, loaded.weight(block, name)) for name in loaded.layout.linears(block))
+    where = f"block {block}, linear '{{}}'".format
+    return prune_linears(pruner, weights, known, outputs(block), spec, where)
 
 
 def _outliers(

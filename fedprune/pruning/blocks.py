@@ -24,13 +24,12 @@ from fedprune.pruning.statistics import (
     SampleRecording,
     Statistic,
     StatisticKind,
-    beside,
     get_kind,
     shared_inputs,
 )
 from fedprune.pruning.structured import unit_pruner
 from fedprune.pruning.units import find_units
-from fedprune.pruning.wanda import prune_known
+from fedprune.pruning.wanda import prune_linears
 from fedprune.wire.changes import Change
 
 T = TypeVar("T")
@@ -269,7 +268,6 @@ def prune_on(
 
     Where these are of no token, as those of an expert can be, weights go by magnitude.
     """
-    changes: dict[str, Change] = {}
     with explain_out_of_memory(f"pruning block {walk.position}", *walk.limits.keys):
         structured = unit_pruner(pruner)
         if structured is not None:
@@ -277,13 +275,10 @@ def prune_on(
             stats = statistics.get(units.linear)
             return structured.prune_units(walk.weights(), stats, units, spec.sparsity)
         outputs = walk.output_moments(walk.position)
-        for name, weight in walk.weights().items():
-            found = beside(statistics.get(name), outputs.get(name))
-            try:
-                changes[name] = prune_known(pruner, weight, found, spec.of(name))
-            except ModelError as error:
-                raise ModelError(f"`{walk.full_name(name)}`: {error}") from error
-    return changes
+        weights = walk.weights().items()
+        return prune_linears(
+            pruner, weights, statistics, outputs, spec, lambda name: f"`{walk.full_name(name)}`"
+        )
 
 
 def prune_blocks(

@@ -1,12 +1,14 @@
 """The pruners that score a weight by itself and its input: magnitude and Wanda."""
 
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fedprune.errors import ModelError
 from fedprune.pruning.grid import Grid
-from fedprune.pruning.groups import MaskSpec
+from fedprune.pruning.groups import BlockSpec, MaskSpec
 from fedprune.pruning.pruner import Pruner, input_norms
 from fedprune.pruning.rounding import round_weight
 from fedprune.pruning.selection import prune_products
@@ -16,6 +18,7 @@ from fedprune.pruning.statistics import (
     MomentStatistics,
     PairedMoments,
     Statistic,
+    beside,
 )
 from fedprune.wire.changes import Change, SparseWeight
 from fedprune.wire.masks import BitMask
@@ -33,20 +36,44 @@ class MagnitudePruner:
         return prune_products(weight, torch.ones(weight.shape[1], device=weight.device), spec)
 
 
-def prune_known(pruner: Pruner, weight: Tensor, stats: Statistic | None, spec: MaskSpec) -> Change:
-    """Return what a pruner makes of one linear, whose statistics may be of no token.
+def prune_linears(  # noqa: PLR0913 - what is known of some linears
+    pruner: Pruner,
+    weights: Iterable[tuple[str, Tensor]],
+    known: Mapping[str, Statistic],
+    outputs: Mapping[str, Tensor],
+    spec: BlockSpec,
+    where: Callable[[str], str] = "linear '{}'".format,
+) -> dict[str, Change]:
+    """Return what a pruner makes of some linears of a block.
+
+    `weights`: name of the linear and its weight, taken one by one. `known`, `outputs`: name of the
+    linear -> statistics of its inputs, and second moments of its outputs, where they are known.
+    `where`: name of the linear -> what errors call it. Raises ModelError as `Pruner.prune`.
+    """
+    changes: dict[str, Change] = {}
+    for name, weight in weights:
+        able, stats = _unseen(pruner, beside(known.get(name), outputs.get(name)))
+        try:
+            changes[name] = able.prune(weight, stats, spec.of(name))
+        except ModelError as error:
+            raise ModelError(f"{where(name)}: {error}") from error
+    return changes
+
+
+def _unseen(pruner: Pruner, stats: Statistic | None) -> tuple[Pruner, Statistic | None]:
+    """Return what can prune on statistics that may be of no token, and on which.
 
     No token is routed to some experts. Their weights go by magnitude; a pruner that changes or
-    rounds survivors takes all inputs to be alike. Parameters and errors as `Pruner.prune` has them.
+    rounds survivors takes all inputs to be alike.
     """
     if stats is None or stats.tokens:
-        return pruner.prune(weight, stats, spec)
+        return pruner, stats
     if pruner.updates and isinstance(stats, MomentStatistics):
-        stats = MomentStatistics(torch.eye(len(stats.moments), device=stats.moments.device), 1)
-        return pruner.prune(weight, stats, spec)
+        alike = torch.eye(len(stats.moments), device=stats.moments.device)
+        return pruner, MomentStatistics(alike, 1)
     if pruner.updates and isinstance(stats, ColumnStatistics):
-        return pruner.prune(weight, ColumnStatistics(torch.ones_like(stats.sums), 1), spec)
-    return MagnitudePruner().prune(weight, stats, spec)
+        return pruner, ColumnStatistics(torch.ones_like(stats.sums), 1)
+    return MagnitudePruner(), None
 
 
 class WandaPruner:
