@@ -59,24 +59,19 @@ class VoteAggregator(BlockAggregator[dict[str, BitMask]]):
     def check(self, payload: bytes, client: Contributor) -> dict[str, BitMask]:
         """Decode a client's masks, which must have the zeros that the configuration asks for."""
         masks = decode_masks(payload, self.shapes)
-        routed = self.task.model.routed(self.task.block)
-        for name, mask in masks.items():
-            if not (name in routed and abstains(mask)):
-                check_mask(mask, self._spec.of(name), name)
+        for name, mask in self._votes(masks).items():
+            check_mask(mask, self._spec.of(name), name)
         return masks
 
     def add(self, answer: dict[str, BitMask], client: Contributor) -> None:
         """Count one client's masks."""
-        routed = self.task.model.routed(self.task.block)
-        known = {
-            name: mask for name, mask in answer.items() if not (name in routed and abstains(mask))
-        }
-        for name, mask in known.items():
+        votes = self._votes(answer)
+        for name, mask in votes.items():
             self._counters[name].add(mask, client.weight)
         self._sampler.add(client.name, answer)
         if self._decoders:
             shares = self.task.figures.setdefault(_VIOLATIONS, {})
-            share = self._decode(known, client.weight)
+            share = self._decode(votes, client.weight)
             shares[client.name] = max(share, shares.get(client.name, 0.0))
 
     def layout(self, clients: int) -> Layout:
@@ -85,14 +80,9 @@ class VoteAggregator(BlockAggregator[dict[str, BitMask]]):
 
     def words(self, answer: dict[str, BitMask], client: Contributor, clients: int) -> Words:
         """Return one client's checked masks as votes to keep."""
-        routed = self.task.model.routed(self.task.block)
+        votes = self._votes(answer)
         return prefixed(
-            {
-                name: counter.words(
-                    None if name in routed and abstains(answer[name]) else answer[name], clients
-                )
-                for name, counter in self._counters.items()
-            }
+            {name: one.words(votes.get(name), clients) for name, one in self._counters.items()}
         )
 
     def add_total(self, total: Mapping[str, NDArray[Any]], clients: Sequence[Contributor]) -> None:
@@ -127,6 +117,13 @@ class VoteAggregator(BlockAggregator[dict[str, BitMask]]):
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Go on from :meth:`state`."""
         scattered(arrays, self._parts())
+
+    def _votes(self, answer: Mapping[str, BitMask]) -> dict[str, BitMask]:
+        """Return the masks that vote: of experts none that prunes nothing."""
+        routed = self.task.model.routed(self.task.block)
+        return {
+            name: mask for name, mask in answer.items() if not (name in routed and abstains(mask))
+        }
 
     def _parts(self) -> dict[str, Keepable]:
         return {
