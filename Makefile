@@ -75,7 +75,7 @@ nginx: ## Install nginx for the tests of the gateway (Debian, as root)
 lint: $(VENV)/.developer ## Style, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 	$(BIN)/lint-imports
 
 format: $(VENV)/.developer ## Format the sources

@@ -26,7 +26,7 @@ from fedprune.cli.job import Ended, Job, View, perform
 from fedprune.flower.command import Connection, RunStatus
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["client_app.app", "server_app.job"])
+_CONTEXT.set_forkserver_preload(["client_app.app", "server_app.job", "transformers.modeling_utils"])
 _THREADS = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
 _END_SECONDS = 10.0
 

@@ -5,21 +5,26 @@ them exist for 2:4 patterns, on CUDA devices of compute capability 8.0 or higher
 (`torch.sparse.to_sparse_semi_structured`); where they cannot be used, that is said.
 """
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.sparse import to_sparse_semi_structured
-from transformers import PreTrainedModel
 
 from fedprune.models.device import explain_out_of_memory
 from fedprune.models.layout import DecoderLayout, find_layout
 from fedprune.models.loading import whole_model
+
+if TYPE_CHECKING:  # loads torch's compiler, a second that what holds no model need not take
+    from transformers import PreTrainedModel
 
 _LEAST_CAPABILITY = (8, 0)
 _WARM_UP = 2

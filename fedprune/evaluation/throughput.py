@@ -12,7 +12,7 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -32,6 +32,8 @@ _ROUNDS = 5
 _PROMPT = 16  # tokens that writing starts from
 _LEAST_S = 0.1  # of a turn; a model that needs less is run several times
 _WAIT_S = 600.0  # for a model to load, or for one round
+_END = "end"
+_CONTEXT = multiprocessing.get_context("spawn")  # a fork would share our memory
 
 
 @dataclass(frozen=True)
@@ -111,9 +113,8 @@ class _Worker:
 
     def __init__(self, model: str, device: str, revision: str | None = None) -> None:
         self.model = model
-        context = multiprocessing.get_context("spawn")  # a fork would share our memory
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(
+        self._pipe, theirs = _CONTEXT.Pipe()
+        self._process = _CONTEXT.Process(
             target=_serve,
             args=(theirs, model, device, revision),
             name=f"measuring {model}",
@@ -127,6 +128,8 @@ class _Worker:
         return self
 
     def __exit__(self, *error: object) -> None:
+        with suppress(OSError):
+            self._pipe.send((_END, 0))
         self._pipe.close()
         self._process.join(5)
         if self._process.is_alive():
@@ -162,6 +165,8 @@ def _serve(pipe: Connection, model: str, device: str, revision: str | None) -> N
             try:
                 what, tokens = pipe.recv()
             except EOFError:
+                return
+            if what == _END:
                 return
             try:
                 if served is None:

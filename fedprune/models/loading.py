@@ -4,6 +4,8 @@ Code that comes with a checkpoint is never run, and a checkpoint that leaves a w
 refused instead of being completed with random numbers.
 """
 
+from __future__ import annotations
+
 import logging
 import os
 import sys
@@ -13,13 +15,13 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from transformers import (
     AutoTokenizer,
     PreTrainedConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
@@ -53,6 +55,9 @@ from fedprune.models.sources import (
 )
 from fedprune.models.weights import Stored, index_files
 from fedprune.models.wrapped import plain_model
+
+if TYPE_CHECKING:  # loads torch's compiler, a second that what holds no model need not take
+    from transformers import PreTrainedModel
 
 
 @dataclass

@@ -6,25 +6,22 @@ them is which is asked of the library's own conversions and nowhere else, so tha
 read as ``from_pretrained`` reads it, and a model is written under the names that its files had.
 """
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
-    WeightConverter,
-    WeightRenaming,
-    apply_renamings,
-    dot_natural_key,
-    rename_source_key,
-    revert_weight_conversion,
-)
 
 from fedprune.errors import ModelError
 from fedprune.models.weights import Stored, map_tensors
+
+if TYPE_CHECKING:  # loads torch's compiler, a second that what holds no model need not take
+    from transformers import PreTrainedModel
+    from transformers.core_model_loading import WeightConverter
 
 
 @dataclass(frozen=True)
@@ -110,6 +107,15 @@ def find_origins(
     Returns today's name -> what no tensor of the state is made of. Raises ModelError if one of
     several tensors that the library makes one of is missing.
     """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import (
+        WeightConverter,
+        WeightRenaming,
+        apply_renamings,
+        dot_natural_key,
+        rename_source_key,
+    )
+
     state, prefix = model.state_dict(), model.base_model_prefix
     transforms = get_model_conversion_mapping(model)
     renamings = [one for one in transforms if isinstance(one, WeightRenaming)]
@@ -159,4 +165,6 @@ def together(origins: Mapping[str, Origin], names: Iterable[str]) -> Iterator[li
 
 def as_saved(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return some of a state's tensors as the model's own ``save_pretrained`` would write them."""
+    from transformers.core_model_loading import revert_weight_conversion
+
     return dict(revert_weight_conversion(model, dict(tensors)))

@@ -7,16 +7,18 @@ but its number and the sizes that change. So nothing here has to know how a fami
 windows, mixtures of experts or positions over its blocks.
 """
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
 from fedprune.disk import new_folder
 from fedprune.errors import ModelError
@@ -36,6 +38,9 @@ from fedprune.models.fingerprint import Fingerprint, fingerprint
 from fedprune.models.kept import KEPT, KeptWriter, chosen, read_kept
 from fedprune.models.loading import LoadedModel
 from fedprune.models.sources import tied_names
+
+if TYPE_CHECKING:  # loads torch's compiler, a second that what holds no model need not take
+    from transformers import PreTrainedModel
 
 ORIGIN = Path("fedprune", "reshape.json")
 """What a reshaped export says about where it came from."""

@@ -3,20 +3,24 @@
 A source gives tensors under the names of the model's state, and says how they are stored.
 """
 
+from __future__ import annotations
+
 import logging
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from fedprune.errors import ModelError
 from fedprune.models.names import Origin, as_saved, find_origins, together
 from fedprune.models.weights import Stored, map_tensors, prefetch
+
+if TYPE_CHECKING:  # loads torch's compiler, a second that what holds no model need not take
+    from transformers import PreTrainedModel
 
 # What older releases stored of what follows from the configuration.
 _DERIVED = re.compile(r"rotary_emb\.|\.attn\.(masked_)?bias$|position_ids$")

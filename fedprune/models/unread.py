@@ -4,13 +4,19 @@ They are found by running the model on text and looking what is called, never by
 Nobody reads them but who hashes the model; an export takes them from their files as they are.
 """
 
+from __future__ import annotations
+
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
-from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers import AutoModelForImageTextToText
 
 from fedprune.models.architecture import auto_class
 from fedprune.models.loading import LoadedModel
+
+if TYPE_CHECKING:  # loads torch's compiler, a second that what holds no model need not take
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,15 @@ wrong matrices, or a folder that nothing loads, is refused with the way out.
 """
 
 import torch
+import transformers as hf
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.utils.parametrize import is_parametrized
-from transformers import PreTrainedModel
 
 from fedprune.errors import ModelError
 
 
-def plain_model(model: nn.Module) -> PreTrainedModel:
+def plain_model(model: nn.Module) -> "hf.PreTrainedModel":
     """Return the decoder inside a model.
 
     `model`: a causal language model, also one that is compiled or parallel. Raises ModelError if it
@@ -29,7 +29,7 @@ def plain_model(model: nn.Module) -> PreTrainedModel:
             break
     kind = type(model).__name__
     _refuse_adapters(model, kind)
-    if not isinstance(model, PreTrainedModel):
+    if not isinstance(model, hf.PreTrainedModel):
         raise ModelError(
             f"A {kind} cannot be pruned: a model of transformers was expected. "
             "Give what AutoModelForCausalLM.from_pretrained returns."

@@ -125,7 +125,7 @@ def test_wrong_configuration_exits_with_2_at_once(tmp_path):
     assert done.returncode == 2
     assert "Did you mean 'sparsity'" in done.stderr and "pruner.seq_len" in done.stderr
     assert not (tmp_path / "runs").exists()
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 60
 
 
 def busy_workers(parent: int) -> list[int]:
@@ -143,6 +143,7 @@ def busy_workers(parent: int) -> list[int]:
     raise AssertionError("no worker ever ran a client")
 
 
+@pytest.mark.slow
 def test_killed_worker_ends_the_run_with_1(tmp_path):
     """Flower never replaces a dead worker and lets it swallow messages for ever."""
     command = [sys.executable, "-m", "fedprune", "run", *SMALL, "output_dir=out"]

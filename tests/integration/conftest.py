@@ -1,15 +1,35 @@
 """What many files of whole jobs have in common."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.support import jobs
+from client_app import model
+from fedprune.models import embedded
+
+_WHOLE = embedded.demo_model_path
 
 
 @pytest.fixture(scope="module")
 def three_blocks(short_model: str) -> Iterator[None]:
-    """Let a file's jobs that name no model prune three blocks of the demo model, not all six."""
+    """Let the demo model have three blocks in a file's jobs, not six: half the time."""
+    folder = Path(short_model.removeprefix("model="))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jobs, "QUIET", (*jobs.QUIET, short_model))
+        patch.setattr(embedded, "demo_model_path", lambda: folder)
+        _forget()
         yield
+    _forget()
+
+
+def _forget() -> None:
+    """Let clients read their model anew: they keep the last one under its name."""
+    for each in vars(model).values():
+        if hasattr(each, "cache_clear"):
+            each.cache_clear()
+
+
+@pytest.fixture
+def six_blocks() -> str:
+    """The override that names the demo model with all its blocks."""
+    return f"model={_WHOLE()}"

@@ -9,6 +9,8 @@ from client_app.app import app
 from tests.support.grid import LocalGrid
 from tests.support.jobs import job, masks_of, opt_folder, same_masks, small_messages
 
+pytestmark = pytest.mark.usefixtures("three_blocks")
+
 JOBS = {
     "iterative": ("schedule=iterative",),
     "chunks": ("schedule.blocks_per_message=1",),

@@ -18,6 +18,8 @@ from fedprune.models.loading import load_model
 from tests.support.grid import LocalGrid
 from tests.support.jobs import QUIET, job
 
+pytestmark = pytest.mark.usefixtures("three_blocks")
+
 CLIENTS = 3
 FEDERATED = ("evaluation.federated=true", "evaluation.seq_len=64", "evaluation.max_windows=2")
 
@@ -140,12 +142,12 @@ def test_who_is_lost_on_the_way_or_sends_nonsense_is_left_out(tmp_path, monkeypa
             reply.content["metrics"]["pruned-nll"] = math.nan
         return reply
 
-    monkeypatch.setattr(strategies.evaluation, "MESSAGE_BYTES", 100_000)
+    monkeypatch.setattr(strategies.evaluation, "MESSAGE_BYTES", 50_000)
     grid = LocalGrid(app, CLIENTS, tamper=disturbed)
-    results = job(tmp_path / "run", *FEDERATED, "strategy.timeout=1", clients=CLIENTS, grid=grid)
+    results = job(tmp_path / "run", *FEDERATED, "strategy.timeout=0.5", clients=CLIENTS, grid=grid)
     found = own(results)
     assert list(found["clients"]) == ["partition 2"]
-    assert "no reply within 1 s" in found["left_out"]["partition 0"]
+    assert "no reply within 0.5 s" in found["left_out"]["partition 0"]
     assert "'pruned-nll' must be a finite number" in found["left_out"]["partition 1"]
     assert results["ledger"]["refused"] == {"partition 0": 1, "partition 1": 1}
     assert found["mean"] == found["clients"]["partition 2"]

@@ -30,6 +30,8 @@ from tests.support.jobs import (
     whole_model,
 )
 
+pytestmark = pytest.mark.usefixtures("three_blocks")
+
 SPA = ("strategy=fedspallm",)
 GPT = (*SPA, "pruner=sparsegpt")
 
@@ -115,11 +117,12 @@ def test_two_four_keeps_two_of_four(tmp_path):
         assert np.all(mask.reshape(-1, 4).sum(axis=1) == 2)
 
 
-def test_half_the_layers_cost_half_the_bytes_and_all_are_covered(tmp_path):
+def test_half_the_layers_cost_half_the_bytes_and_all_are_covered(tmp_path, six_blocks):
     up = {}
     for fraction in (1.0, 0.5):
         folder = tmp_path / str(fraction)
-        results = job(folder, *GPT, f"strategy.layer_fraction={fraction}", clients=4)
+        options = (*GPT, six_blocks, f"strategy.layer_fraction={fraction}")
+        results = job(folder, *options, clients=4)
         prune = [e for e in results["ledger"]["entries"] if e["phase"] == "prune"]
         up[fraction] = sum(entry["bytes_up"] for entry in prune)
         (drawn,) = results["strategy"]["layer_sampling"]
@@ -129,9 +132,9 @@ def test_half_the_layers_cost_half_the_bytes_and_all_are_covered(tmp_path):
     assert up[0.5] / up[1.0] == pytest.approx(0.5, abs=0.02)
 
 
-def test_unsampled_blocks_stay_dense_on_the_client(tmp_path):
+def test_unsampled_blocks_stay_dense_on_the_client(tmp_path, six_blocks):
     """With one reporter a block, the block is what that client makes with dense blocks between."""
-    options = (*GPT, "strategy.layer_fraction=0.5")
+    options = (*GPT, six_blocks, "strategy.layer_fraction=0.5")
     grid = LocalGrid(app, 2)
     results = job(tmp_path / "run", *options, grid=grid, clients=2)
     drawn = results["strategy"]["layer_sampling"][0]["clients"]
@@ -155,10 +158,11 @@ def test_unsampled_blocks_stay_dense_on_the_client(tmp_path):
                 walk.advance(changes)
 
 
-def test_operators_and_memory_limit_what_a_node_prunes(tmp_path):
+def test_operators_and_memory_limit_what_a_node_prunes(tmp_path, six_blocks):
     nodes = {0: {"partition-id": 0, "num-partitions": 3, "layer-fraction": 0.34}}
     grid = LocalGrid(app, 3, node_configs=nodes)
-    results = job(tmp_path / "run", *GPT, "strategy.layer_resources=measured", grid=grid)
+    options = (*GPT, six_blocks, "strategy.layer_resources=measured")
+    results = job(tmp_path / "run", *options, grid=grid)
     drawn = results["strategy"]["layer_sampling"][0]
     assert len(drawn["clients"]["partition 0"]) == 2
     assert drawn["least_reporters"] >= 1
@@ -231,7 +235,7 @@ def test_a_lost_segment_leaves_its_client_out(tmp_path, monkeypatch):
         return None if partition == 1 and late else reply
 
     grid = LocalGrid(app, 2, tamper=lossy)
-    results = job(tmp_path / "run", *GPT, "strategy.timeout=2", grid=grid)
+    results = job(tmp_path / "run", *GPT, "strategy.timeout=0.5", grid=grid)
     assert results["ledger"]["refused"] == {"partition 1": 1}
     assert not grid.kept()
     own = samples_of(2)[0]

@@ -23,6 +23,8 @@ from tests.support.jobs import (
 )
 from tests.support.mixtures import mixture_folder
 
+pytestmark = pytest.mark.usefixtures("three_blocks")
+
 STATS = ("strategy=fedstats", "strategy.timeout=60")
 
 

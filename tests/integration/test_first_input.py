@@ -16,6 +16,8 @@ from tests.support.damage import check_damage, check_sealed_damage
 from tests.support.grid import LocalGrid
 from tests.support.jobs import job, masks_of, same_masks, samples_of, whole_model
 
+pytestmark = pytest.mark.usefixtures("three_blocks")
+
 TEXT = ("strategy=fedstats", "pruner.num_calibration_samples=1", "pruner.seq_len=32")
 FIRST = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
 

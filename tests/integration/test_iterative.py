@@ -18,6 +18,8 @@ from tests.support.grid import LocalGrid
 from tests.support.jobs import masks_of
 from tests.support.published import CLIENTS, SMALL, linears, oracle, private_model
 
+pytestmark = pytest.mark.usefixtures("three_blocks")
+
 QUIET = ["evaluation.local_only=false", "evaluation.centralized=false"]
 BASE = [*SMALL, "strategy.wait=1", "strategy.min_clients=1", "strategy.ties=index"]
 BASE += ["strategy.majority_floor=false"]  # as published
@@ -113,7 +115,7 @@ def test_a_client_that_drops_is_left_out_and_the_target_still_holds(tmp_path, sc
         tmp_path / "run",
         "schedule=iterative",
         f"strategy.scaling={str(scaling).lower()}",
-        "strategy.timeout=2",
+        "strategy.timeout=0.5",
         grid=grid,
     )
     expected = oracle(

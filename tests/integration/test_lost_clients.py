@@ -10,6 +10,8 @@ from client_app.app import app
 from tests.support.grid import LocalGrid
 from tests.support.jobs import job, masks_of, opt_folder, same_masks, small_messages
 
+pytestmark = pytest.mark.usefixtures("three_blocks")
+
 LOST = 101
 ALL = ("strategy.min_clients=3", "data.partition=iid")
 JOBS = {

@@ -19,7 +19,6 @@ from fedprune.data.partitions import partition_documents
 from fedprune.data.samples import calibration_samples
 from fedprune.data.stdlib import stdlib_documents
 from fedprune.errors import ConfigError, DataError, FedpruneError, ModelError, QuorumError
-from fedprune.evaluation.throughput import compare_throughput
 from fedprune.models.embedded import demo_model_path
 from fedprune.models.loading import load_model
 from fedprune.seeds import derive_seed
@@ -27,6 +26,7 @@ from server_app import measure
 from server_app.job import run_job
 from tests.support.grid import LocalGrid
 from tests.support.jobs import masks_of, whole_model
+from tests.support.measuring import measure_quickly
 from tests.support.published import add_squares
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,7 +42,7 @@ def job(folder: Path, nodes=3, overrides="", grid=None, **shortcuts):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure, "compare_throughput", partial(compare_throughput, rounds=1))
+        measure_quickly(patch, measure)
         return job(tmp_path_factory.mktemp("runs") / "run", overrides="evaluation.speed=true")
 
 
@@ -237,7 +237,7 @@ def test_too_few_clients_leave_a_failure_and_no_model(tmp_path):
 
     grid = LocalGrid(app, 2, tamper=silent)
     with pytest.raises(QuorumError, match="asks for 2"):
-        job(tmp_path / "run", grid=grid, overrides="strategy.min_clients=2 strategy.timeout=3")
+        job(tmp_path / "run", grid=grid, overrides="strategy.min_clients=2 strategy.timeout=0.5")
     failure = json.loads((tmp_path / "run" / "failure.json").read_text())
     assert "asks for 2" in failure["reason"] and failure["ledger"]["bytes_up"] > 0
     assert no_model(tmp_path / "run")

@@ -171,7 +171,7 @@ def test_a_node_that_dies_in_the_middle_is_left_out_and_goes_on_in_the_next_run(
         return None if dead and partition == 1 else reply
 
     grid = Homes(app, 2, tmp_path, tamper=dies)
-    results = job(tmp_path / "run", SERVER, "strategy.timeout=2", grid=grid)
+    results = job(tmp_path / "run", SERVER, "strategy.timeout=0.5", grid=grid)
     assert [client["partition_id"] for client in results["clients"]] == [0]
     assert [phase for phase, refused in phases(results, "partition 1") if refused] == ["model"]
     again = Homes(app, 2, tmp_path)

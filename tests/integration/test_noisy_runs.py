@@ -15,6 +15,8 @@ from tests.support.grid import LocalGrid
 from tests.support.jobs import QUIET, job, masks_of
 from tests.support.mixtures import mixture_folder
 
+pytestmark = pytest.mark.usefixtures("three_blocks")
+
 pytest.importorskip("dp_accounting", reason="dp-accounting is not installed")
 pytest.importorskip("opendp", reason="opendp is not installed")
 

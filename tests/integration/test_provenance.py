@@ -13,6 +13,8 @@ from fedprune.errors import ModelError
 from fedprune.models.kept import KEPT, read_kept
 from fedprune.results.provenance import PROVENANCE, read_provenance
 
+pytestmark = pytest.mark.usefixtures("three_blocks")
+
 SMALL = (
     "federation.backend=inline",
     "federation.num_clients=2",

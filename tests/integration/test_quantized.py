@@ -1,7 +1,6 @@
 """Quantised federatedly: as if all texts lay in one place, and so when the folder is loaded."""
 
 import json
-from functools import partial
 
 import numpy as np
 import pytest
@@ -13,10 +12,10 @@ from fedprune.cli import evaluate, main
 from fedprune.cli.evaluate import measure
 from fedprune.config import config_from_overrides
 from fedprune.errors import ConfigError, ModelError
-from fedprune.evaluation.throughput import compare_throughput
 from fedprune.models.loading import load_model
 from tests.support.grid import LocalGrid
 from tests.support.jobs import QUIET, Shuffled, central, job, weights_in
+from tests.support.measuring import measure_quickly
 
 SMALL = "pruner.group_size=32"
 ROUNDING = ("strategy=fedstats", "pruner=rounding", SMALL)
@@ -77,7 +76,7 @@ def test_the_folder_is_worth_what_the_run_measured(tmp_path, options):
 
 
 def test_speed_and_agreement_of_a_quantised_folder(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(evaluate, "compare_throughput", partial(compare_throughput, rounds=1))
+    measure_quickly(monkeypatch, evaluate)
     job(tmp_path / "run", *ROUNDING, clients=2)
     short = ["evaluation.max_windows=2", "evaluation.seq_len=32"]
     several = ["evaluate", "demo", str(tmp_path / "run"), *short, "--speed", "--json"]

@@ -6,16 +6,15 @@ What cannot run here, or runs elsewhere, is listed with where.
 import re
 import shlex
 import shutil
-from functools import partial
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 
 from fedprune.cli import evaluate, main
-from fedprune.evaluation.throughput import compare_throughput
 from tests.support.hub import TOKEN, running_hub
 from tests.support.jobs import first_blocks, opt_folder
+from tests.support.measuring import measure_quickly
 
 README = Path(__file__).parents[2] / "README.md"
 BLOCKS = re.findall(r"```bash\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.S)
@@ -137,7 +136,7 @@ def outside(monkeypatch):
     """A hub and a browser that are on this machine, and models that take turns once."""
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", lambda page, *_: opened.append(page) or True)
-    monkeypatch.setattr(evaluate, "compare_throughput", partial(compare_throughput, rounds=1))
+    measure_quickly(monkeypatch, evaluate)
     with running_hub() as hub:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.address)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)

@@ -206,7 +206,7 @@ def test_a_client_lost_while_a_block_is_fitted_is_left_out(tmp_path, opt):
             return None
         return reply
 
-    more = ("reconstruct=fedavg", "reconstruct.exchanges=2", "strategy.timeout=20")
+    more = ("reconstruct=fedavg", "reconstruct.exchanges=2", "strategy.timeout=0.5")
     grid = LocalGrid(app, 3, tamper=tamper)
     results = job(tmp_path / "run", *FIT, opt, *more, "strategy.rejoin=0", grid=grid)
     assert set(refusals(results)) == {"partition 2"}

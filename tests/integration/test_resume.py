@@ -17,6 +17,8 @@ from strategies.exchange import WorkerDiedError
 from tests.support.grid import LocalGrid
 from tests.support.jobs import QUIET, masks_of, refusals, same_masks, small_inputs
 
+pytestmark = pytest.mark.usefixtures("three_blocks")
+
 CLIENTS = 3
 
 

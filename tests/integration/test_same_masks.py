@@ -144,7 +144,13 @@ def texts(tmp_path_factory):
     return write_texts(tmp_path_factory.mktemp("texts"))
 
 
-@pytest.mark.parametrize("name", JOBS)
+# Ten seconds each.
+LONG = ("fedhessian, alps, eigen", "fedhessian, sparseswaps, nystrom")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(one, marks=[pytest.mark.slow] * (one in LONG)) for one in JOBS]
+)
 def test_the_same_seeds_give_the_same_model(name, known, texts, tmp_path):
     assert run(name, texts, tmp_path / "run") == known[name]
 

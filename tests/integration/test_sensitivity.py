@@ -12,6 +12,7 @@ from tests.support.mixtures import mixture_folder
 
 SENSITIVE = ("allocation=sensitivity", "sparsity=0.7", "allocation.texts=2")
 ITERATIVE = "schedule=iterative"
+pytestmark = pytest.mark.usefixtures("three_blocks")
 STRATEGIES = (
     ("strategy=fedprllm",),
     ("strategy=fedprllm", "strategy.decode=true"),
@@ -83,7 +84,7 @@ def test_statistics_collected_once_are_allocated_the_same(tmp_path):
 
 def test_a_list_of_linears_is_followed_and_another_models_refused(tmp_path):
     names = "q_proj k_proj v_proj o_proj".split()
-    listed = ";".join(f"self_attn.{name}=" + ",".join(["0.6"] * 6) for name in names)
+    listed = ";".join(f"self_attn.{name}=" + ",".join(["0.6"] * 3) for name in names)
     options = ("allocation=per_linear", f"allocation.linears='{listed}'", "sparsity=0.6")
     results = job(tmp_path / "run", "strategy=fedstats", *options)
     assert results["sparsity"]["overall"] == pytest.approx(0.6, abs=1 / 128)

@@ -15,6 +15,8 @@ from server_app.job import run_job
 from tests.support.grid import LocalGrid
 from tests.support.signing import signed_roster, signing_key, site_keys
 
+pytestmark = pytest.mark.usefixtures("three_blocks")
+
 SMALL = (
     "pruner.num_calibration_samples=2 pruner.seq_len=32 evaluation.max_windows=2 "
     "evaluation.centralized=false strategy.wait=1 strategy.min_clients=1"

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from fedprune.config import config_from_overrides
 from fedprune.data.clients import client_samples
 from fedprune.data.stdlib import stdlib_documents
-from fedprune.models.embedded import demo_model_path
+from fedprune.models import embedded
 from fedprune.models.loading import load_model
 
 CLIENTS = 3
@@ -34,7 +34,7 @@ def samples_of(partition: int) -> tuple[torch.Tensor, ...]:
 
 
 def private_model():
-    return AutoModelForCausalLM.from_pretrained(demo_model_path(), dtype="auto").eval()
+    return AutoModelForCausalLM.from_pretrained(embedded.demo_model_path(), dtype="auto").eval()
 
 
 def add_squares(sums, name, module, args, output):
