@@ -1,13 +1,16 @@
 """What the commands of `fedprune` are called, which arguments they take and what they run.
 
-A command is two functions and a line in :data:`COMMANDS`. Its own module is imported by the
-function that runs it: this module is read for every `--help`, and torch alone takes seconds.
+A command is an entry in :data:`COMMANDS`. Its own module is imported when it runs: this module is
+read for every `--help`, and torch alone takes seconds.
 """
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+
+_OF_ALL = ("command", "debug")  # arguments that every command has
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,18 @@ class Command:
     run: Callable[[Namespace], int]
 
 
+def _calling(function: str) -> Callable[[Namespace], int]:
+    """Return what calls a function of this package with a command's arguments, by their names."""
+
+    def run(arguments: Namespace) -> int:
+        module, _, name = function.partition(".")
+        given = {key: value for key, value in vars(arguments).items() if key not in _OF_ALL}
+        code: int = getattr(import_module(f"fedprune.cli.{module}"), name)(**given)
+        return code
+
+    return run
+
+
 def _run_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "overrides",
@@ -30,18 +45,6 @@ def _run_arguments(parser: ArgumentParser) -> None:
     )
 
 
-def _run(arguments: Namespace) -> int:
-    from fedprune.cli.run import run_job
-
-    return run_job(arguments.overrides)
-
-
-def _collect(arguments: Namespace) -> int:
-    from fedprune.cli.collect import run_collection
-
-    return run_collection(arguments.overrides)
-
-
 def _solve_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "statistics", metavar="STATISTICS", help="a statistics folder, or the run that made it"
@@ -49,23 +52,11 @@ def _solve_arguments(parser: ArgumentParser) -> None:
     _run_arguments(parser)
 
 
-def _solve(arguments: Namespace) -> int:
-    from fedprune.cli.solve import run_solve
-
-    return run_solve(arguments.statistics, arguments.overrides)
-
-
 def _merge_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "statistics", nargs="+", metavar="STATISTICS", help="statistics folders of the same model"
     )
     parser.add_argument("output", metavar="OUTPUT", help="a new folder")
-
-
-def _merge(arguments: Namespace) -> int:
-    from fedprune.cli.merge import run_merge
-
-    return run_merge(arguments.statistics, arguments.output)
 
 
 def _sweep_arguments(parser: ArgumentParser) -> None:
@@ -105,13 +96,7 @@ def _sweep(arguments: Namespace) -> int:
 
 def _compare_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of completed runs")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-
-
-def _compare(arguments: Namespace) -> int:
-    from fedprune.cli.compare import run_comparison
-
-    return run_comparison(arguments.runs, as_json=arguments.json)
+    parser.add_argument("--json", dest="as_json", action="store_true", help="print one JSON object")
 
 
 def _evaluate_arguments(parser: ArgumentParser) -> None:
@@ -159,13 +144,7 @@ def _audit_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--output", default="", metavar="FOLDER", help="write audit.html and audit.json there"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-
-
-def _audit(arguments: Namespace) -> int:
-    from fedprune.cli.audit import run_audit
-
-    return run_audit(arguments.overrides, arguments.output, as_json=arguments.json)
+    parser.add_argument("--json", dest="as_json", action="store_true", help="print one JSON object")
 
 
 def _approve_arguments(parser: ArgumentParser) -> None:
@@ -247,25 +226,15 @@ def _verify_arguments(parser: ArgumentParser) -> None:
     )
 
 
-def _verify(arguments: Namespace) -> int:
-    from fedprune.cli.verify import run_verify
-
-    return run_verify(arguments.model, arguments.statistics, arguments.overrides, arguments.roster)
-
-
 def _ledger_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("what", choices=("show", "verify"), help="print it, or check its chain")
     parser.add_argument("path", metavar="LEDGER", help="the file that `ledger` of a node names")
     parser.add_argument(
         "--head", default="", metavar="HASH", help="a hash noted before that must be in it"
     )
-    parser.add_argument("--json", action="store_true", help="print entries as lines of JSON")
-
-
-def _ledger(arguments: Namespace) -> int:
-    from fedprune.cli.ledger import run_ledger
-
-    return run_ledger(arguments.what, arguments.path, arguments.head, as_json=arguments.json)
+    parser.add_argument(
+        "--json", dest="as_json", action="store_true", help="print entries as lines of JSON"
+    )
 
 
 def _apply_arguments(parser: ArgumentParser) -> None:
@@ -274,12 +243,6 @@ def _apply_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("masks", metavar="MASKS", help="masks.safetensors, or the run that has it")
     parser.add_argument("output", metavar="OUTPUT", help="a new folder")
-
-
-def _apply(arguments: Namespace) -> int:
-    from fedprune.cli.apply import run_apply
-
-    return run_apply(arguments.base, arguments.masks, arguments.output)
 
 
 def _export_arguments(parser: ArgumentParser) -> None:
@@ -322,24 +285,11 @@ def _export(arguments: Namespace) -> int:
 
 def _report_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="the folder of a completed run")
-    parser.add_argument("--open", action="store_true", help="show it in a browser")
-
-
-def _report(arguments: Namespace) -> int:
-    from fedprune.cli.report import run_report
-
-    return run_report(arguments.run, show=arguments.open)
+    parser.add_argument("--open", dest="show", action="store_true", help="show it in a browser")
 
 
 def _no_arguments(parser: ArgumentParser) -> None:
     del parser
-
-
-def _doctor(arguments: Namespace) -> int:
-    del arguments
-    from fedprune.cli.doctor import run_doctor
-
-    return run_doctor()
 
 
 def _supernode_arguments(parser: ArgumentParser) -> None:
@@ -395,14 +345,14 @@ COMMANDS: dict[str, Command] = {
         "run a federated pruning job and wait for its results",
         "Run a federated pruning job through Flower and wait for its results.",
         _run_arguments,
-        _run,
+        _calling("run.run_job"),
     ),
     "collect": Command(
         "gather statistics of a model from all clients, once",
         "Ask every client once for statistics of the dense model (strategy.statistics), and keep "
         "them in a folder that any number of models are made of: see `fedprune solve`.",
         _run_arguments,
-        _collect,
+        _calling("collect.run_collection"),
     ),
     "solve": Command(
         "make a model of collected statistics, without any client",
@@ -410,14 +360,14 @@ COMMANDS: dict[str, Command] = {
         "make with schedule.prefix=dense, to the last bit. Model, texts and windows are those of "
         "the collection unless they are given; everything about pruning is chosen here.",
         _solve_arguments,
-        _solve,
+        _calling("solve.run_solve"),
     ),
     "merge": Command(
         "add up statistics of several federations",
         "Add up statistics folders of the same model and of different participants. Exact sums "
         "add up exactly: the result is that of one federation of all.",
         _merge_arguments,
-        _merge,
+        _calling("merge.run_merge"),
     ),
     "sweep": Command(
         "run many jobs and compare their results",
@@ -434,7 +384,7 @@ COMMANDS: dict[str, Command] = {
         "Print what is different between runs: settings, perplexities, sparsity of blocks, bytes, "
         "seconds, and how far their masks agree.",
         _compare_arguments,
-        _compare,
+        _calling("compare.run_comparison"),
     ),
     "evaluate": Command(
         "measure perplexity, zero-shot tasks, size and speed of models",
@@ -452,7 +402,7 @@ COMMANDS: dict[str, Command] = {
         "known sample was among them; of one client and of the sum over "
         "`federation.num_clients`.",
         _audit_arguments,
-        _audit,
+        _calling("audit.run_audit"),
     ),
     "approve": Command(
         "show the jobs that wait for this site's operator, or approve one",
@@ -474,21 +424,21 @@ COMMANDS: dict[str, Command] = {
         "Print what left a site by job and kind of answer, from the file that `ledger` in its "
         "--node-config names, or check that no entry of it was changed, left out or put in.",
         _ledger_arguments,
-        _ledger,
+        _calling("ledger.run_ledger"),
     ),
     "verify": Command(
         "hold a model against where it says it comes from",
         "Check every file of an exported model against its provenance, and who signed that; with "
         "the statistics that it was made of, make it again and say whether every byte follows.",
         _verify_arguments,
-        _verify,
+        _calling("verify.run_verify"),
     ),
     "apply": Command(
         "make a pruned model of its base model and its masks",
         "Write the model that a run made, of the dense model and the run's masks alone, a bit a "
         "weight. Masks of another model are refused.",
         _apply_arguments,
-        _apply,
+        _calling("apply.run_apply"),
     ),
     "export": Command(
         "push a model to the Hub, or write an importance matrix for llama.cpp",
@@ -502,7 +452,7 @@ COMMANDS: dict[str, Command] = {
         "write a run's report.html again",
         "Write report.html, a page that needs nothing else, from results.json in a run's folder.",
         _report_arguments,
-        _report,
+        _calling("report.run_report"),
     ),
     "supernode": Command(
         "run a site's SuperNode, which takes part in a federation",
@@ -524,7 +474,7 @@ COMMANDS: dict[str, Command] = {
         "check this machine and say what to mend",
         "Check Python, torch, Flower, disk, memory and the cache; change nothing.",
         _no_arguments,
-        _doctor,
+        _calling("doctor.run_doctor"),
     ),
 }
 """Name -> command, in the order of the list that `fedprune --help` shows."""

@@ -9,16 +9,16 @@ from fedprune.cli.screen import say
 from fedprune.results.text import count
 
 
-def run_merge(folders: Sequence[str], output: str) -> int:
+def run_merge(statistics: Sequence[str], output: str) -> int:
     """Write the sum of statistics folders and return the exit code 0.
 
-    `folders`: two or more, of the same model and of other participants. Raises FedpruneError if
-    they do not add up, or the folder is taken.
+    `statistics`: two or more folders, of the same model and of other participants. Raises
+    FedpruneError if they do not add up, or the folder is taken.
     """
     from fedprune.methods.merging import merge
 
     target = Path(output).expanduser().absolute()
-    merged = merge(folders, target)
+    merged = merge(statistics, target)
     told = merged.manifest
     tokens = sum(one.tokens for one in told.participants)
     say(

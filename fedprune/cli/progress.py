@@ -11,7 +11,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console
@@ -83,12 +82,7 @@ class ProgressView:
         self._looker.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Show the last news and end."""
         self._closed.set()
         self._looker.join()
@@ -170,14 +164,9 @@ class LiveView(ProgressView):
         self._bars.start()
         return super().__enter__()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Take the bars off the screen."""
-        super().__exit__(kind, error, trace)
+        super().__exit__()
         self._bars.stop()
 
     def leave(self, folder: Path) -> None:

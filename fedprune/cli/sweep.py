@@ -30,10 +30,11 @@ from fedprune.cli.progress import ProgressView, progress_view
 from fedprune.cli.run import INTERRUPTED, connect
 from fedprune.cli.screen import note_console, say
 from fedprune.cli.sweep_plan import Sweep, SweepJob, cut_off, finished, plan_sweep, read_sweep
-from fedprune.cli.sweep_report import Finished, Story, report_sweep
+from fedprune.cli.sweep_report import Finished, report_sweep
 from fedprune.config import Resumption
 from fedprune.errors import ConfigError, FedpruneError
 from fedprune.flower.command import Connection, RuntimeFailure
+from fedprune.report.sweep import Story
 from fedprune.results.environment import source_digest
 from fedprune.results.sweep import number_text
 from fedprune.results.text import duration_text

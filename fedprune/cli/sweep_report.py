@@ -1,9 +1,9 @@
 """What a sweep ends with, and ``--collect``: tables, plots and one page of many runs."""
 
-import dataclasses
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,13 @@ from fedprune.config.keys import flatten
 from fedprune.errors import ConfigError, FedpruneError
 from fedprune.report.figures import plot_bytes, plot_frontier, plot_sweep, plot_time
 from fedprune.report.page import render_sweep, write_report
-from fedprune.report.sweep import Run, SweepFacts
+from fedprune.report.sweep import Run, Story, SweepFacts
 from fedprune.results.read import damage_told, read_config, read_results
 from fedprune.results.sweep import (
     EXCESS,
     SEED,
     SPARSITY,
     Axes,
-    Outcome,
     Pivot,
     Row,
     all_pivots,
@@ -37,7 +36,7 @@ from fedprune.results.tables import pivot_table
 PAGE = "sweep.html"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Finished:
     """One job of a sweep, whatever became of it."""
 
@@ -47,16 +46,6 @@ class Finished:
     results: Mapping[str, Any] | None  # the content of its `results.json`; None where there is none
     baseline: Mapping[str, Any] | None  # that of the job that measured its baselines
     failure: str = ""  # why it failed; "" if it did not
-
-
-@dataclasses.dataclass(frozen=True)
-class Story:
-    """What is said of a sweep as a whole: its name, how to do it again, its table, its time."""
-
-    title: str
-    command: str
-    axes: Axes
-    seconds: float
 
 
 def report_sweep(screen: Console, folder: Path, story: Story, jobs: Sequence[Finished]) -> None:
@@ -80,13 +69,9 @@ def report_sweep(screen: Console, folder: Path, story: Story, jobs: Sequence[Fin
             plot(rows, story.axes, story.title, folder)
     if any(row.get(EXCESS) is not None for row in rows):
         plot_frontier(rows, story.axes, story.title, folder)
-    facts = SweepFacts(**_fields(story), runs=runs, pivots=pivots, version=__version__)
+    facts = SweepFacts(story, runs, pivots, __version__)
     (folder / PAGE).write_text(render_sweep(facts), encoding="utf-8")
     say(screen, str(folder / PAGE))
-
-
-def _fields(story: Story) -> dict[str, Any]:
-    return {one.name: getattr(story, one.name) for one in dataclasses.fields(story)}
 
 
 def checked_results(folder: Path) -> Mapping[str, Any]:
@@ -96,7 +81,7 @@ def checked_results(folder: Path) -> Mapping[str, Any]:
     """
     results = read_results(folder)
     with damage_told(folder):
-        make_row(Outcome({}, results, None))
+        make_row({}, results)
         write_report(folder)
     return results
 
@@ -106,7 +91,7 @@ def _run(job: Finished, folder: Path) -> Run:
     if job.results is None:
         return Run(job.label, "", None, job.failure)
     report = write_report(job.folder).relative_to(folder)
-    row = make_row(Outcome(job.settings, job.results, job.baseline))
+    row = make_row(job.settings, job.results, job.baseline)
     return Run(job.label, report.as_posix(), row)
 
 

@@ -9,7 +9,6 @@ statistics do not depend on how samples are spread over clients, nor on their or
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Self
 
 from torch import Tensor, nn
@@ -92,12 +91,7 @@ class StatisticsRecorder:
             self._watching.enter_context(self._watched(linears))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Stop to watch."""
         self._watching.close()
 

@@ -40,15 +40,22 @@ class Run:
 
 
 @dataclass(frozen=True)
-class SweepFacts:
-    """What the page tells."""
+class Story:
+    """What is said of a sweep as a whole."""
 
     title: str
     command: str  # how to do it again
     axes: Axes
+    seconds: float  # how long the command took; 0 where nothing was run
+
+
+@dataclass(frozen=True)
+class SweepFacts:
+    """What the page tells."""
+
+    story: Story
     runs: Sequence[Run]  # all jobs; at least one is done
     pivots: Sequence[Pivot]
-    seconds: float  # how long the command took; 0 where nothing was run
     version: str
 
     @property
@@ -59,7 +66,7 @@ class SweepFacts:
 
 def sweep_view(facts: SweepFacts) -> dict[str, Any]:
     """Return what the template needs."""
-    rows, axes = facts.rows, facts.axes
+    rows, axes = facts.rows, facts.story.axes
     measured = datasets(rows)
     drawn = [name for name in shown_datasets(measured) if method_series(rows, axes, name)]
     tables = list(enumerate(zip(measured, facts.pivots, strict=False)))
@@ -88,7 +95,7 @@ def sweep_view(facts: SweepFacts) -> dict[str, Any]:
 
 
 def _drawing(facts: SweepFacts, dataset: str, place: int) -> Markup:
-    return perplexity_drawing(facts.rows, facts.axes, dataset, f"perplexity{place}")
+    return perplexity_drawing(facts.rows, facts.story.axes, dataset, f"perplexity{place}")
 
 
 def _run_figures(row: Row, measured: Sequence[str]) -> dict[str, Any]:

@@ -31,15 +31,6 @@ EXCESS = "excess"
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """One run of a sweep."""
-
-    settings: Mapping[str, str]  # swept key -> its value in this run
-    results: Mapping[str, Any]  # the content of its `results.json`
-    baseline: Mapping[str, Any] | None  # that of the run that measured its baselines, maybe itself
-
-
-@dataclass(frozen=True)
 class Axes:
     """Which swept keys become rows and which columns; what is in neither is averaged."""
 
@@ -57,14 +48,21 @@ class Pivot:
     lines: tuple[tuple[str, ...], ...]
 
 
-def make_row(outcome: Outcome) -> Row:
-    """Return the figures of one run: settings, seed, sparsity, what was measured, bytes, time."""
-    results = outcome.results
-    row: dict[str, str | float | None] = dict(outcome.settings)
+def make_row(
+    settings: Mapping[str, str],
+    results: Mapping[str, Any],
+    baseline_results: Mapping[str, Any] | None = None,
+) -> Row:
+    """Return the figures of one run: settings, seed, sparsity, what was measured, bytes, time.
+
+    `settings`: swept key -> its value in this run. `baseline_results`: `results.json` of the run
+    that measured its baselines, maybe itself.
+    """
+    row: dict[str, str | float | None] = dict(settings)
     row.setdefault(SPARSITY, f"{results['sparsity']['target']:g}")
     row.setdefault(SEED, str(results["seed"]))
     row["sparsity.overall"] = results["sparsity"]["overall"]
-    baselines = _with_summaries((outcome.baseline or {}).get("perplexity", {}))
+    baselines = _with_summaries((baseline_results or {}).get("perplexity", {}))
     for dataset, found in _with_summaries(results["perplexity"]).items():
         baseline = baselines.get(dataset, {})
         for path in MODELS:

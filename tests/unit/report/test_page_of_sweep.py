@@ -3,7 +3,7 @@
 import re
 
 from fedprune.report.page import render_sweep
-from fedprune.report.sweep import Run, SweepFacts
+from fedprune.report.sweep import Run, Story, SweepFacts
 from fedprune.results.perplexity import SUMMARIES
 from fedprune.results.sweep import DOWN, EXCESS, PRUNE_SECONDS, UP, Axes, Row, all_pivots
 from tests.support.markup import Markup
@@ -40,9 +40,8 @@ def page(*more: Run, seconds: float = 75.0) -> str:
     label = "{strategy} {sparsity} {seed}"
     runs = [Run(label.format(**one), f"{n}=a,b/report.html", one) for n, one in enumerate(ROWS)]
     pivots = all_pivots(ROWS, AXES)
-    return render_sweep(
-        SweepFacts("a <title>", "fedprune sweep x", AXES, [*runs, *more], pivots, seconds, "1.2")
-    )
+    story = Story("a <title>", "fedprune sweep x", AXES, seconds)
+    return render_sweep(SweepFacts(story, [*runs, *more], pivots, "1.2"))
 
 
 def test_the_page_says_what_was_done() -> None:
@@ -93,9 +92,7 @@ def test_of_many_data_sets_the_summaries_come_first_and_the_others_are_folded() 
         for one in ROWS
     ]
     runs = [Run("", "", one) for one in rows]
-    text = render_sweep(
-        SweepFacts("t", "c", AXES, runs, all_pivots(rows, AXES), seconds=0.0, version="1")
-    )
+    text = render_sweep(SweepFacts(Story("t", "c", AXES, 0.0), runs, all_pivots(rows, AXES), "1"))
     places = [text.index(f"Perplexity ({name})") for name in (*SUMMARIES, "x", "a", "d")]
     assert places == sorted(places)
     folded = re.findall(r"<details><summary>([^<]+)</summary>", text)
@@ -110,5 +107,5 @@ def test_no_name_of_a_data_set_or_setting_is_markup() -> None:
     ]
     runs = [Run(hostile, f"{hostile}/report.html", one) for one in rows]
     pivots = all_pivots(rows, AXES)
-    text = render_sweep(SweepFacts(hostile, hostile, AXES, runs, pivots, 1.0, "1"))
+    text = render_sweep(SweepFacts(Story(hostile, hostile, AXES, 1.0), runs, pivots, "1"))
     assert "<img" not in text and Markup(text).text().count(hostile) > 10

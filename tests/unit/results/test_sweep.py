@@ -13,7 +13,6 @@ from fedprune.results.sweep import (
     EXCESS,
     UP,
     Axes,
-    Outcome,
     Pivot,
     Row,
     all_pivots,
@@ -54,7 +53,7 @@ LOCAL = {"mean": 10.0, "best": 9.5, "worst": 10.5, "clients": {"x": 10.0}}
 
 def test_a_row_has_its_run_s_figures_and_the_baselines_of_another() -> None:
     baseline = results(centralized=8.0, local_only=LOCAL)
-    row = make_row(Outcome({"strategy.group": "row"}, results(), baseline))
+    row = make_row({"strategy.group": "row"}, results(), baseline)
     assert row["strategy.group"] == "row"
     assert (row["sparsity"], row["seed"]) == ("0.5", "0")
     assert row["perplexity.a.b.pruned"] == 9.0
@@ -70,7 +69,7 @@ def test_several_data_sets_have_summaries_of_run_and_baseline() -> None:
         found["perplexity"]["other"] = found["perplexity"]["a.b"] | {"dense": 28.0, "pruned": 36.0}
         return found
 
-    row = make_row(Outcome({}, both(), both(centralized=8.0, local_only=LOCAL)))
+    row = make_row({}, both(), both(centralized=8.0, local_only=LOCAL))
     assert datasets([row])[:4] == ["a.b", "other", "geometric mean", "worst data set"]
     assert row["perplexity.geometric mean.dense"] == pytest.approx(14.0)
     assert row["perplexity.geometric mean.pruned"] == pytest.approx(18.0)
@@ -91,13 +90,13 @@ def test_several_data_sets_have_summaries_of_run_and_baseline() -> None:
 def test_without_both_perplexities_there_is_no_excess(figures: dict[str, Any]) -> None:
     found = results()
     found["perplexity"]["a.b"] |= figures
-    row = make_row(Outcome({}, found, None))
+    row = make_row({}, found, None)
     assert row[EXCESS] is None
     assert "over the dense" not in " ".join(p.title for p in all_pivots([row], Axes((), ())))
 
 
 def test_missing_baselines_stay_empty() -> None:
-    row = make_row(Outcome({}, results(), None))
+    row = make_row({}, results(), None)
     assert row["perplexity.a.b.centralized"] is None
     line = csv_text([row]).splitlines()[1].split(",")
     assert "" in line
@@ -105,11 +104,11 @@ def test_missing_baselines_stay_empty() -> None:
 
 def test_agreement_with_the_dense_model_has_columns():
     found = results() | {"fidelity": {"text": {"pruned": {"kl": 0.25, "top1": 0.5}}}}
-    row = make_row(Outcome({}, found, None))
+    row = make_row({}, found, None)
     assert (row["fidelity.text.pruned.kl"], row["fidelity.text.pruned.top1"]) == (0.25, 0.5)
     assert "fidelity.mean.pruned.kl" not in row
     found["fidelity"]["law"] = {"pruned": {"kl": 0.75, "top1": 0.25}}
-    row = make_row(Outcome({}, found, None))
+    row = make_row({}, found, None)
     assert (row["fidelity.mean.pruned.kl"], row["fidelity.mean.pruned.top1"]) == (0.5, 0.375)
     worst = "fidelity.worst data set.pruned"
     assert (row[f"{worst}.kl"], row[f"{worst}.top1"]) == (0.75, 0.25)
@@ -117,8 +116,8 @@ def test_agreement_with_the_dense_model_has_columns():
 
 def test_csv_reads_back() -> None:
     rows = [
-        make_row(Outcome({"k": 'a,"b"'}, results(), None)),
-        make_row(Outcome({"other": "1"}, results(seed=1), None)),
+        make_row({"k": 'a,"b"'}, results(), None),
+        make_row({"other": "1"}, results(seed=1), None),
     ]
     found = list(csv.DictReader(io.StringIO(csv_text(rows))))
     assert found[0]["k"] == 'a,"b"' and found[0]["other"] == ""
