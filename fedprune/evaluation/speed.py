@@ -189,12 +189,14 @@ class _Bench:
         for _ in range(_WARM_UP):
             work()
         times: list[float] = []
-        while len(times) < _LEAST_RUNS or sum(times) < _LEAST_SECONDS:
+        total = 0.0
+        while len(times) < _LEAST_RUNS or total < _LEAST_SECONDS:
             self._wait()
             started = time.perf_counter()
             work()
             self._wait()
             times.append(time.perf_counter() - started)
+            total += times[-1]
         return median(times)
 
     def _wait(self) -> None:
