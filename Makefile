@@ -5,9 +5,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PACKAGES := client_app server_app strategies conf fedprune hydra_plugins
 
-# Two files at a time: many tests wait for other processes. Those are the first by name, so
-# `make test` keeps the order.
-SIDE_BY_SIDE := --numprocesses 2 --dist loadfile
+# Three files at a time, also on two cores: many tests wait for other processes. Those are the
+# first by name, so `make test` keeps the order.
+SIDE_BY_SIDE := --numprocesses 3 --dist loadfile
 
 # Tests and the demo neither phone home nor look at a model hub.
 export FLWR_TELEMETRY_ENABLED ?= 0
@@ -50,7 +50,7 @@ test-slow: $(VENV)/.evaluation ## What `make test` leaves out: more kills, compi
 	$(BIN)/python -m pytest -m slow $(SIDE_BY_SIDE)
 
 test-faults: $(VENV)/.developer ## Deployed processes as guides type them, killed, cut off, slow, at once
-	$(BIN)/python -m pytest -m faults $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest -m faults --numprocesses 2 --dist loadfile
 
 test-docker: $(VENV)/.developer ## Build the images, start a server and three sites in containers (Docker)
 	$(BIN)/python -m pytest -m docker

@@ -162,6 +162,7 @@ def test_a_line_of_the_readme_runs(words, site, typed, tmp_path, capsys):
         arguments = [*small(arguments, site), f"output_dir={tmp_path / 'run'}"]
     elif command == "audit":
         arguments = [*arguments, "pruner.num_calibration_samples=1", "pruner.seq_len=32"]
+        arguments.append(f"model={site / 'models' / 'short'}")
     elif command == "solve":
         arguments.append(f"output_dir={tmp_path / 'run'}")
     elif command == "sweep" and "from=runs/collected" in words:

@@ -1,5 +1,6 @@
 """Models side by side in processes of their own: figures, ratios, and what goes wrong."""
 
+import multiprocessing
 import os
 import signal
 
@@ -18,6 +19,12 @@ def saved(folder):
     """Save a tiny model and return its folder."""
     tiny_model().model.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    """Processes that need not load torch first."""
+    monkeypatch.setattr(throughput, "_CONTEXT", multiprocessing.get_context("fork"))
 
 
 def test_figures_are_of_what_was_run(tmp_path):
@@ -84,13 +91,13 @@ def test_a_time_is_that_of_one_run(tmp_path, monkeypatch):
     assert NEW_TOKENS > 8
 
 
-def test_what_cannot_be_loaded_is_named(tmp_path):
+def test_what_cannot_be_loaded_is_named(tmp_path, forked):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelError, match=f"'{tmp_path}' cannot be measured: "):
         compare_throughput([tmp_path], rounds=1)
 
 
-def test_a_process_that_ends_is_told(tmp_path):
+def test_a_process_that_ends_is_told(tmp_path, forked):
     folder = saved(tmp_path / "model")
     with throughput._Worker(str(folder), "cpu") as worker:
         worker.ask("load")
