@@ -105,7 +105,8 @@ def _prune_layer(
     rows = _block_rows(weight, _LAYER_BLOCK)
 
     def job(row: int, block: Block) -> None:
-        prune_below(block, norms, threshold, quotas[row // rows], _at(bits, row, block))
+        ties = quotas[row // rows]
+        prune_rows(block, norms, BELOW, _at(bits, row, block), threshold, ties)
 
     _each_block(weight, _LAYER_BLOCK, job)
 
@@ -175,17 +176,24 @@ Codes = NDArray[np.int32] | NDArray[np.unsignedinteger[Any]]
 INFINITY = 0x7F800000  # the code of +inf; NaNs lie above it, or below zero
 LOW_BITS = 15  # the layer's threshold is found in two digits of 16 and 15 bits
 ALL = -1  # `prefix` of the first digit
+BELOW = -1  # `prune` of rows that have one threshold together
 
 
 @jit
 def prune_rows(
-    weights: NDArray[np.float32], norms: NDArray[np.float32], prune: int, bits: NDArray[np.uint8]
+    weights: NDArray[np.float32],
+    norms: NDArray[np.float32],
+    prune: int,
+    bits: NDArray[np.uint8],
+    threshold: int = 0,
+    ties: int = 0,
 ) -> bool:
     """Prune the `prune` lowest scores of each row; return whether all scores are finite.
 
     `weights`: shape (rows, d_in), C-contiguous. `norms`: shape (d_in,), non-negative. `prune`: 0 <=
-    prune <= d_in. Equal scores: the lower index is pruned first. `bits`: receives the packed mask
-    of these rows, ceil(rows * d_in / 8) bytes.
+    prune <= d_in; BELOW prunes all scores with a code below `threshold` instead, and the first
+    `ties` equal to it. Equal scores: the lower index is pruned first. `bits`: receives the packed
+    mask of these rows, ceil(rows * d_in / 8) bytes.
     """
     rows, d_in = weights.shape
     codes, keep, tile = _buffers(d_in)
@@ -195,34 +203,12 @@ def prune_rows(
             low, high = _score(weights[row], norms, codes)
             if low < 0 or high >= INFINITY:
                 return False
-            threshold, ties = find_threshold(codes, prune, (low, high), d_in)
-            start = (row - first) * d_in
-            _keep_above(codes, threshold, ties, keep[start : start + d_in])
-        pack(keep, (last - first) * d_in, bits[first * d_in // 8 :])
-    return True
-
-
-@jit
-def prune_below(
-    weights: NDArray[np.float32],
-    norms: NDArray[np.float32],
-    threshold: int,
-    ties: int,
-    bits: NDArray[np.uint8],
-) -> None:
-    """Prune all scores with a code below `threshold`, and the first `ties` equal to it.
-
-    Arrays are those of `prune_rows`.
-    """
-    rows, d_in = weights.shape
-    codes, keep, tile = _buffers(d_in)
-    for first in range(0, rows, tile):
-        last = min(first + tile, rows)
-        for row in range(first, last):
-            _score(weights[row], norms, codes)
+            if prune != BELOW:
+                threshold, ties = find_threshold(codes, prune, (low, high), d_in)
             start = (row - first) * d_in
             ties = _keep_above(codes, threshold, ties, keep[start : start + d_in])
         pack(keep, (last - first) * d_in, bits[first * d_in // 8 :])
+    return True
 
 
 @jit
