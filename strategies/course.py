@@ -259,7 +259,8 @@ class FederatedPruning(Strategy):
         """Ask every active client for the perplexity of its own pruned model."""
         to = self.exchange_client(grid)
         content = request(to.config_yaml)
-        return (to.message(client, EVALUATE_LOCAL, content) for client in self.cohort.active)
+        nodes = [client.node_id for client in self.cohort.active]
+        return (to.message(node_id, EVALUATE_LOCAL, content) for node_id in nodes)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]

@@ -119,7 +119,7 @@ class OwnTexts:
         clients = {client.node_id: client for client in self._cohort.active}
         window = window_for(self.exchange_client.strategy.window, MESSAGE_BYTES)
         sender = replace(self.exchange_client, window=window)
-        messages = (sender.message(node, kind, content) for node in clients.values())
+        messages = (sender.message(node, kind, content) for node in clients)
         report = (
             comparing(self.exchange_client.status)
             if kind == EVALUATE_FEDERATED

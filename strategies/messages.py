@@ -173,10 +173,9 @@ class ExchangeClient:
     job: str  # the run's key, the group of every message: nodes find by it what they keep
     status: RunStatus  # is told whom something is asked of
 
-    def message(self, client: Client, kind: str, content: RecordDict) -> Message:
+    def message(self, node_id: int, kind: str, content: RecordDict) -> Message:
         """Return a request to one client."""
-        ttl = self.strategy.timeout
-        return Message(content, client.node_id, kind, ttl=ttl, group_id=self.job)
+        return Message(content, node_id, kind, ttl=self.strategy.timeout, group_id=self.job)
 
     def replies(
         self,
@@ -284,9 +283,8 @@ class HeldExchange:
         What is too long to go with one is delivered before, in segments.
         """
         self._deliver()
-        request_to = self._request_to()
-        clients = self.client.cohort.active
-        return (request_to(one.node_id) for one in clients if one.node_id in self.orders)
+        nodes = (client.node_id for client in self.client.cohort.active)
+        return (self._request(node_id) for node_id in nodes if node_id in self.orders)
 
     def replies(self, messages: Iterable[Message], report: Report) -> Iterator[Message]:
         """Yield whole replies to the requests as they arrive (see :meth:`ExchangeClient.replies`).
@@ -294,17 +292,10 @@ class HeldExchange:
         `messages`: from :meth:`requests`. `report`: told after each answer: how many, and of how
         many.
         """
-        clients = {client.node_id: client for client in self.client.cohort.active}
         blocks = {block for order in self.orders.values() for block in order.blocks}
         most = sum(self.exchange.most_bytes(self.model, block) for block in blocks)
-
-        def fetch(node_id: int, number: int) -> Message:
-            content = order_record(self.client.config_yaml, self.orders[node_id])
-            content.config_records["config"]["segment"] = number
-            return self.client.message(clients[node_id], FETCH, content)
-
-        joiner = SegmentJoiner(self.exchange.form, MESSAGE_BYTES, most, fetch)
-        name, again = self.exchange.name, self._request_to()
+        joiner = SegmentJoiner(self.exchange.form, MESSAGE_BYTES, most, self._segment_request)
+        name, again = self.exchange.name, self._request
         return self.client.replies(messages, name, report, joiner=joiner, again=again)
 
     def fold(
@@ -356,18 +347,19 @@ class HeldExchange:
         model = self.model
         return {b: FRAME_BYTES + self.exchange.most_bytes(model, b) for b in order.blocks}
 
-    def _request_to(self) -> Callable[[int], Message]:
-        """Return node id -> its request; of what was delivered before it says only the sizes."""
-        clients = {client.node_id: client for client in self.client.cohort.active}
+    def _request(self, node_id: int) -> Message:
+        """Return a node's request; of what was delivered before it says only the sizes."""
+        order = self.orders[node_id]
+        found = self.bundle(node_id, order)
+        sent = {name: len(data) for name, data in found.items()} if _is_long(found) else None
+        content = order_record(self.client.config_yaml, order, {} if sent else found, sent)
+        return self.client.message(node_id, PRUNE, content)
 
-        def request_to(node_id: int) -> Message:
-            order = self.orders[node_id]
-            found = self.bundle(node_id, order)
-            sent = {name: len(data) for name, data in found.items()} if _is_long(found) else None
-            content = order_record(self.client.config_yaml, order, {} if sent else found, sent)
-            return self.client.message(clients[node_id], PRUNE, content)
-
-        return request_to
+    def _segment_request(self, node_id: int, number: int) -> Message:
+        """Return the request for a later segment of a node's reply."""
+        content = order_record(self.client.config_yaml, self.orders[node_id])
+        content.config_records["config"]["segment"] = number
+        return self.client.message(node_id, FETCH, content)
 
     def _deliver(self) -> None:
         """Send bundles that are too long for a request ahead of it, in segments."""
@@ -383,7 +375,7 @@ class HeldExchange:
             name, start = places[node_id].pop(0)
             data = long[node_id][name][start : start + MESSAGE_BYTES]
             content = request(self.client.config_yaml, {"segment": data}, name=name, start=start)
-            return self.client.message(clients[node_id], DELIVER, content)
+            return self.client.message(node_id, DELIVER, content)
 
         joiner = _Deliveries(places, message)
         first = (message(node_id) for node_id in list(places))

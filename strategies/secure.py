@@ -417,7 +417,7 @@ def _ask(
 ) -> None:
     """Ask all clients of a run; one that answers wrongly is left out."""
     phase = kind.partition(".")[2]
-    messages = (to.message(client, kind, content(client)) for client in to.cohort.active)
+    messages = (to.message(one.node_id, kind, content(one)) for one in to.cohort.active)
     gate = _Whole(SHORT_REPLY_BYTES + most)
     for reply in to.replies(messages, phase, report, gate):
         client = to.cohort.sender(reply)
