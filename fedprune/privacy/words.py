@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
 
-_PRECISION = 1e-10  # of the steepest slope at the start: what is below it is level
 _LEAST = 0.5  # occurrences from which on a token counts as found
 
 
@@ -52,38 +51,10 @@ def nonnegative_least_squares(
 
     `rows`: shape (unknowns, equations). `wanted`: shape (equations,).
     """
-    unknowns, equations = rows.shape
-    solution = np.zeros(unknowns)
-    used: list[int] = []
-    slope: NDArray[np.float64] = rows @ wanted
-    level = _PRECISION * max(slope.max(initial=0.0), 1e-300)
-    for _ in range(3 * min(unknowns, equations)):
-        slope[used] = -np.inf
-        best = int(slope.argmax())
-        if slope[best] <= level or len(used) >= equations:
-            break
-        used.append(best)
-        values = _solved(rows, wanted, used)
-        while values.min() <= 0:  # step back to the first that would become negative
-            current = solution[used]
-            falling = values <= 0
-            share = (current[falling] / (current[falling] - values[falling])).min()
-            stepped = current + share * (values - current)
-            kept = stepped > 1e-12 * max(stepped.max(), 1e-300)
-            kept[falling & (stepped == stepped[falling].min())] = False
-            solution[used] = 0.0
-            used = [unknown for unknown, keep in zip(used, kept, strict=True) if keep]
-            solution[used] = stepped[kept]
-            if not used:
-                return solution
-            values = _solved(rows, wanted, used)
-        solution[used] = values
-        slope[:] = rows @ (wanted - rows[used].T @ values)
-    return solution
+    from scipy.optimize import nnls  # half a second, which nobody else need wait
 
-
-def _solved(rows: Floats, wanted: Floats, used: list[int]) -> NDArray[np.float64]:
-    return np.asarray(np.linalg.lstsq(rows[used].T, wanted, rcond=None)[0], dtype=np.float64)
+    found, _ = nnls(rows.T, wanted, maxiter=30 * len(rows))
+    return np.asarray(found, dtype=np.float64)
 
 
 def projections(
