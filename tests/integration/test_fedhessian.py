@@ -192,7 +192,7 @@ def test_decoded_votes_come_nearer_to_pooled_statistics_than_votes(tmp_path):
     assert up["decoded"] == up["votes"]
 
 
-@pytest.mark.parametrize("pruner", ["sparsegpt", "alps"])
+@pytest.mark.parametrize("pruner", ["sparsegpt", pytest.param("alps", marks=pytest.mark.slow)])
 def test_the_dense_model_is_the_target_of_all_clients_together(tmp_path, pruner):
     """As on all texts in one place."""
     model = f"model={first_blocks(tmp_path / 'demo', 3)}"

@@ -180,7 +180,13 @@ def short_text(monkeypatch):
 
 
 @pytest.mark.usefixtures("short_text")
-@pytest.mark.parametrize("more", [(), ("pruner.two_sided=true", "allocation.texts=2")])
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param((), marks=pytest.mark.slow),
+        ("pruner.two_sided=true", "allocation.texts=2"),
+    ],
+)
 def test_a_reconstruction_on_sums_is_the_same_however_texts_are_spread(tmp_path, short_model, more):
     more = (*more, short_model, "data.partition=iid", "data.sampling=published")
     for clients in (1, 3, 6):

@@ -90,6 +90,7 @@ def test_another_run_has_other_noise(tmp_path):
         assert all(one[block] != other[block] for block in one)
 
 
+@pytest.mark.slow
 def test_the_less_noise_the_nearer_to_the_plain_run(tmp_path, short_model):
     samples = ("pruner.num_calibration_samples=128", "pruner.seq_len=16")
     plain = ("strategy=fedstats", "schedule.prefix=dense", short_model, *samples)

@@ -69,6 +69,7 @@ def test_what_blocks_tell_of_their_own_is_attacked_too(few):
     assert not any("experts" in what for what in one)  # the model has none
 
 
+@pytest.mark.slow
 def test_of_a_mixture_the_sums_of_experts_are_attacked(tmp_path):
     found = audit(config_from_overrides([f"model={mixture_folder(tmp_path / 'mixture')}", *MORE]))
     one = {release.what: release for release in found.releases}
@@ -105,6 +106,7 @@ def noisy_and_plain(epsilon: str):
     ]
 
 
+@pytest.mark.slow
 def test_noise_hides_norms_and_who_was_there(monkeypatch):
     # Noise is the operating system's. In 50 runs the area was 0.480, with a standard deviation of
     # 0.004, and the norms' error never below 0.372, which public text alone has: the limits are 40

@@ -27,6 +27,7 @@ def forked(monkeypatch):
     monkeypatch.setattr(throughput, "_CONTEXT", multiprocessing.get_context("fork"))
 
 
+@pytest.mark.slow
 def test_figures_are_of_what_was_run(tmp_path):
     small, large = saved(tmp_path / "small"), demo_model_path()
     found = compare_throughput([large, small], seq_len=16, rounds=1)

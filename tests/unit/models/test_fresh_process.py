@@ -76,6 +76,7 @@ def test_fewer_blocks_units_and_experts(tmp_path):
         assert torch.allclose(there, logits, rtol=1e-4, atol=1e-4), one
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("compressed_tensors") is None,
     reason="compressed-tensors is not installed: pip install 'fedprune[quantized]'",
