@@ -44,9 +44,9 @@ from fedprune.pruning.statistics import (
     ColumnKind,
     ColumnSquares,
     ColumnStatistics,
+    LocalKind,
     MomentStatistics,
     Statistic,
-    StatisticKind,
     shared_inputs,
 )
 from fedprune.pruning.wanda import WandaPruner
@@ -290,7 +290,7 @@ def _collects(kind: BlockKind) -> tuple[str, ...]:
 
 
 @dataclass
-class _Rows:
+class Rows:
     """What each sample adds, in their order: sums of squares, or the vectors themselves."""
 
     found: NDArray[np.float32]
@@ -307,13 +307,13 @@ class _RowsRecording:
         values = inputs.float()
         self._parts.append((values if self._vectors else values.square()).sum(1).cpu())
 
-    def close(self) -> _Rows:
+    def close(self) -> Rows:
         if not self._parts:
-            return _Rows(np.zeros((0, 0), dtype=np.float32))
-        return _Rows(torch.cat(self._parts).numpy())
+            return Rows(np.zeros((0, 0), dtype=np.float32))
+        return Rows(torch.cat(self._parts).numpy())
 
 
-class _RowsKind(StatisticKind[_Rows]):
+class RowsKind(LocalKind[Rows]):
     """Sums of one sample each, which never leave this process."""
 
     def __init__(self, vectors: bool = False) -> None:
@@ -323,17 +323,9 @@ class _RowsKind(StatisticKind[_Rows]):
         """Return an empty record."""
         return _RowsRecording(self._vectors)
 
-    def arrays(self, statistic: _Rows) -> dict[str, NDArray[Any]]:
-        """Refuse: rows of samples are for nobody else."""
-        raise RuntimeError("what single samples add is not sent.")
-
-    def read(self, arrays: Mapping[str, NDArray[Any]], width: int, tokens: int) -> _Rows:
-        """Refuse, as `arrays`."""
-        raise RuntimeError("what single samples add is not sent.")
-
-    def add(self, first: _Rows, second: _Rows) -> _Rows:
+    def add(self, first: Rows, second: Rows) -> Rows:
         """Return the rows of both."""
-        return _Rows(np.concatenate([first.found, second.found]))
+        return Rows(np.concatenate([first.found, second.found]))
 
 
 class _Bench:
@@ -353,7 +345,7 @@ class _Bench:
         """Return sums of squares, (samples, d_in) for every input that all tokens pass."""
         walk, found = self.walk(samples), dict[Input, NDArray[np.float32]]()
         while walk.blocks_left:
-            observed = walk.observe([_RowsKind()]).linears["rows"]
+            observed = walk.observe([RowsKind()]).linears["rows"]
             found |= _rows(walk.position, observed, len(samples))
             if walk.blocks_left == 1:
                 break
@@ -367,7 +359,7 @@ class _Bench:
         samples_of_public, names = self._public
         stand_in = StandIn(samples_of_public, names).cut(sum(map(len, samples)))
         walk = self.walk(stand_in)
-        observed = walk.observe([_RowsKind()]).linears["rows"]
+        observed = walk.observe([RowsKind()]).linears["rows"]
         stood_in = {name: rows for name, rows in observed.items() if name in names}
         found = _rows(0, stood_in, len(stand_in))
         return {key: rows.sum(0) for key, rows in found}
@@ -496,7 +488,7 @@ def _rows(
     block: int, observed: Mapping[str, Statistic], samples: int
 ) -> Iterator[tuple[Input, NDArray[np.float32]]]:
     for linears, rows in shared_inputs(observed):
-        if isinstance(rows, _Rows) and len(rows.found) == samples:
+        if isinstance(rows, Rows) and len(rows.found) == samples:
             yield (block, linears), rows.found
 
 
@@ -597,8 +589,8 @@ class _Words:
             )
         vocabulary = int(rows[0])
         walk = bench.walk([torch.tensor([token]) for token in range(vocabulary)], _BATCH)
-        observed = walk.observe([_RowsKind(vectors=True)]).linears["rows"]
-        pair = bench.walk([own[0][:2]]).observe([_RowsKind()]).linears["rows"]
+        observed = walk.observe([RowsKind(vectors=True)]).linears["rows"]
+        pair = bench.walk([own[0][:2]]).observe([RowsKind()]).linears["rows"]
         together = dict(_rows(0, pair, 1))
         for key, vectors in _rows(0, observed, vocabulary):
             expected = np.square(vectors[own[0][:2].numpy()]).sum(0)

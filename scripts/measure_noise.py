@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedprune.audit import Rows, RowsKind
 from fedprune.config import RunConfig, config_from_overrides, to_yaml
 from fedprune.evaluation.perplexity import perplexities
 from fedprune.methods.exchange import BlockAggregator, BlockTask, Contributor
@@ -41,7 +42,7 @@ from fedprune.models.fingerprint import fingerprint
 from fedprune.models.loading import LoadedModel, load_model
 from fedprune.privacy.noise import discrete_gaussian
 from fedprune.pruning.blocks import BlockWalk, input_groups
-from fedprune.pruning.statistics import StatisticKind, shared_inputs
+from fedprune.pruning.statistics import shared_inputs
 
 Totals = list[dict[str, np.ndarray]]
 """Block -> key of the share -> sums of shortened samples, in units."""
@@ -258,33 +259,6 @@ def windows(loaded: LoadedModel, path: Path, count: int) -> Tensor:
     return torch.tensor(tokens[: count * 128]).reshape(count, 128)
 
 
-class _Rows:
-    """What each sample adds to an input, in the order of samples."""
-
-    tokens = 0
-
-    def __init__(self) -> None:
-        self.parts: list[Tensor] = []
-
-    def add(self, inputs: Tensor) -> None:
-        self.parts.append(inputs.detach().float().square().sum(1))
-
-    def close(self) -> "_Rows":
-        return self
-
-
-class _RowsKind(StatisticKind[Any]):
-    name = "rows"
-
-    def start(self, width: int) -> _Rows:
-        return _Rows()
-
-    def arrays(self, statistic: Any) -> Any:
-        raise RuntimeError("rows stay here.")
-
-    read = add = arrays  # type: ignore[assignment]
-
-
 def totals(
     loaded: LoadedModel,
     model: PublicModel,
@@ -299,12 +273,12 @@ def totals(
         block = walk.position
         here = {count: dict[str, np.ndarray]() for count in counts}
         shares = {share.linears: share for share in plan.shares[block]}
-        for linears, rows in shared_inputs(walk.observe([_RowsKind()]).linears["rows"]):
+        for linears, rows in shared_inputs(walk.observe([RowsKind()]).linears["rows"]):
             if linears not in shares:
                 continue
             share = shares[linears]
-            assert isinstance(rows, _Rows)
-            vectors = torch.cat(rows.parts).double().numpy()
+            assert isinstance(rows, Rows)
+            vectors = rows.found.astype(np.float64)
             vectors = np.column_stack([vectors, np.full(len(vectors), len(samples[0]))])
             scale, clip = exchange.scale(model, block, share), exchange.config.privacy.clip
             total = np.zeros(vectors.shape[1], dtype=np.int64)

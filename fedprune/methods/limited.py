@@ -29,7 +29,7 @@ from fedprune.pruning.statistics import (
     Arrays,
     ColumnKind,
     ColumnSums,
-    StatisticKind,
+    LocalKind,
 )
 from fedprune.wire.arrays import ArraySpec
 
@@ -241,10 +241,10 @@ class _ClippedRecording:
         return self._sums
 
 
-class ClippedKind(StatisticKind[ClippedSums]):
+class ClippedKind(LocalKind[ClippedSums]):
     """A statistic of columns, of which each sample adds a vector of limited length.
 
-    `kind`: what is summed; its name is this one's, too.
+    Without noise the sums are for nobody else. `kind`: what is summed; its name is this one's, too.
     """
 
     def __init__(self, kind: ColumnKind, shorten: Shortener) -> None:
@@ -260,14 +260,6 @@ class ClippedKind(StatisticKind[ClippedSums]):
     def start_at(self, linear: str, width: int) -> _ClippedRecording:
         """See `StatisticKind.start_at`."""
         return _ClippedRecording(self._kind, self._shares.get(linear), width, self._shorten)
-
-    def arrays(self, statistic: ClippedSums) -> dict[str, NDArray[Any]]:
-        """Refuse: without noise they are for nobody else."""
-        raise RuntimeError("sums without noise are not sent.")
-
-    def read(self, arrays: Mapping[str, NDArray[Any]], width: int, tokens: int) -> ClippedSums:
-        """Refuse, as `arrays`."""
-        raise RuntimeError("sums without noise are not sent.")
 
     def add(self, first: ClippedSums, second: ClippedSums) -> ClippedSums:
         """Return the sums of both."""

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -28,6 +27,7 @@ from fedprune.models.writing import first_token
 from fedprune.pruning.block_kinds import BlockKind
 from fedprune.pruning.blocks import BlockWalk, Observed
 from fedprune.pruning.statistics import (
+    LocalKind,
     MomentStatistics,
     SecondMoments,
     Statistic,
@@ -276,19 +276,13 @@ class _LastRecording:
         return self._found
 
 
-class _LastKind(StatisticKind[_Last]):
+class _LastKind(LocalKind[_Last]):
     """The input at the last token, which never leaves this process."""
 
     name = "last"
 
     def start(self, width: int) -> _LastRecording:
         return _LastRecording()
-
-    def arrays(self, statistic: _Last) -> dict[str, NDArray[Any]]:
-        raise RuntimeError("single inputs are not sent.")
-
-    def read(self, arrays: Mapping[str, NDArray[Any]], width: int, tokens: int) -> _Last:
-        raise RuntimeError("single inputs are not sent.")
 
     def add(self, first: _Last, second: _Last) -> _Last:
         return second

@@ -37,23 +37,12 @@ def get_pruner(
 ) -> Pruner:
     """Return a pruner by name.
 
-    Parameters
-    ----------
-    name : str
-        One of :data:`NAMES`, or the entry point of an installed package.
-    damping : float
-        `pruner.damping`, for those that solve with sums of products or squares.
-    block_size : int
-        `pruner.block_size`, columns that SparseGPT prunes at a time.
-    grid : Grid or None
-        What GPTQ and rounding quantise to, and SparseGPT's survivors where it is given.
-    act_order : bool
-        `pruner.act_order`, of GPTQ.
-
-    Raises
-    ------
-    ConfigError
-        If there is none of this name, a plugin is none, or nothing records what it needs.
+    `name`: one of :data:`NAMES`, or the entry point of an installed package. `damping`:
+    `pruner.damping`, for those that solve with sums of products or squares. `block_size`:
+    `pruner.block_size`, columns that SparseGPT prunes at a time. `grid`: what GPTQ and rounding
+    quantise to, and SparseGPT's survivors where it is given. `act_order`: `pruner.act_order`, of
+    GPTQ. Raises ConfigError if there is none of this name, a plugin is none, or nothing records
+    what it needs.
     """
     known: Mapping[str, Callable[[], Pruner]] = {
         "magnitude": MagnitudePruner,

@@ -140,6 +140,18 @@ class StatisticKind(ABC, Generic[S]):
         """Return the statistic of both's tokens; neither is used afterwards."""
 
 
+class LocalKind(StatisticKind[S]):
+    """A statistic that never leaves its process."""
+
+    def arrays(self, statistic: S) -> Arrays:
+        """Refuse: it is for nobody else."""
+        raise RuntimeError(f"'{self.name}' is not sent.")
+
+    def read(self, arrays: Mapping[str, NDArray[Any]], width: int, tokens: int) -> S:
+        """Refuse, as :meth:`arrays`."""
+        raise RuntimeError(f"'{self.name}' is not sent.")
+
+
 @dataclass
 class ColumnSums:
     """A sum of non-negative numbers over tokens, one a column.

@@ -34,19 +34,9 @@ _STEPS = 256  # times that costs are computed anew, where there are so many unit
 def units_kept(units: Units, sparsity: float, multiple: int) -> int:
     """Return how many units remain: at least so many that `sparsity` of them go, or fewer.
 
-    Parameters
-    ----------
-    units : Units
-        All there are.
-    sparsity : float
-        The share that shall go, 0 <= sparsity < 1.
-    multiple : int
-        The inputs that remain of the matrix after them are a multiple of it.
-
-    Raises
-    ------
-    ModelError
-        If none would go, or there is no such multiple.
+    `units`: all there are. `sparsity`: the share that shall go, 0 <= sparsity < 1. `multiple`: the
+    inputs that remain of the matrix after them are a multiple of it. Raises ModelError if none
+    would go, or there is no such multiple.
     """
     total, step = units.count, math.lcm(units.size, multiple) // units.size
     kept = -(-(total - pruned_count(total, sparsity)) // step) * step
@@ -70,29 +60,12 @@ def cheapest_units(
 ) -> tuple[Tensor, NDArray[np.int64]]:
     """Return the repaired weight and the units that remain.
 
-    Parameters
-    ----------
-    weight : Tensor
-        W of the matrix after the units, shape (d_out, d_in), any floating dtype; not changed.
-    moments : Tensor
-        G, the sum over tokens of x x^T, shape (d_in, d_in), on the weight's device.
-    columns : NDArray[np.int64]
-        The inputs of each unit, shape (units, size).
-    kept : int
-        How many units remain.
-    damping : float
-        See `fedprune.pruning.hessian.damped`.
-
-    Returns
-    -------
-    tuple[Tensor, NDArray[np.int64]]
-        W', float32, shape (d_out, d_in), zero in the columns of the units that went; and the
-        numbers of those that remain, ascending.
-
-    Raises
-    ------
-    ModelError
-        If the moments are not finite or cannot be factorised.
+    `weight`: W of the matrix after the units, shape (d_out, d_in), any floating dtype; not changed.
+    `moments`: G, the sum over tokens of x x^T, shape (d_in, d_in), on the weight's device.
+    `columns`: the inputs of each unit, shape (units, size). `kept`: how many units remain.
+    `damping`: see `fedprune.pruning.hessian.damped`. Returns W', float32, shape (d_out, d_in), zero
+    in the columns of the units that went; and the numbers of those that remain, ascending. Raises
+    ModelError if the moments are not finite or cannot be factorised.
     """
     hessian, dead = damped(moments, damping)
     dense = weight.detach().to(torch.float64)
@@ -172,16 +145,8 @@ def unit_pruner(pruner: Pruner) -> "StructuredPruner | None":
 class StructuredPruner:
     """Removes whole units of every block and repairs the matrix after them.
 
-    Parameters
-    ----------
-    structure : {"ffn", "heads"}
-        Which units.
-    multiple : int
-        The width that remains is a multiple of it.
-    repair : bool
-        Whether the weights that remain make up for those that go.
-    damping : float
-        `pruner.damping`.
+    `structure`: which units. `multiple`: the width that remains is a multiple of it. `repair`:
+    whether the weights that remain make up for those that go. `damping`: `pruner.damping`.
     """
 
     name = "structured"
@@ -197,10 +162,7 @@ class StructuredPruner:
     def prune(self, weight: Tensor, stats: Statistic | None, spec: MaskSpec) -> Change:
         """Refuse a matrix by itself (see `Pruner.prune`): units are made of several.
 
-        Raises
-        ------
-        ModelError
-            Always.
+        Raises ModelError always.
         """
         raise ModelError(
             f"The pruner '{self.name}' removes units of whole blocks, not weights of one linear."
@@ -211,27 +173,11 @@ class StructuredPruner:
     ) -> dict[str, Change]:
         """Return what becomes of the matrices that a block's units are made of.
 
-        Parameters
-        ----------
-        weights : Mapping[str, Tensor]
-            Name of the linear -> weight, shape (d_out, d_in).
-        stats : MomentStatistics
-            Second moments of what enters the matrix after the units.
-        units : Units
-            Where they are.
-        sparsity : float
-            The share of them that goes (see :func:`units_kept`).
-
-        Returns
-        -------
-        dict[str, BitMask or SparseWeight]
-            Every given weight: the matrix after the units with columns of zeros, those before it
-            with rows of zeros, all others whole.
-
-        Raises
-        ------
-        ModelError
-            If the moments are missing, of another size or not finite, or none would go.
+        `weights`: name of the linear -> weight, shape (d_out, d_in). `stats`: second moments of
+        what enters the matrix after the units. `units`: where they are. `sparsity`: the share of
+        them that goes (see :func:`units_kept`). Returns every given weight: the matrix after the
+        units with columns of zeros, those before it with rows of zeros, all others whole. Raises
+        ModelError if the moments are missing, of another size or not finite, or none would go.
         """
         weight = weights[units.linear]
         moments = second_moments(self.name, weight, stats).moments.to(weight.device)
@@ -258,10 +204,7 @@ class StructuredPruner:
 def check_units(changes: Mapping[str, Change]) -> None:
     """Raise ``WireError`` unless a block's changes leave whole rows and columns.
 
-    Parameters
-    ----------
-    changes : Mapping[str, Change]
-        What :meth:`StructuredPruner.prune_units` makes; may come from anyone.
+    `changes`: what :meth:`StructuredPruner.prune_units` makes; may come from anyone.
     """
     masks = {name: mask_of(change).to_bool() for name, change in changes.items()}
     after = [name for name, change in changes.items() if isinstance(change, SparseWeight)]

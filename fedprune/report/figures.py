@@ -262,10 +262,7 @@ def plot_frontier(rows: Sequence[Row], axes: Axes, title: str, folder: Path) -> 
     its, by which settings close to it can be told apart. A line joins those that no other beats
     with as few bytes.
 
-    Parameters
-    ----------
-    rows, axes, title, folder
-        As for :func:`plot_sweep`.
+    `rows`, `axes`, `title`, `folder`: as for :func:`plot_sweep`.
     """
 
     def draw(panel: "Panel", here: Sequence[Row]) -> None:

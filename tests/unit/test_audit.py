@@ -233,7 +233,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_work(tmp_path, monkeypat
 
 
 def test_rows_of_samples_cannot_be_sent():
-    kind = module._RowsKind()
+    kind = module.RowsKind()
     recording = kind.start(3)
     recording.add(torch.ones(2, 4, 3))
     with pytest.raises(RuntimeError, match="not sent"):
