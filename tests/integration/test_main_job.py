@@ -147,9 +147,10 @@ def test_results_have_exactly_the_documented_keys(finished):
     experts = ("experts", "unseen", "few_tokens", "few")  # the demo model has none
     allowed_absent |= {f"experts.{key}" for key in experts}
     allowed_absent.add("strategy.client_weights.*")  # where clients do not weigh the same
-    # Of runs that leave a smaller model, of mixtures of experts, of pooling for the worst served.
+    # Of runs that leave a smaller model, of mixtures of experts, of pooling for the worst served,
+    # and of those that are compared with a model made without a client.
     of_others = ("smaller.", "strategy.experts.", "strategy.worst.")
-    allowed_absent |= {p for p in patterns if p.startswith(of_others)}
+    allowed_absent |= {p for p in patterns if p.startswith(of_others) or ".no_client" in p}
     for pattern, matcher in matchers.items():
         if pattern not in allowed_absent:
             assert any(matcher.fullmatch(key) for key in found), f"never written: {pattern}"
