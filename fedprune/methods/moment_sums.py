@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedprune.errors import WireError
+from fedprune.methods.completion import completed
 from fedprune.methods.exchange import Aggregator, BlockTask, Contributor
 from fedprune.methods.inputs import all_together, check_inputs, check_loudness, check_tokens
 from fedprune.methods.moments import InputPlan, MomentPool, diagonal_of
@@ -27,6 +28,7 @@ from fedprune.wire.sums import ExactSums, InputSums
 
 R = TypeVar("R")
 
+_NOTHING: Mapping[str, MomentStatistics] = {}
 _SHIFT = 1e-3  # of a diagonal of ones: what an eigenvalue may be off, beside
 _ROUNDING = {"float32": 2.0**-20, "float16": 2.0**-12}  # width times what one correlation may be
 _FACTORISED = 4096  # width up to which it takes a second a client; beyond, entries are looked at
@@ -148,13 +150,21 @@ class MomentSums(CountedSums, Aggregator[list[InputMoments], R], Generic[R]):
             for name in linears
         }
 
-    def results(self) -> Iterator[tuple[tuple[str, ...], ColumnStatistics | MomentStatistics]]:
-        """Yield each input's linears and pooled statistics, and forget its sums."""
+    def results(
+        self, public: Mapping[str, MomentStatistics] = _NOTHING
+    ) -> Iterator[tuple[tuple[str, ...], ColumnStatistics | MomentStatistics]]:
+        """Yield each input's linears and pooled statistics, and forget its sums.
+
+        `public`: name of the linear -> second moments of its input on public text, whose
+        correlations stand in for those that clients did not send; without it these are zero.
+        """
         for linears in self.plans:
-            if linears in self.columns:
-                yield linears, self.columns[linears].statistic()
-            else:
-                yield linears, self.moments.pop(linears).statistic()
+            told = public.get(linears[0])
+            if linears not in self.columns:
+                yield linears, self.moments.pop(linears).statistic(told)
+                continue
+            sums = self.columns[linears].statistic()
+            yield linears, sums if told is None else completed(sums, told)
 
 
 def check_moments(triangle: Triangle, name: str) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedprune.config import RunConfig
 from fedprune.errors import QuorumError, WireError
+from fedprune.methods.completion import completed
 from fedprune.methods.fixed_point import from_fixed, to_fixed, to_float32
 from fedprune.methods.sketches import (
     InputShape,
@@ -19,6 +20,7 @@ from fedprune.methods.sketches import (
     nystrom_sketch,
     ranks_for_budget,
     rebuild,
+    rest_of,
     sketch_bits,
 )
 from fedprune.methods.state import Arrays, numbers
@@ -217,6 +219,7 @@ class MomentPool:
         self._cross: Tensor | None = None
         self._squares: Tensor | None = None
         self._sketch: tuple[Fixed, Fixed] | None = None  # vectors, diagonal
+        self._rest: Tensor | None = None  # of the diagonal, what eigenvectors leave of it
         self._tokens = 0
         self.seen = 0
 
@@ -235,6 +238,9 @@ class MomentPool:
         else:
             whole = rebuild(body) if isinstance(body, Sketch) else torch.from_numpy(body.matrix())
             self._add_matrix(whole, factor)
+            if isinstance(body, Sketch):
+                rest = factor * rest_of(body).double()
+                self._rest = rest if self._rest is None else self._rest + rest
         if moments.cross is not None:
             self._add_cross(moments.cross, factor)
         self._tokens += self._stands_for(moments)
@@ -252,9 +258,17 @@ class MomentPool:
             raise QuorumError("No client sent moments of this input, so there is nothing to pool.")
         return self._total.float(), self._tokens
 
-    def statistic(self) -> MomentStatistics:
-        """Return :meth:`result` as a statistic, with the deviation where clients told it."""
+    def statistic(self, public: MomentStatistics | None = None) -> MomentStatistics:
+        """Return :meth:`result` as a statistic, with the deviation where clients told it.
+
+        `public`: second moments of the input on public text; what sketches left out is then as
+        correlated as on that text, and not at all without it.
+        """
         moments, tokens = self.result()
+        rest = self.rest()
+        if public is not None and rest is not None:
+            left_out = completed(ColumnStatistics(rest.float(), tokens), public).moments
+            moments += left_out.fill_diagonal_(0.0)
         if self._cross is None or self._squares is None:
             return MomentStatistics(moments, tokens)
         deviation = Deviation(self._cross.float(), self._squares.float())
@@ -271,6 +285,11 @@ class MomentPool:
             return None
         vectors, diagonal = map(to_float32, self._sketch)
         return Sketch(vectors.reshape(len(diagonal), -1), diagonal, "nystrom")
+
+    def rest(self) -> Tensor | None:
+        """Return what sketches left of the diagonal, shape (d_in,); None without any."""
+        sketch = self.sketch()
+        return self._rest if sketch is None else rest_of(sketch, self._seed)
 
     def squares(self) -> NDArray[np.float64]:
         """Return the pooled sums of squares of the columns, float64, shape (d_in,)."""
@@ -335,6 +354,8 @@ class MomentPool:
             found |= {"cross": self._cross.numpy(), "squares": self._squares.numpy()}
         if self._sketch is not None:
             found |= dict(zip(_SKETCH, self._sketch, strict=True))
+        if self._rest is not None:
+            found["rest"] = self._rest.numpy()
         return found
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -348,6 +369,8 @@ class MomentPool:
         if all(name in arrays for name in _SKETCH):
             vectors, diagonal = (arrays[name].copy() for name in _SKETCH)
             self._sketch = vectors, diagonal
+        if "rest" in arrays:
+            self._rest = torch.from_numpy(arrays["rest"].copy())
 
     def _stands_for(self, moments: InputMoments) -> int:
         """Return how many tokens a client's moments count as."""

@@ -86,6 +86,28 @@ def test_more_bits_of_a_sketch_come_nearer_to_the_whole(tmp_path):
     assert far[4] < far[0.5]
 
 
+def test_public_text_stands_in_for_what_a_sketch_leaves_out(tmp_path):
+    schedule = ("schedule.prefix=dense", "data.partition=iid")
+    job(tmp_path / "whole", *HESSIAN, *schedule, clients=2)
+    whole, far = masks_of(tmp_path / "whole"), {}
+    for rest in ("none", "public"):
+        options = (
+            "strategy.moments=eigen",
+            "strategy.bits_per_weight=0.5",
+            f"strategy.rest={rest}",
+        )
+        results = job(tmp_path / rest, *HESSIAN, *options, *schedule, clients=2)
+        assert results["method"]["rest"] == rest
+        found = masks_of(tmp_path / rest)
+        far[rest] = np.mean([np.mean(found[key] != whole[key]) for key in whole])
+    assert far["public"] < 0.9 * far["none"]
+
+
+def test_who_is_served_worst_is_not_told_by_public_text():
+    with pytest.raises(ConfigError, match="`strategy.rest` must be 'none'"):
+        config_from_overrides([*HESSIAN, "strategy.pooling=worst", "strategy.rest=public"])
+
+
 @pytest.mark.parametrize("megabytes", [0.125, 0.6, 1.25])
 def test_answers_keep_within_a_budget(tmp_path, megabytes):
     options = (*HESSIAN, "allocation=owl", ITERATIVE, f"strategy.budget_mb={megabytes}")

@@ -21,6 +21,7 @@ class FedHessianConfig(StrategyConfig):
     bits_per_weight: Annotated[float, Field(gt=0)] | None
     budget_mb: Annotated[float, Field(gt=0)] | None
     max_width: Count | None
+    rest: Literal["none", "public"]
     target: Literal["pruned", "dense"]
 
     pools = True
@@ -59,6 +60,12 @@ class FedHessianConfig(StrategyConfig):
     def _pooling(self, run: RunConfig) -> Iterator[str]:
         if self.pooling != "worst":
             return
+        if self.rest == "public":
+            yield (
+                "`strategy.rest` must be 'none' with strategy.pooling=worst, which weighs clients "
+                "by what they told themselves, got 'public'. Leave it out, or set "
+                "strategy.pooling=clients."
+            )
         if self.target == "dense":
             yield (
                 "`strategy.target` must be 'pruned' with strategy.pooling=worst, which weighs "

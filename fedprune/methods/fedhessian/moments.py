@@ -30,9 +30,10 @@ class MomentAggregator(MomentSums[BlockResult], BlockAggregator[list[InputMoment
     def close(self) -> BlockResult:
         """Reconstruct the block on the pooled moments."""
         # An input of which only sums are known is pruned on these.
-        config = self.exchange.config
+        config, task = self.exchange.config, self.task
         pruner = towards(make_solver(config.pruner), config)
-        return self.pruned_on(self.results(), pruner, self.clients, self.tokens())
+        public = task.model.public_moments(task.block) if config.strategy.rest == "public" else {}
+        return self.pruned_on(self.results(public), pruner, self.clients, self.tokens())
 
 
 class WorstMoments(KeepsAnswers[InputMoments], MomentAggregator):

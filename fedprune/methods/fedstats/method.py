@@ -4,7 +4,7 @@ What Wanda and RIA know of a client's texts is one number a column, and those nu
 clients. They are added without rounding, so with the iterative schedule the masks are those of
 pruning all texts in one place, bit for bit, however the texts are spread and whoever answers first.
 A solver that wants second moments gets them of the same sums and of public text
-(`fedprune.methods.fedstats.completion`), which is no exact answer, but the same for any clients.
+(`fedprune.methods.completion`), which is no exact answer, but the same for any clients.
 """
 
 from collections.abc import Iterator
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from fedprune.config import RunConfig
 from fedprune.config.schema import MomentsPrunerConfig
 from fedprune.errors import WireError
+from fedprune.methods.completion import completed
 from fedprune.methods.exchange import (
     Answer,
     BlockAggregator,
@@ -20,7 +21,6 @@ from fedprune.methods.exchange import (
     BlockResult,
     BlockTask,
 )
-from fedprune.methods.fedstats.completion import completed
 from fedprune.methods.fedstats.config import COHORTS
 from fedprune.methods.inputs import ColumnAggregator, column_bytes, encode_statistics
 from fedprune.methods.public_model import PublicModel

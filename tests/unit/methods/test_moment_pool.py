@@ -6,11 +6,12 @@ import torch
 
 from fedprune.config import config_from_overrides
 from fedprune.errors import QuorumError, WireError
+from fedprune.methods.completion import completed
 from fedprune.methods.moments import MomentPool, diagonal_of, input_moments, plan_inputs
 from fedprune.methods.sketches import eigen_sketch, nystrom_sketch, rebuild
 from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.registry import make_solver, towards
-from fedprune.pruning.statistics import get_kind
+from fedprune.pruning.statistics import ColumnStatistics, MomentStatistics, get_kind
 from fedprune.wire.moments import (
     Columns,
     Cross,
@@ -56,6 +57,61 @@ def test_pools_are_the_sums_of_what_clients_have(form, close, mode):
     assert tokens == (160 if mode == "tokens" else 3)
     assert (found - expected).norm() / expected.norm() < close
     assert torch.equal(found, found.T) and found.dtype == torch.float32
+
+
+def few_columns(matrix: torch.Tensor, form: str, rank: int = 3) -> InputMoments:
+    make = eigen_sketch(matrix, rank) if form == "eigen" else nystrom_sketch(matrix, rank, SEED)
+    return InputMoments(("a",), 40, make)
+
+
+@pytest.mark.parametrize("form", ["eigen", "nystrom"])
+def test_what_sketches_leave_out_is_as_correlated_as_on_public_text(form):
+    pool, again = MomentPool("tokens", SEED), MomentPool("tokens", SEED)
+    for client in range(3):
+        pool.add(few_columns(moments(client), form))
+    again.restore(pool.state())
+    alone, public = pool.statistic().moments, MomentStatistics(moments(7), 40)
+    if form == "eigen":
+        factors = [torch.from_numpy(few_columns(moments(c), form).body.vectors) for c in range(3)]
+        columns = sum(factor.double() @ factor.double().T for factor in factors)
+    else:
+        columns = low_rank(pool.sketch())
+    found = pool.statistic(public).moments
+    for i in range(D):
+        for j in range(D):
+            left = [float(alone[k, k]) - float(columns[k, k]) for k in (i, j)]
+            size = float(public.moments[i, i] * public.moments[j, j]) ** 0.5
+            related = float(public.moments[i, j]) / size
+            more = 0.0 if i == j else related * (max(left[0], 0) * max(left[1], 0)) ** 0.5
+            scale = float(alone[i, i] * alone[j, j]) ** 0.5
+            assert float(found[i, j] - alone[i, j]) / scale == pytest.approx(more / scale, abs=2e-4)
+    assert torch.equal(found.diagonal(), alone.diagonal())
+    assert float(torch.linalg.eigvalsh(found.double()).min()) > -1e-3 * float(
+        found.diagonal().max()
+    )
+    assert torch.equal(again.statistic(public).moments, found)
+
+
+def low_rank(sketch) -> torch.Tensor:
+    """Return Y pinv(P' Y) Y' of a Nystrom sketch, whose public matrix P a sketch of ones tells."""
+    product = torch.from_numpy(sketch.vectors).double()
+    public = torch.from_numpy(nystrom_sketch(torch.eye(D), product.shape[1], SEED).vectors).double()
+    return product @ torch.linalg.pinv(public.T @ product) @ product.T
+
+
+def test_whole_moments_leave_nothing_out():
+    pool = MomentPool("tokens")
+    pool.add(sent(moments(0), "float32"))
+    public = MomentStatistics(moments(7), 40)
+    assert pool.rest() is None
+    assert torch.equal(pool.statistic(public).moments, pool.statistic().moments)
+
+
+def test_a_sketch_without_columns_is_sums_with_public_correlations():
+    pool, matrix, public = MomentPool("tokens"), moments(2), MomentStatistics(moments(7), 40)
+    pool.add(few_columns(matrix, "eigen", rank=0))
+    expected = completed(ColumnStatistics(matrix.diagonal().clone(), 40), public)
+    torch.testing.assert_close(pool.statistic(public).moments, expected.moments)
 
 
 def test_triangles_give_the_same_in_any_order():
