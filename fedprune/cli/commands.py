@@ -7,6 +7,7 @@ read for every `--help`, and torch alone takes seconds.
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -24,16 +25,16 @@ class Command:
     run: Callable[[Namespace], int]
 
 
+def call(function: str, arguments: Namespace) -> int:
+    """Call a function of this package, MODULE.NAME, with a command's arguments by their names."""
+    module, _, name = function.partition(".")
+    given = {key: value for key, value in vars(arguments).items() if key not in _OF_ALL}
+    code: int = getattr(import_module(f"fedprune.cli.{module}"), name)(**given)
+    return code
+
+
 def _calling(function: str) -> Callable[[Namespace], int]:
-    """Return what calls a function of this package with a command's arguments, by their names."""
-
-    def run(arguments: Namespace) -> int:
-        module, _, name = function.partition(".")
-        given = {key: value for key, value in vars(arguments).items() if key not in _OF_ALL}
-        code: int = getattr(import_module(f"fedprune.cli.{module}"), name)(**given)
-        return code
-
-    return run
+    return partial(call, function)
 
 
 def _run_arguments(parser: ArgumentParser) -> None:

@@ -1,13 +1,18 @@
 """Arguments and exit codes of the `fedprune` command."""
 
+import inspect
 import subprocess
 import sys
+from argparse import ArgumentParser
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 import fedprune
 from fedprune.cli import doctor, main, run
+from fedprune.cli.commands import COMMANDS
 from fedprune.errors import ConfigError, DataError
 
 
@@ -96,3 +101,16 @@ def test_a_run_does_not_wait_for_torch() -> None:
     assert (
         subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
     )
+
+
+CALLED = [(name, one) for name, one in COMMANDS.items() if isinstance(one.run, partial)]
+
+
+@pytest.mark.parametrize("command", [one for _, one in CALLED], ids=[name for name, _ in CALLED])
+def test_a_command_s_arguments_are_those_of_the_function_that_it_names(command):
+    parser = ArgumentParser(add_help=False)
+    command.arguments(parser)
+    given = {action.dest for action in parser._actions}
+    module, _, function = command.run.args[0].partition(".")
+    wanted = inspect.signature(getattr(import_module(f"fedprune.cli.{module}"), function))
+    wanted.bind(**dict.fromkeys(given))
