@@ -238,7 +238,13 @@ def _folder(partition_id: int) -> Path:
 
 
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    # Two jobs that were asked for within a second have an order, too.
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def _shown(when: str) -> str:
+    """Return a time without parts of a second."""
+    return f"{when[:19]}Z"
 
 
 def _write(place: Path, request: Request) -> None:
@@ -271,8 +277,8 @@ def told(found: Sequence[Request]) -> list[str]:
     for key in dict.fromkeys(one.key for one in found):
         same = [one for one in found if one.key == key]
         sites = ", ".join(one.site or f"partition {one.partition_id}" for one in same)
-        state = f"approved {same[0].approved}" if same[0].approved else "waiting"
-        lines += [f"{key[:12]}  asked {same[0].asked} of {sites}: {state}"]
+        state = f"approved {_shown(same[0].approved)}" if same[0].approved else "waiting"
+        lines += [f"{key[:12]}  asked {_shown(same[0].asked)} of {sites}: {state}"]
         lines += [f"  {sentence}" for sentence in same[0].summary]
         lines += [f"  Beyond the standing policy: {sentence}" for sentence in same[0].limits]
     return lines
