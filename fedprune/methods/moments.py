@@ -19,8 +19,7 @@ from fedprune.methods.sketches import (
     eigen_sketch,
     nystrom_sketch,
     ranks_for_budget,
-    rebuild,
-    rest_of,
+    rebuild_and_rest,
     sketch_bits,
 )
 from fedprune.methods.state import Arrays, numbers
@@ -236,11 +235,11 @@ class MomentPool:
         if isinstance(body, Sketch) and body.kind == "nystrom":
             self._add_products(body, factor)
         else:
-            whole = rebuild(body) if isinstance(body, Sketch) else torch.from_numpy(body.matrix())
+            whole, rest = _whole(body)
             self._add_matrix(whole, factor)
-            if isinstance(body, Sketch):
-                rest = factor * rest_of(body).double()
-                self._rest = rest if self._rest is None else self._rest + rest
+            if rest is not None:
+                added = factor * rest.double()
+                self._rest = added if self._rest is None else self._rest + added
         if moments.cross is not None:
             self._add_cross(moments.cross, factor)
         self._tokens += self._stands_for(moments)
@@ -251,12 +250,16 @@ class MomentPool:
 
         Raises QuorumError if no client was added.
         """
+        return self._pooled()[0], self._tokens
+
+    def _pooled(self) -> tuple[Tensor, Tensor | None]:
+        """Return the pooled moments, and what sketches left of their diagonal, None without any."""
         sketch = self.sketch()
         if sketch is not None:
-            return rebuild(sketch, self._seed), self._tokens
+            return rebuild_and_rest(sketch, self._seed)
         if self._total is None:
             raise QuorumError("No client sent moments of this input, so there is nothing to pool.")
-        return self._total.float(), self._tokens
+        return self._total.float(), self._rest
 
     def statistic(self, public: MomentStatistics | None = None) -> MomentStatistics:
         """Return :meth:`result` as a statistic, with the deviation where clients told it.
@@ -264,8 +267,7 @@ class MomentPool:
         `public`: second moments of the input on public text; what sketches left out is then as
         correlated as on that text, and not at all without it.
         """
-        moments, tokens = self.result()
-        rest = self.rest()
+        (moments, rest), tokens = self._pooled(), self._tokens
         if public is not None and rest is not None:
             left_out = completed(ColumnStatistics(rest.float(), tokens), public).moments
             moments += left_out.fill_diagonal_(0.0)
@@ -288,8 +290,7 @@ class MomentPool:
 
     def rest(self) -> Tensor | None:
         """Return what sketches left of the diagonal, shape (d_in,); None without any."""
-        sketch = self.sketch()
-        return self._rest if sketch is None else rest_of(sketch, self._seed)
+        return self._pooled()[1]
 
     def squares(self) -> NDArray[np.float64]:
         """Return the pooled sums of squares of the columns, float64, shape (d_in,)."""
@@ -413,6 +414,13 @@ class MomentPool:
             )
         for total, part in zip(self._sketch, added, strict=True):
             add_words(total, part)
+
+
+def _whole(body: Sketch | Triangle) -> tuple[Tensor, Tensor | None]:
+    """Return one client's moments, and what a sketch's columns leave of their diagonal."""
+    if isinstance(body, Sketch):
+        return rebuild_and_rest(body)
+    return torch.from_numpy(body.matrix()), None
 
 
 def _parts(sketch: Sketch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

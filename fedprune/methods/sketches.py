@@ -76,31 +76,25 @@ def rebuild(sketch: Sketch, seed: int = 0) -> Tensor:
     `sketch`: of one client, or a sum of Nystrom sketches. `seed`: seed of a Nystrom sketch; an
     eigen-sketch has none. Returns float32 on the CPU, shape (d, d), with the sketch's diagonal.
     """
-    factor = _factor(sketch, seed)
-    moments = factor @ factor.T
-    moments.diagonal().copy_(torch.from_numpy(sketch.diagonal))
-    return moments
+    return rebuild_and_rest(sketch, seed)[0]
 
 
-def rest_of(sketch: Sketch, seed: int = 0) -> Tensor:
-    """Return what a sketch's columns leave of its diagonal, float32, shape (d,), never negative.
+def rebuild_and_rest(sketch: Sketch, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Return what :func:`rebuild` does, and what the columns leave of the diagonal.
 
-    It is the diagonal of the moments less the columns' product, as far as nothing else is known of
-    that difference. Parameters as :func:`rebuild`.
+    The rest is the diagonal less that of the columns' product, float32, shape (d,), never negative.
     """
-    squares = _factor(sketch, seed).double().square().sum(1)
-    return (torch.from_numpy(sketch.diagonal).double() - squares).clamp_min(0.0).float()
-
-
-def _factor(sketch: Sketch, seed: int) -> Tensor:
-    """Return float32 columns whose product nowhere exceeds the sketch's diagonal."""
     factor = torch.from_numpy(sketch.vectors).double()
     diagonal = torch.from_numpy(sketch.diagonal).double()
     if sketch.kind == "nystrom":
         factor = _nystrom_factor(factor, seed)
     squares = factor.square().sum(1)
     excess = torch.where(squares > diagonal, diagonal / squares, 1.0)
-    return (factor * excess.sqrt()[:, None]).float()
+    factor = (factor * excess.sqrt()[:, None]).float()
+    moments = factor @ factor.T
+    moments.diagonal().copy_(diagonal)
+    rest = (diagonal - factor.double().square().sum(1)).clamp_min(0.0).float()
+    return moments, rest
 
 
 def sketch_bits(width: int, rank: int) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from client_app import model
+from fedprune.methods import public_text
 from fedprune.models import embedded
 
 _WHOLE = embedded.demo_model_path
@@ -20,6 +21,13 @@ def three_blocks(short_model: str) -> Iterator[None]:
         _forget()
         yield
     _forget()
+
+
+@pytest.fixture
+def short_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Public text that takes no time."""
+    monkeypatch.setattr(public_text, "_SAMPLES", 4)
+    monkeypatch.setattr(public_text, "_ROUNDS", 1)
 
 
 def _forget() -> None:

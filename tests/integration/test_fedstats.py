@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from client_app.app import app
-from fedprune.methods import public_text
 from fedprune.records import read_bundle
 from fedprune.wire.sums import is_pooled
 from tests.support.grid import LocalGrid
@@ -170,13 +169,6 @@ def test_the_centralised_baseline_uses_the_samples_that_operators_allow(tmp_path
 
 
 RECONSTRUCTED = ("pruner=alps", "schedule=iterative", "sparsity=0.6", "evaluation.local_only=false")
-
-
-@pytest.fixture
-def short_text(monkeypatch):
-    """Public text that takes no time."""
-    monkeypatch.setattr(public_text, "_SAMPLES", 4)
-    monkeypatch.setattr(public_text, "_ROUNDS", 1)
 
 
 @pytest.mark.usefixtures("short_text")

@@ -6,7 +6,6 @@ import pytest
 from client_app import texts
 from fedprune.config import config_from_overrides
 from fedprune.data.samples import Sample
-from fedprune.methods import public_text
 from fedprune.methods.public_model import PublicModel
 from fedprune.methods.public_text import public_samples
 from fedprune.models.loading import load_model
@@ -17,13 +16,6 @@ from tests.support.jobs import QUIET, job, whole_model
 pytestmark = pytest.mark.usefixtures("three_blocks", "short_text")
 
 ASKED = ("evaluation.no_client=true", "strategy.timeout=60", "schedule.name=iterative")
-
-
-@pytest.fixture
-def short_text(monkeypatch):
-    """Public text that takes no time."""
-    monkeypatch.setattr(public_text, "_SAMPLES", 4)
-    monkeypatch.setattr(public_text, "_ROUNDS", 1)
 
 
 def test_it_is_the_slow_pruning_of_the_public_text(short_model):

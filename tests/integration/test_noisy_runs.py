@@ -8,26 +8,20 @@ import pytest
 from client_app.app import app
 from client_app.ledger import entries
 from fedprune.errors import ConfigError
-from fedprune.methods import noisy, public_text
+from fedprune.methods import noisy
 from fedprune.methods.statistics_folder import StatisticsFolder
 from server_app.job import solve_job
 from tests.support.grid import LocalGrid
 from tests.support.jobs import QUIET, job, masks_of
 from tests.support.mixtures import mixture_folder
 
-pytestmark = pytest.mark.usefixtures("three_blocks")
+pytestmark = pytest.mark.usefixtures("three_blocks", "short_text")
 
 pytest.importorskip("dp_accounting", reason="dp-accounting is not installed")
 pytest.importorskip("opendp", reason="opendp is not installed")
 
 NOISY = ("strategy=fedstats", "privacy.epsilon=50", "schedule.prefix=dense")
 ITERATIVE = ("strategy=fedstats", "privacy.epsilon=50", "schedule=iterative")
-
-
-@pytest.fixture(autouse=True)
-def short_text(monkeypatch):
-    monkeypatch.setattr(public_text, "_SAMPLES", 4)
-    monkeypatch.setattr(public_text, "_ROUNDS", 1)
 
 
 @pytest.mark.parametrize("options", [NOISY, ITERATIVE, (*ITERATIVE, "pruner=alps")])
