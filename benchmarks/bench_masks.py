@@ -14,7 +14,7 @@ from benchmarks.measure import SHAPES, alternate, floor_of, layer, read_pass, re
 from fedprune.config.pattern import UNSTRUCTURED, Pattern
 from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.selection import prune_lowest
-from fedprune.pruning.selection_kernels import wanda_mask
+from fedprune.pruning.selection_kernels import prune_products
 from fedprune.wire.masks import BitMask, decode_masks, encode_masks
 
 PATTERNS = (UNSTRUCTURED, Pattern(2, 4), Pattern(4, 8), Pattern(1, 4), Pattern(6, 32))
@@ -35,11 +35,12 @@ def compare(shape: tuple[int, int], name: str, rounds: int) -> dict[str, str | f
     """Return one row of the table, after checking that both masks are the same."""
     weight, norms = layer(shape)
     spec = SPECS[name]
-    if wanda_mask(weight, norms, spec) != BitMask.from_bool(by_sort(weight, norms, spec).numpy()):
+    expected = BitMask.from_bool(by_sort(weight, norms, spec).numpy())
+    if prune_products(weight, norms, spec) != expected:
         raise RuntimeError(f"The masks of {shape} by {name} differ.")
     seconds = alternate(
         {
-            "fused": lambda: wanda_mask(weight, norms, spec),
+            "fused": lambda: prune_products(weight, norms, spec),
             "sort": lambda: by_sort(weight, norms, spec),
             "read": lambda: read_pass(weight),
         },

@@ -24,7 +24,7 @@ from fedprune.methods.decoding import Decoder
 from fedprune.methods.vote_selection import Rule, select
 from fedprune.methods.votes import VoteCounter
 from fedprune.pruning.groups import MaskSpec
-from fedprune.pruning.selection_kernels import wanda_mask
+from fedprune.pruning.selection_kernels import prune_products
 from fedprune.wire.masks import BitMask, popcount
 
 CLIENTS = 64
@@ -57,7 +57,7 @@ def count_and_select(shape: tuple[int, int], rounds: int) -> list[dict[str, str 
     masks = []
     for _ in range(CLIENTS):
         noisy = norms * torch.from_numpy(rng.lognormal(0, NOISE, shape[1]).astype(np.float32))
-        masks.append(wanda_mask(weight, noisy, MaskSpec(0.5, Pattern(), "row")))
+        masks.append(prune_products(weight, noisy, MaskSpec(0.5, Pattern(), "row")))
     votes, plain = by_counter(masks), by_unpacking(masks)
     size = weight.numel()
     if not np.array_equal(votes.counts(0, size), plain):
@@ -152,13 +152,13 @@ def decode(
         norms * torch.from_numpy(rng.lognormal(0, noise, shape[1]).astype(np.float32))
         for _ in range(DECODED_CLIENTS)
     ]
-    masks = [wanda_mask(weight, client, spec) for client in clients]
-    exact = wanda_mask(weight, pooled(clients), spec)
+    masks = [prune_products(weight, client, spec) for client in clients]
+    exact = prune_products(weight, pooled(clients), spec)
     magnitude = weight.abs().numpy()
     votes = select(by_counter(masks), sparsity, magnitude.ravel(), shape, Rule("row"))
     decoder = Decoder([magnitude])
     honest = max(decoder.add([mask])[0] for mask in masks)
-    decoded = wanda_mask(weight, torch.from_numpy(decoder.pooled()).sqrt(), spec)
+    decoded = prune_products(weight, torch.from_numpy(decoder.pooled()).sqrt(), spec)
     seconds = alternate(
         {
             "read": lambda: Decoder([magnitude]),

@@ -34,7 +34,7 @@ from fedprune.pruning.statistics import (
 )
 from fedprune.pruning.structured import unit_pruner
 from fedprune.pruning.units import Units
-from fedprune.pruning.wanda import prune_linears
+from fedprune.pruning.wanda import able_pruner
 from fedprune.wire.changes import (
     Change,
     LinearUpdate,
@@ -393,11 +393,13 @@ class BlockAggregator(Aggregator[A, BlockResult]):
 
         ``outputs`` are the moments of those linears' outputs that are known.
         """
-        block, known = self.task.block, dict.fromkeys(linears, statistic)
+        block, changes = self.task.block, dict[str, Change]()
         spec = self.exchange.result_spec(block, self.task.model.num_blocks)
-        weights = ((name, self.weight(name)) for name in linears)
-        where = f"block {block}, linear '{{}}'".format
-        return prune_linears(pruner, weights, known, outputs, spec, where)
+        for name in linears:
+            weight, where = self.weight(name), f"block {block}, linear '{name}'"
+            with able_pruner(pruner, statistic, outputs.get(name), where) as (able, stats):
+                changes[name] = able.prune(weight, stats, spec.of(name))
+        return changes
 
     def update(self, result: BlockResult) -> bytes:
         """Encode what clients are told of the block, where the schedule is iterative."""

@@ -21,7 +21,7 @@ from fedprune.pruning.sensitivity import Curve, block_curves
 from fedprune.pruning.statistics import NOTHING, ColumnStatistics, Statistic
 from fedprune.pruning.structured import unit_pruner
 from fedprune.pruning.units import find_units
-from fedprune.pruning.wanda import prune_linears
+from fedprune.pruning.wanda import able_pruner
 from fedprune.wire.changes import Change
 
 
@@ -81,9 +81,12 @@ def _block(
             return structured.prune_units(every, known.get(units.linear), units, spec.sparsity)
         except ModelError as error:
             raise ModelError(f"block {block}: {error}") from error
-    weights = ((name, loaded.weight(block, name)) for name in loaded.layout.linears(block))
-    where = f"block {block}, linear '{{}}'".format
-    return prune_linears(pruner, weights, known, outputs(block), spec, where)
+    seen, changes = outputs(block), dict[str, Change]()
+    for name in loaded.layout.linears(block):
+        weight, where = loaded.weight(block, name), f"block {block}, linear '{name}'"
+        with able_pruner(pruner, known.get(name), seen.get(name), where) as (able, stats):
+            changes[name] = able.prune(weight, stats, spec.of(name))
+    return changes
 
 
 def _outliers(

@@ -23,7 +23,8 @@ from fedprune.pruning.groups import NOT_FINITE, MaskSpec
 from fedprune.pruning.hessian import cholesky
 from fedprune.pruning.least_squares import Problem, conjugate_gradients, normalised
 from fedprune.pruning.pruner import second_moments, sparse_change
-from fedprune.pruning.selection import prune_lowest, prune_products, runs_compiled
+from fedprune.pruning.selection import prune_lowest, runs_compiled
+from fedprune.pruning.selection_kernels import prune_products
 from fedprune.pruning.statistics import Statistic
 from fedprune.wire.changes import SparseWeight
 

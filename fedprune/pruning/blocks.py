@@ -29,7 +29,7 @@ from fedprune.pruning.statistics import (
 )
 from fedprune.pruning.structured import unit_pruner
 from fedprune.pruning.units import find_units
-from fedprune.pruning.wanda import prune_linears
+from fedprune.pruning.wanda import able_pruner
 from fedprune.wire.changes import Change
 
 T = TypeVar("T")
@@ -275,10 +275,12 @@ def prune_on(
             stats = statistics.get(units.linear)
             return structured.prune_units(walk.weights(), stats, units, spec.sparsity)
         outputs = walk.output_moments(walk.position)
-        weights = walk.weights().items()
-        return prune_linears(
-            pruner, weights, statistics, outputs, spec, lambda name: f"`{walk.full_name(name)}`"
-        )
+        changes: dict[str, Change] = {}
+        for name, weight in walk.weights().items():
+            known, where = statistics.get(name), f"`{walk.full_name(name)}`"
+            with able_pruner(pruner, known, outputs.get(name), where) as (able, stats):
+                changes[name] = able.prune(weight, stats, spec.of(name))
+        return changes
 
 
 def prune_blocks(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.pruner import input_norms
-from fedprune.pruning.selection import prune_products
+from fedprune.pruning.selection_kernels import prune_products
 from fedprune.pruning.statistics import Statistic
 from fedprune.wire.masks import BitMask
 

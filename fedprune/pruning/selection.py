@@ -12,10 +12,7 @@ import torch
 from torch import Tensor
 
 from fedprune.config.pattern import pruned_count
-from fedprune.errors import ModelError
-from fedprune.pruning.groups import NOT_FINITE, MaskSpec, check_divides
-from fedprune.pruning.selection_kernels import wanda_mask
-from fedprune.wire.masks import BitMask
+from fedprune.pruning.groups import MaskSpec, check_divides
 
 
 def prune_lowest(scores: Tensor, spec: MaskSpec) -> Tensor:
@@ -51,16 +48,3 @@ def prune_count(groups: Tensor, count: int) -> Tensor:
 def runs_compiled(tensor: Tensor) -> bool:
     """Return whether the compiled loops of the CPU can work on a tensor."""
     return tensor.device.type == "cpu"
-
-
-def prune_products(weight: Tensor, norms: Tensor, spec: MaskSpec) -> BitMask:
-    """Prune the lowest ``|weight| * norms`` of each comparison group.
-
-    By compiled loops on the CPU, by tensor operations elsewhere; the masks are the same.
-    """
-    if runs_compiled(weight):
-        return wanda_mask(weight, norms, spec)
-    scores = weight.detach().to(torch.float32).abs() * norms
-    if not bool(torch.isfinite(scores).all()):
-        raise ModelError(NOT_FINITE)
-    return BitMask.from_bool(prune_lowest(scores, spec).cpu().numpy())

@@ -1,4 +1,4 @@
-"""Masks on the CPU: row blocks go to compiled loops, in as many threads as torch uses.
+"""Masks: row blocks go to compiled loops on the CPU, in as many threads as torch uses.
 
 Agrees with `fedprune.pruning.selection.prune_lowest` bit for bit, and never holds the scores of a
 whole matrix (the column group excepted, which transposes them). A score is ``|weight| * norm``, one
@@ -18,6 +18,7 @@ from torch import Tensor
 from fedprune.config.pattern import pruned_count
 from fedprune.errors import ModelError
 from fedprune.jit import jit
+from fedprune.pruning import selection
 from fedprune.pruning.groups import NOT_FINITE, MaskSpec, check_divides
 from fedprune.wire.masks import BitMask, packed_size
 
@@ -28,14 +29,20 @@ _BLOCK = 1 << 20  # weights of one task: 4 MB of float32, a few hundred microsec
 _LAYER_BLOCK = 1 << 22  # larger where every block carries a histogram
 
 
-def wanda_mask(weight: Tensor, norms: Tensor, spec: MaskSpec) -> BitMask:
+def prune_products(weight: Tensor, norms: Tensor, spec: MaskSpec) -> BitMask:
     """Return the mask that prunes the lowest ``|weight| * norms`` of each comparison group.
 
-    `weight`: shape (d_out, d_in), any floating dtype and strides, on the CPU. Scores are float32.
+    By compiled loops on the CPU, by tensor operations elsewhere; the masks are the same.
+
+    `weight`: shape (d_out, d_in), any floating dtype, strides and device. Scores are float32.
     `norms`: norms of the linear's inputs, float32, shape (d_in,), non-negative. `spec`: sparsity,
     pattern and comparison group. Equal scores: the lower index is pruned first. Raises ModelError
     if a score is NaN or infinite, or an N:M pattern does not divide d_in.
     """
+    if not selection.runs_compiled(weight):
+        scores = weight.detach().to(torch.float32).abs() * norms
+        _check_finite([bool(torch.isfinite(scores).all())])
+        return BitMask.from_bool(selection.prune_lowest(scores, spec).cpu().numpy())
     scale = norms.detach().to(torch.float32).contiguous().numpy()
     weight = weight.detach().contiguous()  # a whole transpose is faster than one by blocks
     d_out, d_in = weight.shape
@@ -63,8 +70,8 @@ def wanda_mask(weight: Tensor, norms: Tensor, spec: MaskSpec) -> BitMask:
     else:
         scores = (weight.to(torch.float32).abs() * norms).t()
         rows = MaskSpec(spec.sparsity, spec.pattern, "row")
-        columns = torch.from_numpy(wanda_mask(scores, torch.ones(scores.shape[1]), rows).to_bool())
-        return BitMask.from_bool(columns.t().contiguous().numpy())
+        columns = prune_products(scores, torch.ones(scores.shape[1]), rows).to_bool()
+        return BitMask.from_bool(torch.from_numpy(columns).t().contiguous().numpy())
     return BitMask(bits, (d_out, d_in))
 
 

@@ -1,6 +1,7 @@
 """The pruners that score a weight by itself and its input: magnitude and Wanda."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -8,10 +9,10 @@ from torch import Tensor
 
 from fedprune.errors import ModelError
 from fedprune.pruning.grid import Grid
-from fedprune.pruning.groups import BlockSpec, MaskSpec
+from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.pruner import Pruner, input_norms
 from fedprune.pruning.rounding import round_weight
-from fedprune.pruning.selection import prune_products
+from fedprune.pruning.selection_kernels import prune_products
 from fedprune.pruning.statistics import (
     NOTHING,
     ColumnStatistics,
@@ -36,28 +37,19 @@ class MagnitudePruner:
         return prune_products(weight, torch.ones(weight.shape[1], device=weight.device), spec)
 
 
-def prune_linears(  # noqa: PLR0913 - what is known of some linears
-    pruner: Pruner,
-    weights: Iterable[tuple[str, Tensor]],
-    known: Mapping[str, Statistic],
-    outputs: Mapping[str, Tensor],
-    spec: BlockSpec,
-    where: Callable[[str], str] = "linear '{}'".format,
-) -> dict[str, Change]:
-    """Return what a pruner makes of some linears of a block.
+@contextmanager
+def able_pruner(
+    pruner: Pruner, inputs: Statistic | None, outputs: Tensor | None, where: str
+) -> Iterator[tuple[Pruner, Statistic | None]]:
+    """Give what can prune a linear on what is known of it, and what is; name it in errors.
 
-    `weights`: name of the linear and its weight, taken one by one. `known`, `outputs`: name of the
-    linear -> statistics of its inputs, and second moments of its outputs, where they are known.
-    `where`: name of the linear -> what errors call it. Raises ModelError as `Pruner.prune`.
+    `inputs`, `outputs`: statistics of its inputs, and second moments of its outputs, where they are
+    known. `where`: what errors call it: those of `Pruner.prune` in the `with` statement's body.
     """
-    changes: dict[str, Change] = {}
-    for name, weight in weights:
-        able, stats = _unseen(pruner, beside(known.get(name), outputs.get(name)))
-        try:
-            changes[name] = able.prune(weight, stats, spec.of(name))
-        except ModelError as error:
-            raise ModelError(f"{where(name)}: {error}") from error
-    return changes
+    try:
+        yield _unseen(pruner, beside(inputs, outputs))
+    except ModelError as error:
+        raise ModelError(f"{where}: {error}") from error
 
 
 def _unseen(pruner: Pruner, stats: Statistic | None) -> tuple[Pruner, Statistic | None]:

@@ -36,7 +36,7 @@ from fedprune.pruning.statistics import (
     Statistic,
     shared_inputs,
 )
-from fedprune.pruning.wanda import prune_linears
+from fedprune.pruning.wanda import able_pruner
 from fedprune.wire.changes import Change, checksum_of
 from fedprune.wire.sums import (
     InputSums,
@@ -82,16 +82,14 @@ class SumsExchange(BlockExchange):
         changes: dict[str, Change] = {}
         for group in decode_pooled(data, place.shapes):
             statistics = ColumnStatistics(group.tensor(), group.tokens)
-            known = dict.fromkeys(group.linears, statistics)
-            weights = ((name, place.weights[name]) for name in group.linears)
-            found = prune_linears(pruner, weights, known, {}, spec)
-            for (name, change), checksum in zip(found.items(), group.checksums, strict=True):
-                if checksum_of(change) != checksum:
+            for name, checksum in zip(group.linears, group.checksums, strict=True):
+                with able_pruner(pruner, statistics, None, f"linear '{name}'") as (able, stats):
+                    changes[name] = able.prune(place.weights[name], stats, spec.of(name))
+                if checksum_of(changes[name]) != checksum:
                     raise WireError(
                         f"linear '{name}': the server's statistics give another result on this "
                         "node than on the server's device. Set `strategy.downlink=masks`."
                     )
-            changes |= found
         return changes
 
     def most_bytes(self, model: PublicModel, block: int) -> int:

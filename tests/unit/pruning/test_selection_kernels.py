@@ -17,7 +17,7 @@ from fedprune.jit_cache import HomeCacheLocator
 from fedprune.pruning import selection_kernels
 from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.selection import prune_lowest
-from fedprune.pruning.selection_kernels import wanda_mask
+from fedprune.pruning.selection_kernels import prune_products
 from fedprune.wire.masks import BitMask
 from tests.support.pruning_oracle import oracle_mask
 
@@ -41,14 +41,14 @@ MAKERS = {
 
 def unscaled(scores, spec):
     """Return the mask of the lowest scores, whatever their signs."""
-    return wanda_mask(scores, torch.ones(scores.shape[1]), spec)
+    return prune_products(scores, torch.ones(scores.shape[1]), spec)
 
 
 def both(weight, norms, spec):
     """Return the compiled mask and that of the tensor path."""
     scores = weight.to(torch.float32).abs() * norms
     expected = prune_lowest(scores, spec)
-    return wanda_mask(weight, norms, spec), BitMask.from_bool(expected.numpy())
+    return prune_products(weight, norms, spec), BitMask.from_bool(expected.numpy())
 
 
 @given(
@@ -76,7 +76,7 @@ def test_equals_the_oracle(spec):
     weight = (rng.integers(-30, 30, (9, 40)) / 8).astype(np.float32)
     norms = rng.lognormal(0, 1, 40).astype(np.float32)
     scores = np.abs(weight) * norms
-    found = wanda_mask(torch.from_numpy(weight), torch.from_numpy(norms), spec)
+    found = prune_products(torch.from_numpy(weight), torch.from_numpy(norms), spec)
     assert np.array_equal(found.to_bool(), oracle_mask(scores, spec))
     assert unscaled(torch.from_numpy(scores), spec) == found
 
@@ -134,14 +134,14 @@ def test_scores_that_are_no_numbers(spec, bad):
     weight = torch.ones(12, 8)
     weight[11, 3] = bad
     with pytest.raises(ModelError, match="NaN or infinite"):
-        wanda_mask(weight, torch.full((8,), 10.0), spec)
+        prune_products(weight, torch.full((8,), 10.0), spec)
 
 
 def test_infinite_norm_times_zero():
     norms = torch.ones(8)
     norms[2] = float("inf")
     with pytest.raises(ModelError, match="NaN or infinite"):
-        wanda_mask(torch.zeros(4, 8), norms, MaskSpec(0.5, FREE, "row"))
+        prune_products(torch.zeros(4, 8), norms, MaskSpec(0.5, FREE, "row"))
 
 
 def test_pattern_that_does_not_divide():
