@@ -1,5 +1,6 @@
 """The ClientApp: thin handlers around what a node does."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -86,7 +87,11 @@ def take_model_segment(message: Message, context: Context) -> Message:
 def prune_blocks(message: Message, context: Context) -> Message:
     """Work on the ordered blocks with this node's texts and send what the strategy asks for."""
     order, bundle, ahead = read_order(message), read_bundle(message), read_ahead(message)
-    content = Session(*_asked(message, context), order).reply(bundle, ahead)
+    session = Session(*_asked(message, context), order)
+    with session.begun(bundle, ahead) as given:
+        started = time.monotonic()
+        payloads, samples = session.answers(given)
+        content = session.record(payloads, samples, time.monotonic() - started)
     return Message(content, reply_to=message)
 
 

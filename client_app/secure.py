@@ -150,13 +150,16 @@ class SecureNode:
             self.plan, member.name, member.signer, member.verifier, folder, floor=least
         )
 
-    def receive(self, shares: bytes) -> None:
-        """Take the shares of the others' secrets."""
-        for name in self.client.receive(shares):
-            _log.warning("what '%s' shared of its secrets cannot be opened", name)
+    def kept(
+        self, order: Order, bundle: Mapping[str, bytes]
+    ) -> tuple[dict[int, bytes], int] | None:
+        """Return what was answered to this very order, and of how many samples; None if nothing.
 
-    def kept(self, order: Order) -> tuple[dict[int, bytes], int] | None:
-        """Return what was answered to this very order, and of how many samples; None if nothing."""
+        With its first order come the shares of the others' secrets.
+        """
+        if "shares" in bundle:
+            for name in self.client.receive(bundle["shares"]):
+                _log.warning("what '%s' shared of its secrets cannot be opened", name)
         data = read_if_there(_folder(self.node) / _ANSWER)
         if data is None:
             return None
@@ -179,17 +182,18 @@ class SecureNode:
         self,
         exchange: BlockExchange,
         order: Order,
+        bundle: Mapping[str, bytes],
         payloads: Mapping[int, bytes],
         samples: int,
-        heard: Mapping[int, str],
     ) -> dict[int, bytes]:
         """Return the payloads of blocks under masks, and keep them until another order comes.
 
-        ``heard`` is what :meth:`hear` returned.
+        ``bundle`` is what came with the order: the masks are bound to it.
 
         Raises WireError if an answer is not one that can be added up. Raises ReplyRefusedError as
         :meth:`fedprune.privacy.secure_client.SecureClient.masked`.
         """
+        heard = self._hear(exchange, order, bundle)
         found = _public_model(self.config, model.dense_model(self.config, self.node), self.inputs)
         hidden = {
             block: payload_of(
@@ -208,7 +212,7 @@ class SecureNode:
         replace_file(folder / _ANSWER, encode_arrays({**told, **parts}), mode=_PRIVATE)
         return hidden
 
-    def hear(
+    def _hear(
         self, exchange: BlockExchange, order: Order, bundle: Mapping[str, bytes]
     ) -> dict[int, str]:
         """Return what this node has been told of the blocks up to each that it is asked about.

@@ -1,6 +1,5 @@
 """What an order makes a node do: block by block, what the next order needs kept on its disk."""
 
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -144,61 +143,77 @@ class Session:
         """The exchange that the order is about."""
         return asked_exchange(self.config, self.order)
 
-    def reply(self, bundle: Mapping[str, bytes], ahead: Mapping[str, int]) -> RecordDict:
-        """Work on the blocks, going on from where the last order stopped, and return the answer.
+    @contextmanager
+    def begun(
+        self, bundle: Mapping[str, bytes], ahead: Mapping[str, int]
+    ) -> Iterator[Mapping[str, bytes]]:
+        """Give all that came with the order, and keep other processes out.
 
         `bundle`: encoded changes: ``update`` of the block before where the schedule is iterative,
         ``start-NNNNN`` of blocks that were pruned in an earlier round. `ahead`: name -> bytes of
-        those that were delivered before. Returns the reply's content; the first part of it if it is
-        long. Raises FedpruneError if the request is wrong or the work fails. The node then forgets
-        this run, since the server asks it no more; not where its disk is full: with room again it
-        can go on.
+        those that were delivered before. A node whose work fails is asked no more and forgets the
+        run, unless its disk is full: with room again it can go on; or its answer must stay.
         """
-        with self._scratch.exclusive(), self._forgetting():
-            bundle = {**self._scratch.read_inbox(ahead), **bundle}
-            started, order, form = time.monotonic(), self.order, self.exchange.form
-            if is_secure(self.config, self.node):
-                (payloads, samples), form = self._hidden(bundle), FORM
-            else:
-                payloads, samples = self._work(bundle)
-            whole = sum(map(len, payloads.values())) <= order.segment_bytes
-            reply = PruneReply(
-                blocks=payloads if whole else {},
-                seconds=time.monotonic() - started,
-                peak_rss_bytes=peak_rss_bytes(),
-                peak_device_bytes=peak_device_bytes(),
-                num_examples=samples,
-                signature=self._signature(payloads),
-            )
-            content = prune_record(reply, form)
-            if not whole:
-                data = b"".join(payloads.values())
-                sizes = {block: len(part) for block, part in payloads.items()}
-                self._scratch.save_outbox(data)
-                split_record(content, data[: order.segment_bytes], sizes, form)
-            return content
+        with self._scratch.exclusive():
+            try:
+                yield {**self._scratch.read_inbox(ahead), **bundle}
+            except Exception as error:
+                if not is_refusal(error) and not self.exchange.once:
+                    self._scratch.remove()
+                raise
 
-    @contextmanager
-    def _forgetting(self) -> Iterator[None]:
-        """Forget this run if the work fails, unless it can go on or its answer must stay."""
-        try:
-            yield
-        except Exception as error:
-            if not is_refusal(error) and not self.exchange.once:
-                self._scratch.remove()
-            raise
+    def answers(self, bundle: Mapping[str, bytes]) -> tuple[dict[int, bytes], int]:
+        """Work on the blocks, going on from where the last order stopped.
 
-    def _hidden(self, bundle: Mapping[str, bytes]) -> tuple[dict[int, bytes], int]:
-        """Return what :meth:`_work` does, under masks; what was sent is sent again as it was."""
-        secure = SecureNode.of(self.config, self.node)
-        if "shares" in bundle:
-            secure.receive(bundle["shares"])
-        kept = secure.kept(self.order)
+        Returns the payloads by block, and how many samples made them; under masks what was sent
+        before. Raises FedpruneError if the request is wrong or the work fails.
+        """
+        order, exchange, secure = self.order, self.exchange, self._secure
+        kept = None if secure is None else secure.kept(order, bundle)
         if kept is not None:
             return kept
-        heard = secure.hear(self.exchange, self.order, bundle)
-        payloads, samples = self._work(bundle)
-        return secure.hide(self.exchange, self.order, payloads, samples, heard), samples
+        walk, payloads = self._walk(bundle), dict[int, bytes]()
+        for block in range(walk.position, order.blocks[-1] + 1):
+            answer = Answer(b"")  # of blocks that are not asked about: they stay dense
+            if block in order.blocks:
+                spec = self._told(walk, bundle)
+                said = self._scratch.load_answer(exchange.name, block) if exchange.once else None
+                if said is None or exchange.together:
+                    answer = exchange.answer(walk, spec, self._local_prefix)
+                if said is not None:  # later blocks need what it keeps of this one, and no more
+                    answer = Answer(said)
+                payloads[block] = answer.payload
+                self._keep(block, answer)
+            self._leave(walk, answer.changes if self._local_prefix else {})
+        self._save_hidden(walk)
+        if secure is not None:
+            payloads = secure.hide(exchange, order, bundle, payloads, walk.num_samples)
+        return payloads, walk.num_samples
+
+    def record(self, payloads: Mapping[int, bytes], samples: int, seconds: float) -> RecordDict:
+        """Return the reply's content, the first part of it if it is long."""
+        size, form = self.order.segment_bytes, self.exchange.form if self._secure is None else FORM
+        whole = sum(map(len, payloads.values())) <= size
+        reply = PruneReply(
+            blocks=dict(payloads) if whole else {},
+            seconds=seconds,
+            peak_rss_bytes=peak_rss_bytes(),
+            peak_device_bytes=peak_device_bytes(),
+            num_examples=samples,
+            signature=self._signature(payloads),
+        )
+        content = prune_record(reply, form)
+        if not whole:
+            data = b"".join(payloads.values())
+            sizes = {block: len(part) for block, part in payloads.items()}
+            self._scratch.save_outbox(data)
+            split_record(content, data[:size], sizes, form)
+        return content
+
+    @cached_property
+    def _secure(self) -> SecureNode | None:
+        """Its part in the run's secure sums, None where answers go as they are."""
+        return SecureNode.of(self.config, self.node) if is_secure(self.config, self.node) else None
 
     def _signature(self, payloads: Mapping[int, bytes]) -> bytes:
         """Return its site's signature over what is sent, b"" where the site has no key."""
@@ -222,37 +237,13 @@ class Session:
         local = self.config.schedule.prefix == "local"
         return self.exchange.prunes and not self._iterative and local
 
-    def _work(self, bundle: Mapping[str, bytes]) -> tuple[dict[int, bytes], int]:
-        """Return the payloads by block, and how many samples made them."""
-        order, last, scratch = self.order, self.order.blocks[-1], self._scratch
-        scratch.go_on_from(order.resume)
-        total = len(model.dense_model(self.config, self.node).layout.blocks)
-        check_order(self.exchange, order, total, bundle)
-        walk, payloads = self._walk(bundle), dict[int, bytes]()
-        stays = order.last or self._iterative or last == total - 1
-        for block in range(walk.position, last + 1):
-            changes: Mapping[
-                str, Change
-            ] = {}  # of blocks that are not asked about: they stay dense
-            if block in order.blocks:
-                answer = self._answer(walk, bundle)
-                payloads[block] = answer.payload
-                changes = answer.changes if self._local_prefix else {}
-                if keeps_local_model(self.config, self.exchange):
-                    scratch.save_changes(block, answer.changes)
-            if block < last or not stays:
-                self._leave(walk, changes)
-        if not (order.last or self.exchange.refines) and (self._iterative or not stays):
-            scratch.save_hidden(walk.position, walk.hidden)
-            if isinstance(walk, PairedWalk):
-                scratch.save_hidden(walk.position, walk.dense_hidden, dense=True)
-        return payloads, walk.num_samples
-
     def _walk(self, bundle: Mapping[str, bytes]) -> BlockWalk:
         """Return a walk that stands where the order goes on, told of the block before."""
-        loaded = model.dense_model(self.config, self.node)
-        device, limits = pick_device(self.config.pruner.device), Limits.of(self.config.pruner)
         start, scratch = self.order.resume, self._scratch
+        scratch.go_on_from(start)
+        loaded = model.dense_model(self.config, self.node)
+        check_order(self.exchange, self.order, len(loaded.layout.blocks), bundle)
+        device, limits = pick_device(self.config.pruner.device), Limits.of(self.config.pruner)
         samples = scratch.load_samples() if start else self._samples()
         hidden = scratch.load_hidden(start) if start else None
         if carries_dense(self.config):
@@ -265,7 +256,7 @@ class Session:
         if "update" in bundle:
             # Read before anything runs; the hidden states kept are the inputs of its block.
             update = read_update(self.exchange, BlockPlace.of(walk), bundle["update"])
-            self._leave(walk, update)
+            self._advance(walk, update)
         return walk
 
     def _samples(self) -> list[Tensor]:
@@ -277,8 +268,8 @@ class Session:
             self._scratch.save_samples(samples)
         return samples
 
-    def _answer(self, walk: BlockWalk, bundle: Mapping[str, bytes]) -> Answer:
-        """Return the answer about the block where a walk stands, the same one if it was given."""
+    def _told(self, walk: BlockWalk, bundle: Mapping[str, bytes]) -> BlockSpec:
+        """Tell a walk what the server says of its block; return what masks must look like there."""
         exchange, block = self.exchange, walk.position
         note(block=block)
         start = bundle.get(f"start-{block:05d}")
@@ -288,24 +279,39 @@ class Session:
             exchange.hear(walk, bundle.get(f"public-{block:05d}", b""))
         except WireError as error:
             raise ReplyRefusedError(f"the public text of block {block}: {error}") from None
-        spec = BlockSpec(0.0, self.config.pruner.pattern, self.config.pruner.group)
-        if exchange.prunes:
-            spec = block_spec(self.config, block, block + walk.blocks_left)
-        if not exchange.once:
-            return exchange.answer(walk, spec, self._local_prefix)
-        kept = self._scratch.load_answer(exchange.name, block)
-        if kept is not None and not exchange.together:
-            return Answer(kept)
-        answer = exchange.answer(walk, spec, self._local_prefix)
-        if kept is not None:  # later blocks need what it keeps of this one, and nothing else
-            return Answer(kept)
-        self._scratch.save_answer(exchange.name, block, answer.payload)
-        return answer
+        if not exchange.prunes:
+            return BlockSpec(0.0, self.config.pruner.pattern, self.config.pruner.group)
+        return block_spec(self.config, block, block + walk.blocks_left)
+
+    def _keep(self, block: int, answer: Answer) -> None:
+        """Keep what later orders need: what must be said again, and what was made of the block."""
+        if self.exchange.once:
+            self._scratch.save_answer(self.exchange.name, block, answer.payload)
+        if keeps_local_model(self.config, self.exchange):
+            self._scratch.save_changes(block, answer.changes)
 
     def _leave(self, walk: BlockWalk, changes: Mapping[str, Change]) -> None:
+        """Go on to the next block, unless the walk stays at the last one that is asked about."""
+        if walk.position < self.order.blocks[-1] or not self._stays(walk):
+            self._advance(walk, changes)
+
+    def _advance(self, walk: BlockWalk, changes: Mapping[str, Change]) -> None:
         """Go on to the next block, running this one only where somebody needs what it returns."""
         looks = make_pruner(self.config.pruner).needs != "nothing" or carries_dense(self.config)
         if not self.exchange.prunes or looks:
             walk.advance(changes)
         else:
             walk.skip()
+
+    def _stays(self, walk: BlockWalk) -> bool:
+        """Whether a walk stays at the last block that is asked about: no other follows, or yet."""
+        final = self.order.blocks[-1] == len(walk.model.layout.blocks) - 1
+        return self.order.last or self._iterative or final
+
+    def _save_hidden(self, walk: BlockWalk) -> None:
+        """Keep what the next order goes on from, if there is one."""
+        order, moved = self.order, not self._stays(walk)
+        if not (order.last or self.exchange.refines) and (self._iterative or moved):
+            self._scratch.save_hidden(walk.position, walk.hidden)
+            if isinstance(walk, PairedWalk):
+                self._scratch.save_hidden(walk.position, walk.dense_hidden, dense=True)

@@ -295,7 +295,7 @@ def test_a_client_that_erred_leaves_nothing_private(tmp_path, inputs, monkeypatc
     def fails(*request):
         raise FedpruneError("out of memory")
 
-    monkeypatch.setattr("client_app.session.Session._answer", fails)
+    monkeypatch.setattr("client_app.session.Session.answers", fails)
     with pytest.raises(QuorumError):
         go_on(tmp_path / "run", grid=grid)
     assert not grid.kept()
