@@ -5,8 +5,8 @@ it was. The parts are the same for all nodes: Flower stores and the server reads
 all that are at the same place, and no more segments are in memory than nodes are sent to at once.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -46,34 +46,33 @@ class Delivery:
         """The most bytes of an answer."""
         return SHORT_REPLY_BYTES
 
-    def run(self, grid: Grid, node_ids: Iterable[int]) -> Iterator[Outcome]:
-        """Yield one outcome for each node; with a reply for those that have the whole model."""
+    def run(
+        self, grid: Grid, node_ids: Iterable[int], ended: Callable[[Outcome], object]
+    ) -> list[int]:
+        """Return the nodes that have the whole model then; ``ended``: told once of each node."""
         self._held = dict.fromkeys(node_ids, 0)
         first = (self._message(node_id, _MANIFEST) for node_id in list(self._held))
         again = Again(rejoin=self.rejoin)
         gate = ReplyLimits(on_strays=lambda count: self.ledger.add_strays(0, PHASE, count))
-        yield from exchange(
+        replies = exchange(
             grid,
             first,
             window=self.window,
             timeout=self.timeout,
+            ended=ended,
             joiner=self,
             again=again,
             gate=gate,
         )
+        whole = [reply.metadata.src_node_id for reply in replies]
         self._latest = None
+        return whole
 
-    def take(self, outcome: Outcome) -> Outcome | Message:
-        """Return the outcome of a node's whole delivery, or the next segment for it."""
-        if outcome.reply is None:
-            return outcome
-        try:
-            held = self._noted(outcome.node_id, outcome.reply)
-        except ReplyRefusedError as error:
-            return replace(outcome, reply=None, problem=str(error))
-        if held == len(self.offer.manifest.segments):
-            return outcome
-        return self._message(outcome.node_id, held)
+    def take(self, node_id: int, reply: Message | None) -> Message | None:
+        """Return the next segment for a node, None if its delivery is over."""
+        total = len(self.offer.manifest.segments)
+        held = self._noted(node_id, reply) if reply is not None else total
+        return self._message(node_id, held) if held < total else None
 
     def _noted(self, node_id: int, reply: Message) -> int:
         total = len(self.offer.manifest.segments)

@@ -1,4 +1,4 @@
-"""How one request ended."""
+"""Ask nodes, wait for their replies, check these, and ask again who is lost."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -10,9 +10,10 @@ from flwr.app import Error, Message
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 
-from fedprune.errors import FedpruneError
+from fedprune.errors import FedpruneError, ReplyRefusedError
 from fedprune.flower.replies import (
     ExpectedReply,
+    ReceivedReply,
     ReplyLimits,
     drop_reply,
     pull_reply,
@@ -25,7 +26,7 @@ class Outcome:
     """The end of one request."""
 
     node_id: int  # whom it was sent to
-    reply: Message | None  # the reply, if there is one to look at
+    reply: Message | None  # the reply, where it is told at the end and there is one
     problem: str  # why there is none; "" if there is
     # bytes_down, bytes_up: serialised sizes of request and reply
     bytes_down: int
@@ -156,7 +157,7 @@ class Repeats:
     def take(self, outcome: Outcome, repeat: Repeat) -> bool:
         """Return whether an outcome is not the last one: its request is sent once more."""
         node_id, rejoin = outcome.node_id, self._again.rejoin
-        if outcome.reply is not None:
+        if not outcome.problem:
             self._returns.pop(node_id, None)
             return False
         name = self._again.name(node_id)
@@ -229,10 +230,11 @@ class Joiner(Protocol):
         """The most bytes of one of them."""
         ...
 
-    def take(self, outcome: Outcome) -> Outcome | Message:
-        """Return the outcome of the whole, or the request for what is still missing.
+    def take(self, node_id: int, reply: Message | None) -> Message | None:
+        """Return the request for what is missing of a reply; None if nothing is.
 
-        An outcome's bytes and seconds are those of all messages so far.
+        `reply`: becomes the whole once all is there; None if no more comes. Raises
+        ReplyRefusedError if it is none of several.
         """
         ...
 
@@ -254,34 +256,37 @@ def exchange(  # noqa: PLR0913 - what an exchange is made of
     *,
     window: int,
     timeout: float,
+    ended: Callable[[Outcome], object] = lambda outcome: None,
     joiner: Joiner | None = None,
     again: Again | None = None,
     gate: ReplyLimits | None = None,
-) -> Iterator[Outcome]:
-    """Yield one outcome for every request, in the order of arrival.
+) -> Iterator[Message]:
+    """Yield the replies to requests, in the order of arrival: ask, wait, check, and ask again.
 
     `window`: requests under way at once; bounds the replies that wait in Flower's memory.
-    `timeout`: seconds a node has for its reply. `joiner`: sees each outcome first and may ask for
-    more before it is handed out. `again`: how requests are repeated whose process died or whose
-    node was lost; without it no node is waited for. `gate`: how long replies can be; without it as
-    long as those of a few figures. Raises WorkerDiedError if a simulation worker died.
+    `timeout`: seconds a node has for its reply. `ended`: told once of every request, before its
+    reply is handed out. `joiner`: sees each reply first and may ask for more. `again`: how requests
+    are repeated whose process died or whose node was lost; without it no node is waited for.
+    `gate`: how long replies can be; without it as long as those of a few figures. Raises
+    WorkerDiedError if a simulation worker died.
     """
     gate, todo, pause = gate or ReplyLimits(), iter(requests), _POLL_SECONDS[0]
-    under_way = _Exchange(grid, timeout, joiner, again or Again(), gate)
+    under_way = _UnderWay(grid, timeout, joiner, again or Again(), gate)
     try:
         while under_way.fill(todo, window):
             finished = False
-            for message_id in list(under_way.pending):
-                outcome = under_way.poll(message_id)
-                if outcome is None:
-                    continue
-                finished = True
-                found = under_way.settle(message_id, outcome)
-                del outcome
-                if found is not None:
-                    yield found
-                del found
-            yield from under_way.given_up()
+            for message_id, entry in list(under_way.pending.items()):
+                arrived = pull_reply(grid, entry.asked, gate) if entry.asked.request_id else None
+                outcome = under_way.settle(message_id, arrived)
+                finished |= message_id not in under_way.pending
+                reply = arrived.message if arrived and outcome and not outcome.problem else None
+                if outcome is not None:
+                    ended(replace(outcome, reply=reply))
+                if reply is not None:
+                    yield reply
+                del arrived, reply  # dropped before the next one is taken in
+            for absent in under_way.given_up():
+                ended(absent)
             pause = _POLL_SECONDS[0] if finished else min(pause * 1.3, _POLL_SECONDS[1])
             if not finished:
                 time.sleep(pause)
@@ -289,7 +294,7 @@ def exchange(  # noqa: PLR0913 - what an exchange is made of
         gate.close()
 
 
-class _Exchange:
+class _UnderWay:
     """Requests under way; parameters as :func:`exchange`."""
 
     def __init__(
@@ -318,47 +323,55 @@ class _Exchange:
             del request
         return bool(self.pending) or self._repeats.some
 
-    def settle(self, message_id: str, outcome: Outcome) -> Outcome | None:
-        """Return an outcome that is the last one, None if more is to come."""
-        entry = self.pending.pop(message_id)
+    def settle(self, message_id: str, arrived: ReceivedReply | None) -> Outcome | None:
+        """Return how a request ended; None if it has not, or its node was asked for more."""
+        entry = self.pending[message_id]
+        outcome = self._end(entry, arrived)
+        if outcome is None:
+            return None
+        del self.pending[message_id]
         total = outcome.after(entry.before)
         if self._repeats.take(total, entry.repeat):
             return None
-        found = self._joiner.take(total) if self._joiner is not None else total
-        if isinstance(found, Outcome):
-            return found
-        self._push(found, renewed(found), replace(total, reply=None))
-        return None
+        return self._last(total, arrived.message if arrived and not total.problem else None)
 
     def given_up(self) -> Iterator[Outcome]:
         """Yield the outcomes of nodes whose time to come back is over, with what came before."""
         for outcome in self._repeats.look():
-            found = self._joiner.take(outcome) if self._joiner is not None else outcome
-            yield found if isinstance(found, Outcome) else outcome
+            self._last(outcome, None)
+            yield outcome
+
+    def _last(self, outcome: Outcome, reply: Message | None) -> Outcome | None:
+        """Return an outcome that is the last one, None where more of a reply is asked for."""
+        try:
+            more = self._joiner.take(outcome.node_id, reply) if self._joiner else None
+        except ReplyRefusedError as error:
+            return replace(outcome, problem=str(error))
+        if more is None:
+            return outcome
+        self._push(more, renewed(more), outcome)
+        return None
 
     def _push(self, request: Message, repeat: Repeat, before: Outcome | None = None) -> None:
         node_id, size = request.metadata.dst_node_id, message_bytes(request)
         connected = self._activations.of(node_id) if self._activations else ""
         sent = time.monotonic()
-        identifiers = list(self._grid.push_messages([request]))
         # A node that has just left gets no message id.
-        message_id = identifiers[0] if identifiers and identifiers[0] else f"unsent-{id(repeat)}"
+        message_id = next(iter(self._grid.push_messages([request])), "") or ""
         asked = ExpectedReply(message_id, request.metadata, self._gate.most_bytes)
-        self.pending[message_id] = _Pending(node_id, asked, size, sent, connected, repeat, before)
+        entry = _Pending(node_id, asked, size, sent, connected, repeat, before)
+        self.pending[message_id or f"unsent-{id(repeat)}"] = entry
 
-    def poll(self, message_id: str) -> Outcome | None:
-        """Return how a request ended, None if it has not."""
-        entry = self.pending[message_id]
-        if message_id.startswith("unsent-"):
+    def _end(self, entry: _Pending, arrived: ReceivedReply | None) -> Outcome | None:
+        """Return how a request ended with what has come, None if it has not."""
+        if not entry.asked.request_id:
             problem = "it left before it could be asked"
             return Outcome(entry.node_id, None, problem, 0, 0, 0.0, lost=True)
-        arrived = pull_reply(self._grid, entry.asked, self._gate)
         seconds, down = time.monotonic() - entry.sent, entry.bytes_down
         if arrived is not None:
-            reply, size = arrived.message, arrived.size
-            if reply is not None and reply.has_error():
-                return self._failed(entry, reply.error, size, seconds)
-            return Outcome(entry.node_id, reply, arrived.problem, down, size, seconds)
+            if arrived.message is not None and arrived.message.has_error():
+                return self._failed(entry, arrived.message.error, arrived.size, seconds)
+            return Outcome(entry.node_id, None, arrived.problem, down, arrived.size, seconds)
         problem = ""
         if seconds > self._timeout:
             problem = f"no reply within {self._timeout:g} s (`strategy.timeout`)"

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import count
 from logging import INFO, WARNING
 
 from flwr.app import Message
@@ -85,7 +86,16 @@ class Handshake:
         deadline = time.monotonic() + self.wait
         asked: set[int] = set()
         clients: dict[int, Client] = {}
-        said = Partitions()
+        lacking: dict[int, NodeReport] = {}
+        said, number = Partitions(), count(1)
+
+        def admit(outcome: Outcome) -> None:
+            report = self._admit(outcome, clients, lacking)
+            if report is not None:
+                said.note(report)
+            expected = max(self.min_clients, self.expected, said.most)
+            answered(next(number), max(expected, len(asked)))
+
         while True:
             # Looked at before the nodes: who connects in time while others answer, or are sent
             # the model, is asked as well.
@@ -93,13 +103,8 @@ class Handshake:
             # A list of nodes may be empty or partial while nodes are still connecting.
             fresh = sorted(set(grid.get_node_ids()) - asked)
             asked.update(fresh)
-            lacking: dict[int, NodeReport] = {}
-            for number, outcome in enumerate(self._ask(grid, fresh), start=1):
-                report = self._admit(outcome, clients, lacking)
-                if report is not None:
-                    said.note(report)
-                expected = max(self.min_clients, self.expected, said.most)
-                answered(len(asked) - len(fresh) + number, max(expected, len(asked)))
+            lacking.clear()
+            self._ask(grid, fresh, admit)
             self._bring_model(grid, lacking, clients, sent)
             expected = max(self.min_clients, self.expected, said.most)
             if len(asked) >= expected or last:
@@ -109,7 +114,7 @@ class Handshake:
         self._check_quorum(len(asked), len(clients))
         return [clients[partition] for partition in sorted(clients)]
 
-    def _ask(self, grid: Grid, node_ids: Iterable[int]) -> Iterable[Outcome]:
+    def _ask(self, grid: Grid, node_ids: Iterable[int], ended: Callable[[Outcome], object]) -> None:
         offer = self.model.offer
         values = {"model": offer.manifest.digest} if offer else {}
         content = request(self.config_yaml, None, **values)
@@ -120,11 +125,13 @@ class Handshake:
         again = Again(rejoin=self.rejoin)
         gate = ReplyLimits(
             SHORT_REPLY_BYTES + _SAMPLE_BYTES * self.samples,
-            lambda count: self.ledger.add_strays(0, "handshake", count),
+            lambda strays: self.ledger.add_strays(0, "handshake", strays),
         )
-        return exchange(
-            grid, messages, window=self.window, timeout=self.timeout, again=again, gate=gate
-        )
+        waiting, window = self.timeout, self.window
+        for _ in exchange(
+            grid, messages, window=window, timeout=waiting, ended=ended, again=again, gate=gate
+        ):
+            pass
 
     def _bring_model(
         self,
@@ -147,13 +154,12 @@ class Handshake:
         )
         window = window_for(None, MESSAGE_BYTES)
         delivery = Delivery(offer, self.timeout, window, self.job, self.rejoin, self.ledger, sent)
-        whole = []
-        for outcome in delivery.run(grid, lacking):
+
+        def sent_to(outcome: Outcome) -> None:
             self._enter(PHASE, lacking[outcome.node_id].name, outcome, outcome.problem)
-            if outcome.reply is not None:
-                whole.append(outcome.node_id)
-        for outcome in self._ask(grid, whole):
-            self._admit(outcome, clients, {})
+
+        whole = delivery.run(grid, lacking, sent_to)
+        self._ask(grid, whole, lambda outcome: self._admit(outcome, clients, {}))
 
     def _enter(self, phase: str, name: str, outcome: Outcome, problem: str) -> None:
         self.ledger.add(

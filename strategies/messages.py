@@ -2,7 +2,8 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 from flwr.app import Message, RecordDict
@@ -84,7 +85,7 @@ def window_for(configured: int | None, message_bytes: int) -> int:
 
 @dataclass(frozen=True)
 class _Collected:
-    first: Message
+    first: RecordDict
     sizes: dict[int, int]
     parts: list[bytes]
 
@@ -108,24 +109,19 @@ class SegmentJoiner:
         """The most bytes of a message: of a segment, or of a reply that fits into one."""
         return min(self.most_bytes, self.segment_bytes) + SHORT_REPLY_BYTES
 
-    def take(self, outcome: Outcome) -> Outcome | Message:
-        """Return the outcome of the whole reply, or the request for its next segment."""
-        started, reply = self._collected.pop(outcome.node_id, None), outcome.reply
-        if reply is None:
-            return outcome
-        try:
-            started = started or self._begun(reply)
-            if started is None:
-                return outcome
-            expected = min(self.segment_bytes, started.missing)
-            started.parts.append(read_segment(reply, self.form, expected))
-        except ReplyRefusedError as error:
-            return replace(outcome, reply=None, problem=str(error))
+    def take(self, node_id: int, reply: Message | None) -> Message | None:
+        """Return the request for a reply's next segment; None once it is whole."""
+        started = self._collected.pop(node_id, None)
+        started = started or self._begun(reply) if reply is not None else None
+        if reply is None or started is None:
+            return None
+        expected = min(self.segment_bytes, started.missing)
+        started.parts.append(read_segment(reply, self.form, expected))
         if started.missing:
-            self._collected[outcome.node_id] = started
-            return self.fetch(outcome.node_id, len(started.parts))
-        joined(started.first, b"".join(started.parts), started.sizes, self.form)
-        return replace(outcome, reply=started.first)
+            self._collected[node_id] = started
+            return self.fetch(node_id, len(started.parts))
+        reply.content = joined(started.first, b"".join(started.parts), started.sizes, self.form)
+        return None
 
     def _begun(self, reply: Message) -> _Collected | None:
         """Return what a first segment begins, None if the reply is whole."""
@@ -137,7 +133,7 @@ class SegmentJoiner:
             raise ReplyRefusedError(
                 f"its reply can have {self.most_bytes} bytes at most, it announces {total}."
             )
-        return _Collected(reply, sizes, [])
+        return _Collected(reply.content, sizes, [])
 
 
 # Flower's runtime holds a message several times in each process on its way; this keeps the
@@ -185,37 +181,39 @@ class ExchangeClient:
         joiner: Joiner | None = None,
         again: Callable[[int], Message] | None = None,
     ) -> Iterator[Message]:
-        """Yield replies as they arrive; who sends none is refused by name and left out.
+        """Return replies as they arrive; who sends none is refused by name and left out.
 
         `report`: told after each answer: how many, and of how many. `again`: node id -> its request
         once more, for one whose process dies at its work or that is lost and comes back; without it
         requests are kept until they are answered.
         """
         asked: dict[int, Client] = {}
-        total = len(self.cohort.active)
-        outcomes = exchange(
+        total, number = len(self.cohort.active), count(1)
+
+        def ended(outcome: Outcome) -> None:
+            self.cohort.note(outcome)
+            if outcome.problem:
+                client = asked[outcome.node_id]
+                self.cohort.refuse(client, self.step, phase, outcome.problem)
+                self.cohort.leave_out(client)
+            answered = next(number)
+            report(answered, max(answered, total))
+
+        self.status.expect(client.name for client in self.cohort.active)
+        report(0, total)
+        return exchange(
             self.grid,
             self._noted(messages, asked),
             window=self.window,
             timeout=self.strategy.timeout,
+            ended=ended,
             joiner=joiner,
             again=Again(again, self.strategy.rejoin, lambda node_id: asked[node_id].name),
             gate=ReplyLimits(
                 joiner.reply_bytes if joiner else SHORT_REPLY_BYTES,
-                lambda count: self.cohort.ledger.add_strays(self.step, phase, count),
+                lambda strays: self.cohort.ledger.add_strays(self.step, phase, strays),
             ),
         )
-        self.status.expect(client.name for client in self.cohort.active)
-        report(0, total)
-        for answered, outcome in enumerate(outcomes, start=1):
-            self.cohort.note(outcome)
-            if outcome.reply is not None:
-                yield outcome.reply
-            else:
-                client = asked[outcome.node_id]
-                self.cohort.refuse(client, self.step, phase, outcome.problem)
-                self.cohort.leave_out(client)
-            report(answered, max(answered, total))
 
     def _noted(self, messages: Iterable[Message], asked: dict[int, Client]) -> Iterator[Message]:
         clients = {client.node_id: client for client in self.cohort.active}
@@ -249,9 +247,8 @@ class _Deliveries:
         """The most bytes of an answer."""
         return SHORT_REPLY_BYTES
 
-    def take(self, outcome: Outcome) -> Outcome | Message:
-        more = outcome.reply is not None and self.places[outcome.node_id]
-        return self.message(outcome.node_id) if more else outcome
+    def take(self, node_id: int, reply: Message | None) -> Message | None:
+        return self.message(node_id) if reply is not None and self.places[node_id] else None
 
 
 def _is_long(bundle: Mapping[str, bytes]) -> bool:

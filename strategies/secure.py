@@ -41,7 +41,6 @@ from fedprune.records import (
 from fedprune.seeds import derive_seed
 from fedprune.wire.arrays import Arrays, array_names, encode_arrays
 from strategies.cohort import Client
-from strategies.exchange import Outcome
 from strategies.messages import ExchangeClient
 from strategies.progress import Report
 
@@ -403,8 +402,8 @@ class _Whole:
 
     reply_bytes: int
 
-    def take(self, outcome: Outcome) -> Outcome:
-        return outcome
+    def take(self, node_id: int, reply: Message | None) -> None:
+        """Ask for no more."""
 
 
 def _ask(

@@ -67,12 +67,10 @@ def gather_signatures(
     )
     made: dict[str, dict[str, bytes]] = {}
     with contextlib.suppress(WorkerDiedError):
-        for outcome in exchange(grid, messages, window=_WINDOW, timeout=_SECONDS):
-            if outcome.reply is None:
-                continue
-            signer = signers[outcome.node_id]
+        for reply in exchange(grid, messages, window=_WINDOW, timeout=_SECONDS):
+            signer = signers[reply.metadata.src_node_id]
             with contextlib.suppress(ReplyRefusedError):
-                made[signer] = _held(signer, read_attested(outcome.reply, results), state, results)
+                made[signer] = _held(signer, read_attested(reply, results), state, results)
     sites = {}
     for signer in dict.fromkeys([*state.signed, *made]):
         answers = (

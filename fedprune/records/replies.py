@@ -150,14 +150,15 @@ def read_segment(message: Message, form: str, size: int) -> bytes:
     return data
 
 
-def joined(message: Message, data: bytes, sizes: Mapping[int, int], form: str) -> None:
-    """Turn the first message of several into the ordinary prune reply that they are together."""
+def joined(content: RecordDict, data: bytes, sizes: Mapping[int, int], form: str) -> RecordDict:
+    """Return the first content of several as that of the prune reply that they are together."""
     arrays, start = {}, 0
     for block, size in sizes.items():
         arrays[block_key(block)] = byte_array(data[start : start + size], form)
         start += size
-    message.content["arrays"] = ArrayRecord(arrays)
-    del message.content[_LIST]
+    content["arrays"] = ArrayRecord(arrays)
+    del content[_LIST]
+    return content
 
 
 _NLL_OF = "nll-of-"

@@ -8,6 +8,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedprune.disk import home
 from fedprune.flower.inline import InlineGrid
+from strategies.exchange import Outcome, exchange
 
 Tamper = Callable[[int, Message], Message | None]
 
@@ -47,6 +48,14 @@ class LocalGrid(InlineGrid):
 
     def send_and_receive(self, messages, *, timeout=None):
         raise AssertionError("strategies stream: they push and pull, never send_and_receive")
+
+
+def ends_of(grid, requests, **options) -> list[Outcome]:
+    """Return how the requests of an exchange ended, in that order."""
+    found: list[Outcome] = []
+    for _ in exchange(grid, requests, ended=found.append, **options):
+        pass
+    return found
 
 
 class TwiceGrid(LocalGrid):

@@ -12,8 +12,7 @@ from flwr.proto.message_pb2 import ObjectTree
 from fedprune.flower.grid import ObjectGrid, object_grid
 from fedprune.flower.replies import ExpectedReply, ReplyLimits
 from fedprune.records import PruneReply, prune_record
-from strategies.exchange import exchange
-from tests.support.grid import LocalGrid, become_server, client_app
+from tests.support.grid import LocalGrid, become_server, client_app, ends_of
 from tests.support.superlink import Link, LinkGrid, WireLink, named
 
 NODE = 4711
@@ -60,7 +59,7 @@ def test_a_reply_arrives_once_with_its_bytes_and_is_deleted(link):
     asked = request()
     objects = link.send(answer(asked))
     grid = object_grid(LinkGrid(link))
-    (outcome,) = exchange(grid, [asked], window=1, timeout=5)
+    (outcome,) = ends_of(grid, [asked], window=1, timeout=5)
     assert outcome.problem == "" and outcome.reply.content.array_records["arrays"]
     assert outcome.bytes_up == sum(map(len, objects.values()))
     assert link.confirmed == [outcome.reply.metadata.message_id]
@@ -89,7 +88,7 @@ def test_a_reply_that_never_becomes_whole_ends_with_the_timeout_and_is_deleted(l
     asked = request()
     objects = link.send(answer(asked))
     link.objects[list(objects)[0]] = b""
-    (outcome,) = exchange(object_grid(LinkGrid(link)), [asked], window=1, timeout=0.1)
+    (outcome,) = ends_of(object_grid(LinkGrid(link)), [asked], window=1, timeout=0.1)
     assert "no reply within" in outcome.problem and len(link.confirmed) == 1
 
 
@@ -215,7 +214,7 @@ def test_messages_that_answer_nothing_are_counted_and_logged_once(link, caplog):
         link.send(stray, head=head)
     link.send(answer(asked))
     grid = object_grid(LinkGrid(link))
-    (outcome,) = exchange(grid, [asked], window=1, timeout=5, gate=ReplyLimits(MOST, told.append))
+    (outcome,) = ends_of(grid, [asked], window=1, timeout=5, gate=ReplyLimits(MOST, told.append))
     assert outcome.reply is not None and told == [3]
     assert len(link.confirmed) == 4
     assert caplog.text.count("answers no request") == 1
@@ -258,7 +257,7 @@ def test_replies_inside_a_machine_are_checked_after_receipt():
     for handler, words in ((other_job, "another job"), (long, "more bytes")):
         grid = LocalGrid(client_app(handler), 1)
         asked = Message(RecordDict(), 100, "train.prune", group_id=JOB)
-        (outcome,) = exchange(grid, [asked], window=1, timeout=5, gate=ReplyLimits(MOST))
+        (outcome,) = ends_of(grid, [asked], window=1, timeout=5, gate=ReplyLimits(MOST))
         assert outcome.reply is None and words in outcome.problem
 
 

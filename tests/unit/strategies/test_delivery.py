@@ -19,7 +19,8 @@ def test_messages_that_nobody_asked_for_are_in_the_ledger(tmp_path):
     app.query("model")(lambda message, context: Message(held_record(total), reply_to=message))
     delivery = Delivery(offer, 5.0, 2, "0" * 32, 0.0, ledger, lambda held, total: None)
     grid = TwiceGrid(app, 2)
-    outcomes = list(delivery.run(grid, grid.get_node_ids()))
+    outcomes = []
+    assert delivery.run(grid, grid.get_node_ids(), outcomes.append) == [100, 101]
     assert [outcome.problem for outcome in outcomes] == ["", ""]
     (entry,) = ledger.entries
     assert entry.phase == "model" and "2 messages that answer no request" in entry.refused

@@ -4,7 +4,7 @@ from flwr.app import Error, Message, RecordDict
 from fedprune.flower.replies import ReplyLimits
 from fedprune.records import message_bytes
 from strategies.exchange import Again, WorkerDiedError, exchange
-from tests.support.grid import LocalGrid, TwiceGrid, client_app, echo
+from tests.support.grid import LocalGrid, TwiceGrid, client_app, echo, ends_of
 
 
 def requests(grid: LocalGrid):
@@ -25,7 +25,7 @@ class Watcher(LocalGrid):
 
 def test_every_request_has_one_outcome_with_its_bytes():
     grid = LocalGrid(client_app(echo), 5)
-    outcomes = list(exchange(grid, requests(grid), window=2, timeout=5))
+    outcomes = ends_of(grid, requests(grid), window=2, timeout=5)
     assert sorted(outcome.node_id for outcome in outcomes) == [100, 101, 102, 103, 104]
     for outcome in outcomes:
         assert outcome.problem == ""
@@ -36,13 +36,13 @@ def test_every_request_has_one_outcome_with_its_bytes():
 @pytest.mark.parametrize("window", [1, 3, 50])
 def test_at_most_window_requests_are_out(window):
     grid = Watcher(client_app(echo), 9)
-    assert len(list(exchange(grid, requests(grid), window=window, timeout=5))) == 9
+    assert len(ends_of(grid, requests(grid), window=window, timeout=5)) == 9
     assert grid.most == min(window, 9)
 
 
 def test_silent_node_ends_with_a_reason_and_does_not_hold_up_others():
     grid = LocalGrid(client_app(echo), 3, tamper=lambda p, reply: None if p == 1 else reply)
-    outcomes = {o.node_id: o for o in exchange(grid, requests(grid), window=1, timeout=0.1)}
+    outcomes = {o.node_id: o for o in ends_of(grid, requests(grid), window=1, timeout=0.1)}
     assert "no reply within 0.1 s (`strategy.timeout`)" in outcomes[101].problem
     assert outcomes[100].reply is not None and outcomes[102].reply is not None
 
@@ -52,7 +52,7 @@ def test_failed_node_is_told_with_its_last_line():
         raise ValueError("first\nthe cause")
 
     grid = LocalGrid(client_app(fail), 1)
-    (outcome,) = exchange(grid, requests(grid), window=1, timeout=5)
+    (outcome,) = ends_of(grid, requests(grid), window=1, timeout=5)
     assert outcome.reply is None
     assert "the cause" in outcome.problem and "error 2" in outcome.problem
 
@@ -64,7 +64,7 @@ def test_dead_worker_stops_the_run():
 
     grid = LocalGrid(client_app(echo), 2, tamper=died)
     with pytest.raises(WorkerDiedError, match="ran out of memory"):
-        list(exchange(grid, requests(grid), window=1, timeout=5))
+        ends_of(grid, requests(grid), window=1, timeout=5)
 
 
 def test_node_that_left_before_the_push():
@@ -73,7 +73,7 @@ def test_node_that_left_before_the_push():
             return []
 
     grid = Gone(client_app(echo), 1)
-    (outcome,) = exchange(grid, requests(grid), window=1, timeout=5)
+    (outcome,) = ends_of(grid, requests(grid), window=1, timeout=5)
     assert "left before" in outcome.problem
 
 
@@ -96,7 +96,7 @@ def again(node_id: int) -> Message:
 
 def test_a_node_whose_process_dies_is_asked_once_more():
     grid = LocalGrid(client_app(echo), 3, tamper=crash_once())
-    outcomes = list(exchange(grid, requests(grid), window=2, timeout=5, again=Again(again)))
+    outcomes = ends_of(grid, requests(grid), window=2, timeout=5, again=Again(again))
     assert sorted(o.node_id for o in outcomes) == [100, 101, 102]
     assert all(o.reply is not None for o in outcomes)
     assert len(grid.sent) == 4
@@ -106,8 +106,7 @@ def test_a_node_whose_process_dies_is_asked_once_more():
 def test_other_failures_are_not_tried_again(code):
     grid = LocalGrid(client_app(echo), 3, tamper=crash_once(code))
     outcomes = {
-        o.node_id: o
-        for o in exchange(grid, requests(grid), window=2, timeout=5, again=Again(again))
+        o.node_id: o for o in ends_of(grid, requests(grid), window=2, timeout=5, again=Again(again))
     }
     assert outcomes[101].reply is None and len(grid.sent) == 3
 
@@ -118,8 +117,7 @@ def test_a_process_that_dies_twice_is_given_up():
 
     grid = LocalGrid(client_app(echo), 3, tamper=always)
     outcomes = {
-        o.node_id: o
-        for o in exchange(grid, requests(grid), window=3, timeout=5, again=Again(again))
+        o.node_id: o for o in ends_of(grid, requests(grid), window=3, timeout=5, again=Again(again))
     }
     assert "Flower error 8" in outcomes[101].problem and len(grid.sent) == 4
 

@@ -6,8 +6,8 @@ from flwr.app import Error, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 
 from fedprune.records import message_bytes
-from strategies.exchange import Again, Outcome, exchange
-from tests.support.grid import LocalGrid, client_app, echo
+from strategies.exchange import Again, Outcome
+from tests.support.grid import LocalGrid, client_app, echo, ends_of
 
 KIND = "train.prune"
 LOST = 101
@@ -46,7 +46,7 @@ def ask(grid: LocalGrid, rejoin: float = 5.0, timeout: float = 5.0, **more) -> l
         Message(RecordDict(), node, KIND, ttl=60.0, group_id="job") for node in range(100, 103)
     )
     again = Again(rejoin=rejoin, **more)
-    return list(exchange(grid, requests, window=3, timeout=timeout, again=again))
+    return ends_of(grid, requests, window=3, timeout=timeout, again=again)
 
 
 def numbers(outcomes: list[Outcome]) -> dict[int, object]:
@@ -164,10 +164,10 @@ def test_a_late_reply_is_nobody_s():
         yield Message(RecordDict(), LOST, KIND)
 
     grid = Late()
-    (first,) = exchange(grid, request(), window=1, timeout=0.05)
+    (first,) = ends_of(grid, request(), window=1, timeout=0.05)
     assert "no reply within" in first.problem
     grid._waiting |= grid.held
-    (second,) = exchange(grid, request(), window=1, timeout=5)
+    (second,) = ends_of(grid, request(), window=1, timeout=5)
     assert second.reply is not None
     assert second.reply.metadata.reply_to_message_id not in grid.held
     assert set(grid._waiting) == set(grid.held)

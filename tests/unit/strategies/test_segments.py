@@ -12,7 +12,6 @@ from fedprune.records import (
     read_sizes,
     split_record,
 )
-from strategies.exchange import Outcome
 from strategies.messages import SegmentJoiner
 from tests.support.grid import become_server
 
@@ -26,11 +25,6 @@ SIZE = 5
 def message(content) -> Message:
     become_server()
     return Message(content, 7, "train.prune")
-
-
-def outcome(content, problem="") -> Outcome:
-    reply = message(content) if content is not None else None
-    return Outcome(7, reply, problem, bytes_down=10, bytes_up=100, seconds=1.0)
 
 
 def first(sizes=None, data=DATA):
@@ -51,21 +45,26 @@ def joiner(most=100):
 
 def test_segments_become_one_ordinary_reply():
     join, asked = joiner()
-    assert isinstance(join.take(outcome(first())), Message)
-    assert isinstance(join.take(outcome(fetched_record(DATA[5:10], WEIGHTS))), Message)
-    whole = join.take(outcome(fetched_record(DATA[10:], WEIGHTS)))
+    assert isinstance(join.take(7, message(first())), Message)
+    assert isinstance(join.take(7, message(fetched_record(DATA[5:10], WEIGHTS))), Message)
+    whole = message(fetched_record(DATA[10:], WEIGHTS))
+    assert join.take(7, whole) is None
     assert asked == [(7, 1), (7, 2)]
-    reply = read_prune(whole.reply, [3, 4], {3: 5, 4: 7}, WEIGHTS)
+    reply = read_prune(whole, [3, 4], {3: 5, 4: 7}, WEIGHTS)
     assert reply == PruneReply(BLOCKS, 2.0, 3, 4, 5)
 
 
-def test_a_whole_reply_and_a_missing_one_pass_through():
+def test_a_whole_reply_stays_as_it_is():
     join, asked = joiner()
-    whole = outcome(prune_record(PruneReply(BLOCKS, 1.0, 0, 0, 1), WEIGHTS))
-    assert join.take(whole) is whole
-    lost = outcome(None, "no reply")
-    assert join.take(lost) is lost
-    assert not asked
+    whole = message(prune_record(PruneReply(BLOCKS, 1.0, 0, 0, 1), WEIGHTS))
+    assert join.take(7, whole) is None and not asked
+    assert read_prune(whole, [3, 4], {3: 5, 4: 7}, WEIGHTS).blocks == BLOCKS
+
+
+def test_of_a_reply_that_does_not_become_whole_nothing_is_kept():
+    join, _ = joiner()
+    join.take(7, message(first()))
+    assert join.take(7, None) is None and not join._collected
 
 
 @pytest.mark.parametrize(
@@ -79,15 +78,17 @@ def test_a_whole_reply_and_a_missing_one_pass_through():
 )
 def test_a_wrong_segment_refuses_the_reply(second, words):
     join, _ = joiner()
-    join.take(outcome(first()))
-    refused = join.take(outcome(second))
-    assert refused.reply is None and words in refused.problem
+    join.take(7, message(first()))
+    with pytest.raises(ReplyRefusedError, match=words):
+        join.take(7, message(second))
+    assert not join._collected
 
 
 def test_more_than_the_model_can_have_is_refused_before_it_is_fetched():
     join, asked = joiner(most=11)
-    refused = join.take(outcome(first()))
-    assert "can have 11 bytes at most, it announces 12" in refused.problem and not asked
+    with pytest.raises(ReplyRefusedError, match="can have 11 bytes at most, it announces 12"):
+        join.take(7, message(first()))
+    assert not asked
 
 
 @pytest.mark.parametrize(
