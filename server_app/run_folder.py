@@ -300,23 +300,27 @@ class Tally:
     # is told of every block, in every round
     tracking: Tracking | None = field(default=None, kw_only=True)
 
-    def add(self, number: int, result: BlockResult) -> None:
-        """Save a block of a round and its figures, and tell of them."""
-        block = result.block
-        linears = [
-            self._linear(result, name, shape)
-            for name, shape in self.loaded.layout.shapes()[block].items()
-        ]
-        sample = None if result.sample is None else _plain(result.sample)
-        figures = {"linears": [asdict(linear) for linear in linears], "sample": sample}
-        self._write(number, block, result.changes, figures)
-        if self.tracking is not None:
-            step = (number - 1) * len(self._blocks) + block + 1
-            self.tracking.block(step, linears, self.files.ledger)
+    def add(self, number: int, result: BlockResult, refined: bool = False) -> None:
+        """Save a block of a round and its figures, and tell of them.
 
-    def refine(self, number: int, block: int, changes: Mapping[str, Change]) -> None:
-        """Save a block's survivors anew; its figures are of its masks, and stay."""
-        self._write(number, block, changes, self._figures(number, block))
+        `refined`: only its survivors are new; its figures are of its masks, and stay.
+        """
+        folder, block, changes = self._round(number), result.block, result.changes
+        if not folder.exists():
+            folder.mkdir()
+            sync(folder.parent)
+        figures = self._figures(number, block) if refined else self._told(result)
+        if all(map(keeps_survivors, changes.values())):  # clients hear no more than the masks
+            changes = {name: mask_of(change) for name, change in changes.items()}
+        if changes:
+            replace_file(self._file(number, block), encode_update(changes))
+        changed = [(name, *change.shape) for name, change in changes.items()]
+        told = json.dumps({**figures, "changed": changed})
+        replace_file(self._file(number, block, "json"), told.encode())
+        if self.tracking is not None and not refined:
+            step = (number - 1) * len(self._blocks) + block + 1
+            linears = [LinearFigures(**linear) for linear in figures["linears"]]
+            self.tracking.block(step, linears, self.files.ledger)
 
     def keep(self, statistics: BlockStatistics) -> None:
         """Save what was found out of a block of the dense model, and that it stays dense."""
@@ -390,21 +394,11 @@ class Tally:
         found: dict[str, Any] = json.loads(self._file(number, block, "json").read_bytes())
         return found
 
-    def _write(
-        self, number: int, block: int, changes: Mapping[str, Change], figures: Mapping[str, Any]
-    ) -> None:
-        """Put on the disk what becomes of a block, and what the results tell of it."""
-        folder = self._round(number)
-        if not folder.exists():
-            folder.mkdir()
-            sync(folder.parent)
-        if all(map(keeps_survivors, changes.values())):  # clients hear no more than the masks
-            changes = {name: mask_of(change) for name, change in changes.items()}
-        if changes:
-            replace_file(self._file(number, block), encode_update(changes))
-        changed = [(name, *change.shape) for name, change in changes.items()]
-        told = json.dumps({**figures, "changed": changed})
-        replace_file(self._file(number, block, "json"), told.encode())
+    def _told(self, result: BlockResult) -> dict[str, Any]:
+        """Return the figures of a block."""
+        shapes = self.loaded.layout.shapes()[result.block].items()
+        linears = [asdict(self._linear(result, name, shape)) for name, shape in shapes]
+        return {"linears": linears, "sample": result.sample and _plain(result.sample)}
 
     def _linear(self, result: BlockResult, name: str, shape: tuple[int, int]) -> LinearFigures:
         mask, votes = result.masks.get(name), result.histograms.get(name)

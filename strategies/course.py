@@ -551,7 +551,7 @@ class FederatedPruning(Strategy):
             state.fitting, state.active = fit.step, [one.partition for one in self.cohort.active]
             self.store.save(state, gathered({"fit": fit}))
         best, told = fit.best(), state.figures.get("reconstruct", [])
-        self.store.refine(state.round, block, best)
+        self.store.add(state.round, BlockResult(block, best, 0, 0), refined=True)
         if fit.moved:
             state.update = encode_update(best)
         state.figures["reconstruct"] = [

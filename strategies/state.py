@@ -146,12 +146,11 @@ def damaged_state(detail: str) -> ConfigError:
 class Store(Protocol):
     """Where a strategy puts what it must not lose; nothing of it is kept in memory."""
 
-    def add(self, number: int, result: BlockResult) -> None:
-        """Take an aggregated block of a round; the same block may come again after a kill."""
-        ...
+    def add(self, number: int, result: BlockResult, refined: bool = False) -> None:
+        """Take an aggregated block of a round; the same block may come again after a kill.
 
-    def refine(self, number: int, block: int, changes: Mapping[str, Change]) -> None:
-        """Take a block of a round with other survivors under the same masks, as :meth:`add`."""
+        `refined`: it came before, and has other survivors now under the same masks.
+        """
         ...
 
     def keep(self, statistics: BlockStatistics) -> None:

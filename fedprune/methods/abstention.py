@@ -11,24 +11,18 @@ from collections.abc import Mapping
 import numpy as np
 
 from fedprune.pruning.statistics import Statistic
-from fedprune.wire.changes import Change
 from fedprune.wire.masks import BitMask
 
 
-def answered(
-    changes: Mapping[str, Change], statistics: Mapping[str, Statistic]
-) -> dict[str, Change]:
-    """Return a client's changes, with a mask that prunes nothing where it has seen no token.
+def abstentions(
+    statistics: Mapping[str, Statistic], shapes: Mapping[str, tuple[int, int]]
+) -> dict[str, BitMask]:
+    """Return masks that prune nothing, of the linears of which a client has seen no token.
 
-    `changes`: name of the linear -> what the client's pruner makes of it. `statistics`: name of the
-    linear -> what it was pruned on; none where a pruner looks at no text.
+    `statistics`: name of the linear -> what it was pruned on; none where a pruner looks at no text.
     """
-    return {
-        name: change
-        if name not in statistics or statistics[name].tokens
-        else BitMask.from_bool(np.ones(change.shape, dtype=np.bool_))
-        for name, change in changes.items()
-    }
+    unseen = [name for name in shapes if name in statistics and not statistics[name].tokens]
+    return {name: BitMask.from_bool(np.ones(shapes[name], dtype=np.bool_)) for name in unseen}
 
 
 def abstains(mask: BitMask) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from fedprune.config import RunConfig
-from fedprune.methods.abstention import answered
+from fedprune.methods.abstention import abstentions
 from fedprune.methods.exchange import (
     Answer,
     BlockExchange,
@@ -44,8 +44,8 @@ class MaskExchange(BlockExchange):
         pruner = make_pruner(self.config.pruner)
         statistics = walk.collect(pruner.needs)
         changes = prune_on(walk, statistics, pruner, spec)
-        said = answered(changes, statistics)
-        masks = {name: mask_of(change) for name, change in said.items()}
+        masks = {name: mask_of(change) for name, change in changes.items()}
+        masks |= abstentions(statistics, {name: mask.shape for name, mask in masks.items()})
         return Answer(encode_masks(masks), changes)
 
     def check_result(self, changes: Mapping[str, Change], block: int, num_blocks: int) -> None:

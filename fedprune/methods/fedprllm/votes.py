@@ -103,7 +103,14 @@ class VoteAggregator(BlockAggregator[dict[str, BitMask]]):
             if not votes.clients:  # an expert that nobody's tokens reached
                 changes[name] = self._by_magnitude(name)
                 continue
-            mask = decoded.get(name) or self._select(votes, name)
+            mask, spec = decoded.get(name), self._spec.of(name)
+            if mask is None:
+                what = self.task.model.magnitude(self.task.block, name), self.shapes[name]
+                mask = (
+                    select_nm(votes, spec.pattern, *what, self._rule(name))
+                    if spec.pattern.structured
+                    else select(votes, spec.sparsity, *what, self._rule(name))
+                )
             keeps = _keeps(votes, mask) if self.exchange.config.strategy.scaling else None
             changes[name] = LinearUpdate(mask, keeps, votes.total)
             histograms[name] = votes.histogram()
@@ -166,19 +173,14 @@ class VoteAggregator(BlockAggregator[dict[str, BitMask]]):
         self._decoders = {}
         return masks
 
-    def _select(self, votes: VoteCounter, name: str) -> BitMask:
-        config, block, spec = self.exchange.config, self.task.block, self._spec.of(name)
-        strategy = config.strategy
-        rule = Rule(
-            group=strategy.group,
-            ties=strategy.ties,
-            majority_floor=strategy.majority_floor,
-            seed=derive_seed(config.seed, "ties", block, name),
+    def _rule(self, name: str) -> Rule:
+        config = self.exchange.config
+        return Rule(
+            group=config.strategy.group,
+            ties=config.strategy.ties,
+            majority_floor=config.strategy.majority_floor,
+            seed=derive_seed(config.seed, "ties", self.task.block, name),
         )
-        magnitude, shape = self.task.model.magnitude(block, name), self.shapes[name]
-        if spec.pattern.structured:
-            return select_nm(votes, spec.pattern, magnitude, shape, rule)
-        return select(votes, spec.sparsity, magnitude, shape, rule)
 
 
 def _voters(votes: VoteCounter) -> tuple[int, float]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedprune.config import RunConfig
 from fedprune.errors import ConfigError
-from fedprune.methods.abstention import abstains, answered
+from fedprune.methods.abstention import abstains, abstentions
 from fedprune.methods.exchange import Answer, BlockExchange, BlockTask, check_scaling
 from fedprune.methods.fedspallm.average import SurvivorAggregator
 from fedprune.methods.fedspallm.sampling import sample_blocks
@@ -47,8 +47,9 @@ class SurvivorExchange(BlockExchange):
             name: SparseWeight.from_dense(weights[name], change)
             if isinstance(change, BitMask) and not abstains(change)
             else change
-            for name, change in answered(changes, statistics).items()
+            for name, change in changes.items()
         }
+        sparse |= abstentions(statistics, {name: one.shape for name, one in sparse.items()})
         return Answer(encode_update(sparse), changes)
 
     @property

@@ -67,7 +67,7 @@ def test_new_values_come_back_and_a_block_that_comes_again_takes_their_place(tal
         tally.add(1, made(number, {}))
     assert tally.recall(1, 0) == changes
     told = tally.linears()
-    tally.refine(1, 0, {UP: SparseWeight(mask, -values), DOWN: mask})
+    tally.add(1, made(0, {UP: SparseWeight(mask, -values), DOWN: mask}), refined=True)
     assert torch.equal(tally.recall(1, 0)[UP].values, -values)
     assert tally.linears() == told
     tally.add(1, made(0, block(1)))
