@@ -257,6 +257,7 @@ def exchange(  # noqa: PLR0913 - what an exchange is made of
     window: int,
     timeout: float,
     ended: Callable[[Outcome], object] = lambda outcome: None,
+    answered: Callable[[], object] = lambda: None,
     joiner: Joiner | None = None,
     again: Again | None = None,
     gate: ReplyLimits | None = None,
@@ -264,11 +265,11 @@ def exchange(  # noqa: PLR0913 - what an exchange is made of
     """Yield the replies to requests, in the order of arrival: ask, wait, check, and ask again.
 
     `window`: requests under way at once; bounds the replies that wait in Flower's memory.
-    `timeout`: seconds a node has for its reply. `ended`: told once of every request, before its
-    reply is handed out. `joiner`: sees each reply first and may ask for more. `again`: how requests
-    are repeated whose process died or whose node was lost; without it no node is waited for.
-    `gate`: how long replies can be; without it as long as those of a few figures. Raises
-    WorkerDiedError if a simulation worker died.
+    `timeout`: seconds a node has for its reply. `ended`: told how each request ended, before its
+    reply is handed out; `answered`: told when that was used. `joiner`: sees each reply first and
+    may ask for more. `again`: how requests are repeated whose process died or whose node was lost;
+    without it no node is waited for. `gate`: how long replies can be; without it as long as those
+    of a few figures. Raises WorkerDiedError if a simulation worker died.
     """
     gate, todo, pause = gate or ReplyLimits(), iter(requests), _POLL_SECONDS[0]
     under_way = _UnderWay(grid, timeout, joiner, again or Again(), gate)
@@ -282,11 +283,13 @@ def exchange(  # noqa: PLR0913 - what an exchange is made of
                 reply = arrived.message if arrived and outcome and not outcome.problem else None
                 if outcome is not None:
                     ended(replace(outcome, reply=reply))
-                if reply is not None:
-                    yield reply
+                    if reply is not None:
+                        yield reply
+                    answered()
                 del arrived, reply  # dropped before the next one is taken in
             for absent in under_way.given_up():
                 ended(absent)
+                answered()
             pause = _POLL_SECONDS[0] if finished else min(pause * 1.3, _POLL_SECONDS[1])
             if not finished:
                 time.sleep(pause)

@@ -196,8 +196,10 @@ class ExchangeClient:
                 client = asked[outcome.node_id]
                 self.cohort.refuse(client, self.step, phase, outcome.problem)
                 self.cohort.leave_out(client)
-            answered = next(number)
-            report(answered, max(answered, total))
+
+        def answered() -> None:
+            done = next(number)
+            report(done, max(done, total))
 
         self.status.expect(client.name for client in self.cohort.active)
         report(0, total)
@@ -207,6 +209,7 @@ class ExchangeClient:
             window=self.window,
             timeout=self.strategy.timeout,
             ended=ended,
+            answered=answered,
             joiner=joiner,
             again=Again(again, self.strategy.rejoin, lambda node_id: asked[node_id].name),
             gate=ReplyLimits(

@@ -213,14 +213,14 @@ def test_node_with_other_weights_is_refused_and_the_round_goes_on(tmp_path):
 
 
 def test_client_that_raises_is_left_out_without_its_text(tmp_path, monkeypatch):
-    real = Session.reply
+    real = Session.answers
 
     def fails(session, *request):
         if session.node.partition_id == 1:
             raise ValueError("the patient's name")
         return real(session, *request)
 
-    monkeypatch.setattr(Session, "reply", fails)
+    monkeypatch.setattr(Session, "answers", fails)
     folder = job(tmp_path / "run")
     text = (folder / "results.json").read_text()
     results = json.loads(text)

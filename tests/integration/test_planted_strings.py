@@ -227,7 +227,7 @@ def test_a_run_that_fails_lets_no_private_data_out(watched):
 
 
 def test_leaks_would_be_found(watched, monkeypatch):
-    genuine_report, genuine_reply = handlers.report, Session.reply
+    genuine_report, genuine_record = handlers.report, Session.record
 
     def report(config, node, *more):
         if node.partition_id == 1:
@@ -235,8 +235,8 @@ def test_leaks_would_be_found(watched, monkeypatch):
             raise DataError(f"{planted.FILE_WORD}: {WORDS[1]}")
         return genuine_report(config, node, *more)
 
-    def reply_with_more(session, *request):
-        reply, scratch = genuine_reply(session, *request), session.node.scratch
+    def record_with_more(session, *made):
+        reply, scratch = genuine_record(session, *made), session.node.scratch
         (samples,) = scratch.glob("samples.*")
         tokens = planted.kept_tensors(samples)[0]
         hidden = [t for p in scratch.glob("hidden-0*") for t in planted.kept_tensors(p)]
@@ -246,7 +246,7 @@ def test_leaks_would_be_found(watched, monkeypatch):
         return reply
 
     monkeypatch.setattr(handlers, "report", report)
-    monkeypatch.setattr(Session, "reply", reply_with_more)
+    monkeypatch.setattr(Session, "record", record_with_more)
     run = watched(2, "json")
     run.run("schedule.blocks_per_message=1")
     found = run.leaks()
