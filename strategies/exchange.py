@@ -26,14 +26,14 @@ class Outcome:
     """The end of one request."""
 
     node_id: int  # whom it was sent to
-    reply: Message | None  # the reply, where it is told at the end and there is one
-    problem: str  # why there is none; "" if there is
+    problem: str  # why there is no reply; "" if there is
     # bytes_down, bytes_up: serialised sizes of request and reply
     bytes_down: int
     bytes_up: int
     seconds: float  # from handing over the request until the reply was in hand
     crashed: bool = False  # whether the process that worked on it died, while its node is well
     lost: bool = False  # whether its node, or its reply on the way, was lost
+    reply: Message | None = None  # only where it is told how the request ended
 
     def after(self, before: "Outcome | None") -> "Outcome":
         """Return this outcome with the bytes and seconds of one before it."""
@@ -333,27 +333,25 @@ class _UnderWay:
         if outcome is None:
             return None
         del self.pending[message_id]
-        total = outcome.after(entry.before)
-        if self._repeats.take(total, entry.repeat):
+        outcome = outcome.after(entry.before)
+        if self._repeats.take(outcome, entry.repeat):
             return None
-        return self._last(total, arrived.message if arrived and not total.problem else None)
-
-    def given_up(self) -> Iterator[Outcome]:
-        """Yield the outcomes of nodes whose time to come back is over, with what came before."""
-        for outcome in self._repeats.look():
-            self._last(outcome, None)
-            yield outcome
-
-    def _last(self, outcome: Outcome, reply: Message | None) -> Outcome | None:
-        """Return an outcome that is the last one, None where more of a reply is asked for."""
+        reply = arrived.message if arrived and not outcome.problem else None
         try:
-            more = self._joiner.take(outcome.node_id, reply) if self._joiner else None
+            more = self._joiner.take(entry.node_id, reply) if self._joiner else None
         except ReplyRefusedError as error:
             return replace(outcome, problem=str(error))
         if more is None:
             return outcome
         self._push(more, renewed(more), outcome)
         return None
+
+    def given_up(self) -> Iterator[Outcome]:
+        """Yield the outcomes of nodes whose time to come back is over, with what came before."""
+        for outcome in self._repeats.look():
+            if self._joiner:
+                self._joiner.take(outcome.node_id, None)
+            yield outcome
 
     def _push(self, request: Message, repeat: Repeat, before: Outcome | None = None) -> None:
         node_id, size = request.metadata.dst_node_id, message_bytes(request)
@@ -369,12 +367,12 @@ class _UnderWay:
         """Return how a request ended with what has come, None if it has not."""
         if not entry.asked.request_id:
             problem = "it left before it could be asked"
-            return Outcome(entry.node_id, None, problem, 0, 0, 0.0, lost=True)
+            return Outcome(entry.node_id, problem, 0, 0, 0.0, lost=True)
         seconds, down = time.monotonic() - entry.sent, entry.bytes_down
         if arrived is not None:
             if arrived.message is not None and arrived.message.has_error():
                 return self._failed(entry, arrived.message.error, arrived.size, seconds)
-            return Outcome(entry.node_id, None, arrived.problem, down, arrived.size, seconds)
+            return Outcome(entry.node_id, arrived.problem, down, arrived.size, seconds)
         problem = ""
         if seconds > self._timeout:
             problem = f"no reply within {self._timeout:g} s (`strategy.timeout`)"
@@ -384,7 +382,7 @@ class _UnderWay:
             return None
         drop_reply(self._grid, entry.asked)
         lost = seconds <= self._timeout
-        return Outcome(entry.node_id, None, problem, down, 0, seconds, lost=lost)
+        return Outcome(entry.node_id, problem, down, 0, seconds, lost=lost)
 
     def _failed(self, entry: _Pending, error: Error, size: int, seconds: float) -> Outcome:
         """Return the end of a request that was answered with one of Flower's errors."""
@@ -396,16 +394,10 @@ class _UnderWay:
                 "`pruner.seq_len` or `pruner.num_calibration_samples`."
             )
         early = seconds < _SHARE_OF_TIMEOUT * self._timeout
-        return Outcome(
-            node_id=entry.node_id,
-            reply=None,
-            problem=f"it failed: {problem} (Flower error {code})",
-            bytes_down=entry.bytes_down,
-            bytes_up=size,
-            seconds=seconds,
-            crashed=code == _APP_CRASHED,
-            lost=code == _NODE_LOST or (code in _GONE_ON_THE_WAY and early),
-        )
+        crashed, lost = code == _APP_CRASHED, code == _NODE_LOST
+        lost = lost or (code in _GONE_ON_THE_WAY and early)
+        problem = f"it failed: {problem} (Flower error {code})"
+        return Outcome(entry.node_id, problem, entry.bytes_down, size, seconds, crashed, lost)
 
 
 def _last_line(reason: str | None) -> str:

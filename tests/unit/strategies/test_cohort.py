@@ -17,7 +17,7 @@ def test_a_reply_is_let_go_once_it_is_noted() -> None:
     cohort = Cohort([client], Ledger())
     reply = Message(RecordDict(), 5, "train.prune")
     seen = weakref.ref(reply)
-    cohort.note(Outcome(5, reply, "", bytes_down=10, bytes_up=20, seconds=1.5))
+    cohort.note(Outcome(5, "", bytes_down=10, bytes_up=20, seconds=1.5, reply=reply))
     del reply
     assert seen() is None
     entry = cohort.entry(client, 3, "prune")
