@@ -287,7 +287,7 @@ class HeldExchange:
         return (self._request(node_id) for node_id in nodes if node_id in self.orders)
 
     def replies(self, messages: Iterable[Message], report: Report) -> Iterator[Message]:
-        """Yield whole replies to the requests as they arrive (see :meth:`ExchangeClient.replies`).
+        """Return whole replies to the requests as they arrive (see :meth:`ExchangeClient.replies`).
 
         `messages`: from :meth:`requests`. `report`: told after each answer: how many, and of how
         many.
