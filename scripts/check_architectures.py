@@ -150,13 +150,12 @@ def _pruned(model_type: str, dense: Path, exported: Path, kind: str) -> Found:
     loaded = load_model(config.model)
     if expected != loaded.layout.shapes():
         raise CheckError("the shapes that the configuration tells are not those of the model")
-    federated, central = _federated(config, loaded), _central(config, loaded)
-    if not _same(federated, central):
+    federated, changes = _federated(config, loaded), _changes(config, loaded)
+    if not _same(federated, {block: _bools(found) for block, found in changes.items()}):
         raise CheckError("the masks of three clients are not those of one with all texts")
     plain = type(loaded.model).from_pretrained(dense, dtype="auto").eval()
     matrices = _matrices(plain, loaded.layout.prefix)
     notes = _compare_with_wanda(plain, loaded, federated)
-    changes = _changes(config, loaded)
     _compare_perplexity(loaded, plain, changes)
     export_model(loaded, changes, exported)
     same = type(_AUTO[kind].from_pretrained(dense, dtype="auto")) is type(plain)
@@ -198,16 +197,9 @@ def _compare_weights(auto: type[Any], exported: Path, masked: PreTrainedModel) -
 
 
 def _config(folder: Path) -> Any:
-    return config_from_overrides(
-        [
-            f"model={folder}",
-            f"sparsity={SPARSITY}",
-            "strategy=fedstats",
-            "schedule=iterative",
-            f"pruner.seq_len={_TOKENS}",
-            "pruner.device=cpu",
-        ]
-    )
+    job = [f"model={folder}", f"sparsity={SPARSITY}", f"pruner.seq_len={_TOKENS}"]
+    more = ["strategy=fedstats", "schedule=iterative", "pruner.device=cpu"]
+    return config_from_overrides([*job, *more])
 
 
 def _samples() -> list[Tensor]:
@@ -238,18 +230,14 @@ def _federated(config: Any, loaded: LoadedModel) -> Masks:
             payload = exchange.answer(walk, specs[block], local_prefix=False).payload
             aggregator.add(aggregator.check(payload, client), client)
         changes = aggregator.close().changes
-        made[block] = {name: torch.from_numpy(mask_of(c).to_bool()) for name, c in changes.items()}
+        made[block] = _bools(changes)
         if block + 1 < len(shapes):
             for walk in walks:
                 walk.advance(changes)
-            hidden = _written_down(walks[-1])
+            # As a node finds them again after its process has ended.
+            hidden = [state.clone() for state in walks[-1].hidden]
             walks[-1] = BlockWalk(loaded, shares[-1], hidden=hidden, start=block + 1)
     return made
-
-
-def _written_down(walk: BlockWalk) -> Sequence[Tensor]:
-    """Return hidden states as a node finds them again after its process has ended."""
-    return [state.clone() for state in walk.hidden]
 
 
 def _changes(config: Any, loaded: LoadedModel) -> dict[int, Mapping[str, Any]]:
@@ -259,11 +247,8 @@ def _changes(config: Any, loaded: LoadedModel) -> dict[int, Mapping[str, Any]]:
     return dict(prune_blocks(walk, make_pruner(config.pruner), specs))
 
 
-def _central(config: Any, loaded: LoadedModel) -> Masks:
-    return {
-        block: {name: torch.from_numpy(mask_of(c).to_bool()) for name, c in changes.items()}
-        for block, changes in _changes(config, loaded).items()
-    }
+def _bools(changes: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(mask_of(one).to_bool()) for name, one in changes.items()}
 
 
 def _same(one: Masks, other: Masks) -> bool:

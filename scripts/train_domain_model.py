@@ -21,17 +21,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    MixtralConfig,
-    MixtralForCausalLM,
-    OPTConfig,
-    OPTForCausalLM,
-    PreTrainedTokenizerFast,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -106,7 +96,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> Tensor:
 
 def build_model(arguments: argparse.Namespace) -> nn.Module:
     """Return an untrained model, by default of about 3 M parameters that are used for a token."""
-    architecture, hidden = arguments.architecture, arguments.hidden
+    hidden = arguments.hidden
     shared = {
         "vocab_size": VOCABULARY,
         "hidden_size": hidden,
@@ -119,36 +109,17 @@ def build_model(arguments: argparse.Namespace) -> nn.Module:
         "pad_token_id": 0,
         "dtype": "float32",
     }
-    if architecture == "llama":
-        return LlamaForCausalLM(
-            LlamaConfig(
-                **shared,
-                intermediate_size=hidden * 8 // 3,
-                num_key_value_heads=hidden // 64,
-            )
-        )
-    if architecture == "qwen3":
-        return Qwen3ForCausalLM(
-            Qwen3Config(
-                **shared,
-                head_dim=32,
-                intermediate_size=hidden * 8 // 3,
-                num_key_value_heads=hidden // 64,
-            )
-        )
-    if architecture == "mixtral":
-        return MixtralForCausalLM(
-            MixtralConfig(
-                **shared,
-                intermediate_size=hidden * 4 // 3,
-                num_key_value_heads=hidden // 64,
-                num_local_experts=8,
-                num_experts_per_tok=2,
-            )
-        )
-    return OPTForCausalLM(
-        OPTConfig(**shared, ffn_dim=hidden * 4, word_embed_proj_dim=hidden, dropout=0.0)
-    )
+    grouped = {"intermediate_size": hidden * 8 // 3, "num_key_value_heads": hidden // 64}
+    experts = {"intermediate_size": hidden * 4 // 3, "num_local_experts": 8}
+    own = {
+        "llama": grouped,
+        "qwen3": grouped | {"head_dim": 32},
+        "opt": {"ffn_dim": hidden * 4, "word_embed_proj_dim": hidden, "dropout": 0.0},
+        "mixtral": grouped | experts | {"num_experts_per_tok": 2},
+    }
+    values = shared | own[arguments.architecture]
+    config = AutoConfig.for_model(arguments.architecture, **values)
+    return AutoModelForCausalLM.from_config(config)
 
 
 def fit(

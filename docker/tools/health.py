@@ -48,13 +48,7 @@ def troubles(
 
 
 def check(url: str, authority: str) -> None:
-    """Ask for a page.
-
-    Raises
-    ------
-    OSError
-        It cannot be reached, does not answer 200, or its certificate is not the authority's.
-    """
+    """Ask for a page; OSError if it does not answer 200 or its certificate is not trusted."""
     trust = ssl.create_default_context(cafile=authority) if url.startswith("https:") else None
     # As the service itself: through a proxy, if the environment names one, but for NO_PROXY's.
     opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=trust))

@@ -46,13 +46,7 @@ def main() -> int:
 
 
 def register(keys: Path, notes: Path) -> None:
-    """Register every key in a folder; a refused one does not keep the others out.
-
-    Raises
-    ------
-    Refused
-        After all have been tried.
-    """
+    """Register every key in a folder; what was refused is told after all have been tried."""
     failures = []
     paths = sorted(keys.glob("*.pub"))
     if not paths:
@@ -73,13 +67,7 @@ def register(keys: Path, notes: Path) -> None:
 
 
 def remove(site: str, keys: Path, notes: Path) -> None:
-    """Shut a site out.
-
-    Raises
-    ------
-    Refused
-        Nobody knows the site's number, or Flower does not do it.
-    """
+    """Shut a site out; Refused if nobody knows its number, or Flower does not do it."""
     number = _noted(notes).get(site)
     if not number:
         raise Refused(

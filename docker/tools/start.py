@@ -73,13 +73,7 @@ def _wait_for(address: str) -> None:
 
 
 def node_config(environment: Mapping[str, str]) -> str:
-    """Return Flower's node config.
-
-    Raises
-    ------
-    SystemExit
-        A setting is missing or wrong.
-    """
+    """Return Flower's node config; SystemExit if a setting is missing or wrong."""
     site = _checked(environment, "SITE", _SITE, "letters, digits, '.', '_' and '-'")
     partition = _checked(environment, "PARTITION_ID", _NUMBER, "a number, another for each node")
     words = [f'site="{site}"', f"partition-id={partition}"]
@@ -100,13 +94,7 @@ def node_config(environment: Mapping[str, str]) -> str:
 
 
 def supernode(environment: Mapping[str, str]) -> list[str]:
-    """Return the command that runs the SuperNode.
-
-    Raises
-    ------
-    SystemExit
-        A setting is missing or wrong.
-    """
+    """Return the command that runs the SuperNode; SystemExit if a setting is missing or wrong."""
     server = _checked(environment, "SERVER", _SERVER, "host:port of the server's gateway")
     words = ["fedprune", "supernode"]
     for digest in environment.get("ALLOWED_APPS", "").split():

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import fedprune
 from fedprune import __version__
-from fedprune.cli.commands import COMMANDS
+from fedprune.cli.commands import COMMANDS, call
 from fedprune.errors import ConfigError, FedpruneError
 from fedprune.results.text import printable
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         # A SuperNode answers to signals by itself.
         with nullcontext() if arguments.command == "supernode" else terminable():
-            return COMMANDS[arguments.command].run(arguments)
+            return call(arguments)
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted.\n")
         return 130
@@ -115,6 +115,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for name, command in COMMANDS.items():
         one = commands.add_parser(name, help=command.help, description=command.description)
-        command.arguments(one)
+        one.set_defaults(function=command.function)
+        if command.arguments is not None:
+            command.arguments(one)
         one.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser

@@ -13,9 +13,8 @@ from fedprune.models.reshape import apply_kept
 def run_apply(base: str, masks: str, output: str) -> int:
     """Write the model and return the exit code 0.
 
-    `base`: the dense model: a folder, a Hub id, or 'demo'. `masks`: the masks of an export, what it
-    says of the units that remain where it has fewer, or the folder of a model or a run that has one
-    of these. Raises ModelError if the masks are another model's, or the folder is taken.
+    `masks`: the masks of an export, what it says of the units that remain where it has fewer, or
+    the folder of a model or a run that has one of these.
     """
     found, target = Path(masks).expanduser(), Path(output).expanduser().absolute()
     for folder in (found, found / "model"):

@@ -18,12 +18,15 @@ from fedprune.privacy.signing import SigningKey
 _PIPE = "-"
 
 
-def run_approve(job: str, *, whole: bool) -> int:
-    """Show the jobs that nodes here were asked for, or approve one; return the exit code.
+def run_approve(job: str, *, whole: bool, policy: Path | None, key: Path | None) -> int:
+    """Show the jobs that nodes here were asked for, approve one, or sign a policy; return 0.
 
-    `job`: the beginning of a job's key; "" shows all. Raises ConfigError if no job, or more than
-    one, begins like that.
+    `job`: the beginning of a job's key; "" shows all.
     """
+    if policy is not None and key is not None and not job:
+        return _sign_policy(policy, key)
+    if policy is not None or key is not None:
+        raise ConfigError("Say either JOB, or --policy POLICY and --key KEY.")
     found = approve(job) if job else requests()
     screen = Console()
     if not found:
@@ -34,20 +37,21 @@ def run_approve(job: str, *, whole: bool) -> int:
     for line in told(found):
         say(screen, line)
     if whole:
-        for key in dict.fromkeys(one.key for one in found):
-            say(screen, next(one.configuration for one in found if one.key == key))
+        for asked in dict.fromkeys(one.key for one in found):
+            say(screen, next(one.configuration for one in found if one.key == asked))
     return 0
 
 
-def sign_policy(path: Path, key: Path) -> int:
+def _sign_policy(path: Path, key: Path) -> int:
     """Sign a standing policy after showing what it allows; return the exit code.
 
     With "-" for a path it is read from standard input and written to standard output.
-
-    Raises ConfigError if the file is no policy, or the key is unfit.
     """
     piped = str(path) == _PIPE
-    text = sys.stdin.read() if piped else _text(path)
+    try:
+        text = sys.stdin.read() if piped else path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"The standing policy '{path}' cannot be read: {error}.") from None
     private, policy = SigningKey.read(key), Policy.parse(text.encode(), path)
     signed = signed_text(text, policy, private)
     Policy.parse(signed.encode(), path).verify(private.public)
@@ -60,10 +64,3 @@ def sign_policy(path: Path, key: Path) -> int:
         say(screen, line)
     say(screen, f"Signed with the key {private.public.fingerprint}")
     return 0
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"The standing policy '{path}' cannot be read: {error}.") from None

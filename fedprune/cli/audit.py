@@ -11,25 +11,24 @@ from fedprune.cli.screen import say
 from fedprune.config import config_from_overrides
 from fedprune.disk import replace_file
 from fedprune.errors import ConfigError
-from fedprune.report.audit import audit_header, audit_rows, audit_summary
+from fedprune.report.audit import AUDIT_HEADER, audit_rows, audit_summary
 from fedprune.report.page import render_audit
-from fedprune.results.tables import add_rows, text_table
+from fedprune.results.tables import text_table
 
 PAGE, FIGURES = "audit.html", "audit.json"
 
 
 def run_audit(overrides: Sequence[str], output: str, *, as_json: bool) -> int:
-    """Print what releases tell, write page and figures, and return the exit code.
-
-    `overrides`: Hydra overrides: `model`, `data`, `federation.num_clients` and the pruner's
-    samples. `output`: where `audit.html` and `audit.json` go; "" writes none. `as_json`: whether to
-    print one JSON object instead of a table. Raises FedpruneError if configuration, model or texts
-    are not usable, or the folder cannot be written.
-    """
+    """Print what releases tell, write page and figures if ``output`` is a folder, and return 0."""
     config = config_from_overrides(["strategy.min_clients=1", *overrides])  # one site is enough
     folder = Path(output).expanduser() if output else None
     if folder is not None:
-        _make(folder)  # before any long work
+        try:  # before any long work
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"'{folder}' cannot be made: {error.strerror}. Give --output another folder."
+            ) from error
     found = audit(config).to_dict()
     plain = json.dumps(found, indent=2)
     if folder is not None:
@@ -39,20 +38,10 @@ def run_audit(overrides: Sequence[str], output: str, *, as_json: bool) -> int:
     if as_json:
         say(screen, plain)
         return 0
-    table = text_table("what releases tell", audit_header(), audit_summary(found), labels=2)
-    add_rows(table, audit_rows(found))
-    screen.print(table)
+    rows, summary = audit_rows(found), audit_summary(found)
+    screen.print(text_table("what releases tell", AUDIT_HEADER, rows, caption=summary, labels=2))
     for note in found["notes"]:
         say(screen, note)
     if folder is not None:
         say(screen, f"{folder / PAGE}")
     return 0
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"'{folder}' cannot be made: {error.strerror}. Give --output another folder."
-        ) from error

@@ -9,8 +9,7 @@ from fedprune.errors import ConfigError
 def run_collection(overrides: Sequence[str]) -> int:
     """Run a collection to its end and return the exit code, as :func:`fedprune.cli.run.run_job`.
 
-    `overrides`: as for `fedprune run`; `strategy.statistics` says what is collected. Raises
-    ConfigError as there, and if another strategy is asked for.
+    `strategy.statistics` says what is collected; another strategy is refused.
     """
     keys = [text.partition("=")[0] for text in overrides]
     if "strategy" in keys or "strategy.name" in keys:

@@ -7,11 +7,11 @@ read for every `--help`, and torch alone takes seconds.
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 
-_OF_ALL = ("command", "debug")  # arguments that every command has
+# arguments of every command that are none of its function's
+_OF_ALL = ("command", "debug", "function", "verb")
 
 
 @dataclass(frozen=True)
@@ -20,21 +20,18 @@ class Command:
 
     help: str  # one line for the list of commands
     description: str  # what its own `--help` starts with
-    arguments: Callable[[ArgumentParser], None]  # adds its arguments to its parser
-    # runs it and returns the exit code; a `fedprune.errors.FedpruneError` becomes a message
-    run: Callable[[Namespace], int]
+    arguments: Callable[[ArgumentParser], None] | None  # adds its arguments to its parser
+    # what runs it, below `fedprune`: it gets the arguments by their names and returns the exit
+    # code; a `fedprune.errors.FedpruneError` becomes a message. "" where each of its verbs has one
+    function: str = ""
 
 
-def call(function: str, arguments: Namespace) -> int:
-    """Call a function of this package, MODULE.NAME, with a command's arguments by their names."""
-    module, _, name = function.partition(".")
+def call(arguments: Namespace) -> int:
+    """Run a command with its arguments and return the exit code."""
+    module, _, name = arguments.function.rpartition(".")
     given = {key: value for key, value in vars(arguments).items() if key not in _OF_ALL}
-    code: int = getattr(import_module(f"fedprune.cli.{module}"), name)(**given)
+    code: int = getattr(import_module(f"fedprune.{module}"), name)(**given)
     return code
-
-
-def _calling(function: str) -> Callable[[Namespace], int]:
-    return partial(call, function)
 
 
 def _run_arguments(parser: ArgumentParser) -> None:
@@ -85,16 +82,6 @@ def _sweep_arguments(parser: ArgumentParser) -> None:
     )
 
 
-def _sweep(arguments: Namespace) -> int:
-    if arguments.collect is not None:
-        from fedprune.cli.sweep_report import run_collection
-
-        return run_collection(arguments.collect)
-    from fedprune.cli.sweep import run_sweep
-
-    return run_sweep(arguments.overrides, keep_models=arguments.keep_models, jobs=arguments.jobs)
-
-
 def _compare_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of completed runs")
     parser.add_argument("--json", dest="as_json", action="store_true", help="print one JSON object")
@@ -110,7 +97,7 @@ def _evaluate_arguments(parser: ArgumentParser) -> None:
         metavar="MODEL_DIR | key=value",
         help="more models, to be held against the first, and Hydra overrides",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--json", dest="as_json", action="store_true", help="print one JSON object")
     parser.add_argument(
         "--tasks",
         default="",
@@ -122,21 +109,6 @@ def _evaluate_arguments(parser: ArgumentParser) -> None:
         "--speed",
         action="store_true",
         help="also time it, dense and with 2:4 kernels; several models side by side",
-    )
-
-
-def _evaluate(arguments: Namespace) -> int:
-    from fedprune.cli.evaluate import run_evaluation
-
-    tasks = [f"evaluation.tasks={arguments.tasks}"] if arguments.tasks else []
-    # A folder of a sweep has "=" in its name, too.
-    models = [text for text in arguments.others if "=" not in text or Path(text).is_dir()]
-    overrides = [text for text in arguments.others if text not in models]
-    return run_evaluation(
-        [arguments.model, *models],
-        [*overrides, *tasks],
-        as_json=arguments.json,
-        speed=arguments.speed,
     )
 
 
@@ -162,22 +134,10 @@ def _approve_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--key", type=Path, help="the key that signs it")
 
 
-def _approve(arguments: Namespace) -> int:
-    from fedprune.cli.approve import run_approve, sign_policy
-    from fedprune.errors import ConfigError
-
-    if (arguments.policy is None) != (arguments.key is None) or (
-        arguments.policy is not None and arguments.job
-    ):
-        raise ConfigError("Say either JOB, or --policy POLICY and --key KEY.")
-    if arguments.policy is not None:
-        return sign_policy(arguments.policy, arguments.key)
-    return run_approve(arguments.job, whole=arguments.whole)
-
-
 def _roster_arguments(parser: ArgumentParser) -> None:
-    verbs = parser.add_subparsers(dest="what", required=True, metavar="what")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="what")
     add = verbs.add_parser("add", help="add a site, or its new key; makes the file")
+    add.set_defaults(function="cli.roster.add_site")
     add.add_argument("path", type=Path, metavar="ROSTER", help="the file, in TOML")
     add.add_argument("site", metavar="SITE", help="the name that results call it by")
     add.add_argument("key", type=Path, metavar="KEY.pub", help="the public half of its signing key")
@@ -188,28 +148,14 @@ def _roster_arguments(parser: ArgumentParser) -> None:
         "--signatures", type=int, metavar="N", help="how many sites must sign it (all)"
     )
     sign = verbs.add_parser("sign", help="sign it as the site that has the key")
+    sign.set_defaults(function="cli.roster.sign_roster")
     sign.add_argument(
         "path", type=Path, metavar="ROSTER", help="the file; - reads it from a pipe and prints it"
     )
     sign.add_argument("--key", type=Path, required=True, help="the site's signing key")
     show = verbs.add_parser("show", help="print who is in it and whose signatures hold")
+    show.set_defaults(function="cli.roster.show_roster")
     show.add_argument("path", type=Path, metavar="ROSTER", help="the file")
-
-
-def _roster(arguments: Namespace) -> int:
-    from fedprune.cli.roster import add_site, show_roster, sign_roster
-
-    if arguments.what == "show":
-        return show_roster(arguments.path)
-    if arguments.what == "sign":
-        return sign_roster(arguments.path, arguments.key)
-    return add_site(
-        arguments.path,
-        arguments.site,
-        arguments.key,
-        min_cohort=arguments.min_cohort,
-        signatures=arguments.signatures,
-    )
 
 
 def _verify_arguments(parser: ArgumentParser) -> None:
@@ -269,28 +215,9 @@ def _export_arguments(parser: ArgumentParser) -> None:
     )
 
 
-def _export(arguments: Namespace) -> int:
-    if arguments.imatrix is not None:
-        from fedprune.cli.export import run_imatrix
-
-        return run_imatrix(arguments.model, arguments.imatrix)
-    from fedprune.cli.export import run_export
-
-    return run_export(
-        arguments.model,
-        arguments.push_to_hub,
-        public=arguments.public,
-        existing=arguments.existing,
-    )
-
-
 def _report_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="the folder of a completed run")
     parser.add_argument("--open", dest="show", action="store_true", help="show it in a browser")
-
-
-def _no_arguments(parser: ArgumentParser) -> None:
-    del parser
 
 
 def _supernode_arguments(parser: ArgumentParser) -> None:
@@ -311,14 +238,6 @@ def _supernode_arguments(parser: ArgumentParser) -> None:
     )
 
 
-def _supernode(arguments: Namespace) -> int:
-    from fedprune.flower.supernode import run_print_app, run_supernode
-
-    if arguments.print_app:
-        return run_print_app()
-    run_supernode(arguments.passed_on, arguments.app, arguments.any_app)
-
-
 def _status_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "run", nargs="?", metavar="RUN", help="a run's folder; the newest run if left out"
@@ -327,18 +246,10 @@ def _status_arguments(parser: ArgumentParser) -> None:
     form.add_argument(
         "--watch", action="store_true", help="show it until the run ends; exit 1 if it fails"
     )
-    form.add_argument("--json", action="store_true", help="print one JSON object")
+    form.add_argument("--json", dest="as_json", action="store_true", help="print one JSON object")
     form.add_argument(
         "--metrics", action="store_true", help="print metrics in the text format of Prometheus"
     )
-
-
-def _status(arguments: Namespace) -> int:
-    from fedprune.cli.status import Look, run_status, watch_status
-
-    form = "json" if arguments.json else "metrics" if arguments.metrics else "table"
-    look = Look(arguments.run, form)
-    return watch_status(look) if arguments.watch else run_status(look)
 
 
 COMMANDS: dict[str, Command] = {
@@ -346,14 +257,14 @@ COMMANDS: dict[str, Command] = {
         "run a federated pruning job and wait for its results",
         "Run a federated pruning job through Flower and wait for its results.",
         _run_arguments,
-        _calling("run.run_job"),
+        "cli.run.run_job",
     ),
     "collect": Command(
         "gather statistics of a model from all clients, once",
         "Ask every client once for statistics of the dense model (strategy.statistics), and keep "
         "them in a folder that any number of models are made of: see `fedprune solve`.",
         _run_arguments,
-        _calling("collect.run_collection"),
+        "cli.collect.run_collection",
     ),
     "solve": Command(
         "make a model of collected statistics, without any client",
@@ -361,14 +272,14 @@ COMMANDS: dict[str, Command] = {
         "make with schedule.prefix=dense, to the last bit. Model, texts and windows are those of "
         "the collection unless they are given; everything about pruning is chosen here.",
         _solve_arguments,
-        _calling("solve.run_solve"),
+        "cli.solve.run_solve",
     ),
     "merge": Command(
         "add up statistics of several federations",
         "Add up statistics folders of the same model and of different participants. Exact sums "
         "add up exactly: the result is that of one federation of all.",
         _merge_arguments,
-        _calling("merge.run_merge"),
+        "cli.merge.run_merge",
     ),
     "sweep": Command(
         "run many jobs and compare their results",
@@ -378,14 +289,14 @@ COMMANDS: dict[str, Command] = {
         "Ends with a table, and with table.csv, table.md, plots and the page sweep.html in the "
         "sweep's folder (output_dir).",
         _sweep_arguments,
-        _sweep,
+        "cli.sweep.run_sweep",
     ),
     "compare": Command(
         "print the differences between runs",
         "Print what is different between runs: settings, perplexities, sparsity of blocks, bytes, "
         "seconds, and how far their masks agree.",
         _compare_arguments,
-        _calling("compare.run_comparison"),
+        "cli.compare.run_comparison",
     ),
     "evaluate": Command(
         "measure perplexity, zero-shot tasks, size and speed of models",
@@ -394,7 +305,7 @@ COMMANDS: dict[str, Command] = {
         "zero-shot tasks and speed if asked for. Of several models the others are held against "
         "the first: bytes, agreement of predictions, tokens a second side by side.",
         _evaluate_arguments,
-        _evaluate,
+        "cli.evaluate.run_evaluation",
     ),
     "audit": Command(
         "measure what would leave this site and what that tells",
@@ -403,7 +314,7 @@ COMMANDS: dict[str, Command] = {
         "known sample was among them; of one client and of the sum over "
         "`federation.num_clients`.",
         _audit_arguments,
-        _calling("audit.run_audit"),
+        "cli.audit.run_audit",
     ),
     "approve": Command(
         "show the jobs that wait for this site's operator, or approve one",
@@ -411,35 +322,34 @@ COMMANDS: dict[str, Command] = {
         'approve="ask" in their --node-config, or say yes to one of them; or sign a standing '
         "policy, which allows what is within its limits without asking.",
         _approve_arguments,
-        _approve,
+        "cli.approve.run_approve",
     ),
     "roster": Command(
         "make, sign or show the list of a federation's sites and their keys",
         "A roster names the sites, the keys that they sign with and the least cohort, and is "
         "signed by the sites. A node whose --node-config names it trusts no key outside it.",
         _roster_arguments,
-        _roster,
     ),
     "ledger": Command(
         "show or verify a site's own record of what left it",
         "Print what left a site by job and kind of answer, from the file that `ledger` in its "
         "--node-config names, or check that no entry of it was changed, left out or put in.",
         _ledger_arguments,
-        _calling("ledger.run_ledger"),
+        "cli.ledger.run_ledger",
     ),
     "verify": Command(
         "hold a model against where it says it comes from",
         "Check every file of an exported model against its provenance, and who signed that; with "
         "the statistics that it was made of, make it again and say whether every byte follows.",
         _verify_arguments,
-        _calling("verify.run_verify"),
+        "cli.verify.run_verify",
     ),
     "apply": Command(
         "make a pruned model of its base model and its masks",
         "Write the model that a run made, of the dense model and the run's masks alone, a bit a "
         "weight. Masks of another model are refused.",
         _apply_arguments,
-        _calling("apply.run_apply"),
+        "cli.apply.run_apply",
     ),
     "export": Command(
         "push a model to the Hub, or write an importance matrix for llama.cpp",
@@ -447,13 +357,13 @@ COMMANDS: dict[str, Command] = {
         "weights, masks, configuration, tokenizer, card and licence, and nothing else. Or, of "
         "collected statistics, write the importance matrix that llama-quantize takes.",
         _export_arguments,
-        _export,
+        "cli.export.run_export",
     ),
     "report": Command(
         "write a run's report.html again",
         "Write report.html, a page that needs nothing else, from results.json in a run's folder.",
         _report_arguments,
-        _calling("report.run_report"),
+        "cli.report.run_report",
     ),
     "supernode": Command(
         "run a site's SuperNode, which takes part in a federation",
@@ -462,20 +372,20 @@ COMMANDS: dict[str, Command] = {
         "sources make, unless --app or --any-app allow others, and ends with exit code 70 where "
         "Flower's own would live on half dead: start it again then.",
         _supernode_arguments,
-        _supernode,
+        "flower.supernode.run_supernode",
     ),
     "status": Command(
         "show where a run is",
         "Show where a run is: phase, blocks, clients, bytes, time left and what was refused, from "
         "progress.json in its folder, which its ServerApp keeps. On the machine of the ServerApp.",
         _status_arguments,
-        _status,
+        "cli.status.run_status",
     ),
     "doctor": Command(
         "check this machine and say what to mend",
         "Check Python, torch, Flower, disk, memory and the cache; change nothing.",
-        _no_arguments,
-        _calling("doctor.run_doctor"),
+        None,
+        "cli.doctor.run_doctor",
     ),
 }
 """Name -> command, in the order of the list that `fedprune --help` shows."""

@@ -14,34 +14,30 @@ from rich.table import Table
 from fedprune.cli.screen import say
 from fedprune.errors import ConfigError
 from fedprune.results.comparison import compare_runs
-from fedprune.results.read import damage_told, read_results
+from fedprune.results.read import damage_told
 from fedprune.results.sweep import number_text
-from fedprune.results.tables import add_rows, text_table
+from fedprune.results.tables import text_table
 from fedprune.results.text import seconds, setting_text, size_text
 
 _NONE = "–"
 
 
 def run_comparison(runs: Sequence[str], *, as_json: bool) -> int:
-    """Print the differences between runs and return the exit code.
+    """Print the differences between runs and return the exit code; all are held against the first.
 
-    `runs`: the folders of two or more completed runs; all are compared with the first. `as_json`:
-    print one JSON object, see :func:`fedprune.results.comparison.compare_runs`. Raises ConfigError
-    if there are fewer than two. Raises FedpruneError if one is missing or failed.
+    ConfigError if there are fewer than two.
     """
     folders = [Path(run).expanduser() for run in runs]
     if len(folders) < 2:
         raise ConfigError("`fedprune compare` needs the folders of at least two runs.")
-    for folder in folders:
-        read_results(folder)  # so that an error names the one
     with damage_told(Path(", ".join(map(str, folders)))):
         found = compare_runs(folders)
-        tables = list(_tables(found, list(itertools.islice(_letters(), len(folders)))))
+        names = list(itertools.islice(_letters(), len(folders)))
+        tables = list(_tables(found, names))
     if as_json:
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
         return 0
     screen = Console()
-    names = list(itertools.islice(_letters(), len(folders)))
     for name, folder in zip(names, folders, strict=True):
         say(screen, f"{name} = {folder}")
     for table in tables:
@@ -50,8 +46,11 @@ def run_comparison(runs: Sequence[str], *, as_json: bool) -> int:
 
 
 def _tables(found: Mapping[str, Any], names: Sequence[str]) -> Iterable[Table | str]:
+    def table(title: str, lines: Mapping[str, Iterable[str]]) -> Table:
+        return text_table(title, ["", *names], ((label, *cells) for label, cells in lines.items()))
+
     changed = {key: map(setting_text, values) for key, values in found["configuration"].items()}
-    yield _table("Configuration", names, changed) if changed else "The configurations are the same."
+    yield table("Configuration", changed) if changed else "The configurations are the same."
     lines: dict[str, Iterable[str]] = {}
     for dataset, values in found["perplexity"].items():
         for model in ("dense", "pruned"):
@@ -64,25 +63,13 @@ def _tables(found: Mapping[str, Any], names: Sequence[str]) -> Iterable[Table | 
     lines["bytes down"] = _texts(size_text, found["bytes_down"])
     lines["time"] = _texts(seconds, found["seconds"])
     lines["time of pruning"] = _texts(seconds, found["prune_seconds"])
-    yield _table("Results", names, lines)
-    yield _table("Weights that the masks treat as in A", names, _mask_lines(found["masks"]))
-
-
-def _mask_lines(masks: Sequence[Mapping[str, Any]]) -> dict[str, Iterable[str]]:
+    yield table("Results", lines)
+    masks, share = found["masks"], "{:.3%}".format
     kinds = dict.fromkeys(kind for one in masks for kind in one.get("kinds", {}))
-    share = "{:.3%}".format
-    lines: dict[str, Iterable[str]] = {
-        "all": [one.get("why_not") or share(one["equal"]) for one in masks]
+    agreeing = {"all": [one.get("why_not") or share(one["equal"]) for one in masks]} | {
+        kind: _texts(share, [one.get("kinds", {}).get(kind) for one in masks]) for kind in kinds
     }
-    for kind in kinds:
-        lines[kind] = _texts(share, [one.get("kinds", {}).get(kind) for one in masks])
-    return lines
-
-
-def _table(title: str, names: Sequence[str], lines: Mapping[str, Iterable[str]]) -> Table:
-    table = text_table(title, ["", *names])
-    add_rows(table, ((label, *cells) for label, cells in lines.items()))
-    return table
+    yield table("Weights that the masks treat as in A", agreeing)
 
 
 def _letters() -> Iterator[str]:

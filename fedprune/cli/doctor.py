@@ -57,19 +57,13 @@ def run_doctor() -> int:
     """Print every check and return 1 if one of them fails, otherwise 0."""
     console = Console()
     failed = False
-    for check in all_checks():
+    for check in (found for look in CHECKS for found in look()):
         failed = failed or check.level == "fail"
         line = Text.assemble((f"{check.level:<5}", _STYLES[check.level]), f"{check.name}: ")
         console.print(line.append(check.found), soft_wrap=True)
         if check.advice:
             console.print(Text(f"     -> {check.advice}"), soft_wrap=True)
     return 1 if failed else 0
-
-
-def all_checks() -> Iterator[Check]:
-    """Yield what the checks find, one after another."""
-    for look in CHECKS:
-        yield from look()
 
 
 def check_python() -> Iterator[Check]:
@@ -175,7 +169,8 @@ def check_disk() -> Iterator[Check]:
     """Look at the free space for the cache, for results and for Ray's files."""
     places = {"cache": home(), "this folder": Path.cwd(), "temporary": Path(tempfile.gettempdir())}
     for name, place in places.items():
-        free = shutil.disk_usage(_existing(place)).free / _GIB
+        there = next(one for one in (place, *place.parents) if one.exists())
+        free = shutil.disk_usage(there).free / _GIB
         level: Level = "ok" if free >= _GOOD_DISK_GIB else "warn"
         level = "fail" if free < _LEAST_DISK_GIB else level
         advice = "" if level == "ok" else "Free some: results need the model's size again."
@@ -267,7 +262,3 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _existing(folder: Path) -> Path:
-    return next(place for place in (folder, *folder.parents) if place.exists())

@@ -33,7 +33,7 @@ from fedprune.models.device import Limits, pick_device
 from fedprune.models.embedded import demo_model_path
 from fedprune.models.loading import check_seq_len, load_model
 from fedprune.results.read import read_config as configuration_of
-from fedprune.results.tables import add_rows, text_table
+from fedprune.results.tables import text_table
 from fedprune.results.text import NONE, figure, size_text
 
 _WINDOWS = ("evaluation.datasets=", "evaluation.seq_len=", "evaluation.max_windows=")
@@ -62,7 +62,7 @@ class Findings:
             "perplexity": {label: _plain(found) for label, found in self.perplexities.items()},
             "missing": dict(self.missing),
             "zero_shot": None if self.tasks is None else self.tasks.to_dict(),
-            "speed": None if self.speed is None else self.speed.to_dict(),
+            "speed": None if self.speed is None else asdict(self.speed),
         }
 
 
@@ -76,19 +76,19 @@ def _plain(found: Perplexity) -> dict[str, float | str | None]:
 
 
 def run_evaluation(
-    models: Sequence[str], overrides: Sequence[str], *, as_json: bool = False, speed: bool = False
+    model: str, others: Sequence[str], *, tasks: str, as_json: bool, speed: bool
 ) -> int:
     """Print what model folders are worth and return the exit code, 1 if a figure is missing.
 
-    `models`: Hugging Face folders, 'demo', or runs' folders that hold one named ``model``. They are
-    measured on the same texts, by default those of the first that a run made, and each is held
-    against the first: name the dense model first. `overrides`: Hydra overrides of the texts:
-    `data`, `evaluation.datasets`, `evaluation.tasks`, ... `as_json`: whether to print one JSON
-    object instead of sentences. `speed`: whether to time them: one model as it is and with 2:4
-    kernels, several side by side. Raises FedpruneError: a folder, the configuration or a task is
-    not usable.
+    `others`: more models, and Hydra overrides of the texts. All are measured on the same texts, by
+    default those of the first that a run made, and each is held against the first. `speed`: whether
+    to time them: one model as it is and with 2:4 kernels, several side by side.
     """
-    folders = [model_folder(model) for model in models]
+    # A folder of a sweep has "=" in its name, too.
+    more = [text for text in others if "=" not in text or Path(text).is_dir()]
+    overrides = [text for text in others if text not in more]
+    overrides += [f"evaluation.tasks={tasks}"] if tasks else []
+    folders = [model_folder(one) for one in (model, *more)]
     if speed and len(folders) == 1:
         _refuse_quantized(folders[0])
     chosen = [*_of_a_run(folders, overrides), *overrides]
@@ -102,9 +102,10 @@ def run_evaluation(
         device = pick_device(config.pruner.device)
         served = compare_throughput(folders, device, config.evaluation.seq_len)
     if len(found) == 1:
-        say(Console(), json.dumps(found[0].to_dict()) if as_json else _text(found[0]))
+        text = json.dumps(found[0].to_dict()) if as_json else "\n".join(_sentences(found[0]))
+        say(Console(), text)
     elif as_json:
-        speeds = [one.to_dict() for one in served]
+        speeds = [asdict(one) for one in served]
         say(Console(), json.dumps({"models": [one.to_dict() for one in found], "speed": speeds}))
     else:
         Console().print(_comparison(found, served))
@@ -118,10 +119,6 @@ def _refuse_quantized(folder: Path) -> None:
             f"`--speed` of one model times its zeros, and '{folder}' is quantised. Time it beside "
             f"the dense model: fedprune evaluate DENSE {folder} --speed"
         )
-
-
-def _text(found: Findings) -> str:
-    return "\n".join(_sentences(found))
 
 
 def _told_of_what_is_missing(found: Findings) -> int:
@@ -231,13 +228,14 @@ def _comparison(found: Sequence[Findings], served: Sequence[Throughput]) -> Tabl
     """Return models side by side, one a line, the first as what the others are held against."""
     header = ["model", "weights", "perplexity", "worst rise", "KL", "same top token"]
     header += ["reads", "writes", "memory"] if served else []
-    table = text_table("models side by side", header, _caption(found, served))
-    for place, one in enumerate(found):
-        row = [*_name_and_size(one, found[0]), *_quality(one, found[0])]
-        if served:
-            row += _served(served[place])
-        add_rows(table, [row])
-    return table
+    rows = [[*_name_and_size(one, found[0]), *_quality(one, found[0])] for one in found]
+    for row, one in zip(rows, served, strict=False):
+        row += [
+            f"{one.prompt:,.0f}/s ({one.prompt_ratio:.2f}x)",
+            f"{one.generation:,.0f}/s ({one.generation_ratio:.2f}x)",
+            size_text(one.peak_bytes),
+        ]
+    return text_table("models side by side", header, rows, caption=_caption(found, served))
 
 
 def _caption(found: Sequence[Findings], served: Sequence[Throughput]) -> str:
@@ -273,14 +271,6 @@ def _quality(one: Findings, first: Findings) -> list[str]:
     return [mean, rise, f"{kl:.4f}", f"{top1:.1%}"]
 
 
-def _served(one: Throughput) -> list[str]:
-    return [
-        f"{one.prompt:,.0f}/s ({one.prompt_ratio:.2f}x)",
-        f"{one.generation:,.0f}/s ({one.generation_ratio:.2f}x)",
-        size_text(one.peak_bytes),
-    ]
-
-
 def _sentences(found: Findings) -> Iterator[str]:
     for label, one in found.perplexities.items():
         yield (
@@ -289,7 +279,13 @@ def _sentences(found: Findings) -> Iterator[str]:
         )
     if found.tasks is not None:
         yield from _task_sentences(found.tasks)
-    yield _size_sentence(found.sizes)
+    forms = {
+        "on the disk": found.sizes.dense,
+        "masks": found.sizes.masks,
+        "masks and surviving values by count": found.sizes.bits_and_values,
+    }
+    sizes = [f"{size_text(size)} {form}" for form, size in forms.items() if size is not None]
+    yield f"weights: {', '.join(sizes)}"
     if found.speed is not None:
         yield from _speed_sentences(found.speed)
 
@@ -304,16 +300,6 @@ def _task_sentences(found: ZeroShot) -> Iterator[str]:
         yield f"{name}: {', '.join(figures)}"
     mean = "" if found.mean is None else f"mean accuracy {found.mean:.4f}, "
     yield f"{mean}lm-evaluation-harness {found.harness}, no examples in the prompt"
-
-
-def _size_sentence(sizes: ModelSizes) -> str:
-    forms = {
-        "on the disk": sizes.dense,
-        "masks": sizes.masks,
-        "masks and surviving values by count": sizes.bits_and_values,
-    }
-    found = [f"{size_text(size)} {form}" for form, size in forms.items() if size is not None]
-    return f"weights: {', '.join(found)}"
 
 
 def _speed_sentences(speed: Speed) -> Iterator[str]:

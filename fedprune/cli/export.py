@@ -19,17 +19,25 @@ from fedprune.models.folder import is_side_file
 from fedprune.results.text import count
 
 
-def run_export(model: str, repository: str, *, public: bool, existing: bool) -> int:
-    """Push a model to the Hub and return the exit code 0.
+def run_export(
+    model: str, *, push_to_hub: str | None, imatrix: str | None, public: bool, existing: bool
+) -> int:
+    """Push a model to the Hub, or write statistics as an importance matrix; return 0.
 
-    `public`: whether everybody may see a repository that is made. `existing`: whether the
-    repository may be there already. Raises FedpruneError if the model cannot be read or the Hub
-    refuses.
+    `public`: whether everybody may see a repository that is made. `existing`: whether it may be
+    there already.
     """
+    if push_to_hub is None:
+        from fedprune.methods.imatrix import write_imatrix
+        from fedprune.methods.statistics_folder import StatisticsFolder
+
+        path = Path(imatrix or "").expanduser().absolute()
+        tensors = write_imatrix(StatisticsFolder.open(model), path)
+        say(Console(), f"{count(tensors, 'tensor')}\n{path}")
+        return 0
     folder = model_folder(model)
-    check_login(repository)
-    url = push_model(folder, repository, public=public, existing=existing)
-    say(Console(), url)
+    check_login(push_to_hub)
+    say(Console(), push_model(folder, push_to_hub, public=public, existing=existing))
     return 0
 
 
@@ -58,10 +66,8 @@ def check_login(repository: str) -> None:
 def push_model(folder: Path, repository: str, *, public: bool, existing: bool) -> str:
     """Upload a model's folder and return the address of the commit.
 
-    `folder`: a model's folder. Weights, masks, configuration, tokenizer, card and licence are
-    uploaded and nothing else that may lie there. `public`: whether everybody may see the
-    repository, if it is made. `existing`: whether it may be there already. Raises FedpruneError if
-    the Hub cannot be reached or refuses.
+    Weights, masks, configuration, tokenizer, card and licence are uploaded and nothing else that
+    may lie there. Raises FedpruneError if the Hub cannot be reached or refuses.
     """
     api = HfApi(library_name="fedprune", library_version=__version__)
     with _readable_errors(repository):
@@ -102,18 +108,3 @@ def _readable_errors(repository: str) -> Iterator[None]:
             f"'{repository}' could not be pushed: the Hub cannot be reached ({error}). "
             "Check the connection and HF_ENDPOINT; the folder is as it was."
         ) from error
-
-
-def run_imatrix(statistics: str, file: str) -> int:
-    """Write an importance matrix and return the exit code 0.
-
-    `statistics`: a statistics folder, or the run that made it. Raises FedpruneError as
-    :func:`fedprune.methods.imatrix.write_imatrix`.
-    """
-    from fedprune.methods.imatrix import write_imatrix
-    from fedprune.methods.statistics_folder import StatisticsFolder
-
-    path = Path(file).expanduser().absolute()
-    tensors = write_imatrix(StatisticsFolder.open(statistics), path)
-    say(Console(), f"{count(tensors, 'tensor')}\n{path}")
-    return 0

@@ -61,9 +61,8 @@ def main() -> None:
 def job(config: DictConfig) -> float:
     """Run one job in Hydra's folder and return its objective.
 
-    `config`: composed by Hydra from ``conf``. Returns the perplexity, see :func:`objective`. Raises
-    ConfigError: the configuration is wrong. Raises RuntimeFailure: the run did not complete. Raises
-    KeyboardInterrupt: it was stopped.
+    `config`: composed by Hydra from ``conf``. Raises RuntimeFailure: the run did not complete.
+    Raises KeyboardInterrupt: it was stopped.
     """
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)

@@ -58,8 +58,7 @@ def plan_job(config: RunConfig, cwd: Path, now: datetime) -> Job:
     """Return the job that a checked configuration asks for.
 
     `cwd`: the user's folder: `output_dir` is relative to it, but the app runs in another. `now`:
-    names the folder when `output_dir` does not. Raises ConfigError if a simulated client needs more
-    processors or GPUs than there are.
+    names the folder when `output_dir` does not.
     """
     name = f"{now:%Y%m%d-%H%M%S}-{config.strategy.name}-s{config.sparsity:g}"
     folder = _new(cwd / "runs" / name)
@@ -80,8 +79,6 @@ def plan_resumption(resumed: Resumption, cwd: Path, now: datetime) -> Job:
     """Return the job that goes on with a run; where it runs and with how many is as it was.
 
     `resumed`: the run's folder, on the SuperLink's machine where `federation.connection` is set.
-    `cwd`, `now`: as for :func:`plan_job`. Raises ConfigError if there is no run in the folder, or
-    the SuperLink that it was given to is elsewhere and not named.
     """
     path = resumed.folder / "config.yaml"
     if path.is_file():
@@ -137,22 +134,14 @@ def _run_config(config: RunConfig) -> dict[str, Scalar]:
 
 
 def _new(folder: Path) -> Path:
-    def names() -> Iterator[Path]:
-        yield folder
-        for number in itertools.count(2):
-            yield folder.with_name(f"{folder.name}-{number}")
-
-    return next(name for name in names() if not name.exists())
+    others = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    return next(name for name in itertools.chain([folder], others) if not name.exists())
 
 
 def check_inputs(config: RunConfig) -> None:
-    """Refuse a model folder or texts that are not there, while it costs nothing.
+    """Refuse a model folder, texts or a tracker that are not there, while it costs nothing.
 
     A deployment's paths mean other machines, and hub ids are asked for when they are loaded.
-
-    Raises ModelError if `model.path` is a folder that is missing or incomplete. Raises DataError if
-    `data.path` or `data.heldout_path` is missing. Raises ConfigError if the tracker's library is
-    missing.
     """
     if config.federation.connection:
         return
@@ -254,11 +243,7 @@ class LogReader:
 
 
 def prepare(job: Job) -> None:
-    """Make the job's folder before anything is started, and never write into another run's.
-
-    Raises ConfigError: the folder cannot be written or is not empty. Raises FedpruneError: the job
-    needs Flower's runtime, and the app is not where fedprune is.
-    """
+    """Make the job's folder before anything is started, and never write into another run's."""
     if not job.inline:
         app_folder()
     folder = job.folder
@@ -288,10 +273,7 @@ def _begun_at_most(folder: Path) -> bool:
 
 
 def perform(job: Job, view: View, connect: Connect) -> Ended:
-    """Run a prepared job to its end.
-
-    `connect`: gives the SuperLink for a job that is not inline.
-    """
+    """Run a prepared job to its end; ``connect`` gives the SuperLink for one that is not inline."""
     with _opened(job.folder / LOG, job.resumed) as file:
         reader = LogReader(file, view, remote=bool(job.connection))
         try:

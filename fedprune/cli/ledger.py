@@ -11,7 +11,7 @@ from rich.table import Table
 
 from client_app.ledger import Entry, LedgerError, entries
 from fedprune.cli.screen import say
-from fedprune.results.tables import add_rows, text_table
+from fedprune.results.tables import text_table
 from fedprune.results.text import count, size_text
 
 _SHOWN = 12  # characters of a hash
@@ -20,11 +20,13 @@ _SHOWN = 12  # characters of a hash
 def run_ledger(what: str, path: str, head: str, *, as_json: bool) -> int:
     """Show or verify a ledger and return the exit code, 1 if it does not hold.
 
-    `what`: whether its entries are printed, or only whether they hold. `head`: a hash that was
-    noted elsewhere and must be among the entries'; "" for none. `as_json`: whether entries are
-    printed as JSON lines with their hashes.
+    `head`: a hash that was noted elsewhere and must be among the entries'; "" for none.
     """
-    found, problem = _read(Path(path).expanduser())
+    found, problem = list[Entry](), ""
+    try:
+        found.extend(entries(Path(path).expanduser()))
+    except LedgerError as error:
+        problem = str(error)
     hashes = [entry.hash for entry in found]
     if head and not problem and not any(one.startswith(head) for one in hashes):
         problem = f"no entry has the hash {head}: the end was cut off, or it is another ledger."
@@ -45,20 +47,10 @@ def run_ledger(what: str, path: str, head: str, *, as_json: bool) -> int:
     return 0
 
 
-def _read(path: Path) -> tuple[list[Entry], str]:
-    """Return the entries that hold, and what is wrong with the next."""
-    found: list[Entry] = []
-    try:
-        found.extend(entries(path))
-    except LedgerError as error:
-        return found, str(error)
-    return found, ""
-
-
 def _table(found: Sequence[Entry]) -> Table:
     """Return what left the site, a line a kind of answer in a job."""
     header = ["first", "job", "strategy", "answered", "sends", "answers", "bytes", "errors"]
-    table = text_table("what left this site", header, labels=5)
+    rows: list[list[str]] = []
     together: dict[tuple[str, ...], list[Entry]] = {}
     for entry in found:
         kinds = entry.sends + (" masked" if entry.masked else "")
@@ -70,5 +62,5 @@ def _table(found: Sequence[Entry]) -> Table:
         total = size_text(sum(entry.bytes for entry in group))
         first = group[0].time[:19].replace("T", " ")
         cells = [first, job[:_SHOWN], strategy, request, sends]
-        add_rows(table, [[*cells, f"{len(group):,}", total, str(errors)]])
-    return table
+        rows.append([*cells, f"{len(group):,}", total, str(errors)])
+    return text_table("what left this site", header, rows, labels=5)

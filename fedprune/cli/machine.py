@@ -86,9 +86,6 @@ def choose_resources(config: RunConfig, machine: Machine) -> Resources:
     One worker a processor, unless there are fewer clients, or memory or GPUs hold fewer; workers
     that memory keeps from existing leave their processors to the others. What the configuration
     says is taken as it is.
-
-    `config`: `federation.client_cpus` and `client_gpus`, where not null; the model and the clients.
-    Raises ConfigError if not even one worker fits.
     """
     _check(config, machine)
     federation, need = config.federation, worker_bytes(config.model)
@@ -168,9 +165,7 @@ def parallel_jobs(configs: Sequence[RunConfig], asked: int | None) -> int:
     As many as there are processors, as fit into the free memory with the blocks that they hold,
     and as there are jobs. One at a time where jobs need a GPU, where they run on Flower's runtime,
     which uses the whole machine by itself, and where nobody knows how large the model is.
-
-    `asked`: what the user wants; None leaves it to the machine. Raises ConfigError if several jobs
-    at once are asked for that cannot be.
+    `asked`: what the user wants; None leaves it to the machine.
     """
     others = [config for config in configs if not runs_inline(config)]
     if asked is not None and asked < 1:

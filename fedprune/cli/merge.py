@@ -10,11 +10,7 @@ from fedprune.results.text import count
 
 
 def run_merge(statistics: Sequence[str], output: str) -> int:
-    """Write the sum of statistics folders and return the exit code 0.
-
-    `statistics`: two or more folders, of the same model and of other participants. Raises
-    FedpruneError if they do not add up, or the folder is taken.
-    """
+    """Write the sum of statistics folders of one model and return the exit code 0."""
     from fedprune.methods.merging import merge
 
     target = Path(output).expanduser().absolute()

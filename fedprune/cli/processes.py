@@ -13,7 +13,6 @@ import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from multiprocessing.connection import Connection as Pipe
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
@@ -22,8 +21,9 @@ from types import FrameType
 from typing import NoReturn, cast
 
 import fedprune
-from fedprune.cli.job import Ended, Job, View, perform
-from fedprune.flower.command import Connection, RunStatus
+from fedprune.cli.job import Ended, Job, perform
+from fedprune.cli.run import connect
+from fedprune.flower.command import RunStatus
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["client_app.app", "server_app.job", "transformers.modeling_utils"])
@@ -169,7 +169,7 @@ def _work(pipe: Pipe, environment: Mapping[str, str]) -> None:
     # An interrupted job takes its files away before the process ends.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError, EOFError, KeyboardInterrupt):
         while True:
-            pipe.send(perform(pipe.recv(), _PipeView(pipe), _no_superlink))
+            pipe.send(perform(pipe.recv(), _PipeView(pipe), connect))
 
 
 def _end_with_parent() -> None:
@@ -181,7 +181,3 @@ def _end_with_parent() -> None:
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
-
-
-def _no_superlink(job: Job, view: View) -> AbstractContextManager[Connection]:
-    raise RuntimeError("only inline jobs run in a process of their own")

@@ -12,10 +12,7 @@ from fedprune.results.read import damage_told, read_results
 
 
 def run_report(run: str, *, show: bool) -> int:
-    """Write ``report.html`` into a run's folder, print its path and return the exit code 0.
-
-    Raises FedpruneError: the folder holds no completed run or cannot be written.
-    """
+    """Write ``report.html`` into a run's folder, print its path and return the exit code 0."""
     folder = Path(run).expanduser()
     try:
         read_results(folder)

@@ -9,7 +9,7 @@ from fedprune.cli.screen import say
 from fedprune.errors import ConfigError
 from fedprune.privacy.roster import Roster
 from fedprune.privacy.signing import PublicKey, SigningKey
-from fedprune.results.tables import add_rows, text_table
+from fedprune.results.tables import text_table
 from fedprune.results.text import count
 
 _PIPE = "-"
@@ -18,10 +18,7 @@ _PIPE = "-"
 def add_site(  # noqa: PLR0913
     path: Path, site: str, key: Path, *, min_cohort: int | None, signatures: int | None
 ) -> int:
-    """Add a site or its new key, in a new file if there is none; return the exit code.
-
-    Raises ConfigError if the key or the file is none, or what comes out is no roster.
-    """
+    """Add a site or its new key, in a new file if there is none; return the exit code."""
     public = PublicKey.read(key)
     before = Roster.read(path) if path.exists() else Roster({})
     after = before.changed(
@@ -44,8 +41,6 @@ def sign_roster(path: Path, key: Path) -> int:
 
     With "-" for a path, the roster is read from standard input and written to standard output: a
     container has the key, and the file lies outside.
-
-    Raises ConfigError if the file is no roster, the key is unfit or that of no site.
     """
     private, piped = SigningKey.read(key), str(path) == _PIPE
     before = Roster.parse(sys.stdin.buffer.read(), "that was piped") if piped else Roster.read(path)
@@ -62,20 +57,14 @@ def sign_roster(path: Path, key: Path) -> int:
 
 
 def show_roster(path: Path) -> int:
-    """Print who is in it and who has signed; return the exit code, 1 if it does not hold.
-
-    Raises ConfigError if the file is no roster.
-    """
+    """Print who is in it and who has signed; return the exit code, 1 if it does not hold."""
     roster = Roster.read(path)
-    signed, screen = roster.signed_by, Console()
-    needed = roster.signatures_needed
-    table = text_table("roster", ["site", "key", "signature"], labels=3)
+    screen, needed = Console(), roster.signatures_needed
     states = dict.fromkeys(roster.keys, "no")
     states |= dict.fromkeys(roster.signatures, "does not hold")
-    states |= dict.fromkeys(signed, "holds")
-    cells = [[name, key.fingerprint, states[name]] for name, key in roster.keys.items()]
-    add_rows(table, cells)
-    screen.print(table)
+    states |= dict.fromkeys(roster.signed_by, "holds")
+    rows = [[name, key.fingerprint, states[name]] for name, key in roster.keys.items()]
+    screen.print(text_table("roster", ["site", "key", "signature"], rows, labels=3))
     say(screen, f"No sum over fewer than {roster.min_cohort} sites is opened.")
     who = "all sites" if needed is None else f"{needed} of {count(len(roster.keys), 'site')}"
     say(screen, f"It holds once signed by {who}. All compare: {roster.digest}")

@@ -1,7 +1,6 @@
 """`fedprune run`: submit a job, show where it is, and tell by the exit code how it ended."""
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -22,10 +21,10 @@ from fedprune.cli.job import (
 )
 from fedprune.cli.progress import progress_view
 from fedprune.cli.screen import note_console, say
-from fedprune.config import Resumption, config_from_overrides, find_resumption
+from fedprune.config import config_from_overrides, find_resumption
 from fedprune.flower.command import Connection
 from fedprune.flower.superlink import private_superlink
-from fedprune.results.read import damage_told, read_results
+from fedprune.results.read import damage_told, failure_reason, read_results
 from fedprune.results.tables import render
 
 INTERRUPTED = 130
@@ -34,24 +33,23 @@ INTERRUPTED = 130
 def run_job(overrides: Sequence[str]) -> int:
     """Run a federated pruning job to its end and return the exit code.
 
-    `overrides`: Hydra overrides and shortcuts, for example ``["sparsity=0.6",
-    "federation.num_clients=4"]``, or ``["resume=runs/opt"]``. Returns 0 when it is done, 1 when it
-    failed, 130 when it was interrupted. Raises ConfigError: the configuration is wrong; nothing has
-    been started. Raises FedpruneError: the app is not where fedprune is.
+    Returns 0 when it is done, 1 when it failed, 130 when it was interrupted. Raises ConfigError:
+    the configuration is wrong; nothing has been started.
     """
     resumed = find_resumption(overrides)
     if resumed is not None and (resumed.folder / "results.json").is_file():
         say(note_console(), f"The run is finished: {resumed.folder}")
         _show(Console(), resumed.folder)
         return 0
-    return carry_out(_planned(overrides, resumed))
+    if resumed is not None:
+        return carry_out(plan_resumption(resumed, Path.cwd(), datetime.now()))
+    config = config_from_overrides(overrides)
+    check_inputs(config)
+    return carry_out(plan_job(config, Path.cwd(), datetime.now()))
 
 
 def carry_out(job: Job) -> int:
-    """Carry a planned job out, show its course and its results, and return the exit code.
-
-    Raises FedpruneError as :func:`run_job`.
-    """
+    """Carry a planned job out, show its course and its results, and return the exit code."""
     screen, notes = Console(), note_console()
     prepare(job)
     with progress_view(notes) as view:
@@ -62,20 +60,12 @@ def carry_out(job: Job) -> int:
         return INTERRUPTED
     if not ended.status.completed:
         show_failure(notes, ended, job)
-        if not _own_reason(job.folder):  # which says itself how to go on
+        if not failure_reason(job.folder):  # which says itself how to go on
             _show_way_on(notes, job, ended)
             if not job.connection:
                 leave_reason(job.folder, ended.status)
         return 1
     return _show_results(screen, notes, job, ended)
-
-
-def _planned(overrides: Sequence[str], resumed: Resumption | None) -> Job:
-    if resumed is not None:
-        return plan_resumption(resumed, Path.cwd(), datetime.now())
-    config = config_from_overrides(overrides)
-    check_inputs(config)
-    return plan_job(config, Path.cwd(), datetime.now())
 
 
 @contextlib.contextmanager
@@ -95,7 +85,7 @@ def connect(job: Job, view: View, shared: bool = False) -> Iterator[Connection]:
 
 def show_failure(notes: Console, ended: Ended, job: Job) -> None:
     """Print what went wrong and where there is more; the end of the log where it is unforeseen."""
-    details = _own_reason(job.folder)
+    details = failure_reason(job.folder)
     if not details:
         details = ended.status.details
         if ended.tail:
@@ -106,29 +96,18 @@ def show_failure(notes: Console, ended: Ended, job: Job) -> None:
     say(notes, f"Logs: {job.folder}")
 
 
-def _own_reason(folder: Path) -> str:
-    """Return why the ServerApp gave up, where it did so on purpose."""
-    try:
-        failure = json.loads((folder / "failure.json").read_text(encoding="utf-8"))
-        return str(failure["reason"])
-    except (OSError, ValueError, KeyError):
-        return ""
-
-
 def _show_way_on(notes: Console, job: Job, ended: Ended) -> None:
     """Say how to go on, where the ServerApp came so far that there is something to go on with."""
-    text = ""
     if job.statistics:
         return  # it begins anew, and takes no time
     if (job.folder / "state").is_dir():
-        text = f"Go on with the run: fedprune run resume={job.folder}"
+        say(notes, f"Go on with the run: fedprune run resume={job.folder}")
     elif job.connection and "ServerApp" not in ended.status.details:  # which says itself
-        text = (
+        say(
+            notes,
             "Go on with the run, where FOLDER is its `output_dir` on the SuperLink's machine: "
-            f"fedprune run resume=FOLDER federation.connection={job.connection}"
+            f"fedprune run resume=FOLDER federation.connection={job.connection}",
         )
-    if text:
-        say(notes, text)
 
 
 def _show(screen: Console, folder: Path) -> None:

@@ -28,10 +28,8 @@ _OF_CLIENTS = ("federation", "schedule", "resume", *_TEXTS, "pruner.batch_size",
 def run_solve(statistics: str, overrides: Sequence[str]) -> int:
     """Make a model of statistics and return the exit code.
 
-    `statistics`: a statistics folder, or the run that made it. `overrides`: what to make of them:
-    ``["pruner=ria", "sparsity=0.6"]``. Model, texts and windows are those of the collection unless
-    they are given. Raises FedpruneError if the statistics or the configuration are not usable;
-    nothing has been started.
+    `overrides`: what to make of them: ``["pruner=ria", "sparsity=0.6"]``. Model, texts and windows
+    are those of the collection unless they are given.
     """
     from fedprune.methods.statistics_folder import StatisticsFolder
 
@@ -67,7 +65,7 @@ def solve_config(statistics: "StatisticsFolder", overrides: Sequence[str]) -> Ru
                 f"`{key}` must be false where a model is made of collected statistics: it is "
                 f"measured with the clients, got {value}. Leave it out, or use `fedprune run`."
             )
-    given = {text.partition("=")[0] for text in overrides}
+    given = set(map(_key, overrides))
     before = to_overrides(statistics.manifest.config)
     taken = [text for text in before if text.startswith(_TAKEN) or _key(text) in _TEXTS]
     if "strategy" not in given:

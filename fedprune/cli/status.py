@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,42 +22,28 @@ from fedprune.results.text import duration_text, printable, size_text
 _LOOK_SECONDS = 1.0
 
 
-@dataclass(frozen=True)
-class Look:
-    """What is looked at, and in which form."""
+def run_status(run: str | None, *, watch: bool, as_json: bool, metrics: bool) -> int:
+    """Show where a run is, the newest if none is named, and return the exit code 0.
 
-    run: str | None  # a run's folder; None takes the newest
-    form: str = "table"
-
-    @property
-    def folder(self) -> Path:
-        """The run's folder; ConfigError if there is none."""
-        return newest_run() if self.run is None else Path(self.run).expanduser()
-
-
-def run_status(look: Look) -> int:
-    """Show where a run is and return the exit code 0.
-
-    Raises FedpruneError if there is no run, or a file is damaged or of another version.
+    With ``watch`` anew each second until it ends; 1 where it failed or its process seems to be
+    dead.
     """
-    folder, now = look.folder, datetime.now(UTC)
+    folder, now = newest_run() if run is None else Path(run).expanduser(), datetime.now(UTC)
+    if watch:
+        return _watch(folder)
     status = read_status(folder)
-    if look.form == "metrics":
+    if metrics:
         sys.stdout.write(prometheus_text(status, status.stale(now)))
-    elif look.form == "json":
-        sys.stdout.write(_as_json(status, now))
+    elif as_json:
+        plain = json.loads(status.to_json()) | {"stale": status.stale(now)}
+        sys.stdout.write(json.dumps(plain, indent=1) + "\n")
     else:
         Console().print(status_table(status, now, str(folder)), crop=False)
     return 0
 
 
-def watch_status(look: Look) -> int:
-    """Show where a run is, anew each second, until it ends.
-
-    Returns 0 when it is done, 1 when it failed or its process seems to be dead. Raises
-    FedpruneError as for :func:`run_status`.
-    """
-    folder, console = look.folder, Console()
+def _watch(folder: Path) -> int:
+    console = Console()
     drawn = console.is_terminal and not console.is_dumb_terminal
     with Live(console=console, auto_refresh=False, transient=True) as live:
         told = ""
@@ -94,12 +80,6 @@ def newest_run() -> Path:
     return max(found, key=lambda path: path.stat().st_mtime).parent
 
 
-def _as_json(status: Status, now: datetime) -> str:
-    """Return the run's file as it is, with what follows from it now."""
-    plain = json.loads(status.to_json()) | {"stale": status.stale(now)}
-    return json.dumps(plain, indent=1) + "\n"
-
-
 _STYLES = {"lost": "red", "refused": "red", "working": "cyan", "answered": "green"}
 _MOST_ROWS = 20
 _BAR = 24
@@ -119,22 +99,11 @@ def verdict_of(status: Status, now: datetime) -> str:
 
 
 def _facts(status: Status, now: datetime) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for label, text in _rows(status, now):
-        if text:
-            table.add_row(label, Text(printable(text)))
-    return table
-
-
-def _rows(status: Status, now: datetime) -> list[tuple[str, str]]:
     phase = LABELS.get(status.phase, status.phase)
     if status.phase_total > 1:
         phase += f" {_bar(status.phase_done / status.phase_total)}"
     rounds = f", round {status.round} of {status.rounds}" if status.rounds > 1 else ""
     blocks = f"{status.blocks_done} of {status.blocks_total} pruned{rounds}"
-    states = ", ".join(f"{count} {state}" for state, count in status.states.items() if count)
     alive = "" if status.nodes_alive is None else f"{status.nodes_alive} connected"
     rate = size_text(round((status.bytes_up + status.bytes_down) / max(1.0, status.seconds)))
     traffic = f"{size_text(status.bytes_up)} up, {size_text(status.bytes_down)} down, {rate}/s"
@@ -146,17 +115,24 @@ def _rows(status: Status, now: datetime) -> list[tuple[str, str]]:
     if status.starts > 1:
         times += f"; the {status.starts}. process at work on it"
     running = status.status == "running"
-    return [
-        ("run", f"{status.run} · {verdict_of(status, now)}"),
-        ("phase", phase if running else ""),
-        ("blocks", blocks if status.blocks_total else ""),
-        ("messages", f"{status.answered} of {status.asked} answered" if running else ""),
-        ("clients", states),
-        ("nodes", alive if running else ""),
-        ("traffic", traffic),
-        ("time", times),
-        ("refused", _counts(status.refused)),
-    ]
+    facts = {
+        "run": f"{status.run} · {verdict_of(status, now)}",
+        "phase": phase if running else "",
+        "blocks": blocks if status.blocks_total else "",
+        "messages": f"{status.answered} of {status.asked} answered" if running else "",
+        "clients": _counts(status.states),
+        "nodes": alive if running else "",
+        "traffic": traffic,
+        "time": times,
+        "refused": _counts(status.refused),
+    }
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for label, text in facts.items():
+        if text:
+            table.add_row(label, Text(printable(text)))
+    return table
 
 
 def _clients(status: Status, now: datetime) -> Table:
@@ -186,9 +162,8 @@ def _verdict(status: Status, now: datetime, place: str) -> list[Text]:
     return []
 
 
-def _counts(counts: object) -> str:
-    found = dict(counts) if isinstance(counts, dict) else {}
-    return ", ".join(f"{count} {kind}" for kind, count in found.items() if count)
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
 
 
 def _bar(share: float) -> str:

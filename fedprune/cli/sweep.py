@@ -30,7 +30,7 @@ from fedprune.cli.progress import ProgressView, progress_view
 from fedprune.cli.run import INTERRUPTED, connect
 from fedprune.cli.screen import note_console, say
 from fedprune.cli.sweep_plan import Sweep, SweepJob, cut_off, finished, plan_sweep, read_sweep
-from fedprune.cli.sweep_report import Finished, report_sweep
+from fedprune.cli.sweep_report import Finished, collect_runs, report_sweep
 from fedprune.config import Resumption
 from fedprune.errors import ConfigError, FedpruneError
 from fedprune.flower.command import Connection, RuntimeFailure
@@ -255,17 +255,21 @@ def _headline(results: dict[str, Any]) -> str:
     return f": perplexity {', '.join(found)}" if found else ""
 
 
-def run_sweep(arguments: Sequence[str], *, keep_models: bool, jobs: int | None = None) -> int:
+def run_sweep(
+    overrides: Sequence[str], *, collect: str | None, keep_models: bool, jobs: int | None
+) -> int:
     """Run the jobs of a sweep that are not done yet, and show all results.
 
-    `arguments`: as for :func:`fedprune.cli.sweep_plan.read_sweep`. `keep_models`: whether jobs keep
-    their pruned models; otherwise only the masks stay. `jobs`: how many to run at once; as many as
-    the machine bears if left out. Returns 0 when every job is done, 1 when one failed, 130 when
-    interrupted. Raises ConfigError: the sweep or one of its jobs is wrong; nothing has been
-    started.
+    `overrides`: as for :func:`fedprune.cli.sweep_plan.read_sweep`. `collect`: a folder whose runs
+    are shown, and none is run. `keep_models`: whether jobs keep their pruned models; otherwise only
+    the masks stay. `jobs`: how many to run at once; None leaves it to the machine. Returns 0 when
+    every job is done, 1 when one failed, 130 when interrupted.
     """
+    if collect is not None:
+        command = shlex.join(["fedprune", "sweep", "--collect", collect])
+        return collect_runs(Console(), Path(collect).expanduser().absolute(), command)
     screen, notes = Console(), note_console()
-    sweep = read_sweep(arguments)
+    sweep = read_sweep(overrides)
     folder = _folder(sweep)
     planned = plan_sweep(_without_folder(sweep), folder)
     account = Account(planned, notes, keep_models)
@@ -276,7 +280,7 @@ def run_sweep(arguments: Sequence[str], *, keep_models: bool, jobs: int | None =
     except KeyboardInterrupt:
         account.say(f"Interrupted; the same command goes on from here. Results so far: {folder}")
         return INTERRUPTED
-    command = shlex.join(["fedprune", "sweep", *arguments])
+    command = shlex.join(["fedprune", "sweep", *overrides])
     story = Story(sweep.title, command, sweep.axes, account.seconds)
     report_sweep(screen, folder, story, _jobs(account, sweep.keys))
     for place, reason in sorted(account.failures.items()):

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from fedprune.config.compose import sweep_of
 from fedprune.config.keys import all_keys, flatten
 from fedprune.config.overrides import group_options
 from fedprune.config.schema import SECTIONS
-from fedprune.config.suggest import did_you_mean, show
+from fedprune.config.suggest import did_you_mean, show, spelled
 from fedprune.errors import ConfigError
 from fedprune.results.environment import source_digest
 from fedprune.results.sweep import SEED, SPARSITY, Axes
@@ -71,8 +72,7 @@ def read_sweep(arguments: Sequence[str]) -> Sweep:
     under `sweep`; or the path of a file with the same keys and `experiment`. Then overrides: one
     with several values, ``key=a,b``, is swept, one with a single value holds for all jobs, and both
     replace what the file says. With ``from=FOLDER`` models are made of the statistics in that
-    folder, without any client. Raises ConfigError: with every problem found, before anything is
-    composed.
+    folder, without any client. All problems are told at once, before anything is composed.
     """
     file, found, overrides = _told(list(arguments))
     problems: list[str] = []
@@ -172,8 +172,9 @@ def _parts(
         problems.append("`grid` must be a mapping of keys to lists of values.")
         axes = {}
     for key, values in {**axes, **({SEED: found["seeds"]} if "seeds" in found else {})}.items():
-        if isinstance(values, list) and values and not any(map(_nested, values)):
-            grid[str(key)] = tuple(map(_text, values))
+        plain = isinstance(values, list) and not any(isinstance(v, list | dict) for v in values)
+        if isinstance(values, list) and values and plain:
+            grid[str(key)] = tuple(map(spelled, values))
         else:
             name = "seeds" if key == SEED else f"grid.{key}"
             problems.append(f"`{name}` must be a list of values, got {show(values)}.")
@@ -181,7 +182,7 @@ def _parts(
     links: list[Settings] = []
     for link in linked if isinstance(linked, list) else [linked]:
         if isinstance(linked, list) and isinstance(link, Mapping):
-            links.append({str(key): _text(value) for key, value in link.items()})
+            links.append({str(key): spelled(value) for key, value in link.items()})
         else:
             problems.append(f"`linked` must be a list of mappings, got {show(link)}.")
     links = links or [{}]
@@ -243,17 +244,6 @@ def _unquoted(text: str) -> str:
     return text[1:-1] if quoted else text
 
 
-def _nested(value: object) -> bool:
-    return isinstance(value, list | dict)
-
-
-def _text(value: object) -> str:
-    """Return a YAML value as an override spells it."""
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def _name(file: str, overrides: Sequence[str], swept: Sequence[str]) -> str:
     """Return a name that the same command always gets, and an extended list of values too."""
     fixed = [text for text in overrides if text.partition("=")[0] not in swept]
@@ -301,8 +291,7 @@ def plan_sweep(sweep: Sweep, folder: Path) -> list[SweepJob]:
     Raises ConfigError: a job's configuration is wrong; the message names the job.
     """
     points = sweep.points()
-    compose = _composer(sweep.statistics)
-    statistics = compose.path if isinstance(compose, FromStatistics) else ""
+    compose, statistics = _composer(sweep.statistics)
     configs = [_config(sweep, settings, compose) for settings in points]
     first = _first_of_each(configs)
     jobs = []
@@ -323,13 +312,11 @@ def plan_sweep(sweep: Sweep, folder: Path) -> list[SweepJob]:
 
 def baseline_key(config: RunConfig) -> tuple[object, ...]:
     """Return what the baselines of a run depend on."""
-    values = flatten(config)
-    kept = [
-        key
-        for key in values
+    return tuple(
+        value
+        for key, value in flatten(config).items()
         if key != "output_dir" and (key in _WHO_TAKES_PART or not key.startswith(_SERVER))
-    ]
-    return tuple(values[key] for key in kept)
+    )
 
 
 def finished(job: SweepJob) -> dict[str, Any] | None:
@@ -395,35 +382,24 @@ def cut_off(job: SweepJob) -> bool:
 
 def _decisive(config: RunConfig) -> dict[str, object]:
     """Return the values that decide about results: not where or how the run was carried out."""
-    values: dict[str, object] = dict(flatten(config))
-    for key in list(values):
-        if key == "output_dir" or (key.startswith("federation.") and key not in _WHO_TAKES_PART):
-            del values[key]
-    return values
+    return {
+        key: value
+        for key, value in flatten(config).items()
+        if key != "output_dir" and (key in _WHO_TAKES_PART or not key.startswith("federation."))
+    }
 
 
 Compose = Callable[[Sequence[str]], RunConfig]
 
 
-class FromStatistics:
-    """Composes configurations to make models of collected statistics with.
+def _composer(statistics: str) -> tuple[Compose, str]:
+    """Return what composes a job's configuration, and the folder of statistics behind it if any."""
+    if not statistics:
+        return config_from_overrides, ""
+    from fedprune.methods.statistics_folder import StatisticsFolder  # loads torch
 
-    `folder`: the statistics folder, or the run that made it.
-    """
-
-    def __init__(self, folder: str) -> None:
-        from fedprune.methods.statistics_folder import StatisticsFolder  # loads torch
-
-        self._found = StatisticsFolder.open(folder)
-        self.path = str(self._found.path)
-
-    def __call__(self, overrides: Sequence[str]) -> RunConfig:
-        """Return the configuration of one job."""
-        return solve_config(self._found, overrides)
-
-
-def _composer(statistics: str) -> Compose:
-    return FromStatistics(statistics) if statistics else config_from_overrides
+    found = StatisticsFolder.open(statistics)
+    return partial(solve_config, found), str(found.path)
 
 
 def _config(sweep: Sweep, settings: Settings, compose: Compose) -> RunConfig:

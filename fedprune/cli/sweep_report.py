@@ -1,7 +1,5 @@
 """What a sweep ends with, and ``--collect``: tables, plots and one page of many runs."""
 
-import json
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +11,12 @@ from fedprune import __version__
 from fedprune.cli.screen import say
 from fedprune.cli.sweep_plan import baseline_key
 from fedprune.config.keys import flatten
+from fedprune.config.suggest import spelled
 from fedprune.errors import ConfigError, FedpruneError
 from fedprune.report.figures import plot_bytes, plot_frontier, plot_sweep, plot_time
 from fedprune.report.page import render_sweep, write_report
 from fedprune.report.sweep import Run, Story, SweepFacts
-from fedprune.results.read import damage_told, read_config, read_results
+from fedprune.results.read import damage_told, failure_reason, read_config, read_results
 from fedprune.results.sweep import (
     EXCESS,
     SEED,
@@ -112,18 +111,11 @@ _NO_SETTING = (
 )
 
 
-def run_collection(folder: str) -> int:
-    """Collect the runs in a folder that the command line names; return the exit code."""
-    command = shlex.join(["fedprune", "sweep", "--collect", folder])
-    return collect_runs(Console(), Path(folder).expanduser().absolute(), command)
-
-
 def collect_runs(screen: Console, folder: Path, command: str, seconds: float = 0.0) -> int:
     """Write the tables, plots and the page of all runs in a folder; return the exit code.
 
     `command`: what the page says of how the runs were made. `seconds`: how long they took together,
-    where that is known. Returns 0 when every run is done, 1 when one failed. Raises FedpruneError:
-    there is no run, or one was made by another version of fedprune.
+    where that is known. Returns 0 when every run is done, 1 when one failed.
     """
     runs = [_Run(path) for path in _folders(folder)]
     if not any(run.results for run in runs):
@@ -134,7 +126,8 @@ def collect_runs(screen: Console, folder: Path, command: str, seconds: float = 0
     columns = tuple(key for key in keys if key == SPARSITY)
     rows = tuple(key for key in keys if key not in (*columns, SEED))
     settings = [{_short(key): run.values.get(key, "") for key in keys} for run in runs]
-    carriers = _carriers(runs)
+    # baseline key -> the results of the first run that measured those baselines
+    carriers = {baseline_key(run.config): run.results for run in reversed(runs) if run.results}
     jobs = [
         Finished(
             settings=found,
@@ -167,28 +160,18 @@ class _Run:
             except FedpruneError as error:
                 self.failure = str(error)
         else:
-            failure = _json(folder / "failure.json") or {"reason": "it has not ended."}
-            self.failure = str(failure.get("reason"))
+            self.failure = failure_reason(folder) or "it has not ended."
 
 
 def _folders(folder: Path) -> Iterator[Path]:
     """Yield the runs' folders, `2` before `10`."""
-    found = [path.parent for path in folder.rglob("config.yaml")]
-    ours = [path for path in found if ".hydra" not in path.parts and _is_run(path)]
-    yield from sorted(ours, key=lambda path: (len(path.name), str(path)))
-
-
-def _is_run(folder: Path) -> bool:
-    names = ("results.json", "failure.json", "run.log")
-    return any((folder / name).is_file() for name in names)
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found
+    marks = ("results.json", "failure.json", "run.log")
+    found = [
+        path.parent
+        for path in folder.rglob("config.yaml")
+        if ".hydra" not in path.parts and any(path.with_name(name).is_file() for name in marks)
+    ]
+    yield from sorted(found, key=lambda path: (len(path.name), str(path)))
 
 
 def _telling(runs: Sequence[Mapping[str, str]]) -> list[str]:
@@ -210,22 +193,9 @@ def _telling(runs: Sequence[Mapping[str, str]]) -> list[str]:
     return sorted(kept, key=lambda key: key == SEED)
 
 
-def _carriers(runs: Sequence[_Run]) -> dict[tuple[object, ...], Mapping[str, Any]]:
-    """Return baseline key -> the results of a run that measured those baselines."""
-    found: dict[tuple[object, ...], Mapping[str, Any]] = {}
-    for run in runs:
-        if run.results is not None:
-            found.setdefault(baseline_key(run.config), run.results)
-    return found
-
-
 def _short(key: str) -> str:
     return key.removesuffix(_NAME)
 
 
 def _text(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
-    return (
-        str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
-    )
+    return f"{value:g}" if isinstance(value, float) else spelled(value)

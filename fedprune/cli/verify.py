@@ -41,15 +41,11 @@ from fedprune.results.provenance import (
 from fedprune.results.text import count
 
 
-def run_verify(
-    model: str, statistics: str, overrides: Sequence[str], roster: Path | None = None
-) -> int:
+def run_verify(model: str, statistics: str, overrides: Sequence[str], roster: Path | None) -> int:
     """Hold a model against its provenance and return the exit code, 1 if something is not so.
 
     `statistics`: the statistics folder that it was made of, to make it again; "" for its files
     alone. `overrides`: ``model=PATH`` where the dense model is not where the collection had it.
-    Raises FedpruneError if the model has no provenance, the statistics or the dense model are not
-    those, or the roster does not hold.
     """
     sites = None if roster is None else Roster.read(roster)
     if sites is not None:

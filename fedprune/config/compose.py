@@ -7,7 +7,7 @@ Hydra is imported when something is composed: a node only reads what the server 
 
 import shlex
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain, count
@@ -28,7 +28,7 @@ from fedprune.config.overrides import (
 )
 from fedprune.config.relations import Relation, enough_simulated_clients
 from fedprune.config.schema import DataConfig, RunConfig, replace
-from fedprune.config.suggest import did_you_mean, show
+from fedprune.config.suggest import did_you_mean, show, spelled
 from fedprune.config.validation import checked, from_yaml, plain_yaml, raise_problems
 from fedprune.errors import ConfigError
 
@@ -84,8 +84,7 @@ def typed_overrides(
                 "Any key of the configuration can be set in `overrides`."
             )
         elif key != "overrides" and value != "":
-            text = str(value).lower() if isinstance(value, bool) else str(value)
-            overrides.append(f"{SHORTCUTS[key]}={text}")
+            overrides.append(f"{SHORTCUTS[key]}={spelled(value)}")
     try:
         overrides += shlex.split(str(run_config.get("overrides", "")))
     except ValueError as error:
@@ -135,16 +134,13 @@ def evaluation_data(config: RunConfig) -> dict[str, DataConfig]:
             found.setdefault(data.name, data)
         else:
             paths = ["data=files", f"data.path={name}", f"data.heldout_path={name}"]
-            label = _unused(path_label(name), found)
+            first = path_label(name)
+            labels = chain([first], (f"{first}-{number}" for number in count(2)))
+            label = next(one for one in labels if one not in found)
             data = _composed(paths, []).data
             own = {"joiner": config.data.joiner, "text_key": config.data.text_key}
             found[label] = replace(data, name=label, **own)
     return found
-
-
-def _unused(label: str, used: Collection[str]) -> str:
-    numbered = (f"{label}-{number}" for number in count(2))
-    return next(name for name in chain([label], numbered) if name not in used)
 
 
 def to_overrides(config: RunConfig) -> list[str]:
@@ -165,11 +161,7 @@ def from_earlier_yaml(text: str) -> RunConfig:
 
 
 def _override(key: str, value: object) -> str:
-    if isinstance(value, str):
-        return literal(key, value)
-    words = {None: "null", True: "true", False: "false"}
-    plain = words[value] if value is None or isinstance(value, bool) else repr(value)
-    return f"{key}={plain}"
+    return literal(key, value) if isinstance(value, str) else f"{key}={spelled(value)}"
 
 
 def _composed(

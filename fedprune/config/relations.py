@@ -422,10 +422,6 @@ def _baselines(run: RunConfig) -> Iterator[str]:
         )
 
 
-def _datasets(run: RunConfig) -> Iterator[str]:
-    yield from dataset_problems(run.evaluation.datasets)
-
-
 def enough_simulated_clients(run: RunConfig) -> Iterator[str]:
     """Yield a problem where a local simulation has fewer clients than the round needs.
 
@@ -462,6 +458,6 @@ RELATIONS: tuple[Relation, ...] = (
     _schedule,
     _prefix,
     _baselines,
-    _datasets,
+    lambda run: dataset_problems(run.evaluation.datasets),
 )
 """What must hold between the values of every configuration."""

@@ -27,11 +27,16 @@ _SHORT = _Short()
 
 def show(value: object) -> str:
     """Return a value as it is quoted in messages: as YAML spells it, shortened if it is long."""
+    if value is None or isinstance(value, bool):
+        return spelled(value)
+    return _SHORT.repr(str(value) if isinstance(value, Pattern) else value)
+
+
+def spelled(value: object) -> str:
+    """Return a plain value as YAML and overrides spell it."""
     if value is None:
         return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return _SHORT.repr(str(value) if isinstance(value, Pattern) else value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -161,19 +161,29 @@ def _documents(file: Path, root: Path, query: FileQuery, skipped: Skipped) -> It
             "Convert it to .txt, .jsonl, .csv or .parquet, or leave it out by `data.glob` (a "
             "node's own: `glob`). To calibrate on markup itself, name the file .txt."
         )
-        raise DataError(
-            f"'{file}' is no text, no JSON lines and no table. {way_out}",
-            outside=f"A file of its texts is no text, no JSON lines and no table. {way_out} {_LOG}",
-        )
+        raise _refusal(f"'{file}'", "is no text, no JSON lines and no table", way_out)
+    name, group = _name_and_group(file, root)
     if kind in TABLE_SUFFIXES:
-        name, group = _name_and_group(file, root)
         for number, row in enumerate(table_rows(file), start=1):
             place = _Place(f"'{file}' row {number}", f"{name}#{number}", group)
             yield from _row_documents(row, place, query, skipped)
     elif kind in _JSON_SUFFIXES or (kind not in _TEXT_SUFFIXES and _is_json_lines(file)):
-        yield from _json_documents(file, root, query, skipped)
+        for unit, number, row in _json_rows(file):
+            place = _Place(f"'{file}' {unit} {number}", f"{name}#{number}", group)
+            yield from _row_documents(row, place, query, skipped)
     else:
-        yield from _text_documents(file, root, query.whole)
+        parts = _read(file).split(SEPARATOR)
+        pieces = parts if query.whole else [piece for text in parts for piece in cut(text)]
+        for index, text in enumerate(piece for piece in pieces if piece.strip()):
+            yield Document(text, group, f"{name}#{index}")
+
+
+def _refusal(
+    where: str, what: str, way_out: str = "", whose: str = "A file of its texts"
+) -> DataError:
+    """Return an error of which another machine is told, but not the file."""
+    way_out = f" {way_out}" if way_out else ""
+    return DataError(f"{where} {what}.{way_out}", outside=f"{whose} {what}.{way_out} {_LOG}")
 
 
 def _name_and_group(file: Path, root: Path) -> tuple[str, str]:
@@ -189,10 +199,7 @@ def _read(file: Path) -> str:
         data = _unpacked(file)
     except OSError as error:
         why = error.strerror or "it is no file of its packer's"
-        raise DataError(
-            f"'{file}' cannot be read: {why}.",
-            outside=f"A file of its texts cannot be read: {why}. {_LOG}",
-        ) from error
+        raise _refusal(f"'{file}'", f"cannot be read: {why}") from error
     except (EOFError, lzma.LZMAError, ValueError) as error:
         raise DataError(
             f"'{file}' cannot be unpacked ({type(error).__name__}). Pack it again.",
@@ -204,10 +211,7 @@ def _read(file: Path) -> str:
         line = data.count(b"\n", 0, error.start) + 1
         # `from None`: the original error carries the whole text.
         way_out = "Convert the file, or leave it out by `data.glob` (a node's own: `glob`)."
-        raise DataError(
-            f"'{file}' line {line} is not UTF-8. {way_out}",
-            outside=f"A file of its texts is not UTF-8. {way_out} {_LOG}",
-        ) from None
+        raise _refusal(f"'{file}' line {line}", "is not UTF-8", way_out) from None
 
 
 def _unpacked(file: Path) -> bytes:
@@ -227,15 +231,6 @@ def _unpacked(file: Path) -> bytes:
     return _UNPACK[packer](data) if packer in _UNPACK else data
 
 
-def _text_documents(file: Path, root: Path, whole: bool) -> Iterator[Document]:
-    name, group = _name_and_group(file, root)
-    parts = _read(file).split(SEPARATOR)
-    pieces = parts if whole else [piece for text in parts for piece in cut(text)]
-    texts = [piece for piece in pieces if piece.strip()]
-    for index, text in enumerate(texts):
-        yield Document(text, group, f"{name}#{index}")
-
-
 @dataclass(frozen=True)
 class _Place:
     """Where a row is, for messages; the key of its document, and the group if it names none."""
@@ -243,15 +238,6 @@ class _Place:
     where: str
     key: str
     group: str
-
-
-def _json_documents(
-    file: Path, root: Path, query: FileQuery, skipped: Skipped
-) -> Iterator[Document]:
-    name, group = _name_and_group(file, root)
-    for unit, number, row in _json_rows(file):
-        place = _Place(f"'{file}' {unit} {number}", f"{name}#{number}", group)
-        yield from _row_documents(row, place, query, skipped)
 
 
 def _is_json_lines(file: Path) -> bool:
@@ -279,7 +265,15 @@ def _json_rows(file: Path) -> Iterator[tuple[str, int, Mapping[str, object]]]:
     # Only "\n" ends a line of JSON lines; str.splitlines would also split inside strings.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            yield "line", number, _json_object(line, f"'{file}' line {number}")
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                row = None
+            if not isinstance(row, dict):
+                rule = "JSON files must hold one object a line, or an array of objects."
+                where = f"'{file}' line {number}"
+                raise _refusal(where, "is not a JSON object", rule, "A line of its texts")
+            yield "line", number, row
 
 
 def _row_documents(
@@ -308,17 +302,3 @@ def _row_documents(
         )
     text, messages = found
     yield from pieces_of(text, str(owner), place.key, query.whole, messages)
-
-
-def _json_object(line: str, where: str) -> dict[str, object]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        row = None
-    if not isinstance(row, dict):
-        rule = "JSON files must hold one object a line, or an array of objects."
-        raise DataError(
-            f"{where} is not a JSON object. {rule}",
-            outside=f"A line of its texts is not a JSON object. {rule} {_LOG}",
-        )
-    return row

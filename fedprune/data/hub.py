@@ -36,29 +36,25 @@ def hub_documents(config: DataConfig, split: HubSplit) -> list[Document]:
     rows are not cut into pieces. Raises DataError if the data set cannot be had, or lacks the
     fields.
     """
-    texts: list[str] = []
-    chats: list[str] = []
-    groups: list[str] = []
+    rows: list[tuple[str, str, str]] = []  # text, group, messages
     skipped = Skipped(config.path)
     for number, row in enumerate(_rows(config, split)):
         skipped.rows += 1
         found = _text(row, number, config, skipped)
         # A row without text keeps its place: what comes after keeps its key.
         text, messages = ("", "") if found is None else found
-        texts.append(text)
-        chats.append(messages)
         group = None if config.group_key is None else field(row, config.group_key)
-        groups.append(config.path if group is None else str(group))
+        rows.append((text, config.path if group is None else str(group), messages))
     skipped.close()
+    texts = [text for text, _, _ in rows]
     if config.group_key is None and _is_running_text(texts):
-        texts = list(_joined(texts))
-        chats = [""] * len(texts)
-        groups = [config.path] * len(texts)
-    whole = config.whole_documents
+        rows = [(text, config.path, "") for text in _joined(texts)]
     documents = [
         document
-        for number, (text, group, chat) in enumerate(zip(texts, groups, chats, strict=True))
-        for document in pieces_of(text, group, f"{split.name}#{number}", whole, chat)
+        for number, (text, group, messages) in enumerate(rows)
+        for document in pieces_of(
+            text, group, f"{split.name}#{number}", config.whole_documents, messages
+        )
     ]
     if not documents:
         raise DataError(f"`data.split` '{split.name}' of data set '{config.path}' holds no text.")

@@ -8,10 +8,9 @@ seed and the documents' keys.
 """
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING
 
 from fedprune.data.documents import Document
 from fedprune.errors import DataError
@@ -22,114 +21,6 @@ if TYPE_CHECKING:
 
 SKEWS = ("iid", "linear", "square", "exponential", "natural", "dirichlet")
 """What `data.partition` may be here; 'by_group' is ours."""
-
-
-@dataclass(frozen=True)
-class Skew:
-    """How documents are spread."""
-
-    # one of `SKEWS`. 'iid': equal numbers up to one; 'linear', 'square', 'exponential': numbers
-    # that grow so with the partition id; 'natural': every owner is one client; 'dirichlet': each
-    # owner's documents are spread over the clients in shares drawn with ``alpha``.
-    how: str
-    seed: int  # seed of every draw
-    # concentration of 'dirichlet': small gives a client few owners, large is close to 'iid'
-    alpha: float
-
-
-class SkewedPartitions(Sequence[list[Document]]):
-    """All clients' documents by partition id, each found when it is asked for.
-
-    All clients together have each document exactly once.
-
-    Raises DataError if 'natural' has not one client for each owner; when a part is asked for, if a
-    client is left without documents.
-    """
-
-    def __init__(self, documents: Sequence[Document], num_partitions: int, skew: Skew) -> None:
-        # Imported here: takes two seconds (plotting libraries), and only these partitions need it.
-        from datasets import Dataset
-
-        self._skew = skew
-        self._num_partitions = num_partitions
-        self._ordered = sorted(documents, key=lambda d: (derive_seed(skew.seed, d.key), d.key))
-        groups = sorted({document.group for document in self._ordered})
-        owners = {group: number for number, group in enumerate(groups)}
-        if skew.how == "natural" and len(owners) != num_partitions:
-            raise DataError(
-                "`data.partition` 'natural' makes every owner of texts one client: the texts have "
-                f"{len(owners)} owners, and there are {num_partitions} clients. Set "
-                f"`federation.num_clients` to {len(owners)}, or data.partition=by_group."
-            )
-        self._partitioner = _partitioner(num_partitions, skew)
-        rows = range(len(self._ordered))
-        self._partitioner.dataset = Dataset.from_dict(
-            {"row": list(rows), "owner": [owners[document.group] for document in self._ordered]}
-        )
-
-    def __len__(self) -> int:
-        """Return the number of clients."""
-        return self._num_partitions
-
-    @overload
-    def __getitem__(self, index: int) -> list[Document]: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[list[Document]]: ...
-
-    def __getitem__(self, index: int | slice) -> list[Document] | list[list[Document]]:
-        """Return the documents of a client."""
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        try:
-            with warnings.catch_warnings():
-                # It warns before each new draw; that the last one failed is told below.
-                warnings.simplefilter("ignore")
-                rows = self._partitioner.load_partition(range(len(self))[index])["row"]
-        except ValueError as error:
-            # All that is left to object to: some client, this or another, would get nothing.
-            documents = len(self._ordered)
-            raise _empty_client(documents, self._num_partitions, self._skew) from error
-        return [self._ordered[row] for row in rows]
-
-
-def _partitioner(num_partitions: int, skew: Skew) -> "Partitioner":
-    from flwr_datasets.partitioner import (
-        DirichletPartitioner,
-        ExponentialPartitioner,
-        GroupedNaturalIdPartitioner,
-        IidPartitioner,
-        LinearPartitioner,
-        SquarePartitioner,
-    )
-
-    if skew.how == "dirichlet":
-        return DirichletPartitioner(
-            num_partitions=num_partitions,
-            partition_by="owner",
-            alpha=skew.alpha,
-            min_partition_size=1,
-            seed=derive_seed(skew.seed, "dirichlet"),
-        )
-    if skew.how == "natural":
-        return GroupedNaturalIdPartitioner("owner", 1, mode="strict", sort_unique_ids=True)
-    by_size = {
-        "iid": IidPartitioner,
-        "linear": LinearPartitioner,
-        "square": SquarePartitioner,
-        "exponential": ExponentialPartitioner,
-    }
-    return by_size[skew.how](num_partitions=num_partitions)
-
-
-def _empty_client(documents: int, num_partitions: int, skew: Skew) -> DataError:
-    other = "raise `data.alpha`, " if skew.how == "dirichlet" else ""
-    drawn = f" with `data.alpha` {skew.alpha:g}" if skew.how == "dirichlet" else ""
-    return DataError(
-        f"`data.partition` '{skew.how}'{drawn} leaves a client without documents: {documents} for "
-        f"{num_partitions} clients. Give more texts (`data.path`), {other}start fewer clients "
-        "(`federation.num_clients`), or choose another `data.partition`."
-    )
 
 
 HOWS = ("by_group", *SKEWS)
@@ -149,9 +40,12 @@ def partition_documents(
     `documents`: the whole corpus. The same object must not change between two calls.
     `num_partitions`, `partition_id`: number of clients, and which of them, from 0. `how`:
     'by_group': whole groups, balanced by characters; naturally non-IID. With more clients than
-    groups the large groups are shared by several clients. Else one of :data:`SKEWS`, which
-    :class:`Skew` explains. `seed`: seed of all draws; 'by_group' has no chance in it. Raises
-    DataError if the numbers do not fit each other or the documents.
+    groups the large groups are shared by several clients. 'iid': equal numbers up to one; 'linear',
+    'square', 'exponential': numbers that grow so with the partition id; 'natural': every owner is
+    one client; 'dirichlet': each owner's documents are spread over the clients in shares drawn with
+    ``alpha``: small gives a client few owners, large is close to 'iid'. `seed`: seed of all draws;
+    'by_group' has no chance in it. Raises DataError if the numbers do not fit each other or the
+    documents, or a client is left without documents.
     """
     if num_partitions < 1 or not 0 <= partition_id < num_partitions:
         raise DataError(
@@ -168,8 +62,9 @@ def partition_documents(
         )
     if num_partitions == 1:
         return list(documents)
-    skew = None if how == "by_group" else Skew(how, seed, alpha)
-    return list(_partitions(_Corpus(documents), num_partitions, skew)[partition_id])
+    if how == "by_group":  # seed and concentration tell nothing apart
+        seed, alpha = 0, 1.0
+    return list(_partitions(_Corpus(documents), num_partitions, how, seed, alpha)(partition_id))
 
 
 class _Corpus:
@@ -187,12 +82,72 @@ class _Corpus:
 
 @lru_cache(maxsize=1)
 def _partitions(
-    corpus: _Corpus, num_partitions: int, skew: Skew | None
-) -> Sequence[list[Document]]:
-    """Return all clients' documents; by group where there is no skew."""
-    if skew is None:
-        return _by_group(corpus.documents, num_partitions)
-    return SkewedPartitions(corpus.documents, num_partitions, skew)
+    corpus: _Corpus, num_partitions: int, how: str, seed: int, alpha: float
+) -> Callable[[int], list[Document]]:
+    """Return what finds a client's documents when it is asked for."""
+    if how == "by_group":
+        return _by_group(corpus.documents, num_partitions).__getitem__
+    # Imported here: takes two seconds (plotting libraries), and only these partitions need it.
+    from datasets import Dataset
+
+    ordered = sorted(corpus.documents, key=lambda d: (derive_seed(seed, d.key), d.key))
+    groups = sorted({document.group for document in ordered})
+    owners = {group: number for number, group in enumerate(groups)}
+    if how == "natural" and len(owners) != num_partitions:
+        raise DataError(
+            "`data.partition` 'natural' makes every owner of texts one client: the texts have "
+            f"{len(owners)} owners, and there are {num_partitions} clients. Set "
+            f"`federation.num_clients` to {len(owners)}, or data.partition=by_group."
+        )
+    partitioner = _partitioner(num_partitions, how, seed, alpha)
+    partitioner.dataset = Dataset.from_dict(
+        {"row": list(range(len(ordered))), "owner": [owners[one.group] for one in ordered]}
+    )
+
+    def part(number: int) -> list[Document]:
+        try:
+            with warnings.catch_warnings():
+                # It warns before each new draw; that the last one failed is told below.
+                warnings.simplefilter("ignore")
+                rows = partitioner.load_partition(number)["row"]
+        except ValueError as error:
+            # All that is left to object to: some client, this or another, would get nothing.
+            drawn, other = "", ""
+            if how == "dirichlet":
+                drawn, other = f" with `data.alpha` {alpha:g}", "raise `data.alpha`, "
+            raise DataError(
+                f"`data.partition` '{how}'{drawn} leaves a client without documents: "
+                f"{len(ordered)} for {num_partitions} clients. Give more texts (`data.path`), "
+                f"{other}start fewer clients (`federation.num_clients`), or choose another "
+                "`data.partition`."
+            ) from error
+        return [ordered[row] for row in rows]
+
+    return part
+
+
+def _partitioner(num_partitions: int, how: str, seed: int, alpha: float) -> "Partitioner":
+    from flwr_datasets import partitioner
+
+    if how == "dirichlet":
+        return partitioner.DirichletPartitioner(
+            num_partitions=num_partitions,
+            partition_by="owner",
+            alpha=alpha,
+            min_partition_size=1,
+            seed=derive_seed(seed, "dirichlet"),
+        )
+    if how == "natural":
+        return partitioner.GroupedNaturalIdPartitioner(
+            "owner", 1, mode="strict", sort_unique_ids=True
+        )
+    by_size = {
+        "iid": partitioner.IidPartitioner,
+        "linear": partitioner.LinearPartitioner,
+        "square": partitioner.SquarePartitioner,
+        "exponential": partitioner.ExponentialPartitioner,
+    }
+    return by_size[how](num_partitions=num_partitions)
 
 
 def _by_group(documents: Sequence[Document], num_partitions: int) -> list[list[Document]]:

@@ -47,9 +47,7 @@ def text_or_chat(value: object) -> tuple[str, str] | None:
         return None
 
 
-def pieces_of(
-    text: str, group: str, key: str, whole: bool = False, messages: str = ""
-) -> Iterator[Document]:
+def pieces_of(text: str, group: str, key: str, whole: bool, messages: str) -> Iterator[Document]:
     """Yield a text as documents: none if it is blank, numbered pieces if long and not `whole`."""
     # Half a surrogate pair is valid in JSON, yet no tokenizer takes it.
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -16,6 +16,11 @@ class OwnTextResult:
     pruned_nll: float
     tokens: int  # tokens predicted; 0 if the node's held-out text does not fill one window
 
+    @property
+    def growth(self) -> float:
+        """Logarithm of the factor by which the perplexity grew."""
+        return self.pruned_nll - self.dense_nll
+
 
 def own_text_figures(
     results: Mapping[str, OwnTextResult], left_out: Mapping[str, str]
@@ -29,7 +34,7 @@ def own_text_figures(
     not in the mean.
     """
     total = sum(found.tokens for found in results.values())
-    worst = max(results, key=lambda name: _growth(results[name]), default=None)
+    worst = max(results, key=lambda name: results[name].growth, default=None)
     mean = None
     if total:
         mean = OwnTextResult(
@@ -45,16 +50,12 @@ def own_text_figures(
     }
 
 
-def _growth(found: OwnTextResult) -> float:
-    return found.pruned_nll - found.dense_nll
-
-
 def _figures(found: OwnTextResult) -> dict[str, float | int | None]:
     return {
         "tokens": found.tokens,
         "dense": _finite(found.dense_nll),
         "pruned": _finite(found.pruned_nll),
-        "ratio": _finite(_growth(found)),
+        "ratio": _finite(found.growth),
     }
 
 

@@ -229,13 +229,8 @@ def perplexity_of(nll: float) -> float:
     return float(torch.tensor(nll, dtype=torch.float64).exp())
 
 
-@dataclass(frozen=True)
-class _Sums:
-    """Sums over a window's predicted tokens: nats, divergences, equal first choices."""
-
-    nll: float
-    kl: float = 0.0
-    same: int = 0
+_Sums = tuple[float, float, int]
+"""Sums over a window's predicted tokens: nats, divergences, equal first choices."""
 
 
 def _window_sums(
@@ -251,9 +246,12 @@ def _window_sums(
     dense = _logits(against, rows, device) if against is not None else None
     for window, found in zip(rows, logits, strict=True):
         targets = window[1:].to(device)
-        nll = _added(_nll(part, wanted) for part, wanted in _chunks(found, targets))
+        nll = _added(
+            functional.cross_entropy(part.float(), wanted, reduction="none")
+            for part, wanted in _chunks(found, targets)
+        )
         if dense is None:
-            yield _Sums(nll)
+            yield nll, 0.0, 0
             continue
         other = next(dense)
         if other.shape != found.shape:
@@ -262,7 +260,7 @@ def _window_sums(
                 "two vocabularies cannot be held against each other. Give models of one tokenizer."
             )
         kl = _added(_divergence(p, q) for p, q in _chunks(other, found))
-        yield _Sums(nll, kl, int((other.argmax(-1) == found.argmax(-1)).sum()))
+        yield nll, kl, int((other.argmax(-1) == found.argmax(-1)).sum())
 
 
 def _logits(states: LastStates, rows: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
@@ -283,10 +281,6 @@ def _added(parts: Iterator[Tensor]) -> float:
     return float(sum(part.sum(dtype=torch.float64) for part in parts))
 
 
-def _nll(logits: Tensor, targets: Tensor) -> Tensor:
-    return functional.cross_entropy(logits.float(), targets, reduction="none")
-
-
 def _divergence(dense: Tensor, found: Tensor) -> Tensor:
     """Return the divergence from the dense distribution to the other, one figure a row."""
     p, q = (logits.float().log_softmax(-1) for logits in (dense, found))
@@ -297,9 +291,7 @@ def _divergence(dense: Tensor, found: Tensor) -> Tensor:
 def _scored(windows: Tensor, sums: Iterator[_Sums], compared: bool) -> Perplexity:
     """Take the sums of a text's windows from those that come one after another."""
     count, seq_len = windows.shape
-    nll, kl, same = 0.0, 0.0, 0
-    for one in islice(sums, count):
-        nll, kl, same = nll + one.nll, kl + one.kl, same + one.same
+    nll, kl, same = map(sum, zip(*islice(sums, count), strict=True))
     predicted = count * (seq_len - 1)
     found = Perplexity(
         perplexity_of(nll / predicted), nll=nll / predicted, windows=count, tokens=predicted
@@ -311,7 +303,8 @@ def _joined_by_eos(
     documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, wanted: int | None
 ) -> list[int]:
     """Return tokens of documents; from those on that come after the wanted number, none."""
-    separator = _separator(tokenizer)
+    eos = tokenizer.eos_token_id
+    separator = _encode(tokenizer, _SEPARATOR) if eos is None else [int(eos)]
     tokens: list[int] = []
     for number, document in enumerate(documents):
         if wanted is not None and len(tokens) >= wanted:
@@ -319,11 +312,6 @@ def _joined_by_eos(
         tokens += separator if number else []
         tokens += _encode(tokenizer, document.rendered(tokenizer))
     return tokens
-
-
-def _separator(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    eos = tokenizer.eos_token_id
-    return _encode(tokenizer, _SEPARATOR) if eos is None else [int(eos)]
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str, special: bool = False) -> list[int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -56,10 +56,6 @@ class Speed:
     sparse: float | None
     why_not_sparse: str  # why; "" if it was measured
     linears: tuple[LinearSpeed, ...]
-
-    def to_dict(self) -> dict[str, object]:
-        """Return it as plain JSON values."""
-        return asdict(self)
 
 
 def why_not_sparse(device: torch.device) -> str:
@@ -110,7 +106,9 @@ class _Bench:
     batch: int
 
     def speed(self) -> Speed:
-        problem = why_not_sparse(self.device) or self._why_no_pattern()
+        problem = why_not_sparse(self.device)
+        if not problem and not self._two_four():
+            problem = "no matrix of the model is 2:4 (`pruner.pattern='2:4'`)"
         linears = tuple(self._linear(name, not problem) for name in self.layout.linears(0))
         pruned = self._tokens_per_second()
         sparse = None
@@ -127,10 +125,6 @@ class _Bench:
         dtype = str(self.model.dtype).removeprefix("torch.")
         tokens = self.batch * self.seq_len
         return Speed(name, dtype, tokens, dense, pruned, sparse, problem, linears)
-
-    def _why_no_pattern(self) -> str:
-        """Return why no matrix can take a sparse form, "" if one can."""
-        return "" if self._two_four() else "no matrix of the model is 2:4 (`pruner.pattern='2:4'`)"
 
     def _two_four(self) -> list[nn.Linear]:
         """Return the modules whose weights are 2:4; GPT-2's store theirs the other way round."""

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -51,10 +51,6 @@ class Throughput:
     # or on the device
     peak_bytes: int
 
-    def to_dict(self) -> dict[str, object]:
-        """Return it as plain JSON values."""
-        return asdict(self)
-
 
 def compare_throughput(
     models: Sequence[str | Path],
@@ -76,10 +72,8 @@ def compare_throughput(
         ]
         for worker in workers:  # one after another: loading two at once takes more memory
             worker.ask("load")
-        reading, writing = (
-            _turns(workers, "read", seq_len, rounds),
-            _turns(workers, "write", NEW_TOKENS, rounds),
-        )
+        reading = _turns(workers, "read", seq_len, rounds)
+        writing = _turns(workers, "write", NEW_TOKENS, rounds)
         return [
             Throughput(
                 worker.model,

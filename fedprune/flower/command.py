@@ -17,10 +17,10 @@ import tempfile
 import threading
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import Self, TypedDict, cast
 
 import tomli_w
 
@@ -175,7 +175,7 @@ def wait(run_id: str, connection: Connection, on_line: Callable[[str], None]) ->
     quarter of an hour although no other run was under way; it has been stopped then. Raises
     KeyboardInterrupt after the run has been stopped.
     """
-    with _beginning(run_id, connection, on_line) as beginning:
+    with _Beginning(run_id, connection, on_line) as beginning:
         try:
             ended = _wait(run_id, connection, beginning.take)
         except KeyboardInterrupt:
@@ -200,16 +200,19 @@ class _Beginning:
         self._told = False
         self.given_up = ""
 
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+
     def take(self, line: str) -> None:
         """Hand a line of the run's log on."""
         with self._lock:
             self._on_line(line)
 
-    def end(self) -> None:
-        """Look no more."""
-        self._over.set()
-
-    def watch(self) -> None:
+    def _watch(self) -> None:
         """Look until the run has begun, and say so while it has not."""
         while not self._over.wait(_PENDING_LOOK_SECONDS):
             # Flower that cannot be reached is for those who follow the run.
@@ -244,18 +247,6 @@ class _Beginning:
                 minutes = _PENDING_MOST_SECONDS / 60
                 self._on_line(f"WARNING : {missing} It is given up after {minutes:.0f} minutes.")
         return False
-
-
-@contextlib.contextmanager
-def _beginning(
-    run_id: str, connection: Connection, on_line: Callable[[str], None]
-) -> Iterator[_Beginning]:
-    beginning = _Beginning(run_id, connection, on_line)
-    threading.Thread(target=beginning.watch, daemon=True).start()
-    try:
-        yield beginning
-    finally:
-        beginning.end()
 
 
 def _wait(run_id: str, connection: Connection, on_line: Callable[[str], None]) -> RunStatus:

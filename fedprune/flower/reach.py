@@ -5,9 +5,9 @@ TLS and this side does not, a certificate is not the authority's, or a proxy sta
 Without it: the operator of a site guesses.
 """
 
-import os
 import socket
 import ssl
+from collections.abc import MutableMapping
 from pathlib import Path
 from urllib.request import getproxies, proxy_bypass
 
@@ -16,18 +16,12 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _SECONDS = 3.0
 
 
-def bypass_proxies_here() -> None:
-    """Let nothing that this process and its children ask of this machine go through a proxy."""
+def bypass_proxies_here(environment: MutableMapping[str, str]) -> None:
+    """Let nothing that processes with this environment ask of this machine go through a proxy."""
     for key in ("NO_PROXY", "no_proxy"):
-        os.environ[key] = without_proxy(os.environ.get(key, ""))
-
-
-def without_proxy(known: str) -> str:
-    """Return a value of ``NO_PROXY`` that names this machine, too."""
-    named = [part.strip() for part in known.split(",") if part.strip()]
-    if "*" in named:
-        return "*"
-    return ",".join(dict.fromkeys([*named, *LOOPBACK]))
+        named = [part.strip() for part in environment.get(key, "").split(",") if part.strip()]
+        every = "*" if "*" in named else ",".join(dict.fromkeys([*named, *LOOPBACK]))
+        environment[key] = every
 
 
 def proxy_of(host: str, tls: bool) -> tuple[str, str] | None:
@@ -37,7 +31,9 @@ def proxy_of(host: str, tls: bool) -> tuple[str, str] | None:
     found = getproxies()
     for scheme in ("https" if tls else "http", "all"):
         if scheme in found:
-            return f"{scheme.upper()}_PROXY", _without_secrets(found[scheme])
+            where, mark, rest = found[scheme].rpartition("://")
+            # Without the user and password in it.
+            return f"{scheme.upper()}_PROXY", f"{where}{mark}{rest.rpartition('@')[2]}"
     return None
 
 
@@ -116,9 +112,3 @@ def _refused(host: str, port: int, authority: Path | None) -> str:
         )
     except OSError:
         return ""
-
-
-def _without_secrets(proxy: str) -> str:
-    """Return a proxy's address without the user and password in it."""
-    scheme, mark, rest = proxy.rpartition("://")
-    return f"{scheme}{mark}{rest.rpartition('@')[2]}"

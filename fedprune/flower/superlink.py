@@ -26,7 +26,7 @@ import tomli_w
 
 from fedprune.flower import ray_head, supervisor
 from fedprune.flower.command import Connection, RuntimeFailure
-from fedprune.flower.reach import without_proxy
+from fedprune.flower.reach import bypass_proxies_here
 
 _NAME = "private"
 _HOST = "127.0.0.1"
@@ -79,8 +79,7 @@ def runtime_environment() -> dict[str, str]:
     """
     environment = dict(os.environ)
     environment.pop("FORCE_COLOR", None)
-    for key in ("NO_PROXY", "no_proxy"):
-        environment[key] = without_proxy(environment.get(key, ""))
+    bypass_proxies_here(environment)
     scripts = sysconfig.get_path("scripts")
     return environment | {
         "PATH": os.pathsep.join([scripts, environment.get("PATH", os.defpath)]),
@@ -115,12 +114,8 @@ def _connection(folder: Path, port: int, has_ray: bool) -> Connection:
         environment["RAY_gcs_rpc_server_connect_timeout_s"] = "60"
     for name in ("flwr", "work"):
         (folder / name).mkdir()
-    config = {
-        "superlink": {
-            "default": _NAME,
-            _NAME: {"address": f"{_HOST}:{port}", "insecure": True},
-        }
-    }
+    link = {"address": f"{_HOST}:{port}", "insecure": True}
+    config = {"superlink": {"default": _NAME, _NAME: link}}
     (folder / "flwr" / "config.toml").write_text(tomli_w.dumps(config), encoding="utf-8")
     return Connection(_NAME, environment, folder / "work", folder / "superlink.log", has_ray)
 

@@ -68,33 +68,31 @@ def allowed_apps(apps: Sequence[str], any_app: bool) -> frozenset[str] | None:
     return frozenset([*named, own_app()])
 
 
-def run_print_app() -> int:
-    """Print the digest of this installation's own app and return the exit code."""
-    sys.stdout.write(f"{own_app()}\n")
-    return 0
-
-
-def run_supernode(arguments: Sequence[str], apps: Sequence[str], any_app: bool) -> NoReturn:
+def run_supernode(
+    passed_on: Sequence[str], app: Sequence[str], *, any_app: bool, print_app: bool
+) -> int:
     """Run Flower's SuperNode in this process until it ends, and end the process with it.
 
-    `arguments`: those of `flower-supernode`. `apps`, `any_app`: as for :func:`allowed_apps`. Raises
-    FedpruneError: before anything is started: see :func:`allowed_apps`, or Flower is another than
-    expected.
+    `passed_on`: arguments of `flower-supernode`. `app`, `any_app`: as for :func:`allowed_apps`.
+    `print_app`: only print the digest of this installation's own app, and return.
     """
+    if print_app:
+        sys.stdout.write(f"{own_app()}\n")
+        return 0
     # Flower reads these when it is imported, and the user's own values go first.
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     # Its executors inherit it: they speak to this process.
-    bypass_proxies_here()
-    told = _trouble(arguments)
+    bypass_proxies_here(os.environ)
+    told = _trouble(passed_on)
     if told:
         sys.stderr.write(f"{told}\n")
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
     from fedprune.flower.node_guard import NodeGuard, install
 
-    install(NodeGuard(allowed_apps(apps, any_app)))
-    sys.argv = ["flower-supernode", *arguments]
+    install(NodeGuard(allowed_apps(app, any_app)))
+    sys.argv = ["flower-supernode", *passed_on]
     failure = threading.Event()
     threading.excepthook = _Watch(failure)
     code = FAILED

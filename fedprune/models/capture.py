@@ -21,7 +21,7 @@ from transformers.utils import ModelOutput
 from fedprune.errors import ModelError
 from fedprune.models.carried import Carried, put_back
 from fedprune.models.loading import LoadedModel
-from fedprune.models.passage import HIDDEN, plain_forward, replaced_forwards
+from fedprune.models.passage import HIDDEN, FinishedError, plain_forward, replaced_forwards
 from fedprune.models.weights import raw_bytes
 
 _PLAIN = (type(None), bool, int, float, str, torch.dtype)
@@ -194,10 +194,6 @@ def hidden_of(output: object) -> Tensor:
     return first
 
 
-class _FinishedError(Exception):
-    """Leaves the model's forward pass once everything has been seen."""
-
-
 @dataclass
 class _Recorder:
     """Stands in for the blocks during one forward pass."""
@@ -225,7 +221,11 @@ class _Recorder:
             )
         by_name = HIDDEN in kwargs
         hidden = kwargs.pop(HIDDEN) if by_name else args[0] if args else None
-        if not isinstance(hidden, Tensor) or not self._unchanged(hidden):
+        before = self.passed_on
+        unchanged = isinstance(hidden, Tensor) and (
+            before is None or hidden is before or torch.equal(hidden, before)
+        )
+        if not isinstance(hidden, Tensor) or not unchanged:
             raise ModelError(
                 f"Decoder block {index} does not get the output of the block before as it is. "
                 "This architecture is not supported."
@@ -240,12 +240,8 @@ class _Recorder:
             )
         )
         if len(self.calls) == len(self.order):
-            raise _FinishedError
+            raise FinishedError
         return hidden if self.tail is None else (hidden, *self.tail)
-
-    def _unchanged(self, hidden: Tensor) -> bool:
-        before = self.passed_on
-        return before is None or hidden is before or torch.equal(hidden, before)
 
     def _keep(self, index: int, name: str, value: object) -> object:
         try:
@@ -285,7 +281,7 @@ class _Replay:
         self.called += 1
         if place == self.place:
             self.call = BlockCall(None, args, kwargs)
-            raise _FinishedError
+            raise FinishedError
         if self.carried is None:
             raise RuntimeError("nothing is known of the blocks before.")
         if place == self.place - 1:
@@ -308,7 +304,7 @@ def named(args: Sequence[object], kwargs: Mapping[str, object]) -> dict[str, obj
 
 def _forward(model: LoadedModel, tokens: Tensor, tensors: Mapping[str, Tensor]) -> None:
     """Run the model on some sequences until somebody has seen enough."""
-    with suppress(_FinishedError):
+    with suppress(FinishedError):
         _call(model, tokens, tensors)
 
 

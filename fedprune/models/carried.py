@@ -46,7 +46,10 @@ class Carried:
         try:
             tensors = load(packed.cpu().numpy().tobytes())
             output, written = json.loads(bytes(tensors[_FORM].tolist()))
-            return cls(_decoded(output, tensors), _decoded_mapping(written, tensors))
+            found = _decoded(written, tensors)
+            if not isinstance(found, dict) or not all(isinstance(e, dict) for e in found.values()):
+                raise ValueError("no form of what blocks wrote.")
+            return cls(_decoded(output, tensors), found)
         except (SafetensorError, KeyError, ValueError, TypeError) as error:
             raise ModelError(
                 "Saved states are not those of this decoder. Start the run again from block 0."
@@ -84,15 +87,6 @@ def _decoded(form: object, tensors: Mapping[str, Tensor]) -> object:
         return {key: _decoded(entry, tensors) for key, entry in inside.items()}
     made = [_decoded(entry, tensors) for entry in inside]
     return made if kind == "list" else tuple(made)
-
-
-def _decoded_mapping(
-    form: object, tensors: Mapping[str, Tensor]
-) -> Mapping[str, dict[str, object]]:
-    found = _decoded(form, tensors)
-    if not isinstance(found, dict) or not all(isinstance(one, dict) for one in found.values()):
-        raise ValueError("no form of what blocks wrote.")
-    return found
 
 
 def entries(call: Mapping[str, object]) -> dict[str, dict[str, object]]:

@@ -34,7 +34,10 @@ def demo_model_path() -> Path:
     Returns folder with `model.safetensors` (float32), `config.json` and the tokenizer. Raises
     ModelError: a shipped file is missing or damaged, or the cache cannot be written.
     """
-    contents = _shipped_files()
+    try:
+        contents = {name: (SHIPPED / name).read_bytes() for name in sorted((*COPIED, WEIGHTS))}
+    except OSError as error:
+        raise _damaged(f"'{error.filename}' cannot be read") from error
     digest = hashlib.sha256()
     for name, content in contents.items():
         digest.update(f"{name}:{len(content)}\n".encode())
@@ -51,13 +54,6 @@ def demo_model_path() -> Path:
             "Make the folder writable or point FEDPRUNE_HOME elsewhere."
         ) from error
     return target
-
-
-def _shipped_files() -> dict[str, bytes]:
-    try:
-        return {name: (SHIPPED / name).read_bytes() for name in sorted((*COPIED, WEIGHTS))}
-    except OSError as error:
-        raise _damaged(f"'{error.filename}' cannot be read") from error
 
 
 def _decode_weights(content: bytes) -> dict[str, torch.Tensor]:

@@ -147,9 +147,12 @@ def find_layout(model: nn.Module) -> DecoderLayout:
     # A tower for images may be larger than the decoder of the text, which alone is called here.
     called = [entry for entry in lists if seen.order(entry[0])]
     if not called:
+        why, error = "", seen.error
+        if error is not None:
+            why = f" ({type(error).__name__}: {' '.join(str(error).split())})"
         raise ModelError(
             f"{kind} cannot be pruned: its forward pass on token ids alone does not reach "
-            f"`{lists[0][0]}`{_why(seen.error)}. Set `model.path` to a causal language model."
+            f"`{lists[0][0]}`{why}. Set `model.path` to a causal language model."
         )
     # max() keeps the first of equals, and an outer list comes before those inside its blocks.
     prefix, found = max(called, key=lambda entry: _linear_numel(entry[1], width))
@@ -172,10 +175,6 @@ def _shared(prefix: str, blocks: nn.ModuleList) -> frozenset[str]:
         if is_linear(module):
             places.setdefault(id(module.get_parameter("weight")), []).append(f"{prefix}.{name}")
     return frozenset(name for names in places.values() if len(names) > 1 for name in names)
-
-
-def _why(error: Exception | None) -> str:
-    return "" if error is None else f" ({type(error).__name__}: {' '.join(str(error).split())})"
 
 
 def _check_blocks(kind: str, layout: DecoderLayout) -> None:
@@ -223,7 +222,9 @@ def _prunable(block: nn.Module, width: int) -> Iterator[LinearRef]:
     for path, module in modules.items():
         if is_linear(module):
             if not any(_routes(path, parent) for parent in parents):
-                yield LinearRef(path, module, _shape(module))
+                first, second = module.get_parameter("weight").shape
+                swapped = isinstance(module, Conv1D)
+                yield LinearRef(path, module, (second, first) if swapped else (first, second))
             continue
         matrices, stacked = fused[path], stacked_experts(module)
         for index in range(num_experts(module, list(matrices)) if matrices else 0):
@@ -265,18 +266,9 @@ def _width(model: nn.Module) -> int:
     return size if isinstance(size, int) else 0
 
 
-def _weight(module: nn.Module) -> Tensor:
-    return module.get_parameter("weight").detach()
-
-
-def _shape(module: nn.Module) -> tuple[int, int]:
-    first, second = _weight(module).shape
-    return (second, first) if isinstance(module, Conv1D) else (first, second)
-
-
 def _linear_numel(module: nn.Module, width: int) -> int:
     return sum(
-        _weight(child).numel()
+        child.get_parameter("weight").numel()
         if is_linear(child)
         else sum(child.get_parameter(name).numel() for name in expert_matrices(child, width))
         for child in module.modules()

@@ -107,7 +107,9 @@ class LoadedModel:
         Tied ones are there once; what text never reaches, a tower for images, is not.
         """
         saved = self.model.state_dict()
-        outside = dict(self._outside())
+        others = tuple(f"{name}." for name in (self.layout.prefix, *self.layout.unread))
+        every = chain(self.model.named_parameters(), self.model.named_buffers())
+        outside = {name: tensor for name, tensor in every if not name.startswith(others)}
         stored = self.source.tensors(name for name in outside if name in saved)
         return {name: stored.get(name, tensor.detach()) for name, tensor in outside.items()}
 
@@ -116,12 +118,6 @@ class LoadedModel:
         if block < len(self.layout.blocks):
             prefix = f"{self.layout.prefix}.{block}."
             self.source.prefetch(prefix + name for name in self.layout.blocks[block].state_dict())
-
-    def _outside(self) -> Iterator[tuple[str, Tensor]]:
-        others = tuple(f"{name}." for name in (self.layout.prefix, *self.layout.unread))
-        for name, tensor in chain(self.model.named_parameters(), self.model.named_buffers()):
-            if not name.startswith(others):
-                yield name, tensor
 
 
 def loaded_from(

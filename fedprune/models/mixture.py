@@ -11,7 +11,7 @@ the one that does this.
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -185,8 +185,7 @@ def without_experts(model: LoadedModel, keep: Keep) -> Reshape:
     for key, value in _candidates(model, mixture, kept):
         dims = _cut_dimensions(model, mixture, Reshape({key: value}), kept)
         if dims is not None:
-            cut = _Cut(model.layout.prefix, mixture.count, keep, dims)
-            return Reshape({key: value}, tensors=cut)
+            return Reshape({key: value}, tensors=_cutting(model.layout.prefix, mixture, keep, dims))
     raise ModelError(
         f"No key of the configuration of {type(model.model).__name__} makes a model with {kept} "
         f"experts in place of {mixture.count}: transformers would not load it. Prune its "
@@ -281,28 +280,22 @@ def _block_of(name: str, prefix: str) -> int | None:
     return int(found[1]) if found else None
 
 
-@dataclass(frozen=True)
-class _Cut:
-    """Leaves of each tensor what belongs to the experts that remain."""
+def _cutting(
+    prefix: str, mixture: Mixture, keep: Keep, dims: Mapping[str, int]
+) -> Callable[[str, Tensor], Tensor]:
+    """Return what leaves of each tensor what belongs to the experts that remain."""
 
-    prefix: str
-    count: int
-    keep: Keep
-    dims: Mapping[str, int]
-
-    def __call__(self, name: str, tensor: Tensor) -> Tensor:
-        block = _block_of(name, self.prefix)
-        if name not in self.dims or block is None:
+    def cut(name: str, tensor: Tensor) -> Tensor:
+        block = _block_of(name, prefix)
+        if name not in dims or block is None:
             return tensor
-        return parts_of(tensor, self.dims[name], self.count, self.keep[block])
+        return parts_of(tensor, dims[name], mixture.count, keep[block])
+
+    return cut
 
 
 def parts_of(tensor: Tensor, dim: int, count: int, kept: Sequence[int]) -> Tensor:
-    """Return some of the equal parts of a tensor.
-
-    `tensor`: any shape. `dim`: the dimension that is divided into ``count`` parts of consecutive
-    entries.
-    """
+    """Return some of the ``count`` equal parts into which a dimension of a tensor is divided."""
     shape = tuple(tensor.shape)
     parts = tensor.reshape(*shape[:dim], count, shape[dim] // count, *shape[dim + 1 :])
     return parts.index_select(dim, torch.tensor(kept)).flatten(dim, dim + 1)

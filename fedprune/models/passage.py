@@ -10,7 +10,7 @@ import copy
 import operator
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -242,20 +242,12 @@ def _constant(tensor: Tensor) -> Tensor:
 
 def _stand_in(seed: int, width: int | None, *args: object, **kwargs: object) -> Tensor:
     """Return made-up outputs that depend on the inputs, each row on its own."""
-    inputs = next(one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)).float()
+    given = next(one for one in (*args, *kwargs.values()) if isinstance(one, Tensor))
+    inputs = given.float()
     generator = torch.Generator().manual_seed(seed)
     shape = (*inputs.shape[:-1], inputs.shape[-1] if width is None else width)
     made = torch.randn(shape, generator=generator) + inputs.mean(-1, keepdim=True)
-    return made.to(_dtype(args, kwargs))
-
-
-def _dtype(args: Sequence[object], kwargs: Mapping[str, object]) -> torch.dtype:
-    found = next(one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)).dtype
-    return found if found.is_floating_point else torch.get_default_dtype()
-
-
-def _random(shape: Sequence[int], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    return torch.randn(tuple(shape), generator=generator).to(dtype)
+    return made.to(given.dtype if given.is_floating_point() else torch.get_default_dtype())
 
 
 def _run(hollow: nn.Module) -> object:
@@ -297,7 +289,8 @@ def plain_forward(model: nn.Module) -> Iterator[None]:
         "rescale_every": 0,  # of RWKV, which else divides weights in place, against overflows
     }
     config = getattr(model, "config", None)
-    parts = {id(part): part for part in (config, *_text_parts(config)) if part is not None}
+    text = config.get_text_config() if isinstance(config, PreTrainedConfig) else None
+    parts = {id(part): part for part in (config, text) if part is not None}
     odd = [
         (part, name, getattr(part, name))
         for part in parts.values()
@@ -313,10 +306,6 @@ def plain_forward(model: nn.Module) -> Iterator[None]:
             setattr(part, name, value)
 
 
-def _text_parts(config: object) -> tuple[object, ...]:
-    return (config.get_text_config(),) if isinstance(config, PreTrainedConfig) else ()
-
-
 def _noting(found: Trace, name: str, index: int) -> tuple[Callable[..., None], Callable[..., None]]:
     held: list[tuple[list[object], list[object]]] = []
 
@@ -330,9 +319,6 @@ def _noting(found: Trace, name: str, index: int) -> tuple[Callable[..., None], C
                 further += _entries(value)
         held.append((outermost, further))
 
-    def before(_module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-        look(args, kwargs)
-
     def after(
         _module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object
     ) -> None:
@@ -344,7 +330,7 @@ def _noting(found: Trace, name: str, index: int) -> tuple[Callable[..., None], C
         elif _changed(then[1], now[1]):
             found.hiders.add(name)
 
-    return before, after
+    return lambda _module, args, kwargs: look(args, kwargs), after
 
 
 def _changed(then: list[object], now: list[object]) -> bool:
@@ -387,7 +373,10 @@ def _is_plain(
     within = slice(1, len(order))
     if (
         not writes
-        and all(map(_same_call, seen[within], other[within]))
+        and all(
+            _same(*map(_without_hidden, pair))
+            for pair in zip(seen[within], other[within], strict=False)
+        )
         and all(
             _hidden(call) is not None and _same(_hidden(call), _first(made))
             for call, made in zip(seen[within], first, strict=False)
@@ -413,7 +402,7 @@ def _is_plain(
 Call = tuple[tuple[object, ...], dict[str, object]]
 
 
-class _FinishedError(Exception):
+class FinishedError(Exception):
     """Leaves a forward pass once everything has been seen."""
 
 
@@ -423,21 +412,17 @@ def _seen(
     """Return what each block, and the head, is called with where blocks return what is given."""
     calls: list[Call] = []
 
-    def stand_in(*args: object, **kwargs: object) -> object:
+    def stand_in(last: bool, *args: object, **kwargs: object) -> object:
         calls.append((tuple(map(_kept, args)), {name: _kept(one) for name, one in kwargs.items()}))
+        if last:
+            raise FinishedError
         return _kept(made[len(calls) - 1])
 
-    def end(*args: object, **kwargs: object) -> object:
-        calls.append((tuple(map(_kept, args)), {name: _kept(one) for name, one in kwargs.items()}))
-        raise _FinishedError
-
     head = getattr(hollow, "get_output_embeddings", lambda: None)()
-    stand_ins = [(blocks[index], stand_in) for index in order]
-    with replaced_forwards([*stand_ins, *([(head, end)] if head is not None else [])]):
-        try:
-            _run(hollow)
-        except _FinishedError:
-            pass
+    stand_ins = [(blocks[index], partial(stand_in, False)) for index in order]
+    stand_ins += [] if head is None else [(head, partial(stand_in, True))]
+    with replaced_forwards(stand_ins), suppress(FinishedError):
+        _run(hollow)
     return calls
 
 
@@ -466,7 +451,7 @@ def _made_up(outputs: Sequence[object], seed: int) -> list[object]:
     def change(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
             return tensor.clone() if seed == _SEEDS[0] else (tensor + 1).to(tensor.dtype)
-        return _random(tensor.shape, tensor.dtype, generator)
+        return torch.randn(tuple(tensor.shape), generator=generator).to(tensor.dtype)
 
     return [map_leaves(output, change) for output in outputs]
 
@@ -502,11 +487,6 @@ def _first(output: object) -> object:
     return output[0] if isinstance(output, tuple | list) and output else output
 
 
-def _same_call(one: Call, other: Call) -> bool:
-    """Whether two calls have the same arguments but for the hidden states."""
-    return _same(_without_hidden(one), _without_hidden(other))
-
-
 def _without_hidden(call: Call) -> Call:
     args, kwargs = call
     if HIDDEN in kwargs:
@@ -535,8 +515,5 @@ def _same(one: object, other: object) -> bool:
             and one.keys() == other.keys()
             and all(_same(entry, other[key]) for key, entry in one.items())
         )
-    return one is other or bool(one == other) if _comparable(one) else True
-
-
-def _comparable(value: object) -> bool:
-    return value is None or isinstance(value, bool | int | float | str | torch.dtype)
+    comparable = isinstance(one, bool | int | float | str | torch.dtype | None)
+    return not comparable or one is other or bool(one == other)

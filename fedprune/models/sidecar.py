@@ -8,13 +8,13 @@ since safetensors orders entries at random.
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from fedprune.errors import ModelError, WireError
@@ -85,21 +85,27 @@ class SidecarWriter:
         save_tensors(self._path, tensors, {_ENTRY: json.dumps(header)})
 
 
-def sidecar_metadata(path: Path) -> dict[str, object]:
-    """Return what a file of masks says about itself; errors as :func:`read_sidecar`."""
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, object]]]:
+    """Open a file of masks and give its checked metadata with it."""
     if not path.is_file():
         raise ModelError(f"No mask sidecar at '{path}'. Give the masks.safetensors of an export.")
     try:
         with safe_open(path, framework="numpy") as file:
-            return _header(path, file.metadata() or {})
+            yield file, _header(path, file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise _damaged(path, str(error)) from error
 
 
+def sidecar_metadata(path: Path) -> dict[str, object]:
+    """Return what a file of masks says about itself; errors as :func:`read_sidecar`."""
+    with _opened(path) as (_, header):
+        return header
+
+
 def sidecar_shapes(path: Path) -> dict[str, tuple[int, int]]:
     """Return the shape of each mask, name -> (d_out, d_in); errors as :func:`read_sidecar`."""
-    header = sidecar_metadata(path)
-    with safe_open(path, framework="numpy") as file:
+    with _opened(path) as (file, header):
         return _shapes(path, header, set(file.keys()))
 
 
@@ -109,22 +115,26 @@ def read_sidecar(path: Path) -> dict[int, dict[str, BitMask]]:
     Returns block -> linear -> mask. Raises ModelError if the file is missing or damaged, of another
     format or version, or contradicts itself.
     """
-    if not path.is_file():
-        raise ModelError(f"No mask sidecar at '{path}'. Give the masks.safetensors of an export.")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            header = _header(path, file.metadata() or {})
-            shapes = _shapes(path, header, set(file.keys()))
-            named = {
-                name: _mask(path, name, file.get_tensor(name), shape)
-                for name, shape in shapes.items()
-            }
-    except (SafetensorError, OSError) as error:
-        raise _damaged(path, str(error)) from error
+    named: dict[str, BitMask] = {}
+    with _opened(path) as (file, header):
+        shapes = _shapes(path, header, set(file.keys()))
+        for name, shape in shapes.items():
+            try:
+                named[name] = BitMask(file.get_tensor(name), shape)
+            except WireError as error:
+                raise _damaged(path, f"`{name}`: {error}") from error
     sparsity = _sparsity(shapes.values(), sum(mask.survivors for mask in named.values()))
     if header.get("sparsity") != sparsity:
         raise _damaged(path, f"its sparsity is {sparsity!r}, recorded is {header.get('sparsity')}")
-    return _by_block(path, str(header["prefix"]), named)
+    prefix = str(header["prefix"])
+    pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.(.+)\.weight")
+    masks: dict[int, dict[str, BitMask]] = {}
+    for name, mask in named.items():
+        match = pattern.fullmatch(name)
+        if match is None:
+            raise _damaged(path, f"`{name}` is not a weight in the blocks of `{prefix}`")
+        masks.setdefault(int(match[1]), {})[match[2]] = mask
+    return masks
 
 
 def _sparsity(shapes: Iterable[tuple[int, int]], survivors: int) -> float:
@@ -167,26 +177,6 @@ def _shapes(
         odd = sorted(set(shapes) ^ stored)
         raise _damaged(path, f"`shapes` and tensors differ in {', '.join(odd[:3])}")
     return shapes
-
-
-def _mask(path: Path, name: str, bits: NDArray[np.uint8], shape: tuple[int, int]) -> BitMask:
-    try:
-        return BitMask(bits, shape)
-    except WireError as error:
-        raise _damaged(path, f"`{name}`: {error}") from error
-
-
-def _by_block(
-    path: Path, prefix: str, named: Mapping[str, BitMask]
-) -> dict[int, dict[str, BitMask]]:
-    pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.(.+)\.weight")
-    masks: dict[int, dict[str, BitMask]] = {}
-    for name, mask in named.items():
-        match = pattern.fullmatch(name)
-        if match is None:
-            raise _damaged(path, f"`{name}` is not a weight in the blocks of `{prefix}`")
-        masks.setdefault(int(match[1]), {})[match[2]] = mask
-    return masks
 
 
 def _damaged(path: Path, what: str) -> ModelError:

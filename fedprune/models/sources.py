@@ -10,7 +10,7 @@ import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -27,34 +27,6 @@ _DERIVED = re.compile(r"rotary_emb\.|\.attn\.(masked_)?bias$|position_ids$")
 _log = logging.getLogger("flwr")
 
 
-class WeightSource(Protocol):
-    """Gives a model's tensors under the names of the model's state."""
-
-    def tensors(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Return tensors on the CPU; writing to one may change the model."""
-        ...
-
-    def prefetch(self, names: Iterable[str]) -> None:
-        """Let tensors that will be asked for next be read in the background."""
-        ...
-
-    def together(self, names: Iterable[str]) -> Iterator[list[str]]:
-        """Yield names in groups, small ones, whose tensors can be stored group by group."""
-        ...
-
-    def stored(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return tensors of the state as a checkpoint of this model holds them, by its names.
-
-        Tensors that are stored as one, or one that is stored in pieces, must come together:
-        :meth:`together` says which. What no checkpoint of this model holds keeps its name.
-        """
-        ...
-
-    def untouched(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Return what these tensors are stored as, unread and bit for bit, by the stored names."""
-        ...
-
-
 @dataclass(frozen=True)
 class HeldWeights:
     """Weights in memory: of a model made in Python, or of a checkpoint that cannot be mapped."""
@@ -62,7 +34,7 @@ class HeldWeights:
     model: PreTrainedModel
 
     def tensors(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Return the tensors themselves."""
+        """Return the tensors themselves: writing to one changes the model."""
         found: dict[str, Tensor] = {}
         for name in names:
             owner, _, attribute = name.rpartition(".")
@@ -102,7 +74,7 @@ class MappedWeights:
     )
 
     def tensors(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Return tensors, mapped; copies where the model computes in another type."""
+        """Return tensors on the CPU, mapped; copies where the model computes in another type."""
         wanted = {name: self._own(name) for name in names}
         whole: dict[str, Stored] = {}
         found: dict[str, Tensor] = {}
@@ -116,15 +88,19 @@ class MappedWeights:
         return {name: found[own].to(self.types[name]) for name, own in wanted.items()}
 
     def prefetch(self, names: Iterable[str]) -> None:
-        """Ask the system to read the tensors' files ahead."""
+        """Let tensors that will be asked for next be read in the background."""
         prefetch(part.place for name in names for part in self.origins[self._own(name)].parts)
 
     def together(self, names: Iterable[str]) -> Iterator[list[str]]:
-        """Yield most names alone, with others those that are stored with them."""
+        """Yield names in groups, most alone, whose tensors can be stored group by group."""
         return together(self.origins, names)
 
     def stored(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return tensors as the files that the model came from hold them, by their names."""
+        """Return tensors of the state as the files that the model came from hold them.
+
+        Tensors that are stored as one, or one that is stored in pieces, must come together:
+        :meth:`together` says which. What the files do not hold keeps its name.
+        """
         own = {self._own(name): tensor for name, tensor in tensors.items()}
         found: dict[str, Tensor] = {}
         for names in self.together(own):
@@ -135,7 +111,7 @@ class MappedWeights:
         return found
 
     def untouched(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Return the stored tensors, mapped."""
+        """Return what these tensors are stored as, unread and bit for bit, by the stored names."""
         parts = [part for name in names for part in self.origins[self._own(name)].parts]
         return map_tensors({part.place.name: part.place for part in parts})
 
@@ -149,6 +125,10 @@ class MappedWeights:
         made = origin.tensors(self.model)
         self._made.append((origin, made))
         return made
+
+
+WeightSource = HeldWeights | MappedWeights
+"""Gives a model's tensors under the names of the model's state, and says how they are stored."""
 
 
 def tied_names(model: PreTrainedModel) -> dict[str, str]:

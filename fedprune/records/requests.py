@@ -96,15 +96,11 @@ def read_order(message: Message) -> Order:
     blocks = record.get("blocks")
     if not isinstance(blocks, list) or not all(type(block) is int for block in blocks):
         raise ReplyRefusedError("'blocks' must be a list of whole numbers.")
-    return Order(
-        blocks=tuple(block for block in blocks if isinstance(block, int)),
-        resume=int(str(typed(record, "resume", int))),
-        last=bool(typed(record, "last", bool)),
-        segment_bytes=int(str(typed(record, "segment-bytes", int))),
-        exchange=str(typed(record, "exchange", str)),
-        round=int(str(typed(record, "round", int))),
-        step=int(str(typed(record, "step", int))),
+    kinds = {"last": bool, "exchange": str} | dict.fromkeys(
+        ("resume", "segment_bytes", "round", "step"), int
     )
+    values = {key: typed(record, kebab(key), kind) for key, kind in kinds.items()}
+    return Order(tuple(blocks), **values)  # type: ignore[arg-type]
 
 
 def read_ahead(message: Message) -> dict[str, int]:

@@ -5,17 +5,11 @@ from typing import Any
 
 from fedprune.results.text import NONE, count
 
-
-def audit_header() -> list[str]:
-    """Return the columns of :func:`audit_rows`."""
-    return [
-        "What is released",
-        "Sent under",
-        "Error of norms",
-        "Words right",
-        "Words found",
-        "Known sample",
-    ]
+AUDIT_HEADER = [
+    *("What is released", "Sent under"),
+    *("Error of norms", "Words right", "Words found", "Known sample"),
+]
+"""The columns of :func:`audit_rows`."""
 
 
 def audit_rows(found: Mapping[str, Any]) -> list[list[str]]:
@@ -27,7 +21,7 @@ def audit_rows(found: Mapping[str, Any]) -> list[list[str]]:
         [
             one["what"],
             ", ".join(one["sent_by"]) or NONE,
-            _norms(one["norms"]),
+            "exact" if one["norms"] is None else f"{one['norms']['error']:.2g}",
             *_words(one["words"]),
             _separation(one["membership"], one["guess"]),
         ]
@@ -43,10 +37,6 @@ def audit_summary(found: Mapping[str, Any]) -> str:
         f"{found['others']} other samples of the kind in the attacker's hands; masks by Wanda at "
         f"{found['sparsity']:.0%} zeros"
     )
-
-
-def _norms(norms: Mapping[str, float] | None) -> str:
-    return "exact" if norms is None else f"{norms['error']:.2g}"
 
 
 def _words(words: Mapping[str, float] | None) -> list[str]:

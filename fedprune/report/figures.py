@@ -6,7 +6,7 @@ outlives a figure.
 """
 
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,15 +19,13 @@ from fedprune.report.series import (
     Cost,
     Point,
     Series,
-    at_column,
     baseline_series,
     costs,
-    excesses,
     frontier_series,
     is_numeric,
+    matching,
     method_series,
     places,
-    time_series,
     unbeaten,
     wide_range,
     within,
@@ -35,8 +33,17 @@ from fedprune.report.series import (
 )
 from fedprune.report.svg import inline_svg
 from fedprune.results import text
-from fedprune.results.perplexity import DENSE, GEOMETRIC_MEAN, SUMMARIES
-from fedprune.results.sweep import Axes, Row, by_seed, combinations, datasets, perplexity_key
+from fedprune.results.perplexity import DENSE, FEDERATED, GEOMETRIC_MEAN, SUMMARIES
+from fedprune.results.sweep import (
+    EXCESS,
+    PRUNE_SECONDS,
+    Axes,
+    Row,
+    by_seed,
+    combinations,
+    datasets,
+    perplexity_key,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes as Panel
@@ -103,6 +110,7 @@ _FONT = 12.0
 
 _Marks = dict[str, list[str]]
 """Group id of a series' markers -> what each of them says."""
+_Say = Callable[[Point], str]
 
 
 def perplexity_drawing(rows: Sequence[Row], axes: Axes, dataset: str, name: str) -> Markup:
@@ -220,10 +228,7 @@ def plot_sweep(rows: Sequence[Row], axes: Axes, title: str, folder: Path) -> lis
 
 
 def plot_time(rows: Sequence[Row], axes: Axes, title: str, folder: Path) -> list[Path]:
-    """Draw ``time.png`` and ``time.svg``, the seconds of pruning, and return their paths.
-
-    `rows`, `axes`, `title`, `folder`: as for :func:`plot_sweep`.
-    """
+    """Draw ``time.png`` and ``time.svg``, the seconds of pruning; as :func:`plot_sweep`."""
     from matplotlib.figure import Figure
 
     with _styled():
@@ -242,7 +247,6 @@ def plot_bytes(rows: Sequence[Row], axes: Axes, title: str, folder: Path) -> lis
     A panel for each column of the table, a point for each of its rows. Perplexity is the geometric
     mean over the data sets, where there are several.
 
-    `rows`, `axes`, `title`, `folder`: as for :func:`plot_sweep`; at least one row has a perplexity.
     """
     measured = datasets(rows)
     dataset = GEOMETRIC_MEAN if GEOMETRIC_MEAN in measured else measured[0]
@@ -250,7 +254,7 @@ def plot_bytes(rows: Sequence[Row], axes: Axes, title: str, folder: Path) -> lis
     def draw(panel: "Panel", here: Sequence[Row]) -> None:
         panel.set_ylabel(f"perplexity ({dataset})")
         dense = by_seed(here, perplexity_key(dataset, DENSE))
-        _labelled(panel, costs(here, axes.rows, dataset), dense)
+        _labelled(panel, costs(here, axes.rows, perplexity_key(dataset, FEDERATED)), dense)
 
     return _a_panel_a_column(rows, axes, title, folder / "bytes", draw)
 
@@ -261,13 +265,11 @@ def plot_frontier(rows: Sequence[Row], axes: Axes, title: str, folder: Path) -> 
     As :func:`plot_bytes`, with what the settings leave of the dense model: log-perplexity over
     its, by which settings close to it can be told apart. A line joins those that no other beats
     with as few bytes.
-
-    `rows`, `axes`, `title`, `folder`: as for :func:`plot_sweep`.
     """
 
     def draw(panel: "Panel", here: Sequence[Row]) -> None:
         panel.set_ylabel(_EXCESS)
-        points = excesses(here, axes.rows)
+        points = costs(here, axes.rows, EXCESS)
         _labelled(panel, points, [])
         _join_unbeaten(panel, points)
 
@@ -293,7 +295,7 @@ def _a_panel_a_column(
             names = zip(axes.columns, column, strict=True)
             panel.set_title(", ".join(f"{key} {value}" for key, value in names), fontsize="small")
             panel.set_xlabel(_SENT)
-            draw(panel, at_column(rows, axes, column))
+            draw(panel, matching(rows, axes.columns, column))
         return _save(figure, path.parent, path.name)
 
 
@@ -332,13 +334,13 @@ class _Drawn:
 
     @classmethod
     def of(cls, rows: Sequence[Row], axes: Axes, dataset: str) -> "_Drawn":
-        methods = method_series(rows, axes, dataset)
+        methods = method_series(rows, axes, perplexity_key(dataset, FEDERATED))
         baselines = baseline_series(rows, axes, dataset)
         return cls(dataset, x_axis(rows, axes), methods, baselines, _styles(methods))
 
     @classmethod
     def of_times(cls, rows: Sequence[Row], axes: Axes) -> "_Drawn":
-        methods = time_series(rows, axes)
+        methods = method_series(rows, axes, PRUNE_SECONDS)
         return cls("", x_axis(rows, axes), methods, [], _styles(methods))
 
     @property
@@ -365,19 +367,17 @@ def _along_axis(panel: "Panel", one: _Drawn, write: Callable[[float], str]) -> _
     width = max(place.values(), default=0.0) - min(place.values(), default=0.0) or 1.0
     marks: _Marks = {}
 
-    def draw(series: Series, xs: Sequence[float], style: _Style) -> None:
-        name = f"points{len(marks)}"
-        marks[name] = [f"{series.label}: {write(p.mean)} at {one.x} {p.x}" for p in series.points]
-        _draw(panel, series, xs, style, name)
+    def say(p: Point) -> str:
+        return f"{write(p.mean)} at {one.x} {p.x}"
 
     for number, series in enumerate(one.methods):
         # Methods often agree to the last digit: side by side all of them can be seen.
         shift = (number - (len(one.methods) - 1) / 2) * _DODGE[numeric] * width
         colour, marker, line = one.styles[series.values]
         xs = [place[p.x] + shift for p in series.points]
-        draw(series, xs, (colour, marker, line if numeric else ""))
+        _draw(panel, series, xs, (colour, marker, line if numeric else ""), marks, say)
     for series, style in zip(one.baselines, _baseline_styles(one), strict=True):
-        draw(series, [place[p.x] for p in series.points], style)
+        _draw(panel, series, [place[p.x] for p in series.points], style, marks, say)
     panel.set_xticks(list(place.values()), values)
     _thin_ticks(panel)
     panel.set_xlabel(one.x)
@@ -390,19 +390,13 @@ def _along_bytes(panel: "Panel", one: _Drawn) -> _Marks:
     marks: _Marks = {}
     for series in one.methods:
         colour, marker, _ = one.styles[series.values]
-        name = f"points{len(marks)}"
-        marks[name] = [
-            f"{series.label}: {text.figure(p.mean)} at {one.x} {p.x}" for p in series.points
-        ]
-        _draw(panel, series, [p.megabytes for p in series.points], (colour, marker, ""), name)
-        for point in series.points:
-            panel.annotate(
-                point.x,
-                (point.megabytes, point.mean),
-                xytext=(8, 0),
-                textcoords="offset points",
-                va="center",
-            )
+
+        def say(p: Point) -> str:
+            return f"{text.figure(p.mean)} at {one.x} {p.x}"
+
+        xs = [p.megabytes for p in series.points]
+        _draw(panel, series, xs, (colour, marker, ""), marks, say)
+        _annotate(panel, series.points)
     if wide_range(sizes):
         _scale_logarithmically(panel, "x")
     elif sizes:
@@ -420,14 +414,13 @@ def _along_sent(panel: "Panel", series: Sequence[Series]) -> _Marks:
     marks: _Marks = {}
     for one in series:
         colour, marker, _ = styles[one.values]
-        name = f"points{len(marks)}"
-        marks[name] = [
-            f"{one.label}: {p.mean:.4f} for {p.megabytes:.3g} MB {p.x}".strip() for p in one.points
-        ]
-        _draw(panel, one, [p.megabytes for p in one.points], (colour, marker, ""), name)
-        for point in one.points if len(columns) > 1 else ():
-            place = (point.megabytes, point.mean)
-            panel.annotate(point.x, place, xytext=(8, 0), textcoords="offset points", va="center")
+
+        def say(p: Point) -> str:
+            return f"{p.mean:.4f} for {p.megabytes:.3g} MB {p.x}".strip()
+
+        _draw(panel, one, [p.megabytes for p in one.points], (colour, marker, ""), marks, say)
+        if len(columns) > 1:
+            _annotate(panel, one.points)
     _scale_costs(panel, [point for one in series for point in one.points])
     for column in columns:
         found = [p for one in series for p in one.points if p.x == column]
@@ -437,7 +430,14 @@ def _along_sent(panel: "Panel", series: Sequence[Series]) -> _Marks:
     return marks
 
 
-def _join_unbeaten(panel: "Panel", points: Sequence[Point | Cost]) -> None:
+def _annotate(panel: "Panel", points: Iterable[Point]) -> None:
+    """Write beside each point where it is on the axis."""
+    for point in points:
+        place = (point.megabytes, point.mean)
+        panel.annotate(point.x, place, xytext=(8, 0), textcoords="offset points", va="center")
+
+
+def _join_unbeaten(panel: "Panel", points: Sequence[Point]) -> None:
     """Join the points that no other beats with as few bytes."""
     best = unbeaten(points)
     colour = _BASELINES[0][0]
@@ -446,7 +446,7 @@ def _join_unbeaten(panel: "Panel", points: Sequence[Point | Cost]) -> None:
     panel.plot(xs, ys, color=colour, linewidth=1, linestyle=":", drawstyle="steps-post", zorder=1)
 
 
-def _scale_costs(panel: "Panel", points: Sequence[Point | Cost], *means: float) -> None:
+def _scale_costs(panel: "Panel", points: Sequence[Point], *means: float) -> None:
     if wide_range([one.mean for one in points] + list(means)):
         _scale_logarithmically(panel, "y")
     if wide_range([one.megabytes for one in points]):
@@ -460,7 +460,17 @@ def _times(panel: "Panel", one: _Drawn) -> _Marks:
     return marks
 
 
-def _draw(panel: "Panel", series: Series, xs: Sequence[float], style: _Style, name: str) -> None:
+def _draw(  # noqa: PLR0913 - what is drawn, where, how, and what it says
+    panel: "Panel",
+    series: Series,
+    xs: Sequence[float],
+    style: _Style,
+    marks: _Marks,
+    say: _Say,
+) -> None:
+    """Draw a series, and note what its markers say to who points at them."""
+    name = f"points{len(marks)}"
+    marks[name] = [f"{series.label}: {say(p)}" for p in series.points]
     colour, marker, line = style
     baseline = colour not in COLOURS
     container = panel.errorbar(
@@ -481,7 +491,7 @@ def _draw(panel: "Panel", series: Series, xs: Sequence[float], style: _Style, na
     container[0].set_gid(name)
 
 
-def _bars(points: Sequence[Point | Cost]) -> list[list[float]]:
+def _bars(points: Sequence[Point]) -> list[list[float]]:
     """Return how far points reach down and up: the mean of equal numbers can lie beyond them."""
     down = [max(0.0, point.mean - point.low) for point in points]
     return [down, [max(0.0, point.high - point.mean) for point in points]]
@@ -539,12 +549,9 @@ def _scale_logarithmically(panel: "Panel", axis: Literal["x", "y"]) -> None:
     panel.set(**{f"{axis}scale": "log"})
     found = panel.xaxis if axis == "x" else panel.yaxis
     found.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    found.set_major_formatter(FuncFormatter(_plain_tick))
+    plain = FuncFormatter(lambda v, _: f"{v:,g}" if v < _LARGEST_PLAIN else f"{v:g}")
+    found.set_major_formatter(plain)
     found.set_minor_formatter(NullFormatter())
-
-
-def _plain_tick(value: float, position: float) -> str:
-    return f"{value:,g}" if value < _LARGEST_PLAIN else f"{value:g}"
 
 
 def _labelled(panel: "Panel", points: Sequence[Cost], dense: Sequence[float]) -> None:

@@ -12,7 +12,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from fedprune.disk import replace_file
-from fedprune.report.audit import audit_header, audit_rows, audit_summary
+from fedprune.report.audit import AUDIT_HEADER, audit_rows, audit_summary
 from fedprune.report.run import run_view
 from fedprune.report.sweep import SweepFacts, sweep_view
 from fedprune.results import text
@@ -62,7 +62,7 @@ def render_sweep(facts: SweepFacts) -> str:
 
 def render_audit(found: Mapping[str, Any]) -> str:
     """Return the page of an audit; parameters as :func:`fedprune.report.audit.audit_rows`."""
-    view = {"found": found, "header": audit_header(), "rows": audit_rows(found)}
+    view = {"found": found, "header": AUDIT_HEADER, "rows": audit_rows(found)}
     return _render("audit.html.jinja", view | {"summary": audit_summary(found)})
 
 

@@ -24,6 +24,7 @@ from fedprune.results.perplexity import (
     perplexity_at,
     served_worst,
     summaries,
+    task_scores,
 )
 from fedprune.results.words import loading_code, secure_sentences
 
@@ -43,7 +44,8 @@ def run_view(results: Mapping[str, Any], config: str, folder: Path) -> dict[str,
         "results": results,
         "config": config,
         "model": _model_name(results),
-        "method": _label(results),
+        # Results of older versions have only its key.
+        "method": results["strategy"].get("label") or results["method"]["strategy"],
         "schedule": _SCHEDULES.get(results["method"]["schedule"], results["method"]["schedule"]),
         "headline": {"name": name}
         | {path: first.get(path) for path in (DENSE, NO_CLIENT, FEDERATED, "centralized")},
@@ -70,7 +72,11 @@ def run_view(results: Mapping[str, Any], config: str, folder: Path) -> dict[str,
         "smaller": results.get("smaller"),
         "change": text.size_change(results) if results.get("smaller") else "",
         "does": _does(results),
-        "options": _options(results["method"]),
+        "options": ", ".join(
+            f"{key} {str(value).lower() if isinstance(value, bool | None) else value}"
+            for key, value in results["method"].items()
+            if key not in _TOLD
+        ),
     }
 
 
@@ -80,25 +86,11 @@ def _model_name(results: Mapping[str, Any]) -> str:
     return str(model["path"]).rstrip("/").rpartition("/")[2] or str(model["name"])
 
 
-def _label(results: Mapping[str, Any]) -> str:
-    """Return what people call the method; results of older versions have only its key."""
-    return str(results["strategy"].get("label") or results["method"]["strategy"])
-
-
 def _does(results: Mapping[str, Any]) -> str:
     """Return what clients send and the server makes of it."""
     words = results["strategy"]
     does = str(words.get("does") or words.get("sends", ""))
     return f"{does}. {secure_sentences(words['secure'])}" if "secure" in words else does
-
-
-def _options(method: Mapping[str, Any]) -> str:
-    others = {key: value for key, value in method.items() if key not in _TOLD}
-    return ", ".join(f"{key} {_plain(value)}" for key, value in others.items())
-
-
-def _plain(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
 
 
 @dataclass(frozen=True)
@@ -165,16 +157,10 @@ def _own_texts(found: Mapping[str, Any] | None) -> OwnTexts | None:
 
 
 def _tasks(found: Mapping[str, Any] | None) -> list[tuple[str, str, float | None, float | None]]:
-    """Return task, metric and scores before and after; of one without accuracy its first metric."""
     if not found:
         return []
-    dense, pruned = found["dense"], found["pruned"]
-    rows = []
-    for name, metrics in dense["tasks"].items():
-        metric = "acc" if "acc" in metrics else next(iter(metrics), "")
-        scores = [one["tasks"].get(name, {}).get(metric) for one in (dense, pruned)]
-        rows.append((name, metric, *scores))
-    return [*rows, ("Mean accuracy", "", dense["mean"], pruned["mean"])]
+    means = found["dense"]["mean"], found["pruned"]["mean"]
+    return [*task_scores(found), ("Mean accuracy", "", *means)]
 
 
 @dataclass(frozen=True)

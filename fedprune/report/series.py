@@ -10,7 +10,6 @@ from fedprune.results.perplexity import FEDERATED, MODELS
 from fedprune.results.sweep import (
     DOWN,
     EXCESS,
-    PRUNE_SECONDS,
     SPARSITY,
     UP,
     Axes,
@@ -19,6 +18,7 @@ from fedprune.results.sweep import (
     combinations,
     perplexity_key,
     relevant,
+    values_of,
 )
 
 BASELINES = ("dense", "local_only.mean", "centralized", "no_client")
@@ -54,11 +54,9 @@ def x_axis(rows: Sequence[Row], axes: Axes) -> str:
     return next(iter((*numeric, *varying)), SPARSITY)
 
 
-def method_series(rows: Sequence[Row], axes: Axes, dataset: str) -> list[Series]:
-    """Return a curve of the federated perplexity for each combination of the other keys."""
-    keys = _others(rows, axes)
-    figure = perplexity_key(dataset, FEDERATED)
-    return _series(rows, keys, x_axis(rows, axes), figure, MODELS[FEDERATED])
+def method_series(rows: Sequence[Row], axes: Axes, figure: str) -> list[Series]:
+    """Return a curve of a figure of the runs for each combination of the other keys."""
+    return _series(rows, _others(rows, axes), x_axis(rows, axes), figure, MODELS[FEDERATED])
 
 
 def baseline_series(rows: Sequence[Row], axes: Axes, dataset: str) -> list[Series]:
@@ -92,12 +90,6 @@ def is_numeric(values: Iterable[object]) -> bool:
         return False
 
 
-def time_series(rows: Sequence[Row], axes: Axes) -> list[Series]:
-    """Return a curve of the seconds that pruning took for each combination of the other keys."""
-    keys = _others(rows, axes)
-    return _series(rows, keys, x_axis(rows, axes), PRUNE_SECONDS, MODELS[FEDERATED])
-
-
 def places(values: Sequence[str]) -> dict[str, float]:
     """Return where the values of an axis stand.
 
@@ -128,7 +120,7 @@ def _series(
 ) -> list[Series]:
     found = []
     for values in combinations(rows, keys):
-        here = [row for row in rows if tuple(str(row.get(key, "")) for key in keys) == values]
+        here = matching(rows, keys, values)
         named = zip(short_names(keys), values, strict=True)
         parts = [f"{short}={v}" for short, v in named if v]  # another method's key says nothing
         if name_first or not parts:
@@ -171,33 +163,14 @@ def _varies(rows: Sequence[Row], key: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What one setting costs and gives."""
+class Cost(Point):
+    """What one setting costs, in bytes that a client sends, and gives."""
 
-    label: str  # its row in the table, told by the keys that vary
-    values: tuple[str, ...]  # its value of each of these keys
-    megabytes: float  # what a client sends, mean over the seeds
-    # mean, low, high: perplexity, or what is asked for in its place: mean, least and largest over
-    # the seeds
-    mean: float
-    low: float
-    high: float
+    label: str = ""  # its row in the table, told by the keys that vary
+    values: tuple[str, ...] = ()  # its value of each of these keys
 
 
-def costs(rows: Sequence[Row], keys: Sequence[str], dataset: str) -> list[Cost]:
-    """Return cost and perplexity for each combination of keys that has both.
-
-    `keys`: what tells settings apart; those that never vary are not in the labels.
-    """
-    return _costs(rows, keys, perplexity_key(dataset, FEDERATED))
-
-
-def excesses(rows: Sequence[Row], keys: Sequence[str]) -> list[Cost]:
-    """Return cost and log-perplexity over the dense model's; otherwise as :func:`costs`."""
-    return _costs(rows, keys, EXCESS)
-
-
-P = TypeVar("P", bound=Point | Cost)
+P = TypeVar("P", bound=Point)
 
 
 def unbeaten(points: Iterable[P]) -> list[P]:
@@ -214,7 +187,8 @@ def frontier_series(rows: Sequence[Row], axes: Axes) -> list[Series]:
     by_row: dict[tuple[str, ...], list[Point]] = {}
     labels: dict[tuple[str, ...], str] = {}
     for column in combinations(rows, axes.columns):
-        for cost in excesses(at_column(rows, axes, column), _varying(rows, axes.rows)):
+        here = matching(rows, axes.columns, column)
+        for cost in costs(here, _varying(rows, axes.rows), EXCESS):
             point = Point(" ".join(column), cost.mean, cost.low, cost.high, cost.megabytes)
             by_row.setdefault(cost.values, []).append(point)
             labels[cost.values] = cost.label
@@ -224,22 +198,26 @@ def frontier_series(rows: Sequence[Row], axes: Axes) -> list[Series]:
     ]
 
 
-def at_column(rows: Sequence[Row], axes: Axes, column: tuple[str, ...]) -> list[Row]:
-    """Return the rows of one column of the table."""
-    return [r for r in rows if tuple(str(r.get(key, "")) for key in axes.columns) == column]
+def matching(rows: Sequence[Row], keys: Sequence[str], values: tuple[str, ...]) -> list[Row]:
+    """Return the rows that have these values of some keys."""
+    return [row for row in rows if values_of(row, keys) == values]
 
 
-def _costs(rows: Sequence[Row], keys: Sequence[str], figure: str) -> list[Cost]:
+def costs(rows: Sequence[Row], keys: Sequence[str], figure: str) -> list[Cost]:
+    """Return bytes and a figure for each combination of keys that has both.
+
+    `keys`: what tells settings apart; those that never vary are not in the labels.
+    """
     varying = _varying(rows, keys)
     found = []
     for values in combinations(rows, varying):
-        here = [row for row in rows if tuple(str(row.get(key, "")) for key in varying) == values]
+        here = matching(rows, varying, values)
         sent = by_seed(here, UP)
         figures = [one for one in by_seed(here, figure) if math.isfinite(one)]
         if sent and figures:
-            megabytes = fmean(sent) / _BYTES_PER_MEGABYTE
             spread = (fmean(figures), min(figures), max(figures))
-            found.append(Cost(_cost_label(varying, values), values, megabytes, *spread))
+            megabytes = fmean(sent) / _BYTES_PER_MEGABYTE
+            found.append(Cost("", *spread, megabytes, _cost_label(varying, values), values))
     return found
 
 

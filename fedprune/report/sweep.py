@@ -14,7 +14,7 @@ from fedprune.report.figures import (
     shown_datasets,
     time_drawing,
 )
-from fedprune.report.series import method_series, time_series, x_axis
+from fedprune.report.series import method_series, x_axis
 from fedprune.results.perplexity import FEDERATED, SUMMARIES
 from fedprune.results.sweep import (
     EXCESS,
@@ -68,7 +68,11 @@ def sweep_view(facts: SweepFacts) -> dict[str, Any]:
     """Return what the template needs."""
     rows, axes = facts.rows, facts.story.axes
     measured = datasets(rows)
-    drawn = [name for name in shown_datasets(measured) if method_series(rows, axes, name)]
+    drawn = [
+        name
+        for name in shown_datasets(measured)
+        if method_series(rows, axes, perplexity_key(name, FEDERATED))
+    ]
     tables = list(enumerate(zip(measured, facts.pivots, strict=False)))
     tables.sort(key=lambda one: one[1][0] not in drawn)
     compared = any(row.get(EXCESS) is not None for row in rows)
@@ -85,7 +89,9 @@ def sweep_view(facts: SweepFacts) -> dict[str, Any]:
         "bytes": bytes_drawing(rows, axes, drawn[0], "bytes") if drawn else None,
         "bytes_of": drawn[0] if drawn else "",
         "frontier": frontier_drawing(rows, axes, "frontier") if compared else None,
-        "time": time_drawing(rows, axes, "time") if time_series(rows, axes) else None,
+        "time": time_drawing(rows, axes, "time")
+        if method_series(rows, axes, PRUNE_SECONDS)
+        else None,
         "traffic": facts.pivots[len(measured) :],
         "plain": [name for name in measured if name not in SUMMARIES],
         "titles": [f"Perplexity ({name})" for name in measured if name not in SUMMARIES],

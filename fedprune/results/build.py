@@ -125,7 +125,14 @@ def build_results(
         },
         "sparsity": _sparsity(config.sparsity, linears),
         "perplexity": {found.dataset: _perplexity(found) for found in perplexities},
-        "fidelity": {found.dataset: _fidelity(found) for found in perplexities if found.fidelity},
+        "fidelity": {
+            found.dataset: {
+                model: {"kl": _finite(one.kl), "top1": one.top1}
+                for model, one in found.fidelity.items()
+            }
+            for found in perplexities
+            if found.fidelity
+        },
         "agreement": _agreement(config, linears, agreement),
         "experts": _experts(linears),
         "strategy": {**asdict(facts.words), **facts.figures},
@@ -177,17 +184,14 @@ def _experts(linears: Sequence[LinearFigures]) -> dict[str, object] | None:
     if not any(linear.expert and (linear.votes or linear.tokens is not None) for linear in linears):
         return None
     known = all(None not in found for found in tokens.values())
+    few = sum(min(one or 0 for one in found) < FEW_TOKENS for found in tokens.values())
     return {
         "experts": len(tokens),
         "unseen": sum(0 in found for found in tokens.values()),
         "few_tokens": FEW_TOKENS,
         # Masks tell of an expert that nobody saw, not how often the others were.
-        "few": sum(min(found) < FEW_TOKENS for found in _numbers(tokens)) if known else None,
+        "few": few if known else None,
     }
-
-
-def _numbers(tokens: Mapping[str, set[int | None]]) -> list[list[int]]:
-    return [[one for one in found if one is not None] for found in tokens.values()]
 
 
 def _perplexity(found: Perplexities) -> dict[str, object]:
@@ -206,12 +210,6 @@ def _perplexity(found: Perplexities) -> dict[str, object]:
     }
     figures = {name: _finite(value) for name, value in whole.items()}
     return {**figures, "local_only": local, **({"no_number": odd} if odd else {})}
-
-
-def _fidelity(found: Perplexities) -> dict[str, object]:
-    return {
-        model: {"kl": _finite(one.kl), "top1": one.top1} for model, one in found.fidelity.items()
-    }
 
 
 def spread(values: Iterable[float | None]) -> dict[str, float | None]:
@@ -251,21 +249,18 @@ def _agreement(
         "pairwise": _mean([(linear.agreement, linear.weights) for linear in voted]),
         "unanimous": _mean([(linear.unanimous, linear.weights) for linear in voted]),
         "votes_by_voters": votes,
-        "tied": _tied(voted) if _one_threshold(config) else None,
+        "tied": _tied(config, voted),
         "linears": {linear.name: linear.agreement for linear in voted},
         "clients": None if clients is None else _client_agreement(clients),
     }
 
 
-def _one_threshold(config: RunConfig) -> bool:
-    """Return whether votes, where there are any, alone decide, and over each whole matrix."""
-    strategy = config.strategy
-    options = strategy.own_options()
+def _tied(config: RunConfig, linears: Sequence[LinearFigures]) -> dict[str, int] | None:
+    """Return the tied weights where votes alone decide, and over each whole matrix."""
+    options = config.strategy.own_options()
     whole = options.get("group", "layer") == "layer" and not config.pruner.pattern.structured
-    return whole and not options.get("decode")
-
-
-def _tied(linears: Sequence[LinearFigures]) -> dict[str, int]:
+    if not whole or options.get("decode"):
+        return None
     tied, pruned = (sum(counts) for counts in zip(*(one.tied for one in linears), strict=True))
     return {"weights": tied, "pruned": pruned}
 

@@ -46,11 +46,7 @@ _END = (
 
 
 def write_card(folder: Path, config: RunConfig, results: Mapping[str, Any]) -> None:
-    """Write the card into a model's folder; a card that cannot be written is only warned of.
-
-    `config`: the run's configuration; `card` is what the user says of the model. `results`: the
-    content of `results.json`.
-    """
+    """Write the card into a model's folder; a card that cannot be written is only warned of."""
     try:
         model_card(config, results).save(folder / CARD)
     except Exception as error:  # whatever happens here, the model is done and must not be lost
@@ -58,13 +54,15 @@ def write_card(folder: Path, config: RunConfig, results: Mapping[str, Any]) -> N
 
 
 def model_card(config: RunConfig, results: Mapping[str, Any]) -> ModelCard:
-    """Return the card of a run's model; parameters as :func:`write_card` has them."""
+    """Return the card of a run's model, of its configuration and the content of `results.json`."""
+    sees = "Image" in results["model"].get("loads_with", "")
+    form = [] if results.get("smaller") else ["sparse"]
     data = ModelCardData(
         base_model=_base_model(config),
         license=config.card.license or None,
         library_name="transformers",
-        pipeline_tag="image-text-to-text" if _sees(results) else "text-generation",
-        tags=_tags(config, results),
+        pipeline_tag="image-text-to-text" if sees else "text-generation",
+        tags=["fedprune", "pruned", *form, "federated-learning", config.strategy.name],
         model_name=_title(config, results),
         eval_results=_eval_results(results) or None,
     )
@@ -78,12 +76,9 @@ def model_card(config: RunConfig, results: Mapping[str, Any]) -> ModelCard:
         "## Data\n\n" + (config.card.data_description or "The clients' texts are not described."),
         "## What left the sites\n\n" + privacy_statement(config, results),
         "## Use\n\n" + _use(results),
-        "## Versions\n\n" + _versions(results),
+        "## Versions\n\n" + ", ".join(" ".join(pair) for pair in results["versions"].items()),
     )
     return ModelCard("---\n" + data.to_yaml() + "\n---\n\n" + "\n\n".join(parts) + "\n")
-
-
-_ZEROS = "Zeros are stored as zeros; `fedprune/masks.safetensors` says which weights were pruned."
 
 
 def _use(results: Mapping[str, Any]) -> str:
@@ -91,19 +86,13 @@ def _use(results: Mapping[str, Any]) -> str:
     return code if results.get("smaller") else f"{code}\n\n{_ZEROS}"
 
 
-def _sees(results: Mapping[str, Any]) -> bool:
-    return "Image" in results["model"].get("loads_with", "")
-
-
-def _tags(config: RunConfig, results: Mapping[str, Any]) -> list[str]:
-    form = [] if results.get("smaller") else ["sparse"]
-    return ["fedprune", "pruned", *form, "federated-learning", config.strategy.name]
+_ZEROS = "Zeros are stored as zeros; `fedprune/masks.safetensors` says which weights were pruned."
 
 
 def _removed(results: Mapping[str, Any]) -> list[str]:
     """Return what went where, if units did."""
-    smaller = results.get("smaller")
-    if not smaller or not smaller["rows"]:
+    smaller = results.get("smaller") or {}
+    if not smaller.get("rows"):
         return []
     return ["## What was removed\n\n" + markdown_table(smaller["header"], smaller["rows"])]
 
@@ -237,10 +226,6 @@ def _takes(results: Mapping[str, Any]) -> str:
     return " ".join(parts) or "It was not measured."
 
 
-def _versions(results: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-
-
 def _eval_results(results: Mapping[str, Any]) -> list[EvalResult]:
     return [
         EvalResult(
@@ -256,10 +241,7 @@ def _eval_results(results: Mapping[str, Any]) -> list[EvalResult]:
 
 
 def privacy_statement(config: RunConfig, results: Mapping[str, Any]) -> str:
-    """Return what left the sites in a run and what it can reveal, in the words of its method.
-
-    `results`: the content of `results.json`.
-    """
+    """Return what left the sites in a run and what it can reveal, in the words of its method."""
     surveyed, words = allocation_of(config) in SURVEYED, results["strategy"]
     sent = [words["sends"]]
     if surveyed:

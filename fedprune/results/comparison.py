@@ -14,21 +14,19 @@ from fedprune.wire.masks import BitMask
 Masks = Mapping[int, Mapping[str, BitMask]]
 
 _MODELS = ("dense", "pruned")
-_NOT_COMPARED = ("output_dir",)
 
 
 def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
     """Return the differences between completed runs as plain JSON values.
 
-    Returns `runs`: the folders. `configuration`: differing keys. `perplexity`: data set -> `dense`,
-    `pruned`, and `ratio` of the pruned models' to the first run's. `sparsity`: `overall`, and
-    `blocks` that differ. `bytes_up`, `bytes_down`, `seconds`, `prune_seconds`. `masks`: for each
-    run, how its masks agree with the first run's, or `why_not`. Raises FedpruneError if a folder
-    holds no completed run.
+    Returns `configuration`: differing keys. `perplexity`: data set -> `dense`, `pruned`, and
+    `ratio` of the pruned models' to the first run's. `masks`: for each run, how its masks agree
+    with the first run's, or `why_not`.
     """
     results = [read_results(folder) for folder in folders]
     configs = [_config(folder) for folder in folders]
-    masks = [_masks(folder) for folder in folders]
+    sidecars = [find_sidecar(folder) for folder in folders]
+    masks = [None if path is None else read_sidecar(path) for path in sidecars]
     return {
         "runs": [str(folder) for folder in folders],
         "configuration": _different(configs),
@@ -46,17 +44,15 @@ def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
 
 
 def mask_agreement(first: Masks | None, second: Masks | None) -> dict[str, Any]:
-    """Return the share of weights that two sets of masks treat the same.
+    """Return the share of weights that two sets of masks, if they are there, treat the same.
 
-    `first`, `second`: block -> linear -> mask; None where the file is gone. Returns `equal`: over
-    all weights; `kinds`: by kind of linear; `why_not` instead where they cannot be compared.
+    Returns `equal`: over all weights; `kinds`: by kind of linear; `why_not` instead where they
+    cannot be compared.
     """
     if first is None or second is None:
         return {"why_not": "its masks are gone"}
     one, other = _flat(first), _flat(second)
-    if {name: mask.shape for name, mask in one.items()} != {
-        name: mask.shape for name, mask in other.items()
-    }:
+    if {key: mask.shape for key, mask in one.items()} != {k: m.shape for k, m in other.items()}:
         return {"why_not": "the models or the pruned blocks differ"}
     same: dict[str, int] = {}
     total: dict[str, int] = {}
@@ -91,16 +87,11 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    plain = {
+    return {
         key: value if isinstance(value, int | float | str | None) else str(value)
         for key, value in flatten(read_config(folder)).items()
+        if key != "output_dir"
     }
-    return {key: value for key, value in plain.items() if key not in _NOT_COMPARED}
-
-
-def _masks(folder: Path) -> Masks | None:
-    path = find_sidecar(folder)
-    return None if path is None else read_sidecar(path)
 
 
 def _perplexity(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -84,6 +84,21 @@ def served_worst(perplexity: Mapping[str, Mapping[str, Any]]) -> tuple[str, floa
     return max(rises.items(), key=lambda rise: rise[1]) if len(rises) > 1 else None
 
 
+def task_scores(
+    zero_shot: Mapping[str, Any],
+) -> list[tuple[str, str, float | None, float | None]]:
+    """Return task, metric and scores before and after; of one without accuracy its first metric.
+
+    `zero_shot`: `zero_shot` of `results.json`.
+    """
+    dense, pruned = zero_shot["dense"]["tasks"], zero_shot["pruned"]["tasks"]
+    metrics = {name: "acc" if "acc" in one else next(iter(one), "") for name, one in dense.items()}
+    return [
+        (name, metric, dense[name].get(metric), pruned.get(name, {}).get(metric))
+        for name, metric in metrics.items()
+    ]
+
+
 def fidelity_table(
     fidelity: Mapping[str, Mapping[str, Mapping[str, Any]]],
 ) -> tuple[list[str], list[list[str]]]:

@@ -16,10 +16,12 @@ def prometheus_text(status: Status, stale: bool) -> str:
     Labels are the run's folder and fixed words; no client is named.
     """
     up = float(status.status == "running" and not stale)
+    ends = {key: float(key == status.status) for key in _ENDS}
+    latest = moment(status.updated).timestamp()
     refused = {kind: status.refused.get(kind, 0) for kind in KINDS}
     table: list[tuple[str, str, str, str, _Samples]] = [
         ("up", "gauge", "1 while the run's process is at work.", "", up),
-        ("status", "gauge", "1 for what the run is.", "status", _one(status.status, _ENDS)),
+        ("status", "gauge", "1 for what the run is.", "status", ends),
         ("phase_info", "gauge", "1 for the phase.", "phase", {status.phase: 1}),
         ("blocks_done", "gauge", "Pruned blocks, all rounds together.", "", status.blocks_done),
         ("blocks_total", "gauge", "Blocks to prune, all rounds.", "", status.blocks_total),
@@ -35,7 +37,7 @@ def prometheus_text(status: Status, stale: bool) -> str:
         ("starts_total", "counter", "Processes that worked on the run.", "", status.starts),
         ("seconds", "gauge", "Seconds of work so far.", "", status.seconds),
         ("eta_seconds", "gauge", "Seconds that the pruning may take.", "", status.eta_seconds),
-        ("updated_timestamp_seconds", "gauge", "Latest news.", "", _stamp(status.updated)),
+        ("updated_timestamp_seconds", "gauge", "Latest news.", "", latest),
     ]
     return "".join(_family(status.run, *row) for row in table)
 
@@ -52,14 +54,6 @@ def _family(run: str, name: str, kind: str, text: str, label: str, values: _Samp
         more = f',{label}="{_escaped(key)}"' if label else ""
         lines.append(f'{name}{{run="{_escaped(run)}"{more}}} {value!r}')
     return "\n".join(lines) + "\n"
-
-
-def _one(value: str, of: tuple[str, ...]) -> dict[str, float | None]:
-    return {key: float(key == value) for key in of}
-
-
-def _stamp(text: str) -> float:
-    return moment(text).timestamp()
 
 
 def _escaped(text: str) -> str:

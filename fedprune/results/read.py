@@ -23,7 +23,12 @@ def read_results(folder: Path) -> Mapping[str, Any]:
     try:
         found: Mapping[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise FedpruneError(_why(folder)) from None
+        if reason := failure_reason(folder):
+            raise FedpruneError(f"The run in '{folder}' failed: {reason}") from None
+        what = "needs `results.json`" if folder.exists() else "is not there"
+        raise FedpruneError(
+            f"RUN must be the folder of a completed run, '{folder}' {what}."
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise FedpruneError(f"`results.json` in '{folder}' cannot be read: {error}") from None
     if not isinstance(found, dict):
@@ -69,11 +74,9 @@ def find_sidecar(folder: Path) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def _why(folder: Path) -> str:
-    """Return why there are no results."""
+def failure_reason(folder: Path) -> str:
+    """Return why a run's ServerApp gave up, as it wrote beside what it made; "" if it did not."""
     try:
-        failure = json.loads((folder / "failure.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        what = "needs `results.json`" if folder.exists() else "is not there"
-        return f"RUN must be the folder of a completed run, '{folder}' {what}."
-    return f"The run in '{folder}' failed: {failure.get('reason')}"
+        return str(json.loads((folder / "failure.json").read_text(encoding="utf-8"))["reason"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""

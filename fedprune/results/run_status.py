@@ -19,7 +19,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
+
+from pydantic import ConfigDict, TypeAdapter
 
 from fedprune.disk import replace_file
 from fedprune.errors import ConfigError, FedpruneError
@@ -42,6 +44,8 @@ class ClientLine:
     state: str
     since: str
     reason: str = ""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,8 @@ class Status:
     host: str = ""
     pid: int = 0
     version: int = VERSION
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     def to_json(self) -> str:
         """Return the file's text: ASCII, so that no name in it can steer a terminal."""
@@ -146,27 +152,10 @@ def _parsed(text: str, path: Path) -> Status:
             "of fedprune writes it. Use that one."
         )
     try:
-        return _checked(plain)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        found = TypeAdapter(Status).validate_json(text, strict=True)
+        moment(found.started), moment(found.updated)
+    except ValueError as error:
         raise FedpruneError(f"'{path}' is damaged: {type(error).__name__}.") from None
-
-
-def _checked(plain: Mapping[str, Any]) -> Status:
-    defaults = Status("")
-    for key, value in plain.items():
-        expected = type(getattr(defaults, key))
-        allowed = {type(None): int | float | None, float: int | float}.get(expected, expected)
-        if not isinstance(value, allowed) or isinstance(value, bool):
-            raise TypeError(key)
-    clients = [ClientLine(**one) for one in plain["clients"]]
-    for client in clients:
-        if not all(isinstance(value, str) for value in vars(client).values()):
-            raise TypeError("clients")
-    found = Status(**{**plain, "clients": clients})
-    counts = [*found.states.values(), *found.refused.values()]
-    if not all(type(count) is int for count in counts):
-        raise TypeError("counts")
-    moment(found.started), moment(found.updated)
     return found
 
 

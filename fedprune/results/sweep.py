@@ -165,10 +165,10 @@ def lines_of(
     lines = []
     columns = combinations(rows, axes.columns)
     for line in combinations(rows, axes.rows):
-        here = [row for row in rows if _values(row, axes.rows) == line]
+        here = [row for row in rows if values_of(row, axes.rows) == line]
         cells = []
         for column in columns:
-            found = by_seed([r for r in here if _values(r, axes.columns) == column], figure)
+            found = by_seed([r for r in here if values_of(r, axes.columns) == column], figure)
             cells.append(text(found) if found else "–")
         lines.append((label, *line, *cells))
     return lines
@@ -186,14 +186,14 @@ def by_seed(rows: Iterable[Row], figure: str) -> list[float]:
 
 def combinations(rows: Iterable[Row], keys: Sequence[str]) -> list[tuple[str, ...]]:
     """Return the values that these keys have together in any row, in order of appearance."""
-    return list(dict.fromkeys(_values(row, keys) for row in rows))
+    return list(dict.fromkeys(values_of(row, keys) for row in rows))
 
 
 def grouped(rows: Sequence[Row], keys: Sequence[str]) -> list[list[Row]]:
     """Return the rows in groups that agree on these keys."""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        groups.setdefault(_values(row, keys), []).append(row)
+        groups.setdefault(values_of(row, keys), []).append(row)
     return list(groups.values())
 
 
@@ -238,7 +238,8 @@ def _widened(
     return (label, *(named.get(key, "") for key in wanted), *cells)
 
 
-def _values(row: Row, keys: Sequence[str]) -> tuple[str, ...]:
+def values_of(row: Row, keys: Sequence[str]) -> tuple[str, ...]:
+    """Return a row's values of some keys, "" for one that it has not."""
     return tuple(str(row.get(key, "")) for key in keys)
 
 

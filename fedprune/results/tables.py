@@ -21,6 +21,7 @@ from fedprune.results.perplexity import (
     fidelity_table,
     perplexity_at,
     served_worst,
+    task_scores,
 )
 from fedprune.results.sweep import Pivot
 from fedprune.results.text import count, printable, size_change, size_text
@@ -53,10 +54,19 @@ def plain_table(results: Mapping[str, Any]) -> str:
     return buffer.getvalue().rstrip()
 
 
-def text_table(title: str, header: Sequence[str], caption: str = "", labels: int = 1) -> Table:
-    """Return an empty rich table in whose title, header and caption nothing is markup.
+def text_table(  # noqa: PLR0913 - the parts of a table
+    title: str,
+    header: Sequence[str],
+    rows: Iterable[Iterable[str]],
+    *,
+    last: Iterable[Iterable[str]] = (),
+    caption: str = "",
+    labels: int = 1,
+) -> Table:
+    """Return a rich table of texts, none of which is markup.
 
-    `labels`: how many of the first columns are words; the others are figures, at the right.
+    `last`: rows below a line. `labels`: how many of the first columns are words; the others are
+    figures, at the right.
     """
     table = Table(title=_text(title), title_justify="left", caption_justify="left")
     table.caption = _text(caption) if caption else None
@@ -64,20 +74,18 @@ def text_table(title: str, header: Sequence[str], caption: str = "", labels: int
     for place, name in enumerate(header):
         justify: JustifyMethod = "left" if place < labels else "right"
         table.add_column(_text(name), justify=justify, overflow="fold")
-    return table
-
-
-def add_rows(table: Table, rows: Iterable[Sequence[str]]) -> None:
-    """Add rows of texts, none of which is markup."""
     for row in rows:
         table.add_row(*map(_text, row))
+    for number, row in enumerate(last):
+        if not number:
+            table.add_section()
+        table.add_row(*map(_text, row))
+    return table
 
 
 def pivot_table(pivot: Pivot) -> Table:
     """Return a table of a sweep."""
-    table = text_table(pivot.title, pivot.header, labels=pivot.labels)
-    add_rows(table, pivot.lines)
-    return table
+    return text_table(pivot.title, pivot.header, pivot.lines, labels=pivot.labels)
 
 
 def _text(text: str) -> Text:
@@ -88,10 +96,9 @@ def _collected(results: Mapping[str, Any]) -> Table:
     """Return what a collection gathered, of which no model was made yet."""
     found = results["statistics"]
     title = f"{results['method']['strategy']} · {', '.join(found['kinds'])}"
-    table = text_table(title, ["participants", "tokens", "bytes kept"], _caption(results), labels=0)
+    header = ["participants", "tokens", "bytes kept"]
     row = [f"{found['participants']:,}", f"{found['tokens']:,}", size_text(found["bytes"])]
-    add_rows(table, [row])
-    return table
+    return text_table(title, header, [row], caption=_caption(results), labels=0)
 
 
 def _perplexities(results: Mapping[str, Any]) -> Table:
@@ -111,68 +118,57 @@ def _perplexities(results: Mapping[str, Any]) -> Table:
     rows = [(label, values) for label, values in rows if any(v is not None for v in values)]
     if len(measured) <= _WIDEST:
         header = ["model", *(f"perplexity ({dataset})" for dataset in measured)]
-        table = text_table(title, header, _caption(results))
-        add_rows(table, ([label, *map(_number, values)] for label, values in rows))
-        return table
+        lines = [[label, *map(_number, values)] for label, values in rows]
+        return text_table(title, header, lines, caption=_caption(results))
     # Many data sets would make it too wide: they become its lines.
-    table = text_table(title, ["perplexity", *(label for label, _ in rows)], _caption(results))
+    header = ["perplexity", *(label for label, _ in rows)]
     columns = zip(*(values for _, values in rows), strict=True)
-    for dataset, values in zip(measured, columns, strict=True):
-        add_rows(table, [[dataset, *map(_number, values)]])
-    table.add_section()
-    add_rows(table, [[GEOMETRIC_MEAN, *(_number(_geometric_mean(values)) for _, values in rows)]])
-    return table
+    lines = [[name, *map(_number, own)] for name, own in zip(measured, columns, strict=True)]
+    mean = [GEOMETRIC_MEAN, *(_number(_geometric_mean(values)) for _, values in rows)]
+    return text_table(title, header, lines, last=[mean], caption=_caption(results))
 
 
 def _fidelity(found: Mapping[str, Any]) -> Table:
     """Return how close each model's predictions stay to the dense model's."""
     header, rows = fidelity_table(found)
-    table = text_table("agreement with the dense model", header, _FIDELITY)
-    add_rows(table, rows[: len(found)])
-    if rows[len(found) :]:
-        table.add_section()
-        add_rows(table, rows[len(found) :])
-    return table
-
-
-_FIDELITY = "KL: mean divergence of the next token's distribution from the dense one, in nats"
+    caption = "KL: mean divergence of the next token's distribution from the dense one, in nats"
+    sets, sums = rows[: len(found)], rows[len(found) :]
+    return text_table("agreement with the dense model", header, sets, last=sums, caption=caption)
 
 
 def _own_texts(found: Mapping[str, Any]) -> Table:
     """Return what clients measured on texts of their own, the worst first."""
-    table = text_table(
+    clients = sorted(found["clients"].items(), key=lambda one: -(one[1]["ratio"] or float("inf")))
+    rows = [
+        [f"{name} (worst)" if name == found["worst"] else name, *_own_figures(figures)]
+        for name, figures in clients[:_MOST_CLIENTS]
+    ]
+    if len(clients) > _MOST_CLIENTS:
+        rows.append([f"and {len(clients) - _MOST_CLIENTS} more"])
+    return text_table(
         "on each client's own held-out texts",
         ["client", "tokens", MODELS["dense"], MODELS[FEDERATED], "ratio"],
-        "\n".join(f"{name} is left out: {why}" for name, why in found["left_out"].items()),
+        rows,
+        last=[["mean over tokens", *_own_figures(found["mean"])]] if found["mean"] else (),
+        caption="\n".join(f"{name} is left out: {why}" for name, why in found["left_out"].items()),
     )
-    clients = sorted(found["clients"].items(), key=lambda one: -(one[1]["ratio"] or float("inf")))
-    for name, figures in clients[:_MOST_CLIENTS]:
-        label = f"{name} (worst)" if name == found["worst"] else name
-        add_rows(table, [[label, *_own_figures(figures)]])
-    if len(clients) > _MOST_CLIENTS:
-        add_rows(table, [[f"and {len(clients) - _MOST_CLIENTS} more"]])
-    if found["mean"] is not None:
-        table.add_section()
-        add_rows(table, [["mean over tokens", *_own_figures(found["mean"])]])
-    return table
 
 
 def _zero_shot(found: Mapping[str, Any]) -> Table:
     """Return accuracies of tasks; of one that has none, its first metric."""
     dense, pruned = found["dense"], found["pruned"]
-    table = text_table(
+    rows = [
+        [name, metric, *(_number(score, 4) for score in scores)]
+        for name, metric, *scores in task_scores(found)
+    ]
+    mean = ["mean", "acc", _number(dense["mean"], 4), _number(pruned["mean"], 4)]
+    return text_table(
         "zero-shot tasks",
         ["task", "metric", MODELS["dense"], MODELS[FEDERATED]],
-        f"lm-evaluation-harness {dense['harness']}",
+        rows,
+        last=[] if dense["mean"] is None else [mean],
+        caption=f"lm-evaluation-harness {dense['harness']}",
     )
-    for name, metrics in dense["tasks"].items():
-        metric = "acc" if "acc" in metrics else next(iter(metrics), "")
-        scores = [one["tasks"][name].get(metric) for one in (dense, pruned)]
-        add_rows(table, [[name, metric, *(_number(score, 4) for score in scores)]])
-    if dense["mean"] is not None:
-        table.add_section()
-        add_rows(table, [["mean", "acc", _number(dense["mean"], 4), _number(pruned["mean"], 4)]])
-    return table
 
 
 def _own_figures(figures: Mapping[str, Any]) -> list[str]:

@@ -20,9 +20,9 @@ def test_texts_are_read_and_shared_once(tmp_path: Path, monkeypatch: pytest.Monk
         read.append(root)
         return walk(root)
 
-    def counted_partitioner(count: int, how: partitions.Skew):
+    def counted_partitioner(count: int, *how):
         shared.append(count)
-        return partitioner(count, how)
+        return partitioner(count, *how)
 
     monkeypatch.setattr(stdlib, "_sources", counted)
     monkeypatch.setattr(partitions, "_partitioner", counted_partitioner)

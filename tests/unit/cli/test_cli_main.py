@@ -4,7 +4,6 @@ import inspect
 import subprocess
 import sys
 from argparse import ArgumentParser
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -103,14 +102,15 @@ def test_a_run_does_not_wait_for_torch() -> None:
     )
 
 
-CALLED = [(name, one) for name, one in COMMANDS.items() if isinstance(one.run, partial)]
-
-
-@pytest.mark.parametrize("command", [one for _, one in CALLED], ids=[name for name, _ in CALLED])
-def test_a_command_s_arguments_are_those_of_the_function_that_it_names(command):
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_s_arguments_are_those_of_the_function_that_it_names(name):
     parser = ArgumentParser(add_help=False)
-    command.arguments(parser)
-    given = {action.dest for action in parser._actions}
-    module, _, function = command.run.args[0].partition(".")
-    wanted = inspect.signature(getattr(import_module(f"fedprune.cli.{module}"), function))
-    wanted.bind(**dict.fromkeys(given))
+    if COMMANDS[name].arguments is not None:
+        COMMANDS[name].arguments(parser)
+    verbs = [one for one in parser._actions if isinstance(one.choices, dict)]
+    parsers = [(one, one._defaults["function"]) for verb in verbs for one in verb.choices.values()]
+    for one, function in parsers or [(parser, COMMANDS[name].function)]:
+        given = {action.dest for action in one._actions} | {*one._defaults} - {"function"}
+        module, _, called = function.rpartition(".")
+        wanted = inspect.signature(getattr(import_module(f"fedprune.{module}"), called))
+        wanted.bind(**dict.fromkeys(given - {"help", "function"}))

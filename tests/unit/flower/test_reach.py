@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from fedprune.flower import reach
-from fedprune.flower.reach import LOOPBACK, bypass_proxies_here, proxy_of, trouble, without_proxy
+from fedprune.flower.reach import LOOPBACK, bypass_proxies_here, proxy_of, trouble
 from tests.support.certificates import authority, server_certificate
 from tests.support.services import free_port
 
@@ -87,8 +87,11 @@ def test_a_proxy_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) 
     ],
 )
 def test_this_machine_is_named_beside_what_is_known(known: str, expected: str) -> None:
-    assert without_proxy(known) == expected
-    assert without_proxy(expected) == expected
+    environment = {"no_proxy": known}
+    for _ in range(2):
+        bypass_proxies_here(environment)
+        assert environment["no_proxy"] == expected
+    assert environment["NO_PROXY"] == ",".join(LOOPBACK)
 
 
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
@@ -101,7 +104,7 @@ def test_what_flower_asks_of_this_machine_goes_past_a_proxy(
             httpx.Client().get(f"http://127.0.0.1:{port}/")
         for name in ("NO_PROXY", "no_proxy"):
             monkeypatch.setenv(name, "")
-        bypass_proxies_here()
+        bypass_proxies_here(os.environ)
         assert os.environ["NO_PROXY"] == os.environ["no_proxy"]
         assert httpx.Client().get(f"http://127.0.0.1:{port}/").status_code == 200
         assert trouble(f"127.0.0.1:{port}", tls=False) == ""

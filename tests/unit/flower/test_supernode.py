@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,11 +22,11 @@ DIGEST = "ab" * 32
 
 
 def typed(monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[list[str], list[str], bool]:
-    taken: list[tuple[list[str], list[str], bool]] = []
-    monkeypatch.setattr(supernode, "run_supernode", lambda *given: taken.append(given))
+    taken: list[dict[str, Any]] = []
+    monkeypatch.setattr(supernode, "run_supernode", lambda **given: taken.append(given))
     main(["supernode", *words])
     [given] = taken
-    return given
+    return given["passed_on"], given["app"], given["any_app"]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from fedprune.evaluation.speed import measure_speed
 from fedprune.models.export import export_model
 from fedprune.models.layout import find_layout
 from fedprune.models.loading import load_model, loaded_from, model_shapes, whole_model
-from fedprune.models.unread import describe, unread_parts
+from fedprune.models.unread import describe
 from fedprune.pruning.blocks import BlockWalk, prune_blocks
 from fedprune.pruning.groups import BlockSpec
 from fedprune.pruning.registry import get_pruner
@@ -241,10 +241,10 @@ def test_what_is_said_of_the_parts(tmp_path):
     assert said["class"] == "Gemma3ForConditionalGeneration"
     assert said["loads_with"] == "AutoModelForImageTextToText"
     assert said["blocks"] == "model.language_model.layers"
-    parts = unread_parts(loaded.model, loaded.layout.unread)
-    assert [part.name for part in parts] == ["model.vision_tower", "model.multi_modal_projector"]
-    tower = loaded.model.model.vision_tower
-    assert parts[0].parameters == sum(one.numel() for one in tower.parameters())
+    names = [part["name"] for part in said["unread"]]
+    assert names == ["model.vision_tower", "model.multi_modal_projector"]
+    weights = sum(one.numel() for one in loaded.model.model.vision_tower.parameters())
+    assert said["unread"][0]["parameters"] == weights
     assert said["unread"][0]["kind"] == "SiglipVisionModel"
 
 

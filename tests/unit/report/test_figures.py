@@ -27,13 +27,11 @@ from fedprune.report.series import (
     Cost,
     baseline_series,
     costs,
-    excesses,
     frontier_series,
     is_numeric,
     method_series,
     places,
     short_names,
-    time_series,
     unbeaten,
     within,
     x_axis,
@@ -43,6 +41,7 @@ from fedprune.results.sweep import DOWN, EXCESS, PRUNE_SECONDS, UP, Axes, Row
 from tests.support.markup import Markup
 
 AXES = Axes(("strategy.group",), ("sparsity",))
+X = "perplexity.x.pruned"
 
 
 def row(group: str, sparsity: str, seed: str, pruned: float) -> Row:
@@ -70,7 +69,7 @@ ROWS = [
 
 
 def test_a_curve_for_each_method_with_its_spread() -> None:
-    layer, column = method_series(ROWS, AXES, "x")
+    layer, column = method_series(ROWS, AXES, X)
     assert (layer.label, column.label) == ("group=layer", "group=column")
     assert [point.x for point in layer.points] == ["0.5", "0.7"]
     first = layer.points[0]
@@ -84,7 +83,7 @@ def test_baselines_are_drawn_once() -> None:
 
 
 def test_collapsed_points_can_be_left_out() -> None:
-    everything = [*method_series(ROWS, AXES, "x"), *baseline_series(ROWS, AXES, "x")]
+    everything = [*method_series(ROWS, AXES, X), *baseline_series(ROWS, AXES, "x")]
     assert [series.label for series in within(everything, 10)] == [
         "group=layer",
         "dense",
@@ -147,7 +146,7 @@ def test_seeds_that_agree_have_no_spread(tmp_path: Path) -> None:
 
 
 def test_time_is_a_curve_for_each_method() -> None:
-    curves = time_series(ROWS, AXES)
+    curves = method_series(ROWS, AXES, PRUNE_SECONDS)
     assert [curve.label for curve in curves] == ["group=layer", "group=column"]
     assert [(p.x, p.mean, p.low, p.high) for p in curves[0].points] == [
         ("0.5", 4.0, 3.0, 5.0),
@@ -256,7 +255,7 @@ RUNS = [
 
 def test_a_point_for_each_setting_with_the_keys_that_vary() -> None:
     here = [r for r in RUNS if r["sparsity"] == "0.5"]
-    found = costs(here, SETTINGS.rows, "x")
+    found = costs(here, SETTINGS.rows, X)
     assert [point.label for point in found] == [
         "fedprllm decode=false",
         "fedprllm decode=true",
@@ -264,7 +263,7 @@ def test_a_point_for_each_setting_with_the_keys_that_vary() -> None:
     ]
     first = found[0]
     assert (first.megabytes, first.mean, first.low, first.high) == (4.0, 11.0, 10.0, 12.0)
-    assert costs(here, SETTINGS.rows, "geometric mean")[0].mean == 22.0
+    assert costs(here, SETTINGS.rows, "perplexity.geometric mean.pruned")[0].mean == 22.0
     assert found[2].megabytes == pytest.approx(0.01)
 
 
@@ -273,22 +272,22 @@ def test_a_key_that_a_setting_does_not_have_says_nothing_of_it() -> None:
         {k: v for k, v in r.items() if k != "strategy.decode" or r["strategy"] == "fedprllm"}
         for r in RUNS
     ]
-    labels = [point.label for point in costs(rows, SETTINGS.rows, "x")]
+    labels = [point.label for point in costs(rows, SETTINGS.rows, X)]
     assert labels == ["fedprllm decode=false", "fedprllm decode=true", "fedstats"]
 
 
 @pytest.mark.parametrize("value", ["true", "null", "none", "0.5"])
 def test_what_says_nothing_by_itself_comes_with_its_key(value: str) -> None:
     rows = [{**r, "reconstruct": value if r["strategy"] == "fedstats" else "fedavg"} for r in RUNS]
-    labels = {point.label for point in costs(rows, ("strategy", "reconstruct"), "x")}
+    labels = {point.label for point in costs(rows, ("strategy", "reconstruct"), X)}
     assert labels == {"fedprllm fedavg", f"fedstats reconstruct={value}"}
 
 
 def test_collapsed_settings_have_no_point() -> None:
     lost = [{**r, "perplexity.x.pruned": float("inf")} for r in RUNS if r["strategy"] == "fedstats"]
     kept = [r for r in RUNS if r["strategy"] != "fedstats"]
-    assert len(costs([*kept, *lost], ["strategy"], "x")) == 1
-    assert costs(kept, [], "x")[0].label == "all"
+    assert len(costs([*kept, *lost], ["strategy"], X)) == 1
+    assert costs(kept, [], X)[0].label == "all"
 
 
 def test_both_files_of_bytes_show_every_label_in_every_column(tmp_path: Path) -> None:
@@ -319,7 +318,7 @@ def test_odd_sweeps_are_drawn(tmp_path: Path, rows: list[Row], axes: Axes) -> No
 
 def test_the_frontier_has_every_setting_with_its_own_bytes(tmp_path: Path) -> None:
     here = [r for r in RUNS if r["sparsity"] == "0.5"]
-    first, second, third = excesses(here, SETTINGS.rows)
+    first, second, third = costs(here, SETTINGS.rows, EXCESS)
     logs = [math.log(2 * pruned / 4.0) for pruned in (10.0, 12.0)]
     assert (first.mean, first.low, first.high) == pytest.approx((sum(logs) / 2, *logs))
     assert (first.megabytes, third.megabytes) == (4.0, 0.01)
@@ -335,7 +334,7 @@ def test_the_frontier_has_every_setting_with_its_own_bytes(tmp_path: Path) -> No
 
 def test_nothing_beats_what_is_joined() -> None:
     def point(megabytes: float, mean: float) -> Cost:
-        return Cost("", (), megabytes, mean, mean, mean)
+        return Cost("", mean, mean, mean, megabytes)
 
     best = [point(0.1, 0.5), point(1.0, 0.2), point(9.0, 0.1)]
     beaten = [point(0.1, 0.6), point(0.2, 0.5), point(2.0, 0.3), point(9.5, 0.1)]
@@ -375,7 +374,7 @@ def test_labels_stand_apart_and_inside(
 def test_nothing_lies_over_the_points() -> None:
     panel = Figure().subplots()
     here = [r for r in RUNS if r["sparsity"] == "0.5"]
-    _labelled(panel, costs(here, SETTINGS.rows, "x"), [4.0])
+    _labelled(panel, costs(here, SETTINGS.rows, X), [4.0])
     assert panel.get_legend() is None
     labels = [text for text in panel.texts if text.get_text()]
     assert {"dense", "fedstats decode=false"} <= {text.get_text() for text in labels}
