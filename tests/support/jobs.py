@@ -35,6 +35,18 @@ QUIET = (
 )
 
 
+#: Of the linear maps of each of the demo model's blocks.
+DEMO_SHAPES = {
+    "self_attn.q_proj": (128, 128),
+    "self_attn.k_proj": (64, 128),
+    "self_attn.v_proj": (64, 128),
+    "self_attn.o_proj": (128, 128),
+    "mlp.gate_proj": (352, 128),
+    "mlp.up_proj": (352, 128),
+    "mlp.down_proj": (128, 352),
+}
+
+
 class Shuffled(LocalGrid):
     """Replies become visible at random moments, so that they arrive in any order."""
 

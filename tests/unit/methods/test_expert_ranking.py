@@ -131,12 +131,6 @@ def test_the_best_of_all_choices_is_found_nearly_always():
     assert best >= 97
 
 
-def test_one_client_loses_what_it_must():
-    needs = random_needs(np.random.default_rng(0), 1, 16)
-    found = drop_fairly(needs, grouped(16, 1), 5)
-    assert found.excess == 0 and found.dropped == sorted(np.argsort(needs[0])[:5].tolist())
-
-
 def test_an_expert_that_only_one_client_needs_stays():
     # Nine clients use experts 0 to 2, a tenth uses 3 and nothing else; by tokens it would go.
     needs = np.array([[ONE // 3] * 3 + [0]] * 9 + [[0, 0, 0, ONE]])

@@ -24,7 +24,7 @@ from fedprune.wire.changes import SparseWeight, decode_update, encode_update
 from fedprune.wire.moments import Cross, InputMoments, Triangle, decode_moments, encode_moments
 from fedprune.wire.sums import ExactSums, InputSums, decode_sums, encode_sums
 from tests.support.grid import LocalGrid
-from tests.support.jobs import job
+from tests.support.jobs import DEMO_SHAPES, job
 from tests.support.moments import correlated
 
 
@@ -218,25 +218,14 @@ def lying(change):
     return tamper
 
 
-SHAPES = {
-    "self_attn.q_proj": (128, 128),
-    "self_attn.k_proj": (64, 128),
-    "self_attn.v_proj": (64, 128),
-    "self_attn.o_proj": (128, 128),
-    "mlp.gate_proj": (352, 128),
-    "mlp.up_proj": (352, 128),
-    "mlp.down_proj": (128, 352),
-}
-
-
 def one_token(data: bytes) -> bytes:
-    groups = decode_sums(data, SHAPES)
+    groups = decode_sums(data, DEMO_SHAPES)
     return encode_sums([InputSums(group.linears, group.sums, 1) for group in groups])
 
 
 def loud_sums(data: bytes) -> bytes:
     groups = []
-    for group in decode_sums(data, SHAPES):
+    for group in decode_sums(data, DEMO_SHAPES):
         sums = ExactSums(group.sums.size)
         for _ in range(30):
             sums.merge(group.sums)
@@ -246,7 +235,7 @@ def loud_sums(data: bytes) -> bytes:
 
 def loud_moments(data: bytes) -> bytes:
     groups = []
-    for group in decode_moments(data, SHAPES):
+    for group in decode_moments(data, DEMO_SHAPES):
         loud = Triangle.from_matrix(30 * group.body.matrix())
         groups.append(InputMoments(group.linears, group.tokens, loud))
     return encode_moments(groups)
@@ -254,7 +243,7 @@ def loud_moments(data: bytes) -> bytes:
 
 def negated(data: bytes) -> bytes:
     groups = []
-    for group in decode_moments(data, SHAPES):
+    for group in decode_moments(data, DEMO_SHAPES):
         changed = off_diagonal(-1.0)(group.body.matrix()).astype(np.float32)
         groups.append(InputMoments(group.linears, group.tokens, Triangle.from_matrix(changed)))
     return encode_moments(groups)
@@ -264,7 +253,7 @@ def with_cross(change):
     """Change the first cross moment and its squares; the first block has none."""
 
     def changed(data: bytes) -> bytes:
-        first, *rest = decode_moments(data, SHAPES)
+        first, *rest = decode_moments(data, DEMO_SHAPES)
         if first.cross is None:
             return data
         return encode_moments([replace(first, cross=Cross(*change(first.cross))), *rest])
@@ -281,7 +270,7 @@ def too_correlated(cross: Cross):
 
 
 def tenfold(data: bytes) -> bytes:
-    sent = decode_update(data, SHAPES)
+    sent = decode_update(data, DEMO_SHAPES)
     forged = {
         name: SparseWeight.from_dense(10 * weight.dense(), weight.mask)
         for name, weight in sent.items()

@@ -16,7 +16,7 @@ from fedprune.methods import l0
 from fedprune.methods.l0 import WeightSums, expand
 from fedprune.methods.vote_selection import Rule, select, select_nm
 from fedprune.methods.votes import VoteCounter
-from fedprune.wire.changes import LinearUpdate, SparseWeight
+from fedprune.wire.changes import SparseWeight
 from fedprune.wire.masks import BitMask
 from tests.support.sparse import added, case
 
@@ -108,14 +108,6 @@ def test_order_of_clients_does_not_matter(dtype):
                 assert mask == expand(two, other, 0.6, pattern, Rule(), True)
 
 
-def test_a_weight_is_that_many_clients():
-    base, changes = case(2, 3, (5, 40))
-    once = added(base, changes, [1, 3, 2])
-    often = added(base, [changes[i] for i in (0, 1, 1, 1, 2, 2)])
-    for kind in ("l0", "fedavg"):
-        assert once.mean(kind).numpy().tobytes() == often.mean(kind).numpy().tobytes()
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_clients_that_change_nothing_give_the_public_weights_bit_for_bit(dtype):
     base, changes = case(3, 5, (24, 32), dtype)
@@ -127,15 +119,6 @@ def test_clients_that_change_nothing_give_the_public_weights_bit_for_bit(dtype):
     expected = np.where(kept, base.float().numpy(), np.float32(0))
     for sums in (alone, valued):
         assert sums.mean("l0").numpy().tobytes() == expected.tobytes()
-
-
-def test_fedavg_of_unchanged_weights_is_fedprllms_scaling():
-    base, changes = case(5, 5, (8, 40))
-    sums = added(base, [change.mask for change in changes])
-    everything = BitMask.from_bool(np.ones((8, 40), dtype=bool))
-    keeps = (5 - sums.votes.counts(0, 320)).astype(np.uint8)
-    factors = LinearUpdate(everything, keeps, 5).factors()
-    np.testing.assert_allclose(sums.mean("fedavg"), base.numpy() * factors, rtol=2**-22)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

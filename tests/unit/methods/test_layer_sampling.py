@@ -2,7 +2,6 @@
 
 from fractions import Fraction
 from itertools import combinations
-from math import comb
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedprune.errors import ConfigError
-from fedprune.methods.l0 import WeightSums
 from fedprune.methods.layer_sampling import (
     draw_layers,
     inverse_weights,
@@ -21,6 +19,7 @@ from fedprune.methods.layer_sampling import (
 )
 from fedprune.wire.changes import SparseWeight
 from fedprune.wire.masks import BitMask
+from tests.support.sparse import added
 
 
 def everything(clients, num_blocks):
@@ -116,13 +115,8 @@ def test_independent_draws_leave_blocks_uncovered_as_often_as_said():
         empty += 0 not in {block for blocks in drawn for block in blocks}
     expected = uncovered_probability(counts, num_blocks)
     assert expected == pytest.approx(5 / 6 * 4 / 6 * 3 / 6)
+    assert uncovered_probability([1, 6], 6) == 0
     assert abs(empty / draws - expected) < 4 * np.sqrt(expected * (1 - expected) / draws)
-
-
-def test_uncovered_probability_is_the_share_of_draws():
-    exact = comb(5, 2) / comb(6, 2) * comb(5, 3) / comb(6, 3)
-    assert uncovered_probability([2, 3], 6) == pytest.approx(exact)
-    assert uncovered_probability([6], 6) == 0
 
 
 def test_draws_depend_on_the_seed_alone():
@@ -235,14 +229,6 @@ def clients(counts, survivors, seed=0):
     return base, changes
 
 
-def reported(base, changes, weights):
-    """Return the sums of those that report the block, given as indices."""
-    sums = WeightSums(base)
-    for change, weight in zip(changes, weights, strict=True):
-        sums.add(change, weight)
-    return sums
-
-
 def sampled(counts, base, changes, weights, how):
     """Yield for each draw the sums of the clients that drew block 0."""
     everything = [range(BLOCKS)] * len(counts)
@@ -250,7 +236,7 @@ def sampled(counts, base, changes, weights, how):
         drawn = draw_layers(everything, counts, BLOCKS, 1, seed, how)
         chosen = [i for i, blocks in enumerate(drawn) if 0 in blocks]
         if chosen:
-            yield reported(base, [changes[i] for i in chosen], [weights[i] for i in chosen])
+            yield added(base, [changes[i] for i in chosen], [weights[i] for i in chosen])
 
 
 def standard_errors(draws, expected):
@@ -267,7 +253,7 @@ def standard_errors(draws, expected):
 def test_equal_probabilities_are_unbiased(how, count):
     counts = [count] * 6
     base, changes = clients(counts, survivors=0.7)
-    whole = reported(base, changes, [1] * 6).mean("l0").numpy().ravel()
+    whole = added(base, changes, [1] * 6).mean("l0").numpy().ravel()
     draws = []
     for sums in sampled(counts, base, changes, [1] * 6, how):
         kept = sums.votes.counts(0, WEIGHTS) < sums.votes.total
@@ -279,7 +265,7 @@ def test_equal_probabilities_are_unbiased(how, count):
 def test_inverse_weights_undo_unequal_probabilities():
     counts = [1, 1, 2, 2, 4, 4, 8, 8]
     base, changes = clients(counts, survivors=1.0)
-    whole = reported(base, changes, [1] * 8).mean("l0").numpy().ravel()
+    whole = added(base, changes, [1] * 8).mean("l0").numpy().ravel()
     weights = inverse_weights(counts)
     # The expected total weight of those that report: each client's weight times k_i / L.
     expected = sum(w * k for w, k in zip(weights, counts, strict=True)) / BLOCKS

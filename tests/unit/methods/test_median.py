@@ -17,7 +17,7 @@ from fedprune.methods.sums import SumsPool
 from fedprune.records.fields import byte_array
 from fedprune.wire.sums import ExactSums, InputSums, decode_sums, encode_sums
 from tests.support.grid import LocalGrid
-from tests.support.jobs import job, masks_of
+from tests.support.jobs import DEMO_SHAPES, job, masks_of
 
 FACTOR = 12.0  # of half of the columns; far louder ones are refused as no text of the public model
 MEDIAN = "strategy.pooling=median"
@@ -70,21 +70,6 @@ def test_clients_without_tokens_do_not_count_and_none_at_all_is_nothing():
         pool.add(client([1, 2], 1, ("v",)))
 
 
-def test_it_goes_on_from_its_state():
-    rng = np.random.default_rng(3)
-    fleet = [client(rng.lognormal(0, 3, 7), 5) for _ in range(5)]
-    first, second = pool_of(fleet[:2]), MedianPool()
-    second.restore(first.state())
-    for one in fleet[2:]:
-        second.add(one)
-    assert second.result()[0].tobytes() == pool_of(fleet).result()[0].tobytes()
-    assert second.seen == 25
-    fresh = MedianPool()
-    fresh.restore(MedianPool().state())
-    fresh.add(fleet[0])
-    assert fresh.result()[1] == 1
-
-
 @pytest.mark.parametrize(("count", "bad"), [(8, 1), (8, 3), (64, 16), (64, 31)])
 def test_under_half_of_the_clients_cannot_move_a_column_out_of_what_the_others_sent(count, bad):
     rng = np.random.default_rng(count + bad)
@@ -130,17 +115,6 @@ def _silent():
     return sums
 
 
-SHAPES = {
-    "self_attn.q_proj": (128, 128),
-    "self_attn.k_proj": (64, 128),
-    "self_attn.v_proj": (64, 128),
-    "self_attn.o_proj": (128, 128),
-    "mlp.gate_proj": (352, 128),
-    "mlp.up_proj": (352, 128),
-    "mlp.down_proj": (128, 352),
-}
-
-
 def scaling(factor):
     """Let the first client claim larger inputs in half of the columns."""
 
@@ -149,7 +123,7 @@ def scaling(factor):
             arrays = reply.content["arrays"]
             for block in list(arrays):
                 groups = []
-                for group in decode_sums(arrays[block].data, SHAPES):
+                for group in decode_sums(arrays[block].data, DEMO_SHAPES):
                     values = group.sums.to_float64()
                     values[::2] *= factor
                     sums = ExactSums(len(values))

@@ -25,7 +25,7 @@ from fedprune.pruning.experts import ExpertSums
 from fedprune.pruning.groups import BlockSpec
 from fedprune.pruning.statistics import get_kind
 from fedprune.wire.arrays import decode_arrays, encode_arrays
-from tests.support.architectures import VOCABULARY, tiny_model, token_samples
+from tests.support.architectures import VOCABULARY, made_of, tiny_config, tiny_model, token_samples
 from tests.support.statistics import public
 
 pytest.importorskip("dp_accounting", reason="dp-accounting is not installed")
@@ -78,8 +78,6 @@ def case(request):
 
 
 def deeper(family):
-    from tests.support.architectures import made_of, tiny_config
-
     config = tiny_config(family)
     blocks = "n_layer" if family == "gpt2" else "num_hidden_layers"
     setattr(config, blocks, 4)
@@ -289,6 +287,8 @@ def test_words_and_states_are_the_sums(case):
         assert sums.state().keys() == one.state().keys()
         for name, array in one.state().items():
             assert np.array_equal(array, sums.state()[name]), name
+    with pytest.raises(KeyError):
+        again.restore({"other": np.zeros(1)})
     found = [sums.close().arrays for sums in (one, other, again)]
     for name, array in found[0].items():
         assert all(np.array_equal(array, arrays[name]) for arrays in found[1:]), name
@@ -369,10 +369,16 @@ def test_without_noise_nothing_of_it_is_sent():
         kind.specs(BlockSite.of(loaded, 0))
 
 
-def test_a_block_that_is_heard_nothing_of_is_refused(case):
+def test_a_scale_that_cannot_be_one_is_refused(case):
     exchange, walk = case.exchange(), BlockWalk(case.loaded, token_samples(1, SEQ_LEN))
     with pytest.raises(ReplyRefusedError, match="no scale of block 0"):
         exchange.answer(walk, DENSE, False)
+    specs = exchange.plan(case.model).specs(0, "float32")
+    for bad in (0.0, -1.0, math.nan, math.inf):
+        wrong = {name: np.full(spec.shape, bad, dtype=np.float32) for name, spec in specs.items()}
+        exchange.hear(walk, encode_arrays(wrong))
+        with pytest.raises(ReplyRefusedError, match="finite and above 0"):
+            exchange.answer(walk, DENSE, False)
     exchange.hear(walk, b"nothing")
     with pytest.raises(ReplyRefusedError, match="scale of block 0"):
         exchange.answer(walk, DENSE, False)

@@ -22,10 +22,6 @@ ENGLISH = {
 OWN_COMMANDS = {ROOT / "fedprune" / "cli" / "collect.py"}
 
 
-def test_there_are_five():
-    assert set(method_names()) >= {"fedprllm", "fedspallm", "fedstats", "fedhessian", "collect"}
-
-
 @pytest.mark.parametrize("name", method_names())
 def test_a_name_stands_in_its_own_room_only(name):
     room = ROOT / "fedprune" / "methods" / name

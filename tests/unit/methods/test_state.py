@@ -9,6 +9,7 @@ import torch
 from fedprune.methods.agreement import MaskSampler
 from fedprune.methods.decoding import Decoder
 from fedprune.methods.l0 import WeightSums
+from fedprune.methods.median import MedianPool
 from fedprune.methods.moments import MomentPool
 from fedprune.methods.sketches import eigen_sketch, nystrom_sketch
 from fedprune.methods.state import gathered, scattered
@@ -108,6 +109,7 @@ CASES = {
         )
         for form in ("float32", "eigen", "nystrom")
     },
+    "median": (MedianPool, pool_sums, lambda p: (p.result() if p.seen else (), p.seen)),
     "sample": (
         lambda: MaskSampler({"a": SHAPE}, 50, 3),
         sample,

@@ -31,17 +31,6 @@ def pruning_clients(masks):
     return (~masks).sum(axis=0).ravel()
 
 
-@given(st.integers(1, 40), st.tuples(st.integers(1, 6), st.integers(1, 50)), st.integers(0, 2**31))
-@settings(deadline=None)
-def test_counts_and_histogram(clients, shape, seed):
-    masks = random_masks(clients, shape, seed)
-    counter = counted(masks)
-    expected = pruning_clients(masks)
-    assert counter.clients == clients
-    assert counter.counts(0, expected.size).tolist() == expected.tolist()
-    assert counter.histogram().tolist() == np.bincount(expected, minlength=clients + 1).tolist()
-
-
 @pytest.mark.parametrize("clients", [1, 7, 8, 9, 127, 128, 129, 255, 256, 257, 300])
 def test_counters_never_overflow(clients):
     shape = (3, 37)
@@ -68,13 +57,6 @@ def test_more_clients_than_uint16_holds():
     assert counter.counts(0, 3).tolist() == [0, 65_535, 65_536]
 
 
-def test_order_does_not_matter():
-    masks = random_masks(21, (4, 33))
-    forward, backward = counted(masks), counted(masks[::-1])
-    for one, other in zip(forward._counted(), backward._counted(), strict=True):
-        assert np.array_equal(one, other)
-
-
 def test_reading_between_masks():
     masks = random_masks(20, (2, 35))
     counter = VoteCounter(70)
@@ -99,20 +81,6 @@ def test_steps_do_not_show(monkeypatch):
     counter = counted(masks)
     assert np.array_equal(counter.counts(0, 505), expected)
     assert np.array_equal(counter.histogram(), np.bincount(expected, minlength=71))
-
-
-def test_padding_is_never_counted():
-    counter = VoteCounter(3)
-    for _ in range(5):
-        counter.add(BitMask.from_bool(np.zeros((1, 3), dtype=bool)))
-    assert counter.histogram().tolist() == [0, 0, 0, 0, 0, 3]
-
-
-def test_without_clients():
-    counter = VoteCounter(10)
-    assert counter.clients == 0
-    assert counter.counts(0, 10).tolist() == [0] * 10
-    assert counter.histogram().tolist() == [10]
 
 
 def test_masks_are_copied():
@@ -146,18 +114,6 @@ def test_weighted_votes(weights, seed):
             counter.histogram().tolist()
             == np.bincount(expected, minlength=counter.total + 1).tolist()
         )
-
-
-def test_a_weight_is_as_many_masks():
-    masks = random_masks(4, (5, 101))
-    one, other = VoteCounter(505), VoteCounter(505)
-    for mask, weight in zip(masks, (3, 1, 20, 8), strict=True):
-        one.add(BitMask.from_bool(mask), weight)
-        for _ in range(weight):
-            other.add(BitMask.from_bool(mask))
-    assert one.total == other.total == 32
-    for plane, same in zip(one._counted(), other._counted(), strict=True):
-        assert np.array_equal(plane, same)
 
 
 def test_large_weights_are_exact_and_gathered_in_bins():

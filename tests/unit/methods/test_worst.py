@@ -143,16 +143,6 @@ def test_where_nobody_is_served_worse_than_others_all_weigh_the_same():
     assert serve_worst(lambda factors: ("x", np.zeros(3)), 3).made == "x"
 
 
-@pytest.mark.parametrize("pruner", ["wanda", "sparsegpt"])
-def test_clients_that_are_alike_get_what_equal_weights_give(pruner):
-    weight, (inputs, _) = unlike_clients(12, 16)
-    own = MomentStatistics(inputs.T @ inputs, 60)
-    if pruner == "wanda":
-        own = ColumnStatistics(inputs.square().sum(0), 60)
-    found = serve_worst(attempt_on(weight, [own] * 3, pruner), 3)
-    assert found.factors.tolist() == [1.0] * 3 and found.errors.tolist() == found.first.tolist()
-
-
 def test_each_round_starts_at_the_best_one_with_half_the_step_after_one_that_was_no_better():
     errors = iter([[0.4, 0.2], [0.3, 0.25], [0.5, 0.2], [0.6, 0.2]])
     asked = []

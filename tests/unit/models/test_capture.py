@@ -158,17 +158,13 @@ def earlier(layers, hidden):
         (lambda layers, hidden: layers[0](layers[0](hidden)), "`layers.0` more than once"),
         (lambda layers, hidden: hidden, "does not reach `layers`"),
         (lambda layers, hidden: layers[1](layers[0](hidden).missing), "1 of the 2 blocks"),
+        (earlier, "`layers.2` needs what earlier blocks"),
     ],
-    ids=["looped", "reversed", "repeated", "unused", "failing"],
+    ids=["looped", "reversed", "repeated", "unused", "failing", "earlier"],
 )
 def test_refuses_what_does_not_run_block_by_block(run, message):
     with pytest.raises(ModelError, match=message):
-        find_layout(Decoder(run))
-
-
-def test_refuses_blocks_that_need_more_than_the_one_before():
-    with pytest.raises(ModelError, match=r"`layers.2` needs what earlier blocks"):
-        find_layout(Decoder(earlier, blocks=3))
+        find_layout(Decoder(run, blocks=3 if run is earlier else 2))
 
 
 def test_linears_that_are_never_called_are_no_linears():

@@ -6,7 +6,7 @@ from fedprune.errors import ModelError
 from fedprune.models.changes import Recalled, changed_tensors
 from fedprune.wire.changes import FLOATS, LinearUpdate, SparseWeight
 from fedprune.wire.masks import BitMask
-from tests.support.architectures import tiny_model
+from tests.support.architectures import MIXTURES, tiny_model
 from tests.support.masks import equal_bits, expected_state, random_masks, state_of
 
 
@@ -27,7 +27,7 @@ def changed_state(loaded, changes):
     return state
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", *MIXTURES])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_masks_zero_exactly_the_pruned_weights_of_a_copy(family, dtype):
     loaded = tiny_model(family, dtype)
@@ -149,18 +149,6 @@ def test_an_update_without_counts_is_its_mask():
         b: {n: LinearUpdate(m, None, 3) for n, m in named.items()} for b, named in masks.items()
     }
     assert equal_bits(changed_state(loaded, plain), expected_state(loaded, masks))
-
-
-def test_a_changed_weight_is_a_copy_in_the_stored_orientation():
-    loaded = tiny_model("gpt2")
-    linear = loaded.layout.linears(0)["mlp.c_fc"]
-    keep = np.zeros(linear.shape, dtype=bool)
-    keep[3, 4] = True
-    before = state_of(loaded)
-    made = changed_weight(loaded, 0, "mlp.c_fc", BitMask.from_bool(keep))
-    assert made.shape == linear.module.weight.shape
-    assert torch.nonzero(made).tolist() == [[4, 3]]
-    assert equal_bits(state_of(loaded), before)
 
 
 @pytest.mark.parametrize(

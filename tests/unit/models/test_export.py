@@ -4,21 +4,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from fedprune.config.schema import ModelConfig
 from fedprune.errors import ModelError
 from fedprune.models.export import SIDECAR, apply_masks, export_model
-from fedprune.models.loading import load_model
 from fedprune.models.sidecar import read_sidecar
 from fedprune.wire.changes import SparseWeight
 from fedprune.wire.masks import BitMask
 from tests.support.architectures import tiny_model, token_samples
+from tests.support.folders import load_folder, save_folder
 from tests.support.masks import equal_bits, expected_state, random_masks, state_of, write_sidecar
-
-
-def load(folder):
-    return load_model(
-        ModelConfig(name="hf", path=str(folder), revision=None, dtype="auto", source="local")
-    )
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "opt"])
@@ -28,7 +21,7 @@ def test_an_export_loads_with_real_zeros_and_its_masks(tmp_path, family, dtype):
     masks = random_masks(loaded)
     expected = expected_state(loaded, masks)
     export_model(loaded, masks, tmp_path / "model")
-    again = load(tmp_path / "model")
+    again = load_folder(tmp_path / "model")
     assert equal_bits(state_of(again), expected)
     assert read_sidecar(tmp_path / "model" / SIDECAR) == masks
     assert again.tokenizer("w3 w99")["input_ids"] == [3, 99]
@@ -52,7 +45,7 @@ def test_new_values_are_exported_and_the_sidecar_has_their_masks(tmp_path, famil
         for block, named in masks.items()
     }
     export_model(loaded, changes, tmp_path / "model")
-    again = load(tmp_path / "model")
+    again = load_folder(tmp_path / "model")
     for block, named in masks.items():
         for name, mask in named.items():
             weight = again.weight(block, name)
@@ -81,7 +74,7 @@ def test_large_models_are_sharded(tmp_path, monkeypatch):
     expected = expected_state(loaded, masks)
     export_model(loaded, masks, tmp_path / "model")
     assert (tmp_path / "model" / "model.safetensors.index.json").is_file()
-    assert equal_bits(state_of(load(tmp_path / "model")), expected)
+    assert equal_bits(state_of(load_folder(tmp_path / "model")), expected)
 
 
 @pytest.mark.parametrize("failing", ["config", "tokenizer"])
@@ -127,7 +120,7 @@ def test_sampling_options_of_old_checkpoints_do_not_stop_an_export(tmp_path):
     with pytest.raises(ValueError, match="do_sample"):
         loaded.model.generation_config.validate(strict=True)
     export_model(loaded, random_masks(loaded), tmp_path / "model")
-    assert load(tmp_path / "model").model.generation_config.temperature == 0.6
+    assert load_folder(tmp_path / "model").model.generation_config.temperature == 0.6
 
 
 def test_who_reads_the_configuration_can_read_the_weights(tmp_path):
@@ -139,10 +132,8 @@ def test_who_reads_the_configuration_can_read_the_weights(tmp_path):
 
 def saved_base(tmp_path, dtype=torch.float32):
     """Return a dense model's folder, and what is loaded of it."""
-    made = tiny_model("llama", dtype)
-    made.model.save_pretrained(tmp_path / "base")
-    made.tokenizer.save_pretrained(tmp_path / "base")
-    return tmp_path / "base", load(tmp_path / "base")
+    base = save_folder(tiny_model("llama", dtype), tmp_path / "base")
+    return base, load_folder(base)
 
 
 def test_the_masks_make_the_model_again_bit_for_bit(tmp_path):

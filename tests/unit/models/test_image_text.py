@@ -9,20 +9,20 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 
 from fedprune.config.pattern import Pattern
-from fedprune.config.schema import ModelConfig
 from fedprune.errors import ModelError
 from fedprune.evaluation import speed
 from fedprune.evaluation.perplexity import perplexities
 from fedprune.evaluation.speed import measure_speed
 from fedprune.models.export import export_model
 from fedprune.models.layout import find_layout
-from fedprune.models.loading import load_model, loaded_from, model_shapes, whole_model
+from fedprune.models.loading import loaded_from, model_shapes, whole_model
 from fedprune.models.unread import describe
 from fedprune.pruning.blocks import BlockWalk, prune_blocks
 from fedprune.pruning.groups import BlockSpec
 from fedprune.pruning.registry import get_pruner
 from fedprune.wire.changes import mask_of
 from tests.support.architectures import tiny_tokenizer, token_samples
+from tests.support.folders import load_folder, model_config
 from tests.support.image_text import IMAGE_TEXT, image_text_model, saved_image_text
 from tests.support.masks import equal_bits, random_masks
 
@@ -41,14 +41,6 @@ UNREAD = {
 }
 
 
-def load(folder, dtype="auto"):
-    return load_model(config(folder, dtype))
-
-
-def config(folder, dtype="auto"):
-    return ModelConfig(name="hf", path=str(folder), revision=None, dtype=dtype, source="local")
-
-
 def logits(model, tokens):
     with torch.no_grad():
         return model(input_ids=tokens, use_cache=False).logits
@@ -60,14 +52,14 @@ def folder(request, tmp_path_factory):
 
 
 def test_what_text_never_reaches_is_found(folder):
-    layout = load(folder).layout
+    layout = load_folder(folder).layout
     assert layout.unread == UNREAD[folder.name]
     assert len(layout.blocks) == 2
-    assert model_shapes(config(folder)) == layout.shapes()
+    assert model_shapes(model_config(folder)) == layout.shapes()
 
 
 def test_the_whole_is_exported_pruned_in_its_text_alone(folder, tmp_path):
-    loaded = load(folder)
+    loaded = load_folder(folder)
     masks = random_masks(loaded, 0.5)
     export_model(loaded, masks, tmp_path / "out")
     unread = tuple(f"{name}." for name in UNREAD[folder.name])
@@ -91,7 +83,7 @@ def test_the_whole_is_exported_pruned_in_its_text_alone(folder, tmp_path):
 
 def test_masks_are_those_of_wanda_on_the_full_model(folder):
     """By hand: hooks on the first block of what plain transformers loads."""
-    loaded, samples = load(folder), token_samples(3, 10)
+    loaded, samples = load_folder(folder), token_samples(3, 10)
     masks = dict(prune_blocks(BlockWalk(loaded, samples), WANDA, {0: SPEC}))[0]
     plain = hf.AutoModelForImageTextToText.from_pretrained(folder, dtype="auto").eval()
     block = plain.get_submodule(loaded.layout.prefix)[0]
@@ -128,7 +120,7 @@ def test_masks_are_those_of_wanda_on_the_full_model(folder):
     ],
 )
 def test_masks_are_those_of_the_text_model_alone(tmp_path, family, body):
-    whole = load(saved_image_text(family, tmp_path))
+    whole = load_folder(saved_image_text(family, tmp_path))
     state = image_text_model(family).state_dict()
     text = hf.AutoModelForCausalLM.from_config(whole.model.config.get_text_config())
     own = {name.replace(body, "model."): t for name, t in state.items() if name.startswith(body)}
@@ -151,7 +143,9 @@ def bits(loaded):
 
 def test_perplexity_is_that_of_the_full_model_on_text(folder):
     windows = torch.stack(token_samples(2, 12, seed=5))
-    told = perplexities(load(folder), {"x": windows}, torch.device("cpu"), {})["x"].perplexity
+    told = perplexities(load_folder(folder), {"x": windows}, torch.device("cpu"), {})[
+        "x"
+    ].perplexity
     plain = hf.AutoModelForImageTextToText.from_pretrained(folder, dtype="auto").eval()
     loss = torch.nn.functional.cross_entropy(
         logits(plain, windows)[:, :-1].flatten(0, 1).double(), windows[:, 1:].flatten()
@@ -171,7 +165,7 @@ def test_a_tower_in_another_type_keeps_it(tmp_path):
         for name, tensor in load_file(file).items()
     }
     save_file(state, file, {"format": "pt"})
-    loaded = load(folder)
+    loaded = load_folder(folder)
     assert loaded.model.dtype == torch.bfloat16
     export_model(loaded, random_masks(loaded, 0.5), tmp_path / "out")
     found = load_file(tmp_path / "out" / "model.safetensors")
@@ -180,7 +174,7 @@ def test_a_tower_in_another_type_keeps_it(tmp_path):
 
 
 def test_nobody_holds_what_text_never_reaches(folder):
-    loaded = load(folder)
+    loaded = load_folder(folder)
     unread = tuple(f"{name}." for name in loaded.layout.unread)
     asked = []
     tensors = loaded.source.tensors
@@ -230,13 +224,13 @@ def test_side_files_of_processors_are_carried(tmp_path):
     for name, content in beside.items():
         (folder / name).write_text(json.dumps(content))
     (folder / "chat_template.jinja").write_text("{{ messages }}")
-    export_model(load(folder), {}, tmp_path / "out")
+    export_model(load_folder(folder), {}, tmp_path / "out")
     for name in (*beside, "chat_template.jinja"):
         assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes()
 
 
 def test_what_is_said_of_the_parts(tmp_path):
-    loaded = load(saved_image_text("gemma3", tmp_path))
+    loaded = load_folder(saved_image_text("gemma3", tmp_path))
     said = describe(loaded)
     assert said["class"] == "Gemma3ForConditionalGeneration"
     assert said["loads_with"] == "AutoModelForImageTextToText"
@@ -250,7 +244,7 @@ def test_what_is_said_of_the_parts(tmp_path):
 
 def test_an_export_is_measured_as_the_class_that_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr(speed, "_LEAST_SECONDS", 0.0)
-    loaded = load(saved_image_text("qwen3_vl", tmp_path / "model"))
+    loaded = load_folder(saved_image_text("qwen3_vl", tmp_path / "model"))
     export_model(loaded, random_masks(loaded, 0.5), tmp_path / "out")
     assert type(whole_model(str(tmp_path / "out"))) is hf.Qwen3VLForConditionalGeneration
     assert measure_speed(tmp_path / "out", torch.device("cpu"), 8, 1).dense > 0
@@ -270,10 +264,10 @@ def test_a_text_side_that_needs_images_is_refused_by_the_configuration(tmp_path)
     blip.architectures = ["BlipForConditionalGeneration"]
     blip.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="Blip.* on token ids alone .*pixel_values"):
-        model_shapes(config(tmp_path))
+        model_shapes(model_config(tmp_path))
 
 
 def test_a_configuration_of_no_text_is_refused(tmp_path):
     hf.ViTConfig().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="'vit' cannot be pruned.*image-text-to-text"):
-        model_shapes(config(tmp_path))
+        model_shapes(model_config(tmp_path))

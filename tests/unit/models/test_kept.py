@@ -15,15 +15,10 @@ from fedprune.models.reshape import Reshape, apply_kept, export_reshaped
 from fedprune.wire.changes import SparseWeight
 from fedprune.wire.masks import BitMask
 from tests.support.architectures import tiny_model
+from tests.support.folders import save_folder
 
 WIDTH = 48
 NEURONS = {0: [0, 3, 5, 7], 1: [1, 2, 46, 47], 2: [8, 9, 10, 11]}
-
-
-def saved(loaded, folder):
-    loaded.model.save_pretrained(folder)
-    loaded.tokenizer.save_pretrained(folder)
-    return folder
 
 
 def neurons(blocks=None):
@@ -47,7 +42,7 @@ def test_it_names_the_units_that_remain_and_with_the_dense_model_is_the_smaller_
     tmp_path, blocks
 ):
     loaded = tiny_model("llama", torch.bfloat16)
-    base = saved(loaded, tmp_path / "base")
+    base = save_folder(loaded, tmp_path / "base")
     export_reshaped(loaded, {}, neurons(blocks), tmp_path / "model")
     header, remains = read_kept(tmp_path / "model" / KEPT)
     assert header["survivors"] == "kept" and header["blocks"] == list(blocks or (0, 1, 2))
@@ -70,7 +65,7 @@ def test_it_names_the_units_that_remain_and_with_the_dense_model_is_the_smaller_
 
 def test_experts_that_remain_are_named(tmp_path):
     loaded = tiny_model("mixtral")
-    base = saved(loaded, tmp_path / "base")
+    base = save_folder(loaded, tmp_path / "base")
     keep = dict.fromkeys(find_mixture(loaded).experts, (1, 2))
     export_reshaped(loaded, {}, without_experts(loaded, keep), tmp_path / "model")
     _, remains = read_kept(tmp_path / "model" / KEPT)
@@ -107,7 +102,7 @@ def refitted(loaded):
 
 def test_new_values_are_told_and_not_made_up(tmp_path):
     loaded = tiny_model("llama")
-    base = saved(loaded, tmp_path / "base")
+    base = save_folder(loaded, tmp_path / "base")
     export_reshaped(loaded, refitted(loaded), neurons(), tmp_path / "model")
     header, remains = read_kept(tmp_path / "model" / KEPT)
     assert header["survivors"] == "changed"
@@ -145,13 +140,13 @@ def test_sizes_that_are_no_selection_count_as_new_values(tmp_path):
 
 def test_other_models_and_damage_are_refused(tmp_path):
     loaded = tiny_model("llama")
-    base = saved(loaded, tmp_path / "base")
+    base = save_folder(loaded, tmp_path / "base")
     export_reshaped(loaded, {}, neurons(), tmp_path / "model")
     kept, header = tmp_path / "model" / KEPT, read_kept(tmp_path / "model" / KEPT)[0]
     other = loaded_from(loaded.model, loaded.tokenizer, "other")
     with torch.no_grad():
         other.model.lm_head.weight += 1
-    saved(other, tmp_path / "other")
+    save_folder(other, tmp_path / "other")
     with pytest.raises(ModelError, match="is of another model"):
         apply_kept(tmp_path / "other", kept, tmp_path / "again")
 

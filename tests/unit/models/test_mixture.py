@@ -1,9 +1,5 @@
 """A mixture with fewer experts: what belongs to each is found, cut, and loads as it is."""
 
-import json
-import subprocess
-import sys
-
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -73,40 +69,6 @@ def test_what_remains_is_the_dense_model_with_routers_that_choose_among_it(famil
         dense = loaded.model(input_ids=tokens).logits
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert (dense - expected).abs().max() > 1e-3  # which a model without a router would not show
-
-
-def test_the_export_loads_where_nobody_knows_of_this_package(tmp_path):
-    loaded = tiny_mixture("mixtral")
-    keep = kept_everywhere(loaded, KEPT["mixtral"])
-    export_reshaped(loaded, {}, without_experts(loaded, keep), tmp_path / "small")
-    code = (
-        "import sys, torch; from transformers import AutoModelForCausalLM as M;"
-        "m = M.from_pretrained(sys.argv[1]); assert 'fedprune' not in sys.modules;"
-        "print(m.config.num_local_experts, m(torch.tensor([[3, 4, 5]])).logits.sum().item())"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "small"], capture_output=True, text=True, check=True
-    )
-    count, total = done.stdout.split()
-    with torch.no_grad(), restricted_routers(loaded, "mixtral", keep):
-        expected = loaded.model(torch.tensor([[3, 4, 5]])).logits.sum().item()
-    assert int(count) == 3 and float(total) == pytest.approx(expected, rel=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("family", "key"),
-    [
-        ("mixtral", "num_local_experts"),
-        ("olmoe", "num_experts"),
-        ("deepseek_v3", "n_routed_experts"),
-    ],
-)
-def test_the_configuration_counts_what_remains_under_its_own_key(family, key, tmp_path):
-    loaded = tiny_mixture(family)
-    keep = kept_everywhere(loaded, KEPT[family])
-    export_reshaped(loaded, {}, without_experts(loaded, keep), tmp_path / "small")
-    told = json.loads((tmp_path / "small" / "config.json").read_text())
-    assert told[key] == len(KEPT[family])
 
 
 def test_biases_router_rows_and_correction_biases_go_with_their_expert():

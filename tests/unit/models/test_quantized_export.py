@@ -7,10 +7,8 @@ import torch
 import transformers as hf
 from safetensors.torch import load_file
 
-from fedprune.config.schema import ModelConfig
 from fedprune.errors import ModelError
 from fedprune.evaluation.sizes import model_sizes
-from fedprune.models.changes import changed_tensors
 from fedprune.models.export import SIDECAR, export_model
 from fedprune.models.loading import load_model
 from fedprune.models.quantized import check_quantizable, packed
@@ -18,7 +16,9 @@ from fedprune.pruning.grid import Grid
 from fedprune.pruning.rounding import round_weight
 from fedprune.wire.masks import BitMask
 from tests.support.architectures import made_of, tiny_config, tiny_model
-from tests.support.fresh import in_a_fresh_process
+from tests.support.folders import load_folder, model_config
+from tests.support.fresh import TOKENS, in_a_fresh_process
+from tests.support.smaller import simulated
 
 pytest.importorskip("compressed_tensors")
 
@@ -37,20 +37,8 @@ def quantize(loaded, grid, density=1.0):
     return changes
 
 
-def simulated(loaded, changes):
-    """Return the logits of the dequantised weights, put into the dense model itself."""
-    layout, state = loaded.layout, {}
-    for block, done in changes.items():
-        tensors = changed_tensors(layout, block, loaded.block_tensors(block), done)
-        state |= {f"{layout.prefix}.{block}.{name}": tensor for name, tensor in tensors.items()}
-    loaded.model.load_state_dict(state, strict=False)
-    with torch.no_grad():
-        return loaded.model(input_ids=torch.arange(3, 19)[None]).logits
-
-
 def opened(folder):
-    config = ModelConfig(name="hf", path=str(folder), revision=None, dtype="auto", source="local")
-    return load_model(config, quantized=True)
+    return load_model(model_config(folder), quantized=True)
 
 
 def said(folder):
@@ -89,12 +77,12 @@ def test_folders_load_as_they_were_simulated_where_nobody_knows_fedprune(tmp_pat
         loaded = model_of(family, dtype)
         changes = quantize(loaded, grid, density)
         export_model(loaded, changes, tmp_path / family)
-        expected[family] = simulated(loaded, changes), str(dtype)
+        expected[family] = simulated(loaded, changes, TOKENS), str(dtype)
         # The folder without masks beside, and a second reader: `fedprune evaluate`.
         assert not (tmp_path / family / SIDECAR).exists()
         again = opened(tmp_path / family)
         with torch.no_grad():
-            logits = again.model(input_ids=torch.arange(3, 19)[None]).logits
+            logits = again.model(input_ids=TOKENS).logits
         torch.testing.assert_close(logits, expected[family][0], rtol=0, atol=0)
     found = in_a_fresh_process([tmp_path / family for family, *_ in FAMILIES], tmp_path)
     for family, (logits, dtype) in expected.items():
@@ -167,15 +155,12 @@ def test_bytes_of_matrices_at_four_bits(tmp_path):
 def test_a_quantised_folder_is_measured_and_not_pruned(tmp_path):
     loaded = tiny_model("llama", torch.bfloat16)
     export_model(loaded, quantize(loaded, Grid(4, None, True)), tmp_path / "model")
-    config = ModelConfig(
-        name="hf", path=str(tmp_path / "model"), revision=None, dtype="auto", source="local"
-    )
     with pytest.raises(ModelError, match="is quantised.*`fedprune evaluate` measures this one"):
-        load_model(config)
+        load_folder(tmp_path / "model")
     path = tmp_path / "model" / "config.json"
     path.write_text(path.read_text().replace('"compressed-tensors"', '"awq"'))
     with pytest.raises(ModelError, match="quantised by 'awq'"):
-        load_model(config, quantized=True)
+        opened(tmp_path / "model")
 
 
 def test_without_the_package_it_is_said_how_to_get_it(tmp_path, monkeypatch):

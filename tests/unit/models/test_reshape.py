@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -8,10 +6,9 @@ import transformers as hf
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from fedprune.config.schema import ModelConfig
 from fedprune.errors import ModelError
 from fedprune.models.fingerprint import fingerprint
-from fedprune.models.loading import load_model, loaded_from
+from fedprune.models.loading import loaded_from
 from fedprune.models.reshape import ORIGIN, Reshape, check_reshape, export_reshaped, read_origin
 from fedprune.wire.changes import SparseWeight
 from fedprune.wire.masks import BitMask
@@ -23,6 +20,7 @@ from tests.support.architectures import (
     tiny_tokenizer,
     token_samples,
 )
+from tests.support.folders import load_folder
 from tests.support.smaller import logits_without
 
 
@@ -171,10 +169,7 @@ def test_shards_and_the_names_that_a_checkpoint_has(tmp_path, monkeypatch):
     loaded = deep("gpt2")
     loaded.model.transformer.save_pretrained(tmp_path / "body")  # names without "transformer."
     loaded.tokenizer.save_pretrained(tmp_path / "body")
-    config = ModelConfig(
-        name="hf", path=str(tmp_path / "body"), revision=None, dtype="auto", source="local"
-    )
-    mapped = load_model(config)
+    mapped = load_folder(tmp_path / "body")
     monkeypatch.setattr("fedprune.models.reshape.SHARD_BYTES", 50_000)
     export_reshaped(mapped, {}, Reshape(blocks=(0, 3, 4)), tmp_path / "model")
     index = json.loads((tmp_path / "model" / "model.safetensors.index.json").read_text())
@@ -184,20 +179,3 @@ def test_shards_and_the_names_that_a_checkpoint_has(tmp_path, monkeypatch):
     with torch.no_grad():
         found = again(input_ids=sample[None]).logits
     torch.testing.assert_close(found, logits_without(loaded, (1, 2), sample[None]))
-
-
-def test_a_process_without_fedprune_loads_it(tmp_path):
-    export_reshaped(deep("qwen3"), {}, Reshape(blocks=(0, 3)), tmp_path / "model")
-    code = (
-        "import sys, torch; from transformers import AutoModelForCausalLM, AutoTokenizer;"
-        f"m, info = AutoModelForCausalLM.from_pretrained({str(tmp_path / 'model')!r},"
-        " output_loading_info=True);"
-        f"AutoTokenizer.from_pretrained({str(tmp_path / 'model')!r});"
-        "assert not any(info.values()), info; assert len(m.model.layers) == 2;"
-        "assert not any(name.startswith('fedprune') for name in sys.modules);"
-        "print(m.generate(torch.tensor([[3, 4, 5]]), max_new_tokens=4).shape[1])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True
-    )
-    assert done.stdout.strip() == "7"
