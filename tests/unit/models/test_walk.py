@@ -85,21 +85,6 @@ def test_where_memory_runs_out_the_batch_is_halved(error, monkeypatch, caplog):
     assert all(map(torch.equal, walk.hidden, expected.hidden))
 
 
-@pytest.mark.parametrize("error", OUT_OF_MEMORY)
-def test_with_one_sample_left_the_error_names_what_helps(error, monkeypatch):
-    loaded = tiny_model()
-    walk = ModelWalk(loaded, token_samples(5, 12), limits=Limits(4))
-
-    def exhaust(_inputs):
-        raise error
-
-    monkeypatch.setattr(loaded.layout.linears(0)["mlp.up_proj"].module, "forward", exhaust)
-    keys = "`pruner.batch_size`, `pruner.seq_len`, `pruner.device`"
-    with pytest.raises(ModelError, match=f"running block 0.*Lower or change one of: {keys}"):
-        walk.advance({})
-    assert walk.position == 0 and len(walk.hidden) == 5
-
-
 def test_other_errors_are_no_lack_of_memory():
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
     assert not is_out_of_memory(ValueError("can't allocate memory"))

@@ -50,14 +50,6 @@ def test_share_is_the_count_over_all_linears(dtype, threshold):
     assert outlier_share(weights, stats, threshold) == expected
 
 
-def test_share_does_not_depend_on_the_scale_of_tokens():
-    weights, stats = block(2)
-    more = {
-        name: ColumnStatistics(one.sum_squares * 4, one.tokens * 4) for name, one in stats.items()
-    }
-    assert outlier_share(weights, stats, 2.0) == outlier_share(weights, more, 2.0)
-
-
 def test_linears_with_other_token_counts_are_put_on_one_scale():
     weights, stats = block(3)
     stats["down"].tokens = 7
@@ -77,12 +69,10 @@ def test_scores_equal_to_the_threshold_are_no_outliers():
     assert outlier_share({"a": torch.zeros(4, 4)}, stats, 1.0) == 0
 
 
-def test_scores_must_be_finite():
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_scores_must_be_finite(bad):
     weights, stats = block(5)
-    weights["q"][0, 0] = float("nan")
-    with pytest.raises(ModelError, match="NaN or infinite"):
-        outlier_share(weights, stats, 5.0)
-    weights["q"][0, 0] = float("inf")
+    weights["q"][0, 0] = bad
     with pytest.raises(ModelError, match="NaN or infinite"):
         outlier_share(weights, stats, 5.0)
 

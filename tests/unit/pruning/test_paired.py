@@ -6,6 +6,8 @@ import torch
 
 from fedprune.config import Pattern, config_from_overrides
 from fedprune.errors import ModelError, WireError
+from fedprune.models.device import Limits
+from fedprune.models.loading import load_model
 from fedprune.pruning.blocks import BlockWalk, prune_blocks
 from fedprune.pruning.groups import BlockSpec, MaskSpec
 from fedprune.pruning.hessian import retargeted
@@ -81,8 +83,6 @@ def test_an_input_that_was_always_zero_keeps_its_weights():
 @pytest.mark.parametrize("family", ["llama", "opt", "gpt2"])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_recorded_deviations_are_those_of_both_walks(family, batch):
-    from fedprune.models.device import Limits
-
     model, samples = tiny_model(family), token_samples(3, 12)
     walk = pruned_walk(model, samples, 1, limits=Limits(batch_size=batch))
     dense = BlockWalk(model, samples)
@@ -154,8 +154,6 @@ def test_pruned_blocks_come_nearer_to_the_dense_model(pruner):
     """The point of it: what a block gives behind pruned blocks is nearer to what it should."""
     options = ["strategy=fedhessian", "schedule=iterative", f"pruner={pruner}", "sparsity=0.5"]
     config = config_from_overrides([*options, "strategy.target=dense"])
-    from fedprune.models.loading import load_model
-
     model = load_model(config.model)
     samples = token_samples(8, 64)
     gaps = {}

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +14,6 @@ from fedprune.pruning.paired import PairedWalk
 from fedprune.pruning.reconstruction import (
     FRACTION_BITS,
     BlockFit,
-    Losses,
     held_out,
     unit_of,
 )
@@ -79,9 +79,6 @@ def plain_loss(model, samples, blocks: int = 1):
 @pytest.mark.parametrize("family", ["llama", "qwen3", "opt"])
 def test_loss_and_gradient_are_those_of_plain_autograd(family):
     model, samples = tiny_model(family), token_samples(3, 12)
-    if family == "opt":
-        model_decoder = model.model.model.decoder
-        assert len(model_decoder.layers) > 1
     fit = fit_of(model, samples)
     sums, losses = fit.gradient()
     expected, gradients = plain_loss(model, samples)
@@ -167,8 +164,6 @@ def test_scaled_masks_and_values_are_where_they_start():
     walk.advance(pruned(walk))
     weights, masks = walk.weights(), pruned(walk)
     name = "mlp.down_proj"
-    import numpy as np
-
     counts = np.full(masks[name].survivors, 2, dtype=np.uint8)
     scaled = {**masks, name: LinearUpdate(masks[name], counts, 4)}
     kept = torch.from_numpy(masks[name].to_bool())
@@ -189,7 +184,3 @@ def test_a_destroyed_block_is_an_error_that_says_so():
     walk.start_from(changes)
     with pytest.raises(ModelError, match="block 0: what it gives is NaN or infinite"):
         BlockFit(walk, 0, 0.0).gradient()
-
-
-def test_losses_add_up():
-    assert Losses(1, 2, 3, 4) + Losses(10, 20, 30, 40) == Losses(11, 22, 33, 44)

@@ -10,7 +10,7 @@ from fedprune.config.pattern import Pattern
 from fedprune.errors import ModelError
 from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.selection import prune_lowest
-from tests.support.pruning_oracle import expected_survivors, groups_of, oracle_mask
+from tests.support.pruning_oracle import expected_survivors, oracle_mask
 
 FREE = Pattern()
 
@@ -49,13 +49,6 @@ def test_equal_scores_prune_the_lower_index_first():
     assert column.tolist() == [[False] * 6, [True] * 6]
     nm = prune_lowest(scores, MaskSpec(0.5, Pattern(1, 3), "row"))
     assert nm.tolist() == [[False, False, True] * 2] * 2
-
-
-def test_pattern_keeps_n_of_every_m():
-    scores = torch.rand(5, 24)
-    mask = prune_lowest(scores, MaskSpec(0.0, Pattern(3, 8), "layer"))
-    spec = MaskSpec(0.0, Pattern(3, 8), "layer")
-    assert {sum(bool(mask[at]) for at in group) for group in groups_of((5, 24), spec)} == {3}
 
 
 def test_pattern_that_does_not_divide():

@@ -19,7 +19,6 @@ from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.selection import prune_lowest
 from fedprune.pruning.selection_kernels import prune_products
 from fedprune.wire.masks import BitMask
-from tests.support.pruning_oracle import oracle_mask
 
 FREE = Pattern()
 SPECS = [
@@ -68,17 +67,6 @@ def test_equals_the_tensor_path(spec, maker, shape, dtype, seed):
     norms[torch.from_numpy(rng.random(shape[1]) < 0.1)] = 0.0
     found, expected = both(weight, norms, spec)
     assert found == expected
-
-
-@pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_equals_the_oracle(spec):
-    rng = np.random.default_rng(7)
-    weight = (rng.integers(-30, 30, (9, 40)) / 8).astype(np.float32)
-    norms = rng.lognormal(0, 1, 40).astype(np.float32)
-    scores = np.abs(weight) * norms
-    found = prune_products(torch.from_numpy(weight), torch.from_numpy(norms), spec)
-    assert np.array_equal(found.to_bool(), oracle_mask(scores, spec))
-    assert unscaled(torch.from_numpy(scores), spec) == found
 
 
 @pytest.mark.parametrize("threads", [1, 3])
