@@ -17,6 +17,7 @@ from fedprune.models.loading import load_model
 from fedprune.pruning.cosines import UNIT
 from fedprune.pruning.kinds import find_kind
 from tests.support.architectures import tiny_model
+from tests.support.folders import save_folder
 from tests.support.mixtures import mixture_folder
 
 FEW = ("federation.num_clients=3", "pruner.num_calibration_samples=1", "pruner.seq_len=32")
@@ -80,22 +81,27 @@ def test_of_a_mixture_the_sums_of_experts_are_attacked(tmp_path):
     assert 0 <= noisy.low <= noisy.auc <= noisy.high <= 1
 
 
-def test_measures_that_are_attacked_are_what_clients_send():
+def test_what_is_attacked_is_what_clients_send():
     config = config_from_overrides(FEW)
     loaded = load_model(config.model)
     documents = load_documents(config.data, "train")
     samples = [one.tokens for one in client_samples(config, documents, loaded.tokenizer, 0, 3)]
     bench, kind = module._Bench(config, loaded), find_kind("cosines")
-    found, walk = bench.measures(kind, samples), bench.walk(samples)
-    while walk.blocks_left:
+    squares, measures = bench.squares(samples), bench.measures(kind, samples)
+    walk = bench.walk(samples)
+    for block in range(walk.blocks_left):
         arrays = walk.observe((), [kind]).block["cosines"]
         apart = int(arrays["tokens"][0]) * UNIT - int(arrays["sums"][0])
-        rows = found[walk.position, ("cosines/over_1",)]
+        rows = measures[block, ("cosines/over_1",)]
         assert rows.shape == (len(samples), 1)
         assert rows.sum() == pytest.approx(apart, rel=1e-5)
-        if walk.blocks_left == 1:
-            break
-        walk.advance({})
+        for name, known in walk.collect("columns").items():
+            (rows,) = [
+                found for key, found in squares.items() if key[0] == block and name in key[1]
+            ]
+            assert np.allclose(rows.sum(0), known.sum_squares, rtol=1e-5)
+        if walk.blocks_left > 1:
+            walk.advance({})
 
 
 def noisy_and_plain(epsilon: str):
@@ -148,25 +154,6 @@ def test_a_known_sample_is_told_from_others():
     assert one["the sums of one client with noise (epsilon 8)"].auc < 0.7
 
 
-def test_what_is_attacked_is_what_clients_send():
-    config = config_from_overrides(FEW)
-    loaded = load_model(config.model)
-    documents = load_documents(config.data, "train")
-    samples = [one.tokens for one in client_samples(config, documents, loaded.tokenizer, 0, 3)]
-    bench = module._Bench(config, loaded)
-    found = bench.squares(samples)
-    walk = bench.walk(samples)
-    while walk.blocks_left:
-        for name, known in walk.collect("columns").items():
-            ((_, rows),) = [
-                (k, v) for k, v in found.items() if k[0] == walk.position and name in k[1]
-            ]
-            assert np.allclose(rows.sum(0), known.sum_squares, rtol=1e-5)
-        if walk.blocks_left == 1:
-            break
-        walk.advance({})
-
-
 def test_a_client_alone_and_the_same_twice(short_model):
     lone = ("federation.num_clients=1", "strategy.min_clients=1", short_model, *FEW[1:])
     first, second = (audit(config_from_overrides(lone)).to_dict() for _ in range(2))
@@ -178,9 +165,7 @@ def test_a_client_alone_and_the_same_twice(short_model):
 
 
 def test_a_model_whose_inputs_depend_on_places_has_no_bag_of_words(tmp_path):
-    tiny = tiny_model("opt")
-    tiny.model.save_pretrained(tmp_path / "opt")
-    tiny.tokenizer.save_pretrained(tmp_path / "opt")
+    save_folder(tiny_model("opt"), tmp_path / "opt")
     text = " ".join(f"w{number % 90}" for number in range(4000))
     (tmp_path / "text.txt").write_text(text)
     (tmp_path / "other.txt").write_text(" ".join(reversed(text.split())))

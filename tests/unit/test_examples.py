@@ -8,21 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedprune.config.schema import ModelConfig
 from fedprune.models.embedded import demo_model_path
 from fedprune.models.export import SIDECAR, export_model
-from fedprune.models.loading import load_model
 from fedprune.models.sidecar import read_sidecar
+from tests.support.folders import load_folder
 from tests.support.masks import random_masks
 
-HF = {"name": "hf", "revision": None, "dtype": "auto", "source": "local"}
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 @pytest.fixture(scope="module")
 def pruned(tmp_path_factory):
     folder = tmp_path_factory.mktemp("examples") / "model"
-    loaded = load_model(ModelConfig(**HF, path=str(demo_model_path())))
+    loaded = load_folder(demo_model_path())
     export_model(loaded, random_masks(loaded, survivors=0.8), folder)
     return folder
 
@@ -38,7 +36,7 @@ def test_finetuning_lowers_the_loss_and_keeps_every_zero(pruned, tmp_path, argum
     assert run.returncode == 0, run.stderr
     before, after = (float(line.split()[-1]) for line in run.stdout.splitlines())
     assert after < before - 0.1
-    tuned = load_model(ModelConfig(**HF, path=str(out)))
+    tuned = load_folder(out)
     masks = read_sidecar(out / SIDECAR)
     assert masks == read_sidecar(pruned / SIDECAR)
     for block, named in masks.items():

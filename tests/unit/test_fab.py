@@ -14,7 +14,7 @@ PACKAGES = ("client_app", "server_app", "strategies", "fedprune", "conf")
 
 
 @pytest.fixture(scope="module")
-def bundle() -> zipfile.ZipFile:
+def bundle():
     data = build_fab_from_disk(ROOT)
     assert len(data) <= LIMIT
     return zipfile.ZipFile(io.BytesIO(data))
@@ -31,12 +31,6 @@ def test_holds_exactly_the_sources_configuration_and_demo_model(bundle):
     assert any(name.endswith("models/demo/weights.json") for name in found)
     # Folders whose names a careless ignore rule would drop.
     assert {"fedprune/data/stdlib.py", "fedprune/models/embedded.py"} <= found
-
-
-def test_no_data_notebooks_tests_or_secrets(bundle):
-    for name in bundle.namelist():
-        assert not name.startswith(("tests/", "docker/", "docs/", "benchmarks/", ".ci/"))
-        assert Path(name).suffix not in {".txt", ".key", ".pem", ".crt", ".ipynb", ".safetensors"}
 
 
 def test_bundle_content_is_that_of_the_checkout(bundle):

@@ -2,7 +2,6 @@
 
 import csv
 import json
-from pathlib import Path
 
 import pytest
 
@@ -12,9 +11,7 @@ from fedprune.cli.sweep_report import _telling
 from tests.support.runs import run
 
 
-def test_settings_are_found_in_the_configurations(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_settings_are_found_in_the_configurations(tmp_path, capsys):
     strategies = ("fedprllm", "fedspallm")
     for number, (strategy, seed) in enumerate((s, n) for s in strategies for n in (0, 1)):
         run(tmp_path / str(number), None, f"strategy={strategy}", f"seed={seed}", pruned=20 + seed)
@@ -34,7 +31,7 @@ def test_settings_are_found_in_the_configurations(
     assert (tmp_path / "3" / "report.html").is_file()
 
 
-def test_failed_runs_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_failed_runs_are_told(tmp_path, capsys):
     run(tmp_path / "0", None)
     failed = run(tmp_path / "1", None, "sparsity=0.6")
     (failed / "results.json").unlink()
@@ -48,27 +45,25 @@ def test_failed_runs_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize("text", ["{", "{}", "[1]"])
-def test_damaged_results_are_those_of_a_failed_run(tmp_path: Path, text: str) -> None:
+def test_damaged_results_are_those_of_a_failed_run(tmp_path, text):
     run(tmp_path / "0", None)
     (run(tmp_path / "1", None, "sparsity=0.6") / "results.json").write_text(text)
     assert main(["sweep", "--collect", str(tmp_path)]) == 1
     assert "`results.json` in" in (tmp_path / "sweep.html").read_text()
 
 
-def test_a_folder_without_runs_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_without_runs_is_refused(tmp_path, capsys):
     assert main(["sweep", "--collect", str(tmp_path)]) == 2
     assert "there is none in" in capsys.readouterr().err
 
 
-def test_nothing_and_both_are_refused() -> None:
+def test_nothing_and_both_are_refused():
     for arguments in (["sweep"], ["sweep", "seed=0,1", "--collect", "x"]):
         with pytest.raises(SystemExit):
             main(arguments)
 
 
-def test_keys_that_follow_from_others_tell_nothing() -> None:
+def test_keys_that_follow_from_others_tell_nothing():
     runs = [
         {"seed": seed, "damping": "1" if name == "x" else "2", "pruner.name": name, "same": "0"}
         for name in ("x", "y")
@@ -82,7 +77,7 @@ def figures(**pruned: float | None) -> dict:
     return {"perplexity": {name: {"pruned": value} for name, value in pruned.items()}}
 
 
-def test_the_objective_is_one_figure() -> None:
+def test_the_objective_is_one_figure():
     assert objective(figures(a=4.0)) == 4.0
     assert objective(figures(a=4.0, b=9.0)) == pytest.approx(6.0)
     assert objective(figures(a=4.0, b=None)) == float("inf")

@@ -30,7 +30,7 @@ def only(checks: Iterator[Check]) -> Check:
 
 
 @pytest.mark.parametrize(("version", "level"), [((3, 10, 9), "fail"), ((3, 11, 0), "ok")])
-def test_python(monkeypatch: pytest.MonkeyPatch, version: tuple[int, int, int], level: str) -> None:
+def test_python(monkeypatch, version, level):
     monkeypatch.setattr(doctor.sys, "version_info", version)
     check = only(doctor.check_python())
     assert check.level == level
@@ -47,12 +47,12 @@ def test_python(monkeypatch: pytest.MonkeyPatch, version: tuple[int, int, int], 
         ("f" * 33, "warn"),
     ],
 )
-def test_app(monkeypatch: pytest.MonkeyPatch, name: str, level: str) -> None:
+def test_app(monkeypatch, name, level):
     monkeypatch.setattr(doctor, "app_folder", lambda: Path("/x") / name)
     assert only(doctor.check_app()).level == level
 
 
-def test_a_missing_app(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_app(monkeypatch):
     def missing() -> Path:
         raise FedpruneError("Install it.")
 
@@ -62,9 +62,7 @@ def test_a_missing_app(monkeypatch: pytest.MonkeyPatch) -> None:
     assert levels(doctor.check_libraries()) == []
 
 
-def test_libraries_are_compared_with_the_project_s_ranges(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_libraries_are_compared_with_the_project_s_ranges(tmp_path, monkeypatch):
     wanted = 'dependencies = ["good>=1,<2", "old[x]>=2", "absent>=1"]'
     (tmp_path / "pyproject.toml").write_text(f"[project]\n{wanted}\n")
     monkeypatch.setattr(doctor, "app_folder", lambda: tmp_path)
@@ -77,7 +75,7 @@ def test_libraries_are_compared_with_the_project_s_ranges(
     ]
 
 
-def test_torch_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_without_a_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     loaded, cuda = doctor.check_torch()
     assert torch.__version__ in loaded.found and "threads" in loaded.found
@@ -88,9 +86,7 @@ def test_torch_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     ("free_gib", "cpus", "share", "clients"),
     [(70, 16, "0.12", "8"), (70, 2, "0.5", "2"), (3, 8, "1", "1")],
 )
-def test_torch_with_a_device_suggests_a_share(
-    monkeypatch: pytest.MonkeyPatch, free_gib: int, cpus: int, share: str, clients: str
-) -> None:
+def test_torch_with_a_device_suggests_a_share(monkeypatch, free_gib, cpus, share, clients):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free_gib * GIB, 80 * GIB))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Big GPU")
@@ -100,7 +96,7 @@ def test_torch_with_a_device_suggests_a_share(
     assert f"federation.client_gpus={share} lets {clients} clients" in cuda.advice
 
 
-def test_a_broken_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_torch(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     assert only(doctor.check_torch()).level == "fail"
 
@@ -108,14 +104,14 @@ def test_a_broken_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("missing", "expected"), [(set(), ["ok"]), ({"uv"}, ["warn"]), ({"flwr"}, ["fail"])]
 )
-def test_commands(monkeypatch: pytest.MonkeyPatch, missing: set[str], expected: list[str]) -> None:
+def test_commands(monkeypatch, missing, expected):
     monkeypatch.setattr(
         shutil, "which", lambda name, path: None if name in missing else f"/bin/{name}"
     )
     assert levels(doctor.check_commands()) == expected
 
 
-def test_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxies(monkeypatch):
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
@@ -129,20 +125,18 @@ def test_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("gib", "level"), [(0.5, "fail"), (2, "warn"), (50, "ok")])
-def test_disk(monkeypatch: pytest.MonkeyPatch, gib: float, level: str) -> None:
+def test_disk(monkeypatch, gib, level):
     usage = SimpleNamespace(free=gib * GIB)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
     assert levels(doctor.check_disk()) == [level] * 3
 
 
-def test_disk_of_a_cache_that_does_not_exist_yet(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_disk_of_a_cache_that_does_not_exist_yet(tmp_path, monkeypatch):
     monkeypatch.setenv("FEDPRUNE_HOME", str(tmp_path / "not" / "yet"))
     assert len(levels(doctor.check_disk())) == 3
 
 
-def test_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("FEDPRUNE_HOME", str(tmp_path / "new"))
     assert only(doctor.check_cache()).level == "ok"
     assert not list((tmp_path / "new").iterdir())
@@ -162,14 +156,7 @@ def test_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (True, {}, [], ["for every run", "`client_app`"]),
     ],
 )
-def test_daemons(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    package: bool,
-    environment: dict[str, str],
-    command: list[str],
-    words: list[str],
-) -> None:
+def test_daemons(tmp_path, monkeypatch, package, environment, command, words):
     if package:
         (tmp_path / "client_app").mkdir()
     found = (77, str(tmp_path), environment, ["flower-superlink", "--simulation", *command])
@@ -181,13 +168,13 @@ def test_daemons(
     assert ("kill 77" in check.advice) == bool(words)
 
 
-def test_no_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_daemon(monkeypatch):
     monkeypatch.setattr(doctor, "local_superlinks", lambda: iter([]))
     assert only(doctor.check_daemons()).level == "ok"
 
 
 @pytest.mark.parametrize("ours", [False, True])
-def test_a_running_daemon_is_found_unless_it_is_a_run_s_own(tmp_path: Path, ours: bool) -> None:
+def test_a_running_daemon_is_found_unless_it_is_a_run_s_own(tmp_path, ours):
     script = executable(tmp_path / "flower-superlink", "#!{python}\nimport time\ntime.sleep(600)\n")
     environment = {"SOME": "thing"} | ({MARK: "/tmp/x"} if ours else {})
     command = [sys.executable, str(script), "--simulation"]
@@ -213,9 +200,7 @@ def test_a_running_daemon_is_found_unless_it_is_a_run_s_own(tmp_path: Path, ours
         (0.5, 2, "fail", "not even one"),
     ],
 )
-def test_memory(
-    monkeypatch: pytest.MonkeyPatch, gib: float, cpus: int, level: str, advice: str
-) -> None:
+def test_memory(monkeypatch, gib, cpus, level, advice):
     monkeypatch.setattr(doctor, "free_memory", lambda: int(gib * GIB))
     monkeypatch.setattr(doctor, "usable_cpus", lambda: cpus)
     check = only(doctor.check_memory())
@@ -224,12 +209,7 @@ def test_memory(
 
 
 @pytest.mark.parametrize(("level", "code"), [("ok", 0), ("warn", 0), ("fail", 1)])
-def test_the_exit_code_and_the_advice(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    level: doctor.Level,
-    code: int,
-) -> None:
+def test_the_exit_code_and_the_advice(monkeypatch, capsys, level, code):
     checks = [Check("a", level, "found [x]", "Do this."), Check("b", "ok", "fine")]
     monkeypatch.setattr(doctor, "CHECKS", [lambda: iter(checks)])
     assert run_doctor() == code

@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 
@@ -14,13 +13,14 @@ from fedprune.evaluation.speed import LinearSpeed, Speed
 from fedprune.evaluation.zero_shot import ZeroShot
 from fedprune.models.embedded import demo_model_path
 from tests.support.architectures import tiny_model
+from tests.support.folders import save_folder
 from tests.support.jobs import striped_demo
 
 LINEAR = LinearSpeed("mlp.up_proj", (8, 4), 0.0015, None)
 
 
 @pytest.fixture
-def a_run(tmp_path: Path) -> Path:
+def a_run(tmp_path):
     folder = tmp_path / "a run, finished"
     (folder / "model").mkdir(parents=True)
     (folder / "model" / "config.json").write_text('{"model_type": "llama"}')
@@ -28,26 +28,22 @@ def a_run(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("below", ["", "model"])
-def test_a_run_s_folder_or_its_model(
-    a_run: Path, below: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_s_folder_or_its_model(a_run, below, monkeypatch):
     monkeypatch.chdir(a_run.parent)
     assert evaluate.model_folder(f"{a_run.name}/{below}") == a_run / "model"
 
 
-def test_another_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_folder_is_refused(tmp_path, capsys):
     assert main(["evaluate", str(tmp_path)]) == 1
     assert "`config.json`" in capsys.readouterr().err
 
 
-def test_a_wrong_override_is_refused(a_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_override_is_refused(a_run, capsys):
     assert main(["evaluate", str(a_run), "evaluation.sequence=3"]) == 2
     assert "evaluation.sequence" in capsys.readouterr().err
 
 
-def test_what_is_printed(
-    a_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_printed(a_run, monkeypatch, capsys):
     found = evaluate.Findings(
         folder=a_run / "model",
         seq_len=64,
@@ -84,9 +80,7 @@ def test_what_is_printed(
     assert (config.evaluation.seq_len, config.evaluation.tasks, speed) == (64, "boolq", True)
 
 
-def test_one_json_object_for_programs(
-    a_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_one_json_object_for_programs(a_run, monkeypatch, capsys):
     scored = Perplexity(perplexity=22.43, nll=3.11, windows=558, tokens=70866)
     found = evaluate.Findings(a_run, 128, ModelSizes(dense=10), {"stdlib": scored})
     monkeypatch.setattr(evaluate, "measure", lambda *_: found)
@@ -104,7 +98,7 @@ def test_one_json_object_for_programs(
     }
 
 
-def test_a_destroyed_model_is_null_in_json(a_run: Path) -> None:
+def test_a_destroyed_model_is_null_in_json(a_run):
     scored = Perplexity(perplexity=math.inf, nll=800.0, windows=1, tokens=127)
     told = evaluate.Findings(a_run, 128, ModelSizes(dense=10), {"stdlib": scored}).to_dict()
     (found,) = json.loads(json.dumps(told, allow_nan=False))["perplexity"].values()
@@ -115,9 +109,7 @@ def test_a_destroyed_model_is_null_in_json(a_run: Path) -> None:
     ("overrides", "name", "seq_len"),
     [([], "ptb", 64), (["evaluation.seq_len=32"], "ptb", 32), (["data=c4"], "c4", 64)],
 )
-def test_a_run_s_model_is_measured_as_the_run_did(
-    a_run: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], name: str, seq_len: int
-) -> None:
+def test_a_run_s_model_is_measured_as_the_run_did(a_run, monkeypatch, overrides, name, seq_len):
     made = config_from_overrides(["data=ptb", "evaluation.seq_len=64", "evaluation.tasks=boolq"])
     (a_run / "config.yaml").write_text(to_yaml(made))
     found = evaluate.Findings(a_run, 64, ModelSizes(dense=10), {})
@@ -131,7 +123,7 @@ def test_a_run_s_model_is_measured_as_the_run_did(
     assert (config.evaluation.seq_len, config.evaluation.tasks) == (seq_len, "")
 
 
-def test_the_demo_model_on_several_data_sets(tmp_path: Path) -> None:
+def test_the_demo_model_on_several_data_sets(tmp_path):
     (tmp_path / "mine.txt").write_text("Return the path of the file, if there is one. " * 20)
     found = measured(f"evaluation.datasets={tmp_path / 'mine.txt'},/no/such/texts")
     (own, mine) = found.perplexities.values()
@@ -145,20 +137,19 @@ def test_the_demo_model_on_several_data_sets(tmp_path: Path) -> None:
     assert found.tasks is None and found.speed is None
 
 
-def test_a_data_set_alone_or_beside_others_scores_the_same(tmp_path: Path) -> None:
+def test_a_data_set_alone_or_beside_others_scores_the_same(tmp_path):
     (tmp_path / "mine.txt").write_text("Return the path of the file, if there is one. " * 20)
     together = measured(f"evaluation.datasets={tmp_path / 'mine.txt'}").perplexities
     assert measured().perplexities["stdlib"] == together["stdlib"]
 
 
 def measured(*overrides: str) -> evaluate.Findings:
-    short = ["evaluation.max_windows=2", "evaluation.seq_len=32"]
-    config = config_from_overrides([f"model={demo_model_path()}", *short, *overrides])
+    config = config_from_overrides([f"model={demo_model_path()}", *SHORT, *overrides])
     return evaluate.measure(demo_model_path(), config)
 
 
 @pytest.fixture(scope="module")
-def pruned_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pruned_demo(tmp_path_factory):
     """The demo model with all but the first of every two weights of a row gone."""
     return striped_demo(tmp_path_factory.mktemp("sparsity=0.5") / "half=gone", 2)
 
@@ -166,7 +157,7 @@ def pruned_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 SHORT = ("evaluation.max_windows=2", "evaluation.seq_len=32")
 
 
-def test_models_beside_the_first(pruned_demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_models_beside_the_first(pruned_demo, capsys):
     assert main(["evaluate", "demo", str(pruned_demo), "demo", *SHORT, "--json"]) == 0
     dense, pruned, twin = json.loads(capsys.readouterr().out)["models"]
     assert "kl" not in dense["perplexity"]["stdlib"]
@@ -179,13 +170,8 @@ def test_models_beside_the_first(pruned_demo: Path, capsys: pytest.CaptureFixtur
     assert "half=gone" in shown.replace("\n", "")
 
 
-def test_another_tokenizer_has_no_agreement(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "other"
-    tiny = tiny_model()
-    tiny.model.save_pretrained(folder)
-    tiny.tokenizer.save_pretrained(folder)
+def test_another_tokenizer_has_no_agreement(tmp_path, capsys):
+    folder = save_folder(tiny_model(), tmp_path / "other")
     assert main(["evaluate", "demo", str(folder), *SHORT]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "no agreement where a tokenizer is another" in shown

@@ -1,7 +1,6 @@
 """The simulation inside this process."""
 
 import sys
-from pathlib import Path
 
 import pytest
 from flwr.app import Context, Message, RecordDict
@@ -27,7 +26,7 @@ def echo() -> ClientApp:
     return app
 
 
-def test_every_node_answers_once_and_an_exception_is_an_error_reply() -> None:
+def test_every_node_answers_once_and_an_exception_is_an_error_reply():
     with process_identity(7):
         grid = InlineGrid(echo(), 2, 7)
         nodes = list(grid.get_node_ids())
@@ -45,7 +44,7 @@ def test_every_node_answers_once_and_an_exception_is_an_error_reply() -> None:
     ]
 
 
-def test_flower_s_identity_is_put_back() -> None:
+def test_flower_s_identity_is_put_back():
     before = (TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id)
     with pytest.raises(KeyError), process_identity(5):
         assert TaskIdentity.run_id == 5
@@ -53,7 +52,7 @@ def test_flower_s_identity_is_put_back() -> None:
     assert (TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id) == before
 
 
-def test_all_output_becomes_lines() -> None:
+def test_all_output_becomes_lines():
     lines: list[str] = []
     handlers = FLOWER_LOGGER.handlers[:]
     with _output_to(lines.append):
@@ -65,7 +64,7 @@ def test_all_output_becomes_lines() -> None:
     assert FLOWER_LOGGER.handlers == handlers
 
 
-def test_failures_are_told_and_nothing_stays(tmp_path: Path) -> None:
+def test_failures_are_told_and_nothing_stays(tmp_path):
     lines: list[str] = []
     wrong = run_inline({"overrides": "sparsity=2"}, 2, lines.append)
     assert wrong.state == "finished:failed" and "`sparsity`" in wrong.details
@@ -73,9 +72,7 @@ def test_failures_are_told_and_nothing_stays(tmp_path: Path) -> None:
     assert not list((home() / "nodes").glob("run-*/partition-*"))
 
 
-def test_an_unexpected_failure_leaves_its_traceback_in_the_log(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_unexpected_failure_leaves_its_traceback_in_the_log(monkeypatch):
     def broken(*arguments: object) -> None:
         raise ZeroDivisionError("oh")
 
@@ -86,7 +83,7 @@ def test_an_unexpected_failure_leaves_its_traceback_in_the_log(
     assert any("Traceback" in line for line in lines)
 
 
-def test_an_interruption_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_is_passed_on(monkeypatch):
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 

@@ -25,7 +25,7 @@ def received(planned: job.Job) -> RunConfig:
     return compose_config(planned.run_config)
 
 
-def test_the_app_composes_what_was_checked(tmp_path: Path) -> None:
+def test_the_app_composes_what_was_checked(tmp_path):
     config = config_from_overrides(["sparsity=0.6", "pruner.seq_len=64", "data.text_key=a b='c'"])
     planned = plan_job(config, tmp_path, NOW)
     arrived = received(planned)
@@ -35,7 +35,7 @@ def test_the_app_composes_what_was_checked(tmp_path: Path) -> None:
     assert arrived.output_dir == str(planned.folder)
 
 
-def test_results_go_to_a_new_folder_below_the_user_s(tmp_path: Path) -> None:
+def test_results_go_to_a_new_folder_below_the_user_s(tmp_path):
     config = config_from_overrides(["sparsity=0.6"])
     first = plan_job(config, tmp_path, NOW).folder
     assert first == tmp_path / "runs" / "20261121-130509-fedprllm-s0.6"
@@ -47,15 +47,13 @@ def test_results_go_to_a_new_folder_below_the_user_s(tmp_path: Path) -> None:
     ("given", "expected"),
     [("my runs/a", "{cwd}/my runs/a"), ("/abs", "/abs"), ("~/x", "{home}/x")],
 )
-def test_a_chosen_folder_is_relative_to_the_user_s(
-    tmp_path: Path, given: str, expected: str
-) -> None:
+def test_a_chosen_folder_is_relative_to_the_user_s(tmp_path, given, expected):
     planned = plan_job(config_from_overrides([f"output_dir={given}"]), tmp_path, NOW)
     assert str(planned.folder) == expected.format(cwd=tmp_path, home=Path.home())
     assert received(planned).output_dir == str(planned.folder)
 
 
-def test_a_deployment_chooses_its_own_folder_and_size(tmp_path: Path) -> None:
+def test_a_deployment_chooses_its_own_folder_and_size(tmp_path):
     config = config_from_overrides(["federation.connection=production", "output_dir=results"])
     planned = plan_job(config, tmp_path, NOW)
     assert planned.connection == "production"
@@ -64,7 +62,7 @@ def test_a_deployment_chooses_its_own_folder_and_size(tmp_path: Path) -> None:
     assert planned.folder.parent == tmp_path / "runs"
 
 
-def test_flower_is_told_of_what_the_workers_take(tmp_path: Path) -> None:
+def test_flower_is_told_of_what_the_workers_take(tmp_path):
     config = config_from_overrides(["federation.num_clients=64", "strategy.min_clients=1"])
     assert simulation_options(config, Resources(5, 3, 0.25, "")) == {
         "num-supernodes": 64,
@@ -74,16 +72,14 @@ def test_flower_is_told_of_what_the_workers_take(tmp_path: Path) -> None:
     }
 
 
-def test_a_simulation_says_how_it_shares_the_machine(tmp_path: Path) -> None:
+def test_a_simulation_says_how_it_shares_the_machine(tmp_path):
     planned = plan_job(config_from_overrides([]), tmp_path, NOW)
     assert "federation.client_cpus" in planned.note
     assert planned.federation["client-resources-num-gpus"] == 0.0
     assert not plan_job(config_from_overrides(["federation.backend=inline"]), tmp_path, NOW).note
 
 
-def test_gpus_are_looked_for_where_they_are_wanted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gpus_are_looked_for_where_they_are_wanted(tmp_path, monkeypatch):
     monkeypatch.setattr(job, "has_gpu_driver", lambda: True)
     monkeypatch.setattr("fedprune.cli.machine.free_gpu_memory", lambda: (80_000_000_000,))
 
@@ -96,9 +92,7 @@ def test_gpus_are_looked_for_where_they_are_wanted(
     assert share("federation.client_gpus=0") == share("pruner.device=cpu") == 0
 
 
-def test_a_named_connection_works_from_a_folder_without_packages(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_named_connection_works_from_a_folder_without_packages(tmp_path, monkeypatch):
     (tmp_path / "client_app").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flwr-home"))
@@ -108,7 +102,7 @@ def test_a_named_connection_works_from_a_folder_without_packages(
     assert not list(connection.folder.iterdir())
 
 
-def test_the_run_config_is_one_string_in_shell_quotes(tmp_path: Path) -> None:
+def test_the_run_config_is_one_string_in_shell_quotes(tmp_path):
     sent = plan_job(config_from_overrides([]), tmp_path / "a b", NOW).run_config
     (text,) = sent.values()
     assert f"output_dir='{tmp_path}/a b/runs/20261121-130509-fedprllm-s0.5'" in shlex.split(

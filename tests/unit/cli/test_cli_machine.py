@@ -39,7 +39,7 @@ def sparse_file(path: Path, size: int) -> None:
 
 
 @pytest.fixture
-def large(tmp_path: Path) -> Path:
+def large(tmp_path):
     """A folder that looks like a model of 32 GB with 32 blocks."""
     for number in (1, 2):
         sparse_file(tmp_path / f"model-{number}.safetensors", 16 * GB)
@@ -59,13 +59,11 @@ def large(tmp_path: Path) -> Path:
         (64, Machine(16, 0), (1, 16, 0.0)),  # one is always tried
     ],
 )
-def test_workers_follow_from_cores_clients_and_memory(
-    clients: int, machine: Machine, expected: tuple[int, int, float]
-) -> None:
+def test_workers_follow_from_cores_clients_and_memory(clients, machine, expected):
     assert shared(machine, clients=clients) == expected
 
 
-def test_a_worker_holds_a_few_blocks(large: Path) -> None:
+def test_a_worker_holds_a_few_blocks(large):
     model = config_from_overrides([f"model={large}"]).model
     assert worker_bytes(model) == int(1.2 * GB) + 3 * GB
     assert shared(Machine(16, 21 * GB), f"model={large}") == (4, 4, 0.0)  # 16.8 GB / 4.2
@@ -74,20 +72,20 @@ def test_a_worker_holds_a_few_blocks(large: Path) -> None:
     assert worker_bytes(model) == int(1.2 * GB) + 32 * GB
 
 
-def test_without_a_readable_count_of_blocks_the_model_counts_whole(large: Path) -> None:
+def test_without_a_readable_count_of_blocks_the_model_counts_whole(large):
     (large / "config.json").write_text("[]")
     model = config_from_overrides([f"model={large}"]).model
     assert worker_bytes(model) == int(1.2 * GB) + 3 * 32 * GB
 
 
-def test_a_model_elsewhere_has_no_known_size() -> None:
+def test_a_model_elsewhere_has_no_known_size():
     model = config_from_overrides(["model=facebook/opt-125m"]).model
     assert worker_bytes(model) is None
     found = chosen(Machine(8, GB), "model=facebook/opt-125m")
     assert found.workers == 8 and "an unknown amount" in found.reason
 
 
-def test_gpus_are_shared_as_their_memory_allows() -> None:
+def test_gpus_are_shared_as_their_memory_allows():
     assert shared(Machine(16, 100 * GB, (80 * GB,))) == (16, 1, 0.06)
     assert shared(Machine(16, 100 * GB, (6 * GB,))) == (4, 1, 0.25)
     assert shared(Machine(16, 100 * GB, (6 * GB, 6 * GB))) == (8, 1, 0.25)
@@ -95,14 +93,14 @@ def test_gpus_are_shared_as_their_memory_allows() -> None:
     assert shared(Machine(16, 100 * GB, (80 * GB,)), "model=a/b") == (1, 1, 1.0)
 
 
-def test_numbers_of_the_configuration_win() -> None:
+def test_numbers_of_the_configuration_win():
     tight = Machine(16, 0, (80 * GB, 80 * GB))
     asked = ("federation.client_cpus=3", "federation.client_gpus=0.5")
     assert shared(tight, *asked) == (4, 3, 0.5)
     assert shared(tight, "federation.client_cpus=3", "federation.client_gpus=0") == (5, 3, 0.0)
 
 
-def test_the_reason_has_the_figures() -> None:
+def test_the_reason_has_the_figures():
     reason = chosen(Machine(16, 6 * GB)).reason
     assert "4 simulated clients at a time, 4 CPU core(s)" in reason
     assert "16 cores" in reason and "6.0 GB free, about 1.2 GB" in reason
@@ -115,77 +113,62 @@ def test_the_reason_has_the_figures() -> None:
         ("federation.client_gpus=1.5", r"`federation.client_gpus` must be at most 1.*got 1.5"),
     ],
 )
-def test_what_fits_nowhere_is_refused(override: str, words: str) -> None:
+def test_what_fits_nowhere_is_refused(override, words):
     with pytest.raises(ConfigError, match=words):
         chosen(Machine(2, GB, (GB,)), override)
 
 
-def test_this_machine_has_something() -> None:
+def test_this_machine_has_something():
     assert usable_cpus() >= 1
     demo: ModelConfig = config_from_overrides([]).model
     assert model_bytes(demo) == 0
 
 
-GIGABYTE = 1_000_000_000
-
-
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight processors, five gigabytes free, no GPU."""
-    monkeypatch.setattr(machine_module, "usable_cpus", lambda: 8)
-    monkeypatch.setattr(machine_module, "free_memory", lambda: 5 * GIGABYTE)
-    monkeypatch.setattr(machine_module, "has_gpu_driver", lambda: False)
+def machine(monkeypatch):
+    """Eight processors, five gigabytes free, no GPU; returns what makes it another one."""
+
+    def become(**found):
+        for name, value in found.items():
+            monkeypatch.setattr(machine_module, name, lambda value=value: value)
+
+    become(usable_cpus=8, free_memory=5 * GB, has_gpu_driver=False)
+    return become
 
 
 def jobs(count: int, *overrides: str) -> list:
     return [config_from_overrides(["federation.backend=inline", *overrides])] * count
 
 
-def test_as_many_as_fit_into_memory(machine: None) -> None:
-    assert parallel_jobs(jobs(20), None) == 4
-
-
-def test_no_more_than_processors_and_jobs(machine: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine_module, "free_memory", lambda: 100 * GIGABYTE)
-    assert parallel_jobs(jobs(20), None) == 8
-    assert parallel_jobs(jobs(3), None) == 3
+@pytest.mark.parametrize(
+    ("count", "asked", "override", "found", "expected"),
+    [
+        (20, None, "seed=0", {}, 4),  # as many as fit into memory
+        (20, None, "seed=0", {"free_memory": 100 * GB}, 8),  # no more than processors
+        (3, None, "seed=0", {"free_memory": 100 * GB}, 3),  # nor than jobs
+        (20, None, "seed=0", {"free_memory": 10}, 1),
+        (20, None, "seed=0", {"has_gpu_driver": True}, 1),
+        (20, None, "pruner.device=cpu", {"has_gpu_driver": True}, 4),
+        (20, None, "model=some/model", {}, 1),  # nobody knows how large
+        (20, None, "federation.backend=ray", {}, 1),  # Flower shares the machine
+        (20, 6, "seed=0", {}, 6),  # the user's number counts
+        (2, 6, "seed=0", {}, 2),
+        (0, 6, "seed=0", {}, 1),
+    ],
+)
+def test_how_many_jobs_run_side_by_side(machine, count, asked, override, found, expected):
+    machine(**found)
+    assert parallel_jobs(jobs(count, override), asked) == expected
 
 
 @pytest.mark.parametrize(("file", "expected"), [("model.safetensors", 3), ("pytorch_model.bin", 1)])
-def test_the_blocks_that_are_held_count(
-    machine: None, tmp_path: Path, file: str, expected: int
-) -> None:
-    with (tmp_path / file).open("wb") as weights:
-        weights.truncate(2 * GIGABYTE)  # a hole: takes no room on the disk
+def test_the_blocks_that_are_held_count(machine, tmp_path, file, expected):
+    sparse_file(tmp_path / file, 2 * GB)
     (tmp_path / "config.json").write_text('{"num_hidden_layers": 16}')
     assert parallel_jobs(jobs(20, f"model={tmp_path}"), None) == expected
 
 
-@pytest.mark.parametrize("override", ["model=some/model", "federation.backend=ray"])
-def test_one_at_a_time_where_nobody_knows_or_flower_shares_the_machine(
-    machine: None, override: str
-) -> None:
-    assert parallel_jobs(jobs(20, override), None) == 1
-
-
-def test_one_at_a_time_on_a_gpu(machine: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine_module, "has_gpu_driver", lambda: True)
-    assert parallel_jobs(jobs(20), None) == 1
-    assert parallel_jobs(jobs(20, "pruner.device=cpu"), None) == 4
-
-
-def test_at_least_one_where_memory_is_short(machine: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine_module, "free_memory", lambda: 10)
-    assert parallel_jobs(jobs(20), None) == 1
-
-
-def test_the_user_s_number_counts(machine: None) -> None:
-    assert parallel_jobs(jobs(20), 6) == 6
-    assert parallel_jobs(jobs(2), 6) == 2
-    assert parallel_jobs([], 6) == 1
-
-
-def test_numbers_that_cannot_be_are_refused(machine: None) -> None:
+def test_numbers_that_cannot_be_are_refused(machine):
     with pytest.raises(ConfigError, match="--jobs` must be at least 1, got 0"):
         parallel_jobs(jobs(2), 0)
     for override in ("federation.backend=ray", "federation.connection=site"):

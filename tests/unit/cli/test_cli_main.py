@@ -15,14 +15,14 @@ from fedprune.cli.commands import COMMANDS
 from fedprune.errors import ConfigError, DataError
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["--version"])
     assert ended.value.code == 0
     assert capsys.readouterr().out == f"fedprune {fedprune.__version__}\n"
 
 
-def test_help_has_examples_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_has_examples_and_exit_codes(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     shown = capsys.readouterr().out
@@ -33,14 +33,14 @@ def test_help_has_examples_and_exit_codes(capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize(
     "arguments", [[], ["sweep"], ["evaluate"], ["run", "--unknown"], ["doctor", "x=1"]]
 )
-def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
     assert "usage: fedprune" in capsys.readouterr().err
 
 
-def test_overrides_are_handed_on_as_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overrides_are_handed_on_as_typed(monkeypatch):
     taken: list[list[str]] = []
     monkeypatch.setattr(run, "run_job", lambda overrides: taken.append(overrides) or 0)
     assert main(["run", "sparsity=0.6", "data=/a b", "--debug"]) == 0
@@ -48,18 +48,13 @@ def test_overrides_are_handed_on_as_typed(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("code", [0, 1, 130])
-def test_the_run_s_exit_code_is_the_command_s(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+def test_the_run_s_exit_code_is_the_command_s(monkeypatch, code):
     monkeypatch.setattr(run, "run_job", lambda overrides: code)
     assert main(["run"]) == code
 
 
 @pytest.mark.parametrize(("error", "code"), [(ConfigError("`a` is b"), 2), (DataError("gone"), 1)])
-def test_an_error_is_one_line(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    error: Exception,
-    code: int,
-) -> None:
+def test_an_error_is_one_line(monkeypatch, capsys, error, code):
     def fail(overrides: list[str]) -> int:
         raise error
 
@@ -70,7 +65,7 @@ def test_an_error_is_one_line(
         main(["run", "--debug"])
 
 
-def test_an_interruption_has_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_has_its_code(monkeypatch):
     def interrupt() -> int:
         raise KeyboardInterrupt
 
@@ -78,7 +73,7 @@ def test_an_interruption_has_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["doctor"]) == 130
 
 
-def test_python_m_fedprune_is_the_command(tmp_path: Path) -> None:
+def test_python_m_fedprune_is_the_command(tmp_path):
     folder = Path(fedprune.__file__).parents[1]
     done = subprocess.run(
         [sys.executable, "-m", "fedprune", "run", "sparsty=0.5"],
@@ -93,7 +88,7 @@ def test_python_m_fedprune_is_the_command(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_does_not_wait_for_torch() -> None:
+def test_a_run_does_not_wait_for_torch():
     folder = Path(fedprune.__file__).parents[1]
     code = "import sys, fedprune.cli.run; sys.exit('torch' in sys.modules)"
     environment = {"PYTHONPATH": str(folder), "PATH": ""}

@@ -69,7 +69,7 @@ def tell(folder: Path, phase: str, done: int, total: int, details: list[str]) ->
 
 
 @pytest.fixture(autouse=True)
-def no_ci(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_ci(monkeypatch):
     monkeypatch.delenv("CI", raising=False)
 
 
@@ -84,23 +84,21 @@ class Clock:
     ("terminal", "environment", "kind"),
     [(True, {}, LiveView), (True, {"TERM": "dumb"}, PlainView), (False, {}, PlainView)],
 )
-def test_the_view_suits_the_console(
-    terminal: bool, environment: dict[str, str], kind: type
-) -> None:
+def test_the_view_suits_the_console(terminal, environment, kind):
     assert type(progress_view(console(terminal=terminal, **environment))) is kind
 
 
-def test_forced_colours_make_no_terminal_of_a_pipe() -> None:
+def test_forced_colours_make_no_terminal_of_a_pipe():
     forced = Console(file=io.StringIO(), _environ={"FORCE_COLOR": "1"})
     assert forced.is_terminal and isinstance(progress_view(forced), PlainView)
 
 
-def test_a_ci_service_s_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ci_service_s_terminal_gets_plain_lines(monkeypatch):
     monkeypatch.setenv("CI", "true")
     assert isinstance(progress_view(console(terminal=True)), PlainView)
 
 
-def test_bars_show_where_runs_are(tmp_path: Path) -> None:
+def test_bars_show_where_runs_are(tmp_path):
     target = console(terminal=True)
     with progress_view(target) as view:
         view.stage("submitting [the] run")
@@ -120,7 +118,7 @@ def test_bars_show_where_runs_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_what_an_earlier_process_has_left_is_not_shown(tmp_path: Path, terminal: bool) -> None:
+def test_what_an_earlier_process_has_left_is_not_shown(tmp_path, terminal):
     tell(tmp_path, "evaluate", 1, 2, [])
     target = console(terminal=terminal)
     with progress_view(target) as view:
@@ -141,7 +139,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("columns", [40, 120])
-def test_on_a_real_terminal_only_what_was_said_stays(tmp_path: Path, columns: int) -> None:
+def test_on_a_real_terminal_only_what_was_said_stays(tmp_path, columns):
     arguments = ["-c", PROGRAM, str(tmp_path)]
     code, written = run_on_terminal(arguments, [("", columns)], environment())
     assert code == 0, written
@@ -154,7 +152,7 @@ def test_on_a_real_terminal_only_what_was_said_stays(tmp_path: Path, columns: in
     assert written.count("\x1b[?25l") == written.count("\x1b[?25h") == 1
 
 
-def test_no_colour_where_none_is_wanted(tmp_path: Path) -> None:
+def test_no_colour_where_none_is_wanted(tmp_path):
     arguments = ["-c", PROGRAM, str(tmp_path)]
     _, coloured = run_on_terminal(arguments, [("", 80)], environment())
     _, plain = run_on_terminal(arguments, [("", 80)], environment(NO_COLOR="1"))
@@ -162,7 +160,7 @@ def test_no_colour_where_none_is_wanted(tmp_path: Path) -> None:
     assert colour.search(coloured) and not colour.search(plain)
 
 
-def test_a_pipe_gets_lines_without_control_codes(tmp_path: Path) -> None:
+def test_a_pipe_gets_lines_without_control_codes(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(tmp_path)],
         env=environment(FORCE_COLOR="1"),
@@ -193,13 +191,13 @@ def plain(folder: Path, *steps: Step, sparing: bool = False) -> list[str]:
     return printed(target).splitlines()
 
 
-def test_plain_lines_carry_the_time(tmp_path: Path) -> None:
+def test_plain_lines_carry_the_time(tmp_path):
     assert plain(tmp_path, (61.25, "prune", 1, 4, "block 3/6 · clients 1/2")) == [
         "[  61.2 s] pruning 25% · block 3/6 · clients 1/2",
     ]
 
 
-def test_plain_lines_are_few(tmp_path: Path) -> None:
+def test_plain_lines_are_few(tmp_path):
     steps: list[Step] = [(0.0, "prune", done, 1000, "x") for done in range(1001)]
     shown = plain(tmp_path, *steps)
     assert len(shown) == 11
@@ -207,15 +205,13 @@ def test_plain_lines_are_few(tmp_path: Path) -> None:
     assert shown[-1].endswith("pruning 100% · x")
 
 
-def test_a_phase_that_begins_again_is_told(tmp_path: Path) -> None:
+def test_a_phase_that_begins_again_is_told(tmp_path):
     steps: list[Step] = [(0.0, "evaluate", done, 2, "x") for done in (0, 1, 2, 0, 1, 2)]
     assert len(plain(tmp_path, *steps)) == 6
 
 
 @pytest.mark.parametrize("sparing", [False, True])
-def test_plain_lines_come_in_a_long_silence_and_with_every_phase(
-    tmp_path: Path, sparing: bool
-) -> None:
+def test_plain_lines_come_in_a_long_silence_and_with_every_phase(tmp_path, sparing):
     shown = plain(
         tmp_path,
         (0, "prune", 0, 1000, "a"),
@@ -232,7 +228,7 @@ def test_plain_lines_come_in_a_long_silence_and_with_every_phase(
     )
 
 
-def test_a_plain_line_is_never_wrapped() -> None:
+def test_a_plain_line_is_never_wrapped():
     target = console(terminal=False, width=20)
     PlainView(target).note("an error " * 20)
     assert printed(target).count("\n") == 1

@@ -2,7 +2,6 @@
 
 import json
 import webbrowser
-from pathlib import Path
 
 import pytest
 
@@ -11,7 +10,7 @@ from tests.support.reports import made_up
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
+def run(tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(made_up(["a", "b"])))
     return tmp_path
 
@@ -19,12 +18,8 @@ def run(tmp_path: Path) -> Path:
 def test_it_writes_the_page_and_prints_where(run, capsys):
     assert main(["report", str(run)]) == 0
     assert capsys.readouterr().out.strip() == str(run / "report.html")
-    assert (run / "report.html").read_text().startswith("<!doctype html>")
-
-
-def test_it_writes_the_same_page_again(run):
-    main(["report", str(run)])
     first = (run / "report.html").read_bytes()
+    assert first.startswith(b"<!doctype html>")
     main(["report", str(run)])
     assert (run / "report.html").read_bytes() == first
 

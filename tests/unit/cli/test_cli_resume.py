@@ -33,7 +33,18 @@ def planned(cwd: Path, *overrides: str):
     return plan_resumption(resumed, cwd, NOW)
 
 
-def test_the_app_is_told_the_folder_and_what_may_differ(tmp_path: Path) -> None:
+def performed(job, line: str, monkeypatch):
+    """Run a job that says one line in this process."""
+
+    def run(run_config, clients, take):
+        take(line)
+        return RunStatus("finished:completed")
+
+    monkeypatch.setattr("fedprune.cli.job.run_inline", run)
+    return perform(job, PlainView(note_console()), lambda job, view: pytest.fail("connected"))
+
+
+def test_the_app_is_told_the_folder_and_what_may_differ(tmp_path):
     folder = interrupted(tmp_path / "my run", "federation.num_clients=5")
     job = planned(tmp_path, f"resume={folder}", "strategy.timeout=9", "federation.client_cpus=1")
     assert job.folder == folder and job.resumed and not job.connection
@@ -45,14 +56,14 @@ def test_the_app_is_told_the_folder_and_what_may_differ(tmp_path: Path) -> None:
     ]
 
 
-def test_a_folder_is_relative_to_the_user_s(tmp_path: Path, monkeypatch) -> None:
+def test_a_folder_is_relative_to_the_user_s(tmp_path, monkeypatch):
     folder = interrupted(tmp_path / "run", "federation.backend=inline", "federation.num_clients=2")
     monkeypatch.chdir(tmp_path)
     job = planned(tmp_path, "resume=run")
     assert job.folder == folder and job.clients == 2
 
 
-def test_a_deployment_s_folder_is_on_another_machine(tmp_path: Path) -> None:
+def test_a_deployment_s_folder_is_on_another_machine(tmp_path):
     job = planned(tmp_path, "resume=/data/run", "federation.connection=production")
     assert job.connection == "production"
     assert job.folder.parent == tmp_path / "runs"
@@ -60,39 +71,27 @@ def test_a_deployment_s_folder_is_on_another_machine(tmp_path: Path) -> None:
         planned(tmp_path, "resume=/nowhere")
 
 
-def test_a_resumed_run_adds_to_its_log(tmp_path: Path, monkeypatch) -> None:
+def test_a_resumed_run_adds_to_its_log(tmp_path, monkeypatch):
     folder = interrupted(tmp_path / "run", "federation.backend=inline")
     job = planned(tmp_path, f"resume={folder}")
     prepare(job)
 
-    def run(run_config, clients, take):
-        take("after")
-        return RunStatus("finished:completed")
-
-    monkeypatch.setattr("fedprune.cli.job.run_inline", run)
-    perform(job, PlainView(note_console()), lambda job, view: pytest.fail("connected"))
+    performed(job, "after", monkeypatch)
     assert (folder / "run.log").read_text() == "before\nafter\n"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device without room")
-def test_a_log_without_room_stops_no_run(tmp_path: Path, monkeypatch) -> None:
+def test_a_log_without_room_stops_no_run(tmp_path, monkeypatch):
     folder = interrupted(tmp_path / "run", "federation.backend=inline")
     (folder / "run.log").unlink()
     (folder / "run.log").symlink_to("/dev/full")
     job = planned(tmp_path, f"resume={folder}")
 
-    def run(run_config, clients, take):
-        take("a line")
-        return RunStatus("finished:completed")
-
-    monkeypatch.setattr("fedprune.cli.job.run_inline", run)
-    ended = perform(job, PlainView(note_console()), lambda job, view: pytest.fail("connected"))
+    ended = performed(job, "a line", monkeypatch)
     assert ended.status.completed and ended.tail == "a line"
 
 
-def test_a_folder_that_cannot_be_written_is_named_before_anything_starts(
-    tmp_path: Path, monkeypatch
-) -> None:
+def test_a_folder_that_cannot_be_written_is_named_before_anything_starts(tmp_path, monkeypatch):
     def touch(path: Path) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
@@ -105,7 +104,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_anything_starts(
 @pytest.mark.parametrize(
     ("state", "code"), [("finished:failed", 1), ("interrupted", 130), ("finished:stopped", 1)]
 )
-def test_how_to_go_on_is_told(tmp_path: Path, monkeypatch, capsys, state: str, code: int) -> None:
+def test_how_to_go_on_is_told(tmp_path, monkeypatch, capsys, state, code):
     def run(run_config, clients, take):
         (tmp_path / "run" / "state").mkdir()
         return RunStatus(state)
@@ -116,7 +115,7 @@ def test_how_to_go_on_is_told(tmp_path: Path, monkeypatch, capsys, state: str, c
     assert capsys.readouterr().err.count(way) == 1
 
 
-def test_a_run_that_is_finished_says_so(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_run_that_is_finished_says_so(tmp_path, monkeypatch, capsys):
     folder = interrupted(tmp_path / "run")
     (folder / "results.json").write_text("{}")
     monkeypatch.setattr("fedprune.cli.run.render", json.dumps)
@@ -127,7 +126,7 @@ def test_a_run_that_is_finished_says_so(tmp_path: Path, monkeypatch, capsys) -> 
 
 
 @pytest.mark.parametrize("override", ["sparsity=0.6", "strategy=fedspallm", "output_dir=x"])
-def test_what_would_change_the_result_is_refused(tmp_path: Path, override: str, capsys) -> None:
+def test_what_would_change_the_result_is_refused(tmp_path, override, capsys):
     folder = interrupted(tmp_path / "run")
     assert main(["run", f"resume={folder}", override]) == 2
     key = override.partition("=")[0]

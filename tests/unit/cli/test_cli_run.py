@@ -18,7 +18,7 @@ from fedprune.errors import ConfigError
 from fedprune.flower import command
 from fedprune.flower.command import Connection, RunStatus
 from fedprune.results.progress import Progress
-from tests.support.flower import FakeFlwr, listed, said
+from tests.support.flower import listed, said
 
 RESULTS = {
     "method": {"strategy": "fedprllm", "pruner": "wanda"},
@@ -39,7 +39,7 @@ DONE = listed("finished:completed")
 
 
 @pytest.fixture
-def user(flwr: FakeFlwr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def user(flwr, tmp_path, monkeypatch):
     """A user in a folder of their own; the private SuperLink is the fake Flower."""
     (flwr.folder / "superlink.log").write_text("died: no space left\n")
     connection = dataclasses.replace(flwr.connection, log=flwr.folder / "superlink.log")
@@ -62,9 +62,7 @@ def only_run(user: Path) -> Path:
     return folder
 
 
-def test_a_completed_run_ends_with_the_table_and_the_path(
-    flwr: FakeFlwr, user: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_completed_run_ends_with_the_table_and_the_path(flwr, user, capsys):
     line = Progress("prune", 1, 2, ("block 1 of 2",)).line()
     folder = user / "mine"
     log = {
@@ -84,9 +82,7 @@ def test_a_completed_run_ends_with_the_table_and_the_path(
     assert not (folder / "superlink.log").exists()
 
 
-def test_a_failed_run_says_why_and_where_the_logs_are(
-    flwr: FakeFlwr, user: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_failed_run_says_why_and_where_the_logs_are(flwr, user, capsys):
     lines = "".join(f"line {number}\n" for number in range(100))
     flwr.answers(
         run=[ACCEPTED], log=[{"out": lines}], list=[listed("finished:failed", "[1 of 2] answered")]
@@ -101,9 +97,7 @@ def test_a_failed_run_says_why_and_where_the_logs_are(
     assert (only_run(user) / "superlink.log").read_text() == "died: no space left\n"
 
 
-def test_a_reason_that_the_server_left_is_told_without_the_log(
-    flwr: FakeFlwr, user: Path, capsys: pytest.CaptureFixture[str], monkeypatch
-) -> None:
+def test_a_reason_that_the_server_left_is_told_without_the_log(flwr, user, capsys, monkeypatch):
     def leave_reason(run_id, connection, take):
         take("a traceback")
         failure = json.dumps({"status": "failed", "reason": "too few clients"})
@@ -122,45 +116,29 @@ def test_a_reason_that_the_server_left_is_told_without_the_log(
     ("details", "told"),
     [("No heartbeat received from the task", 1), ("ServerApp failed with exception: why", 0)],
 )
-def test_how_to_go_on_with_a_deployment_s_run(
-    flwr: FakeFlwr, user: Path, capsys: pytest.CaptureFixture[str], details: str, told: int
-) -> None:
+def test_how_to_go_on_with_a_deployment_s_run(flwr, user, capsys, details, told):
     flwr.answers(run=[ACCEPTED], log=[{"out": ""}], list=[listed("finished:failed", details)])
     assert run_job(["federation.connection=site"]) == 1
     way = "fedprune run resume=FOLDER federation.connection=site"
     assert capsys.readouterr().err.count(way) == told
 
 
-def test_a_stopped_run_did_not_succeed(
-    flwr: FakeFlwr, user: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    flwr.answers(run=[ACCEPTED], log=[{}], list=[listed("finished:stopped")])
+@pytest.mark.parametrize(
+    ("answers", "told"),
+    [
+        ({"list": [listed("finished:stopped")]}, "The run was stopped."),
+        ({"run": [said(success=False, **{"error-message": "[code: 15] Invalid"})]}, "] Invalid"),
+        ({"list": [DONE]}, "results.json"),
+    ],
+    ids=["stopped", "refused", "without results"],
+)
+def test_what_is_no_success_is_told(flwr, user, capsys, answers, told):
+    flwr.answers(**{"run": [ACCEPTED], "log": [{}]} | answers)
     assert run_job([]) == 1
-    assert "The run was stopped." in capsys.readouterr().err
+    assert told in capsys.readouterr().err
 
 
-def test_a_refused_run_fails(
-    flwr: FakeFlwr, user: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    flwr.answers(run=[said(success=False, **{"error-message": "[code: 15] Invalid"})])
-    assert run_job([]) == 1
-    assert "[code: 15] Invalid" in capsys.readouterr().err
-
-
-def test_a_run_without_results_is_a_failure(
-    flwr: FakeFlwr, user: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    flwr.answers(run=[ACCEPTED], log=[{}], list=[DONE])
-    assert run_job([]) == 1
-    assert "results.json" in capsys.readouterr().err
-
-
-def test_ctrl_c_stops_the_run(
-    flwr: FakeFlwr,
-    user: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_ctrl_c_stops_the_run(flwr, user, monkeypatch, capsys):
     def interrupted(reader: LogReader, line: str) -> None:
         if line == "x":
             raise KeyboardInterrupt
@@ -172,9 +150,7 @@ def test_ctrl_c_stops_the_run(
     assert "stopped" in capsys.readouterr().err
 
 
-def test_a_deployment_s_results_stay_where_they_are(
-    flwr: FakeFlwr, user: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_deployment_s_results_stay_where_they_are(flwr, user, capsys):
     done = Progress("done", 1, 1, ("/srv/results/7",)).line()
     flwr.answers(run=[ACCEPTED], log=[{"out": f"INFO : {done}\n"}], list=[DONE])
     assert run_job(["federation.connection=fake"]) == 0
@@ -182,14 +158,14 @@ def test_a_deployment_s_results_stay_where_they_are(
     assert "--federation-config" not in flwr.calls("run")[0]
 
 
-def test_a_wrong_configuration_starts_nothing(flwr: FakeFlwr, user: Path) -> None:
+def test_a_wrong_configuration_starts_nothing(flwr, user):
     with pytest.raises(ConfigError, match="sparsity"):
         run_job(["sparsity=1.5"])
     assert not list(user.iterdir())
     assert not (flwr.folder / "calls.jsonl").exists()
 
 
-def test_another_run_s_folder_is_left_alone(flwr: FakeFlwr, user: Path) -> None:
+def test_another_run_s_folder_is_left_alone(flwr, user):
     (user / "mine").mkdir()
     (user / "mine" / "run.log").write_text("precious")
     (user / "mine" / "config.yaml").write_text("precious")
@@ -198,9 +174,7 @@ def test_another_run_s_folder_is_left_alone(flwr: FakeFlwr, user: Path) -> None:
     assert (user / "mine" / "run.log").read_text() == "precious"
 
 
-def test_what_a_run_leaves_that_was_stopped_at_once_counts_as_nothing(
-    flwr: FakeFlwr, user: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_a_run_leaves_that_was_stopped_at_once_counts_as_nothing(flwr, user, capsys):
     for folder in ("state", "blocks"):
         (user / "mine" / folder).mkdir(parents=True)
     (user / "mine" / "run.log").write_text("loading\n")
@@ -212,9 +186,7 @@ def test_what_a_run_leaves_that_was_stopped_at_once_counts_as_nothing(
     assert failure == {"status": "failed", "reason": "why"}
 
 
-def test_no_text_of_others_is_markup(
-    flwr: FakeFlwr, user: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_text_of_others_is_markup(flwr, user, capsys):
     details = "node Klinik [/Nord] said [red]no[/red]\x1b[2J"
     flwr.answers(run=[ACCEPTED], log=[{}], list=[listed("finished:failed", details)])
     assert run_job(["output_dir=[a]"]) == 1
@@ -223,9 +195,7 @@ def test_no_text_of_others_is_markup(
     assert f"Logs: {user / '[a]'}" in shown
 
 
-def test_sigterm_ends_a_run_with_a_word(
-    flwr: FakeFlwr, user: Path, monkeypatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_sigterm_ends_a_run_with_a_word(flwr, user, monkeypatch, capsys):
     def terminated(reader: LogReader, line: str) -> None:
         if line == "x":
             os.kill(os.getpid(), signal.SIGTERM)
@@ -238,7 +208,7 @@ def test_sigterm_ends_a_run_with_a_word(
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_a_folder_that_cannot_be_made_is_refused(flwr: FakeFlwr, user: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_refused(flwr, user):
     (user / "file").write_text("")
     with pytest.raises(ConfigError, match=r"`output_dir` must be a folder that can be written"):
         run_job(["output_dir=file/below"])
@@ -277,9 +247,7 @@ class Recorder:
         (f"INFO : {Progress('done', 1, 1, ('/x',)).line()}", [], None),
     ],
 )
-def test_only_trouble_is_shown_and_the_course_of_a_run_elsewhere(
-    tmp_path: Path, line: str, remote: list[str], local: list[str] | None
-) -> None:
+def test_only_trouble_is_shown_and_the_course_of_a_run_elsewhere(tmp_path, line, remote, local):
     for elsewhere, expected in ((True, remote), (False, remote if local is None else local)):
         view = Recorder()
         with (tmp_path / "run.log").open("w") as file:
@@ -290,7 +258,7 @@ def test_only_trouble_is_shown_and_the_course_of_a_run_elsewhere(
         assert reader.tail() == line
 
 
-def test_the_table_is_the_run_s(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_is_the_run_s(capsys):
     Console().print(run.render(RESULTS))
     shown = capsys.readouterr().out
     assert "dense" in shown and "40.25" in shown and "125.0 kB up" in shown

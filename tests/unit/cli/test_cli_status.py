@@ -152,17 +152,10 @@ def test_the_newest_run_is_taken(going, tmp_path, capsys, monkeypatch):
         newest_run()
 
 
-@pytest.mark.parametrize(
-    "words, code, message",
-    [
-        (["{tmp}/none"], 2, "is not there"),
-        (["{tmp}"], 2, "has no `progress.json`"),
-    ],
-)
-def test_wrong_input(going, tmp_path, capsys, words, code, message):
-    found = [word.format(tmp=tmp_path, run=going) for word in words]
-    assert main(["status", *found]) == code
-    assert message in capsys.readouterr().err
+def test_folders_without_a_run(tmp_path, capsys):
+    for folder, message in ((tmp_path / "none", "is not there"), (tmp_path, "no `progress.json`")):
+        assert main(["status", str(folder)]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_damaged_and_foreign_files(going, capsys):

@@ -35,7 +35,7 @@ def written(folder: Path, text: str) -> str:
     return str(path)
 
 
-def test_lists_of_a_command_are_crossed_seeds_innermost() -> None:
+def test_lists_of_a_command_are_crossed_seeds_innermost():
     sweep = read_sweep(["seed=0,1", "sparsity=0.3,0.5", "strategy.group=layer,row", "pruner=wanda"])
     assert sweep.fixed == ("pruner=wanda",)
     expected = [
@@ -57,18 +57,18 @@ def test_lists_of_a_command_are_crossed_seeds_innermost() -> None:
         ("pruner.pattern='2:4','4:8'", ("2:4", "4:8")),
     ],
 )
-def test_hydras_ways_to_write_several_values(override: str, values: tuple[str, ...]) -> None:
+def test_hydras_ways_to_write_several_values(override, values):
     (found,) = read_sweep([override]).grid.values()
     assert found == values
 
 
-def test_a_quoted_comma_is_no_list() -> None:
+def test_a_quoted_comma_is_no_list():
     sweep = read_sweep(["seed=0,1", "data.path='/a,b'", "model=/my models/a=b"])
     assert list(sweep.grid) == ["seed"]
     assert sweep.fixed == ("data.path='/a,b'", "model=/my models/a=b")
 
 
-def test_a_file_and_what_replaces_its_values(tmp_path: Path) -> None:
+def test_a_file_and_what_replaces_its_values(tmp_path):
     path = written(tmp_path, _FILE)
     sweep = read_sweep([path])
     assert sweep.fixed == ("experiment=demo",)
@@ -85,7 +85,7 @@ def test_a_file_and_what_replaces_its_values(tmp_path: Path) -> None:
     assert len(smaller.points()) == 4
 
 
-def test_linked_keys_change_together(tmp_path: Path) -> None:
+def test_linked_keys_change_together(tmp_path):
     sweep = read_sweep([written(tmp_path, _LINKED)])
     clients = [(p["federation.num_clients"], p["strategy.min_clients"]) for p in sweep.points()]
     assert clients == [("2", "2"), ("2", "2"), ("4", "4"), ("4", "4")]
@@ -93,7 +93,7 @@ def test_linked_keys_change_together(tmp_path: Path) -> None:
     assert sweep.axes == Axes(("federation.num_clients",), ("sparsity",))
 
 
-def test_a_method_s_keys_stand_only_where_the_method_does(tmp_path: Path) -> None:
+def test_a_method_s_keys_stand_only_where_the_method_does(tmp_path):
     text = (
         "linked: [{strategy: fedprllm, strategy.scaling: true}, {strategy: fedprllm, "
         "strategy.scaling: false}, {strategy: fedstats}]\ntable: {rows: [strategy]}"
@@ -103,7 +103,7 @@ def test_a_method_s_keys_stand_only_where_the_method_does(tmp_path: Path) -> Non
     assert sweep.keys == ("strategy", "strategy.scaling") == sweep.axes.rows
 
 
-def test_names() -> None:
+def test_names():
     def name(*arguments: str) -> str:
         return read_sweep(arguments).name
 
@@ -129,13 +129,13 @@ def test_names() -> None:
         ("a: [", "must be YAML"),
     ],
 )
-def test_a_wrong_file_is_refused(tmp_path: Path, text: str, words: str) -> None:
+def test_a_wrong_file_is_refused(tmp_path, text, words):
     with pytest.raises(ConfigError) as caught:
         read_sweep([written(tmp_path, text)])
     assert words in str(caught.value)
 
 
-def test_wrong_commands(tmp_path: Path) -> None:
+def test_wrong_commands(tmp_path):
     with pytest.raises(ConfigError, match="no sweep: it is neither"):
         read_sweep(["nothing_like_it"])
     with pytest.raises(ConfigError, match="several values"):
@@ -144,7 +144,7 @@ def test_wrong_commands(tmp_path: Path) -> None:
         read_sweep([written(tmp_path, _LINKED), "strategy.min_clients=1"])
 
 
-def test_a_group_that_the_command_fixes_needs_no_row() -> None:
+def test_a_group_that_the_command_fixes_needs_no_row():
     sweep = read_sweep(["experiment=beyond_main", "allocation=uniform", "data.partition=iid"])
     assert "allocation" not in sweep.axes.rows and "data.partition" not in sweep.axes.rows
     assert "allocation=uniform" in sweep.fixed
@@ -154,7 +154,7 @@ def plan(folder: Path, *arguments: str) -> list[SweepJob]:
     return plan_sweep(read_sweep(arguments), folder)
 
 
-def test_baselines_are_measured_once_for_equal_clients(tmp_path: Path) -> None:
+def test_baselines_are_measured_once_for_equal_clients(tmp_path):
     asked = ("strategy.group=layer,row", "seed=0,1", "evaluation.no_client=true")
     jobs = plan(tmp_path, "sparsity=0.3,0.5", *asked)
     assert [job.baseline for job in jobs] == [0, 1, 0, 1, 4, 5, 4, 5]
@@ -168,11 +168,11 @@ def test_baselines_are_measured_once_for_equal_clients(tmp_path: Path) -> None:
     "swept",
     ["pruner.group=row,layer", "pruner=wanda,magnitude", "federation.num_clients=2,3"],
 )
-def test_other_clients_have_their_own_baselines(tmp_path: Path, swept: str) -> None:
+def test_other_clients_have_their_own_baselines(tmp_path, swept):
     assert [job.baseline for job in plan(tmp_path, swept)] == [0, 1]
 
 
-def test_a_one_shot_job_measures_them_for_iterative_ones(tmp_path: Path) -> None:
+def test_a_one_shot_job_measures_them_for_iterative_ones(tmp_path):
     jobs = plan(tmp_path, "schedule=iterative,one_shot", "strategy.scaling=true,false")
     assert {job.baseline for job in jobs} == {2}
     assert jobs[2].config.schedule.name == "one_shot"
@@ -189,18 +189,18 @@ def test_a_one_shot_job_measures_them_for_iterative_ones(tmp_path: Path) -> None
         ("strategy=fedhessian,fedspallm", "pruner=sparsegpt"),
     ],
 )
-def test_clients_that_prune_everything_by_themselves_measure_them(tmp_path, swept) -> None:
+def test_clients_that_prune_everything_by_themselves_measure_them(tmp_path, swept):
     jobs = plan(tmp_path, *swept)
     assert {job.baseline for job in jobs} == {len(jobs) - 1}
 
 
-def test_jobs_run_inline_unless_told_otherwise(tmp_path: Path) -> None:
+def test_jobs_run_inline_unless_told_otherwise(tmp_path):
     assert {j.config.federation.backend for j in plan(tmp_path, "seed=0,1")} == {"inline"}
     ray = plan(tmp_path, "seed=0,1", "federation.backend=ray")
     assert {job.config.federation.backend for job in ray} == {"ray"}
 
 
-def test_folders_are_named_by_the_settings(tmp_path: Path) -> None:
+def test_folders_are_named_by_the_settings(tmp_path):
     jobs = plan(tmp_path, "sparsity=0.3,0.5", "seed=0,1")
     assert jobs[0].folder == tmp_path / "sparsity=0.3,seed=0"
     assert jobs[0].config.output_dir == str(jobs[0].folder)
@@ -209,7 +209,7 @@ def test_folders_are_named_by_the_settings(tmp_path: Path) -> None:
     assert all(" " not in job.folder.name and "/" not in job.folder.name for job in odd)
 
 
-def test_a_wrong_job_is_named_before_anything_starts(tmp_path: Path) -> None:
+def test_a_wrong_job_is_named_before_anything_starts(tmp_path):
     with pytest.raises(ConfigError, match=r"The job .*sparsity=1.5.* cannot run"):
         plan(tmp_path, "sparsity=0.5,1.5")
     assert not list(tmp_path.iterdir())
@@ -222,7 +222,7 @@ def done(job: SweepJob, **changes: object) -> None:
     (job.folder / "results.json").write_text(json.dumps({"seed": 1}))
 
 
-def test_done_is_what_has_results_of_the_same_settings(tmp_path: Path) -> None:
+def test_done_is_what_has_results_of_the_same_settings(tmp_path):
     job = plan(tmp_path, "sparsity=0.3,0.5")[0]
     assert finished(job) is None
     federation = replace(job.config.federation, backend="ray", client_cpus=2)
@@ -232,7 +232,7 @@ def test_done_is_what_has_results_of_the_same_settings(tmp_path: Path) -> None:
     assert finished(job) is None
 
 
-def test_missing_baselines_are_a_reason_to_run_again(tmp_path: Path) -> None:
+def test_missing_baselines_are_a_reason_to_run_again(tmp_path):
     first, second = plan(tmp_path, "strategy.group=layer,row")
     done(first, evaluation=second.config.evaluation)
     assert finished(first) is None
@@ -240,7 +240,7 @@ def test_missing_baselines_are_a_reason_to_run_again(tmp_path: Path) -> None:
     assert finished(second) == {"seed": 1}
 
 
-def test_results_of_other_settings_are_left_alone(tmp_path: Path) -> None:
+def test_results_of_other_settings_are_left_alone(tmp_path):
     job = plan(tmp_path, "sparsity=0.3,0.5")[0]
     done(job, seed=7)
     with pytest.raises(ConfigError, match=r"another `seed` \(7, not 0\)"):
@@ -259,7 +259,7 @@ def begun(folder: Path, text: str, code: str) -> None:
     (folder / "state" / "run.json").write_text(json.dumps({"identity": {"code": code}}))
 
 
-def test_a_job_that_was_cut_off_goes_on_only_as_it_was(tmp_path: Path) -> None:
+def test_a_job_that_was_cut_off_goes_on_only_as_it_was(tmp_path):
     job = plan(tmp_path, "sparsity=0.3,0.5")[0]
     assert not cut_off(job)
     begun(job.folder, to_yaml(job.config), source_digest())
@@ -273,7 +273,7 @@ def test_a_job_that_was_cut_off_goes_on_only_as_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["failure.json", "results.json"])
-def test_a_job_that_ended_does_not_go_on(tmp_path: Path, name: str) -> None:
+def test_a_job_that_ended_does_not_go_on(tmp_path, name):
     job = plan(tmp_path, "sparsity=0.3,0.5")[0]
     begun(job.folder, to_yaml(job.config), source_digest())
     (job.folder / name).write_text("{}")

@@ -15,12 +15,12 @@ from fedprune.errors import DataError
 
 
 @pytest.fixture(scope="module")
-def train() -> list[Document]:
+def train():
     return stdlib_documents("train")
 
 
 @pytest.fixture(scope="module")
-def heldout() -> list[Document]:
+def heldout():
     return stdlib_documents("heldout")
 
 
@@ -32,18 +32,18 @@ def fresh(root: Path, monkeypatch: pytest.MonkeyPatch) -> list[Document]:
     return sorted([*train, *heldout], key=lambda document: document.key)
 
 
-def test_splits_share_no_key_and_no_text(train: list[Document], heldout: list[Document]) -> None:
+def test_splits_share_no_key_and_no_text(train, heldout):
     everything = [*train, *heldout]
     assert len({document.key for document in everything}) == len(everything)
     assert len({document.text for document in everything}) == len(everything)
 
 
-def test_about_a_tenth_is_held_out(train: list[Document], heldout: list[Document]) -> None:
+def test_about_a_tenth_is_held_out(train, heldout):
     assert 0.07 < len(heldout) / (len(train) + len(heldout)) < 0.13
     assert len(train) > 3000
 
 
-def test_split_depends_on_the_key_alone(train: list[Document], heldout: list[Document]) -> None:
+def test_split_depends_on_the_key_alone(train, heldout):
     assert not any(is_heldout(document.key) for document in train)
     assert all(is_heldout(document.key) for document in heldout)
     # Fixed values: a change would leak held-out text of published runs into training.
@@ -51,7 +51,7 @@ def test_split_depends_on_the_key_alone(train: list[Document], heldout: list[Doc
     assert [number for number, key in enumerate(keys) if is_heldout(key)] == [3, 9, 29, 33, 36, 39]
 
 
-def test_groups_are_packages_and_the_language_reference(train: list[Document]) -> None:
+def test_groups_are_packages_and_the_language_reference(train):
     sizes: dict[str, int] = {}
     for document in train:
         sizes[document.group] = sizes.get(document.group, 0) + len(document.text)
@@ -61,21 +61,21 @@ def test_groups_are_packages_and_the_language_reference(train: list[Document]) -
     assert not {"site-packages", "test", "pydoc_data"} & sizes.keys()
 
 
-def test_text_is_the_cleaned_docstring(train: list[Document], heldout: list[Document]) -> None:
+def test_text_is_the_cleaned_docstring(train, heldout):
     found = {document.key: document for document in [*train, *heldout]}
     document = found["email.message:Message.get_payload"]
     assert document.group == "email"
     assert document.text == inspect.getdoc(email.message.Message.get_payload)
 
 
-def test_documents_are_sorted_and_reproducible(train: list[Document]) -> None:
+def test_documents_are_sorted_and_reproducible(train):
     assert train == sorted(train, key=lambda document: document.key)
     again, _ = stdlib._splits.__wrapped__()
     assert list(again) == train
 
 
 @pytest.fixture
-def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def library(tmp_path, monkeypatch):
     """A library of one module, and a home that knows nothing of it."""
     monkeypatch.setenv("FEDPRUNE_HOME", str(tmp_path / "home"))
     source = tmp_path / "library" / "m.py"
@@ -84,9 +84,7 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return source
 
 
-def test_docstrings_are_parsed_once_and_again_when_a_source_changes(
-    library: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_docstrings_are_parsed_once_and_again_when_a_source_changes(library, monkeypatch):
     first = fresh(library.parent, monkeypatch)
     with monkeypatch.context() as patched:
         patched.delattr(stdlib, "_parsed")
@@ -99,20 +97,18 @@ def test_docstrings_are_parsed_once_and_again_when_a_source_changes(
     assert fresh(library.parent, monkeypatch) == [again]
 
 
-def test_a_home_that_cannot_be_written_costs_time_only(
-    library: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_home_that_cannot_be_written_costs_time_only(library, monkeypatch):
     stdlib.home().write_text("no folder")
     (found,) = fresh(library.parent, monkeypatch)
     assert found.key == "m:"
 
 
-def test_a_caller_cannot_change_what_the_next_one_gets(train: list[Document]) -> None:
+def test_a_caller_cannot_change_what_the_next_one_gets(train):
     stdlib_documents("train").clear()
     assert stdlib_documents("train") == train
 
 
-def test_keys_skips_and_duplicates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_skips_and_duplicates(tmp_path, monkeypatch):
     def text(word: str) -> str:
         return f"{word} has a docstring that is long enough to be kept."
 
@@ -145,9 +141,7 @@ def test_keys_skips_and_duplicates(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     }
 
 
-def test_a_text_in_both_splits_stays_held_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_text_in_both_splits_stays_held_out(tmp_path, monkeypatch):
     names = [f"f{number}" for number in range(100)]
     apart = {is_heldout(f"m:{name}") for name in names}
     assert apart == {True, False}
@@ -160,12 +154,12 @@ def test_a_text_in_both_splits_stays_held_out(
     assert is_heldout(documents[0].key)
 
 
-def test_missing_sources_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_sources_say_what_to_do(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"`data\.source` 'stdlib'.*'files'"):
         fresh(tmp_path, monkeypatch)
 
 
-def test_missing_language_reference_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_language_reference_says_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
     with pytest.raises(DataError, match=r"pydoc_data.*'files'"):
         stdlib._splits.__wrapped__()

@@ -49,7 +49,7 @@ def names(path: Path) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
+def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made") / "certs"
     for words in (("server", "fed.example.org", "192.0.2.7", "2001:db8::7"), ("node", "a", "b-2")):
         done = certs(folder, *words)

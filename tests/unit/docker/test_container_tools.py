@@ -6,14 +6,13 @@ import os
 import ssl
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.certificates import authority, server_certificate
 from tests.support.containers import tool
-from tests.support.flower import FakeFlwr, fake_flwr
+from tests.support.flower import fake_flwr
 
 health, start, registrar = tool("health"), tool("start"), tool("registrar")
 
@@ -28,7 +27,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server(request, tmp_path) -> Iterator[tuple[str, Path]]:
+def server(request, tmp_path):
     """A neighbour over TLS, and the authority that its certificate is of."""
     signer = authority(tmp_path)
     certificate, key = server_certificate(tmp_path, signer)
@@ -171,7 +170,7 @@ def test_supernode_says_which_setting_is_wrong(name, value):
 
 
 @pytest.fixture
-def link(tmp_path, monkeypatch) -> FakeFlwr:
+def link(tmp_path, monkeypatch):
     fake = fake_flwr(tmp_path / "bin")
     monkeypatch.setenv("PATH", os.pathsep.join([str(fake.folder), os.environ["PATH"]]))
     (tmp_path / "keys").mkdir()

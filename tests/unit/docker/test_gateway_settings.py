@@ -45,14 +45,14 @@ def limit(route: str) -> int:
     return int(re.search(r"client_max_body_size (\d+);", block)[1])
 
 
-def test_the_fleet_routes_are_flower_s() -> None:
+def test_the_fleet_routes_are_flower_s():
     listed = re.search(r'"~\^POST /v1/fleet/\(([a-z|-]+)\)\$" 1;', TEMPLATE)[1].split("|")
     known = {f"/v1/fleet/{name}" for name in (*listed, "register-node", "unregister-node")}
     assert {route.path for route in router.routes} == known
     assert all(route.methods == {"POST"} for route in router.routes)
 
 
-def test_the_headers_are_those_of_a_supernode() -> None:
+def test_the_headers_are_those_of_a_supernode():
     seen: list[httpx.Request] = []
 
     def reply(request: httpx.Request) -> httpx.Response:
@@ -74,7 +74,7 @@ def test_the_headers_are_those_of_a_supernode() -> None:
     assert all(name.lower().replace("-", "_") == value for name, value in passed.items())
 
 
-def test_the_largest_part_of_an_array_fits() -> None:
+def test_the_largest_part_of_an_array_fits():
     size = FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
     name = f"ArrayChunk {size}\0".encode()
     request = PushObjectRequest(
@@ -87,7 +87,7 @@ def test_the_largest_part_of_an_array_fits() -> None:
     assert request.ByteSize() < limit("push-object") < size * 1.02
 
 
-def test_a_message_of_30_000_objects_fits() -> None:
+def test_a_message_of_30_000_objects_fits():
     array = ObjectTree(object_id="f" * 64, children=[ObjectTree(object_id="f" * 64)])
     record = ObjectTree(object_id="f" * 64, children=[array] * 15_000)
     request = PushMessagesRequest(message_object_trees=[ObjectTree(children=[record])])
@@ -95,7 +95,7 @@ def test_a_message_of_30_000_objects_fits() -> None:
 
 
 @needs_envsubst
-def test_every_place_is_filled_in_and_nginx_s_own_variables_stay() -> None:
+def test_every_place_is_filled_in_and_nginx_s_own_variables_stay():
     text = shown(RATE="7", BURST="50", LISTEN="[::]:443", SUPERLINK="link.example:9000").stdout
     assert "${" not in text and "$request_method $request_uri" in text
     assert "rate=7r/s" in text and "burst=50 delay=20;" in text
@@ -118,9 +118,7 @@ def test_every_place_is_filled_in_and_nginx_s_own_variables_stay() -> None:
         ("9223372036854771712", 2**17, 16),
     ],
 )
-def test_bodies_fit_the_container_s_memory(
-    tmp_path: Path, limit: str, machine: int, uploads: int
-) -> None:
+def test_bodies_fit_the_container_s_memory(tmp_path, limit, machine, uploads):
     (tmp_path / "limit").write_text(f"{limit}\n")
     (tmp_path / "meminfo").write_text(f"MemTotal: {machine} kB\n")
     text = START.read_text().replace("/proc/meminfo", f"{tmp_path}/meminfo")
@@ -146,7 +144,7 @@ def test_bodies_fit_the_container_s_memory(
         ("CA", "$HOME/ca"),
     ],
 )
-def test_a_wrong_setting_is_named(name: str, text: str) -> None:
+def test_a_wrong_setting_is_named(name, text):
     done = shown(**{name: text})
     assert done.returncode == 2 and done.stdout == ""
     assert f"GATEWAY_{name}" in done.stderr and repr(text) in done.stderr
@@ -182,7 +180,7 @@ def test_a_wrong_setting_is_named(name: str, text: str) -> None:
         ("[notice] 7#7: signal process started", ""),
     ],
 )
-def test_of_nginx_s_error_log_no_content_is_told(line: str, told: str) -> None:
+def test_of_nginx_s_error_log_no_content_is_told(line, told):
     done = subprocess.run(
         ["sed", "-Enf", str(FOLDER / "log.sed")],
         input=f"2026/01/02 03:04:05 {line}\n",

@@ -23,13 +23,13 @@ WINDOWS = 40
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("FEDPRUNE_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
 
 
 @pytest.fixture
-def shipped(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def shipped(tmp_path, cache, monkeypatch):
     """Put a copy of the shipped files, free to be damaged, in their place."""
     copy = tmp_path / "demo"
     shutil.copytree(embedded.SHIPPED, copy)
@@ -51,7 +51,7 @@ def heldout_tokens(tokenizer: object) -> torch.Tensor:
     return whole[:: len(whole) // WINDOWS][:WINDOWS]
 
 
-def test_perplexity_is_a_fifth_of_the_unigram_model_or_better(cache: Path) -> None:
+def test_perplexity_is_a_fifth_of_the_unigram_model_or_better(cache):
     path = demo_model_path()
     model = AutoModelForCausalLM.from_pretrained(path, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
@@ -73,7 +73,7 @@ def test_perplexity_is_a_fifth_of_the_unigram_model_or_better(cache: Path) -> No
     assert dense == pytest.approx(recorded["heldout_perplexity"][str(SEQ_LEN)], rel=0.2)
 
 
-def test_folder_is_an_ordinary_float32_checkpoint(cache: Path) -> None:
+def test_folder_is_an_ordinary_float32_checkpoint(cache):
     path = demo_model_path()
     assert path.parent == cache / "models"
     assert {file.name for file in path.iterdir()} >= {
@@ -91,7 +91,7 @@ def test_folder_is_an_ordinary_float32_checkpoint(cache: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["def f(x):\n\treturn x\n", "  two spaces", "naïve → ☃"])
-def test_tokenizer_loads_as_it_was_trained(cache: Path, text: str) -> None:
+def test_tokenizer_loads_as_it_was_trained(cache, text):
     path = demo_model_path()
     tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     ids = tokenizer(text)["input_ids"]
@@ -99,7 +99,7 @@ def test_tokenizer_loads_as_it_was_trained(cache: Path, text: str) -> None:
     assert tokenizer.decode(ids) == text
 
 
-def test_second_call_reuses_the_folder(cache: Path) -> None:
+def test_second_call_reuses_the_folder(cache):
     first = demo_model_path()
     written = (first / "model.safetensors").stat().st_mtime_ns
     assert demo_model_path() == first
@@ -107,22 +107,20 @@ def test_second_call_reuses_the_folder(cache: Path) -> None:
     assert stat.S_IMODE(first.stat().st_mode) == 0o755
 
 
-def test_other_shipped_files_get_another_folder(shipped: Path) -> None:
+def test_other_shipped_files_get_another_folder(shipped):
     first = demo_model_path()
     (shipped / "training.json").write_text("{}")
     assert demo_model_path() != first
 
 
-def test_processes_that_start_together_agree(cache: Path) -> None:
+def test_processes_that_start_together_agree(cache):
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         paths = [task.result() for task in [pool.submit(demo_model_path) for _ in range(4)]]
     assert len(set(paths)) == 1
     assert [folder.name for folder in paths[0].parent.iterdir()] == [paths[0].name]
 
 
-def test_losing_the_race_keeps_the_winners_folder(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_losing_the_race_keeps_the_winners_folder(cache, monkeypatch):
     save = embedded.save_file
 
     def overtaken(*args: object, **kwargs: object) -> None:
@@ -147,7 +145,7 @@ def with_other_names(tensors):
 
 
 @pytest.mark.parametrize("change", [with_another_digit, with_other_names])
-def test_changed_weights_are_refused(shipped: Path, cache: Path, change) -> None:
+def test_changed_weights_are_refused(shipped, cache, change):
     document = json.loads((shipped / "weights.json").read_text())
     edit_weights(shipped, {"tensors": change(document["tensors"])})
     with pytest.raises(ModelError, match=r"sha256.*Reinstall fedprune"):
@@ -166,35 +164,33 @@ def test_changed_weights_are_refused(shipped: Path, cache: Path, change) -> None
         {"tensors": []},
     ],
 )
-def test_malformed_weights_are_refused(shipped: Path, change: dict[str, object]) -> None:
+def test_malformed_weights_are_refused(shipped, change):
     edit_weights(shipped, change)
     with pytest.raises(ModelError, match="Reinstall fedprune"):
         demo_model_path()
 
 
-def test_truncated_weights_are_refused(shipped: Path) -> None:
+def test_truncated_weights_are_refused(shipped):
     content = (shipped / "weights.json").read_bytes()
     (shipped / "weights.json").write_bytes(content[: len(content) // 2])
     with pytest.raises(ModelError, match=r"weights\.json.*Reinstall fedprune"):
         demo_model_path()
 
 
-def test_missing_file_is_refused(shipped: Path) -> None:
+def test_missing_file_is_refused(shipped):
     (shipped / "tokenizer.json").unlink()
     with pytest.raises(ModelError, match=r"tokenizer\.json.*Reinstall fedprune"):
         demo_model_path()
 
 
-def test_unwritable_cache_names_the_way_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unwritable_cache_names_the_way_out(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FEDPRUNE_HOME", str(tmp_path / "file"))
     with pytest.raises(ModelError, match="FEDPRUNE_HOME"):
         demo_model_path()
 
 
-def test_only_small_json_files_are_shipped() -> None:
+def test_only_small_json_files_are_shipped():
     files = list(embedded.SHIPPED.iterdir())
     assert {file.name for file in files} == {*embedded.COPIED, embedded.WEIGHTS}
     assert sum(file.stat().st_size for file in files) < 4_500_000

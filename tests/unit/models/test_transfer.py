@@ -17,7 +17,7 @@ SEGMENT = 1 << 16
 
 
 @pytest.fixture(scope="module")
-def offer() -> Offer:
+def offer():
     return Offer.of(str(demo_model_path()), None, SEGMENT)
 
 

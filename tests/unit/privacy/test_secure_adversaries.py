@@ -19,7 +19,7 @@ SUMS = {"a": WordSpec(6, 64), "b": WordSpec(6, 64)}
 
 
 @pytest.fixture
-def five(tmp_path) -> Sites:
+def five(tmp_path):
     """Five sites that are set up; any four can be summed."""
     return sites(tmp_path, 5, SUMS).set_up()
 

@@ -31,7 +31,7 @@ _CONFIGS = {
 
 
 @pytest.fixture(params=_CONFIGS)
-def shape(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def shape(request, tmp_path):
     return written(request.param, tmp_path)
 
 
@@ -45,7 +45,7 @@ def draft(shape: str, blocks: int | None = None, seed: int = 0, dtype: str = "fl
     return draft_model(shape, dtype, blocks, seed)
 
 
-def test_it_loads_and_predicts(shape: str, tmp_path: Path) -> None:
+def test_it_loads_and_predicts(shape, tmp_path):
     generate_model(draft(shape, dtype="bfloat16"), tmp_path / "model")
     model, report = AutoModelForCausalLM.from_pretrained(
         tmp_path / "model", output_loading_info=True
@@ -57,7 +57,7 @@ def test_it_loads_and_predicts(shape: str, tmp_path: Path) -> None:
     assert torch.isfinite(model(tokens).logits).all()
 
 
-def test_equal_seeds_equal_tensors(shape: str) -> None:
+def test_equal_seeds_equal_tensors(shape):
     first, again, other = draft(shape), draft(shape), draft(shape, seed=1)
     for name, stored in first.stored.items():
         drawn = first.draw(name)
@@ -66,14 +66,14 @@ def test_equal_seeds_equal_tensors(shape: str) -> None:
         assert stored.ndim < 2 or not torch.equal(drawn, other.draw(name))
 
 
-def test_a_slice_has_the_same_first_blocks(shape: str) -> None:
+def test_a_slice_has_the_same_first_blocks(shape):
     whole, part = draft(shape), draft(shape, blocks=2)
     left_out = set(whole.stored) - set(part.stored)
     assert left_out and all(name.startswith(f"{whole.prefix}.2.") for name in left_out)
     assert all(torch.equal(part.draw(name), whole.draw(name)) for name in part.stored)
 
 
-def test_shards_hold_each_tensor_once(tmp_path: Path) -> None:
+def test_shards_hold_each_tensor_once(tmp_path):
     made = draft(written("tied", tmp_path))
     generate_model(made, tmp_path / "model", shard_bytes=100_000)
     index = json.loads((tmp_path / "model" / "model.safetensors.index.json").read_text())
@@ -85,7 +85,7 @@ def test_shards_hold_each_tensor_once(tmp_path: Path) -> None:
     AutoModelForCausalLM.from_pretrained(tmp_path / "model")
 
 
-def test_values_are_like_a_trained_model_s(tmp_path: Path) -> None:
+def test_values_are_like_a_trained_model_s(tmp_path):
     made = draft(written("llama", tmp_path))
     assert (made.draw("model.layers.0.input_layernorm.weight") == 1).all()
     head = made.draw("lm_head.weight")
@@ -98,16 +98,14 @@ def test_values_are_like_a_trained_model_s(tmp_path: Path) -> None:
     assert int(embedded.argmax()) == int(deviations.argmax())  # is loud wherever it is written
 
 
-def test_a_matrix_is_drawn_in_pieces_that_differ(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_matrix_is_drawn_in_pieces_that_differ(tmp_path, monkeypatch):
     made = draft(written("llama", tmp_path))
     monkeypatch.setattr("scripts.generate_model._CHUNK", 64 * 10)
     rows = made.draw("lm_head.weight")
     assert len(torch.unique(rows[:, 0])) > 1000
 
 
-def test_presets_have_the_published_sizes() -> None:
+def test_presets_have_the_published_sizes():
     billions = {name: draft(name, dtype="bfloat16").weights / 1e9 for name in PRESETS}
     assert billions == pytest.approx(
         {
@@ -128,31 +126,31 @@ def test_presets_have_the_published_sizes() -> None:
     )
 
 
-def test_an_unknown_shape_is_refused() -> None:
+def test_an_unknown_shape_is_refused():
     with pytest.raises(ModelError, match=r"'llama-9b'") as error:
         draft("llama-9b")
     assert "llama-2-7b" in str(error.value) and "config.json" in str(error.value)
 
 
 @pytest.mark.parametrize("blocks", [0, 4])
-def test_more_blocks_than_there_are(blocks: int, tmp_path: Path) -> None:
+def test_more_blocks_than_there_are(blocks, tmp_path):
     with pytest.raises(ModelError, match=f"1 to 3 .* got {blocks}"):
         draft(written("llama", tmp_path), blocks)
 
 
-def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
+def test_an_encoder_decoder_is_refused(tmp_path):
     hf.T5Config().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="causal language model"):
         draft(str(tmp_path))
 
 
-def test_a_small_vocabulary_is_refused(tmp_path: Path) -> None:
+def test_a_small_vocabulary_is_refused(tmp_path):
     hf.LlamaConfig(**_SIZES | {"vocab_size": 1023}).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"1023 tokens.*1024.*`vocab_size`"):
         draft(str(tmp_path))
 
 
-def test_an_existing_folder_stays(tmp_path: Path) -> None:
+def test_an_existing_folder_stays(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "precious").touch()
     with pytest.raises(ModelError, match="not an empty folder"):
@@ -160,7 +158,7 @@ def test_an_existing_folder_stays(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["precious"]
 
 
-def test_a_full_disk_is_noticed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_noticed_first(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(ModelError, match=r"takes .* GB, .* GB free.*`--blocks`"):
@@ -168,7 +166,7 @@ def test_a_full_disk_is_noticed_first(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not (tmp_path / "new").exists()
 
 
-def test_a_slice_of_a_folder_s_shape(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_slice_of_a_folder_s_shape(tmp_path, capsys):
     folder, shape = tmp_path / "model", str(demo_model_path())
     assert main([shape, str(folder), "--blocks", "2", "--dtype", "float16"]) == 0
     shown = capsys.readouterr().out

@@ -34,7 +34,7 @@ def block(seed: int, scaled: bool = False) -> dict[str, Change]:
 
 
 @pytest.fixture
-def tally(tmp_path) -> Tally:
+def tally(tmp_path):
     folder = RunFolder(tmp_path / "deep" / "run")
     folder.start(CONFIG)
     return Tally(folder, StateFiles(folder.state, Ledger()), dense(), 1)
