@@ -21,7 +21,6 @@ class Screen:
     def __init__(self, columns: int) -> None:
         self.columns = columns
         self.rows: list[list[str]] = [[]]
-        self.widest = 0
         self._row = self._column = 0
 
     def feed(self, text: str) -> None:
@@ -50,7 +49,6 @@ class Screen:
         row += " " * (self._column + 1 - len(row))
         row[self._column] = character
         self._column += 1
-        self.widest = max(self.widest, self._column)
 
     def _down(self) -> None:
         self._row += 1

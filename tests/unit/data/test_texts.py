@@ -270,19 +270,17 @@ def test_a_node_keeps_a_share_apart_whatever_the_server_evaluates_on(tmp_path):
     assert [d.text for d in load_documents(config, "heldout")] == ["the server's text"]
 
 
-def test_a_node_without_the_key_is_told_its_name():
-    with pytest.raises(DataError, match=r"node_config has no `data-path`.*--node-config"):
-        load_documents(NODE, "train", OwnTexts())
-
-
-def test_the_server_of_nodes_needs_a_text_of_its_own():
-    with pytest.raises(DataError, match=r"`data.heldout_path`"):
-        load_documents(NODE, "heldout")
-
-
-def test_a_node_s_missing_folder_is_named():
-    with pytest.raises(DataError, match=r"node_config `data-path` '/nowhere' does not exist"):
-        load_documents(NODE, "train", OwnTexts("/nowhere"))
+@pytest.mark.parametrize(
+    ("part", "node", "words"),
+    [
+        ("train", OwnTexts(), "node_config has no `data-path`.*--node-config"),
+        ("train", OwnTexts("/nowhere"), "node_config `data-path` '/nowhere' does not exist"),
+        ("heldout", None, "`data.heldout_path`"),  # the server needs a text of its own
+    ],
+)
+def test_what_a_node_and_its_server_lack_is_named(part, node, words):
+    with pytest.raises(DataError, match=words):
+        load_documents(NODE, part, node)
 
 
 def test_whether_a_path_that_the_server_named_exists_is_never_told(tmp_path):

@@ -35,13 +35,6 @@ def test_a_sum_is_that_of_fractions_rounded_once(values):
     assert abs(Fraction(float(found)) - exact) <= abs(Fraction(float(nearest)) - exact)
 
 
-@given(NUMBERS)
-def test_a_float32_of_no_finer_unit_comes_back_as_it_was(value):
-    value = np.float32(value)
-    if value == 0 or abs(value) >= 2.0**-40:
-        assert to_float32(to_fixed(np.array([value])))[0] == value
-
-
 def test_numbers_and_their_opposites_are_nothing_and_small_ones_are_cut_off():
     values = np.array([3.25, -(2.0**61), 2.0**-64, -(2.0**-65), -(2.0**-80)])
     total = to_fixed(values)

@@ -131,17 +131,6 @@ def test_steps_do_not_show(monkeypatch, dtype):
         assert one.mean(kind).numpy().tobytes() == two.mean(kind).numpy().tobytes()
 
 
-def test_masks_of_all_and_of_nothing():
-    base, _ = case(8, 0, (3, 21))
-    nothing = BitMask.from_bool(np.zeros((3, 21), dtype=bool))
-    everything = BitMask.from_bool(np.ones((3, 21), dtype=bool))
-    sums = added(base, [SparseWeight.from_dense(base, nothing)])
-    assert not sums.mean("l0").any() and not sums.mean("fedavg").any()
-    sums.add(SparseWeight.from_dense(2 * base, everything))
-    assert torch.equal(sums.mean("l0"), 2 * base)
-    assert torch.equal(sums.mean("fedavg"), base)
-
-
 def test_a_transposed_public_weight():
     base, changes = case(9, 2, (6, 10))
     one = added(base, changes).mean("l0")

@@ -107,18 +107,6 @@ def test_nystrom_bears_the_rounding_of_the_wire():
     assert distance(rebuild(replace(sketch, vectors=coarse), 5), exact) < 5e-3
 
 
-def test_nystrom_sketches_add_up():
-    parts = [moments(40, 30, seed) for seed in range(3)]
-    sketches = [nystrom_sketch(part, 12, 9) for part in parts]
-    added = replace(
-        sketches[0],
-        vectors=sum(sketch.vectors for sketch in sketches),
-        diagonal=sum(sketch.diagonal for sketch in sketches),
-    )
-    whole = rebuild(nystrom_sketch(sum(parts), 12, 9), 9)
-    assert distance(rebuild(added, 9), whole) < 1e-4
-
-
 def test_nystrom_is_nearer_than_the_diagonal_and_needs_its_seed():
     exact = moments(80, 400)
     sketch = nystrom_sketch(exact, 20, 1)

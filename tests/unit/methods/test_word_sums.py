@@ -165,9 +165,3 @@ def test_sums_that_no_answers_come_to_are_refused(loaded, exchange, name, change
 @pytest.mark.parametrize(("most", "bits"), [(3, 8), (255, 8), (256, 16), (1 << 40, 64)])
 def test_a_counter_is_as_wide_as_it_must_be(most, bits):
     assert counter_bits(most) == bits
-
-
-def test_words_of_128_bits_carry_and_wrap():
-    total = np.array([[2**64 - 1, 5], [1, 2**64 - 1]], dtype=np.uint64)
-    add_words(total, np.array([[1, 1], [2**64 - 1, 0]], dtype=np.uint64))
-    assert total.tolist() == [[0, 7], [0, 0]]

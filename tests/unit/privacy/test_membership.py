@@ -15,11 +15,6 @@ def test_area_counts_pairs():
     assert area(members, others) == pytest.approx(sum(pairs) / len(pairs))
 
 
-def test_area_of_apart_and_alike():
-    assert area(np.array([3.0, 4.0]), np.array([1.0, 2.0])) == 1
-    assert area(np.ones(5), np.ones(3)) == 0.5
-
-
 def slow_ratio(released, document, background, members):
     """Log density of the mean with the document in it, less that without, column by column."""
     total = 0.0

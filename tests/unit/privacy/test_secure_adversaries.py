@@ -11,7 +11,7 @@ from fedprune.privacy.secure_masks import new_secret, public_key
 from fedprune.privacy.secure_roll import advert_digest, commitments_digest
 from fedprune.privacy.secure_server import SecureServer
 from fedprune.privacy.secure_sums import SumPlan, WordSpec, names_array
-from fedprune.wire.arrays import Arrays, ArraySpec, encode_arrays
+from fedprune.wire.arrays import Arrays, encode_arrays
 from tests.support.secure_sums import Sites, drawn, integers, plain_sum, sites
 from tests.support.signing import signing_key
 
@@ -601,5 +601,4 @@ def test_unmasking_answers_of_another_form_are_refused(five):
     ):
         with pytest.raises(WireError, match=f"'{name}'"):
             masked.add_unmask(name, encode_arrays({**told, **change}))
-    assert masked.answered == ()
-    assert ArraySpec("uint8", told["shares"].shape) == ArraySpec("uint8", (5, 32))
+    assert masked.answered == () and told["shares"].shape == (5, 32)
