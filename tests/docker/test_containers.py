@@ -28,10 +28,7 @@ from tests.support.containers import DOCKER, no_engine
 from tests.support.grid import LocalGrid
 from tests.support.services import free_port
 
-pytestmark = [
-    pytest.mark.docker,
-    pytest.mark.skipif(no_engine() != "", reason=no_engine()),
-]
+pytestmark = [pytest.mark.docker, pytest.mark.skipif(no_engine() != "", reason=no_engine())]
 
 SITES = ("site-a", "site-b", "site-c")
 PLANTED = "zanzibar-quokka-7431"

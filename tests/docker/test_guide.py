@@ -19,10 +19,7 @@ from tests.support.compose import STEPS, Clock, docker, wheels
 from tests.support.containers import DOCKER, no_engine
 from tests.support.services import free_port
 
-pytestmark = [
-    pytest.mark.docker,
-    pytest.mark.skipif(no_engine() != "", reason=no_engine()),
-]
+pytestmark = [pytest.mark.docker, pytest.mark.skipif(no_engine() != "", reason=no_engine())]
 
 GUIDE = (DOCKER.parent / "docs" / "deployment.md").read_text()
 BLOCKS = re.findall(r"```bash (try|server|site)\n(.*?)```", GUIDE, re.DOTALL)

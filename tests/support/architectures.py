@@ -93,12 +93,7 @@ _EXPERTS: dict[str, Callable[[], hf.PreTrainedConfig]] = {
         n_layers=2,
         n_heads=4,
         max_seq_len=POSITIONS,
-        ffn_config={
-            "hidden_size": 32,
-            "ffn_hidden_size": 24,
-            "moe_num_experts": 4,
-            "moe_top_k": 2,
-        },
+        ffn_config={"hidden_size": 32, "ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2},
         attn_config={"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 1e4},
     ),
     # One parameter a module, and experts of attention.
@@ -134,10 +129,7 @@ EXPECTED: dict[str, tuple[str, set[str]]] = {
         "transformer.h",
         {"self_attention.query_key_value", "self_attention.dense", *_FUSED},
     ),
-    "bloom": (
-        "transformer.h",
-        {"self_attention.query_key_value", "self_attention.dense", *_FUSED},
-    ),
+    "bloom": ("transformer.h", {"self_attention.query_key_value", "self_attention.dense", *_FUSED}),
 }
 FAMILIES = tuple(_CONFIGS)
 #: Families with routed experts in fused parameters.

@@ -131,10 +131,7 @@ _MODELS: dict[str, Callable[[], tuple[type[PreTrainedModel], hf.PreTrainedConfig
             image_token_index=9,
         ),
     ),
-    "git": lambda: (
-        hf.GitForCausalLM,
-        hf.GitConfig(**_PERSIMMON, vision_config=_TOWER),
-    ),
+    "git": lambda: (hf.GitForCausalLM, hf.GitConfig(**_PERSIMMON, vision_config=_TOWER)),
 }
 IMAGE_TEXT = tuple(_MODELS)
 

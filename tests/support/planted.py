@@ -51,10 +51,7 @@ def broken_encoding(folder: Path) -> Path:
 
 def words_needles() -> dict[str, list[bytes]]:
     """Words and names of files, as text and as the text of their bytes."""
-    return {
-        "text": [form for word in WORDS for form in _forms(word)],
-        "file": _forms(FILE_WORD),
-    }
+    return {"text": [form for word in WORDS for form in _forms(word)], "file": _forms(FILE_WORD)}
 
 
 def _forms(word: str) -> list[bytes]:

@@ -9,8 +9,7 @@ def nearest(value, scale, zero, bits):
     """Return the code of a weight, by trying all of them; of two equally near the even step."""
     half = 1 << bits - 1
     return min(
-        range(-half, half),
-        key=lambda code: (abs(value - (code - zero) * scale), (code - zero) % 2),
+        range(-half, half), key=lambda code: (abs(value - (code - zero) * scale), (code - zero) % 2)
     )
 
 

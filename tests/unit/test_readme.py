@@ -8,12 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedprune.cli import _parser
-from fedprune.config import (
-    compose_config,
-    config_from_overrides,
-    find_resumption,
-    resumption,
-)
+from fedprune.config import compose_config, config_from_overrides, find_resumption, resumption
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -61,8 +61,7 @@ def test_json(two, capsys):
 
 
 @pytest.mark.parametrize(
-    ("runs", "code", "told"),
-    [(["a"], 2, "at least two runs"), (["a", "c"], 1, "'c' is not there")],
+    ("runs", "code", "told"), [(["a"], 2, "at least two runs"), (["a", "c"], 1, "'c' is not there")]
 )
 def test_too_few_and_missing_runs(two, capsys, runs, code, told):
     assert main(["compare", *runs]) == code

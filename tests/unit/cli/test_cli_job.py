@@ -7,12 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedprune.cli import job
-from fedprune.cli.job import (
-    check_inputs,
-    named_connection,
-    plan_job,
-    simulation_options,
-)
+from fedprune.cli.job import check_inputs, named_connection, plan_job, simulation_options
 from fedprune.cli.machine import Resources, usable_cpus
 from fedprune.config import RunConfig, compose_config, config_from_overrides
 from fedprune.errors import DataError, ModelError
@@ -44,8 +39,7 @@ def test_results_go_to_a_new_folder_below_the_user_s(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
-    [("my runs/a", "{cwd}/my runs/a"), ("/abs", "/abs"), ("~/x", "{home}/x")],
+    ("given", "expected"), [("my runs/a", "{cwd}/my runs/a"), ("/abs", "/abs"), ("~/x", "{home}/x")]
 )
 def test_a_chosen_folder_is_relative_to_the_user_s(tmp_path, given, expected):
     planned = plan_job(config_from_overrides([f"output_dir={given}"]), tmp_path, NOW)

@@ -192,7 +192,7 @@ def plain(folder: Path, *steps: Step, sparing: bool = False) -> list[str]:
 
 def test_plain_lines_carry_the_time(tmp_path):
     assert plain(tmp_path, (61.25, "prune", 1, 4, "block 3/6 · clients 1/2")) == [
-        "[  61.2 s] pruning 25% · block 3/6 · clients 1/2",
+        "[  61.2 s] pruning 25% · block 3/6 · clients 1/2"
     ]
 
 

@@ -165,8 +165,7 @@ def test_baselines_are_measured_once_for_equal_clients(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "swept",
-    ["pruner.group=row,layer", "pruner=wanda,magnitude", "federation.num_clients=2,3"],
+    "swept", ["pruner.group=row,layer", "pruner=wanda,magnitude", "federation.num_clients=2,3"]
 )
 def test_other_clients_have_their_own_baselines(tmp_path, swept):
     assert [job.baseline for job in plan(tmp_path, swept)] == [0, 1]

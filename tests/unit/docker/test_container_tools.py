@@ -145,12 +145,7 @@ def test_supernode_takes_what_is_said_twice_once_or_says_where_it_belongs():
 
 
 def test_supernode_runs_other_apps_only_if_told():
-    assert start.supernode(NODE | {"ALLOWED_APPS": "aa bb"})[2:6] == [
-        "--app",
-        "aa",
-        "--app",
-        "bb",
-    ]
+    assert start.supernode(NODE | {"ALLOWED_APPS": "aa bb"})[2:6] == ["--app", "aa", "--app", "bb"]
     assert "--app" not in start.supernode(NODE) and "--any-app" not in start.supernode(NODE)
 
 

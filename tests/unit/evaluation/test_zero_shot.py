@@ -12,13 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fedprune.cli import main
 from fedprune.config import config_from_overrides
 from fedprune.errors import ConfigError, DataError, ModelError
-from fedprune.evaluation.zero_shot import (
-    PAPER_TASKS,
-    ZeroShot,
-    load_tasks,
-    task_names,
-    zero_shot,
-)
+from fedprune.evaluation.zero_shot import PAPER_TASKS, ZeroShot, load_tasks, task_names, zero_shot
 from fedprune.models.embedded import demo_model_path
 from tests.support.jobs import job
 from tests.support.tasks import ROWS, local_task

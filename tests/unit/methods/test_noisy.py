@@ -51,9 +51,7 @@ def model(loaded):
     samples = token_samples(16, SEQ_LEN, seed=7)
     config, columns = config_of(), get_kind("columns")
     text = PublicText(
-        tuple(samples),
-        public_statistics(loaded, samples, [columns], config),
-        token_inputs(loaded),
+        tuple(samples), public_statistics(loaded, samples, [columns], config), token_inputs(loaded)
     )
     return dataclasses.replace(public(loaded), public=text)
 

@@ -185,9 +185,7 @@ def moved(first, second):
 def test_no_document_moves_the_sums_by_more_than_one_length(case, quiet, monkeypatch, loud):
     scale = NoisyExchange.scale
     monkeypatch.setattr(
-        NoisyExchange,
-        "scale",
-        lambda *told: (scale(*told) * loud).astype(np.float32),
+        NoisyExchange, "scale", lambda *told: (scale(*told) * loud).astype(np.float32)
     )
     exchange, samples = case.exchange(), token_samples(2, SEQ_LEN)
     without, most = sums_of(case, exchange, samples), 0
@@ -418,13 +416,7 @@ def test_all_ways_to_noise_are_ways():
 
 
 def test_merged_sums_promise_what_the_weakest_part_does():
-    strong = {
-        "epsilon": 1.0,
-        "delta": 1e-6,
-        "samples": 10,
-        "clients": 2,
-        "relative_noise": 0.5,
-    }
+    strong = {"epsilon": 1.0, "delta": 1e-6, "samples": 10, "clients": 2, "relative_noise": 0.5}
     weak = {**strong, "epsilon": 8.0, "samples": 5, "relative_noise": 0.2}
     found = _weakest([strong, weak])
     assert (found["epsilon"], found["samples"], found["clients"]) == (8.0, 15, 4)

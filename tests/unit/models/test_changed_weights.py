@@ -52,9 +52,7 @@ def random_updates(loaded, total=5):
     return {
         block: {
             name: LinearUpdate(
-                mask,
-                draw.integers(0, total, mask.survivors, endpoint=True, dtype=np.uint32),
-                total,
+                mask, draw.integers(0, total, mask.survivors, endpoint=True, dtype=np.uint32), total
             )
             for name, mask in named.items()
         }

@@ -212,10 +212,7 @@ class Squares(nn.Module):
 
 @pytest.mark.parametrize(
     ("module", "message"),
-    [
-        (Squares(True, True), "the other way round"),
-        (Squares(False, False), "`up_proj` goes into"),
-    ],
+    [(Squares(True, True), "the other way round"), (Squares(False, False), "`up_proj` goes into")],
 )
 def test_experts_that_are_used_in_another_way_are_refused(module, message):
     with pytest.raises(ModelError, match=message):

@@ -6,13 +6,7 @@ from transformers import AutoModelForCausalLM
 
 from fedprune.errors import ModelError
 from fedprune.models.loading import loaded_from
-from fedprune.models.mixture import (
-    Mixture,
-    find_experts,
-    find_mixture,
-    parts_of,
-    without_experts,
-)
+from fedprune.models.mixture import Mixture, find_experts, find_mixture, parts_of, without_experts
 from fedprune.models.reshape import export_reshaped
 from tests.support.architectures import tiny_config, tiny_model, tiny_tokenizer, token_samples
 from tests.support.mixtures import ROUTERS, restricted_routers
@@ -96,10 +90,7 @@ def test_biases_router_rows_and_correction_biases_go_with_their_expert():
 
 def test_parts_of_a_dimension_are_consecutive():
     tensor = torch.arange(24).reshape(2, 12)
-    assert parts_of(tensor, 1, 4, (0, 2)).tolist() == [
-        [0, 1, 2, 6, 7, 8],
-        [12, 13, 14, 18, 19, 20],
-    ]
+    assert parts_of(tensor, 1, 4, (0, 2)).tolist() == [[0, 1, 2, 6, 7, 8], [12, 13, 14, 18, 19, 20]]
 
 
 def test_a_dense_model_has_none():

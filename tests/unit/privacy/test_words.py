@@ -5,12 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from fedprune.privacy.words import (
-    nonnegative_least_squares,
-    projections,
-    recovered_counts,
-    score,
-)
+from fedprune.privacy.words import nonnegative_least_squares, projections, recovered_counts, score
 
 
 def slow(rows, wanted):

@@ -11,12 +11,7 @@ from fedprune.errors import ModelError
 from fedprune.pruning.blocks import BlockWalk
 from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.paired import PairedWalk
-from fedprune.pruning.reconstruction import (
-    FRACTION_BITS,
-    BlockFit,
-    held_out,
-    unit_of,
-)
+from fedprune.pruning.reconstruction import FRACTION_BITS, BlockFit, held_out, unit_of
 from fedprune.pruning.registry import make_pruner
 from fedprune.wire.changes import LinearUpdate, SparseWeight
 from tests.support.architectures import tiny_model, token_samples

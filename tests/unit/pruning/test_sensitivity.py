@@ -12,12 +12,7 @@ from fedprune.config.pattern import Pattern, pruned_count
 from fedprune.errors import ModelError
 from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.selection import prune_lowest
-from fedprune.pruning.sensitivity import (
-    Curve,
-    block_curves,
-    cost_curve,
-    sensitivity_sparsities,
-)
+from fedprune.pruning.sensitivity import Curve, block_curves, cost_curve, sensitivity_sparsities
 from fedprune.pruning.statistics import ColumnStatistics
 from tests.support.pruning_oracle import expected_survivors
 

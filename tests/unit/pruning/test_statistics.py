@@ -10,12 +10,7 @@ from fedprune.pruning import statistics
 from fedprune.pruning.blocks import BlockWalk
 from fedprune.pruning.pruner import column_sums, input_norms
 from fedprune.pruning.registry import get_pruner
-from fedprune.pruning.statistics import (
-    KINDS,
-    ColumnKind,
-    ColumnSums,
-    get_kind,
-)
+from fedprune.pruning.statistics import KINDS, ColumnKind, ColumnSums, get_kind
 from tests.support.architectures import tiny_model, token_samples
 
 

@@ -8,12 +8,7 @@ import torch
 
 from fedprune.errors import ModelError
 from fedprune.pruning.statistics import MomentStatistics
-from fedprune.pruning.structured import (
-    StructuredPruner,
-    cheapest_units,
-    smallest_units,
-    units_kept,
-)
+from fedprune.pruning.structured import StructuredPruner, cheapest_units, smallest_units, units_kept
 from fedprune.pruning.units import Units
 
 

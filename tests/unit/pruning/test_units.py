@@ -7,12 +7,7 @@ import transformers as hf
 
 from fedprune.errors import ModelError
 from fedprune.pruning.units import find_units, last_writer
-from tests.support.architectures import (
-    FAMILIES,
-    made_of,
-    tiny_config,
-    tiny_model,
-)
+from tests.support.architectures import FAMILIES, made_of, tiny_config, tiny_model
 
 _GATED = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3")
 
