@@ -8,6 +8,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedprune.disk import home
 from fedprune.flower.inline import InlineGrid
+from fedprune.records.fields import byte_array
 from strategies.exchange import Outcome, exchange
 
 Tamper = Callable[[int, Message], Message | None]
@@ -56,6 +57,19 @@ def ends_of(grid, requests, **options) -> list[Outcome]:
     for _ in exchange(grid, requests, ended=found.append, **options):
         pass
     return found
+
+
+def answering(change: Callable[[bytes], bytes], partition: int = 1, form: str = "") -> Tamper:
+    """Return what changes a partition's answers about blocks, of formats that have this word."""
+
+    def tamper(own: int, reply: Message) -> Message:
+        arrays = reply.content.array_records.get("arrays", {})
+        for key in list(arrays) if own == partition else ():
+            if key.startswith("block") and form in arrays[key].stype:
+                arrays[key] = byte_array(change(bytes(arrays[key].data)), arrays[key].stype)
+        return reply
+
+    return tamper
 
 
 class TwiceGrid(LocalGrid):

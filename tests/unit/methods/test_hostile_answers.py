@@ -23,7 +23,7 @@ from fedprune.pruning.statistics import MomentStatistics
 from fedprune.wire.changes import SparseWeight, decode_update, encode_update
 from fedprune.wire.moments import Cross, InputMoments, Triangle, decode_moments, encode_moments
 from fedprune.wire.sums import ExactSums, InputSums, decode_sums, encode_sums
-from tests.support.grid import LocalGrid
+from tests.support.grid import LocalGrid, answering
 from tests.support.jobs import DEMO_SHAPES, job
 from tests.support.moments import correlated
 
@@ -204,20 +204,6 @@ def test_more_rounds_leave_more_room_and_steps_do_not_show(monkeypatch):
     assert told[0] == told[1]
 
 
-def lying(change):
-    """Partition 1 says something else of every block."""
-
-    def tamper(partition, reply):
-        arrays = reply.content.array_records.get("arrays", {})
-        for key in list(arrays) if partition == 1 else ():
-            if key.startswith("block"):
-                data = change(arrays[key].data)
-                arrays[key] = type(arrays[key])("uint8", (len(data),), arrays[key].stype, data)
-        return reply
-
-    return tamper
-
-
 def one_token(data: bytes) -> bytes:
     groups = decode_sums(data, DEMO_SHAPES)
     return encode_sums([InputSums(group.linears, group.sums, 1) for group in groups])
@@ -300,7 +286,7 @@ def tenfold(data: bytes) -> bytes:
     ids=["tokens", "moments", "sums", "survey", "loud moments", "survivors", "public survivors"],
 )
 def test_a_run_goes_on_without_the_client_by_name(tmp_path, options, change, words):
-    grid = LocalGrid(app, 3, tamper=lying(change))
+    grid = LocalGrid(app, 3, tamper=answering(change))
     results = job(tmp_path / "run", *options, "data.partition=iid", grid=grid)
     assert results["ledger"]["refused"] == {"partition 1": 1}
     (refused,) = [e["refused"] for e in results["ledger"]["entries"] if e["refused"]]
@@ -313,7 +299,7 @@ def test_a_run_goes_on_without_the_client_by_name(tmp_path, options, change, wor
     [(far_away, "of the public model stays below"), (too_correlated, "Cauchy-Schwarz")],
 )
 def test_a_run_goes_on_without_a_false_cross_moment(tmp_path, change, words):
-    grid = LocalGrid(app, 3, tamper=lying(with_cross(change)))
+    grid = LocalGrid(app, 3, tamper=answering(with_cross(change)))
     options = ("strategy=fedhessian", "pruner=sparsegpt", "schedule=iterative")
     results = job(tmp_path / "run", *options, "strategy.target=dense", grid=grid)
     assert results["ledger"]["refused"] == {"partition 1": 1}

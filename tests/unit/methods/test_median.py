@@ -14,9 +14,8 @@ from fedprune.config import config_from_overrides
 from fedprune.errors import ConfigError, QuorumError, WireError
 from fedprune.methods.median import MedianPool
 from fedprune.methods.sums import SumsPool
-from fedprune.records.fields import byte_array
 from fedprune.wire.sums import ExactSums, InputSums, decode_sums, encode_sums
-from tests.support.grid import LocalGrid
+from tests.support.grid import LocalGrid, answering
 from tests.support.jobs import DEMO_SHAPES, job, masks_of
 
 FACTOR = 12.0  # of half of the columns; far louder ones are refused as no text of the public model
@@ -115,24 +114,14 @@ def _silent():
     return sums
 
 
-def scaling(factor):
-    """Let the first client claim larger inputs in half of the columns."""
-
-    def tamper(partition, reply):
-        if partition == 0 and reply.metadata.message_type == "train.prune":
-            arrays = reply.content["arrays"]
-            for block in list(arrays):
-                groups = []
-                for group in decode_sums(arrays[block].data, DEMO_SHAPES):
-                    values = group.sums.to_float64()
-                    values[::2] *= factor
-                    sums = ExactSums(len(values))
-                    sums.add(values.astype(np.float32))
-                    groups.append(InputSums(group.linears, sums, group.tokens))
-                arrays[block] = byte_array(encode_sums(groups), arrays[block].stype)
-        return reply
-
-    return tamper
+def scaled(data):
+    """Claim larger inputs in half of the columns."""
+    groups = []
+    for group in decode_sums(data, DEMO_SHAPES):
+        values = group.sums.to_float64()
+        values[::2] *= FACTOR
+        groups.append(client(values, group.tokens, group.linears))
+    return encode_sums(groups)
 
 
 def differing(one, two):
@@ -147,7 +136,7 @@ def test_the_attack_that_decides_over_a_sum_fails_against_the_median(tmp_path, s
     for name, pooling in (("sum", "clients"), ("median", "median")):
         options = [*plain, f"strategy.pooling={pooling}"]
         job(tmp_path / name, *options, clients=8)
-        grid = LocalGrid(app, 8, tamper=scaling(FACTOR))
+        grid = LocalGrid(app, 8, tamper=answering(scaled, partition=0))
         results = job(tmp_path / f"{name}-attacked", *options, grid=grid)
         assert not results["ledger"]["refused"]  # it is in the right form
         found[name] = masks_of(tmp_path / name), masks_of(tmp_path / f"{name}-attacked")

@@ -118,7 +118,7 @@ def test_home_folders_may_be_written_with_a_tilde(stored, monkeypatch):
 
 
 def test_the_demo_model_is_loaded_from_the_package():
-    loaded = load_folder("", name="demo")
+    loaded = load_model(model_config("", name="demo"))
     assert model_shapes(model_config("", name="demo")) == loaded.layout.shapes()
 
 
