@@ -12,6 +12,8 @@ SIDE_BY_SIDE := --numprocesses 3 --dist loadfile
 # Tests and the demo neither phone home nor look at a model hub.
 export FLWR_TELEMETRY_ENABLED ?= 0
 export HF_HUB_DISABLE_TELEMETRY ?= 1
+# Images of Python set it: every process that a test starts would compile the sources anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-slow test-faults test-docker test-fast test-e2e fuzz browser nginx lint format bench doctor model clean

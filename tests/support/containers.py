@@ -84,6 +84,7 @@ def tool(name: str) -> ModuleType:
         sys.path.remove(folder)
 
 
+@functools.cache
 def no_compose() -> str:
     """Return why `docker compose` cannot check files here; "" if it can."""
     if shutil.which("docker") is None:
@@ -92,6 +93,7 @@ def no_compose() -> str:
     return "" if done.returncode == 0 else "`docker` has no compose plugin"
 
 
+@functools.cache
 def no_engine() -> str:
     """Return why no containers can be started here; "" if they can."""
     if reason := no_compose():
