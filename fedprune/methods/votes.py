@@ -37,7 +37,8 @@ class VoteCounter:
     def __init__(self, numel: int) -> None:
         """Start with no client."""
         self.numel = numel
-        self._planes: list[Words] = []
+        self._room: Words = np.zeros((0, _words(numel)), dtype=np.uint64)
+        self._planes = self._room
         self._waiting: Words | None = None
         self._queued = 0
         self._clients = 0
@@ -53,6 +54,11 @@ class VoteCounter:
     def total(self) -> int:
         """Sum of the weights of the masks added: the votes of a weight that all prune."""
         return self._total
+
+    @property
+    def half(self) -> int:
+        """The votes to keep from which on no majority prunes."""
+        return (self._total + 1) // 2
 
     @property
     def effective_clients(self) -> float:
@@ -82,16 +88,25 @@ class VoteCounter:
         else:
             self._add_weighted(mask, weight)
 
+    def planes(self) -> Words:
+        """Return the binary digits of the votes to keep, lowest first, shape (digits, words).
+
+        Weight ``i`` is bit ``i % 64`` of word ``i // 64``. It is what the counter counts with.
+        """
+        self._add_waiting()
+        self._waiting = None
+        return self._planes
+
     def keeps(self, start: int, stop: int) -> Votes:
         """Return the votes to keep weights start..stop, in the narrowest type for the total."""
-        planes, dtype = self._counted(), np.min_scalar_type(self.total)
+        planes, dtype = self.planes(), np.min_scalar_type(self.total)
         keeps: Votes = np.zeros(stop - start, dtype=dtype)
         for first in range(start, stop, _WEIGHTS):
             last = min(first + _WEIGHTS, stop)
             part = keeps[first - start : last - start]
             for lowest in range(0, len(planes), 8):  # a byte's worth of digits, highest first
                 digits = np.zeros(part.size, dtype=np.uint8)
-                for plane in reversed(planes[lowest : lowest + 8]):
+                for plane in planes[lowest : lowest + 8][::-1]:
                     digits += digits
                     digits |= _flags(plane, first, last)
                 np.bitwise_or(part, np.left_shift(digits, lowest, dtype=dtype), out=part)
@@ -149,7 +164,7 @@ class VoteCounter:
 
     def state(self) -> Arrays:
         """Return the counters as arrays."""
-        planes = {f"plane-{digit}": plane for digit, plane in enumerate(self._counted())}
+        planes = {f"plane-{digit}": plane for digit, plane in enumerate(self.planes())}
         return {**planes, "counts": numbers(self._clients, self._total, self._squares)}
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -158,12 +173,6 @@ class VoteCounter:
         self._widen()
         for digit, plane in enumerate(self._planes):
             plane[:] = arrays[f"plane-{digit}"]
-
-    def _counted(self) -> list[Words]:
-        """Return the binary digits of the votes to keep, lowest first, with no mask waiting."""
-        self._add_waiting()
-        self._waiting = None
-        return self._planes
 
     def _queue(self, mask: BitMask) -> None:
         if self._waiting is None:
@@ -196,8 +205,12 @@ class VoteCounter:
             _ripple(planes, words[part], weight, work[:, : part.stop - part.start])
 
     def _widen(self) -> None:
-        while len(self._planes) < self._total.bit_length():
-            self._planes.append(np.zeros(_words(self.numel), dtype=np.uint64))
+        digits = self._total.bit_length()
+        if digits > len(self._room):
+            room = np.zeros((max(digits, 2 * len(self._room)), _words(self.numel)), dtype=np.uint64)
+            room[: len(self._room)] = self._room
+            self._room = room
+        self._planes = self._room[:digits]
 
 
 def checked_votes(

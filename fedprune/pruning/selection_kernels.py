@@ -177,7 +177,7 @@ def _check_finite(finite: list[bool]) -> None:
         raise ModelError(NOT_FINITE)
 
 
-Lanes = NDArray[np.uint8] | NDArray[np.int32]
+Lanes = NDArray[np.uint8] | NDArray[np.int32] | NDArray[np.int64]
 Codes = NDArray[np.int32] | NDArray[np.unsignedinteger[Any]]
 
 INFINITY = 0x7F800000  # the code of +inf; NaNs lie above it, or below zero
@@ -247,6 +247,26 @@ def prune_groups(
             _keep_ranked(codes, prune, lanes, ranks, keep[start : start + d_in])
         pack(keep, (last - first) * d_in, bits[first * d_in // 8 :])
     return True
+
+
+@jit
+def keep_ranked(
+    firsts: NDArray[np.unsignedinteger[Any]], seconds: NDArray[np.uint32], prune: int, size: int
+) -> NDArray[np.bool_]:
+    """Return which numbers survive, all but the `prune` lowest of every `size` of a row.
+
+    `firsts`, `seconds`: shape (rows, d_in); numbers go by the second where the first are equal,
+    and by index where both are.
+    """
+    rows, d_in = firsts.shape
+    keep = np.empty(firsts.shape, np.uint8)
+    lanes = (np.arange(d_in) % size).astype(np.int64)
+    ranks, codes = np.empty_like(lanes), np.empty(d_in, np.uint64)
+    for row in range(rows):
+        for j in range(d_in):
+            codes[j] = np.uint64(firsts[row, j]) << np.uint64(32) | np.uint64(seconds[row, j])
+        _keep_ranked(codes, prune, lanes, ranks, keep[row])
+    return keep.view(np.bool_)
 
 
 @jit
@@ -320,7 +340,7 @@ def _keep_above(
 
 @jit
 def _keep_ranked(
-    codes: NDArray[np.int32], prune: int, lanes: Lanes, ranks: Lanes, keep: NDArray[np.uint8]
+    codes: Codes, prune: int, lanes: Lanes, ranks: Lanes, keep: NDArray[np.uint8]
 ) -> None:
     """Flag those with at least `prune` lower scores in their group, equal ones by index."""
     size = int(lanes[-1]) + 1

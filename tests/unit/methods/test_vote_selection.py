@@ -216,6 +216,25 @@ def test_many_ties(group, shape):
         assert np.array_equal(found.to_bool().ravel(), expected)
 
 
+@pytest.mark.parametrize("misleading", [False, True])
+@pytest.mark.parametrize("floor", [False, True])
+def test_more_ties_than_are_sampled(misleading, floor):
+    # Of so many ties every second or third word is a sample, in which large ones are too many here.
+    shape, rng = (700, 1024), np.random.default_rng(8)
+    masks = rng.random((2, *shape)) < 0.5
+    words = np.abs(rng.standard_normal((700 * 16, 64))).astype(np.float32)
+    if misleading:
+        words[::6] += 100
+    magnitude, votes = words.ravel(), (~masks).sum(axis=0).ravel()
+    counter = counted(masks)
+    order = np.lexsort((magnitude, -np.where(votes == 2, 2, 0) if floor else -votes))
+    for sparsity in (0.3, 0.5, 0.8):
+        expected = np.ones(votes.size, dtype=bool)
+        expected[order[: int(votes.size * sparsity)]] = False
+        found = select(counter, sparsity, magnitude, shape, Rule(majority_floor=floor))
+        assert np.array_equal(found.to_bool().ravel(), expected)
+
+
 def test_all_equal_prunes_the_lower_index_first():
     counter = counted(np.zeros((4, *SHAPE), dtype=bool))
     magnitude = np.ones(120, dtype=np.float32)

@@ -42,7 +42,7 @@ def test_counters_never_overflow(clients):
     assert expected.min() == 0
     assert expected.max() == clients
     assert np.array_equal(counter.counts(0, 111), expected)
-    assert len(counter._counted()) == clients.bit_length()
+    assert len(counter.planes()) == clients.bit_length()
 
 
 def test_more_clients_than_uint16_holds():
@@ -108,7 +108,7 @@ def test_weighted_votes(weights, seed):
     assert counter.clients == len(weights)
     assert counter.total == sum(weights)
     assert np.array_equal(counter.counts(0, 111), expected)
-    assert len(counter._counted()) == counter.total.bit_length()
+    assert len(counter.planes()) == counter.total.bit_length()
     if counter.total <= module.BINS:
         assert (
             counter.histogram().tolist()
