@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measure import Rates, block_floor, report
+from benchmarks.measure import NO_BASELINES, Rates, block_floor, report
 from fedprune.cli.inline import run_inline
 from fedprune.config import config_from_overrides
 from fedprune.models.device import pick_device
@@ -23,7 +23,7 @@ from scripts.generate_model import draft_model, generate_model
 
 
 def settings(model: Path, options: argparse.Namespace) -> list[str]:
-    """Return the job's overrides: no baselines, as a real federation runs."""
+    """Return the job's overrides."""
     return [
         f"model={model}",
         f"strategy.min_clients={options.clients}",
@@ -32,8 +32,7 @@ def settings(model: Path, options: argparse.Namespace) -> list[str]:
         f"pruner.seq_len={options.seq_len}",
         f"evaluation.seq_len={options.seq_len}",
         "evaluation.max_windows=2",
-        "evaluation.local_only=false",
-        "evaluation.centralized=false",
+        *NO_BASELINES,
     ]
 
 

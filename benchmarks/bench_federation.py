@@ -15,10 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.measure import report
+from benchmarks.measure import NO_BASELINES, report, samples_of
 from fedprune.config import RunConfig, config_from_overrides
-from fedprune.data.clients import client_samples
-from fedprune.data.texts import load_documents
 from fedprune.methods.vote_selection import Rule, select
 from fedprune.methods.votes import VoteCounter
 from fedprune.models.export import SIDECAR
@@ -34,25 +32,15 @@ Masks = dict[tuple[int, str], BitMask]
 
 
 def overrides(samples: int, clients: int) -> list[str]:
-    """Return the job's overrides: no baselines, as a real federation runs."""
+    """Return the job's overrides."""
     return [
         f"federation.num_clients={clients}",
         f"strategy.min_clients={clients}",
         f"pruner.num_calibration_samples={samples}",
-        "evaluation.local_only=false",
-        "evaluation.centralized=false",
+        *NO_BASELINES,
         "evaluation.max_windows=1",
         "strategy.majority_floor=false",  # the loop adds up votes, as the paper does
     ]
-
-
-def samples_of(config: RunConfig, loaded: LoadedModel, partition: int) -> list[torch.Tensor]:
-    """Return the samples that a client draws."""
-    documents = load_documents(config.data, "train")
-    found = client_samples(
-        config, documents, loaded.tokenizer, partition, config.federation.num_clients
-    )
-    return [sample.tokens for sample in found]
 
 
 def plain_loop(config: RunConfig, loaded: LoadedModel) -> Masks:
@@ -60,8 +48,9 @@ def plain_loop(config: RunConfig, loaded: LoadedModel) -> Masks:
     count = len(loaded.layout.blocks)
     specs = block_specs(config, range(count), count)
     votes: dict[tuple[int, str], VoteCounter] = {}
-    for partition in range(config.federation.num_clients):
-        walk = BlockWalk(loaded, samples_of(config, loaded, partition))
+    clients = config.federation.num_clients
+    for partition in range(clients):
+        walk = BlockWalk(loaded, samples_of(config, loaded, partition, clients))
         for block, masks in prune_blocks(walk, make_pruner(config.pruner), specs):
             for name, mask in masks.items():
                 votes.setdefault((block, name), VoteCounter(mask.numel)).add(mask)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.measure import report
+from benchmarks.measure import NO_BASELINES, report
 from fedprune.models.export import SIDECAR
 
 _BYTES = ("bytes_up", "bytes_down")
@@ -23,12 +23,7 @@ _RUNS = {
 }
 
 
-_JOB = (
-    "experiment=demo",
-    "strategy=fedstats",
-    "evaluation.local_only=false",
-    "evaluation.centralized=false",
-)
+_JOB = ("experiment=demo", "strategy=fedstats", *NO_BASELINES)
 
 Run = Callable[[Sequence[str], Path], float]
 """Runs a job into a folder and returns its CPU seconds."""

@@ -19,10 +19,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from fedprune.config import RunConfig
+from fedprune.data.clients import client_samples
+from fedprune.data.texts import load_documents
 from fedprune.models.loading import LoadedModel
 
 OUT = Path(__file__).parent / "out"
 SHAPES = ((4096, 4096), (11008, 4096))
+NO_BASELINES = ("evaluation.local_only=false", "evaluation.centralized=false")
+"""Overrides of a job that measures what a real federation does."""
 
 _READS = 5
 
@@ -36,6 +41,15 @@ def layer(shape: tuple[int, int], seed: int = 0) -> tuple[Tensor, Tensor]:
     loud = rng.random(shape[1]) < 0.005
     norms[loud] *= rng.uniform(5, 50, loud.sum())
     return torch.from_numpy(weight), torch.from_numpy(norms.astype(np.float32))
+
+
+def samples_of(
+    config: RunConfig, loaded: LoadedModel, partition: int, clients: int
+) -> list[Tensor]:
+    """Return the tokens of the samples that a client draws."""
+    documents = load_documents(config.data, "train")
+    found = client_samples(config, documents, loaded.tokenizer, partition, clients)
+    return [sample.tokens for sample in found]
 
 
 def alternate(cases: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:

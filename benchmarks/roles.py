@@ -20,9 +20,8 @@ from flwr.supercore.task_identity import TaskIdentity
 
 import client_app.app  # noqa: F401 - part of what a process imports before it works
 from benchmarks import baseline
+from benchmarks.measure import NO_BASELINES, samples_of
 from fedprune.config import RunConfig, config_from_overrides
-from fedprune.data.clients import client_samples
-from fedprune.data.texts import load_documents
 from fedprune.evaluation.perplexity import evaluation_windows
 from fedprune.flower.inline import InlineGrid
 from fedprune.models.device import Limits
@@ -49,8 +48,7 @@ def settings(model: str, *more: str) -> list[str]:
         f"pruner.seq_len={SEQ_LEN}",
         f"evaluation.seq_len={SEQ_LEN}",
         "evaluation.max_windows=2",
-        "evaluation.local_only=false",
-        "evaluation.centralized=false",
+        *NO_BASELINES,
         *more,
     ]
 
@@ -59,10 +57,9 @@ def client(config: RunConfig, clients: int) -> None:
     """Do what a client does: hash the model, draw samples, prune and encode every block."""
     loaded = load_model(config.model)
     fingerprint(loaded)
-    documents = load_documents(config.data, "train")
-    samples = client_samples(config, documents, loaded.tokenizer, 0, clients)
-    tokens = [sample.tokens for sample in samples]
-    walk = BlockWalk(loaded, tokens, limits=Limits.of(config.pruner))
+    walk = BlockWalk(
+        loaded, samples_of(config, loaded, 0, clients), limits=Limits.of(config.pruner)
+    )
     count = walk.blocks_left
     specs = block_specs(config, range(count), count)
     for _, changes in prune_blocks(walk, make_pruner(config.pruner), specs):
@@ -80,7 +77,8 @@ def server(config: RunConfig, clients: int) -> None:
 
 def plain_client(config: RunConfig, clients: int) -> None:
     """Do what a client does, plainly."""
-    baseline.client(Path(config.model.path), _tokens(config, clients), config.sparsity)
+    tokens = samples_of(config, load_model(config.model), 0, clients)
+    baseline.client(Path(config.model.path), tokens, config.sparsity)
 
 
 def plain_server(config: RunConfig, clients: int) -> None:
@@ -120,13 +118,6 @@ def main(arguments: list[str]) -> None:
     role, model, clients = arguments
     torch.set_num_threads(1)
     sys.stdout.write(json.dumps(measured(role, Path(model), int(clients))) + "\n")
-
-
-def _tokens(config: RunConfig, clients: int) -> list[torch.Tensor]:
-    documents = load_documents(config.data, "train")
-    tokenizer = load_model(config.model).tokenizer
-    samples = client_samples(config, documents, tokenizer, 0, clients)
-    return [sample.tokens for sample in samples]
 
 
 def _ready_node(config: RunConfig) -> Callable[[Message, Context], Message]:

@@ -16,7 +16,6 @@ model, and what a client sent, the mean over the seeds and the largest distance 
 
 import argparse
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -184,7 +183,6 @@ def fedprune(folder: Path, last: str, *arguments: str) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=dict(os.environ),
     )
     if ended.returncode:
         raise SystemExit(f"{ended.stdout}\nit ended with {ended.returncode}")

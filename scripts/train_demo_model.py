@@ -18,7 +18,7 @@ import json
 import math
 import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,17 +136,19 @@ def build_corpus(tokenizer: PreTrainedTokenizerFast) -> Corpus:
         digest = hashlib.sha256(f"validation:{document.key}".encode()).digest()
         return int.from_bytes(digest[:8], "big") % 1000 < VALIDATION_PER_MILLE
 
-    def ids(chosen: list[Document]) -> Tensor:
-        flat: list[int] = []
-        for encoding in tokenizer.backend_tokenizer.encode_batch([d.text for d in chosen]):
-            flat += [*encoding.ids, tokenizer.eos_token_id]
-        return torch.tensor(flat)
-
     return Corpus(
-        train=ids([d for d in documents if not apart(d)]),
-        validation=ids([d for d in documents if apart(d)]),
-        heldout=ids(stdlib_documents("heldout")),
+        train=encode(tokenizer, (d.text for d in documents if not apart(d))),
+        validation=encode(tokenizer, (d.text for d in documents if apart(d))),
+        heldout=encode(tokenizer, (d.text for d in stdlib_documents("heldout"))),
     )
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> Tensor:
+    """Return the ids of texts, the end-of-text token after each."""
+    flat: list[int] = []
+    for encoding in tokenizer.backend_tokenizer.encode_batch([*texts]):
+        flat += [*encoding.ids, tokenizer.eos_token_id]
+    return torch.tensor(flat)
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -172,46 +174,60 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 def fit(
     model: LlamaForCausalLM, corpus: Corpus, arguments: argparse.Namespace, save: Callable[[], None]
 ) -> tuple[int, float]:
-    """Train on random windows with AdamW, warm-up and cosine; return steps and minutes."""
-    optimizer = build_optimizer(model)
+    """Train on random windows, with dropout; return steps and minutes."""
     generator = torch.Generator().manual_seed(arguments.seed)
     hooks = [
         part.register_forward_hook(drop)
         for layer in model.model.layers
         for part in (layer.self_attn.o_proj, layer.mlp)
     ]
-    started = reported = saved = time.monotonic()
-    step, running = 0, 0.0
+    step, minutes, reported, saved = 0, 0.0, 0.0, 0.0
+
+    def loss(_step: int) -> Tensor:
+        return next_token_loss(model, windows(corpus.train, generator))
+
+    for ended in train(model, loss, arguments.minutes, arguments.steps):
+        step, minutes, shown = ended
+        if minutes - reported > REPORT_EVERY_S / 60:
+            reported = minutes
+            validation = perplexity(model, corpus.validation, WINDOW)
+            print(f"{shown}, validation {validation:.2f}", flush=True)
+        if minutes - saved > SAVE_EVERY_S / 60:
+            saved = minutes
+            save()
+    for hook in hooks:
+        hook.remove()
+    save()
+    return step, minutes
+
+
+def train(
+    model: nn.Module,
+    loss_of: Callable[[int], Tensor],
+    minutes: float,
+    steps: float = math.inf,
+    factor: float = 1.0,
+) -> Iterator[tuple[int, float, str]]:
+    """Train with AdamW, warm-up and cosine; yield steps, minutes so far and what to say of them.
+
+    `loss_of`: gives a step, counted from 0, its loss. `factor`: of the usual learning rate. It ends
+    after so many minutes or steps.
+    """
+    optimizer = build_optimizer(model)
+    started, step, passed, running = time.monotonic(), 0, 0.0, 0.0
     model.train()
-    while True:
-        now = time.monotonic()
-        progress = max(step / arguments.steps, (now - started) / 60 / arguments.minutes)
-        if progress >= 1:
-            break
+    while (progress := max(step / steps, passed / minutes)) < 1:
         for group in optimizer.param_groups:
-            group["lr"] = rate(progress)
-        loss = next_token_loss(model, windows(corpus.train, generator))
+            group["lr"] = factor * rate(progress)
+        loss = loss_of(step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         step += 1
         running = loss.item() if step == 1 else 0.98 * running + 0.02 * loss.item()
-        if now - reported > REPORT_EVERY_S:
-            reported = now
-            validation = perplexity(model, corpus.validation, WINDOW)
-            print(
-                f"{(now - started) / 60:5.1f} min, step {step}, train {math.exp(running):.2f}, "
-                f"validation {validation:.2f}",
-                flush=True,
-            )
-        if now - saved > SAVE_EVERY_S:
-            saved = now
-            save()
-    for hook in hooks:
-        hook.remove()
-    save()
-    return step, (time.monotonic() - started) / 60
+        passed = (time.monotonic() - started) / 60
+        yield step, passed, f"{passed:5.1f} min, step {step}, train {math.exp(running):.2f}"
 
 
 def drop(module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:

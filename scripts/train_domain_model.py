@@ -14,23 +14,21 @@ weights are kept, in an ordinary Hugging Face folder.
 """
 
 import argparse
-import math
 import sys
-import time
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 sys.path.insert(0, str(Path(__file__).parent))
 from train_demo_model import (  # noqa: E402 - a neighbour, not a package
     END,
-    build_optimizer,
+    encode,
     next_token_loss,
     perplexity,
-    rate,
+    train,
     train_tokenizer,
 )
 
@@ -55,15 +53,15 @@ def main() -> None:
     # The same amount of every domain, so that none of them makes the vocabulary.
     shortest = min(map(len, texts.values()))
     tokenizer = train_tokenizer((text[:shortest] for text in texts.values()), VOCABULARY, CONTEXT)
-    train, validation = {}, {}
+    used, validation = {}, {}
     for name, text in texts.items():
-        ids = encode(tokenizer, text)
+        ids = encode(tokenizer, (part for part in text.split(END) if part.strip()))
         cut = int(len(ids) * (1 - VALIDATION_SHARE))
-        train[name], validation[name] = ids[:cut], ids[cut:]
+        used[name], validation[name] = ids[:cut], ids[cut:]
     model = build_model(arguments)
     parameters = sum(p.numel() for p in model.parameters())
-    print(f"{parameters:,} parameters, {sum(map(len, train.values())):,} tokens", flush=True)
-    fit(model, train, validation, arguments)
+    print(f"{parameters:,} parameters, {sum(map(len, used.values())):,} tokens", flush=True)
+    fit(model, used, validation, arguments)
     model.save_pretrained(arguments.out)
     tokenizer.save_pretrained(arguments.out)
     print(scores(model, validation), flush=True)
@@ -83,15 +81,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
-
-
-def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> Tensor:
-    """Return the ids of a text; its documents are separated by the end-of-text token."""
-    parts = [part for part in text.split(END) if part.strip()]
-    flat: list[int] = []
-    for encoding in tokenizer.backend_tokenizer.encode_batch(parts):
-        flat += [*encoding.ids, tokenizer.eos_token_id]
-    return torch.tensor(flat)
 
 
 def build_model(arguments: argparse.Namespace) -> nn.Module:
@@ -124,33 +113,22 @@ def build_model(arguments: argparse.Namespace) -> nn.Module:
 
 def fit(
     model: nn.Module,
-    train: dict[str, Tensor],
+    used: dict[str, Tensor],
     validation: dict[str, Tensor],
     arguments: argparse.Namespace,
 ) -> None:
     """Train on random windows, equally many of each domain, until the minutes are over."""
-    optimizer = build_optimizer(model)
-    generator = torch.Generator().manual_seed(arguments.seed)
-    started = reported = time.monotonic()
-    step, running = 0, 0.0
-    routed = arguments.architecture == "mixtral"
-    model.train()
-    while (progress := (time.monotonic() - started) / 60 / arguments.minutes) < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = rate(progress) * (0.5 if arguments.architecture == "opt" else 1.0)
-        windows = batch(train, generator, step)
-        loss = routed_loss(model, windows) if routed else next_token_loss(model, windows)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        step += 1
-        running = loss.item() if step == 1 else 0.98 * running + 0.02 * loss.item()
-        if time.monotonic() - reported > REPORT_EVERY_S:
-            reported = time.monotonic()
-            minutes = (reported - started) / 60
-            print(f"{minutes:5.1f} min, step {step}, train {math.exp(running):.2f}", flush=True)
-            print(f"  {scores(model, validation)}", flush=True)
+    generator, reported = torch.Generator().manual_seed(arguments.seed), 0.0
+    loss_of = routed_loss if arguments.architecture == "mixtral" else next_token_loss
+    factor = 0.5 if arguments.architecture == "opt" else 1.0
+
+    def loss(step: int) -> Tensor:
+        return loss_of(model, batch(used, generator, step))
+
+    for _, minutes, shown in train(model, loss, arguments.minutes, factor=factor):
+        if minutes - reported > REPORT_EVERY_S / 60:
+            reported = minutes
+            print(f"{shown}\n  {scores(model, validation)}", flush=True)
 
 
 def routed_loss(model: nn.Module, windows: Tensor) -> Tensor:
@@ -166,14 +144,14 @@ def routed_loss(model: nn.Module, windows: Tensor) -> Tensor:
     return nn.functional.cross_entropy(logits, windows[:, 1:].flatten()) + BALANCE * balance
 
 
-def batch(train: dict[str, Tensor], generator: torch.Generator, step: int) -> Tensor:
+def batch(used: dict[str, Tensor], generator: torch.Generator, step: int) -> Tensor:
     """Return random windows, shape (BATCH, WINDOW); domains take turns."""
-    names = list(train)
+    names = list(used)
     chosen = [names[(step * BATCH + place) % len(names)] for place in range(BATCH)]
     rows = []
     for name in chosen:
-        start = int(torch.randint(len(train[name]) - WINDOW + 1, (1,), generator=generator))
-        rows.append(train[name][start : start + WINDOW])
+        start = int(torch.randint(len(used[name]) - WINDOW + 1, (1,), generator=generator))
+        rows.append(used[name][start : start + WINDOW])
     return torch.stack(rows)
 
 

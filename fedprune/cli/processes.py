@@ -17,8 +17,7 @@ from multiprocessing.connection import Connection as Pipe
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn, cast
+from typing import cast
 
 import fedprune
 from fedprune.cli.job import Ended, Job, perform
@@ -163,7 +162,7 @@ class _PipeView:
 
 def _work(pipe: Pipe, environment: Mapping[str, str]) -> None:
     """Run the jobs that come until there are no more or the parent ends."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.update(environment)
     # An interrupted job takes its files away before the process ends.
@@ -177,7 +176,3 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt

@@ -269,9 +269,8 @@ def run_sweep(
         command = shlex.join(["fedprune", "sweep", "--collect", collect])
         return collect_runs(Console(), Path(collect).expanduser().absolute(), command)
     screen, notes = Console(), note_console()
-    sweep = read_sweep(overrides)
-    folder = _folder(sweep)
-    planned = plan_sweep(_without_folder(sweep), folder)
+    sweep, folder = _apart(read_sweep(overrides))
+    planned = plan_sweep(sweep, folder)
     account = Account(planned, notes, keep_models)
     account.skip_what_is_done()
     at_once = parallel_jobs([planned[place].config for place in account.todo], jobs)
@@ -308,14 +307,12 @@ def _jobs(account: Account, keys: Sequence[str]) -> list[Finished]:
     ]
 
 
-def _folder(sweep: Sweep) -> Path:
-    chosen = [text.partition("=")[2] for text in sweep.fixed if text.startswith("output_dir=")]
-    name = chosen[-1].strip("'\"") if chosen else ""
-    return Path.cwd() / (Path(name).expanduser() if name else Path("runs", f"sweep-{sweep.name}"))
-
-
-def _without_folder(sweep: Sweep) -> Sweep:
+def _apart(sweep: Sweep) -> tuple[Sweep, Path]:
+    """Return a sweep without the folder that it names, and that folder."""
     if "output_dir" in sweep.grid or any("output_dir" in link for link in sweep.linked):
         raise ConfigError("`output_dir` is the folder of the whole sweep and takes one value.")
-    kept = tuple(text for text in sweep.fixed if not text.startswith("output_dir="))
-    return dataclasses.replace(sweep, fixed=kept)
+    chosen = [text for text in sweep.fixed if text.startswith("output_dir=")]
+    name = chosen[-1].partition("=")[2].strip("'\"") if chosen else ""
+    folder = Path(name).expanduser() if name else Path("runs", f"sweep-{sweep.name}")
+    kept = tuple(text for text in sweep.fixed if text not in chosen)
+    return dataclasses.replace(sweep, fixed=kept), Path.cwd() / folder

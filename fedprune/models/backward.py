@@ -90,7 +90,7 @@ class _BackwardWalk(ModelWalk):
         self, inputs: Sequence[Tensor], gradients: Sequence[Tensor], place: int
     ) -> Sequence[Tensor]:
         """Return the gradients by the current block's input, of those by its output."""
-        block, tensors = self.model.layout.blocks[self._position], self._tensors()
+        block, tensors = self.model.layout.blocks[self._position], self.tensors()
         found = HiddenStates(self._memory)
         for calls, hidden, gradient in zip(self._calls, inputs, gradients, strict=True):
             call = calls[place]

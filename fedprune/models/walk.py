@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import TypeVar, overload
 
 import torch
@@ -199,7 +200,7 @@ class ModelWalk:
 
         def run() -> HiddenStates:
             states = HiddenStates(self._memory)
-            for output in self._outputs(tensors):
+            for output in self.outputs(tensors):
                 states.append(output)
             return states
 
@@ -212,10 +213,6 @@ class ModelWalk:
         """Move on without running the block, where nobody needs what it would return."""
         self._hidden = ()
         self._leave_block()
-
-    def outputs(self) -> Iterator[Tensor]:
-        """Yield what the current block gives each sample, a CPU tensor as :attr:`hidden` has."""
-        return self._outputs(self._tensors())
 
     @property
     def samples(self) -> Sequence[Tensor]:
@@ -253,9 +250,13 @@ class ModelWalk:
         output: Tensor = hidden_of(functional_call(block, dict(tensors), args, kwargs))
         return output
 
-    def tensors(self) -> Mapping[str, Tensor]:
-        """Return the current block's parameters and buffers, on the device."""
-        return self._tensors()
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the current block's parameters and buffers on the device, moved there once."""
+        if self._resident is None:
+            tensors = self.model.block_tensors(self._position)
+            self._resident = {name: tensor.to(self._device) for name, tensor in tensors.items()}
+            self.model.prefetch(self._position + 1)
+        return self._resident
 
     def take_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Run the current block with tensors that are on the device already, if none are held."""
@@ -274,7 +275,7 @@ class ModelWalk:
         Looks through all of them: to be asked where something has gone wrong.
         """
         prefix = f"{self.model.layout.prefix}.{self._position}"
-        odd = [name for name, tensor in self._tensors().items() if not _all_finite(tensor)]
+        odd = [name for name, tensor in self.tensors().items() if not _all_finite(tensor)]
         if odd:
             return f"`{prefix}.{odd[0]}` holds NaN or infinite values"
         plain = self.model.layout.passage.plain
@@ -283,7 +284,7 @@ class ModelWalk:
         return ""
 
     def _changed(self, changes: Mapping[str, Change]) -> dict[str, Tensor]:
-        return changed_tensors(self.model.layout, self._position, self._tensors(), changes)
+        return changed_tensors(self.model.layout, self._position, self.tensors(), changes)
 
     def _leave_block(self) -> None:
         self._resident = None
@@ -307,17 +308,12 @@ class ModelWalk:
                 torch.cuda.empty_cache()
             self._embed(keep=False)
 
-    def _tensors(self) -> dict[str, Tensor]:
-        """Return the current block's parameters and buffers on the device, moved there once."""
-        if self._resident is None:
-            tensors = self.model.block_tensors(self._position)
-            self._resident = {name: tensor.to(self._device) for name, tensor in tensors.items()}
-            self.model.prefetch(self._position + 1)
-        return self._resident
+    def outputs(self, tensors: dict[str, Tensor] | None = None) -> Iterator[Tensor]:
+        """Yield what the current block gives each sample, a CPU tensor as :attr:`hidden` has.
 
-    def _outputs(self, tensors: dict[str, Tensor]) -> Iterator[Tensor]:
-        """Yield the block's output for each sample, computed with the given tensors."""
-        passage = self.model.layout.passage
+        `tensors`: what it runs with in place of its own (:meth:`tensors`).
+        """
+        passage, tensors = self.model.layout.passage, tensors or self.tensors()
         if self._position not in passage.order:  # what is never called changes nothing
             yield from self._hidden
         elif passage.plain:
@@ -362,19 +358,13 @@ class ModelWalk:
             after = newly_written(before, entries(named(args, kwargs)))
             yield Carried(output, merged(written, after)).pack()
 
-    def _batches(self) -> Iterator[range]:
+    def _batches(self) -> Iterator[list[int]]:
         """Yield the numbers of the samples that run at once; those are equally long."""
-        start, most = 0, self._batch_size if self.model.layout.passage.plain else 1
-        while start < len(self._samples):
-            stop = start + 1
-            while (
-                stop < len(self._samples)
-                and stop - start < most
-                and len(self._samples[stop]) == len(self._samples[start])
-            ):
-                stop += 1
-            yield range(start, stop)
-            start = stop
+        most = self._batch_size if self.model.layout.passage.plain else 1
+        numbers = range(len(self._samples))
+        for _, alike in groupby(numbers, lambda number: len(self._samples[number])):
+            run = list(alike)
+            yield from (run[at : at + most] for at in range(0, len(run), most))
 
     def _embed(self, keep: bool, skipped: bool = False) -> list[torch.Size]:
         """Capture the blocks' calls, and the first block's inputs where they are to be kept.
@@ -407,21 +397,17 @@ class ModelWalk:
         blocks = len(self.model.layout.blocks)
         if not 0 <= self._position < blocks:
             raise ModelError(f"A walk starts at block 0 to {blocks - 1}, got {self._position}.")
-        states, given = HiddenStates(self._memory), []
-        if not self.model.layout.passage.plain:
-            if len(hidden) not in (0, len(self._samples)):
-                raise ModelError(
-                    f"Saved states for block {self._position} are of {len(hidden)} samples, there "
-                    f"are {len(self._samples)}. Start the run again from block 0."
-                )
-            for tensor in hidden:
-                states.append(tensor)
-            return states
+        plain, states, given = self.model.layout.passage.plain, HiddenStates(self._memory), []
+        if not plain and len(hidden) not in (0, len(self._samples)):
+            raise ModelError(
+                f"Saved states for block {self._position} are of {len(hidden)} samples, there "
+                f"are {len(self._samples)}. Start the run again from block 0."
+            )
         for tensor in hidden:
             given.append(tuple(tensor.shape))
             states.append(tensor)
         expected = [tuple(shape) for shape in forms]
-        if given != expected or len(hidden) != len(forms):
+        if plain and given != expected:
             raise ModelError(
                 f"Saved hidden states for block {self._position} have shapes {given[:3]}, the "
                 f"samples need {expected[:3]}. Start the run again from block 0."

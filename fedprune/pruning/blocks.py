@@ -100,7 +100,7 @@ class BlockWalk(ModelWalk):
 
     def weights(self) -> dict[str, Tensor]:
         """Return the current block's dense weights by name, (d_out, d_in) views on the device."""
-        tensors = self._tensors()
+        tensors = self.tensors()
         return {
             name: linear.orient(tensors[linear.key])
             for name, linear in self.model.layout.linears(self.position).items()
@@ -187,7 +187,7 @@ class BlockWalk(ModelWalk):
                 for recording in recordings.values():
                     for handle in recording.hooks():
                         stack.callback(handle.remove)
-                for output in self._outputs(self._tensors()):
+                for output in self.outputs():
                     for recorder in recorders.values():
                         recorder.end_sample()
                     for recording in recordings.values():

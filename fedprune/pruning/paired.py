@@ -97,7 +97,7 @@ class PairedWalk(BlockWalk):
 
     def _share(self) -> None:
         """Let both walks run the same tensors, which are on the device once."""
-        self._beside.take_tensors(self._tensors())
+        self._beside.take_tensors(self.tensors())
 
 
 def walk_for(pruner: Pruner) -> type[BlockWalk]:

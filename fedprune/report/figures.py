@@ -6,8 +6,8 @@ outlives a figure.
 """
 
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -206,13 +206,9 @@ def plot_sweep(rows: Sequence[Row], axes: Axes, title: str, folder: Path) -> lis
     models if there are any, and perplexity against bytes. Of more than four, only the summaries
     have panels.
     """
-    from matplotlib.figure import Figure
-
     drawn = [_Drawn.of(rows, axes, dataset) for dataset in shown_datasets(datasets(rows))]
     columns = 3 if any(one.collapsed for one in drawn) else 2
-    with _styled():
-        figure = Figure(figsize=(5.6 * columns, 4.8 * len(drawn)), layout="constrained")
-        figure.suptitle(title, fontsize="medium")
+    with _titled(title, 5.6 * columns, 4.8 * len(drawn)) as figure:
         panels = figure.subplots(len(drawn), columns, squeeze=False)
         for line, one in zip(panels, drawn, strict=True):
             _along_axis(line[0], one, text.figure)
@@ -229,11 +225,7 @@ def plot_sweep(rows: Sequence[Row], axes: Axes, title: str, folder: Path) -> lis
 
 def plot_time(rows: Sequence[Row], axes: Axes, title: str, folder: Path) -> list[Path]:
     """Draw ``time.png`` and ``time.svg``, the seconds of pruning; as :func:`plot_sweep`."""
-    from matplotlib.figure import Figure
-
-    with _styled():
-        figure = Figure(figsize=(7.2, 4.8), layout="constrained")
-        figure.suptitle(title, fontsize="medium")
+    with _titled(title, 7.2, 4.8) as figure:
         panel = figure.subplots()
         _times(panel, _Drawn.of_times(rows, axes))
         panel.set_ylabel("seconds of federated pruning")
@@ -283,13 +275,9 @@ def _a_panel_a_column(
     path: Path,
     draw: Callable[["Panel", Sequence[Row]], None],
 ) -> list[Path]:
-    from matplotlib.figure import Figure
-
     columns = combinations(rows, axes.columns)
     height = max(4.8, 1.2 + _LABEL_HEIGHT * len(combinations(rows, axes.rows)))
-    with _styled():
-        figure = Figure(figsize=(11.0, height * len(columns)), layout="constrained")
-        figure.suptitle(title, fontsize="medium")
+    with _titled(title, 11.0, height * len(columns)) as figure:
         panels = figure.subplots(len(columns), 1, squeeze=False)[:, 0]
         for panel, column in zip(panels, columns, strict=True):
             names = zip(axes.columns, column, strict=True)
@@ -297,6 +285,17 @@ def _a_panel_a_column(
             panel.set_xlabel(_SENT)
             draw(panel, matching(rows, axes.columns, column))
         return _save(figure, path.parent, path.name)
+
+
+@contextmanager
+def _titled(title: str, width: float, height: float) -> Iterator["Figure"]:
+    """Give an empty figure of so many inches for a file."""
+    from matplotlib.figure import Figure
+
+    with _styled():
+        figure = Figure(figsize=(width, height), layout="constrained")
+        figure.suptitle(title, fontsize="medium")
+        yield figure
 
 
 def _file_legend(figure: "Figure", panel: "Panel", columns: int) -> None:

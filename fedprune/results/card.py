@@ -99,16 +99,14 @@ def _removed(results: Mapping[str, Any]) -> list[str]:
 
 def _base_name(config: RunConfig) -> str:
     """Return the base model's name: an id, or a folder's own name without where it lies."""
-    if config.card.base_model or config.model.name == "demo":
-        return config.card.base_model or "fedprune's embedded demo model"
-    return Path(config.model.path).name if is_local(config.model.path) else config.model.path
+    demo, folder = config.model.name == "demo", Path(config.model.path).name
+    return _base_model(config) or ("fedprune's embedded demo model" if demo else folder)
 
 
 def _base_model(config: RunConfig) -> str | None:
     """Return the base model's id on the Hub, None if it is not known."""
-    if config.card.base_model or config.model.name == "demo":
-        return config.card.base_model or None
-    return None if is_local(config.model.path) else config.model.path
+    local = config.model.name == "demo" or is_local(config.model.path)
+    return config.card.base_model or (None if local else config.model.path)
 
 
 def _title(config: RunConfig, results: Mapping[str, Any]) -> str:
