@@ -22,6 +22,7 @@ from torch import Tensor
 from fedprune.config import RunConfig
 from fedprune.data.clients import client_samples
 from fedprune.data.texts import load_documents
+from fedprune.models.device import wait
 from fedprune.models.loading import LoadedModel
 
 OUT = Path(__file__).parent / "out"
@@ -120,12 +121,6 @@ def best(work: Callable[[], object], device: torch.device) -> float:
         wait(device)
         seconds.append(time.perf_counter() - started)
     return min(seconds)
-
-
-def wait(device: torch.device) -> None:
-    """Wait until a device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def block_floor(loaded: LoadedModel, samples: int, tokens: int, rates: Rates) -> float:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from fedprune.data.samples import calibration_samples
+from fedprune.data.samples import packed_samples
 from fedprune.data.stdlib import stdlib_documents
 from fedprune.models.export import SIDECAR
 from fedprune.models.finetune import keep_zeros
@@ -37,9 +37,10 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(arguments.model)
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     train, heldout = (
-        torch.stack(calibration_samples(stdlib_documents(split), tokenizer, count, 128, seed=0))
+        packed_samples(stdlib_documents(split), tokenizer, count, 128, seed=0)
         for split, count in (("train", 8 * arguments.steps), ("heldout", 32))
     )
+    train, heldout = (torch.stack([one.tokens for one in found]) for found in (train, heldout))
     print(f"loss before: {loss(model, heldout):.4f}")
     if arguments.lora:
         model = trained_by_lora(model, train, arguments.rate)

@@ -19,13 +19,6 @@ from fedprune.seeds import derive_seed
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
 
-SKEWS = ("iid", "linear", "square", "exponential", "natural", "dirichlet")
-"""What `data.partition` may be here; 'by_group' is ours."""
-
-
-HOWS = ("by_group", *SKEWS)
-"""What `data.partition` may be."""
-
 
 def partition_documents(
     documents: Sequence[Document],
@@ -52,9 +45,6 @@ def partition_documents(
             "`partition-id` must be at least 0 and below `num-partitions` (node_config), "
             f"got {partition_id} of {num_partitions}."
         )
-    if how not in HOWS:
-        names = ", ".join(repr(name) for name in HOWS)
-        raise DataError(f"`data.partition` must be one of {names}, got '{how}'.")
     if len(documents) < num_partitions:
         raise DataError(
             f"{len(documents)} documents cannot be shared by {num_partitions} clients. "

@@ -44,14 +44,6 @@ class Sample:
         return sha256(f"{self.key}@{self.offset}".encode()).hexdigest()[:16]
 
 
-def calibration_samples(
-    documents: Sequence[Document], tokenizer: Tokenizer, count: int, seq_len: int, seed: int
-) -> list[Tensor]:
-    """Return the tokens of :func:`packed_samples`, each int64, shape (seq_len,)."""
-    found = packed_samples(documents, tokenizer, count, seq_len, seed)
-    return [sample.tokens for sample in found]
-
-
 def packed_samples(
     documents: Sequence[Document], tokenizer: Tokenizer, count: int, seq_len: int, seed: int
 ) -> list[Sample]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.sparse import to_sparse_semi_structured
 
-from fedprune.models.device import explain_out_of_memory
+from fedprune.models.device import explain_out_of_memory, wait
 from fedprune.models.layout import DecoderLayout, find_layout
 from fedprune.models.loading import whole_model
 
@@ -185,17 +185,13 @@ class _Bench:
         times: list[float] = []
         total = 0.0
         while len(times) < _LEAST_RUNS or total < _LEAST_SECONDS:
-            self._wait()
+            wait(self.device)
             started = time.perf_counter()
             work()
-            self._wait()
+            wait(self.device)
             times.append(time.perf_counter() - started)
             total += times[-1]
         return median(times)
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
 
 def _sparse_form(weight: Tensor) -> Tensor | None:

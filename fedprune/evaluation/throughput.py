@@ -23,6 +23,7 @@ import psutil
 import torch
 
 from fedprune.errors import ModelError
+from fedprune.models.device import wait
 from fedprune.models.loading import whole_model
 
 NEW_TOKENS = 32
@@ -189,11 +190,11 @@ class _Served:
             torch.arange(length, device=self._device)[None]
             % self._model.config.get_text_config().vocab_size
         )
-        self._wait()
+        wait(self._device)
         started, runs = time.perf_counter(), 0
         while not runs or time.perf_counter() - started < _LEAST_S:
             self._run(what, ids, tokens)
-            self._wait()
+            wait(self._device)
             runs += 1
         return (time.perf_counter() - started) / runs
 
@@ -218,7 +219,3 @@ class _Served:
             return int(torch.cuda.max_memory_allocated(self._device))
         unit = 1 if sys.platform == "darwin" else 1024
         return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - self._before)
-
-    def _wait(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)

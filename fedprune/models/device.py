@@ -28,6 +28,12 @@ def pick_device(wanted: str) -> torch.device:
     return device
 
 
+def wait(device: torch.device) -> None:
+    """Wait until a device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 @dataclass(frozen=True)
 class Limits:
     """What a walk may use."""

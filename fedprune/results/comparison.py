@@ -24,7 +24,7 @@ def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
     with the first run's, or `why_not`.
     """
     results = [read_results(folder) for folder in folders]
-    configs = [_config(folder) for folder in folders]
+    configs = [flatten(read_config(folder)) | {"output_dir": None} for folder in folders]
     sidecars = [find_sidecar(folder) for folder in folders]
     masks = [None if path is None else read_sidecar(path) for path in sidecars]
     return {
@@ -84,14 +84,6 @@ def _different(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 def _same(one: Any, other: Any) -> bool:
     """Return whether two values are the same: 1 is not true, and 1.0 is 1."""
     return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    return {
-        key: value if isinstance(value, int | float | str | None) else str(value)
-        for key, value in flatten(read_config(folder)).items()
-        if key != "output_dir"
-    }
 
 
 def _perplexity(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

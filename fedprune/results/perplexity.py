@@ -113,11 +113,12 @@ def fidelity_table(
     for path in models:
         header += [f"KL, {MODELS[path]}", f"same top token, {MODELS[path]}"]
     lines = {**fidelity, **fidelity_summaries(fidelity)}
+    places = [(path, key) for path in models for key in _CLOSE]
     rows = [
-        [name, *(one[path][key] for path in models for key in _CLOSE)]
+        [name, *(_written(one[path][key], key) for path, key in places)]
         for name, one in lines.items()
     ]
-    return header, [[row[0], *_shown(row[1:])] for row in rows]
+    return header, rows
 
 
 def fidelity_summaries(
@@ -143,7 +144,7 @@ def _measured(fidelity: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [path for path in _WHOLE if any(path in one for one in fidelity.values())]
 
 
-_CLOSE = ("kl", "top1")
+_CLOSE = {"kl": ".4f", "top1": ".1%"}  # figure -> how it is written
 _ENDS: Mapping[str, Mapping[str, Callable[..., float]]] = {
     "mean": {"kl": fmean, "top1": fmean},
     WORST: {"kl": max, "top1": min},
@@ -155,12 +156,8 @@ def _over(column: Sequence[float | None], how: Callable[..., float]) -> float | 
     return how(known) if len(known) == len(column) else None
 
 
-def _shown(figures: Sequence[float | None]) -> list[str]:
-    """Return divergences and shares, which take turns, as texts."""
-    return [
-        NONE if value is None else f"{value:.1%}" if place % 2 else f"{value:.4f}"
-        for place, value in enumerate(figures)
-    ]
+def _written(value: float | None, key: str) -> str:
+    return NONE if value is None else format(value, _CLOSE[key])
 
 
 def _summary(

@@ -16,7 +16,7 @@ from client_app.app import app
 from client_app.session import Session
 from fedprune.config import config_from_overrides
 from fedprune.data.partitions import partition_documents
-from fedprune.data.samples import calibration_samples
+from fedprune.data.samples import packed_samples
 from fedprune.data.stdlib import stdlib_documents
 from fedprune.errors import ConfigError, DataError, FedpruneError, ModelError, QuorumError
 from fedprune.models.embedded import demo_model_path
@@ -74,8 +74,8 @@ def test_masks_equal_a_plain_loop_of_votes_with_a_majority_floor(finished):
             documents, 3, partition, "by_group", derive_seed(0, "partition")
         )
         seed = derive_seed(0, "calibration", partition)
-        samples = calibration_samples(share, loaded.tokenizer, 4, 64, seed)
-        for key, mask in plain_client(samples).items():
+        samples = packed_samples(share, loaded.tokenizer, 4, 64, seed)
+        for key, mask in plain_client([one.tokens for one in samples]).items():
             votes[key] = votes.get(key, 0) + ~mask
     found = masks_of(finished)
     assert set(found) == set(votes)

@@ -7,7 +7,7 @@ from fedprune.config import compose_config, config_from_overrides, replace
 from fedprune.data.clients import client_samples, heldout_shares
 from fedprune.data.documents import Document
 from fedprune.data.partitions import partition_documents
-from fedprune.data.samples import calibration_samples, packed_samples, published_samples
+from fedprune.data.samples import packed_samples, published_samples
 from fedprune.data.texts import load_documents
 from fedprune.errors import DataError
 from fedprune.seeds import derive_seed
@@ -105,9 +105,9 @@ def test_a_node_with_its_own_texts_uses_all_of_them():
 def test_packed_is_the_default_and_follows_from_seed_and_partition(partition):
     chosen = config(partition=partition, alpha=0.7)
     share = partition_documents(CORPUS, 3, 1, partition, derive_seed(0, "partition"), 0.7)
-    wanted = calibration_samples(share, Words(), 2, 20, derive_seed(0, "calibration", 1))
+    wanted = packed_samples(share, Words(), 2, 20, derive_seed(0, "calibration", 1))
     found = client_samples(chosen, CORPUS, Words(), 1, 3)
-    assert [s.tokens.tolist() for s in found] == [tokens.tolist() for tokens in wanted]
+    assert [s.tokens.tolist() for s in found] == [s.tokens.tolist() for s in wanted]
     again = client_samples(chosen, CORPUS[::-1], Words(), 1, 3)
     if partition == "dirichlet":  # 'by_group' cuts groups in the order of the source
         assert taken(again) == taken(found)

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from fedprune.data.documents import Document
-from fedprune.data.samples import calibration_samples
+from fedprune.data.samples import packed_samples
 from fedprune.errors import DataError
 
 EOS = 0
@@ -40,7 +40,8 @@ def corpus(lengths):
 
 
 def draw(lengths, count, seq_len, seed=0, eos=EOS):
-    return calibration_samples(corpus(lengths), Counting(eos), count, seq_len, seed)
+    found = packed_samples(corpus(lengths), Counting(eos), count, seq_len, seed)
+    return [sample.tokens for sample in found]
 
 
 lengths = st.lists(st.integers(1, 40), min_size=1, max_size=15)
@@ -110,18 +111,18 @@ def test_a_short_document_goes_on_in_the_next_sample():
 
 def test_only_as_many_documents_are_read_as_it_takes():
     tokenizer = Counting()
-    calibration_samples(corpus([20] * 50), tokenizer, 5, 10, 0)
+    packed_samples(corpus([20] * 50), tokenizer, 5, 10, 0)
     assert tokenizer.read == 5
     tokenizer = Counting(None)
-    calibration_samples(corpus([5] * 50), tokenizer, 5, 10, 0)
+    packed_samples(corpus([5] * 50), tokenizer, 5, 10, 0)
     assert tokenizer.read == 10
 
 
 def test_the_draw_depends_on_the_seed_and_not_on_the_order():
     documents = corpus([25, 7, 30, 9, 11, 40, 3])
-    one = calibration_samples(documents, Counting(), 4, 8, 1)
-    other = calibration_samples(documents[::-1], Counting(), 4, 8, 1)
-    assert torch.equal(torch.stack(one), torch.stack(other))
+    one = draw([25, 7, 30, 9, 11, 40, 3], 4, 8, 1)
+    other = packed_samples(documents[::-1], Counting(), 4, 8, 1)
+    assert torch.equal(torch.stack(one), torch.stack([sample.tokens for sample in other]))
     assert not torch.equal(torch.stack(one), torch.stack(draw([25, 7, 30, 9, 11, 40, 3], 4, 8, 2)))
 
 
@@ -155,7 +156,7 @@ def test_a_real_tokenizer_stays_silent_about_its_context(capfd):
     documents = [Document("word " * 5, "g", "a"), Document("word other " * 40, "g", "b")]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        samples = calibration_samples(documents, tokenizer, 4, 20, 0)
-    tokens = torch.cat(samples)
+        samples = packed_samples(documents, tokenizer, 4, 20, 0)
+    tokens = torch.cat([sample.tokens for sample in samples])
     assert tokens.dtype == torch.int64 and set(tokens.tolist()) <= {0, 2, 3}
     assert "maximum" not in capfd.readouterr().err
