@@ -12,7 +12,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedprune.errors import ReplyRefusedError
-from fedprune.flower.replies import SHORT_REPLY_BYTES, ReplyLimits
+from fedprune.flower.replies import ReplyLimits
 from fedprune.models.transfer import Offer
 from fedprune.records import manifest_record, read_held, segment_record
 from fedprune.results.ledger import Ledger
@@ -41,11 +41,6 @@ class Delivery:
     _answers: dict[int, int] = field(default_factory=dict)
     _latest: tuple[int, RecordDict] | None = None
 
-    @property
-    def reply_bytes(self) -> int:
-        """The most bytes of an answer."""
-        return SHORT_REPLY_BYTES
-
     def run(
         self, grid: Grid, node_ids: Iterable[int], ended: Callable[[Outcome], object]
     ) -> list[int]:
@@ -60,7 +55,7 @@ class Delivery:
             window=self.window,
             timeout=self.timeout,
             ended=ended,
-            joiner=self,
+            more=self._more,
             again=again,
             gate=gate,
         )
@@ -68,7 +63,7 @@ class Delivery:
         self._latest = None
         return whole
 
-    def take(self, node_id: int, reply: Message | None) -> Message | None:
+    def _more(self, node_id: int, reply: Message | None) -> Message | None:
         """Return the next segment for a node, None if its delivery is over."""
         total = len(self.offer.manifest.segments)
         held = self._noted(node_id, reply) if reply is not None else total

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from logging import WARNING
-from typing import Protocol
 
 from flwr.app import Error, Message
 from flwr.common.logger import log
@@ -222,21 +221,16 @@ class WorkerDiedError(FedpruneError):
     """A simulation worker died; Flower never replaces it and it swallows later messages."""
 
 
-class Joiner(Protocol):
-    """Puts together what comes in several messages."""
+More = Callable[[int, Message | None], Message | None]
+"""(Node id, its reply) -> the request for what is missing of the reply, None if nothing is.
 
-    @property
-    def reply_bytes(self) -> int:
-        """The most bytes of one of them."""
-        ...
+Of several parts the last becomes the whole. None for a reply: no more comes of it. Raises
+ReplyRefusedError if it is none of several.
+"""
 
-    def take(self, node_id: int, reply: Message | None) -> Message | None:
-        """Return the request for what is missing of a reply; None if nothing is.
 
-        `reply`: becomes the whole once all is there; None if no more comes. Raises
-        ReplyRefusedError if it is none of several.
-        """
-        ...
+def no_more(node_id: int, reply: Message | None) -> None:
+    """Ask for nothing: every reply is whole."""
 
 
 @dataclass(frozen=True)
@@ -258,7 +252,7 @@ def exchange(  # noqa: PLR0913 - what an exchange is made of
     timeout: float,
     ended: Callable[[Outcome], object] = lambda outcome: None,
     answered: Callable[[], object] = lambda: None,
-    joiner: Joiner | None = None,
+    more: More = no_more,
     again: Again | None = None,
     gate: ReplyLimits | None = None,
 ) -> Iterator[Message]:
@@ -266,13 +260,13 @@ def exchange(  # noqa: PLR0913 - what an exchange is made of
 
     `window`: requests under way at once; bounds the replies that wait in Flower's memory.
     `timeout`: seconds a node has for its reply. `ended`: told how each request ended, before its
-    reply is handed out; `answered`: told when that was used. `joiner`: sees each reply first and
-    may ask for more. `again`: how requests are repeated whose process died or whose node was lost;
-    without it no node is waited for. `gate`: how long replies can be; without it as long as those
-    of a few figures. Raises WorkerDiedError if a simulation worker died.
+    reply is handed out; `answered`: told when that was used. `more`: sees each reply first and may
+    ask for the next part of it. `again`: how requests are repeated whose process died or whose node
+    was lost; without it no node is waited for. `gate`: how long replies can be; without it as long
+    as those of a few figures. Raises WorkerDiedError if a simulation worker died.
     """
     gate, todo, pause = gate or ReplyLimits(), iter(requests), _POLL_SECONDS[0]
-    under_way = _UnderWay(grid, timeout, joiner, again or Again(), gate)
+    under_way = _UnderWay(grid, timeout, more, again or Again(), gate)
     try:
         while under_way.fill(todo, window):
             finished = False
@@ -301,11 +295,11 @@ class _UnderWay:
     """Requests under way; parameters as :func:`exchange`."""
 
     def __init__(
-        self, grid: Grid, timeout: float, joiner: Joiner | None, again: Again, gate: ReplyLimits
+        self, grid: Grid, timeout: float, more: More, again: Again, gate: ReplyLimits
     ) -> None:
         self._grid = grid
         self._timeout = timeout
-        self._joiner = joiner
+        self._more = more
         self._again = again
         self._gate = gate
         self._repeats = Repeats(grid, again)
@@ -338,19 +332,18 @@ class _UnderWay:
             return None
         reply = arrived.message if arrived and not outcome.problem else None
         try:
-            more = self._joiner.take(entry.node_id, reply) if self._joiner else None
+            request = self._more(entry.node_id, reply)
         except ReplyRefusedError as error:
             return replace(outcome, problem=str(error))
-        if more is None:
+        if request is None:
             return outcome
-        self._push(more, renewed(more), outcome)
+        self._push(request, renewed(request), outcome)
         return None
 
     def given_up(self) -> Iterator[Outcome]:
         """Yield the outcomes of nodes whose time to come back is over, with what came before."""
         for outcome in self._repeats.look():
-            if self._joiner:
-                self._joiner.take(outcome.node_id, None)
+            self._more(outcome.node_id, None)
             yield outcome
 
     def _push(self, request: Message, repeat: Repeat, before: Outcome | None = None) -> None:

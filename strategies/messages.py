@@ -26,7 +26,7 @@ from fedprune.records import (
 )
 from fedprune.results.run_status import RunStatus
 from strategies.cohort import Client, Cohort
-from strategies.exchange import Again, Joiner, Outcome, WorkerDiedError, exchange
+from strategies.exchange import Again, More, Outcome, WorkerDiedError, exchange, no_more
 from strategies.progress import Report
 from strategies.signatures import note_answer
 from strategies.state import RunState
@@ -104,11 +104,6 @@ class SegmentJoiner:
     fetch: Callable[[int, int], Message]  # (node id, number of the segment) -> the request for it
     _collected: dict[int, _Collected] = field(default_factory=dict)
 
-    @property
-    def reply_bytes(self) -> int:
-        """The most bytes of a message: of a segment, or of a reply that fits into one."""
-        return min(self.most_bytes, self.segment_bytes) + SHORT_REPLY_BYTES
-
     def take(self, node_id: int, reply: Message | None) -> Message | None:
         """Return the request for a reply's next segment; None once it is whole."""
         started = self._collected.pop(node_id, None)
@@ -173,18 +168,21 @@ class ExchangeClient:
         """Return a request to one client."""
         return Message(content, node_id, kind, ttl=self.strategy.timeout, group_id=self.job)
 
-    def replies(
+    def replies(  # noqa: PLR0913 - what an exchange is made of
         self,
         messages: Iterable[Message],
         phase: str,
-        report: Callable[[int, int], None],
-        joiner: Joiner | None = None,
+        report: Report,
+        *,
+        most_bytes: int = 0,
+        more: More = no_more,
         again: Callable[[int], Message] | None = None,
     ) -> Iterator[Message]:
         """Return replies as they arrive; who sends none is refused by name and left out.
 
-        `report`: told after each answer: how many, and of how many. `again`: node id -> its request
-        once more, for one whose process dies at its work or that is lost and comes back; without it
+        `report`: told after each answer: how many, and of how many. `most_bytes`: of a message,
+        beside a few figures. `more`: asks for what is missing. `again`: node id -> its request once
+        more, for one whose process dies at its work or that is lost and comes back; without it
         requests are kept until they are answered.
         """
         asked: dict[int, Client] = {}
@@ -210,10 +208,10 @@ class ExchangeClient:
             timeout=self.strategy.timeout,
             ended=ended,
             answered=answered,
-            joiner=joiner,
+            more=more,
             again=Again(again, self.strategy.rejoin, lambda node_id: asked[node_id].name),
             gate=ReplyLimits(
-                joiner.reply_bytes if joiner else SHORT_REPLY_BYTES,
+                SHORT_REPLY_BYTES + most_bytes,
                 lambda strays: self.cohort.ledger.add_strays(self.step, phase, strays),
             ),
         )
@@ -236,22 +234,6 @@ def forget(grid: Grid, nodes: Iterable[int], job: str) -> None:
     with contextlib.suppress(WorkerDiedError):
         for _ in exchange(grid, messages, window=_FORGET_WINDOW, timeout=_FORGET_SECONDS):
             pass
-
-
-@dataclass(frozen=True)
-class _Deliveries:
-    """Sends the next segment when the one before has arrived."""
-
-    places: Mapping[int, list[tuple[str, int]]]
-    message: Callable[[int], Message]
-
-    @property
-    def reply_bytes(self) -> int:
-        """The most bytes of an answer."""
-        return SHORT_REPLY_BYTES
-
-    def take(self, node_id: int, reply: Message | None) -> Message | None:
-        return self.message(node_id) if reply is not None and self.places[node_id] else None
 
 
 def _is_long(bundle: Mapping[str, bytes]) -> bool:
@@ -295,8 +277,14 @@ class HeldExchange:
         blocks = {block for order in self.orders.values() for block in order.blocks}
         most = sum(self.exchange.most_bytes(self.model, block) for block in blocks)
         joiner = SegmentJoiner(self.exchange.form, MESSAGE_BYTES, most, self._segment_request)
-        name, again = self.exchange.name, self._request
-        return self.client.replies(messages, name, report, joiner=joiner, again=again)
+        return self.client.replies(
+            messages,
+            self.exchange.name,
+            report,
+            most_bytes=min(most, MESSAGE_BYTES),
+            more=joiner.take,
+            again=self._request,
+        )
 
     def fold(
         self,
@@ -377,9 +365,11 @@ class HeldExchange:
             content = request(self.client.config_yaml, {"segment": data}, name=name, start=start)
             return self.client.message(node_id, DELIVER, content)
 
-        joiner = _Deliveries(places, message)
+        def more(node_id: int, reply: Message | None) -> Message | None:
+            return message(node_id) if reply is not None and places[node_id] else None
+
         first = (message(node_id) for node_id in list(places))
-        for reply in self.client.replies(first, "deliver", lambda done, total: None, joiner):
+        for reply in self.client.replies(first, "deliver", lambda done, total: None, more=more):
             client = clients[reply.metadata.src_node_id]
             cohort.ledger.add(cohort.entry(client, self.client.step, "deliver"))
 

@@ -16,7 +16,6 @@ from flwr.common.logger import log
 
 from fedprune.config import RunConfig
 from fedprune.errors import QuorumError, ReplyRefusedError, WireError
-from fedprune.flower.replies import SHORT_REPLY_BYTES
 from fedprune.methods.exchange import BlockExchange, BlockTask, Contributor
 from fedprune.methods.masked import (
     MaskedAggregator,
@@ -396,16 +395,6 @@ def _all(sums: Mapping[str, MaskedSum], do: Callable[[MaskedSum], T]) -> dict[st
     return {name: do(one) for name, one in sums.items()}
 
 
-@dataclass(frozen=True)
-class _Whole:
-    """Replies in one message, of a length that is known."""
-
-    reply_bytes: int
-
-    def take(self, node_id: int, reply: Message | None) -> None:
-        """Ask for no more."""
-
-
 def _ask(
     to: ExchangeClient,
     kind: str,
@@ -417,8 +406,7 @@ def _ask(
     """Ask all clients of a run; one that answers wrongly is left out."""
     phase = kind.partition(".")[2]
     messages = (to.message(one.node_id, kind, content(one)) for one in to.cohort.active)
-    gate = _Whole(SHORT_REPLY_BYTES + most)
-    for reply in to.replies(messages, phase, report, gate):
+    for reply in to.replies(messages, phase, report, most_bytes=most):
         client = to.cohort.sender(reply)
         if client is None:
             continue
