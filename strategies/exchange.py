@@ -270,8 +270,9 @@ def exchange(  # noqa: PLR0913 - what an exchange is made of
     try:
         while under_way.fill(todo, window):
             finished = False
-            for message_id, entry in list(under_way.pending.items()):
-                arrived = pull_reply(grid, entry.asked, gate) if entry.asked.request_id else None
+            for message_id in list(under_way.pending):
+                asked = under_way.pending[message_id].asked
+                arrived = pull_reply(grid, asked, gate) if asked.request_id else None
                 outcome = under_way.settle(message_id, arrived)
                 finished |= message_id not in under_way.pending
                 reply = arrived.message if arrived and outcome and not outcome.problem else None
