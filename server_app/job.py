@@ -143,7 +143,8 @@ def _results(
         folder.reopen()
         state = files.load()
         note(job=job_mark(state.job))
-        status.catch_up(files.ledger)
+        for entry in files.ledger.entries:  # of earlier processes of the run
+            status.note(entry)
         with state.timings.measure("total"), Tracking(config, folder.path) as tracking:
             results, strategy = _run(source, config, run_id, folder, files, state, tracking, status)
             tracking.finish(results)
