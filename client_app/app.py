@@ -11,9 +11,8 @@ from client_app.approval import check_approval
 from client_app.evaluation import evaluate_local, evaluate_own_texts
 from client_app.guard import guarded, read_configuration
 from client_app.handshake import report
-from client_app.identity import Identity
 from client_app.model import block_shapes, take_model
-from client_app.node import NodeContext, agreed, use_threads
+from client_app.node import Identity, NodeContext, agreed, use_threads
 from client_app.scratch import InboxQuota, Scratch
 from client_app.secure import SecureNode, join
 from client_app.session import Session, fetch

@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from client_app.ledger import sent_in_a_day
 from client_app.node import cohort, payloads
 from client_app.node_config import NodeConfig
@@ -77,8 +79,6 @@ def daily_limit(config: RunConfig, settings: NodeConfig) -> int | None:
     """Return how many bytes may leave within 24 hours for a job; None where there is no limit.
 
     What the operator has approved by its key has none.
-
-    Raises ConfigError if the policy cannot be used.
     """
     if settings.policy is None or _approved(config, settings):
         return None
@@ -198,8 +198,8 @@ def requests() -> list[Request]:
 def approve(prefix: str) -> list[Request]:
     """Approve a job on every node of this machine that was asked, and return what is now approved.
 
-    `prefix`: the first six or more characters of the job's key. Raises ConfigError if no job begins
-    like that, or several do.
+    Raises ConfigError if no job's key begins with ``prefix``, six characters or more, or several
+    do.
     """
     found = [one for one in requests() if one.key.startswith(prefix)]
     keys = {one.key for one in found}
@@ -253,11 +253,8 @@ def _write(place: Path, request: Request) -> None:
 
 def _read(place: Path) -> Request:
     try:
-        found = json.loads(place.read_bytes())
-        found |= {name: tuple(found[name]) for name in ("summary", "sends")}
-        found["limits"] = tuple(found.get("limits", ()))
-        request = Request(**found)
-    except (ValueError, TypeError, KeyError) as error:
+        request = TypeAdapter(Request).validate_json(place.read_bytes())
+    except ValueError as error:
         raise _damaged(place) from error
     if not place.stem.endswith(f"-{request.key}"):
         raise _damaged(place)

@@ -70,7 +70,9 @@ def _refusal(message: Message, context: Context, reply: Message) -> Message | No
     ledger = Path(path).expanduser()
     text, config = _asked(message)
     try:
-        most = None if reply.has_error() or config is None else _daily_limit(config, context)
+        most = None
+        if config is not None and not reply.has_error():
+            most = daily_limit(config, NodeConfig.read(dict(context.node_config)))
         append(ledger, _sent(message, reply, text, config), most)
     except LedgerError as error:
         _log.error("%s", error)
@@ -93,10 +95,6 @@ def _asked(message: Message) -> tuple[str, RunConfig | None]:
         text = str(requested(message, "config_yaml", str))
         return text, read_configuration(text)
     return text, None
-
-
-def _daily_limit(config: RunConfig, context: Context) -> int | None:
-    return daily_limit(config, NodeConfig.read(dict(context.node_config)))
 
 
 def _sent(message: Message, reply: Message, text: str, config: RunConfig | None) -> Sent:

@@ -4,9 +4,16 @@ import logging
 
 from client_app import model, texts
 from client_app.approval import check_approval
-from client_app.identity import Identity
 from client_app.model import lacks_model
-from client_app.node import NodeContext, agreed, free_bytes, megaflops, memory_bytes, use_threads
+from client_app.node import (
+    Identity,
+    NodeContext,
+    agreed,
+    free_bytes,
+    megaflops,
+    memory_bytes,
+    use_threads,
+)
 from client_app.scratch import Scratch
 from fedprune.config import RunConfig
 from fedprune.data.samples import Sample
@@ -46,9 +53,9 @@ def report(config: RunConfig, node: NodeContext, digest: str) -> NodeReport:
         problem = error.outside
         _log.info("this node cannot take part: %s", error)
     return NodeReport(
-        partition_id=node.partition_id,
-        num_partitions=node.num_partitions,
-        site=node.site,
+        partition_id=settings.partition_id,
+        num_partitions=settings.num_partitions,
+        site=settings.site,
         config_hash=hashes.config,
         weights_hash=hashes.weights,
         code_hash=source_digest(),

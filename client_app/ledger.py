@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 
 from filelock import FileLock
@@ -80,11 +81,17 @@ def append(path: Path, sent: Sent, most_bytes: int | None = None) -> Entry:
             FileLock(path.with_name(f"{path.name}.lock")),
             open(path, "a+b", buffering=0, opener=_private) as file,
         ):
-            whole, line = _last_line(file.fileno())
             size = os.fstat(file.fileno()).st_size
+            lines = _backwards(file.fileno(), size)
+            whole, line = size - len(next(lines)), next(lines, b"")
             last = _read(line) if line else None
             if most_bytes is not None:
-                _check_limit(_sent_in_a_day(file.fileno(), whole), sent.bytes, most_bytes)
+                before = _sent_in_a_day(file.fileno(), whole)
+                if before + sent.bytes > most_bytes:
+                    raise DailyLimitError(
+                        f"this answer has {sent.bytes:,} bytes, {before:,} left within 24 hours, "
+                        f"and this site's standing policy allows {most_bytes:,} (`mb-per-day`)."
+                    )
             entry = Entry(
                 **asdict(sent),
                 number=0 if last is None else last.number + 1,
@@ -184,20 +191,11 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _check_limit(before: int, size: int, most: int) -> None:
-    if before + size > most:
-        raise DailyLimitError(
-            f"this answer has {size:,} bytes, {before:,} left within 24 hours, and this site's "
-            f"standing policy allows {most:,} (`mb-per-day`)."
-        )
-
-
 def _sent_in_a_day(file: int, end: int) -> int:
     """Return the bytes of the answers within 24 hours that stand before ``end``."""
     since = (datetime.now(UTC) - _DAY).isoformat(timespec="milliseconds")
     total = 0
-    for line in _backwards(file, end):
-        entry = _read(line)
+    for entry in map(_read, islice(_backwards(file, end), 1, None)):
         if entry.time < since:
             break
         total += entry.bytes
@@ -205,25 +203,11 @@ def _sent_in_a_day(file: int, end: int) -> int:
 
 
 def _backwards(file: int, end: int) -> Iterator[bytes]:
-    """Yield whole lines, the last one first."""
+    """Yield what stands behind the last whole line, then all lines, the last one first."""
     found = b""
     while end:
         size = min(_BLOCK, end)
         end -= size
-        first, *lines = (os.pread(file, size, end) + found).splitlines(keepends=True)
-        yield from (line for line in reversed(lines) if line.endswith(b"\n"))
-        found = first
-    if found.endswith(b"\n"):
-        yield found
-
-
-def _last_line(file: int) -> tuple[int, bytes]:
-    """Return where the whole lines end, and the last of them; b"" if there is none."""
-    end, found = os.fstat(file).st_size, b""
-    start = end
-    while start and found.count(b"\n") < 2 + (not found.endswith(b"\n")):
-        size = min(_BLOCK, start)
-        start -= size
-        found = os.pread(file, size, start) + found
-    whole, newline, _partial = found.rpartition(b"\n")
-    return start + len(whole) + len(newline), whole.rpartition(b"\n")[2]
+        found, *lines = (os.pread(file, size, end) + found).split(b"\n")
+        yield from reversed(lines)
+    yield found

@@ -1,4 +1,4 @@
-"""Which node this is: its partition, its operator's settings, its scratch folder."""
+"""Which node this is: its partition, its operator's settings, its keys, its scratch folder."""
 
 import logging
 import re
@@ -6,19 +6,55 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import psutil
 import torch
 from flwr.app import Context, Message
 
-from client_app.identity import Identity
 from client_app.node_config import NodeConfig
 from fedprune.config import RunConfig, replace
+from fedprune.config.suggest import show
 from fedprune.disk import home
 from fedprune.errors import ConfigError, ReplyRefusedError
 from fedprune.logs import note
 from fedprune.memory import free_memory
 from fedprune.methods.registry import exchanges
+from fedprune.privacy.roster import Roster
+from fedprune.privacy.signing import SigningKey
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A site's key and roster."""
+
+    key: SigningKey | None  # what it signs with; None where its operator named none
+    # the sites whose keys it trusts, verified; None where its operator named none, then it can
+    # trust no key of another site
+    roster: Roster | None
+
+    @classmethod
+    def of(cls, settings: NodeConfig) -> Self:
+        """Read what a node's configuration names.
+
+        Raises ConfigError if a file is unfit, the roster does not hold, this site is not in it or
+        is there under another name, or has not signed it.
+        """
+        key = None
+        if settings.signing_key is not None:
+            key = SigningKey.read(Path(settings.signing_key).expanduser())
+        if settings.roster is None or key is None:
+            return cls(key, None)
+        roster = Roster.read(Path(settings.roster).expanduser())
+        roster.verify(key.public)
+        name = roster.site_of(key.public)
+        if settings.site and settings.site != name:
+            raise ConfigError(
+                f"`site` in the node's --node-config is {show(settings.site)}, the roster calls "
+                f"this site's key {show(name)}. Give both the same name."
+            )
+        return cls(key, roster)
+
 
 _log = logging.getLogger("flwr")
 _JOB = re.compile(r"[0-9a-f]{32}")
@@ -50,35 +86,16 @@ class NodeContext:
         return cls(settings, folder)
 
     @property
-    def site(self) -> str:
-        """The name its operator gave it, or ""."""
-        return self.settings.site
-
-    @property
     def job(self) -> str:
         """The run's key, 32 hexadecimal digits, which stays the same when it goes on."""
         return self.scratch.parent.name.removeprefix("job-")
-
-    @property
-    def partition_id(self) -> int:
-        """Which share of the data it holds."""
-        return self.settings.partition_id
-
-    @property
-    def num_partitions(self) -> int:
-        """Of how many; 0 if nobody said."""
-        return self.settings.num_partitions
 
 
 _WHERE = "in the node's --node-config"
 
 
 def agreed(settings: NodeConfig, config: RunConfig) -> RunConfig:
-    """Return a job's configuration as this node follows it.
-
-    Raises ConfigError if the settings are wrong, or the operator does not agree to the job; it
-    carries every reason.
-    """
+    """Return a job's configuration as this node follows it, or raise every reason why not."""
     problems = [*settings.problems, *_objections(settings, config)]
     if problems:
         raise ConfigError(" ".join(problems))

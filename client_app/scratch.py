@@ -15,7 +15,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from client_app.unused import DAY_SECONDS, long_unused
-from fedprune.disk import replace_file, write_at
+from fedprune.disk import read_if_there, replace_file, write_at
 from fedprune.errors import ModelError, ReplyRefusedError
 from fedprune.models.weights import index_files, save_tensors
 from fedprune.records import FINAL
@@ -101,10 +101,9 @@ class Scratch:
 
     def load_changes(self, block: int, shapes: Mapping[str, tuple[int, int]]) -> dict[str, Change]:
         """Return a block's changes; ReplyRefusedError if this node did not prune it."""
-        try:
-            data = (self.folder / f"changes-{block:05d}.bin").read_bytes()
-        except OSError:
-            raise ReplyRefusedError(f"this node did not prune block {block} in this run.") from None
+        data = read_if_there(self.folder / f"changes-{block:05d}.bin")
+        if data is None:
+            raise ReplyRefusedError(f"this node did not prune block {block} in this run.")
         return decode_update(data, shapes)
 
     def save_answer(self, exchange: str, block: int, payload: bytes) -> None:
@@ -113,10 +112,7 @@ class Scratch:
 
     def load_answer(self, exchange: str, block: int) -> bytes | None:
         """Return what this node has said of a block, None if nothing."""
-        try:
-            return (self.folder / f"answer-{exchange}-{block:05d}.bin").read_bytes()
-        except OSError:
-            return None
+        return read_if_there(self.folder / f"answer-{exchange}-{block:05d}.bin")
 
     def save_model(self, digest: str) -> None:
         """Keep which of the models that came from servers this job is about."""
@@ -124,10 +120,8 @@ class Scratch:
 
     def model(self) -> str | None:
         """Return the hash of that model's manifest, None if the job is about another one."""
-        try:
-            return (self.folder / _MODEL).read_text(encoding="ascii")
-        except OSError:
-            return None
+        found = read_if_there(self.folder / _MODEL)
+        return None if found is None else found.decode("ascii")
 
     def save_outbox(self, data: bytes) -> None:
         """Keep a reply that is fetched in segments."""
@@ -184,10 +178,9 @@ class Scratch:
         return {name: self.inbox(name).read_bytes() for name in names}
 
     def inbox(self, name: str) -> Path:
-        """Return the file that gathers the segments of a name.
+        """Return the file that gathers the segments of a name, which becomes part of the file's.
 
-        Raises ReplyRefusedError if the name is none that an order needs: it becomes part of the
-        file's.
+        Raises ReplyRefusedError if the name is none that an order needs.
         """
         if not _INBOX.fullmatch(name):
             raise ReplyRefusedError(
@@ -284,11 +277,7 @@ class InboxQuota:
         return cls(max(sizes), sum(sizes))
 
     def check(self, scratch: Scratch, name: str, stop: int) -> None:
-        """Make sure that a segment may be kept.
-
-        `stop`: how many bytes there will be of it. Raises ReplyRefusedError if these, all
-        deliveries of this job, or those of all jobs are too many.
-        """
+        """Refuse a segment if its ``stop`` bytes, or all of a job or of all jobs, are too many."""
         path = scratch.inbox(name)
         job = stop + sum(map(_size, set(path.parent.glob("inbox-*.bin")) - {path}))
         jobs = path.parents[2].glob(f"*/{path.parent.name}/inbox-*.bin")

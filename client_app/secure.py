@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from client_app import model
-from client_app.identity import Identity
-from client_app.node import NodeContext
+from client_app.node import Identity, NodeContext
 from client_app.scratch import SENT, Scratch
 from fedprune.config import RunConfig
 from fedprune.disk import read_if_there, replace_file
@@ -110,7 +109,7 @@ class Member:
         identity = Identity.of(node.settings)
         key, roster = identity.key, identity.roster
         if roster is None or key is None:
-            return cls(f"partition {node.partition_id}", Unsigned(), Unsigned())
+            return cls(f"partition {node.settings.partition_id}", Unsigned(), Unsigned())
         name = str(roster.site_of(key.public))
         return cls(name, key, roster, roster.digest, roster.min_cohort)
 

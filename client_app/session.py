@@ -9,8 +9,7 @@ from flwr.app import RecordDict
 from torch import Tensor
 
 from client_app import model, texts
-from client_app.identity import Identity
-from client_app.node import NodeContext
+from client_app.node import Identity, NodeContext
 from client_app.scratch import Scratch
 from client_app.secure import SecureNode, is_secure
 from fedprune.config import RunConfig

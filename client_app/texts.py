@@ -63,7 +63,9 @@ def own_windows(config: RunConfig, node: NodeContext) -> torch.Tensor | None:
 def _own_heldout(config: RunConfig, node: NodeContext) -> list[Document]:
     if config.data.source == "node":
         return load_documents(config.data, "heldout", node.settings.texts(config.data))
-    return _shares(_neutral(config), max(1, node.num_partitions))[node.partition_id]
+    return _shares(_neutral(config), max(1, node.settings.num_partitions))[
+        node.settings.partition_id
+    ]
 
 
 @lru_cache(maxsize=1)
@@ -75,7 +77,7 @@ def _shares(config: RunConfig, num_partitions: int) -> list[list[Document]]:
 def samples(config: RunConfig, node: NodeContext) -> list[Sample]:
     """Return this node's calibration samples, as many as its operator lets it use."""
     texts = node.settings.texts(config.data)
-    place = (node.partition_id, node.num_partitions, node.settings.max_samples)
+    place = (node.settings.partition_id, node.settings.num_partitions, node.settings.max_samples)
     return _drawn(_neutral(config), model_path(config.model, node), place, texts)
 
 

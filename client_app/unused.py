@@ -19,8 +19,7 @@ _SEEN = ".unused.json"
 def long_unused(root: Path, looking: Iterable[Path]) -> list[Path]:
     """Return those folders that looked unused a day ago, too, and note the others for next time.
 
-    `root`: where they all lie; what was seen is kept in a file there. `looking`: those that look
-    unused now. One that is not among them is in use again.
+    `root`: where they all lie. `looking`: those that look unused now; others are in use again.
     """
     now, before = time.time(), _seen(root)
     # A look from the future was taken by a clock that is right again.

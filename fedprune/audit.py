@@ -104,6 +104,10 @@ class Audit:
     sends: Mapping[str, Mapping[str, str]]  # strategy -> `sends` and `tells`, in its own words
     notes: tuple[str, ...]  # what could not be measured, and why
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain JSON values."""
+        return asdict(self)
+
 
 def audit(config: RunConfig) -> Audit:
     """Attack what the first client of a configuration would send.

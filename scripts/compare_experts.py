@@ -31,12 +31,14 @@ from fedprune.evaluation.perplexity import perplexities
 from fedprune.evaluation.throughput import compare_throughput
 from fedprune.methods.fedexperts.ranking import (
     RANKINGS,
+    drop_fairly,
+    drop_lowest,
     expert_scores,
+    grouped,
     mean_scores,
     need_shares,
     score_shares,
 )
-from fedprune.methods.fedexperts.selection import drop_fairly, drop_lowest, grouped
 from fedprune.models.loading import LoadedModel, load_model
 from fedprune.models.mixture import Mixture, find_mixture, without_experts
 from fedprune.models.reshape import export_reshaped

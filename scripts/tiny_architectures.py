@@ -788,11 +788,19 @@ def tiny_config(model_type: str) -> PreTrainedConfig:
     return _EXCEPTIONS.get(model_type, _Shape())(kind)
 
 
+def causal_class(model_type: str) -> type[PreTrainedModel]:
+    """Return the class that AutoModelForCausalLM takes for a type."""
+    found: type[PreTrainedModel] = getattr(
+        transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]
+    )
+    return found
+
+
 def saved_class(model_type: str) -> type[PreTrainedModel]:
     """Return the class that checkpoints of a type are of: with images where there is such a one."""
     name = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(model_type)
     name = name[0] if isinstance(name, tuple | list) else name
-    return getattr(transformers, name or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type])
+    return getattr(transformers, name) if name else causal_class(model_type)
 
 
 def tiny_model(model_type: str) -> PreTrainedModel:

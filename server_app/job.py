@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from functools import cache, partial
 from logging import INFO
 from pathlib import Path
+from typing import Any
 
 from flwr.common.logger import log
 from flwr.serverapp import Grid
@@ -22,6 +23,7 @@ from fedprune.disk import file_sha256, home, is_refusal
 from fedprune.errors import ConfigError, FedpruneError
 from fedprune.evaluation.zero_shot import Tasks
 from fedprune.logs import bound, job_mark, note
+from fedprune.methods.public_model import PublicModel
 from fedprune.methods.public_text import PublicMoments, PublicText
 from fedprune.methods.registry import Solution, exchanges, get_method, main_exchange
 from fedprune.methods.statistics_folder import (
@@ -59,43 +61,30 @@ from fedprune.results.tables import plain_table
 from fedprune.results.tracking import Tracking, check_tracker
 from server_app.measure import further_results, measure, smaller_figures, wanted_tasks
 from server_app.run_folder import RunFolder, StateFiles, Tally
-from strategies import FederatedPruning, PublicModel, strategy_class
+from strategies import FederatedPruning, strategy_class
 from strategies.cohort import Client, Cohort
 from strategies.messages import MESSAGE_BYTES
-from strategies.progress import Report, listening, show
+from strategies.progress import Report, paced, show
 from strategies.signatures import gather_signatures
 from strategies.state import RunState
 
-
-def run_job(grid: Grid, run_config: Mapping[str, str | int | float | bool], run_id: int) -> Path:
-    """Run a federated pruning job, or go on with one, and return its folder.
-
-    `run_config`: Flower's run-config: shortcuts and Hydra overrides; with ``resume=FOLDER`` among
-    these the run in that folder goes on. Raises FedpruneError if the configuration, the model or
-    the round fails; whatever was aggregated until then, the configuration and the ledger are in the
-    folder, a model folder is not.
-    """
-    with bound(role="server", run=run_id):
-        return _run_job(grid, run_config, run_id)
-
-
-def solve_job(
-    statistics: StatisticsFolder,
-    run_config: Mapping[str, str | int | float | bool],
-    run_id: int,
-) -> Path:
-    """Make a model of collected statistics, without any client, and return the job's folder.
-
-    `run_config`: as for :func:`run_job`; a job of this kind is never resumed, it begins anew.
-    Raises FedpruneError as :func:`run_job`; if the statistics are another model's, or not enough
-    for the solver.
-    """
-    with bound(role="server", run=run_id):
-        return _run_job(statistics, run_config, run_id)
-
-
 Source = Grid | StatisticsFolder
 """What tells of the texts: nodes that can be asked, or what they told once."""
+
+
+def run_job(
+    source: Source, run_config: Mapping[str, str | int | float | bool], run_id: int
+) -> Path:
+    """Run a federated pruning job, or go on with one, and return its folder.
+
+    `source`: of statistics a model is made without any client; that is never resumed, it begins
+    anew. `run_config`: Flower's run-config: shortcuts and Hydra overrides; with ``resume=FOLDER``
+    among these the run in that folder goes on. Raises FedpruneError if the configuration, the model
+    or the round fails, or the statistics are another model's or not enough; whatever was aggregated
+    until then, the configuration and the ledger are in the folder, a model folder is not.
+    """
+    with bound(role="server", run=run_id):
+        return _run_job(source, run_config, run_id)
 
 
 def _run_job(
@@ -143,8 +132,7 @@ def _results(
         folder.reopen()
         state = files.load()
         note(job=job_mark(state.job))
-        for entry in files.ledger.entries:  # of earlier processes of the run
-            status.note(entry)
+        status.catch_up(files.ledger)
         with state.timings.measure("total"), Tracking(config, folder.path) as tracking:
             results, strategy = _run(source, config, run_id, folder, files, state, tracking, status)
             tracking.finish(results)
@@ -228,8 +216,9 @@ def _run(  # noqa: PLR0913 - what a job is made of
         narrowing = plan_narrowing(loaded, make_pruner(config.pruner), config.sparsity)
         units = None if narrowing is None else narrowing.units
         asks = not isinstance(source, StatisticsFolder)
-        offer, report = _offer(config, loaded), listening(status)
-        model = _public_model(config, loaded, marks, offer, units, asks, report)
+        what = "the public model writes texts, to tell what its loss minds; no client is asked"
+        report = paced(status, "survey", what)
+        model = _public_model(config, loaded, marks, units, asks, report)
         config = get_method(config.strategy.name).settled(config, model)
     covered = coverage(loaded.layout)
     covered.tell()
@@ -307,16 +296,7 @@ def _asked(
         inputs=strategy.model.inputs,
         shapes=strategy.model.shapes,
         participants=tuple(
-            Participant(
-                one.name,
-                one.site,
-                one.partition_id,
-                one.num_partitions,
-                one.samples,
-                one.tokens,
-                tuple(name for name in one.sample_ids.split(",") if name),
-            )
-            for one in reports
+            Participant(one.name, **_shared(one), sample_ids=_named(one)) for one in reports
         ),
         privacy=strategy.state.figures.get("privacy", {}),
     )
@@ -369,20 +349,29 @@ def _measured(  # noqa: PLR0913 - what is measured, and where it goes
         return perplexities, further_results(strategy, loaded, folder, tasks)
 
 
+def _named(report: NodeReport) -> tuple[str, ...]:
+    """Return the names of a client's samples, none where its texts are its own."""
+    return tuple(filter(None, report.sample_ids.split(",")))
+
+
+_SHARED = ("site", "partition_id", "num_partitions", "samples", "tokens")
+
+
+def _shared(told: NodeReport | Participant) -> dict[str, Any]:
+    """Return what is kept with statistics of what a client said of itself."""
+    return {name: getattr(told, name) for name in _SHARED}
+
+
 def _participants(statistics: StatisticsFolder) -> list[Client]:
     """Return those who are in collected statistics; none of them can be asked anything now."""
     return [
         Client(
             -1 - place,
             NodeReport(
-                partition_id=one.partition_id,
-                num_partitions=one.num_partitions,
-                site=one.site,
+                **_shared(one),
                 config_hash=statistics.manifest.model.config,
                 weights_hash=statistics.manifest.model.weights,
                 code_hash="",
-                samples=one.samples,
-                tokens=one.tokens,
                 device="",
                 memory_bytes=0,
                 versions="",
@@ -410,24 +399,22 @@ def _output_dir(config: RunConfig, run_id: int) -> Path:
     return home() / "runs" / f"{stamp}-{run_id}"
 
 
-def _offer(config: RunConfig, loaded: LoadedModel) -> Offer | None:
-    """Return the model as nodes without it can get it, None where they cannot."""
-    if config.model.source != "server":
-        return None
-    return Offer.of(loaded.path, config.model.revision, MESSAGE_BYTES)
-
-
-def _public_model(  # noqa: PLR0913 - what nodes may need
+def _public_model(
     config: RunConfig,
     loaded: LoadedModel,
     marks: Fingerprint,
-    offer: Offer | None,
     units: Units | None,
     asks: bool,
     report: Report,
 ) -> PublicModel:
     """Describe the model to those who are asked, and what their answers are held against."""
     traced = any(exchange.shares_inputs for exchange in exchanges(config).values())
+    offer = public = None
+    if config.model.source == "server":  # what nodes without the model get
+        offer = Offer.of(loaded.path, config.model.revision, MESSAGE_BYTES)
+    if config.privacy.first_is_public:
+        kinds = main_exchange(config).summed if config.privacy.epsilon is not None else ()
+        public = PublicText.of(config, loaded, kinds)
     return PublicModel.of(
         loaded,
         config_hash=marks.config,
@@ -440,16 +427,11 @@ def _public_model(  # noqa: PLR0913 - what nodes may need
         output_moments=OutputMoments(config, loaded, report),
         public_moments=PublicMoments(config, loaded),
         sensitivities=cache(partial(mean_squares, config, loaded, report)),
-        public=_public_text(config, loaded),
+        public=public,
     )
 
 
-def _public_text(config: RunConfig, loaded: LoadedModel) -> PublicText | None:
-    """Return what public text makes of the model, where something is measured by it."""
-    if not config.privacy.first_is_public:
-        return None
-    kinds = main_exchange(config).summed if config.privacy.epsilon is not None else ()
-    return PublicText.of(config, loaded, kinds)
+_TOLD = ("partition_id", "samples", "tokens", "device", "memory_bytes", "versions")
 
 
 def _clients(strategy: FederatedPruning) -> list[dict[str, object]]:
@@ -457,13 +439,8 @@ def _clients(strategy: FederatedPruning) -> list[dict[str, object]]:
     return [
         {
             "name": client.name,
-            "partition_id": client.report.partition_id,
-            "samples": client.report.samples,
-            "tokens": client.report.tokens,
-            "device": client.report.device,
-            "memory_bytes": client.report.memory_bytes,
-            "versions": client.report.versions,
-            "sample_ids": [name for name in client.report.sample_ids.split(",") if name],
+            **{name: getattr(client.report, name) for name in _TOLD},
+            "sample_ids": list(_named(client.report)),
             "local_nll": local[client.name].nll if client.name in local else None,
         }
         for client in strategy.cohort.clients

@@ -54,12 +54,9 @@ def measure(
 ) -> list[Perplexities]:
     """Measure the dense, the pruned and, where asked for and possible, the baseline models.
 
-    `config`: `evaluation` says how and on which data sets besides the held-out part of `data`.
-    `loaded`: the dense model; unchanged afterwards. `changes`: block -> linear -> what the run
-    makes of it; asked for block by block. `strategy`: carries the clients and what they measured on
-    their own. `smaller`: what the run made, where that is of another shape: it is measured in place
-    of ``changes``. Returns one a data set, the run's own first; a part is None where there was no
-    text for it here.
+    `changes`: block -> linear -> what the run makes of it. `smaller`: what it made, where that is
+    of another shape: it is measured in place of ``changes``. Returns one a data set, the run's own
+    first; a part is None where there was no text for it here.
     """
     windows = evaluation_windows(config, loaded.tokenizer)
     wanted = config.evaluation
@@ -134,8 +131,7 @@ def centralized_changes(
 def no_client_changes(config: RunConfig, loaded: LoadedModel, model: PublicModel) -> Changes:
     """Prune with public text alone: what anybody who has the model could do without a client.
 
-    `config`: as asked for; an allocation that clients' statistics decide is decided by the public
-    text's. `loaded`: the dense model; unchanged. A block is pruned when it is asked for.
+    An allocation that clients' statistics decide is decided by the public text's.
     """
     samples = public_samples(config, loaded)
     survey = exchanges(config).get("survey")
@@ -218,9 +214,7 @@ def further_results(
 ) -> dict[str, object]:
     """Return more sections of `results.json` as plain JSON values.
 
-    `strategy`: carries the configuration, and what clients measured on their own texts. `tasks`:
-    from :func:`wanted_tasks`. Returns `sizes`; `federated_evaluation`, `zero_shot` and `speed`
-    where they were asked for.
+    Returns `sizes`; `federated_evaluation`, `zero_shot` and `speed` where they were asked for.
     """
     found: dict[str, object] = {"sizes": {"base": _bytes(loaded), **model_sizes(folder).to_dict()}}
     if strategy.state.own_texts:

@@ -4,7 +4,6 @@ One course serves all methods (:class:`FederatedPruning`). The classes below are
 names: each holds the exchanges of one method and refuses the configuration of another.
 """
 
-from fedprune.methods.public_model import PublicModel
 from strategies.course import FederatedPruning
 
 
@@ -48,19 +47,6 @@ class Depth(FederatedPruning):
     """Fewer blocks, by summed cosines, and a linear map that stands in for them."""
 
     method_name = "depth"
-
-
-__all__ = [
-    "Collect",
-    "Depth",
-    "FedExperts",
-    "FedHessian",
-    "FedPrLLM",
-    "FedSpaLLM",
-    "FedStats",
-    "FederatedPruning",
-    "PublicModel",
-]
 
 
 _NAMED = (FedPrLLM, FedSpaLLM, FedStats, FedHessian, Collect, FedExperts, Depth)

@@ -112,8 +112,7 @@ def gather(met: Sequence[Client], state: RunState, config: RunConfig, ledger: Le
     """Return the clients of a run, those that are still asked active.
 
     `state`: without clients a new run's, which gets them; else these take part and nobody else
-    does. `config`: `strategy.fraction`, `strategy.min_clients`, `strategy.client_weights`. Raises
-    QuorumError if fewer than `strategy.min_clients` come back.
+    does. Raises QuorumError if fewer than `strategy.min_clients` come back.
     """
     if not state.clients:
         drawn = take_part(met, config)

@@ -61,18 +61,7 @@ from strategies.messages import (
     next_orders,
     window_for,
 )
-from strategies.progress import (
-    Course,
-    announce,
-    evaluating,
-    fitting,
-    greeting,
-    keying,
-    opening,
-    sending,
-    show,
-    surveying,
-)
+from strategies.progress import Course, announce, counting, paced, show
 from strategies.secure import SecureSums, cohorts_of, plan_sums
 from strategies.state import RunState, SavePace, Store, damaged_state
 
@@ -89,13 +78,10 @@ def _inner(aggregator: Aggregator[Any, Any]) -> Aggregator[Any, Any]:
 class FederatedPruning(Strategy):
     """A strategy that prunes block by block with the method that the configuration names.
 
-    `config`: the checked configuration, sent to every node. `model`: the public model's shapes,
-    hashes and weights. `store`: takes each aggregated block, and where the run stands. `ledger`:
-    gets an entry for every request and reply. `state`: where a run that goes on stands; a new run's
-    by default. `config`: the configuration now: `allocation` is resolved after the survey,
-    `sparsity` is the round's; `wanted`: as it was asked for. `cohort`: the clients; empty before
-    the handshake. `state`: where the run stands, and what the results tell of it. `status`: what an
-    operator can see; one that writes nothing unless it is replaced.
+    `config`: checked, sent to every node; later as it is now: `allocation` resolved after the
+    survey, `sparsity` the round's; `wanted`: as it was asked for. `store`: takes each aggregated
+    block, and where the run stands. `state`: of a run that goes on. `status`: what an operator can
+    see; one that writes nothing unless it is replaced.
     """
 
     method_name: ClassVar[str] = ""
@@ -358,10 +344,12 @@ class FederatedPruning(Strategy):
         with state.timings.measure("handshake"):
             show(self.status, "connect", 0, 1, "waiting for nodes")
             expected = len(state.active)
-            handshake = Handshake.of(
-                self.config, self.model, self.ledger, self.window(), state.job, expected
+            handshake = Handshake(
+                self.model, self.config, self.ledger, self.window(), state.job, expected
             )
-            met = handshake.run(grid, greeting(self.status), sending(self.status))
+            answered = counting(self.status, "handshake", "nodes have answered")
+            sent = paced(self.status, "model", "segments of the model are on the nodes")
+            met = handshake.run(grid, answered, sent)
             self.cohort = gather(met, state, self.config, self.ledger)
             if self.config.strategy.client_weights != "equal":
                 weights = self.cohort.weights
@@ -397,7 +385,8 @@ class FederatedPruning(Strategy):
             plan = plan_sums(config, self.model, job, len(partitions))
             least = max(one.cohorts for one in planned(config, self.model.num_blocks))
             cohorts = cohorts_of(config, partitions, least)
-            to, report = self.exchange_client(self._grid), keying(self.status)
+            what = "clients have sent keys, or shares of their secrets"
+            to, report = self.exchange_client(self._grid), counting(self.status, "keys", what)
             self._secure = SecureSums.set_up(to, plan, cohorts, least, self.model, report)
             self.cohort.check_quorum(len(self.cohort.active), config.strategy.min_clients)
             state.secure = self._secure.to_bytes()
@@ -435,9 +424,10 @@ class FederatedPruning(Strategy):
         if self._secure is None:
             return
         masked = [one for one in opened.values() if isinstance(one, MaskedAggregator)]
-        to, report = self.exchange_client(self._grid), opening(self.status)
+        to = self.exchange_client(self._grid)
         try:
-            self._secure.open(to, masked, self._contributor, partial(self._keep, opened), report)
+            keep = partial(self._keep, opened)
+            self._secure.open(to, masked, self._contributor, keep, self.status.answers)
         except WireError as error:
             raise QuorumError(
                 f"the sum of {len(self.state.folded)} clients' answers is refused, and nobody can "
@@ -481,8 +471,9 @@ class FederatedPruning(Strategy):
             held = HeldExchange(
                 client, sent, self.model, orders, lambda n, o: self._shares(n) | self._told(o)
             )
-            replies = held.replies(held.requests(), surveying(self.status))
-            held.fold(replies, sums, self._contributor, state, self._surveyed)
+            report = counting(self.status, "survey", "clients measure the dense model")
+            replies = held.replies(held.requests(), report)
+            held.fold(replies, sums, self._contributor, state, self._took_part)
             self.cohort.check_quorum(len(state.folded), config.strategy.min_clients)
             self._unmask(sums)
             state.end_exchange()
@@ -494,11 +485,8 @@ class FederatedPruning(Strategy):
         state.active = [client.partition for client in self.cohort.active]
         self._save()
 
-    def _surveyed(self, client: Client, order: Order) -> None:
+    def _took_part(self, client: Client, _order: Order) -> None:
         self.state.folded.append(client.partition)
-        self._hand(client)
-
-    def _hand(self, client: Client) -> None:
         if self._secure is not None and client.partition not in self.state.handed:
             self.state.handed.append(client.partition)
 
@@ -581,7 +569,8 @@ class FederatedPruning(Strategy):
         }
 
         held = HeldExchange(client, exchange, self.model, orders, lambda node, order: {name: data})
-        replies = held.replies(held.requests(), fitting(self.status))
+        what = "clients tell which way survivors are to go"
+        replies = held.replies(held.requests(), counting(self.status, "reconstruct", what))
         used = held.fold(replies, {block: sums}, self._contributor, state)
         self.cohort.check_quorum(len(used), self.config.strategy.min_clients)
         return sums.close()
@@ -620,8 +609,7 @@ class FederatedPruning(Strategy):
         return self._secure.masked(exchange, task, self.cohort.clients, heard)
 
     def _folded(self, client: Client, order: Order) -> None:
-        self.state.folded.append(client.partition)
-        self._hand(client)
+        self._took_part(client, order)
         # A client stays at its block until it hears what became of it.
         self.state.positions[client.partition] = order.blocks[-1] + (0 if self.iterative else 1)
         if self._pace.due:
@@ -660,7 +648,8 @@ class FederatedPruning(Strategy):
         step = self.state.step
         messages = self.configure_evaluate(step, ArrayRecord(), ConfigRecord(), grid)
         client = self.exchange_client(grid)
-        replies = client.replies(messages, "evaluate", report=evaluating(self.status))
+        report = counting(self.status, "evaluate", "clients measure their own models")
+        replies = client.replies(messages, "evaluate", report)
         metrics = self.aggregate_evaluate(step, replies)
         if metrics is not None:
             result.evaluate_metrics_clientapp[step] = metrics

@@ -21,7 +21,7 @@ from fedprune.records import (
 from fedprune.wire.changes import Change, encode_update
 from strategies.cohort import Client, Cohort
 from strategies.messages import DELIVER, MESSAGE_BYTES, ExchangeClient, window_for
-from strategies.progress import comparing
+from strategies.progress import counting
 
 EVALUATE_LOCAL = "evaluate.local"
 
@@ -120,8 +120,9 @@ class OwnTexts:
         window = window_for(self.exchange_client.strategy.window, MESSAGE_BYTES)
         sender = replace(self.exchange_client, window=window)
         messages = (sender.message(node, kind, content) for node in clients)
+        what = "clients measure the pruned model on their own texts"
         report = (
-            comparing(self.exchange_client.status)
+            counting(self.exchange_client.status, "evaluate", what)
             if kind == EVALUATE_FEDERATED
             else lambda done, total: None
         )

@@ -32,44 +32,12 @@ class Handshake:
     """Collects nodes until all that are expected have answered."""
 
     model: PublicModel  # what every node must match
-    config_yaml: str  # the run's configuration, sent with the request
+    config: RunConfig  # the run's, sent with the request
     ledger: Ledger  # gets one entry a node
-    min_clients: int  # fewest clients to go on with (`strategy.min_clients`)
-    wait: float  # seconds to wait for nodes to connect (`strategy.wait`)
-    timeout: float  # seconds a node has to answer (`strategy.timeout`)
     window: int  # requests under way at once (`strategy.window`)
     job: str  # the run's key, the group of every message
-    # seconds that a node which is lost before it answers has to come back (`strategy.rejoin`)
-    rejoin: float = 0.0
-    # nodes to wait for where they are more than ``min_clients``: those of a run that goes on
+    # nodes to wait for where they are more than `strategy.min_clients`: those of a run that goes on
     expected: int = 0
-    samples: int = 0  # samples that a node names at most
-
-    @classmethod
-    def of(  # noqa: PLR0913 - the class among them
-        cls,
-        config: RunConfig,
-        model: PublicModel,
-        ledger: Ledger,
-        window: int,
-        job: str,
-        expected: int,
-    ) -> "Handshake":
-        """Return the handshake that a configuration asks for."""
-        strategy = config.strategy
-        return cls(
-            model=model,
-            config_yaml=to_yaml(config),
-            ledger=ledger,
-            min_clients=strategy.min_clients,
-            wait=strategy.wait,
-            timeout=strategy.timeout,
-            window=window,
-            job=job,
-            rejoin=strategy.rejoin,
-            expected=expected,
-            samples=config.pruner.num_calibration_samples,
-        )
 
     def run(
         self,
@@ -81,9 +49,10 @@ class Handshake:
 
         `answered`: told after each answer: how many have answered, and of how many. `sent`: told of
         segments of the model, where nodes get it from here. Raises QuorumError if fewer than
-        ``min_clients`` nodes connect in time or pass.
+        `strategy.min_clients` nodes connect in time or pass.
         """
-        deadline = time.monotonic() + self.wait
+        least = self.config.strategy.min_clients
+        deadline = time.monotonic() + self.config.strategy.wait
         asked: set[int] = set()
         clients: dict[int, Client] = {}
         lacking: dict[int, NodeReport] = {}
@@ -93,7 +62,7 @@ class Handshake:
             report = self._admit(outcome, clients, lacking)
             if report is not None:
                 said.note(report)
-            expected = max(self.min_clients, self.expected, said.most)
+            expected = max(least, self.expected, said.most)
             answered(next(number), max(expected, len(asked)))
 
         while True:
@@ -106,7 +75,7 @@ class Handshake:
             lacking.clear()
             self._ask(grid, fresh, admit)
             self._bring_model(grid, lacking, clients, sent)
-            expected = max(self.min_clients, self.expected, said.most)
+            expected = max(least, self.expected, said.most)
             if len(asked) >= expected or last:
                 break
             time.sleep(_POLL_SECONDS)
@@ -115,19 +84,19 @@ class Handshake:
         return [clients[partition] for partition in sorted(clients)]
 
     def _ask(self, grid: Grid, node_ids: Iterable[int], ended: Callable[[Outcome], object]) -> None:
-        offer = self.model.offer
+        offer, strategy = self.model.offer, self.config.strategy
         values = {"model": offer.manifest.digest} if offer else {}
-        content = request(self.config_yaml, None, **values)
+        content = request(to_yaml(self.config), None, **values)
         messages = (
-            Message(content, node_id, HANDSHAKE, ttl=self.timeout, group_id=self.job)
+            Message(content, node_id, HANDSHAKE, ttl=strategy.timeout, group_id=self.job)
             for node_id in node_ids
         )
-        again = Again(rejoin=self.rejoin)
+        again = Again(rejoin=strategy.rejoin)
         gate = ReplyLimits(
-            SHORT_REPLY_BYTES + _SAMPLE_BYTES * self.samples,
+            SHORT_REPLY_BYTES + _SAMPLE_BYTES * self.config.pruner.num_calibration_samples,
             lambda strays: self.ledger.add_strays(0, "handshake", strays),
         )
-        waiting, window = self.timeout, self.window
+        waiting, window = strategy.timeout, self.window
         for _ in exchange(
             grid, messages, window=window, timeout=waiting, ended=ended, again=again, gate=gate
         ):
@@ -152,8 +121,9 @@ class Handshake:
             len(offer.manifest.files),
             len(offer.manifest.segments),
         )
+        timeout, rejoin = self.config.strategy.timeout, self.config.strategy.rejoin
         window = window_for(None, MESSAGE_BYTES)
-        delivery = Delivery(offer, self.timeout, window, self.job, self.rejoin, self.ledger, sent)
+        delivery = Delivery(offer, timeout, window, self.job, rejoin, self.ledger, sent)
 
         def sent_to(outcome: Outcome) -> None:
             self._enter(PHASE, lacking[outcome.node_id].name, outcome, outcome.problem)
@@ -227,11 +197,12 @@ class Handshake:
         return ""
 
     def _check_quorum(self, asked: int, accepted: int) -> None:
-        if accepted >= self.min_clients:
+        least, wait = self.config.strategy.min_clients, self.config.strategy.wait
+        if accepted >= least:
             return
         if asked == 0:
             raise QuorumError(
-                f"no node connected within {self.wait:g} s (`strategy.wait`). In a simulation ask "
+                f"no node connected within {wait:g} s (`strategy.wait`). In a simulation ask "
                 "for at least one with --federation-config 'num-supernodes=2'; in a deployment "
                 "start the SuperNodes first."
             )
@@ -240,5 +211,5 @@ class Handshake:
             advice = f"Latest refusals: {self.ledger.reasons()}"
         raise QuorumError(
             f"{accepted} of {asked} nodes can take part, `strategy.min_clients` asks for "
-            f"{self.min_clients}. {advice}"
+            f"{least}. {advice}"
         )

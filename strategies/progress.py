@@ -25,11 +25,7 @@ def show(status: RunStatus, phase: str, done: int, total: int, *details: str) ->
 
 
 class Course:
-    """Tells how far the pruning is, in all rounds together.
-
-    `rounds`: how often all of them are pruned. `ledger`: knows the bytes. `status`: is told as
-    well, after every answer. `clock`: seconds from any origin.
-    """
+    """Tells how far the pruning is, in all rounds together, in the log and on the status."""
 
     def __init__(
         self,
@@ -81,71 +77,24 @@ class Course:
         return (now - begun) * (1 - share) / (share - first)
 
 
-def evaluating(status: RunStatus) -> Report:
-    """Return what to tell after each answer of the local evaluation."""
-    return _counting(status, "evaluate", "clients measure their own models")
-
-
-def comparing(status: RunStatus) -> Report:
-    """Return what to tell after each answer of the evaluation on the clients' own texts."""
-    return _counting(status, "evaluate", "clients measure the pruned model on their own texts")
-
-
-def fitting(status: RunStatus) -> Report:
-    """Return what to tell after each answer about the survivors of a block."""
-    return _counting(status, "reconstruct", "clients tell which way survivors are to go")
-
-
-def surveying(status: RunStatus) -> Report:
-    """Return what to tell after each answer of the survey."""
-    return _counting(status, "survey", "clients measure the dense model")
-
-
-def listening(status: RunStatus) -> Report:
-    """Return what to tell while the model writes texts and the loss is followed back on them."""
-    pace = Pace()
-
-    def report(done: int, total: int) -> None:
-        if pace.due(done / total):
-            what = "the public model writes texts, to tell what its loss minds; no client is asked"
-            show(status, "survey", done, total, what)
-
-    return report
-
-
-def keying(status: RunStatus) -> Report:
-    """Return what to tell after each answer while keys for secure sums are exchanged."""
-    return _counting(status, "keys", "clients have sent keys, or shares of their secrets")
-
-
-def opening(status: RunStatus) -> Report:
-    """Return what to tell after each answer that helps to open a sum: no line of its own."""
-    return status.answers
-
-
-def greeting(status: RunStatus) -> Report:
-    """Return what to tell after each answer of the handshake."""
-    return _counting(status, "handshake", "nodes have answered")
-
-
-def sending(status: RunStatus) -> Report:
-    """Return what to tell after each segment of the model that a node has taken."""
-    pace = Pace()
-
-    def report(held: int, total: int) -> None:
-        if pace.due(held / max(1, total)):
-            show(status, "model", held, total, "segments of the model are on the nodes")
-
-    return report
-
-
-def _counting(status: RunStatus, phase: str, detail: str) -> Report:
-    pace = Pace()
+def counting(status: RunStatus, phase: str, detail: str) -> Report:
+    """Return what to tell after each answer of a client: few of them have a line."""
+    told = paced(status, phase, detail)
 
     def report(answered: int, asked: int) -> None:
         status.answers(answered, asked)
-        if pace.due(answered / max(1, asked)):
-            show(status, phase, answered, asked, detail)
+        told(answered, asked)
+
+    return report
+
+
+def paced(status: RunStatus, phase: str, detail: str) -> Report:
+    """Return what to tell after each step: few of them have a line."""
+    pace = Pace()
+
+    def report(done: int, total: int) -> None:
+        if pace.due(done / max(1, total)):
+            show(status, phase, done, total, detail)
 
     return report
 

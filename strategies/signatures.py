@@ -73,13 +73,8 @@ def gather_signatures(
                 made[signer] = _held(signer, read_attested(reply, results), state, results)
     sites = {}
     for signer in dict.fromkeys([*state.signed, *made]):
-        answers = (
-            tuple(
-                SignedAnswer(digests, bytes.fromhex(text)) for digests, text in state.signed[signer]
-            )
-            if signer in state.signed
-            else ()
-        )
+        signed = state.signed.get(signer, ())
+        answers = tuple(SignedAnswer(digests, bytes.fromhex(text)) for digests, text in signed)
         sites[PublicKey.parse(signer, "a client")] = SiteSignatures(answers, made.get(signer, {}))
     return Signatures(state.job, sites)
 

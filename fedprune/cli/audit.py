@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -30,7 +29,7 @@ def run_audit(overrides: Sequence[str], output: str, *, as_json: bool) -> int:
             raise ConfigError(
                 f"'{folder}' cannot be made: {error.strerror}. Give --output another folder."
             ) from error
-    found = asdict(audit(config))
+    found = audit(config).to_dict()
     plain = json.dumps(found, indent=2)
     if folder is not None:
         replace_file(folder / FIGURES, (plain + "\n").encode())

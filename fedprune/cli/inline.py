@@ -44,9 +44,9 @@ def solve_inline(statistics: str, run_config: Mapping[str, Scalar], take: TakeLi
 
     def work(run_id: int) -> None:
         from fedprune.methods.statistics_folder import StatisticsFolder
-        from server_app.job import solve_job
+        from server_app.job import run_job
 
-        solve_job(StatisticsFolder.open(statistics), run_config, run_id)
+        run_job(StatisticsFolder.open(statistics), run_config, run_id)
 
     return _in_this_process(work, take)
 

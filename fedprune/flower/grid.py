@@ -21,7 +21,7 @@ from flwr.app.message import make_message
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.common.logger import log
 from flwr.common.serde_utils import metadata_from_proto
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.serverapp import Grid
@@ -182,8 +182,7 @@ class ObjectGrid(ReplyGrid):
                 continue
             from_superlink = head.src_node_id == SUPERLINK_NODE_ID
             problem = "" if from_superlink else expected.mismatch(head)
-            # The names of its objects, each once, in the order in which they are sent.
-            names = list(dict.fromkeys(item.object_id for item in iterate_object_tree(tree)))
+            names = _object_names(tree)
             problem = problem or expected.too_long(_NAME_BYTES * (len(names) - 1))
             if problem:
                 refused = ReceivedReply(None, problem, 0)
@@ -261,6 +260,11 @@ def _gone(expected: ExpectedReply) -> Message:
     )
     reason = "its reply was not sent whole in time"
     return make_message(told, error=Error(ErrorCode.MESSAGE_UNAVAILABLE, reason))
+
+
+def _object_names(tree: ObjectTree) -> list[str]:
+    """Return the names of a message's objects, each once, in the order in which they are sent."""
+    return list(dict.fromkeys(item.object_id for item in iterate_object_tree(tree)))
 
 
 def _message_of(partial: _PartialReply, expected: ExpectedReply) -> ReceivedReply:

@@ -40,11 +40,7 @@ def pairwise_agreement(histogram: NDArray[np.int64], clients: float) -> float:
 
 
 def unanimous_share(histogram: NDArray[np.int64]) -> float:
-    """Return the share of weights that all clients keep or all clients prune.
-
-    `histogram`: number of weights by votes, shape (total + 1,) or in bins; client weights do not
-    matter.
-    """
+    """Return the share of weights that all clients keep or all prune, by a histogram as above."""
     if histogram.size == 1:
         return 1.0
     return int(histogram[0] + histogram[-1]) / int(histogram.sum())
@@ -93,11 +89,7 @@ class BlockSample:
 
 
 class MaskSampler:
-    """Keeps the bits of one block's masks at random places, drawn once from all of its weights.
-
-    `shapes`: name of the linear -> (d_out, d_in). `most`: places to draw; all weights where there
-    are fewer.
-    """
+    """Keeps the bits of one block's masks at ``most`` random places, drawn once."""
 
     def __init__(self, shapes: Mapping[str, tuple[int, int]], most: int, seed: int) -> None:
         sizes = [rows * columns for rows, columns in shapes.values()]

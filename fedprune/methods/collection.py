@@ -3,10 +3,15 @@
 Clients see the dense model, so that what they send does not depend on what is made of it later:
 one collection serves every sparsity, pattern, allocation and solver
 (:mod:`fedprune.methods.statistics_folder`).
+
+What is kept of a block is named arrays, as they stand in a statistics folder: for each distinct
+input ``{input}.{array}``, where the input is called by the first linear that reads it, or
+``{array}`` of the block itself.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -14,7 +19,7 @@ from numpy.typing import NDArray
 
 from fedprune.config import RunConfig
 from fedprune.config.schema import PAYLOADS
-from fedprune.errors import WireError
+from fedprune.errors import QuorumError, WireError
 from fedprune.methods.exchange import (
     Aggregator,
     Answer,
@@ -24,18 +29,211 @@ from fedprune.methods.exchange import (
     Pooled,
     can_have_noise,
 )
-from fedprune.methods.parts import Part, Sums, make_part
+from fedprune.methods.inputs import (
+    ColumnAggregator,
+    all_together,
+    column_bytes,
+    encode_statistics,
+)
+from fedprune.methods.moments import InputPlan, MomentPool, MomentSums, input_moments, plan_inputs
 from fedprune.methods.public_model import PublicModel
-from fedprune.methods.state import Arrays, gathered, numbers, scattered
-from fedprune.methods.word_sums import Layout, Words, part_of, prefixed
+from fedprune.methods.state import Arrays, CountedSums
+from fedprune.methods.statistics import StatisticSums, encode_statistic, expected
+from fedprune.methods.word_sums import Layout, Words, from_fixed, part_of, prefixed, roomy, to_fixed
+from fedprune.privacy.secure_sums import WordSpec
 from fedprune.pruning.block_kinds import BlockKind, BlockSite
-from fedprune.pruning.blocks import BlockWalk
+from fedprune.pruning.blocks import BlockWalk, Observed
 from fedprune.pruning.groups import BlockSpec
 from fedprune.pruning.kinds import find_kind
-from fedprune.pruning.statistics import StatisticKind
+from fedprune.pruning.statistics import Statistic, StatisticKind, get_kind
 from fedprune.results.text import size_text
 from fedprune.wire.arrays import Arrays as Message
-from fedprune.wire.arrays import encode_arrays
+from fedprune.wire.arrays import ArraySpec, decode_arrays, encode_arrays, most_bytes
+from fedprune.wire.moments import Triangle, encode_moments
+
+TOKENS = "tokens"
+Sums = Aggregator[Any, Arrays]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One statistic of a collection, on both sides."""
+
+    kind: StatisticKind[Any] | BlockKind
+    encode: Callable[[Observed, BlockSite], bytes]  # what a client recorded of a block -> bytes
+    most_bytes: Callable[[PublicModel, int], int]  # of a block -> the most bytes that these can be
+    sums: Callable[[BlockTask], Sums]  # empty ones, which close to what is kept of the block
+
+
+def make_part(kind: StatisticKind[Any] | BlockKind, config: RunConfig) -> Part:
+    """Return how a kind is collected.
+
+    Sums of squares in the fewest bytes, second moments whole or as sketches (`strategy.moments`),
+    both pooled as `strategy.pooling` says; any other as its arrays, added by tokens.
+    """
+    name = kind.name
+    if isinstance(kind, BlockKind):
+        return Part(
+            kind,
+            lambda seen, site: encode_arrays(seen.block[name]),
+            lambda model, block: most_bytes(kind.specs(model.sites[block])),
+            lambda task: _BlockSums(task, kind),
+        )
+    if name == "columns":
+        return Part(
+            kind,
+            lambda seen, site: encode_statistics(seen.linears[name]),
+            lambda model, block: column_bytes(model.shapes[block]),
+            lambda task: _ColumnSums(task, config.strategy.pooling),
+        )
+    if name == "moments":
+        return _moment_part(kind, config)
+    return Part(
+        kind,
+        lambda seen, site: encode_statistic(kind, seen.linears[name]),
+        lambda model, block: most_bytes(expected(kind, model.inputs[block], model.shapes[block])),
+        lambda task: _InputSums(task, kind),
+    )
+
+
+def _moment_part(kind: StatisticKind[Any], config: RunConfig) -> Part:
+    def plans(model: PublicModel, block: int) -> list[InputPlan]:
+        return plan_inputs(config, block, model.inputs[block], model.shapes[block])
+
+    def encode(seen: Observed, site: BlockSite) -> bytes:
+        found = seen.linears[kind.name]
+        return encode_moments(input_moments(config, site.index, found, site.shapes))
+
+    return Part(
+        kind,
+        encode,
+        lambda model, block: sum(plan.most_bytes for plan in plans(model, block)),
+        lambda task: _Moments(task, config.strategy.pooling, plans(task.model, task.block)),
+    )
+
+
+def kept(kind: StatisticKind[Any], statistic: Statistic) -> Arrays:
+    """Return what is kept of an input: the kind's arrays and the number of tokens."""
+    return {**kind.arrays(statistic), TOKENS: np.array([statistic.tokens])}
+
+
+def _named(inputs: Mapping[str, Arrays]) -> Arrays:
+    return {
+        f"{name}.{array}": values
+        for name, arrays in inputs.items()
+        for array, values in arrays.items()
+    }
+
+
+class _InputSums(StatisticSums[Arrays]):
+    def close(self) -> Arrays:
+        return _named({names[0]: kept(self.kind, found) for names, found in self.results()})
+
+
+class _ColumnSums(ColumnAggregator[Arrays]):
+    def close(self) -> Arrays:
+        found, kind = self.statistics(), get_kind("columns")
+        return _named({names[0]: kept(kind, found[names[0]]) for names in self.inputs})
+
+
+class _Moments(MomentSums[Arrays]):
+    def close(self) -> Arrays:
+        found: dict[str, Arrays] = {}
+        for linears, plan in self.plans.items():
+            pool = self.pools.pop(linears)
+            if isinstance(pool, MomentPool):
+                found[linears[0]] = _kept_moments(pool, plan.seed)
+            else:
+                found[linears[0]] = kept(get_kind("columns"), pool.statistic())
+        return _named(found)
+
+
+def _kept_moments(pool: MomentPool, seed: int) -> Arrays:
+    """Return pooled moments: a sketch that is rebuilt when it is read, a triangle, or the whole.
+
+    The whole matrix only where it is not symmetric to the last bit, as rebuilt ones may be: a
+    model made of what is kept is the model that the federation would have made.
+    """
+    sketch = pool.sketch()
+    if sketch is not None:
+        tokens, numbers = np.array([pool.tokens]), np.array([seed], dtype=np.uint64)
+        return {
+            "vectors": sketch.vectors,
+            "diagonal": sketch.diagonal,
+            "seed": numbers,
+            TOKENS: tokens,
+        }
+    matrix, count = pool.result()
+    whole = matrix.numpy()
+    body = {"matrix": whole}
+    if np.array_equal(whole, whole.T):
+        body = {"triangle": Triangle.from_matrix(whole).values}
+    return {**body, TOKENS: np.array([count])}
+
+
+def _whole(spec: ArraySpec) -> bool:
+    return np.dtype(spec.stored).kind in "iu"
+
+
+class _BlockSums(Aggregator[Arrays, Arrays]):
+    def __init__(self, task: BlockTask, kind: BlockKind) -> None:
+        self.sums_integers = kind.exact or kind.elementwise
+        self._kind, self._site = kind, task.model.sites[task.block]
+        self._specs: dict[str, ArraySpec] = kind.specs(self._site)
+        self._total: Arrays | None = None
+
+    def check(self, payload: bytes, client: Contributor) -> Arrays:
+        found = decode_arrays(payload, self._specs)
+        self._kind.check(found, self._site, client.tokens)
+        return found
+
+    def add(self, answer: Arrays, client: Contributor) -> None:
+        self._total = dict(answer) if self._total is None else self._kind.add(self._total, answer)
+
+    def layout(self, clients: int) -> Layout:
+        return {
+            name: WordSpec(prod(spec.shape), 64 if _whole(spec) else 128)
+            for name, spec in self._specs.items()
+        }
+
+    def words(self, answer: Arrays, client: Contributor, clients: int) -> Words:
+        return {
+            name: roomy(answer[name], clients, f"{self._kind.name}.{name}")
+            if _whole(spec)
+            else to_fixed(answer[name], clients)
+            for name, spec in self._specs.items()
+        }
+
+    def add_total(self, total: Mapping[str, NDArray[Any]], clients: Sequence[Contributor]) -> None:
+        found = {
+            name: (
+                total[name].view(np.int64).astype(spec.dtype)
+                if _whole(spec)
+                else from_fixed(total[name])
+            ).reshape(spec.shape)
+            for name, spec in self._specs.items()
+        }
+        self._kind.check(found, self._site, all_together(clients).tokens)
+        self._total = found
+
+    def add_pooled(self, pooled: Pooled, clients: int) -> None:
+        self._total = dict(pooled.block[self._kind.name])
+
+    def close(self) -> Arrays:
+        if self._total is None:
+            raise QuorumError(f"No client sent '{self._kind.name}': there is nothing to add.")
+        return self._total
+
+    def state(self) -> Arrays:
+        return dict(self._total or {})
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        if not arrays:
+            return
+        if set(arrays) != set(self._specs):
+            raise ValueError(f"'{self._kind.name}' is {', '.join(self._specs)}.")
+        self._total = {name: np.array(arrays[name]) for name in self._specs}
+
 
 _HEAD_BYTES = 4096  # the names and lengths of a block's statistics
 
@@ -77,11 +275,9 @@ class Collection(BlockExchange):
 
     @property
     def form(self) -> str:
-        """The format of the payloads, with its version."""
         return "fedprune.collection.v1"
 
     def answer(self, walk: BlockWalk, spec: BlockSpec, local_prefix: bool) -> Answer:
-        """Return this client's statistics of the block where a walk stands."""
         if walk.position == 0:
             self._kept.clear()
         width = self.config.strategy.max_width
@@ -94,11 +290,9 @@ class Collection(BlockExchange):
         return Answer(encode_arrays(sections))
 
     def most_bytes(self, model: PublicModel, block: int) -> int:
-        """Return the most bytes that a client's statistics of a block can take."""
         return _HEAD_BYTES + sum(part.most_bytes(model, block) for part in self.parts.values())
 
     def aggregator(self, task: BlockTask) -> "CollectionAggregator":
-        """Return empty sums for a block."""
         return CollectionAggregator(task, self.parts)
 
     def announcement(self, model: PublicModel) -> str:
@@ -107,7 +301,7 @@ class Collection(BlockExchange):
         return f"collects {', '.join(self.parts)}: at most {size_text(total)} from every client"
 
 
-class CollectionAggregator(Aggregator[dict[str, Any], BlockStatistics]):
+class CollectionAggregator(CountedSums, Aggregator[dict[str, Any], BlockStatistics]):
     """The running sums of every statistic of a block.
 
     `sums_integers`: whether all of them are sums of integers.
@@ -115,10 +309,9 @@ class CollectionAggregator(Aggregator[dict[str, Any], BlockStatistics]):
 
     def __init__(self, task: BlockTask, parts: Mapping[str, Part]) -> None:
         self.task = task
-        self._sums: dict[str, Sums] = {name: part.sums(task) for name, part in parts.items()}
+        self._sums = {name: part.sums(task) for name, part in parts.items()}
         self.sums_integers = all(sums.sums_integers for sums in self._sums.values())
         self._most = {name: part.most_bytes(task.model, task.block) for name, part in parts.items()}
-        self._clients = 0
 
     def check(self, payload: bytes, client: Contributor) -> dict[str, Any]:
         """Decode every statistic; all must be there, and nothing else."""
@@ -136,10 +329,9 @@ class CollectionAggregator(Aggregator[dict[str, Any], BlockStatistics]):
         return found
 
     def add(self, answer: dict[str, Any], client: Contributor) -> None:
-        """Add one client's checked statistics."""
         for name, found in answer.items():
             self._sums[name].add(found, client)
-        self._clients += 1
+        self.clients += 1
 
     def layout(self, clients: int) -> Layout:
         """Return the words of every statistic."""
@@ -155,13 +347,12 @@ class CollectionAggregator(Aggregator[dict[str, Any], BlockStatistics]):
         """Add the sums of all clients."""
         for name, sums in self._sums.items():
             sums.add_total(part_of(total, name), clients)
-        self._clients = len(clients)
+        self.clients = len(clients)
 
     def add_pooled(self, pooled: Pooled, clients: int) -> None:
-        """See `Aggregator.add_pooled`."""
         for sums in self._sums.values():
             sums.add_pooled(pooled, clients)
-        self._clients += clients
+        self.clients += clients
 
     def close(self) -> BlockStatistics:
         """Return the sums of every statistic."""
@@ -170,13 +361,8 @@ class CollectionAggregator(Aggregator[dict[str, Any], BlockStatistics]):
             for name, sums in self._sums.items()
             for array, values in sums.close().items()
         }
-        return BlockStatistics(self.task.block, arrays, self._clients)
+        return BlockStatistics(self.task.block, arrays, self.clients)
 
-    def state(self) -> Arrays:
-        """Return the sums as arrays."""
-        return {"clients": numbers(self._clients), **gathered(self._sums)}
-
-    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Go on from :meth:`state`; errors as there."""
-        (self._clients,) = (int(n) for n in arrays["clients"])
-        scattered(arrays, self._sums)
+    def parts(self) -> dict[str, Sums]:
+        """Return the sums of every statistic."""
+        return self._sums

@@ -20,7 +20,7 @@ from fedprune.errors import ConfigError, ModelError, WireError
 from fedprune.methods.agreement import BlockSample
 from fedprune.methods.public_model import PublicModel
 from fedprune.methods.public_text import decode_samples, encode_samples, token_inputs
-from fedprune.methods.state import Arrays
+from fedprune.methods.state import Arrays, CountedSums, Keepable
 from fedprune.methods.word_sums import Layout, Words
 from fedprune.pruning.block_kinds import BlockKind
 from fedprune.pruning.blocks import BlockWalk, StandIn
@@ -60,17 +60,11 @@ def can_have_noise(kind: StatisticKind[Any] | BlockKind) -> TypeGuard[Summed]:
 
 @dataclass(frozen=True)
 class Pooled:
-    """What all clients together know of a block.
+    """What all clients together know of a block."""
 
-    Attributes
-    ----------
-    inputs : Mapping[str, Mapping[tuple[str, ...], ColumnSums]]
-        Kind -> linears that share an input -> its statistic.
-    block : Mapping[str, Arrays]
-        Kind of the whole block -> its arrays.
-    """
-
+    # kind -> linears that share an input -> its statistic
     inputs: Mapping[str, Mapping[tuple[str, ...], ColumnSums]]
+    # kind of the whole block -> its arrays
     block: Mapping[str, Arrays] = field(default_factory=dict)
 
 
@@ -84,19 +78,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class BlockPlace:
-    """A block of a client's model, as far as what the server says of it must fit.
+    """A block of a client's model, as far as what the server says of it must fit."""
 
-    Attributes
-    ----------
-    block, num_blocks : int
-        Its index, and how many the model has.
-    weights : Mapping[str, Tensor]
-        Name of the linear -> dense weight, shape (d_out, d_in).
-    """
-
+    # block, num_blocks: its index, and how many the model has
     block: int
     num_blocks: int
-    weights: Mapping[str, Tensor]
+    weights: Mapping[str, Tensor]  # name of the linear -> dense weight, shape (d_out, d_in)
 
     @classmethod
     def of(cls, walk: BlockWalk) -> "BlockPlace":
@@ -111,38 +98,24 @@ class BlockPlace:
 
 @dataclass(frozen=True)
 class BlockResult:
-    """One aggregated block.
+    """One aggregated block."""
 
-    Attributes
-    ----------
-    block : int
-        Its index.
-    changes : Mapping[str, BitMask, LinearUpdate or SparseWeight]
-        Name of the linear -> what becomes of it; empty where nobody reported the block.
-    voters : int
-        Clients whose answers were counted.
-    effective_voters : float
-        How many clients of equal weight they stand for; ``voters`` where all weigh the same.
-    histograms : Mapping[str, NDArray]
-        Name of the linear -> weights by prune votes, from none to all
-        (:meth:`fedprune.methods.votes.VoteCounter.histogram`); empty without votes.
-    sample : BlockSample or None
-        A few bits of every client's mask and of the result; None without votes.
-    tokens : Mapping[str, int]
-        Name of the linear -> tokens of all clients together that reached it, where that is known:
-        of votes only that there were none.
-    heard : Mapping[str, tuple[int, float]]
-        Name of the linear -> ``voters`` and ``effective_voters`` of it, where not all had anything
-        to say of it.
-    """
-
-    block: int
+    block: int  # its index
+    # name of the linear -> what becomes of it; empty where nobody reported the block
     changes: Mapping[str, Change]
-    voters: int
+    voters: int  # clients whose answers were counted
+    # how many clients of equal weight they stand for; ``voters`` where all weigh the same
     effective_voters: float
+    # name of the linear -> weights by prune votes, from none to all
+    # (:meth:`fedprune.methods.votes.VoteCounter.histogram`); empty without votes
     histograms: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    # a few bits of every client's mask and of the result; None without votes
     sample: BlockSample | None = None
+    # name of the linear -> tokens of all clients together that reached it, where that is known: of
+    # votes only that there were none
     tokens: Mapping[str, int] = field(default_factory=dict)
+    # name of the linear -> ``voters`` and ``effective_voters`` of it, where not all had anything to
+    # say of it
     heard: Mapping[str, tuple[int, float]] = field(default_factory=dict)
 
     @classmethod
@@ -156,13 +129,8 @@ class BlockResult:
     ) -> "BlockResult":
         """Return a block of whose linears not all clients may have said something.
 
-        Parameters
-        ----------
-        block, changes, histograms, sample
-            See the class.
-        heard : Mapping[str, tuple[int, float]]
-            Name of the linear -> how many clients were counted, and how many of equal weight they
-            stand for; of an expert that nobody's tokens reached none.
+        `heard`: name of the linear -> how many clients were counted, and how many of equal weight
+        they stand for; of an expert that nobody's tokens reached none.
         """
         voters, effective = max(heard.values())
         return cls(
@@ -184,62 +152,33 @@ class BlockResult:
 
 @dataclass(frozen=True)
 class Contributor:
-    """Whose answer it is.
+    """Whose answer it is."""
 
-    Attributes
-    ----------
-    name : str
-        What results call the client by.
-    weight : int
-        How often it counts.
-    tokens : int
-        The calibration tokens that it promised in the handshake; 0 if nobody knows.
-    """
-
-    name: str
-    weight: int = 1
-    tokens: int = 0
+    name: str  # what results call the client by
+    weight: int = 1  # how often it counts
+    tokens: int = 0  # the calibration tokens that it promised in the handshake; 0 if nobody knows
 
 
 @dataclass(frozen=True)
 class BlockTask:
-    """What the server aggregates.
+    """What the server aggregates."""
 
-    Attributes
-    ----------
-    model : PublicModel
-        Shapes and public weights.
-    block : int
-        The block that was asked about.
-    round : int
-        The round over all blocks, from 1.
-    before : Mapping[str, Change]
-        What the round before made of the block; empty in the first.
-    total_weight : int
-        The sum of the weights of all clients of the round.
-    figures : dict[str, Any]
-        What the results tell of the method; an aggregator may put plain JSON values into it.
-    """
-
-    model: PublicModel
-    block: int
-    round: int = 1
+    model: PublicModel  # shapes and public weights
+    block: int  # the block that was asked about
+    round: int = 1  # the round over all blocks, from 1
+    # what the round before made of the block; empty in the first
     before: Mapping[str, Change] = field(default_factory=dict)
-    total_weight: int = 1
+    total_weight: int = 1  # the sum of the weights of all clients of the round
+    # what the results tell of the method; an aggregator may put plain JSON values into it
     figures: dict[str, Any] = field(default_factory=dict)
 
 
 class Aggregator(ABC, Generic[A, R]):
-    """The running sums of one question; memory does not grow with the clients.
+    """The running sums of one question; memory does not grow with the clients."""
 
-    Attributes
-    ----------
-    sums_integers : bool
-        Whether the sums are elementwise sums of integers, whatever the order, so that they can be
-        taken under secure aggregation. Then there are :meth:`layout`, :meth:`words` and
-        :meth:`add_total`, and adding clients one by one comes to the same as adding their total.
-    """
-
+    # whether the sums are elementwise sums of integers, whatever the order, so that they can be
+    # taken under secure aggregation. Then there are :meth:`layout`, :meth:`words` and
+    # :meth:`add_total`, and adding clients one by one comes to the same as adding their total.
     sums_integers: bool = False
 
     def layout(self, clients: int) -> Layout:
@@ -406,83 +345,52 @@ class BlockAggregator(Aggregator[A, BlockResult]):
         return encode_update(result.changes)
 
 
-class NothingPruned(BlockAggregator[None]):
+class NothingPruned(CountedSums, BlockAggregator[None]):
     """Counts the answers about a block that has nothing to prune, whatever the method."""
-
-    def __init__(self, exchange: "BlockExchange", task: BlockTask) -> None:
-        super().__init__(exchange, task)
-        self._clients = 0
 
     def check(self, payload: bytes, client: Contributor) -> None:
         """Take any answer: it is within its size, and nothing is read of it."""
 
     def add(self, answer: None, client: Contributor) -> None:
         """Count a client."""
-        self._clients += 1
+        self.clients += 1
 
     def close(self) -> BlockResult:
         """Return a block without changes."""
-        return BlockResult(self.task.block, {}, self._clients, self._clients)
+        return BlockResult(self.task.block, {}, self.clients, self.clients)
 
-    def state(self) -> Arrays:
-        """Return how many have answered."""
-        return {"clients": np.array([self._clients], dtype=np.uint64)}
-
-    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Go on from :meth:`state`."""
-        (self._clients,) = (int(count) for count in arrays["clients"])
+    def parts(self) -> dict[str, Keepable]:
+        """Return no sums."""
+        return {}
 
 
 class BlockExchange(ABC):
-    """One question to every client about some blocks.
+    """One question to every client about some blocks; both halves have the configuration."""
 
-    Parameters
-    ----------
-    config : RunConfig
-        The configuration of both halves.
-
-    Attributes
-    ----------
-    name : str
-        What requests and the ledger call it.
-    payload : str
-        What leaves a node, of :data:`fedprune.config.schema.PAYLOADS`; its operator allows it.
-    prunes : bool
-        Whether blocks are pruned; else the dense model is walked through.
-    shares_inputs : bool
-        Whether the server must know which linears share an input.
-    together : bool
-        Whether a client is asked about all blocks in one message, since it keeps something from
-        block to block.
-    refines : bool
-        Whether it is about a block that has been pruned in the same run: a client then stands at
-        it, and its order brings what the block is.
-    carries_dense : bool
-        Whether a client's walk carries the dense model's hidden states beside its own
-        (:class:`fedprune.pruning.paired.PairedWalk`).
-    once : bool
-        Whether a client must not answer twice about a block, but say the same again: another answer
-        would have other noise in it.
-    summed : tuple of ColumnKind and BlockKind
-        The statistics that are all a client sends, where noise can be added to each
-        (`privacy.epsilon`); then the aggregator has :meth:`Aggregator.add_pooled`. Empty otherwise.
-    collects : tuple of str
-        Names of the statistics that are kept of every block, where they are.
-    cohorts : int
-        Of how many cohorts of clients at least it needs the sums where nobody sees an answer. If
-        more than 1, its aggregator adds what every :meth:`Aggregator.add_total` brings.
-    """
-
-    name: str = "prune"
+    name: str = "prune"  # what requests and the ledger call it
+    # what leaves a node, of :data:`fedprune.config.schema.PAYLOADS`; its operator allows it
     payload: str
-    prunes: bool = True
-    shares_inputs: bool = False
+    prunes: bool = True  # whether blocks are pruned; else the dense model is walked through
+    shares_inputs: bool = False  # whether the server must know which linears share an input
+    # whether a client is asked about all blocks in one message, since it keeps something from block
+    # to block
     together: bool = False
+    # whether it is about a block that has been pruned in the same run: a client then stands at it,
+    # and its order brings what the block is
     refines: bool = False
+    # whether a client's walk carries the dense model's hidden states beside its own
+    # (:class:`fedprune.pruning.paired.PairedWalk`)
     carries_dense: bool = False
+    # whether a client must not answer twice about a block, but say the same again: another answer
+    # would have other noise in it
     once: bool = False
+    # the statistics that are all a client sends, where noise can be added to each
+    # (`privacy.epsilon`); then the aggregator has :meth:`Aggregator.add_pooled`. Empty otherwise.
     summed: tuple[Summed, ...] = ()
+    # names of the statistics that are kept of every block, where they are
     collects: tuple[str, ...] = ()
+    # of how many cohorts of clients at least it needs the sums where nobody sees an answer. If more
+    # than 1, its aggregator adds what every :meth:`Aggregator.add_total` brings.
     cohorts: int = 1
 
     def __init__(self, config: RunConfig) -> None:

@@ -20,40 +20,22 @@ from fedprune.errors import ConfigError, FedpruneError
 from fedprune.methods.statistics_folder import StatisticsFolder
 from fedprune.pruning.statistics import ColumnStatistics
 
+_ALIKE = (
+    "apertus arcee bloom cohere2 exaone4 falcon gemma gemma2 gemma3 glm4 gpt2 granite llama "
+    "mpt olmo olmo2 olmoe phi3 qwen2 qwen3 seed_oss smollm3 stablelm starcoder2"
+)  # called the same there
+
 FAMILIES: Mapping[str, str] = {
-    "apertus": "apertus",
-    "arcee": "arcee",
-    "bloom": "bloom",
+    **{name: name for name in _ALIKE.split()},
     "cohere": "command-r",
-    "cohere2": "cohere2",
-    "exaone4": "exaone4",
-    "falcon": "falcon",
-    "gemma": "gemma",
-    "gemma2": "gemma2",
-    "gemma3": "gemma3",
     "gemma3_text": "gemma3",
-    "glm4": "glm4",
-    "gpt2": "gpt2",
     "gpt_bigcode": "starcoder",
     "gpt_neox": "gptneox",
-    "granite": "granite",
-    "llama": "llama",
     "mistral": "llama",
     "mixtral": "llama",
-    "mpt": "mpt",
-    "olmo": "olmo",
-    "olmo2": "olmo2",
-    "olmoe": "olmoe",
     "phi": "phi2",
-    "phi3": "phi3",
-    "qwen2": "qwen2",
     "qwen2_moe": "qwen2moe",
-    "qwen3": "qwen3",
     "qwen3_moe": "qwen3moe",
-    "seed_oss": "seed_oss",
-    "smollm3": "smollm3",
-    "stablelm": "stablelm",
-    "starcoder2": "starcoder2",
 }
 """``model_type`` of a Hugging Face configuration -> the architecture that llama.cpp makes of it.
 

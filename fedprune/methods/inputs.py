@@ -7,9 +7,8 @@ from numpy.typing import NDArray
 
 from fedprune.errors import WireError
 from fedprune.methods.exchange import Aggregator, BlockTask, Contributor, Pooled
-from fedprune.methods.median import MedianPool
 from fedprune.methods.state import CountedSums, Keepable
-from fedprune.methods.sums import SumsPool
+from fedprune.methods.sums import MedianPool, SumsPool
 from fedprune.methods.word_sums import Layout, Words, part_of, prefixed
 from fedprune.pruning.statistics import (
     ColumnSquares,
@@ -46,7 +45,51 @@ _HEAD_BYTES = 2048  # names, counts, checksum and forms of an input's arrays
 _COLUMN_BYTES = 40
 
 
-class ColumnAggregator(CountedSums, Aggregator[list[InputSums], R], Generic[R]):
+Linears = tuple[str, ...]
+T = TypeVar("T")
+
+
+class PooledInputs(CountedSums, Aggregator[dict[Linears, T], R], Generic[T, R]):
+    """What clients know of each of a block's inputs, added up; what it comes to is for subclasses.
+
+    `pools`: the linears that read an input -> what is known of it.
+    """
+
+    def __init__(self, task: BlockTask, pools: Mapping[Linears, Any]) -> None:
+        self.task = task
+        self.pools: dict[Linears, Any] = dict(pools)
+
+    @property
+    def inputs(self) -> Sequence[Linears]:
+        """The block's inputs, each as the linears that read it."""
+        return self.task.model.inputs[self.task.block]
+
+    def add(self, answer: dict[Linears, T], client: Contributor) -> None:
+        """Add what one client knows."""
+        for linears, one in answer.items():
+            self.pools[linears].add(one)
+        self.clients += 1
+
+    def layout(self, clients: int) -> Layout:
+        """Return the words of what is pooled of each input."""
+        shapes = self.task.model.shapes[self.task.block]
+        return prefixed({one[0]: p.layout(shapes[one[0]][1]) for one, p in self.pools.items()})
+
+    def words(self, answer: dict[Linears, T], client: Contributor, clients: int) -> Words:
+        """Return what a client knows as it is pooled."""
+        found = {one[0]: pool.words(answer[one], clients) for one, pool in self.pools.items()}
+        return prefixed(found)
+
+    def tokens(self) -> dict[str, int]:
+        """Return linear -> tokens of all clients; of inputs whose sums are not yet taken."""
+        return {name: pool.seen for linears, pool in self.pools.items() for name in linears}
+
+    def parts(self) -> dict[str, Keepable]:
+        """Return what is pooled of each input, by the first linear that reads it."""
+        return {linears[0]: pool for linears, pool in self.pools.items()}
+
+
+class ColumnAggregator(PooledInputs[InputSums, R], Generic[R]):
     """Exact sums of a block's inputs; what they come to is for subclasses to say.
 
     `pooling`: `strategy.pooling`; with 'worst', where clients' weights are found when a block is
@@ -56,53 +99,25 @@ class ColumnAggregator(CountedSums, Aggregator[list[InputSums], R], Generic[R]):
     sums_integers = True
 
     def __init__(self, task: BlockTask, pooling: str) -> None:
-        self.task = task
-        self._inputs = task.model.inputs[task.block]
         mode = "tokens" if pooling == "worst" else pooling
-        self._pools = {
-            linears: MedianPool() if pooling == "median" else SumsPool(mode)
-            for linears in self._inputs
-        }
+        inputs = task.model.inputs[task.block]
+        super().__init__(
+            task, {one: MedianPool() if pooling == "median" else SumsPool(mode) for one in inputs}
+        )
 
-    def check(self, payload: bytes, client: Contributor) -> list[InputSums]:
+    def check(self, payload: bytes, client: Contributor) -> dict[Linears, InputSums]:
         """Decode sums, which must be those of the block's inputs."""
         found = decode_sums(payload, self.task.model.shapes[self.task.block])
-        check_inputs([one.linears for one in found], self._inputs)
+        check_inputs([one.linears for one in found], self.inputs)
         check_tokens({one.linears[0]: one.tokens for one in found}, self.task, client)
         for one in found:
             total = float(one.sums.to_float64().sum())
             check_loudness(self.task, one.linears, total, one.tokens)
-        return found
-
-    def add(self, answer: list[InputSums], client: Contributor) -> None:
-        """Add one client's checked sums."""
-        for group in answer:
-            self._pools[group.linears].add(group)
-        self.clients += 1
-
-    def layout(self, clients: int) -> Layout:
-        """Return the words of the pooled sums of each input."""
-        model, block = self.task.model, self.task.block
-        return prefixed(
-            {
-                linears[0]: pool.layout(model.shapes[block][linears[0]][1])
-                for linears, pool in self._pools.items()
-            }
-        )
-
-    def words(self, answer: list[InputSums], client: Contributor, clients: int) -> Words:
-        """Return a client's checked sums as they are pooled."""
-        found = {one.linears: one for one in answer}
-        return prefixed(
-            {
-                linears[0]: pool.words(found[linears], clients)
-                for linears, pool in self._pools.items()
-            }
-        )
+        return {one.linears: one for one in found}
 
     def add_total(self, total: Mapping[str, NDArray[Any]], clients: Sequence[Contributor]) -> None:
         """Take the sums of clients' words, which must be of the tokens that they promised."""
-        found = {linears: SumsPool(pool.mode) for linears, pool in self._pools.items()}
+        found = {linears: SumsPool(pool.mode) for linears, pool in self.pools.items()}
         for linears, pool in found.items():
             pool.add_total(linears, part_of(total, linears[0]))
         together = all_together(clients)
@@ -111,34 +126,25 @@ class ColumnAggregator(CountedSums, Aggregator[list[InputSums], R], Generic[R]):
             if pool.mode == "tokens":
                 check_loudness(self.task, linears, pool.total(), pool.seen)
         for linears, pool in found.items():
-            own = self._pools[linears]
+            own = self.pools[linears]
             if isinstance(own, MedianPool):
                 own.add_cohort(pool)
             else:
-                self._pools[linears] = pool
+                self.pools[linears] = pool
         self.clients += len(clients)
 
     def add_pooled(self, pooled: Pooled, clients: int) -> None:
-        """See `Aggregator.add_pooled`."""
         for linears, found in pooled.inputs[ColumnSquares.name].items():
             exact = found.exact or ExactSums(found.sums.numel())
-            self._pools[linears].add(InputSums(linears, exact, found.tokens))
+            self.pools[linears].add(InputSums(linears, exact, found.tokens))
         self.clients += clients
 
     def statistics(self) -> dict[str, ColumnStatistics]:
         """Return linear -> pooled statistics; linears that share an input share the object."""
         found: dict[str, ColumnStatistics] = {}
-        for linears, pool in self._pools.items():
+        for linears, pool in self.pools.items():
             found |= dict.fromkeys(linears, pool.statistic())
         return found
-
-    def tokens(self) -> dict[str, int]:
-        """Return linear -> tokens of all clients."""
-        return {name: pool.seen for linears, pool in self._pools.items() for name in linears}
-
-    def parts(self) -> dict[str, Keepable]:
-        """Return the sums of each input, by the first linear that reads it."""
-        return {linears[0]: pool for linears, pool in self._pools.items()}
 
 
 def all_together(clients: Sequence[Contributor]) -> Contributor:

@@ -258,7 +258,6 @@ class ClippedKind(LocalKind[ClippedSums]):
         return _ClippedRecording(self._kind, None, width, self._shorten)
 
     def start_at(self, linear: str, width: int) -> _ClippedRecording:
-        """See `StatisticKind.start_at`."""
         return _ClippedRecording(self._kind, self._shares.get(linear), width, self._shorten)
 
     def add(self, first: ClippedSums, second: ClippedSums) -> ClippedSums:
@@ -317,7 +316,6 @@ class ClippedBlock(BlockKind):
         raise RuntimeError("sums without noise are not sent.")
 
     def start(self, site: BlockSite, kept: MutableMapping[str, Any]) -> _ClippedBlockRecording:
-        """See `BlockKind.start`."""
         inner = self._kind.start(site, kept)
         if not isinstance(inner, RunningRecording):
             raise TypeError(f"recordings of '{self.name}' do not say what they have so far.")

@@ -138,7 +138,6 @@ class MaskedExchange(BlockExchange):
         return word_layout(self.inner, task, self.clients)
 
     def most_bytes(self, model: PublicModel, block: int) -> int:
-        """Return the most bytes that a client's masked words of a block take."""
         numbers = {1, int(self.config.strategy.rounds)}
         return max(masked_bytes(self.layout(model, block, number)) for number in numbers)
 
@@ -267,7 +266,6 @@ class MaskedAggregator(Aggregator[dict[int, bytes], R], Generic[R]):
         return gathered(self._parts())
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Go on from :meth:`state`."""
         scattered(arrays, self._parts())
 
     def _parts(self) -> dict[str, Keepable]:

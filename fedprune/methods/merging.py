@@ -10,7 +10,7 @@ import numpy as np
 
 from fedprune.disk import new_folder
 from fedprune.errors import ConfigError, ModelError, WireError
-from fedprune.methods.parts import TOKENS, kept
+from fedprune.methods.collection import TOKENS, kept
 from fedprune.methods.state import Arrays
 from fedprune.methods.statistics_folder import (
     StatisticsFolder,

@@ -1,9 +1,15 @@
-"""Second moments of a federated Hessian: what clients send of each input, and how it is pooled."""
+"""Second moments of a federated Hessian: what clients send of each input, and how it is pooled.
 
-import math
-from collections.abc import Collection, Mapping, Sequence
+A solver that reconstructs wants all products of two inputs. Where clients tell the squares alone,
+public text says what is between two columns (:func:`completed`). Texts that the public model writes
+itself calibrate a pruner nearly as well as real ones where the model knows such texts (Williams et
+al., arXiv 2410.17170); here they lend the correlations, and the clients' texts keep their own exact
+scales.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -12,8 +18,15 @@ from torch import Tensor
 
 from fedprune.config import RunConfig
 from fedprune.errors import QuorumError, WireError
-from fedprune.methods.completion import completed
-from fedprune.methods.fixed_point import from_fixed, to_fixed, to_float32
+from fedprune.methods.exchange import BlockTask, Contributor
+from fedprune.methods.inputs import (
+    Linears,
+    PooledInputs,
+    all_together,
+    check_inputs,
+    check_loudness,
+    check_tokens,
+)
 from fedprune.methods.sketches import (
     InputShape,
     eigen_sketch,
@@ -23,7 +36,16 @@ from fedprune.methods.sketches import (
     sketch_bits,
 )
 from fedprune.methods.state import Arrays, numbers
-from fedprune.methods.word_sums import Layout, Words
+from fedprune.methods.sums import SumsPool
+from fedprune.methods.word_sums import (
+    Layout,
+    Words,
+    from_fixed,
+    part_of,
+    prefixed,
+    to_fixed,
+    to_float32,
+)
 from fedprune.privacy.secure_masks import add_words
 from fedprune.privacy.secure_sums import WordSpec
 from fedprune.pruning.statistics import (
@@ -35,7 +57,36 @@ from fedprune.pruning.statistics import (
 )
 from fedprune.seeds import derive_seed
 from fedprune.wire.inputs import input_name
-from fedprune.wire.moments import Columns, Cross, InputMoments, Precision, Sketch, Triangle
+from fedprune.wire.moments import (
+    Columns,
+    Cross,
+    InputMoments,
+    Precision,
+    Sketch,
+    Triangle,
+    decode_moments,
+    square,
+)
+from fedprune.wire.sums import ExactSums, InputSums
+
+
+def completed(sums: ColumnStatistics, public: MomentStatistics) -> MomentStatistics:
+    """Return moments with the clients' diagonal and public text's correlations.
+
+    ``G_ij = C_ij sqrt(s_i s_j / (C_ii C_jj))``, positive semi-definite as C is. A column that
+    public text leaves silent is related to no other.
+
+    `sums`: s, the pooled sums of squares, shape (d_in,). `public`: C, shape (d_in, d_in).
+    """
+    squares = sums.sum_squares.double().cpu()
+    moments = public.moments.double().cpu()
+    silent = moments.diagonal() <= 0
+    ratio = torch.where(silent, 0.0, squares / torch.where(silent, 1.0, moments.diagonal()))
+    scale = ratio.sqrt()
+    found = scale[:, None] * moments * scale
+    found.diagonal().copy_(squares)
+    return MomentStatistics(found.float(), sums.tokens)
+
 
 Form = Literal["float32", "float16", "eigen", "nystrom", "columns"]
 
@@ -99,17 +150,11 @@ def plan_inputs(
     widths = [shapes[linears[0]][1] for linears in inputs]
     narrow = [strategy.max_width is None or width <= strategy.max_width for width in widths]
     ranks = _ranks(config, inputs, shapes, narrow)
-    chosen: Mapping[str, Form] = {
-        "float32": "float32",
-        "float16": "float16",
-        "eigen": "eigen",
-        "nystrom": "nystrom",
-    }
     return [
         InputPlan(
             linears=tuple(linears),
             width=width,
-            form=chosen[strategy.moments] if fits else "columns",
+            form=strategy.moments if fits else "columns",
             rank=rank,
             seed=derive_seed(config.seed, "nystrom", block, linears[0]),
             # The first block's inputs are the dense model's.
@@ -198,6 +243,19 @@ def _body(plan: InputPlan, known: Statistic) -> Triangle | Sketch | Columns:
     return Triangle.from_matrix(moments.numpy(), plan.precision)
 
 
+def moment_layout(plan: InputPlan) -> Layout:
+    """Return the words that a client's moments are, which travel by a plan."""
+    width = plan.width
+    if plan.form == "columns":
+        return SumsPool.layout(width)
+    sizes = {"triangle": width * (width + 1) // 2}
+    if plan.form == "nystrom":
+        sizes = dict(zip(_SKETCH, (width * plan.rank, width), strict=True))
+    if plan.crossed:
+        sizes |= dict(zip(_CROSS, (width * width, width), strict=True))
+    return {**{n: WordSpec(size, 128) for n, size in sizes.items()}, "counts": WordSpec(2, 64)}
+
+
 class MomentPool:
     """Running second moments of one input over clients.
 
@@ -214,12 +272,10 @@ class MomentPool:
     def __init__(self, mode: str, seed: int = 0) -> None:
         self.mode = mode
         self._seed = seed
-        self._total: Tensor | None = None
-        self._cross: Tensor | None = None
-        self._squares: Tensor | None = None
-        self._sketch: tuple[Fixed, Fixed] | None = None  # vectors, diagonal
-        self._rest: Tensor | None = None  # of the diagonal, what eigenvectors leave of it
-        self._tokens = 0
+        # float64: "total"; "rest", of the diagonal, what eigenvectors leave of it; _CROSS
+        self._sums: dict[str, Tensor] = {}
+        self._sketch: dict[str, Fixed] = {}  # _SKETCH
+        self.tokens = 0  # that the sums stand for; unless pooled by tokens, one a client
         self.seen = 0
 
     def add(self, moments: InputMoments, times: float = 1.0) -> None:
@@ -232,17 +288,18 @@ class MomentPool:
         if isinstance(body, Columns):
             raise WireError("column sums alone do not add to second moments.")
         factor = times * self._factor(moments)
-        if isinstance(body, Sketch) and body.kind == "nystrom":
-            self._add_products(body, factor)
+        if isinstance(body, Triangle):
+            self._add("total", torch.from_numpy(body.matrix()), factor)
+        elif body.kind == "eigen":
+            whole, rest = rebuild_and_rest(body)
+            self._add("total", whole, factor)
+            self._add("rest", factor * rest.double(), 1.0)
         else:
-            whole, rest = _whole(body)
-            self._add_matrix(whole, factor)
-            if rest is not None:
-                added = factor * rest.double()
-                self._rest = added if self._rest is None else self._rest + added
+            self._add_products(body, factor)
         if moments.cross is not None:
-            self._add_cross(moments.cross, factor)
-        self._tokens += self._stands_for(moments)
+            self._add("cross", torch.from_numpy(moments.cross.values), factor)
+            self._add("squares", torch.from_numpy(moments.cross.squares), factor)
+        self.tokens += self._stands_for(moments)
         self.seen += moments.tokens
 
     def result(self) -> tuple[Tensor, int]:
@@ -250,16 +307,19 @@ class MomentPool:
 
         Raises QuorumError if no client was added.
         """
-        return self._pooled()[0], self._tokens
+        return self._pooled()[0], self.tokens
 
     def _pooled(self) -> tuple[Tensor, Tensor | None]:
         """Return the pooled moments, and what sketches left of their diagonal, None without any."""
         sketch = self.sketch()
         if sketch is not None:
             return rebuild_and_rest(sketch, self._seed)
-        if self._total is None:
+        return self._total().float(), self._sums.get("rest")
+
+    def _total(self) -> Tensor:
+        if "total" not in self._sums:
             raise QuorumError("No client sent moments of this input, so there is nothing to pool.")
-        return self._total.float(), self._rest
+        return self._sums["total"]
 
     def statistic(self, public: MomentStatistics | None = None) -> MomentStatistics:
         """Return :meth:`result` as a statistic, with the deviation where clients told it.
@@ -267,50 +327,28 @@ class MomentPool:
         `public`: second moments of the input on public text; what sketches left out is then as
         correlated as on that text, and not at all without it.
         """
-        (moments, rest), tokens = self._pooled(), self._tokens
+        (moments, rest), tokens = self._pooled(), self.tokens
         if public is not None and rest is not None:
             left_out = completed(ColumnStatistics(rest.float(), tokens), public).moments
             moments += left_out.fill_diagonal_(0.0)
-        if self._cross is None or self._squares is None:
+        if "cross" not in self._sums:
             return MomentStatistics(moments, tokens)
-        deviation = Deviation(self._cross.float(), self._squares.float())
+        deviation = Deviation(*(self._sums[name].float() for name in _CROSS))
         return MomentStatistics(moments, tokens, deviation)
-
-    @property
-    def tokens(self) -> int:
-        """The tokens that the sums stand for; unless pooled by tokens, one a client."""
-        return self._tokens
 
     def sketch(self) -> Sketch | None:
         """Return the sum of Nystrom sketches, of which the moments are rebuilt, else None."""
-        if self._sketch is None:
+        if not self._sketch:
             return None
-        vectors, diagonal = map(to_float32, self._sketch)
+        vectors, diagonal = (to_float32(self._sketch[name]) for name in _SKETCH)
         return Sketch(vectors.reshape(len(diagonal), -1), diagonal, "nystrom")
-
-    def rest(self) -> Tensor | None:
-        """Return what sketches left of the diagonal, shape (d_in,); None without any."""
-        return self._pooled()[1]
 
     def squares(self) -> NDArray[np.float64]:
         """Return the pooled sums of squares of the columns, float64, shape (d_in,)."""
-        if self._sketch is not None:
-            return from_fixed(self._sketch[1])
-        if self._total is None:
-            raise QuorumError("No client sent moments of this input, so there is nothing to pool.")
-        found: NDArray[np.float64] = self._total.diagonal().numpy()
+        if self._sketch:
+            return from_fixed(self._sketch["diagonal"])
+        found: NDArray[np.float64] = self._total().diagonal().numpy()
         return found
-
-    def layout(self, plan: InputPlan) -> Layout:
-        """Return the words that a client's moments are, which travel by a plan."""
-        entries = {"triangle": WordSpec(plan.width * (plan.width + 1) // 2, 128)}
-        if plan.form == "nystrom":
-            sizes = (plan.width * plan.rank, plan.width)
-            entries = {n: WordSpec(size, 128) for n, size in zip(_SKETCH, sizes, strict=True)}
-        if plan.crossed:
-            sizes = (plan.width * plan.width, plan.width)
-            entries |= {n: WordSpec(size, 128) for n, size in zip(_CROSS, sizes, strict=True)}
-        return {**entries, "counts": WordSpec(2, 64)}
 
     def words(self, moments: InputMoments, clients: int) -> Words:
         """Return a client's moments as they are pooled; `WireError` if so many could overflow."""
@@ -320,7 +358,7 @@ class MomentPool:
             raise WireError("column sums alone do not add to second moments.")
         parts = {"triangle": body.values} if isinstance(body, Triangle) else {}
         if isinstance(body, Sketch):
-            parts = dict(zip(_SKETCH, _parts(body), strict=True))
+            parts = _parts(body)
         if moments.cross is not None:
             parts |= {"cross": moments.cross.values, "squares": moments.cross.squares}
         found: Words = {
@@ -331,47 +369,26 @@ class MomentPool:
 
     def add_total(self, total: Mapping[str, NDArray[Any]]) -> None:
         """Take the sums of clients' words in place of their moments; nothing was added before."""
-        self._tokens, self.seen = (int(n) for n in total["counts"])
+        self.tokens, self.seen = (int(n) for n in total["counts"])
         if "cross" in total:
             cross, squares = (torch.from_numpy(from_fixed(total[name])) for name in _CROSS)
-            self._cross, self._squares = cross.reshape(len(squares), -1), squares
+            self._sums = {"cross": cross.reshape(len(squares), -1), "squares": squares}
         if "triangle" not in total:
-            vectors, diagonal = (total[name].copy() for name in _SKETCH)
-            self._sketch = vectors, diagonal
+            self._sketch = {name: total[name].copy() for name in _SKETCH}
             return
-        values = torch.from_numpy(from_fixed(total["triangle"]))
-        width = (math.isqrt(8 * len(values) + 1) - 1) // 2
-        row, column = torch.triu_indices(width, width)
-        self._total = torch.zeros((width, width), dtype=torch.float64)
-        self._total[row, column] = values
-        self._total[column, row] = values
+        self._sums["total"] = torch.from_numpy(square(from_fixed(total["triangle"])))
 
     def state(self) -> Arrays:
         """Return the sums as arrays."""
-        found: Arrays = {"counts": numbers(self._tokens, self.seen)}
-        if self._total is not None:
-            found["total"] = self._total.numpy()
-        if self._cross is not None and self._squares is not None:
-            found |= {"cross": self._cross.numpy(), "squares": self._squares.numpy()}
-        if self._sketch is not None:
-            found |= dict(zip(_SKETCH, self._sketch, strict=True))
-        if self._rest is not None:
-            found["rest"] = self._rest.numpy()
-        return found
+        sums = {name: one.numpy() for name, one in self._sums.items()}
+        return {"counts": numbers(self.tokens, self.seen), **sums, **self._sketch}
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Go on from :meth:`state`; KeyError or ValueError if that is not a pool's."""
-        self._tokens, self.seen = (int(n) for n in arrays["counts"])
-        if "total" in arrays:
-            self._total = torch.from_numpy(arrays["total"].copy())
-        if "cross" in arrays:
-            self._cross = torch.from_numpy(arrays["cross"].copy())
-            self._squares = torch.from_numpy(arrays["squares"].copy())
-        if all(name in arrays for name in _SKETCH):
-            vectors, diagonal = (arrays[name].copy() for name in _SKETCH)
-            self._sketch = vectors, diagonal
-        if "rest" in arrays:
-            self._rest = torch.from_numpy(arrays["rest"].copy())
+        self.tokens, self.seen = (int(n) for n in arrays["counts"])
+        known = [name for name in ("total", "rest", *_CROSS) if name in arrays]
+        self._sums = {name: torch.from_numpy(arrays[name].copy()) for name in known}
+        self._sketch = {name: arrays[name].copy() for name in _SKETCH if name in arrays}
 
     def _stands_for(self, moments: InputMoments) -> int:
         """Return how many tokens a client's moments count as."""
@@ -386,45 +403,28 @@ class MomentPool:
         mean = float(diagonal_of(moments).mean(dtype=np.float64))
         return 1.0 / mean if mean else 0.0
 
-    def _add_matrix(self, matrix: Tensor, factor: float) -> None:
-        if self._total is None:
-            self._total = torch.zeros(matrix.shape, dtype=torch.float64)
-        if self._total.shape != matrix.shape:
-            raise WireError(
-                f"Moments of {len(self._total)} columns do not pool with {len(matrix)}."
-            )
-        self._total.add_(matrix.double(), alpha=factor)
-
-    def _add_cross(self, cross: Cross, factor: float) -> None:
-        if self._cross is None or self._squares is None:
-            self._cross = torch.zeros(cross.values.shape, dtype=torch.float64)
-            self._squares = torch.zeros(cross.squares.shape, dtype=torch.float64)
-        self._cross.add_(torch.from_numpy(cross.values).double(), alpha=factor)
-        self._squares.add_(torch.from_numpy(cross.squares).double(), alpha=factor)
+    def _add(self, name: str, part: Tensor, factor: float) -> None:
+        total = self._sums.setdefault(name, torch.zeros(part.shape, dtype=torch.float64))
+        if total.shape != part.shape:
+            raise WireError(f"Moments of {len(total)} columns do not pool with {len(part)}.")
+        total.add_(part.double(), alpha=factor)
 
     def _add_products(self, sketch: Sketch, factor: float) -> None:
-        added = [to_fixed(factor * part.astype(np.float64)) for part in _parts(sketch)]
-        if self._sketch is None:
-            self._sketch = added[0], added[1]
-            return
-        if [part.shape for part in self._sketch] != [part.shape for part in added]:
+        added = {n: to_fixed(factor * one.astype(np.float64)) for n, one in _parts(sketch).items()}
+        if not self._sketch:
+            self._sketch = added
+        elif any(self._sketch[name].shape != part.shape for name, part in added.items()):
             raise WireError(
-                f"Sketches of {len(self._sketch[1])} columns do not pool with such of shape "
-                f"{sketch.vectors.shape}."
+                f"Sketches of {len(self._sketch['diagonal'])} columns do not pool with such of "
+                f"shape {sketch.vectors.shape}."
             )
-        for total, part in zip(self._sketch, added, strict=True):
-            add_words(total, part)
+        else:
+            for name, part in added.items():
+                add_words(self._sketch[name], part)
 
 
-def _whole(body: Sketch | Triangle) -> tuple[Tensor, Tensor | None]:
-    """Return one client's moments, and what a sketch's columns leave of their diagonal."""
-    if isinstance(body, Sketch):
-        return rebuild_and_rest(body)
-    return torch.from_numpy(body.matrix()), None
-
-
-def _parts(sketch: Sketch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    return sketch.vectors, sketch.diagonal
+def _parts(sketch: Sketch) -> dict[str, NDArray[np.float32]]:
+    return {"vectors": sketch.vectors, "diagonal": sketch.diagonal}
 
 
 def diagonal_of(moments: InputMoments) -> NDArray[np.float32]:
@@ -436,3 +436,174 @@ def diagonal_of(moments: InputMoments) -> NDArray[np.float32]:
         return body.diagonal
     diagonal: NDArray[np.float32] = body.diagonal
     return diagonal
+
+
+R = TypeVar("R")
+
+_NOTHING: Mapping[str, MomentStatistics] = {}
+_SHIFT = 1e-3  # of a diagonal of ones: what an eigenvalue may be off, beside
+_ROUNDING = {"float32": 2.0**-20, "float16": 2.0**-12}  # width times what one correlation may be
+_FACTORISED = 4096  # width up to which it takes a second a client; beyond, entries are looked at
+
+
+class ColumnMoments(SumsPool):
+    """Sums of squares of an input of which clients tell nothing else."""
+
+    def add(self, sums: InputSums | InputMoments) -> None:
+        """Add one client's."""
+        super().add(sums if isinstance(sums, InputSums) else exact_columns(sums))
+
+    def words(self, sums: InputSums | InputMoments, clients: int) -> Words:
+        own = sums if isinstance(sums, InputSums) else exact_columns(sums)
+        return super().words(own, clients)
+
+
+class MomentSums(PooledInputs[InputMoments, R], Generic[R]):
+    """Adds up what clients know of each input's products; what it comes to is for subclasses.
+
+    `pooling`: `strategy.pooling`. `plans`: how the moments of each input travel.
+    """
+
+    def __init__(self, task: BlockTask, pooling: str, plans: Sequence[InputPlan]) -> None:
+        self.sums_integers = all(plan.form != "eigen" for plan in plans)
+        self.plans = {plan.linears: plan for plan in plans}
+        super().__init__(
+            task,
+            {
+                one: ColumnMoments(pooling)
+                if plan.form == "columns"
+                else MomentPool(pooling, plan.seed)
+                for one, plan in self.plans.items()
+            },
+        )
+
+    def check(self, payload: bytes, client: Contributor) -> dict[Linears, InputMoments]:
+        """Decode moments, which must be of the form asked for, and could be of some texts."""
+        shapes, asked = self.task.model.shapes[self.task.block], {n for p in self.plans for n in p}
+        found = decode_moments(payload, {name: shapes[name] for name in shapes if name in asked})
+        check_inputs([group.linears for group in found], list(self.plans))
+        check_tokens({group.linears[0]: group.tokens for group in found}, self.task, client)
+        for group in found:
+            self._check(group, self.plans[group.linears], " ".join(group.linears))
+        return {group.linears: group for group in found}
+
+    def _check(self, group: InputMoments, plan: InputPlan, name: str) -> None:
+        """Refuse moments of another form than planned, or that no inputs can have."""
+        if _form(group) != (plan.form, plan.rank):
+            raise WireError(
+                f"the moments of {name} must be of form '{plan.form}' and rank {plan.rank}, got "
+                "another."
+            )
+        if (group.cross is not None) != plan.crossed:
+            told = "with" if plan.crossed else "without"
+            raise WireError(
+                f"the moments of {name} must come {told} the cross moment (`strategy.target`)."
+            )
+        total = float(diagonal_of(group).sum(dtype=np.float64))
+        check_loudness(self.task, group.linears, total, group.tokens)
+        if isinstance(group.body, Triangle):
+            check_moments(group.body, name)
+            if group.cross is not None:
+                dense = check_cross(group.body, group.cross, name)
+                check_loudness(self.task, group.linears, dense, group.tokens)
+
+    def layout(self, clients: int) -> Layout:
+        """Return the words of the moments, or the sums, of each input."""
+        return prefixed({linears[0]: moment_layout(plan) for linears, plan in self.plans.items()})
+
+    def add_total(self, total: Mapping[str, NDArray[Any]], clients: Sequence[Contributor]) -> None:
+        """Take the moments of all clients, which must be of the tokens that they promised."""
+        seen = {linears[0]: int(total[f"{linears[0]}/counts"][1].item()) for linears in self.plans}
+        check_tokens(seen, self.task, all_together(clients))
+        for linears, pool in self.pools.items():
+            part = part_of(total, linears[0])
+            if isinstance(pool, SumsPool):
+                pool.add_total(linears, part)
+                continue
+            pool.add_total(part)
+            squares = pool.squares()
+            if not (squares >= 0).all():
+                raise WireError(f"the moments of {' '.join(linears)} have a negative diagonal.")
+            if pool.mode == "tokens":
+                check_loudness(self.task, linears, float(squares.sum()), pool.seen)
+            if "triangle" in part:
+                matrix = pool.result()[0].numpy()
+                triangle = Triangle.from_matrix(matrix, self.plans[linears].precision)
+                check_moments(triangle, " ".join(linears))
+        self.clients = len(clients)
+
+    def results(
+        self, public: Mapping[str, MomentStatistics] = _NOTHING
+    ) -> Iterator[tuple[Linears, ColumnStatistics | MomentStatistics]]:
+        """Yield each input's linears and pooled statistics, and forget its sums.
+
+        `public`: name of the linear -> second moments of its input on public text, whose
+        correlations stand in for those that clients did not send; without it these are zero.
+        """
+        for linears in self.plans:
+            told, pool = public.get(linears[0]), self.pools.pop(linears)
+            if not isinstance(pool, SumsPool):
+                yield linears, pool.statistic(told)
+                continue
+            sums = pool.statistic()
+            yield linears, sums if told is None else completed(sums, told)
+
+
+def check_moments(triangle: Triangle, name: str) -> None:
+    """Refuse a matrix that no inputs have as second moments: not positive semi-definite."""
+    matrix = torch.from_numpy(triangle.matrix())
+    diagonal = matrix.diagonal()
+    mean = float(diagonal.mean(dtype=torch.float64))
+    if mean == 0.0:
+        if bool(matrix.any()):
+            raise WireError(f"the moments of {name} have a diagonal of zeros and are not zero.")
+        return
+    # Relative to the inputs' own sizes, so that one large input hides nothing of the others.
+    roots = (diagonal.double() + _SHIFT * _SHIFT * mean).sqrt().float()
+    scaled = matrix / roots / roots[:, None]
+    largest = float(scaled.abs().max())
+    scaled.diagonal().add_(_SHIFT + len(matrix) * _ROUNDING[triangle.precision])
+    possible = largest <= 1 + _SHIFT
+    if possible and len(matrix) <= _FACTORISED:
+        possible = not int(torch.linalg.cholesky_ex(scaled)[1])
+    if not possible:
+        raise WireError(
+            f"the moments of {name} are not those of any inputs: they are not positive "
+            "semi-definite."
+        )
+
+
+def check_cross(triangle: Triangle, cross: Cross, name: str) -> float:
+    """Refuse a cross moment that inputs of second moments G cannot have, beyond rounding.
+
+    By the inequality of Cauchy and Schwarz ``E_ij**2 <= S_i G_jj``, and the dense model's own sums
+    of squares, ``G_jj + 2 E_jj + S_j``, are not negative. Returns the sum of these.
+    """
+    diagonal, squares = triangle.diagonal.astype(np.float64), cross.squares.astype(np.float64)
+    # What float32 sums of products may be off, relative to the mean column.
+    room = _SHIFT * np.sqrt(diagonal.mean() * squares.mean())
+    most = (1 + _SHIFT) * np.sqrt(squares)[:, None] * np.sqrt(diagonal) + room
+    dense = diagonal + 2 * cross.values.diagonal().astype(np.float64) + squares
+    least = -_SHIFT * (diagonal.mean() + squares.mean())
+    if not bool((np.abs(cross.values) <= most).all()) or not bool((dense >= least).all()):
+        raise WireError(
+            f"the cross moment of {name} is not one of inputs with these second moments: entries "
+            "are larger than Cauchy-Schwarz allows."
+        )
+    return float(dense.clip(0).sum())
+
+
+def exact_columns(group: InputMoments) -> InputSums:
+    """Return the sums of squares of an input of which nothing else is known."""
+    exact = ExactSums(len(diagonal_of(group)))
+    exact.add(diagonal_of(group))
+    return InputSums(group.linears, exact, group.tokens)
+
+
+def _form(group: InputMoments) -> tuple[str, int]:
+    body = group.body
+    if isinstance(body, Columns):
+        return "columns", 0
+    if isinstance(body, Sketch):
+        return body.kind, body.vectors.shape[1]
+    return body.precision, 0

@@ -2,7 +2,7 @@
 
 What a sample adds is a vector of limited length (:mod:`fedprune.methods.limited`); vectors add up
 over samples and clients, and noise is added before they leave, so that all messages of a run are
-one release (:mod:`fedprune.privacy.accounting`), and what is asked later may depend on earlier
+one release (:mod:`fedprune.privacy.noise`), and what is asked later may depend on earlier
 answers.
 
 Any exchange that says of which statistics its answers are (`BlockExchange.summed`) can be held so.
@@ -46,8 +46,7 @@ from fedprune.methods.limited import (
 from fedprune.methods.public_model import PublicModel
 from fedprune.methods.state import Arrays, numbers
 from fedprune.methods.word_sums import Layout, Words, signed
-from fedprune.privacy.accounting import Guarantee, own_scale
-from fedprune.privacy.noise import NORM_BITS, discrete_gaussian, unit
+from fedprune.privacy.noise import NORM_BITS, Guarantee, discrete_gaussian, own_scale, unit
 from fedprune.privacy.secure_sums import WordSpec
 from fedprune.pruning.block_kinds import BlockKind
 from fedprune.pruning.blocks import BlockWalk
@@ -57,15 +56,11 @@ from fedprune.wire.arrays import decode_arrays, encode_arrays, most_bytes
 from fedprune.wire.changes import Change
 from fedprune.wire.sums import LIMIT, ExactSums
 
-Shapes = Mapping[str, tuple[int, int]]
-
 _CHANCE = 2.0
 _SIGMAS = 40  # noise is never further out
 
 
-@lru_cache(maxsize=64)
-def _guarantee(epsilon: float, delta: float, shares: int) -> Guarantee:
-    return Guarantee.of(epsilon, delta, shares)
+_guarantee = lru_cache(maxsize=64)(Guarantee.of)
 
 
 def guarantee(config: RunConfig) -> Guarantee:
@@ -110,7 +105,6 @@ class NoisyExchange(BlockExchange):
 
     @property
     def form(self) -> str:
-        """The format of the payloads, with its version."""
         return "fedprune.noisy.v2"
 
     # ------------------------------------------------------------------------ beside the texts
@@ -169,17 +163,9 @@ class NoisyExchange(BlockExchange):
         return False
 
     def read_update(self, place: BlockPlace, data: bytes) -> dict[str, Change]:
-        """See `BlockExchange.read_update`."""
         return self.inner.read_update(place, data)
 
-    def read_result(
-        self, shapes: Shapes, block: int, num_blocks: int, data: bytes
-    ) -> dict[str, Change]:
-        """See `BlockExchange.read_result`."""
-        return self.inner.read_result(shapes, block, num_blocks, data)
-
     def check_result(self, changes: Mapping[str, Change], block: int, num_blocks: int) -> None:
-        """See `BlockExchange.check_result`."""
         self.inner.check_result(changes, block, num_blocks)
 
     # --------------------------------------------------------------------------- on the server
@@ -199,15 +185,12 @@ class NoisyExchange(BlockExchange):
         return scale_of(self.means(model, block, share), share)
 
     def most_bytes(self, model: PublicModel, block: int) -> int:
-        """Return the most bytes that a client's sums of a block can take."""
         return most_bytes(self.plan(model).specs(block, "int64"))
 
     def aggregator(self, task: BlockTask) -> "Aggregator[Any, Any]":
-        """Return empty sums for a block."""
         return (NoisyBlock if self.prunes else NoisySums)(self, task)
 
     def result_spec(self, block: int, num_blocks: int) -> BlockSpec:
-        """See `BlockExchange.result_spec`."""
         return self.inner.result_spec(block, num_blocks)
 
     def promise(self, model: PublicModel, samples: int, clients: int) -> dict[str, Any]:
@@ -232,7 +215,6 @@ class NoisyExchange(BlockExchange):
         return width * self.config.privacy.clip * math.sqrt(total) / max(1, samples)
 
     def announcement(self, model: PublicModel) -> str:
-        """See `BlockExchange.announcement`."""
         return self.inner.announcement(model)
 
 
@@ -275,7 +257,6 @@ class NoisySums(Aggregator[Arrays, Any]):
                 )
 
     def add(self, answer: Arrays, client: Contributor) -> None:
-        """Add one client's checked sums."""
         for name, sums in answer.items():
             self._total[name] += sums
         self.clients += 1
@@ -290,7 +271,6 @@ class NoisySums(Aggregator[Arrays, Any]):
         return {name: signed(answer[name]) for name in self._specs}
 
     def add_total(self, total: Mapping[str, NDArray[Any]], clients: Sequence[Contributor]) -> None:
-        """Take the sums of clients' words."""
         found = {name: total[name].view(np.int64) for name in self._specs}
         everybody = all_together(clients)
         self._check(found, everybody, len(clients))
@@ -354,7 +334,6 @@ class NoisySums(Aggregator[Arrays, Any]):
         return self._total[share.key] / units, deviation
 
     def state(self) -> Arrays:
-        """Return the sums so far."""
         return {"clients": numbers(self.clients, self.tokens), **self._total}
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -410,8 +389,7 @@ def _exact(sums: Tensor) -> ExactSums:
 def with_noise(exchange: BlockExchange, way: str) -> BlockExchange:
     """Return an exchange as `privacy` wants it: itself, or with noise.
 
-    `way`: what to do where it can have none. Raises ConfigError if what a sample adds to its
-    answers has no limit, or the run's schedule lets it grow.
+    Raises ConfigError, with the ``way`` out, if what a sample adds has no limit, or a schedule's.
     """
     config = exchange.config
     if config.privacy.epsilon is None:

@@ -114,10 +114,6 @@ class PublicModel:
         )
         return self.mask_bytes(block) + values
 
-    def column_bytes(self, block: int) -> int:
-        """Return the most bytes that exact sums of a block's inputs can take."""
-        return sum(FRAME_BYTES + 40 * columns for _, columns in self.shapes[block].values())
-
     def check_pattern(self, pattern: Pattern) -> None:
         """Refuse an N:M pattern that does not divide every linear's inputs.
 

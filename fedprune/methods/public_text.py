@@ -82,8 +82,7 @@ def encode_samples(samples: Sequence[Tensor]) -> bytes:
 def decode_samples(data: bytes, vocabulary: int) -> list[Tensor]:
     """Return what :func:`encode_samples` made, from a server.
 
-    `data`: may be anything. Raises WireError if it is no text of the model's vocabulary, or a very
-    long one.
+    Raises WireError if it is no text of the model's vocabulary, or a very long one.
     """
     message = Arrays(data, [_TOKENS])
     announced = message.announced(_TOKENS)
@@ -97,9 +96,8 @@ def decode_samples(data: bytes, vocabulary: int) -> list[Tensor]:
 
 
 def public_samples(config: RunConfig, loaded: LoadedModel) -> list[Tensor]:
-    """Return samples of public text, each int64 of shape (tokens,).
+    """Return samples of `privacy.public_text`, or of what the model writes, int64, (tokens,) each.
 
-    `config`: `privacy.public_text`, a file of plain text, or "" for what the model writes; `seed`.
     Raises ConfigError if the file cannot be read, or has too little text for two samples.
     """
     length, path = min(_LENGTH, config.pruner.seq_len), config.privacy.public_text
@@ -184,8 +182,6 @@ class PublicMoments:
 
     Found in one pass over all blocks when the first is asked for; until they are gone they lie on
     the disk, d^2 numbers of four bytes for each distinct input.
-
-    `config`: as for :func:`public_samples`. `loaded`: the dense model; unchanged.
     """
 
     def __init__(self, config: RunConfig, loaded: LoadedModel) -> None:
@@ -235,8 +231,6 @@ def token_inputs(loaded: LoadedModel) -> frozenset[str]:
     """Return the linears of the first block whose input at a token no other token changes.
 
     Sums over such inputs are sums over the vocabulary, and tell which words there are.
-
-    `loaded`: the dense model; unchanged.
     """
     last = _vocabulary(loaded) - 1
     pairs = [(0, last // 3), (last, last // 3), (last // 2, last // 3)]

@@ -88,7 +88,6 @@ class SumOfGradients(Rule):
     dtype = "int64"
 
     def answer(self, fit: BlockFit) -> tuple[dict[str, Tensor], Losses]:
-        """See `Rule.answer`."""
         return fit.gradient()
 
     def share(self, sent: NDArray[Any], losses: Losses) -> NDArray[np.int64]:
@@ -128,7 +127,6 @@ class LocalSteps(Rule):
         return 2 * self.keys.local_steps * self.rate / _GRID
 
     def answer(self, fit: BlockFit) -> tuple[dict[str, Tensor], Losses]:
-        """See `Rule.answer`."""
         moved, losses = fit.local_steps(self.keys.local_steps, self.rate)
         grid = {
             name: (one.double() / self.unit).round().clamp(-_GRID, _GRID).to(torch.int16)
@@ -179,7 +177,6 @@ class ReconstructExchange(BlockExchange):
 
     @property
     def form(self) -> str:
-        """The format of the payloads, with its version."""
         return "fedprune.reconstruct.v1"
 
     def at(self, step: int) -> Self:
@@ -222,7 +219,6 @@ class ReconstructExchange(BlockExchange):
         return {**found, _LOSSES: ArraySpec("int64", (4,))}
 
     def most_bytes(self, model: PublicModel, block: int) -> int:
-        """Return the most bytes that a client's answer about a block can take."""
         whole = {name: rows * columns for name, (rows, columns) in model.shapes[block].items()}
         return most_bytes(self.expected(whole))
 
@@ -286,19 +282,16 @@ class StepAggregator(Aggregator[tuple[dict[str, NDArray[Any]], Losses], Step]):
         self._clients += 1
 
     def layout(self, clients: int) -> Layout:
-        """See `Aggregator.layout`."""
         sizes = {name: one.size for name, one in self._sums.items()} | {_LOSSES: 4}
         return {name: WordSpec(count, 64) for name, count in sizes.items()}
 
     def words(
         self, answer: tuple[dict[str, NDArray[Any]], Losses], client: Contributor, clients: int
     ) -> Words:
-        """See `Aggregator.words`."""
         found = {name: signed(share) for name, share in answer[0].items()}
         return found | {_LOSSES: signed(answer[1].numbers())}
 
     def add_total(self, total: Mapping[str, NDArray[Any]], clients: Sequence[Contributor]) -> None:
-        """See `Aggregator.add_total`."""
         losses = Losses(*(int(n) for n in total[_LOSSES].view(np.int64)))
         if not _possible(losses):
             raise WireError("the sum of losses is none that clients can have.")
@@ -308,16 +301,13 @@ class StepAggregator(Aggregator[tuple[dict[str, NDArray[Any]], Losses], Step]):
         self._clients += len(clients)
 
     def close(self) -> Step:
-        """Return the sums."""
         return Step(self._sums, self._losses, self._clients)
 
     def state(self) -> Arrays:
-        """Return the sums as arrays."""
         losses = np.array(self._losses.numbers(), dtype=np.int64)
         return {"clients": numbers(self._clients), _LOSSES: losses, **self._sums}
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Go on from :meth:`state`."""
         (self._clients,) = (int(n) for n in arrays["clients"])
         self._losses = Losses(*(int(n) for n in arrays[_LOSSES]))
         self._sums = {name: arrays[name].astype(np.int64) for name in self._sums}
@@ -390,14 +380,10 @@ class Refinement:
             "step": numbers(self.step, self._best_step),
             "losses": np.array([one.numbers() for one in self._losses], dtype=np.int64),
         }
-        for name in self._now:
-            first, second = self._memory[name]
-            found |= {
-                f"now/{name}": self._now[name],
-                f"best/{name}": self._best[name],
-                f"first/{name}": first,
-                f"second/{name}": second,
-            }
+        for name, (first, second) in self._memory.items():
+            parts = {"now": self._now[name], "best": self._best[name]}
+            parts |= {"first": first, "second": second}
+            found |= {f"{part}/{name}": array for part, array in parts.items()}
         return found
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:

@@ -49,91 +49,46 @@ class Participant(Protocol):
 
 @dataclass(frozen=True)
 class Assignment:
-    """Who works on which blocks in a round.
+    """Who works on which blocks in a round."""
 
-    Attributes
-    ----------
-    blocks : Mapping[int, tuple of int]
-        Partition -> the blocks that its client works on, ascending.
-    weights : Mapping[int, int]
-        Partition -> how often it counts, beside `strategy.client_weights`.
-    summary : str
-        A line for the log.
-    figures : Mapping[str, Any]
-        What the results tell of it: name -> plain JSON value, one a round.
-    """
-
+    # partition -> the blocks that its client works on, ascending
     blocks: Mapping[int, tuple[int, ...]]
-    weights: Mapping[int, int]
-    summary: str = ""
+    weights: Mapping[int, int]  # partition -> how often it counts, beside `strategy.client_weights`
+    summary: str = ""  # a line for the log
+    # what the results tell of it: name -> plain JSON value, one a round
     figures: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Solution:
-    """What becomes of a model by statistics of the dense one.
+    """What becomes of a model by statistics of the dense one."""
 
-    Attributes
-    ----------
-    changes : Mapping[int, Mapping[str, Change]]
-        Block -> linear -> what becomes of it; asked for block by block. What is not named stays.
-    reshape : Reshape or None
-        Which units remain, where the model becomes smaller; it is done after the changes.
-    figures : Mapping[str, object]
-        What the results tell of it; plain JSON values.
-    summary : str
-        What went, in a clause for tables, report and card; "" where nothing but weights did.
-    header : tuple of str
-        Names of the columns of :attr:`rows`, the first one of words.
-    rows : tuple of tuples of str
-        What went where, a line a block; nothing in it is of a single client.
-    """
-
+    # block -> linear -> what becomes of it; asked for block by block. What is not named stays.
     changes: Changes = field(default_factory=dict)
+    # which units remain, where the model becomes smaller; it is done after the changes
     reshape: Reshape | None = None
+    # what the results tell of it; plain JSON values
     figures: Mapping[str, object] = field(default_factory=dict)
+    # what went, in a clause for tables, report and card; "" where nothing but weights did
     summary: str = ""
-    header: tuple[str, ...] = ()
+    header: tuple[str, ...] = ()  # names of the columns of :attr:`rows`, the first one of words
+    # what went where, a line a block; nothing in it is of a single client
     rows: tuple[tuple[str, ...], ...] = ()
 
 
-__all__ = [
-    "Assignment",
-    "Method",
-    "Participant",
-    "Solution",
-    "Words",
-    "exchanges",
-    "get_method",
-    "main_exchange",
-    "method_names",
-]
-
-
 class Method(ABC):
-    """A federated algorithm: which exchange it holds about a block, and its words.
+    """A federated algorithm: which exchange it holds about a block, and its words."""
 
-    Attributes
-    ----------
-    name : str
-        `strategy.name`.
-    words : Words
-        For reports.
-    ways : Mapping[str, Sequence[str]]
-        What :func:`fedprune.aggregate` calls it, which has changes instead of a federation: each
-        way with the overrides that it stands for. Empty where clients send no changes.
-    solves_at_once : bool
-        Whether a run whose exchange does not prune ends with the model that :meth:`solve` makes;
-        else with the statistics, of which models are made by `fedprune solve`.
-    with_noise : str or None
-        The overrides with which its answers can have noise (`privacy.epsilon`), "" where it takes
-        none; None where they never can.
-    """
-
-    name: str
-    words: Words
+    name: str  # `strategy.name`
+    words: Words  # for reports
+    # what :func:`fedprune.aggregate` calls it, which has changes instead of a federation: each way
+    # with the overrides that it stands for. Empty where clients send no changes.
     ways: Mapping[str, Sequence[str]] = {}
+    # whether a run whose exchange does not prune ends with the model that :meth:`solve` makes; else
+    # with the statistics, of which models are made by `fedprune solve`
     solves_at_once: bool = True
+    # the overrides with which its answers can have noise (`privacy.epsilon`), "" where it takes
+    # none; None where they never can
     with_noise: str | None = None
 
     @abstractmethod

@@ -38,15 +38,17 @@ class InputShape(NamedTuple):
     weights: int  # prunable weights of all linears that read the input
     tokens: int  # calibration tokens: no more eigenvalues than that are above zero
 
+    @property
+    def price(self) -> int:
+        """The bits of one more column."""
+        return sketch_bits(self.width, 1) - sketch_bits(self.width, 0)
+
 
 def eigen_sketch(moments: Tensor, rank: int) -> Sketch:
     """Return the leading eigenvectors, each times the root of its eigenvalue, and the diagonal.
 
     Wide matrices are iterated from a fixed random start, so that the same moments give the same
-    sketch.
-
-    `moments`: G = sum over tokens of x x^T, float32, symmetric, shape (d, d). `rank`: columns, 0 to
-    d; those beyond the rank of G are zero.
+    sketch. `moments`: G, float32, shape (d, d). `rank`: columns; those beyond G's rank are zero.
     """
     width = len(moments)
     if width <= _DENSE_WIDTH or 4 * (rank + _EXTRA) >= width:
@@ -62,19 +64,15 @@ def nystrom_sketch(moments: Tensor, rank: int, seed: int) -> Sketch:
     """Return G times the public matrix of a seed, and the diagonal.
 
     Sketches of one seed add up: their vectors and diagonals are those of the sum of the moments.
-
-    `moments`: G = sum over tokens of x x^T, float32, symmetric, shape (d, d). `rank`: columns, 0 to
-    d. `seed`: seed of this input, the same for all clients.
     """
     product = moments @ _public_matrix(len(moments), rank, seed).to(moments)
     return _sketch(product, moments, "nystrom")
 
 
 def rebuild(sketch: Sketch, seed: int = 0) -> Tensor:
-    """Return the moments that a sketch stands for, positive semidefinite.
+    """Return the moments that a sketch, or a sum of Nystrom sketches of a seed, stands for.
 
-    `sketch`: of one client, or a sum of Nystrom sketches. `seed`: seed of a Nystrom sketch; an
-    eigen-sketch has none. Returns float32 on the CPU, shape (d, d), with the sketch's diagonal.
+    Positive semidefinite, float32 on the CPU, shape (d, d), with the sketch's diagonal.
     """
     return rebuild_and_rest(sketch, seed)[0]
 
@@ -134,10 +132,9 @@ def ranks_for_budget(inputs: Sequence[InputShape], bits_per_weight: float) -> li
     while queue:
         _, place = heappop(queue)
         each = inputs[place]
-        price = sketch_bits(each.width, 1) - sketch_bits(each.width, 0)
-        if price > left or ranks[place] >= min(each.tokens, each.width // 2):
+        if each.price > left or ranks[place] >= min(each.tokens, each.width // 2):
             continue
-        left -= price
+        left -= each.price
         ranks[place] += 1
         heappush(queue, _bid(each, ranks[place], place))
     return ranks
@@ -145,8 +142,7 @@ def ranks_for_budget(inputs: Sequence[InputShape], bits_per_weight: float) -> li
 
 def _bid(shape: InputShape, rank: int, place: int) -> tuple[float, int]:
     """Return what orders an input's wish for one more column, the strongest first."""
-    price = sketch_bits(shape.width, 1) - sketch_bits(shape.width, 0)
-    return -shape.weights / (rank + 1) / price, place
+    return -shape.weights / (rank + 1) / shape.price, place
 
 
 def _sketch(factor: Tensor, moments: Tensor, kind: SketchKind) -> Sketch:

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from fedprune.config import RunConfig
 from fedprune.errors import WireError
 from fedprune.methods.exchange import (
-    Aggregator,
     Answer,
     BlockAggregator,
     BlockExchange,
@@ -23,11 +22,10 @@ from fedprune.methods.exchange import (
     Contributor,
     Pooled,
 )
-from fedprune.methods.inputs import all_together, check_tokens
+from fedprune.methods.inputs import Linears, PooledInputs, all_together, check_tokens
 from fedprune.methods.public_model import PublicModel
-from fedprune.methods.state import CountedSums, Keepable
 from fedprune.methods.sums import StatisticPool
-from fedprune.methods.word_sums import Layout, Words, part_of, prefixed
+from fedprune.methods.word_sums import part_of
 from fedprune.pruning.blocks import BlockWalk, prune_on
 from fedprune.pruning.groups import BlockSpec
 from fedprune.pruning.registry import make_pruner
@@ -64,11 +62,9 @@ class StatisticExchange(BlockExchange):
 
     @property
     def form(self) -> str:
-        """The format of the payloads, which the kind decides."""
         return f"fedprune.{self.kind.name}.v1"
 
     def answer(self, walk: BlockWalk, spec: BlockSpec, local_prefix: bool) -> Answer:
-        """Return this client's statistics of the block where a walk stands."""
         statistics = walk.collect(self.kind.name)
         own = {}
         if local_prefix:
@@ -76,11 +72,9 @@ class StatisticExchange(BlockExchange):
         return Answer(encode_statistic(self.kind, statistics), own)
 
     def most_bytes(self, model: PublicModel, block: int) -> int:
-        """Return the most bytes that a client's statistics of a block can take."""
         return most_bytes(expected(self.kind, model.inputs[block], model.shapes[block]))
 
     def aggregator(self, task: BlockTask) -> "StatisticAggregator":
-        """Return empty sums for a block."""
         return StatisticAggregator(self, task)
 
 
@@ -126,82 +120,52 @@ def _specs(kind: StatisticKind[Any], width: int) -> dict[str, ArraySpec]:
     }
 
 
-class StatisticSums(CountedSums, Aggregator[dict[str, Statistic], R], Generic[R]):
-    """Adds up what clients know of each input; what it comes to is for subclasses to say.
-
-    Parameters
-    ----------
-    task : BlockTask
-        The block.
-    kind : StatisticKind
-        What clients send.
-    """
+class StatisticSums(PooledInputs[Statistic, R], Generic[R]):
+    """Adds up what clients know of each input; what it comes to is for subclasses to say."""
 
     def __init__(self, task: BlockTask, kind: StatisticKind[Any]) -> None:
-        self.task, self.kind = task, kind
-        self.sums_integers = kind.exact
-        self._inputs, shapes = task.model.inputs[task.block], task.model.shapes[task.block]
-        self._expected = expected(kind, self._inputs, shapes)
-        self._pools = {
-            linears[0]: StatisticPool(kind, shapes[linears[0]][1]) for linears in self._inputs
-        }
+        inputs, shapes = task.model.inputs[task.block], task.model.shapes[task.block]
+        super().__init__(task, {one: StatisticPool(kind, shapes[one[0]][1]) for one in inputs})
+        self.kind, self.sums_integers = kind, kind.exact
+        self._expected = expected(kind, inputs, shapes)
 
-    def check(self, payload: bytes, client: Contributor) -> dict[str, Statistic]:
+    def check(self, payload: bytes, client: Contributor) -> dict[Linears, Statistic]:
         """Decode statistics, which must be those of the block's inputs."""
         arrays = decode_arrays(payload, self._expected)
-        found: dict[str, Statistic] = {}
-        for name, pool in self._pools.items():
-            prefix = f"{name}."
+        found: dict[Linears, Statistic] = {}
+        for linears, pool in self.pools.items():
+            prefix = f"{linears[0]}."
             own = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
             tokens = int(own.pop(_TOKENS)[0])
             if not 0 <= tokens <= _MOST_TOKENS:
-                raise WireError(f"the input of '{name}' has from 0 to 2**63 - 1 tokens.")
-            found[name] = pool.read(own, tokens)
-        check_tokens({name: one.tokens for name, one in found.items()}, self.task, client)
+                raise WireError(f"the input of '{linears[0]}' has from 0 to 2**63 - 1 tokens.")
+            found[linears] = pool.read(own, tokens)
+        self._check_tokens(found, client)
         return found
 
-    def add(self, answer: dict[str, Statistic], client: Contributor) -> None:
-        """Add one client's checked statistics."""
-        for name, found in answer.items():
-            self._pools[name].add(found)
-        self.clients += 1
-
-    def layout(self, clients: int) -> Layout:
-        """Return the words of the statistic of each input."""
-        return prefixed({name: pool.layout() for name, pool in self._pools.items()})
-
-    def words(self, answer: dict[str, Statistic], client: Contributor, clients: int) -> Words:
-        """Return one client's checked statistics as words."""
-        return prefixed(
-            {name: pool.words(answer[name], clients) for name, pool in self._pools.items()}
-        )
+    def _check_tokens(self, found: Mapping[Linears, Statistic], client: Contributor) -> None:
+        check_tokens({linears[0]: one.tokens for linears, one in found.items()}, self.task, client)
 
     def add_total(self, total: Mapping[str, NDArray[Any]], clients: Sequence[Contributor]) -> None:
         """Add the statistic of all clients, which must be of the tokens that they promised."""
-        found = {name: pool.read_total(part_of(total, name)) for name, pool in self._pools.items()}
-        tokens = {name: one.tokens for name, one in found.items()}
-        check_tokens(tokens, self.task, all_together(clients))
-        for name, one in found.items():
-            self._pools[name].add(one)
+        found = {one: pool.read_total(part_of(total, one[0])) for one, pool in self.pools.items()}
+        self._check_tokens(found, all_together(clients))
+        for linears, one in found.items():
+            self.pools[linears].add(one)
         self.clients = len(clients)
 
     def add_pooled(self, pooled: Pooled, clients: int) -> None:
-        """See `Aggregator.add_pooled`."""
         for linears, found in pooled.inputs[self.kind.name].items():
-            self._pools[linears[0]].add(found)
+            self.pools[linears].add(found)
         self.clients += clients
 
-    def results(self) -> Iterator[tuple[tuple[str, ...], Statistic]]:
+    def results(self) -> Iterator[tuple[Linears, Statistic]]:
         """Yield each input's linears and pooled statistic."""
-        for linears in self._inputs:
-            yield linears, self._pools[linears[0]].result()
-
-    def parts(self) -> Mapping[str, Keepable]:
-        """Return the sums of each input, by the first linear that reads it."""
-        return self._pools
+        for linears, pool in self.pools.items():
+            yield linears, pool.result()
 
 
-class StatisticAggregator(StatisticSums[BlockResult], BlockAggregator[dict[str, Statistic]]):
+class StatisticAggregator(StatisticSums[BlockResult], BlockAggregator[dict[Linears, Statistic]]):
     """Adds up what clients know of each input and prunes the block on the sums."""
 
     def __init__(self, exchange: StatisticExchange, task: BlockTask) -> None:
@@ -210,6 +174,5 @@ class StatisticAggregator(StatisticSums[BlockResult], BlockAggregator[dict[str, 
 
     def close(self) -> BlockResult:
         """Prune the block on the pooled statistics."""
-        tokens = {name: found.tokens for linears, found in self.results() for name in linears}
         pruner = make_pruner(self.exchange.config.pruner)
-        return self.pruned_on(self.results(), pruner, self.clients, tokens)
+        return self.pruned_on(self.results(), pruner, self.clients, self.tokens())

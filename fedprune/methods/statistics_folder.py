@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from fedprune import __version__
 from fedprune.config import RunConfig, from_earlier_yaml
 from fedprune.disk import file_sha256, replace_file
 from fedprune.errors import ConfigError, ModelError, WireError
-from fedprune.methods.parts import TOKENS
+from fedprune.methods.collection import TOKENS
 from fedprune.methods.sketches import rebuild
 from fedprune.methods.state import Arrays
 from fedprune.models.fingerprint import Fingerprint
@@ -89,37 +90,18 @@ class Manifest:
 
     def to_json(self) -> str:
         """Return the content of ``statistics.json``."""
-        plain = {one.name: getattr(self, one.name) for one in fields(self)}
-        plain |= {
-            "model": asdict(self.model),
-            "participants": [asdict(one) for one in self.participants],
-        }
         head = {"format": FORMAT, "version": VERSION, "fedprune": __version__}
+        plain = TypeAdapter(Manifest).dump_python(self, mode="json")
         return json.dumps({**head, **plain}, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> "Manifest":
-        """Undo :meth:`to_json`; LookupError, TypeError or ValueError if that made another."""
-        return cls(
-            model=Fingerprint(**plain["model"]),
-            architecture=str(plain["architecture"]),
-            prefix=str(plain["prefix"]),
-            configuration=str(plain["configuration"]),
-            runs=tuple(map(str, plain["runs"])),
-            data=tuple(map(str, plain["data"])),
-            kinds=tuple(map(str, plain["kinds"])),
-            inputs=tuple(tuple(tuple(map(str, one)) for one in block) for block in plain["inputs"]),
-            shapes=tuple(
-                {str(name): (int(rows), int(cols)) for name, (rows, cols) in block.items()}
-                for block in plain["shapes"]
-            ),
-            participants=tuple(
-                Participant(**{**one, "sample_ids": tuple(one["sample_ids"])})
-                for one in plain["participants"]
-            ),
-            files={name: dict(told) for name, told in plain["files"].items()},
-            privacy=dict(plain.get("privacy", {})),
-        )
+        """Undo :meth:`to_json`; ValueError if that made another."""
+        try:
+            return TypeAdapter(Manifest).validate_python(plain)
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            raise ValueError(f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}") from None
 
 
 def block_file(block: int) -> str:
@@ -141,8 +123,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)}
         for name in names
     }
-    told = {one.name: getattr(manifest, one.name) for one in fields(manifest)}
-    replace_file(folder / MANIFEST, Manifest(**{**told, "files": files}).to_json().encode())
+    replace_file(folder / MANIFEST, replace(manifest, files=files).to_json().encode())
 
 
 @dataclass(frozen=True)
@@ -156,8 +137,8 @@ class StatisticsFolder:
     def open(cls, path: str | Path) -> "StatisticsFolder":
         """Return a statistics folder, or that of a run's folder.
 
-        Raises ConfigError if it is none, was not finished, is of another version, or a file was cut
-        or is missing.
+        Raises ConfigError if it is none, unfinished, of another version, or a file is cut or
+        missing.
         """
         given = Path(path).expanduser().absolute()
         inside = given / "statistics"
@@ -182,8 +163,8 @@ class StatisticsFolder:
             )
         try:
             found = cls(folder, Manifest.from_json(plain))
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise _damaged(folder, f"`{MANIFEST}`: {type(error).__name__}: {error}") from None
+        except ValueError as error:
+            raise _damaged(folder, f"`{MANIFEST}`: {error}") from None
         found._check_sizes()
         return found
 
@@ -198,11 +179,9 @@ class StatisticsFolder:
         return file_sha256(self.path / MANIFEST)
 
     def check_model(self, marks: Fingerprint, shapes: Sequence[Mapping[str, object]]) -> None:
-        """Refuse a model that the statistics are not of.
+        """Refuse a model that the statistics are not of, or linears that were not collected.
 
-        `shapes`: block -> linear that is to be pruned -> (d_out, d_in): all that were collected, or
-        some. Raises ModelError: with both fingerprints; if a linear is not among those that were
-        collected.
+        `shapes`: block -> linear that is to be pruned -> (d_out, d_in).
         """
         told = self.manifest.model
         if (told.weights, told.config) != (marks.weights, marks.config):
@@ -235,11 +214,7 @@ class StatisticsFolder:
         }
 
     def require(self, kind: str, what: str) -> None:
-        """Refuse what needs a statistic that was not collected.
-
-        `what`: what needs it, such as "`pruner.name` 'sparsegpt'". Raises ConfigError saying how to
-        collect it.
-        """
+        """Refuse ``what``, as "`pruner.name` 'sparsegpt'", if its statistic was not collected."""
         if kind not in self.manifest.kinds:
             there = ",".join(self.manifest.kinds)
             raise ConfigError(
@@ -248,9 +223,8 @@ class StatisticsFolder:
             )
 
     def linears(self, block: int, kind: str) -> dict[str, Statistic]:
-        """Return what is known of the inputs of a block's linears.
+        """Return linear -> statistic; linears that read the same input share the object.
 
-        Returns name of the linear -> statistic; linears that read the same input share the object.
         Raises ConfigError if the statistic was not collected, or its file was cut or edited.
         """
         self.require(kind, f"Block {block}")
@@ -337,7 +311,7 @@ class _Lazy(Mapping[str, NDArray[Any]]):
 def read_statistic(
     kind: StatisticKind[Any], arrays: Mapping[str, NDArray[Any]], width: int
 ) -> Statistic:
-    """Return an input's statistic of what is kept of it (:mod:`fedprune.methods.parts`).
+    """Return an input's statistic of what is kept of it (:mod:`fedprune.methods.collection`).
 
     Raises KeyError, ValueError or WireError if they are not the kind's.
     """

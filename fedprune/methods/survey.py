@@ -6,7 +6,8 @@ errors the loss minds more stay denser, by gradients on texts that the public mo
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from fedprune.pruning.blocks import BlockWalk
 from fedprune.pruning.groups import BlockSpec
 from fedprune.pruning.owl import outlier_share, owl_sparsities
 from fedprune.pruning.sensitivity import Curve, block_curves, sensitivity_sparsities
+from fedprune.pruning.statistics import ColumnStatistics
 
 
 class SurveyExchange(BlockExchange):
@@ -31,11 +33,7 @@ class SurveyExchange(BlockExchange):
 
     @abstractmethod
     def settle(self, found: Sequence[Any]) -> dict[str, Any]:
-        """Return what follows from what the answers about each block came to.
-
-        `found`: block -> what its aggregator closed to. Returns plain JSON values, for the results
-        and for :meth:`settled`.
-        """
+        """Return what follows from block -> what its aggregator closed to, as plain JSON values."""
 
     @abstractmethod
     def settled(self, figures: Mapping[str, Any]) -> RunConfig | None:
@@ -65,100 +63,92 @@ class SurveyExchange(BlockExchange):
         yield resolved_allocation(self.config, [self.config.sparsity] * num_blocks)
 
 
-def survey_for(config: RunConfig) -> "InputSurvey | None":
-    """Return the exchange that an allocation needs before blocks are pruned; None for none."""
-    kinds = {"owl": OutlierSurvey, "sensitivity": SensitivitySurvey}
-    kind = kinds.get(allocation_of(config))
-    return None if kind is None else kind(config)
-
-
-class InputSurvey(SurveyExchange):
-    """Ask for the sums of squared inputs of the dense model."""
+class ColumnSurvey(SurveyExchange):
+    """Ask for the sums of squared inputs of the dense model, from which sparsities follow."""
 
     payload = "sums"
     shares_inputs = True
 
     def answer(self, walk: BlockWalk, spec: BlockSpec, local_prefix: bool) -> Answer:
-        """Return this client's sums of the block where a walk stands."""
         return Answer(encode_statistics(walk.collect("columns")))
 
     def most_bytes(self, model: PublicModel, block: int) -> int:
-        """Return the most bytes that a client's sums of a block can take."""
         return column_bytes(model.shapes[block])
 
+    def aggregator(self, task: BlockTask) -> "SurveyAggregator":
+        return SurveyAggregator(task, self.config)
 
-class OutlierSurvey(InputSurvey):
-    """The survey of OWL: a sparsity for each block."""
-
-    def settle(self, found: Sequence[float | None]) -> dict[str, Any]:
-        """Return the sparsity of each block that the outliers of all blocks come to."""
-        return {"allocation": by_outliers(self.config, found)}
-
-    def settled(self, figures: Mapping[str, Any]) -> RunConfig | None:
-        """Return the configuration with the sparsity of each block."""
-        if "allocation" not in figures:
-            return None
-        return resolved_allocation(self.config, figures["allocation"]["sparsities"])
-
-    def aggregator(self, task: BlockTask) -> "OutlierAggregator":
-        """Return empty sums for a block."""
-        return OutlierAggregator(task, self.config)
-
-
-class SensitivitySurvey(InputSurvey):
-    """The survey of the allocation by what the loss says: a sparsity for each linear."""
-
-    def settle(self, found: Sequence[Mapping[str, Curve]]) -> dict[str, Any]:
-        """Return the sparsities of all linears that cost least together."""
-        return {"allocation": by_sensitivity(self.config, found)}
+    def settle(self, found: Sequence[Any]) -> dict[str, Any]:
+        """Return the sparsities that all blocks come to."""
+        return {"allocation": ALLOCATIONS[allocation_of(self.config)].told(self.config, found)}
 
     def settled(self, figures: Mapping[str, Any]) -> RunConfig | None:
-        """Return the configuration with the sparsity of each linear."""
-        if "allocation" not in figures:
+        """Return the configuration with these sparsities."""
+        told = figures.get("allocation")
+        if told is None:
             return None
-        return resolved_linears(self.config, figures["allocation"]["sparsities"])
-
-    def aggregator(self, task: BlockTask) -> "CurveAggregator":
-        """Return empty sums for a block."""
-        return CurveAggregator(task, self.config)
+        return ALLOCATIONS[allocation_of(self.config)].follow(self.config, told["sparsities"])
 
 
-class OutlierAggregator(ColumnAggregator[float | None]):
-    """Closes to the share of a block's weights whose score is an outlier, from 0 to 1."""
+class SurveyAggregator(ColumnAggregator[Any]):
+    """Closes to what the sums tell of a block."""
 
     def __init__(self, task: BlockTask, config: RunConfig) -> None:
         super().__init__(task, config.strategy.pooling)
-        self._threshold = config.allocation.threshold
+        self._config = config
 
-    def close(self) -> float | None:
-        """Return the share of outliers; None where nothing is pruned."""
-        block, model = self.task.block, self.task.model
-        weights = {name: model.weight(block, name) for name in model.shapes[block]}
-        return outlier_share(weights, self.statistics(), self._threshold)
-
-
-class CurveAggregator(ColumnAggregator[dict[str, Curve]]):
-    """Closes to what it costs to prune each of a block's linears."""
-
-    def __init__(self, task: BlockTask, config: RunConfig) -> None:
-        super().__init__(task, config.strategy.pooling)
-        self._group = config.pruner.group
-
-    def close(self) -> dict[str, Curve]:
-        """Return the curves; experts share one for each of their matrices."""
-        block, model = self.task.block, self.task.model
-        weight, experts = partial(model.weight, block), model.routed(block)
-        sensitivities = model.sensitivities()[block]
-        return block_curves(weight, self.statistics(), sensitivities, self._group, experts)
+    def close(self) -> Any:
+        """Return what the allocation makes of the block."""
+        of_block = ALLOCATIONS[allocation_of(self._config)].of_block
+        return of_block(self._config, self.task.model, self.task.block, self.statistics())
 
 
-def by_outliers(config: RunConfig, shares: Sequence[float | None]) -> dict[str, Any]:
-    """Return what results tell of OWL: `outlier_shares` and `sparsities`, by block."""
+def survey_for(config: RunConfig) -> ColumnSurvey | None:
+    """Return the exchange that an allocation needs before blocks are pruned; None for none."""
+    return ColumnSurvey(config) if allocation_of(config) in ALLOCATIONS else None
+
+
+Columns = Mapping[str, ColumnStatistics]
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """How sparsities follow from the sums of squared inputs of a dense model."""
+
+    # configuration, model, block, name of the linear -> its sums -> what these tell of the block
+    of_block: Callable[[RunConfig, PublicModel, int, Columns], Any]
+    # that of all blocks -> what results tell: plain JSON values, `sparsities` among them
+    told: Callable[[RunConfig, Sequence[Any]], dict[str, Any]]
+    follow: Callable[[RunConfig, Any], RunConfig]  # the configuration with `sparsities`
+
+
+def _outliers(config: RunConfig, model: PublicModel, block: int, columns: Columns) -> float | None:
+    """Return the share of a block's weights whose score is an outlier; None of no weights."""
+    weights = {name: model.weight(block, name) for name in model.shapes[block]}
+    return outlier_share(weights, columns, config.allocation.threshold)
+
+
+def _by_outliers(config: RunConfig, shares: Sequence[float | None]) -> dict[str, Any]:
     sparsities = owl_sparsities(shares, config.sparsity, config.allocation.spread)
     return {"outlier_shares": list(shares), "sparsities": sparsities}
 
 
-def by_sensitivity(config: RunConfig, curves: Sequence[Mapping[str, Curve]]) -> dict[str, Any]:
-    """Return what results tell of it: block -> linear -> `sparsities`."""
+def _curves(
+    config: RunConfig, model: PublicModel, block: int, columns: Columns
+) -> dict[str, Curve]:
+    """Return what it costs to prune each linear; experts share one for each of their matrices."""
+    sensitivities, experts = model.sensitivities()[block], model.routed(block)
+    weight = partial(model.weight, block)
+    return block_curves(weight, columns, sensitivities, config.pruner.group, experts)
+
+
+def _by_sensitivity(config: RunConfig, curves: Sequence[Mapping[str, Curve]]) -> dict[str, Any]:
     spread = config.allocation.spread
     return {"sparsities": sensitivity_sparsities(curves, config.sparsity, spread)}
+
+
+ALLOCATIONS: Mapping[str, Allocation] = {
+    "owl": Allocation(_outliers, _by_outliers, resolved_allocation),
+    "sensitivity": Allocation(_curves, _by_sensitivity, resolved_linears),
+}
+"""`allocation.name` -> how its sparsities follow: of blocks, or of linears."""

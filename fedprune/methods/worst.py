@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from logging import getLogger
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -31,7 +31,8 @@ from torch import Tensor
 from fedprune.disk import home
 from fedprune.errors import ConfigError, ModelError
 from fedprune.methods.exchange import BlockAggregator, BlockResult, BlockTask, Contributor
-from fedprune.methods.state import Arrays, Keepable, numbers
+from fedprune.methods.inputs import Linears, PooledInputs
+from fedprune.methods.state import Arrays, numbers
 from fedprune.models.changes import lost_weight
 from fedprune.pruning.pruner import Pruner
 from fedprune.pruning.statistics import ColumnSums, MomentStatistics, Statistic
@@ -39,10 +40,11 @@ from fedprune.results.text import size_text
 from fedprune.results.words import weight_sentences
 from fedprune.spill import Spill
 from fedprune.wire.changes import Change
+from fedprune.wire.moments import InputMoments
+from fedprune.wire.sums import InputSums
 
 T = TypeVar("T")
 Factors = NDArray[np.float64]
-Linears = tuple[str, ...]
 
 ROUNDS = 8
 """How often an input's linears are pruned at most; the last rounds gain little."""
@@ -68,9 +70,8 @@ def serve_worst(
     """Return the round in which the largest error over clients is smallest.
 
     `attempt`: what each client's sums are multiplied by -> what is made of the sum, and each
-    client's error, shape (clients,), finite and not negative. `clients`: at least one. The first
-    round has a factor of exactly 1 for each, and where all errors are equal it is the only one.
-    `rounds`: rounds at most.
+    client's error, not negative. The first round has a factor of exactly 1 for each, and where all
+    errors are equal it is the only one.
     """
     factors = np.ones(clients)
     made, first = attempt(factors)
@@ -126,21 +127,7 @@ def _energy(matrix: Tensor, known: Statistic, outputs: Tensor | None) -> float:
     return max(0.0, float((left * right).sum(dtype=torch.float64)))
 
 
-class OfInput(Protocol):
-    """What a client says of one input."""
-
-    @property
-    def linears(self) -> Linears:
-        """The linears that read it."""
-        ...
-
-    @property
-    def tokens(self) -> int:
-        """How many tokens it is of; one of none does not count."""
-        ...
-
-
-A = TypeVar("A", bound=OfInput)
+A = TypeVar("A", bound=InputSums | InputMoments)
 
 
 @dataclass(frozen=True)
@@ -167,11 +154,7 @@ class _Place:
 
 
 class KeptAnswers(Generic[A]):
-    """What each client sent of one input.
-
-    `shapes`: name of each linear that reads the input -> (d_out, d_in). `spill`: where they are
-    put; several inputs may share it.
-    """
+    """What each client sent of one input, in a spill that several inputs may share."""
 
     def __init__(self, form: Form[A], shapes: Mapping[str, tuple[int, int]], spill: Spill) -> None:
         self._form = form
@@ -255,48 +238,33 @@ class KeptAnswers(Generic[A]):
             self._put(name, int(tokens), arrays[f"sent-{number}"].tobytes())
 
 
-class KeepsAnswers(BlockAggregator[list[A]]):
+class KeepsAnswers(PooledInputs[A, BlockResult], BlockAggregator[dict[Linears, A]]):
     """The part of an aggregator that keeps each client's answers, where they are not added up."""
 
-    clients: int
-    _kept: Mapping[Linears, KeptAnswers[A]]
-
-    def keep(self, inputs: Iterable[Linears], form: Form[A]) -> None:
-        """Begin to keep what clients send of some inputs."""
+    def keep(self, form: Form[A]) -> None:
+        """Begin to keep what clients send of each input, in place of pools."""
         self.sums_integers, spill = False, Spill()
-        self._kept = {
-            linears: KeptAnswers(form, {name: self.shapes[name] for name in linears}, spill)
-            for linears in inputs
-        }
+        for linears in self.pools:
+            shapes = {name: self.shapes[name] for name in linears}
+            self.pools[linears] = KeptAnswers(form, shapes, spill)
 
-    def add(self, answer: list[A], client: Contributor) -> None:
+    def add(self, answer: dict[Linears, A], client: Contributor) -> None:
         """Put away one client's checked answers."""
-        for one in answer:
-            self._kept[one.linears].add(one, client)
+        for linears, one in answer.items():
+            self.pools[linears].add(one, client)
         self.clients += 1
-
-    def parts(self) -> dict[str, Keepable]:
-        """Return what is kept of each input, by the first linear that reads it."""
-        return {linears[0]: kept for linears, kept in self._kept.items()}
-
-    def tokens(self) -> dict[str, int]:
-        """Return linear -> tokens of all clients."""
-        return {name: kept.seen for linears, kept in self._kept.items() for name in linears}
 
     def serve_worst(self, pruner: Pruner) -> tuple[BlockResult, dict[Linears, Factors]]:
         """Prune the block on weighed sums, and say in the run's figures which weights these are.
 
         Each input has weights of its own; what is told of a client is its mean share over inputs.
-
-        `pruner`: turns each weight and its statistics into a change. Returns the block, and the
-        linears of each input -> by what clients' sums were multiplied. Raises ModelError if a
-        linear cannot be pruned; says which.
+        Returns the block, and the linears of each input -> by what clients' sums were multiplied.
         """
         changes = dict[str, Change]()
         factors = dict[Linears, Factors]()
         served = list[tuple[KeptAnswers[A], Served[dict[str, Change]]]]()
         outputs = self.task.model.output_moments(self.task.block)
-        for linears, answers in self._kept.items():
+        for linears, answers in self.pools.items():
             if not answers.clients:
                 factors[linears] = np.ones(0)
                 nothing = answers.pooled(factors[linears])
@@ -316,9 +284,7 @@ class KeepsAnswers(BlockAggregator[list[A]]):
 def check_room(block_bytes: int, clients: int) -> str:
     """Return a line for the log about what all clients' answers take on the server's disk.
 
-    `block_bytes`: what a client says of the largest block at most. Raises ConfigError if a block's
-    answers do not fit twice: as they are worked on, and as the run keeps them to go on after a
-    kill.
+    Raises ConfigError if a block's do not fit twice: worked on, and kept to go on after a kill.
     """
     place, needed = home(), block_bytes * clients
     place.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,11 @@ Watch = Callable[[int], AbstractContextManager[object]]
 """What is held around the backward passes of a block, whose hooks see its gradients."""
 
 
+def can_run_backward(model: LoadedModel) -> bool:
+    """Return whether a model's blocks pass on hidden states alone, which is what this follows."""
+    return model.layout.passage.plain
+
+
 def run_backward(
     model: LoadedModel,
     samples: Sequence[Tensor],
@@ -39,9 +44,10 @@ def run_backward(
     `model`: the dense model; unchanged. `samples`: token ids, each int64 of shape (seq_len,), at
     least two. `watch`: called with a block's index, for a context in which that block runs on all
     sequences. `device`: where blocks run; hidden states and their gradients stay on the CPU. Raises
-    ModelError if the blocks pass on more than hidden states, or memory runs out.
+    ModelError if the blocks pass on more than hidden states (:func:`can_run_backward`), or memory
+    runs out.
     """
-    if not model.layout.passage.plain:
+    if not can_run_backward(model):
         raise ModelError(
             "The gradients of this model cannot be found block by block: its blocks pass on more "
             "than hidden states. Set `allocation=owl` or `allocation=uniform`."

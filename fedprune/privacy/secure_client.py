@@ -206,8 +206,9 @@ class SecureClient:
         which this client sent the same words.
         """
         key, said = self._asked(sum_name)
-        size = self._peers.roll.size
-        inside = take_bits_of(cohort, size)
+        arrays = Arrays(cohort, ("cohort",))
+        inside = take_bits(arrays, "cohort", self._peers.roll.size)
+        arrays.finish()
         self._agree(key, said, inside)
         return encode_arrays({"signature": _array(self._signature(key, sum_name, inside))})
 
@@ -523,14 +524,6 @@ def _kept_shares(data: bytes, keys: int) -> tuple[bytes, bytes, Bits]:
     adverts, boxes = (arrays.take(name, arrays.announced(name)) for name in ("adverts", "boxes"))
     own = arrays.take("own", ArraySpec("uint8", (keys * 2 * KEY,)))
     return adverts.tobytes(), boxes.tobytes(), own
-
-
-def take_bits_of(data: bytes, size: int) -> Bits:
-    """Read a message that is a list of who is in; WireError if it is something else."""
-    arrays = Arrays(data, ("cohort",))
-    inside = take_bits(arrays, "cohort", size)
-    arrays.finish()
-    return inside
 
 
 def _array(data: bytes) -> Bits:

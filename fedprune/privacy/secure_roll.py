@@ -161,12 +161,7 @@ class Roll:
 
 
 def advert_digest(channel: bytes, keys: Bits, commitments: bytes) -> bytes:
-    """Return the SHA-256 of an advert.
-
-    `channel`: public key for what only one reader may see. `keys`: public keys of the plan's, shape
-    (keys, 32). `commitments`: SHA-256 of the commitments to the self seeds, as
-    :func:`commitments_digest`.
-    """
+    """Return the SHA-256 of an advert: the channel's key, the plan's, the seeds' commitments."""
     return hashlib.sha256(bound("advert", channel, keys.tobytes(), commitments)).digest()
 
 

@@ -131,11 +131,7 @@ class SigningKey:
         return cls(key)
 
     def sign(self, data: bytes, *, purpose: str, run: str) -> bytes:
-        """Return the signature over ``data``, 64 bytes.
-
-        `purpose`: what the signature is for; it holds for no other. `run`: which run it is of; ""
-        for what is of none, as a roster.
-        """
+        """Return the 64 byte signature over ``data``, for one purpose and run ("": none)."""
         return self._key.sign(_labelled(data, purpose, run))
 
 

@@ -77,11 +77,7 @@ def projections(
 def score(
     found: NDArray[np.float64], true: NDArray[np.int64], others: NDArray[np.int64]
 ) -> Recovered:
-    """Return how right an attacker is.
-
-    `found`: what it found, shape (vocabulary,). `true`: what occurs, shape (vocabulary,). `others`:
-    what occurs in other texts of the kind, which anybody may have, shape (vocabulary,).
-    """
+    """Return how right an attacker is by counts: found, true, and in texts anybody has."""
     named, occurs = found >= _LEAST, true > 0
     most = np.argsort(-others, kind="stable")[: int(named.sum())]
     guessed = np.zeros_like(named)

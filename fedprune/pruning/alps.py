@@ -64,8 +64,8 @@ Penalised = Callable[[float], Callable[[Tensor, Tensor], Tensor]]
 def find_support(target: Tensor, penalised: Penalised, spec: MaskSpec) -> tuple[Tensor, Tensor]:
     """Return ADMM's sparse weight, in normalised coordinates, and its mask.
 
-    `target`: the dense weight in these coordinates, float32, shape (d_out, d_in). `penalised`: the
-    linear system of each step, made anew when rho changes.
+    `target`: the dense weight in these. `penalised`: the system of each step, anew when rho
+    changes.
     """
     rho = _PENALTY
     before = mask = _largest(target, spec)
@@ -114,11 +114,7 @@ def _inverse(matrix: Tensor, rho: float, damping: float) -> Tensor:
 
 @dataclass(frozen=True)
 class AlpsPruner:
-    """Find the support by ADMM, then the best values on it by conjugate gradients.
-
-    ALPS (Meng et al., "ALPS: Improved Optimization for Highly Sparse One-Shot Pruning for Large
-    Language Models", NeurIPS 2024).
-    """
+    """ALPS (Meng et al., NeurIPS 2024): see the module."""
 
     damping: float
     name: str = "alps"

@@ -27,8 +27,7 @@ _UNSET = ("n_inner", "ffn_hidden_size")  # widths that follow from others until 
 def narrowed_config(model: LoadedModel, units: Units, kept: int) -> dict[str, object]:
     """Return the keys of a model's configuration, and their values, that leave fewer units.
 
-    `model`: the dense model; no weight of it is read. `units`: those of every block. Raises
-    ModelError if the architecture has no such shape: saying what its matrices would be instead.
+    Raises ModelError if the architecture has no such shape: saying what its matrices would be.
     """
     found, why = _loadable(model, units, kept)
     if found is not None:
@@ -41,17 +40,6 @@ def narrowed_config(model: LoadedModel, units: Units, kept: int) -> dict[str, ob
         + ("" if other is None else f"It can have {other}: sparsity={1 - other / units.count:g}. ")
         + "Remove whole blocks, or use a pruner of single weights, such as wanda."
     )
-
-
-def compacted(
-    model: LoadedModel, units: Units, values: Mapping[str, object], changes: Changes
-) -> Reshape:
-    """Return how a model loses the units that its changes made zeros of.
-
-    `units`: those of every block. `values`: from :func:`narrowed_config`. `changes`: what
-    :meth:`fedprune.pruning.structured.StructuredPruner.prune_units` made of each block.
-    """
-    return _reshape(model, units, values, _Kept(units, changes))
 
 
 @dataclass(frozen=True)
@@ -70,14 +58,13 @@ class Narrowing:
 
     def reshape(self, changes: Changes) -> Reshape:
         """Return how the model loses the units that its changes made zeros of."""
-        return compacted(self.model, self.units, self.values, changes)
+        return _reshape(self.model, self.units, self.values, _Kept(self.units, changes))
 
 
 def plan_narrowing(model: LoadedModel, pruner: Pruner, sparsity: float) -> Narrowing | None:
     """Return how a model will become narrower, None where a pruner removes no units.
 
-    Raises ModelError if the model has no such units, none would go, or nothing would load the
-    result.
+    Raises ModelError if it has no such units, none would go, or nothing would load the result.
     """
     structured = unit_pruner(pruner)
     if structured is None:

@@ -31,8 +31,7 @@ UNIT = 1 << 32
 def cosines(entering: Tensor, leaving: Tensor) -> Tensor:
     """Return each token's cosine in units of 2**-32, int64, shape (...,); 0 where one is zero.
 
-    `entering`, `leaving`: hidden states, shape (..., d_model), any floating dtype; computed in
-    float64. Raises WireError if one is not finite.
+    Of hidden states, shape (..., d_model), in float64. Raises WireError if one is not finite.
     """
     first, second = entering.to(torch.float64), leaving.to(torch.float64)
     sizes = first.square().sum(-1).sqrt() * second.square().sum(-1).sqrt()
@@ -61,12 +60,10 @@ class Cosines(BlockKind):
         return (1,)
 
     def specs(self, site: BlockSite) -> dict[str, ArraySpec]:
-        """See `BlockKind.specs`."""
         spec = ArraySpec("int64", (len(self.spans(site.num_blocks)),))
         return {"sums": spec, "tokens": spec}
 
     def start(self, site: BlockSite, kept: MutableMapping[str, Any]) -> "_Recording":
-        """See `BlockKind.start`."""
         return _Recording(self.spans(site.num_blocks), site, kept.setdefault(self.name, {}))
 
     def measures(self, site: BlockSite) -> dict[str, int]:
@@ -81,7 +78,6 @@ class Cosines(BlockKind):
     def to_measures(
         self, arrays: Mapping[str, NDArray[Any]], site: BlockSite
     ) -> dict[str, NDArray[np.float64]]:
-        """See `BlockKind.to_measures`."""
         apart = arrays["tokens"] * UNIT - arrays["sums"]
         spans, there = self.spans(site.num_blocks), self.measures(site)
         found = {f"over_{span}": one for span, one in zip(spans, apart, strict=True)}
@@ -90,7 +86,6 @@ class Cosines(BlockKind):
     def from_measures(
         self, measures: Mapping[str, NDArray[np.float64]], site: BlockSite, tokens: int
     ) -> Arrays:
-        """See `BlockKind.from_measures`."""
         spans = self.spans(site.num_blocks)
         sums, counts = np.zeros((2, len(spans)), dtype=np.int64)
         for place, span in enumerate(spans):

@@ -55,13 +55,11 @@ class ExpertSums(BlockKind):
         self._told = tuple(name for name in _ARRAYS if name in measured_arrays)
 
     def specs(self, site: BlockSite) -> dict[str, ArraySpec]:
-        """See `BlockKind.specs`."""
         experts = find_experts(site.module)
         names = _ARRAYS if experts else ()
         return {name: ArraySpec("int64", (experts.count if experts else 0,)) for name in names}
 
     def start(self, site: BlockSite, kept: MutableMapping[str, Any]) -> "ExpertRecording":
-        """See `BlockKind.start`."""
         return ExpertRecording(find_experts(site.module))
 
     def measures(self, site: BlockSite) -> dict[str, int]:
@@ -73,7 +71,6 @@ class ExpertSums(BlockKind):
     def to_measures(
         self, arrays: Mapping[str, NDArray[Any]], site: BlockSite
     ) -> dict[str, NDArray[np.float64]]:
-        """See `BlockKind.to_measures`."""
         return {name: arrays[name].astype(np.float64) for name in self.measures(site)}
 
     def from_measures(

@@ -147,11 +147,7 @@ def cheapest(
 def quantized(
     codes: Tensor, found: Fit, grid: Grid, dtype: torch.dtype, mask: BitMask | None = None
 ) -> QuantizedWeight:
-    """Return a quantised weight as it travels.
-
-    `codes`: int8, shape (d_out, d_in), any device. Raises ModelError if the weights are no numbers,
-    or too large for their type.
-    """
+    """Return a quantised weight as it travels; ModelError if it has no or too large numbers."""
     if mask is None:
         mask = BitMask.from_bool(np.ones(tuple(codes.shape), dtype=bool))
     scales = found.scales.to(dtype).cpu().contiguous()

@@ -103,8 +103,7 @@ def block_spec(config: RunConfig, block: int, num_blocks: int) -> BlockSpec:
 def block_specs(config: RunConfig, blocks: range, num_blocks: int) -> dict[int, BlockSpec]:
     """Return what a client's masks of each block must look like.
 
-    `config`: its `sparsity`, `allocation` and `pruner`. Raises ConfigError if the allocation is for
-    another number of blocks.
+    Raises ConfigError if the allocation is for another number of blocks.
     """
     return {block: block_spec(config, block, num_blocks) for block in blocks}
 
@@ -112,8 +111,7 @@ def block_specs(config: RunConfig, blocks: range, num_blocks: int) -> dict[int, 
 def check_allocation(config: RunConfig, shapes: Sequence[Mapping[str, tuple[int, int]]]) -> None:
     """Refuse an allocation that is another model's, or has another mean than `sparsity`.
 
-    `config`: its `allocation`; nothing is said of one that clients' statistics decide. `shapes`:
-    block -> name of the linear -> (d_out, d_in). Raises ConfigError saying what does not fit.
+    Nothing is said of one that clients' statistics decide.
     """
     if allocation_of(config) in SURVEYED:
         return
@@ -143,25 +141,20 @@ def check_allocation(config: RunConfig, shapes: Sequence[Mapping[str, tuple[int,
 def check_mask(mask: BitMask, spec: MaskSpec, name: str) -> None:
     """Refuse a mask whose groups do not have exactly the right number of survivors.
 
-    `mask`: shape (d_out, d_in). `spec`: what every client was asked for. Raises WireError naming
-    linear, group, expected and found survivors.
+    Raises WireError naming linear, group, expected and found survivors.
     """
-    if spec.pattern.m is not None:
-        found = mask.to_bool().reshape(-1, spec.pattern.m).sum(axis=1, dtype=np.int64)
-    elif spec.group == "layer":
-        found = np.array([mask.survivors])
-    elif spec.group == "row":
-        found = mask.row_survivors()
-    else:
-        found = mask.to_bool().sum(axis=0, dtype=np.int64)
+    if spec.pattern.structured or spec.group == "column":
+        check_votes(mask.to_bool(), 1, spec, name)
+        return
+    # Without unpacking it.
+    found = np.array([mask.survivors]) if spec.group == "layer" else mask.row_survivors()
     _check_groups(found, *_survivors(mask.shape, spec), name)
 
 
 def check_votes(keeps: NDArray[Any], clients: int, spec: MaskSpec, name: str) -> None:
     """Refuse sums of masks whose groups do not have the survivors of so many clients.
 
-    `keeps`: how many clients keep each weight, whole numbers of shape (d_out, d_in). `spec`,
-    `name`: as for :func:`check_mask`, errors too.
+    `keeps`: how many clients keep each weight, shape (d_out, d_in). Errors as :func:`check_mask`.
     """
     if spec.pattern.m is not None:
         found = keeps.reshape(-1, spec.pattern.m).sum(axis=1, dtype=np.int64)

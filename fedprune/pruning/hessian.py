@@ -100,8 +100,7 @@ def retargeted(weight: Tensor, moments: Tensor, cross: Tensor, damping: float) -
 def cholesky(hessian: Tensor, damping: float) -> Tensor:
     """Return the lower Cholesky factor, float32, or float64 where float32 does not suffice.
 
-    `hessian`: float32, shape (d_in, d_in), symmetric; one triangle is read. Raises ModelError if
-    the matrix is not positive definite.
+    `hessian`: float32, symmetric; one triangle is read. Raises ModelError if it has no factor.
     """
     for dtype in (torch.float32, torch.float64):
         lower: Tensor

@@ -26,12 +26,7 @@ class Problem:
 
 
 def normalised(weight: Tensor, moments: Tensor, damping: float) -> Problem:
-    """Return the problem of one linear.
-
-    `weight`: shape (d_out, d_in), any floating dtype; not changed. `moments`: sum over tokens of x
-    x^T, shape (d_in, d_in), on the weight's device. `damping`: see
-    `fedprune.pruning.hessian.damped`. Raises ModelError if the moments are not finite.
-    """
+    """Return the problem of one linear; ModelError if the moments are not finite."""
     hessian, dead = damped(moments, damping)
     scale = hessian.diagonal().sqrt()
     target = weight.detach().to(torch.float32) * scale

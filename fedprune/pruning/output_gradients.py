@@ -7,7 +7,7 @@ as any statistic of a linear's inputs is, with a linear's outputs in place of it
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,15 +15,15 @@ from weakref import WeakKeyDictionary
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from fedprune.config import RunConfig
 from fedprune.disk import home
 from fedprune.models.backward import run_backward
 from fedprune.models.device import Limits, pick_device
-from fedprune.models.experts import watched_experts
-from fedprune.models.layout import LinearRef
 from fedprune.models.loading import LoadedModel
 from fedprune.models.writing import write_texts
+from fedprune.pruning.recorder import watched
 from fedprune.pruning.statistics import (
     ColumnStatistics,
     Recording,
@@ -53,11 +53,9 @@ _WRITTEN: "WeakKeyDictionary[nn.Module, dict[tuple[object, ...], list[Tensor]]]"
 def own_texts(
     config: RunConfig, model: LoadedModel, report: Callable[[int], None] = lambda _tokens: None
 ) -> list[Tensor]:
-    """Return texts that the public model writes, which follow from `seed` alone.
+    """Return `allocation.texts` texts of at most 64 tokens that the public model writes, by `seed`.
 
     They are written once for a loaded model: an allocation and a solver may both ask for them.
-
-    `config`: `allocation.texts` of them, of `pruner.seq_len` tokens, 64 at most.
     """
     count, length = config.allocation.texts, _length(config)
     seed = derive_seed(config.seed, "own texts")
@@ -93,7 +91,11 @@ def output_statistics(
     def watch(block: int) -> Iterator[None]:
         linears = model.layout.linears(block)
         found = {name: kind.start(linear.shape[0]) for name, linear in linears.items()}
-        with _watched(linears, found):
+
+        def hook(name: str, module: nn.Module) -> RemovableHandle:
+            return module.register_forward_hook(_hook(found[name]))
+
+        with watched(linears, hook, lambda name, one: found[name].add(one), gradients=True):
             yield
         take(block, {name: recording.close() for name, recording in found.items()})
         blocks_left.remove(block)
@@ -131,8 +133,6 @@ class OutputMoments:
 
     Found in one pass for all blocks when the first is asked for; until they are gone they lie on
     the disk, d_out^2 numbers of four bytes a linear.
-
-    `config`, `model`, `report`: as for :func:`output_statistics`.
     """
 
     def __init__(self, config: RunConfig, model: LoadedModel, report: Report = _nobody) -> None:
@@ -172,42 +172,9 @@ def _mean_square(statistic: Statistic) -> float:
     return float(statistic.sum_squares.mean(dtype=torch.float64)) / statistic.tokens
 
 
-@contextmanager
-def _watched(
-    linears: Mapping[str, LinearRef], found: Mapping[str, Recording[Any]]
-) -> Iterator[None]:
-    """Add the gradients at the outputs of some linears to their records."""
-    with ExitStack() as stack:
-        routed: dict[int, list[LinearRef]] = {}
-        for name, linear in linears.items():
-            if linear.expert is None:
-                handle = linear.module.register_forward_hook(_hook(found[name]))
-                stack.callback(handle.remove)
-            else:
-                routed.setdefault(id(linear.module), []).append(linear)
-        for group in routed.values():
-            stack.enter_context(_experts(group, found))
-        yield
-
-
 def _hook(recording: Recording[Any]) -> Callable[[nn.Module, object, Tensor], None]:
     def hook(_module: nn.Module, _args: object, output: Tensor) -> None:
         if output.requires_grad:
             output.register_hook(recording.add)  # type: ignore[no-untyped-call]
 
     return hook
-
-
-@contextmanager
-def _experts(group: list[LinearRef], found: Mapping[str, Recording[Any]]) -> Iterator[None]:
-    slices = {linear.name: linear.expert for linear in group if linear.expert}
-    names = {(one.parameter, one.index): name for name, one in slices.items()}
-    lies = {one.parameter: one.transposed for one in slices.values()}
-
-    def add(parameter: str, expert: int, gradient: Tensor) -> None:
-        name = names.get((parameter, expert))
-        if name is not None:
-            found[name].add(gradient)
-
-    with watched_experts(group[0].module, lies, add, gradients=True):
-        yield

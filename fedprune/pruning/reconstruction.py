@@ -127,12 +127,8 @@ class BlockFit:
 
     def measured(self, survivors: Mapping[str, Tensor]) -> Losses:
         """Return the losses of all samples."""
-        total = Losses()
-        with torch.no_grad():
-            for number in self.fitted:
-                tokens = self._tokens(number)
-                total += Losses(_counted(self.loss(number, survivors)) * tokens, tokens)
-            return total + self._measured_apart(survivors)
+        fitted, tokens = self._summed(self.fitted, survivors)
+        return Losses(fitted, tokens, *self._summed(self.held_out, survivors))
 
     def gradient(self) -> tuple[dict[str, Tensor], Losses]:
         """Return the exact sum of the samples' gradients at the start, and the losses there.
@@ -184,13 +180,13 @@ class BlockFit:
         return {name: one.clone().requires_grad_() for name, one in self.start.items()}
 
     def _measured_apart(self, survivors: Mapping[str, Tensor]) -> Losses:
-        total = Losses()
+        return Losses(0, 0, *self._summed(self.held_out, survivors))
+
+    def _summed(self, numbers: list[int], survivors: Mapping[str, Tensor]) -> tuple[int, int]:
+        """Return the sum over samples of tokens times loss, and their tokens."""
         with torch.no_grad():
-            for number in self.held_out:
-                tokens = self._tokens(number)
-                loss = _counted(self.loss(number, survivors)) * tokens
-                total += Losses(held_out=loss, held_out_tokens=tokens)
-        return total
+            losses = [_counted(self.loss(n, survivors)) * self._tokens(n) for n in numbers]
+        return sum(losses), sum(map(self._tokens, numbers))
 
     def _tokens(self, number: int) -> int:
         return len(self.walk.samples[number])

@@ -6,12 +6,14 @@ contributes depends on that sample alone, and column sums are added without roun
 statistics do not depend on how samples are spread over clients, nor on their order.
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import TensorWeakRef
 
 from fedprune.errors import ModelError, WireError
@@ -50,6 +52,45 @@ class _Record:
             self.recording.add(inputs)
 
 
+@contextmanager
+def watched(
+    linears: Mapping[str, LinearRef],
+    hook: Callable[[str, nn.Module], RemovableHandle],
+    add: Callable[[str, Tensor], None],
+    gradients: bool = False,
+) -> Iterator[None]:
+    """Watch linear maps: modules of their own by a hook, slices of fused experts by ``add``.
+
+    ``add`` is told the linear and the inputs of a call, or the gradients at its outputs.
+    """
+    with ExitStack() as stack:
+        routed: dict[int, list[LinearRef]] = {}
+        for name, linear in linears.items():
+            if linear.expert is None:
+                stack.callback(hook(name, linear.module).remove)
+            else:
+                routed.setdefault(id(linear.module), []).append(linear)
+        for group in routed.values():
+            slices = {linear.name: linear.expert for linear in group if linear.expert}
+            names = {(one.parameter, one.index): name for name, one in slices.items()}
+            lies = {one.parameter: one.transposed for one in slices.values()}
+            take = partial(_taken, names, add)
+            stack.enter_context(watched_experts(group[0].module, lies, take, gradients=gradients))
+        yield
+
+
+def _taken(
+    names: Mapping[tuple[str, int], str],
+    add: Callable[[str, Tensor], None],
+    parameter: str,
+    expert: int,
+    values: Tensor,
+) -> None:
+    name = names.get((parameter, expert))
+    if name is not None:
+        add(name, values)
+
+
 class StatisticsRecorder:
     """Adds up the inputs of linear maps inside a ``with`` statement.
 
@@ -79,16 +120,18 @@ class StatisticsRecorder:
 
     def __enter__(self) -> Self:
         """Start to watch."""
-        routed: dict[int, list[LinearRef]] = {}
         for name, linear in self._linears.items():
-            if linear.expert is None:
-                handle = linear.module.register_forward_pre_hook(self._hook(name))
-                self._watching.callback(handle.remove)
-            else:
-                routed.setdefault(id(linear.module), []).append(linear)
+            if linear.expert is not None:
                 self._records[name] = _Record(name, self._start(name))
-        for linears in routed.values():
-            self._watching.enter_context(self._watched(linears))
+
+        def hook(name: str, module: nn.Module) -> RemovableHandle:
+            return module.register_forward_pre_hook(self._hook(name))
+
+        def add(name: str, inputs: Tensor) -> None:
+            if not self.dense_runs:
+                self._added(name, self._records[name], inputs)
+
+        self._watching.enter_context(watched(self._linears, hook, add))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -142,19 +185,6 @@ class StatisticsRecorder:
             record.add(inputs, dense if inputs.shape[:-1].numel() == self.rows else None)
         except WireError:
             raise WireError(f"The inputs of `{name}` are not finite.") from None
-
-    def _watched(self, linears: list[LinearRef]) -> AbstractContextManager[None]:
-        """Watch a module of fused experts, of whose linears some are recorded."""
-        slices = {linear.name: linear.expert for linear in linears if linear.expert}
-        names = {(one.parameter, one.index): name for name, one in slices.items()}
-        lies = {one.parameter: one.transposed for one in slices.values()}
-
-        def add(parameter: str, expert: int, inputs: Tensor) -> None:
-            name = names.get((parameter, expert))
-            if name is not None and not self.dense_runs:
-                self._added(name, self._records[name], inputs)
-
-        return watched_experts(linears[0].module, lies, add)
 
     def _adopted(self, name: str, inputs: Tensor) -> _Record:
         """Return the record that a map joins at its first call, a new one if it has its own."""

@@ -89,28 +89,19 @@ class StatisticKind(ABC, Generic[S]):
     """A named sum over calibration tokens, and how it is recorded, carried and added up.
 
     What a sample contributes must depend on that sample alone.
-
-    Attributes
-    ----------
-    name : str
-        What a pruner's ``needs`` and :func:`get_kind` find it by.
-    exact : bool
-        Whether :meth:`arrays` are integers whose elementwise sums over clients are the arrays of
-        the added statistics, whatever the order: then it can be summed under secure aggregation.
-    instead : str or None
-        The kind that is recorded of inputs too wide for this one (`strategy.max_width`).
-    payload : str
-        What leaves a node, of :data:`fedprune.config.schema.PAYLOADS`; its operator allows it.
-    paired : bool
-        Whether its recordings compare inputs with those of the dense model
-        (:class:`PairedRecording`), so that a walk must carry both
-        (:class:`fedprune.pruning.paired.PairedWalk`).
     """
 
-    name: str
+    name: str  # what a pruner's ``needs`` and :func:`get_kind` find it by
+    # whether :meth:`arrays` are integers whose elementwise sums over clients are the arrays of the
+    # added statistics, whatever the order: then it can be summed under secure aggregation
     exact: bool = False
+    # the kind that is recorded of inputs too wide for this one (`strategy.max_width`)
     instead: str | None = None
+    # what leaves a node, of :data:`fedprune.config.schema.PAYLOADS`; its operator allows it
     payload: str = "sums"
+    # whether its recordings compare inputs with those of the dense model
+    # (:class:`PairedRecording`), so that a walk must carry both
+    # (:class:`fedprune.pruning.paired.PairedWalk`)
     paired: bool = False
 
     @abstractmethod
@@ -154,20 +145,11 @@ class LocalKind(StatisticKind[S]):
 
 @dataclass
 class ColumnSums:
-    """A sum of non-negative numbers over tokens, one a column.
+    """A sum of non-negative numbers over tokens, one a column."""
 
-    Parameters
-    ----------
-    sums : Tensor
-        float32, shape (d_in,).
-    tokens : int
-        Number of tokens summed.
-    exact : ExactSums or None
-        The same sums before they were rounded to float32, where they are known.
-    """
-
-    sums: Tensor
-    tokens: int
+    sums: Tensor  # float32, shape (d_in,)
+    tokens: int  # number of tokens summed
+    # the same sums before they were rounded to float32, where they are known
     exact: ExactSums | None = None
 
 
@@ -192,18 +174,12 @@ class Deviation:
     """How the inputs x~ behind pruned blocks differ from those of the dense model, x.
 
     Both are sums over tokens, and add up over clients like second moments.
-
-    Parameters
-    ----------
-    cross : Tensor
-        sum_t (x_t - x~_t) x~_t^T, float32, shape (d_in, d_in), not symmetric. With the second
-        moments it is the cross moment of dense and pruned inputs, sum_t x_t x~_t^T.
-    squares : Tensor
-        sum_t (x_t - x~_t)_j**2, float32, shape (d_in,).
     """
 
+    # sum_t (x_t - x~_t) x~_t^T, float32, shape (d_in, d_in), not symmetric. With the second moments
+    # it is the cross moment of dense and pruned inputs, sum_t x_t x~_t^T.
     cross: Tensor
-    squares: Tensor
+    squares: Tensor  # sum_t (x_t - x~_t)_j**2, float32, shape (d_in,)
 
 
 @dataclass
@@ -211,23 +187,14 @@ class MomentStatistics:
     """Second moments of a linear's inputs: G = sum_t x_t x_t^T, the Hessian of its output error.
 
     Linears that share an input share one object, so that what is derived from it is computed once.
-
-    Parameters
-    ----------
-    moments : Tensor
-        Symmetric, float32, shape (d_in, d_in).
-    tokens : int
-        Number of tokens summed.
-    deviation : Deviation or None
-        How the inputs differ from the dense model's, where that was recorded and can be told.
-    outputs : Tensor or None
-        Second moments of the loss's gradients at the outputs of the one linear that is pruned,
-        shape (d_out, d_out), where they are known (see `fedprune.pruning.output_gradients`).
     """
 
-    moments: Tensor
-    tokens: int
+    moments: Tensor  # symmetric, float32, shape (d_in, d_in)
+    tokens: int  # number of tokens summed
+    # how the inputs differ from the dense model's, where that was recorded and can be told
     deviation: Deviation | None = None
+    # second moments of the loss's gradients at the outputs of the one linear that is pruned, shape
+    # (d_out, d_out), where they are known (see `fedprune.pruning.output_gradients`)
     outputs: Tensor | None = None
     _factors: dict[float, Factor] = field(default_factory=dict, repr=False, compare=False)
     _ordered: dict[float, tuple[Tensor, Factor]] = field(
@@ -299,11 +266,9 @@ class ColumnKind(StatisticKind[ColumnSums]):
         """
 
     def start(self, width: int) -> "_ColumnRecording":
-        """See `StatisticKind.start`."""
         return _ColumnRecording(self, width)
 
     def arrays(self, statistic: ColumnSums) -> Arrays:
-        """See `StatisticKind.arrays`."""
         if statistic.exact is None:
             raise RuntimeError("sums are sent as they were recorded.")
         high, low = statistic.exact.words()
@@ -330,7 +295,6 @@ class ColumnKind(StatisticKind[ColumnSums]):
         return self.rounded(exact, tokens, "cpu")
 
     def add(self, first: ColumnSums, second: ColumnSums) -> ColumnSums:
-        """See `StatisticKind.add`."""
         if first.exact is None or second.exact is None:
             raise RuntimeError("sums add up as they were recorded.")
         first.exact.merge(second.exact)
@@ -374,19 +338,12 @@ class ColumnSquares(ColumnKind):
 
 @dataclass
 class ValueSums:
-    """Sums of the inputs themselves, their positive and their negative parts apart.
+    """Sums of the inputs themselves, their positive and their negative parts apart."""
 
-    Parameters
-    ----------
-    positive, negative : ExactSums
-        Sums over tokens of max(x_j, 0) and of max(-x_j, 0).
-    tokens : int
-        Number of tokens summed.
-    """
-
+    # positive, negative: sums over tokens of max(x_j, 0) and of max(-x_j, 0)
     positive: ExactSums
     negative: ExactSums
-    tokens: int
+    tokens: int  # number of tokens summed
 
     @property
     def sums(self) -> Tensor:
@@ -424,11 +381,9 @@ class ValueKind(StatisticKind[ValueSums]):
     _parts = (_Part("positive", 1), _Part("negative", -1))
 
     def start(self, width: int) -> "_ValueRecording":
-        """See `StatisticKind.start`."""
         return _ValueRecording([part.start(width) for part in self._parts])
 
     def arrays(self, statistic: ValueSums) -> Arrays:
-        """See `StatisticKind.arrays`."""
         found = (statistic.positive, statistic.negative)
         return {
             part.name: part.arrays(part.rounded(sums, statistic.tokens, "cpu"))["digits"]
@@ -436,7 +391,6 @@ class ValueKind(StatisticKind[ValueSums]):
         }
 
     def read(self, arrays: Mapping[str, NDArray[Any]], width: int, tokens: int) -> ValueSums:
-        """See `StatisticKind.read`."""
         if set(arrays) != {part.name for part in self._parts}:
             raise WireError(f"'{self.name}' is two arrays, 'positive' and 'negative'.")
         found = [part.read({"digits": arrays[part.name]}, width, tokens) for part in self._parts]
@@ -444,7 +398,6 @@ class ValueKind(StatisticKind[ValueSums]):
         return ValueSums(positive, negative, tokens)
 
     def add(self, first: ValueSums, second: ValueSums) -> ValueSums:
-        """See `StatisticKind.add`."""
         first.positive.merge(second.positive)
         first.negative.merge(second.negative)
         return ValueSums(first.positive, first.negative, first.tokens + second.tokens)
@@ -476,26 +429,27 @@ class SecondMoments(StatisticKind[MomentStatistics]):
     payload = "moments"
 
     def start(self, width: int) -> "_MomentRecording":
-        """See `StatisticKind.start`."""
         return _MomentRecording(width)
 
     def arrays(self, statistic: MomentStatistics) -> Arrays:
-        """See `StatisticKind.arrays`."""
         return {"moments": statistic.moments.cpu().numpy()}
 
     def read(self, arrays: Mapping[str, NDArray[Any]], width: int, tokens: int) -> MomentStatistics:
-        """See `StatisticKind.read`."""
-        found = arrays.get("moments")
-        shape = (width, width)
-        right = found is not None and found.dtype == np.float32 and found.shape == shape
-        if found is None or not right or len(arrays) != 1 or not np.isfinite(found).all():
-            raise WireError(f"Moments must be one finite float32 array of shape {shape}.")
-        return MomentStatistics(torch.from_numpy(found), tokens)
+        if len(arrays) != 1:
+            raise WireError(f"'{self.name}' is one array, 'moments'.")
+        return MomentStatistics(_finite(arrays, "moments", width, width), tokens)
 
     def add(self, first: MomentStatistics, second: MomentStatistics) -> MomentStatistics:
-        """See `StatisticKind.add`."""
         total = first.moments.double() + second.moments.double()
         return MomentStatistics(total.float(), first.tokens + second.tokens)
+
+
+def _finite(arrays: Mapping[str, NDArray[Any]], name: str, *shape: int) -> Tensor:
+    found = arrays.get(name)
+    right = found is not None and found.dtype == np.float32 and found.shape == shape
+    if found is None or not right or not np.isfinite(found).all():
+        raise WireError(f"'{name}' must be one finite float32 array of shape {shape}.")
+    return torch.from_numpy(found)
 
 
 class _MomentRecording:
@@ -529,11 +483,9 @@ class PairedMoments(SecondMoments):
     paired = True
 
     def start(self, width: int) -> "_PairedRecording":
-        """See `StatisticKind.start`."""
         return _PairedRecording(width)
 
     def arrays(self, statistic: MomentStatistics) -> Arrays:
-        """See `StatisticKind.arrays`."""
         found, deviation = super().arrays(statistic), statistic.deviation
         width = len(statistic.moments)
         cross = torch.zeros(width, width) if deviation is None else deviation.cross
@@ -541,19 +493,13 @@ class PairedMoments(SecondMoments):
         return found | {"cross": cross.cpu().numpy(), "squares": squares.cpu().numpy()}
 
     def read(self, arrays: Mapping[str, NDArray[Any]], width: int, tokens: int) -> MomentStatistics:
-        """See `StatisticKind.read`."""
         parts = {name: array for name, array in arrays.items() if name not in ("cross", "squares")}
         found = super().read(parts, width, tokens)
-        for name, shape in (("cross", (width, width)), ("squares", (width,))):
-            part = arrays.get(name)
-            right = part is not None and part.dtype == np.float32 and part.shape == shape
-            if part is None or not right or not np.isfinite(part).all():
-                raise WireError(f"'{name}' must be one finite float32 array of shape {shape}.")
-        deviation = Deviation(*(torch.from_numpy(arrays[name]) for name in ("cross", "squares")))
+        cross = _finite(arrays, "cross", width, width)
+        deviation = Deviation(cross, _finite(arrays, "squares", width))
         return MomentStatistics(found.moments, tokens, deviation)
 
     def add(self, first: MomentStatistics, second: MomentStatistics) -> MomentStatistics:
-        """See `StatisticKind.add`."""
         found, both = super().add(first, second), (first.deviation, second.deviation)
         known = [one for one in both if one is not None]
         if known:

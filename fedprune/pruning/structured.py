@@ -34,8 +34,7 @@ _STEPS = 256  # times that costs are computed anew, where there are so many unit
 def units_kept(units: Units, sparsity: float, multiple: int) -> int:
     """Return how many units remain: at least so many that `sparsity` of them go, or fewer.
 
-    `units`: all there are. `sparsity`: the share that shall go, 0 <= sparsity < 1. `multiple`: the
-    inputs that remain of the matrix after them are a multiple of it. Raises ModelError if none
+    The inputs that remain of the matrix after them are a `multiple`. Raises ModelError if none
     would go, or there is no such multiple.
     """
     total, step = units.count, math.lcm(units.size, multiple) // units.size

@@ -71,18 +71,18 @@ class Sweep:
                 self.keep[:, start:stop] = self._survivors(start, stop)
             errors = self.weights.new_empty(len(self.weights), stop - start)
             # Scales of a group are taken of weights that make up for all columns before it.
-            part = step if step > 1 and self._chooses_scales else width
+            chooses = self.codes is not None and self.codes.groups is None
+            part = step if step > 1 and chooses else width
             for first in range(start, stop, part):
                 last = min(first + part, stop)
                 self._choose_scales(first, group)
                 own = errors[:, first - start : last - start]
-                self._eliminate(own, first, last)
+                if selection.runs_compiled(self.weights):
+                    self._eliminate_compiled(own, first, last)
+                else:
+                    self._eliminate_by_columns(own, first, last)
                 self.weights[:, last:stop].addmm_(own, self.upper[first:last, last:stop], alpha=-1)
             self.weights[:, stop:].addmm_(errors, self.upper[start:stop, stop:], alpha=-1)
-
-    @property
-    def _chooses_scales(self) -> bool:
-        return self.codes is not None and self.codes.groups is None
 
     def _choose_scales(self, first: int, size: int) -> None:
         """Choose the scales of the group that starts at a column, if one does."""
@@ -107,7 +107,9 @@ class Sweep:
         else:
             groups, before, after = scores.reshape(1, -1), rows * start, rows * stop
         count = pruned_count(after, sparsity) - pruned_count(before, sparsity)
-        keep = _prune_count(groups, count)
+        compiled = selection.runs_compiled(groups)
+        choose = selection_kernels.prune_count if compiled else selection.prune_count
+        keep = choose(groups, count)
         return keep.t() if self.spec.group == "column" else keep.reshape(scores.shape)
 
     def _scores(self, start: int, stop: int) -> Tensor:
@@ -119,13 +121,6 @@ class Sweep:
         if self.codes.groups is not None:
             return int(self.codes.groups[column])
         return column * self.codes.fit.scales.shape[1] // self.weights.shape[1]
-
-    def _eliminate(self, errors: Tensor, start: int, stop: int) -> None:
-        """Go over some columns and leave the errors of each."""
-        if selection.runs_compiled(self.weights):
-            self._eliminate_compiled(errors, start, stop)
-        else:
-            self._eliminate_by_columns(errors, start, stop)
 
     def _eliminate_by_columns(self, errors: Tensor, start: int, stop: int) -> None:
         """Go over columns with tensor operations: the definition, and the path of devices."""
@@ -163,12 +158,6 @@ class Sweep:
             (start, self.spec.pattern.n or 1, self.spec.pattern.m or 1),
             (whole, scales, zeros, half),
         )
-
-
-def _prune_count(groups: Tensor, count: int) -> Tensor:
-    if selection.runs_compiled(groups):
-        return selection_kernels.prune_count(groups, count)
-    return selection.prune_count(groups, count)
 
 
 _NOTHING = np.empty((0, 0), np.float32)

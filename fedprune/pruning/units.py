@@ -11,6 +11,7 @@ found in the same way, and so is that a norm over all heads makes one unit of th
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 from weakref import WeakKeyDictionary
 
@@ -64,9 +65,7 @@ class Units:
 def find_units(model: LoadedModel, structure: Structure) -> Units:
     """Return the units of every block of a model.
 
-    `model`: the dense model; unchanged. `structure`: units of one input of the matrix after them,
-    or of several. Raises ModelError if a block has no such units, or several kinds of them, or
-    blocks differ: saying which.
+    Raises ModelError if a block has none, or several kinds of them, or blocks differ: says which.
     """
     known = _FOUND.setdefault(model.model, {})
     if structure not in known:
@@ -77,8 +76,7 @@ def find_units(model: LoadedModel, structure: Structure) -> Units:
 def last_writer(model: LoadedModel, block: int) -> str:
     """Return the matrix that a block calls last, whose outputs it adds to the hidden states.
 
-    `model`: the dense model; unchanged. Raises ModelError if the block does anything else with what
-    that matrix returns: saying what.
+    Raises ModelError if the block does anything else with what that matrix returns: says what.
     """
     trial = _Trial(model, block)
     found = trial.last_written()
@@ -151,31 +149,29 @@ def _of_block(model: LoadedModel, block: int, structure: Structure) -> Units:
 
 def _joined(trial: "_Trial", linear: str, producers: Sequence[str]) -> Units | None:
     """Return the units in front of a matrix, None if its inputs are not made of any."""
+    from scipy.sparse import coo_array  # which only who looks for units need wait for
+    from scipy.sparse.csgraph import connected_components
+
     width = trial.linears[linear].shape[1]
     touched: dict[str, list[NDArray[np.int64]]] = {}
-    parent = np.arange(width)
     for producer in producers:
         rows: list[NDArray[np.int64]] = []
         for batch in trial.effects(producer, linear):
             for changed in batch:
-                places = np.flatnonzero(changed)
-                rows.append(places)
-                _unite(parent, places)
+                rows.append(np.flatnonzero(changed))
             if len(rows) >= _FEW and all(len(places) == width for places in rows[:_FEW]):
                 return None
         touched[producer] = rows
-    labels = np.array([_root(parent, place) for place in range(width)])
-    roots = np.unique(labels)
-    hit = np.zeros(width, dtype=bool)
-    for rows in touched.values():
-        for places in rows:
-            hit[places] = True
-    if not hit.all():
+    together = [places for rows in touched.values() for places in rows if len(places)]
+    if not together or len(np.unique(np.concatenate(together))) < width:
         return None
-    columns = [np.flatnonzero(labels == root) for root in roots] if len(roots) < width else None
+    ends = np.concatenate([np.full(len(places), places[0]) for places in together])
+    pairs = coo_array((np.ones(len(ends)), (ends, np.concatenate(together))), (width, width))
+    count, labels = connected_components(pairs, directed=False)  # counted by their first inputs
+    columns = [np.flatnonzero(labels == unit) for unit in range(count)] if count < width else None
     made = np.arange(width)[:, None] if columns is None else _stacked(columns)
     outputs = {
-        producer: _stacked(_rows_of(rows, labels, roots)) for producer, rows in touched.items()
+        producer: _stacked(_rows_of(rows, labels, count)) for producer, rows in touched.items()
     }
     if made is None or any(one is None for one in outputs.values()):
         return None
@@ -183,33 +179,19 @@ def _joined(trial: "_Trial", linear: str, producers: Sequence[str]) -> Units | N
 
 
 def _rows_of(
-    rows: Sequence[NDArray[np.int64]], labels: NDArray[np.int64], roots: NDArray[np.int64]
+    rows: Sequence[NDArray[np.int64]], labels: NDArray[np.int64], count: int
 ) -> list[NDArray[np.int64]]:
     """Return for each unit the outputs of a matrix that touch it."""
     owner = np.array([labels[places[0]] if len(places) else -1 for places in rows])
     order = np.argsort(owner, kind="stable")
-    starts = np.searchsorted(owner[order], roots, side="left")
-    stops = np.searchsorted(owner[order], roots, side="right")
-    return [np.sort(order[start:stop]) for start, stop in zip(starts, stops, strict=True)]
+    starts = np.searchsorted(owner[order], np.arange(count + 1))
+    return [np.sort(order[start:stop]) for start, stop in pairwise(starts)]
 
 
 def _stacked(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64] | None:
     """Return parts of one size as a matrix, None if they are not or are empty."""
     sizes = {len(part) for part in parts}
     return np.stack(parts) if len(sizes) == 1 and sizes != {0} else None
-
-
-def _root(parent: NDArray[np.int64], place: int) -> int:
-    while parent[place] != place:
-        parent[place] = parent[parent[place]]
-        place = int(parent[place])
-    return place
-
-
-def _unite(parent: NDArray[np.int64], places: NDArray[np.int64]) -> None:
-    if len(places) > 1:
-        roots = [_root(parent, int(place)) for place in places]
-        parent[roots] = min(roots)
 
 
 class _FinishedError(Exception):

@@ -1,7 +1,6 @@
 """Whose perplexity is measured, what people call it, and one figure for many data sets."""
 
 import math
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, geometric_mean
 from typing import Any
@@ -179,8 +178,12 @@ def _applied(how: _Summary, values: Sequence[float | None], dense: Sequence[floa
     return how(known, dense) if len(known) == len(values) else None
 
 
+def _worst_rise(values: Sequence[float], dense: Sequence[float]) -> float:
+    return max(value / base for value, base in zip(values, dense, strict=True))
+
+
 _SUMMARIES: Mapping[str, _Summary] = {
     GEOMETRIC_MEAN: lambda values, dense: geometric_mean(values),
     WORST: lambda values, dense: max(values),
-    WORST_RISE: lambda values, dense: max(map(operator.truediv, values, dense)),
+    WORST_RISE: _worst_rise,
 }

@@ -250,6 +250,11 @@ class RunStatus:
             up, down = status.bytes_up + entry.bytes_up, status.bytes_down + entry.bytes_down
             self._change(bytes_up=up, bytes_down=down)
 
+    def catch_up(self, ledger: Ledger) -> None:
+        """Take what earlier processes of the run have noted."""
+        for entry in ledger.entries:
+            self.note(entry)
+
     def __enter__(self) -> Self:
         """Begin to write; a file that an earlier process of the run left is gone on with."""
         if self._folder is not None:

@@ -3,9 +3,9 @@
 import csv
 import io
 import math
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
 from typing import Any
 
 from fedprune.results.ledger import APART
@@ -117,7 +117,7 @@ def all_pivots(rows: Sequence[Row], axes: Axes) -> list[Pivot]:
         title = "Log-perplexity over the dense model's"
         pivots.append(Pivot(title, 1 + len(axes.rows), _header(rows, axes), tuple(lines)))
     for figure, title in ((UP, "Sent by a client"), (DOWN, "Received by a client")):
-        lines = lines_of(rows, axes, figure, "federated", lambda one: size_text(round(fmean(one))))
+        lines = lines_of(rows, axes, figure, "federated", _bytes_cell)
         pivots.append(Pivot(title, 1 + len(axes.rows), _header(rows, axes), tuple(lines)))
     return pivots
 
@@ -181,7 +181,7 @@ def by_seed(rows: Iterable[Row], figure: str) -> list[float]:
         value = row.get(figure)
         if isinstance(value, int | float):
             seeds.setdefault(row.get(SEED), []).append(value)
-    return [fmean(values) for values in seeds.values()]
+    return [statistics.fmean(values) for values in seeds.values()]
 
 
 def combinations(rows: Iterable[Row], keys: Sequence[str]) -> list[tuple[str, ...]]:
@@ -199,10 +199,10 @@ def grouped(rows: Sequence[Row], keys: Sequence[str]) -> list[list[Row]]:
 
 def mean_text(values: Sequence[float]) -> str:
     """Return "mean ± standard deviation", the latter only of values that differ."""
-    mean = fmean(values)
+    mean = statistics.fmean(values)
     if len(values) < 2 or len(set(values)) == 1:
         return number_text(mean)
-    return f"{number_text(mean)} ± {number_text(stdev(values))}"
+    return f"{number_text(mean)} ± {number_text(statistics.stdev(values))}"
 
 
 def number_text(value: float) -> str:
@@ -253,5 +253,9 @@ def _excess(perplexity: Mapping[str, Mapping[str, Any]]) -> float | None:
 
 
 def _excess_cell(values: Sequence[float]) -> str:
-    mean = f"{fmean(values):.4f}"
-    return f"{mean} ± {stdev(values):.4f}" if len(values) > 1 else mean
+    mean = f"{statistics.fmean(values):.4f}"
+    return f"{mean} ± {statistics.stdev(values):.4f}" if len(values) > 1 else mean
+
+
+def _bytes_cell(values: Sequence[float]) -> str:
+    return size_text(round(statistics.fmean(values)))

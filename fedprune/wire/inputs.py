@@ -85,8 +85,7 @@ def encode_inputs(
 ) -> bytes:
     """Return the bytes of a block's statistics; the order of inputs does not show.
 
-    `inputs`: for each distinct input of the block the linears that it enters, the number of tokens,
-    and its statistics by name.
+    `inputs`: for each the linears that it enters, the number of tokens, statistics by name.
     """
     arrays: dict[str, NDArray[Any] | Tensor] = {}
     for linears, tokens, statistics in inputs:

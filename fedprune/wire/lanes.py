@@ -14,11 +14,7 @@ def packed_length(count: int, bits: int) -> int:
 
 
 def pack_lanes(numbers: NDArray[Any], bits: int) -> NDArray[np.uint8]:
-    """Return whole numbers of 0 to ``2**bits - 1`` packed into bytes.
-
-    `numbers`: unsigned, shape (count,). Returns shape (:func:`packed_length`,); unused bits of the
-    last byte are zero.
-    """
+    """Return whole numbers below ``2**bits`` packed into bytes, unused bits of the last zero."""
     lanes = np.zeros((packed_length(numbers.size, bits), 8 // bits), dtype=np.uint8)
     lanes.reshape(-1)[: numbers.size] = numbers
     packed = lanes[:, 0].copy()

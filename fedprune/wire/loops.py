@@ -13,10 +13,9 @@ Words = NDArray[np.uint16] | NDArray[np.uint32]
 
 @jit
 def compress(words: Words, bits: NDArray[np.uint8], kept: Words) -> None:
-    """Copy the words whose bit is set.
+    """Copy the words whose bit is set, one bit a word, lowest first.
 
-    `bits`: one bit a word, lowest first. `kept`: receives them: one place for each set bit and one
-    more, which holds nothing afterwards.
+    ``kept`` has one place for each and one more, which holds nothing afterwards.
     """
     place = 0
     whole = words.size // 8

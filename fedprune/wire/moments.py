@@ -19,7 +19,7 @@ Body                    Arrays
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isqrt
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -150,6 +150,14 @@ class Triangle:
 def triangle_size(width: int) -> int:
     """Return the number of entries on and above the diagonal of a matrix (width, width)."""
     return width * (width + 1) // 2
+
+
+def square(triangle: NDArray[Any]) -> NDArray[np.float64]:
+    """Return a symmetric matrix of its upper triangle by rows."""
+    width = (isqrt(8 * triangle.size + 1) - 1) // 2
+    matrix = np.zeros((width, width))
+    matrix[np.triu_indices(width)] = triangle
+    return np.where(np.tri(width, k=-1, dtype=bool), matrix.T, matrix)
 
 
 def _rows(width: int) -> Iterator[tuple[int, int]]:
@@ -319,9 +327,8 @@ def decode_moments(
 ) -> list[InputMoments]:
     """Read a block's moments, which must be for exactly the linears of ``shapes``.
 
-    `data`: what :func:`encode_moments` made; may come from anyone. `shapes`: name of each expected
-    linear -> (d_out, d_in). Raises WireError if anything is damaged, missing, there twice, not
-    finite or more than there can be.
+    `data`: may come from anyone; WireError if anything is damaged, missing, there twice, not finite
+    or more than there can be.
     """
 
     def read(one: InputArrays) -> InputMoments:

@@ -74,10 +74,9 @@ class ExactSums:
         return int(self.limbs.shape[1])
 
     def add(self, values: NDArray[np.float32]) -> None:
-        """Add a number to each sum.
+        """Add a number from 0 to 2**63 to each sum; what is below 2**-64 is cut off.
 
-        `values`: shape (size,), each 0 <= value < 2**63; what is below 2**-64 is cut off. Raises
-        WireError if the values are others; nothing is added then.
+        Raises WireError if the values are others; nothing is added then.
         """
         if values.dtype != np.float32 or values.shape != (self.size,):
             raise WireError(
@@ -229,9 +228,8 @@ def encode_sums(groups: Sequence[InputSums]) -> bytes:
 def decode_sums(data: bytes | memoryview, shapes: Mapping[str, tuple[int, int]]) -> list[InputSums]:
     """Read a block's sums, which must be for exactly the linears of ``shapes``.
 
-    `data`: what :func:`encode_sums` made; may come from anyone. `shapes`: name of each expected
-    linear -> (d_out, d_in). Raises WireError if anything is damaged, missing, there twice or more
-    than there can be.
+    `data`: may come from anyone; WireError if anything is damaged, missing, there twice or too
+    much.
     """
 
     def read(one: InputArrays) -> InputSums:
@@ -313,9 +311,8 @@ def decode_pooled(
 ) -> list[PooledSums]:
     """Read a block's pooled sums, which must be for exactly the linears of ``shapes``.
 
-    `data`: what :func:`encode_pooled` made; may come from anyone. `shapes`: name of each expected
-    linear -> (d_out, d_in). Raises WireError if anything is damaged, missing, there twice or more
-    than there can be.
+    `data`: may come from anyone; WireError if anything is damaged, missing, there twice or too
+    much.
     """
 
     def read(one: InputArrays) -> PooledSums:

@@ -9,7 +9,7 @@ import torch
 from client_app.app import app
 from fedprune.errors import ConfigError, QuorumError
 from fedprune.methods.statistics_folder import StatisticsFolder
-from server_app.job import solve_job
+from server_app.job import run_job
 from tests.support import jobs
 from tests.support.grid import LocalGrid
 from tests.support.jobs import (
@@ -30,7 +30,7 @@ DENSE = ("schedule.prefix=dense", "strategy.timeout=60")
 def solve(statistics, folder, *overrides):
     options = " ".join([*jobs.QUIET, "strategy=collect", *overrides])
     found = StatisticsFolder.open(statistics)
-    solve_job(found, {"overrides": options, "output-dir": str(folder)}, 12)
+    run_job(found, {"overrides": options, "output-dir": str(folder)}, 12)
     return json.loads((folder / "results.json").read_text())
 
 

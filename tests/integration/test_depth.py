@@ -12,7 +12,7 @@ from fedprune.config import config_from_overrides
 from fedprune.errors import ConfigError
 from fedprune.methods.statistics_folder import StatisticsFolder
 from fedprune.models.loading import load_model
-from server_app.job import run_job, solve_job
+from server_app.job import run_job
 from strategies.course import FederatedPruning
 from tests.support.grid import LocalGrid
 from tests.support.jobs import QUIET, Shuffled, job, opt_folder, samples_of, whole_model
@@ -174,11 +174,11 @@ def test_collected_cosines_are_enough_to_remove_blocks_without_a_map(tmp_path):
     found = StatisticsFolder.open(folder)
     plain = ("strategy.contiguous=false", "strategy.repair=false")
     options = " ".join([*QUIET, *DEPTH, *plain])
-    solve_job(found, {"overrides": options, "output-dir": str(tmp_path / "solved")}, 12)
+    run_job(found, {"overrides": options, "output-dir": str(tmp_path / "solved")}, 12)
     solved = json.loads((tmp_path / "solved" / "results.json").read_text())
     federated = job(tmp_path / "run", *DEPTH, *plain)
     assert solved["strategy"]["removed_blocks"] == federated["strategy"]["removed_blocks"]
     assert solved["perplexity"] == federated["perplexity"]
     options = " ".join([*QUIET, *DEPTH, "strategy.repair=false"])
     with pytest.raises(ConfigError, match="`strategy.contiguous` needs cosines over blocks in a"):
-        solve_job(found, {"overrides": options, "output-dir": str(tmp_path / "row")}, 12)
+        run_job(found, {"overrides": options, "output-dir": str(tmp_path / "row")}, 12)

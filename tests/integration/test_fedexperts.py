@@ -12,15 +12,17 @@ from fedprune.config import config_from_overrides
 from fedprune.errors import ConfigError, ModelError
 from fedprune.methods.fedexperts.ranking import (
     SHARE_BITS,
+    drop_fairly,
+    drop_lowest,
     expert_scores,
+    grouped,
     need_shares,
 )
-from fedprune.methods.fedexperts.selection import drop_fairly, drop_lowest, grouped
 from fedprune.methods.statistics_folder import StatisticsFolder
 from fedprune.models.loading import load_model
 from fedprune.pruning.blocks import BlockWalk
 from fedprune.pruning.kinds import find_kind
-from server_app.job import solve_job
+from server_app.job import run_job
 from tests.support.jobs import QUIET, Shuffled, job, samples_of
 from tests.support.mixtures import mixture_folder, tiny_mixture_folder
 
@@ -166,14 +168,14 @@ def test_a_collection_serves_every_ranking_and_share(tmp_path, mixtral):
     ):
         solved, run = tmp_path / f"solved-{number}", tmp_path / f"run-{number}"
         overrides = " ".join([*QUIET, *FEDEXPERTS, model, *options])
-        solve_job(statistics, {"overrides": overrides, "output-dir": str(solved)}, 3)
+        run_job(statistics, {"overrides": overrides, "output-dir": str(solved)}, 3)
         found = json.loads((solved / "results.json").read_text())
         assert dropped(found) == dropped(job(run, *FEDEXPERTS, model, *options))
         weights = [(place / "model" / "model.safetensors").read_bytes() for place in (solved, run)]
         assert weights[0] == weights[1]
     overrides = " ".join([*QUIET, *FEDEXPERTS, model, "strategy.pooling=worst_client"])
     with pytest.raises(ConfigError, match="weighs clients one by one"):
-        solve_job(statistics, {"overrides": overrides, "output-dir": str(tmp_path / "no")}, 4)
+        run_job(statistics, {"overrides": overrides, "output-dir": str(tmp_path / "no")}, 4)
 
 
 def test_weights_of_what_is_left_can_be_pruned(tmp_path, mixtral):

@@ -216,7 +216,7 @@ def test_client_that_raises_is_left_out_without_its_text(tmp_path, monkeypatch):
     real = Session.answers
 
     def fails(session, *request):
-        if session.node.partition_id == 1:
+        if session.node.settings.partition_id == 1:
             raise ValueError("the patient's name")
         return real(session, *request)
 

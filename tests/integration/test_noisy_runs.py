@@ -10,7 +10,7 @@ from client_app.ledger import entries
 from fedprune.errors import ConfigError
 from fedprune.methods import noisy
 from fedprune.methods.statistics_folder import StatisticsFolder
-from server_app.job import solve_job
+from server_app.job import run_job
 from tests.support.grid import LocalGrid
 from tests.support.jobs import QUIET, job, masks_of
 from tests.support.mixtures import mixture_folder
@@ -177,7 +177,7 @@ def test_what_is_solved_of_noisy_sums_tells_the_same_guarantee(tmp_path, mixture
     folder = StatisticsFolder.open(tmp_path / "run")
     assert folder.manifest.privacy == collected["strategy"]["privacy"]
     options = " ".join([*QUIET, mixture, "strategy=collect", "sparsity=0.5"])
-    solve_job(folder, {"overrides": options, "output-dir": str(tmp_path / "solved")}, 12)
+    run_job(folder, {"overrides": options, "output-dir": str(tmp_path / "solved")}, 12)
     solved = json.loads((tmp_path / "solved" / "results.json").read_text())
     assert solved["strategy"]["privacy"] == collected["strategy"]["privacy"]
     assert "differential privacy" in (tmp_path / "solved" / "model" / "README.md").read_text()

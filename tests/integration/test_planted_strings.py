@@ -230,7 +230,7 @@ def test_leaks_would_be_found(watched, monkeypatch):
     genuine_report, genuine_record = handlers.report, Session.record
 
     def report(config, node, *more):
-        if node.partition_id == 1:
+        if node.settings.partition_id == 1:
             log(40, "%s of %s", WORDS[0], planted.FILE_WORD, extra={"role": "server"})
             raise DataError(f"{planted.FILE_WORD}: {WORDS[1]}")
         return genuine_report(config, node, *more)

@@ -63,7 +63,7 @@ def test_experts_of_a_mixture_share_theirs(tmp_path):
 
 
 def test_statistics_collected_once_are_allocated_the_same(tmp_path):
-    from fedprune.methods.solving import prune_from
+    from fedprune.methods.collect.method import prune_from
     from fedprune.methods.statistics_folder import StatisticsFolder
     from fedprune.models.loading import load_model
 

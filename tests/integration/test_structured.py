@@ -18,7 +18,7 @@ from fedprune.pruning.blocks import BlockWalk, prune_blocks
 from fedprune.pruning.groups import block_specs
 from fedprune.pruning.registry import make_pruner
 from fedprune.pruning.units import find_units
-from server_app.job import solve_job
+from server_app.job import run_job
 from tests.support.jobs import QUIET, Shuffled, job, opt_folder, samples_of, weights_of
 
 pytestmark = pytest.mark.usefixtures("three_blocks")
@@ -102,7 +102,7 @@ def test_a_collection_is_solved_for_any_width(tmp_path):
     job(tmp_path / "run", *STRUCTURED, "schedule.prefix=dense")
     options = " ".join([*QUIET, "strategy=collect", "pruner=structured", "sparsity=0.25"])
     told = {"overrides": options, "output-dir": str(tmp_path / "solved")}
-    solve_job(StatisticsFolder.open(folder), told, 12)
+    run_job(StatisticsFolder.open(folder), told, 12)
     expected, found = weights_of(tmp_path / "run"), weights_of(tmp_path / "solved")
     assert all(torch.equal(expected[key], found[key]) for key in expected)
 

@@ -80,7 +80,7 @@ def _warm_up(folder: Path) -> None:
     from tests.support.grid import LocalGrid
     from tests.support.jobs import QUIET
 
-    importlib.import_module("fedprune.methods.l0")
+    importlib.import_module("fedprune.methods.fedspallm.average")
     importlib.import_module("flwr_datasets")
     with contextlib.redirect_stdout(sys.stderr):
         run_job(LocalGrid(app, 1), {"overrides": " ".join([*QUIET, f"output_dir={folder}"])}, 1)

@@ -3,7 +3,7 @@
 import torch
 
 from fedprune.models.changes import changed_tensors
-from fedprune.pruning.compaction import compacted, narrowed_config
+from fedprune.pruning.compaction import Narrowing, narrowed_config
 from fedprune.pruning.statistics import MomentStatistics
 from fedprune.pruning.structured import StructuredPruner
 from fedprune.pruning.units import find_units
@@ -38,7 +38,8 @@ def shrunk(loaded, structure, sparsity=0.5):
         stats = MomentStatistics(inputs.T @ inputs, len(inputs))
         changes[block] = pruner.prune_units(weights, stats, units, sparsity)
     kept = changes[0][units.linear].mask.to_bool().any(0).sum() // units.size
-    return changes, compacted(loaded, units, narrowed_config(loaded, units, int(kept)), changes)
+    narrowing = Narrowing(loaded, units, narrowed_config(loaded, units, int(kept)))
+    return changes, narrowing.reshape(changes)
 
 
 def simulated(loaded, changes, tokens):

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedprune.methods.l0 import WeightSums
+from fedprune.methods.fedspallm.average import WeightSums
 from fedprune.wire.changes import SparseWeight
 from fedprune.wire.masks import BitMask
 

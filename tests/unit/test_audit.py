@@ -1,7 +1,6 @@
 """The audit on real texts and models: attacks succeed where nothing protects, and say where not."""
 
 import json
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -157,7 +156,7 @@ def test_a_known_sample_is_told_from_others():
 
 def test_a_client_alone_and_the_same_twice(short_model):
     lone = ("federation.num_clients=1", "strategy.min_clients=1", short_model, *FEW[1:])
-    first, second = (asdict(audit(config_from_overrides(lone))) for _ in range(2))
+    first, second = (audit(config_from_overrides(lone)).to_dict() for _ in range(2))
     for told in (first, second):  # noise is never the same
         told["releases"] = [one for one in told["releases"] if "noise" not in one["what"]]
     assert first == second
@@ -202,7 +201,7 @@ def test_page_figures_and_table(few, tmp_path, monkeypatch, capsys):
     shown = " ".join(capsys.readouterr().out.split())
     assert "FedPrLLM" in shown and "what releases tell" in shown
     told = json.loads((folder / "audit.json").read_text())
-    assert told == json.loads(json.dumps(asdict(few)))
+    assert told == json.loads(json.dumps(few.to_dict()))
     page = (folder / "audit.html").read_text()
     assert "<script" not in page and "default-src 'none'" in page
     for words in told["sends"].values():

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedprune.config import RunConfig, replace
+from fedprune.config.pattern import pruned_count
 from fedprune.errors import ConfigError, ModelError
 from fedprune.methods.collection import BlockStatistics, Collection
-from fedprune.methods.depth.choice import most_alike, most_alike_in_a_row, removed_count
 from fedprune.methods.depth.transitions import StandIn, Transitions, rows_of, stand_in
 from fedprune.methods.registry import Method, Solution, Words
 from fedprune.methods.statistics_folder import StatisticsFolder
@@ -24,6 +24,48 @@ from fedprune.models.loading import LoadedModel
 from fedprune.models.reshape import Reshape, check_reshape
 from fedprune.pruning.cosines import UNIT, Cosines
 from fedprune.pruning.units import last_writer
+
+
+def removed_count(remove: int | None, share: float, num_blocks: int, first: int) -> int:
+    """Return how many blocks go, by `strategy.remove` or, where that is None, a share of them.
+
+    `first`: the first that may go. Raises ConfigError if none would go, or too few would remain.
+    """
+    count = pruned_count(num_blocks, share) if remove is None else remove
+    if count < 1:
+        raise ConfigError(
+            f"`sparsity` {share:g} removes none of the model's {num_blocks} blocks. Set "
+            f"strategy.remove=1, or sparsity={1 / num_blocks:.3g} or more."
+        )
+    most = num_blocks - max(first, 1)
+    if count > most:
+        named = "`strategy.remove`" if remove is not None else f"`sparsity` {share:g} of all blocks"
+        kept = "the first block stays, the map is put into it" if first else "one must remain"
+        raise ConfigError(
+            f"{named} must be at most {most} of the model's {num_blocks} blocks, since {kept}, got "
+            f"{count}. Lower it."
+        )
+    return count
+
+
+def most_alike(influence: Sequence[float], count: int, first: int) -> tuple[int, ...]:
+    """Return the blocks of least influence, ascending; of equal ones the later go first.
+
+    `influence`: block -> one minus the mean cosine between its input and output.
+    """
+    order = sorted(range(first, len(influence)), key=lambda block: (influence[block], -block))
+    return tuple(sorted(order[:count]))
+
+
+def most_alike_in_a_row(distances: Sequence[float], count: int, first: int) -> tuple[int, ...]:
+    """Return the blocks in a row whose input and output are most alike.
+
+    `distances`: last block of ``count`` in a row -> one minus the mean cosine over them.
+    """
+    ends = range(first + count - 1, len(distances))
+    last = min(ends, key=lambda block: (distances[block], -block))
+    return tuple(range(last + 1 - count, last + 1))
+
 
 _FIGURES = "removed_blocks"
 
@@ -37,7 +79,6 @@ class RowCosines(Cosines):
         self._config = config
 
     def spans(self, num_blocks: int) -> tuple[int, ...]:
-        """See `Cosines.spans`."""
         return 1, _count(self._config, num_blocks)
 
 
@@ -125,7 +166,6 @@ class Depth(Method):
     with_noise = "strategy.repair=false"
 
     def exchange(self, config: RunConfig) -> Collection:
-        """Return the exchange that is held about every block."""
         if config.strategy.repair:
             return Collection(config, [Transitions(config.strategy.chosen)])
         return Collection(config, [_cosines(config)])

@@ -28,6 +28,7 @@ from fedprune.pruning.block_kinds import BlockKind, BlockSite
 from fedprune.pruning.hessian import cholesky, damped
 from fedprune.pruning.statistics import Arrays
 from fedprune.wire.arrays import ArraySpec
+from fedprune.wire.moments import square
 
 
 def rows_of(blocks: Sequence[int]) -> dict[int, int]:
@@ -57,7 +58,6 @@ class Transitions(BlockKind):
         self.rows = rows_of(blocks)
 
     def specs(self, site: BlockSite) -> dict[str, ArraySpec]:
-        """See `BlockKind.specs`."""
         if site.index not in self.rows:
             return {}
         width = int(site.config.get_text_config().hidden_size)
@@ -68,13 +68,12 @@ class Transitions(BlockKind):
         }
 
     def start(self, site: BlockSite, kept: MutableMapping[str, Any]) -> "_Recording":
-        """See `BlockKind.start`."""
         return _Recording(self.rows, site, kept.setdefault(self.name, {}))
 
     def check(self, arrays: Mapping[str, NDArray[Any]], site: BlockSite, tokens: int) -> None:
         """Refuse products that no outputs can have (see `BlockKind.check`)."""
         super().check(arrays, site, tokens)
-        if arrays and (arrays["size"] < 0 or (_square(arrays["outputs"]).diagonal() < 0).any()):
+        if arrays and (arrays["size"] < 0 or (square(arrays["outputs"]).diagonal() < 0).any()):
             raise WireError(f"'{self.name}' holds a sum of squares that is negative.")
 
     def add(self, first: Arrays, second: Arrays) -> Arrays:
@@ -133,9 +132,7 @@ class _Recording:
         hidden = hidden_of(output).detach()
         if self._written is None or self._written.numel() != hidden.numel():
             raise WireError("The block's last matrix does not write to the hidden states.")
-        self._outputs_of(self._written.reshape(hidden.shape), hidden)
-
-    def _outputs_of(self, written: Tensor, hidden: Tensor) -> None:
+        written = self._written.reshape(hidden.shape)
         for one, other in zip(torch.split(written, 1), torch.split(hidden, 1), strict=True):
             self._outputs.append(one.cpu().clone())
             self._hidden.append(other.cpu().clone())
@@ -169,12 +166,8 @@ class StandIn:
 
 
 def stand_in(arrays: Mapping[str, NDArray[Any]], damping: float) -> StandIn:
-    """Return the map that the sums of a row of blocks come to.
-
-    `arrays`: the arrays of :class:`Transitions`. `damping`: see `fedprune.pruning.hessian.damped`.
-    Raises ModelError if the moments are not finite or cannot be factorised.
-    """
-    moments = torch.from_numpy(_square(arrays["outputs"])).to(torch.float64)
+    """Return the map that the sums of a row of blocks, those of :class:`Transitions`, come to."""
+    moments = torch.from_numpy(square(arrays["outputs"])).to(torch.float64)
     products = torch.from_numpy(np.asarray(arrays["changes"])).to(torch.float64)
     hessian, dead = damped(moments, damping)
     lower = cholesky(hessian, damping).to(torch.float64)
@@ -185,11 +178,3 @@ def stand_in(arrays: Mapping[str, NDArray[Any]], damping: float) -> StandIn:
     size = float(arrays["size"][0])
     explained = -left / size if size > 0 else 0.0
     return StandIn(torch.eye(len(added), dtype=torch.float64) + added, explained)
-
-
-def _square(triangle: NDArray[Any]) -> NDArray[np.float64]:
-    """Return a symmetric matrix of its upper triangle by rows."""
-    width = (int(np.sqrt(8 * len(triangle) + 1)) - 1) // 2
-    matrix = np.zeros((width, width))
-    matrix[np.triu_indices(width)] = triangle
-    return np.where(np.tri(width, k=-1, dtype=bool), matrix.T, matrix)

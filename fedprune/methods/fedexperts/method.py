@@ -19,10 +19,15 @@ from fedprune.methods.fedexperts.pooling import (
     EXCESS,
     LOST,
     SCORES,
-    PooledExperts,
+    pooled_experts,
 )
-from fedprune.methods.fedexperts.ranking import SHARE_BITS, expert_scores, ranked_by
-from fedprune.methods.fedexperts.selection import drop_lowest, grouped
+from fedprune.methods.fedexperts.ranking import (
+    SHARE_BITS,
+    drop_lowest,
+    expert_scores,
+    grouped,
+    ranked_by,
+)
 from fedprune.methods.registry import Method, Solution, Words
 from fedprune.methods.state import Arrays
 from fedprune.methods.statistics_folder import StatisticsFolder
@@ -39,8 +44,9 @@ class ExpertsCollection(Collection):
 
     def __init__(self, config: RunConfig) -> None:
         told = (ranked_by(config.strategy.ranking), TOKENS)
-        super().__init__(config, [ExpertSums(told)])
-        self.parts = {_KIND: PooledExperts(config)}
+        kind = ExpertSums(told)
+        super().__init__(config, [kind])
+        self.parts = {_KIND: pooled_experts(config, kind)}
 
 
 class FedExperts(Method):
@@ -60,7 +66,6 @@ class FedExperts(Method):
     with_noise = ""
 
     def exchange(self, config: RunConfig) -> ExpertsCollection:
-        """Return the exchange that is held about every block."""
         return ExpertsCollection(config)
 
     def check_model(self, config: RunConfig, loaded: LoadedModel) -> None:

@@ -7,6 +7,7 @@ clients' needs are looked at side by side, and only the choice that follows is k
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,16 @@ from numpy.typing import NDArray
 
 from fedprune.config import RunConfig
 from fedprune.config.pattern import pruned_count
+from fedprune.methods.collection import Part, Sums, make_part
 from fedprune.methods.exchange import Aggregator, BlockTask, Contributor
-from fedprune.methods.fedexperts.ranking import mean_scores, need_shares, score_shares
-from fedprune.methods.fedexperts.selection import drop_fairly, grouped
-from fedprune.methods.parts import BlockPart, Sums
-from fedprune.methods.state import Arrays
+from fedprune.methods.fedexperts.ranking import (
+    drop_fairly,
+    grouped,
+    mean_scores,
+    need_shares,
+    score_shares,
+)
+from fedprune.methods.state import Arrays, gathered, scattered
 from fedprune.methods.word_sums import Layout, Words, part_of, prefixed, signed
 from fedprune.models.mixture import router_groups
 from fedprune.privacy.secure_sums import WordSpec
@@ -29,19 +35,16 @@ SCORES, DROPPED, LOST, EXCESS = "scores", "dropped", "lost", "excess"
 _ROWS = {"clients": mean_scores, "scaled": score_shares, "worst_client": need_shares}
 
 
-class PooledExperts(BlockPart):
-    """The sums of experts, pooled as `strategy.pooling` says."""
+def pooled_experts(config: RunConfig, kind: ExpertSums) -> Part:
+    """Return the part of the sums of experts, pooled as `strategy.pooling` says."""
+    part = make_part(kind, config)
 
-    def __init__(self, config: RunConfig) -> None:
-        super().__init__(ExpertSums())
-        self._config = config
+    def sums(task: BlockTask) -> Sums:
+        total, some = part.sums(task), kind.specs(task.model.sites[task.block])
+        by_tokens = config.strategy.pooling == "tokens" or not some
+        return total if by_tokens else _SideBySide(total, task, config)
 
-    def sums(self, task: BlockTask) -> Sums:
-        """Return empty sums; those of a block without experts are empty whatever the pooling."""
-        total = super().sums(task)
-        some = self.kind.specs(task.model.sites[task.block])
-        by_tokens = self._config.strategy.pooling == "tokens"
-        return _SideBySide(total, task, self._config) if some and not by_tokens else total
+    return replace(part, sums=sums)
 
 
 class _SideBySide(Aggregator[Any, Arrays]):
@@ -82,12 +85,11 @@ class _SideBySide(Aggregator[Any, Arrays]):
 
     def state(self) -> Arrays:
         rows = {"rows": np.stack(self._rows)} if self._rows else {}
-        return {**{f"total/{name}": a for name, a in self._total.state().items()}, **rows}
+        return {**gathered({"total": self._total}), **rows}
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        total = {n.removeprefix("total/"): arrays[n] for n in arrays if n.startswith("total/")}
-        self._total.restore(total)
-        self._rows = [np.array(row, dtype=np.int64) for row in arrays["rows"]] if total else []
+        scattered(arrays, {"total": self._total})
+        self._rows = [np.array(row, dtype=np.int64) for row in arrays.get("rows", ())]
 
     def _choice(self) -> Arrays:
         site, needs = self._task.model.sites[self._task.block], np.stack(self._rows)

@@ -38,7 +38,6 @@ class SurvivorExchange(BlockExchange):
     payload = "weights"
 
     def answer(self, walk: BlockWalk, spec: BlockSpec, local_prefix: bool) -> Answer:
-        """Return this client's survivors of the block where a walk stands."""
         pruner = make_pruner(self.config.pruner)
         statistics = walk.collect(pruner.needs)
         changes = prune_on(walk, statistics, pruner, spec)
@@ -68,11 +67,9 @@ class SurvivorExchange(BlockExchange):
             check_scaling(change, name, expected=False)
 
     def most_bytes(self, model: PublicModel, block: int) -> int:
-        """Return the most bytes that a block's masks and surviving values can take."""
         return model.weight_bytes(block)
 
     def aggregator(self, task: BlockTask) -> SurvivorAggregator:
-        """Return empty sums for a block."""
         return SurvivorAggregator(self, task)
 
     def answer_of(
@@ -116,7 +113,6 @@ class FedSpaLLM(Method):
     }
 
     def exchange(self, config: RunConfig) -> SurvivorExchange:
-        """Return the exchange that is held about every block."""
         return SurvivorExchange(config)
 
     def assign(

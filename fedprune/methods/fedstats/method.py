@@ -4,7 +4,7 @@ What Wanda and RIA know of a client's texts is one number a column, and those nu
 clients. They are added without rounding, so with the iterative schedule the masks are those of
 pruning all texts in one place, bit for bit, however the texts are spread and whoever answers first.
 A solver that wants second moments gets them of the same sums and of public text
-(`fedprune.methods.completion`), which is no exact answer, but the same for any clients.
+(`fedprune.methods.moments`), which is no exact answer, but the same for any clients.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from fedprune.config import RunConfig
 from fedprune.config.schema import MomentsPrunerConfig
 from fedprune.errors import WireError
-from fedprune.methods.completion import completed
 from fedprune.methods.exchange import (
     Answer,
     BlockAggregator,
@@ -22,7 +21,8 @@ from fedprune.methods.exchange import (
     BlockTask,
 )
 from fedprune.methods.fedstats.config import COHORTS
-from fedprune.methods.inputs import ColumnAggregator, column_bytes, encode_statistics
+from fedprune.methods.inputs import ColumnAggregator, Linears, column_bytes, encode_statistics
+from fedprune.methods.moments import completed
 from fedprune.methods.public_model import PublicModel
 from fedprune.methods.registry import Method, Words
 from fedprune.methods.sums import weighed_sums
@@ -66,7 +66,6 @@ class SumsExchange(BlockExchange):
         self.cohorts = COHORTS if str(config.strategy.pooling) == "median" else 1
 
     def answer(self, walk: BlockWalk, spec: BlockSpec, local_prefix: bool) -> Answer:
-        """Return this client's sums of the block where a walk stands."""
         statistics = walk.collect("columns")
         own = {}
         if local_prefix:
@@ -93,16 +92,14 @@ class SumsExchange(BlockExchange):
         return changes
 
     def most_bytes(self, model: PublicModel, block: int) -> int:
-        """Return the most bytes that a client's sums of a block can take."""
         return column_bytes(model.shapes[block])
 
     def aggregator(self, task: BlockTask) -> "SumsAggregator":
-        """Return empty sums for a block."""
         kind = WorstSums if self.config.strategy.serves_worst else SumsAggregator
         return kind(self, task)
 
 
-class SumsAggregator(ColumnAggregator[BlockResult], BlockAggregator[list[InputSums]]):
+class SumsAggregator(ColumnAggregator[BlockResult], BlockAggregator[dict[Linears, InputSums]]):
     """Adds up what clients know of each input and prunes the block on the sums."""
 
     def __init__(self, exchange: BlockExchange, task: BlockTask) -> None:
@@ -129,7 +126,7 @@ class SumsAggregator(ColumnAggregator[BlockResult], BlockAggregator[list[InputSu
         if downlink == "masks" or reconstructs(self.exchange.config):
             return masks
         known, groups = self.statistics(), []
-        for linears in self.task.model.inputs[result.block]:
+        for linears in self.inputs:
             found = known[linears[0]]
             checksums = tuple(checksum_of(result.changes[name]) for name in linears)
             groups.append(PooledSums(linears, found.sum_squares.numpy(), found.tokens, checksums))
@@ -142,7 +139,7 @@ class WorstSums(KeepsAnswers[InputSums], SumsAggregator):
 
     def __init__(self, exchange: BlockExchange, task: BlockTask) -> None:
         SumsAggregator.__init__(self, exchange, task)
-        self.keep(task.model.inputs[task.block], Form(encode_sums, decode_sums, weighed_sums))
+        self.keep(Form(encode_sums, decode_sums, weighed_sums))
         self._weighed: dict[str, ColumnStatistics] = {}
 
     def statistics(self) -> dict[str, ColumnStatistics]:
@@ -153,7 +150,7 @@ class WorstSums(KeepsAnswers[InputSums], SumsAggregator):
         """Prune the block on weighed sums."""
         result, factors = self.serve_worst(make_pruner(self.exchange.config.pruner))
         for linears, found in factors.items():
-            pooled = self._kept[linears].pooled(found)
+            pooled = self.pools[linears].pooled(found)
             if isinstance(pooled, ColumnStatistics):
                 self._weighed |= dict.fromkeys(linears, pooled)
         return result
@@ -173,7 +170,6 @@ class FedStats(Method):
     with_noise = "pruner=wanda schedule=iterative"
 
     def exchange(self, config: RunConfig) -> SumsExchange:
-        """Return the exchange that is held about every block."""
         return SumsExchange(config)
 
 

@@ -74,13 +74,14 @@ def node(**settings) -> NodeContext:
 
 def test_seat_reads_the_node_configuration():
     found = node(partition_id=3, num_partitions=8, site="north", data_path="/data")
-    assert (found.partition_id, found.num_partitions, found.site) == (3, 8, "north")
-    assert found.settings.data_path == "/data"
+    told = found.settings
+    assert (told.partition_id, told.num_partitions, told.site) == (3, 8, "north")
+    assert told.data_path == "/data"
     assert found.scratch.parts[-2:] == (f"job-{JOB}", "partition-00003")
 
 
 def test_seat_without_optional_settings():
-    found = node(partition_id=0)
+    found = node(partition_id=0).settings
     assert (found.num_partitions, found.site) == (0, "")
 
 

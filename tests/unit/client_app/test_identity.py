@@ -2,7 +2,7 @@
 
 import pytest
 
-from client_app.identity import Identity
+from client_app.node import Identity
 from client_app.node_config import NodeConfig
 from fedprune.errors import ConfigError
 from fedprune.privacy.roster import Roster

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from client_app import model_store as models_store
-from client_app.model_store import ModelStore
+from client_app import model as models_store
+from client_app.model import ModelStore
 from fedprune.errors import ModelError, ReplyRefusedError
 from fedprune.models.transfer import Manifest, ModelFile, Offer
 

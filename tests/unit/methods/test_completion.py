@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedprune.config import config_from_overrides
-from fedprune.methods.completion import completed
+from fedprune.methods.moments import completed
 from fedprune.methods.public_text import PublicMoments, public_samples
 from fedprune.pruning.statistics import ColumnStatistics, MomentStatistics
 from tests.support.jobs import QUIET, whole_model

@@ -9,12 +9,14 @@ import pytest
 from fedprune.methods.fedexperts.ranking import (
     RANKINGS,
     SHARE_BITS,
+    drop_fairly,
+    drop_lowest,
     expert_scores,
+    grouped,
     mean_scores,
     need_shares,
     score_shares,
 )
-from fedprune.methods.fedexperts.selection import drop_fairly, drop_lowest, grouped
 
 SUMS = {
     "saliency": np.array([40, 90, 0, 21]),

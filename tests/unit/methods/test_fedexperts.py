@@ -8,7 +8,7 @@ from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 from fedprune.config import config_from_overrides
 from fedprune.errors import ConfigError
 from fedprune.methods.exchange import BlockTask, Contributor
-from fedprune.methods.fedexperts.pooling import PooledExperts
+from fedprune.methods.fedexperts.pooling import pooled_experts
 from fedprune.methods.public_model import PublicModel
 from fedprune.pruning.block_kinds import BlockSite
 from fedprune.pruning.experts import ExpertSums
@@ -73,7 +73,7 @@ def answers(clients):
 
 @pytest.mark.parametrize("pooling", ["tokens", "clients", "scaled", "worst_client"])
 def test_a_killed_run_goes_on_to_the_same_arrays_in_any_order(pooling):
-    part = PooledExperts(overrides(f"strategy.pooling={pooling}"))
+    part = pooled_experts(overrides(f"strategy.pooling={pooling}"), ExpertSums())
     assert part.sums(task()).sums_integers == (pooling != "worst_client")
     whole, client = part.sums(task()), Contributor("a", tokens=10_000)
     for answer in answers(5):
@@ -91,7 +91,8 @@ def test_a_killed_run_goes_on_to_the_same_arrays_in_any_order(pooling):
 
 
 def test_each_clients_needs_are_not_kept():
-    part, client = PooledExperts(overrides("strategy.pooling=worst_client")), Contributor("a")
+    part = pooled_experts(overrides("strategy.pooling=worst_client"), ExpertSums())
+    client = Contributor("a")
     sums = part.sums(task())
     for answer in answers(3):
         sums.add(sums.check(encode_arrays(answer), client), client)

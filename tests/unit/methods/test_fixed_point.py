@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedprune.errors import WireError
-from fedprune.methods.fixed_point import from_fixed, to_fixed, to_float32
+from fedprune.methods.word_sums import from_fixed, to_fixed, to_float32
 from fedprune.privacy.secure_masks import add_words
 
 NUMBERS = st.floats(-(2.0**40), 2.0**40, width=32)

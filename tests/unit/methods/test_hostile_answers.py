@@ -15,7 +15,7 @@ from fedprune.methods.exchange import BlockTask, Contributor
 from fedprune.methods.fedspallm import average
 from fedprune.methods.fedspallm.average import check_survivors
 from fedprune.methods.inputs import check_tokens
-from fedprune.methods.moment_sums import check_cross, check_moments
+from fedprune.methods.moments import check_cross, check_moments
 from fedprune.methods.public_model import PublicModel
 from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.registry import make_pruner

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from fedprune.config.pattern import Pattern
 from fedprune.errors import ConfigError, ModelError, QuorumError, WireError
-from fedprune.methods import l0
-from fedprune.methods.l0 import WeightSums, expand
+from fedprune.methods.fedspallm import average as l0
+from fedprune.methods.fedspallm.average import WeightSums, expand
 from fedprune.methods.vote_selection import Rule, select, select_nm
 from fedprune.methods.votes import VoteCounter
 from fedprune.wire.changes import SparseWeight

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedprune.errors import ConfigError
-from fedprune.methods.layer_sampling import (
+from fedprune.methods.fedspallm.sampling import (
     draw_layers,
     inverse_weights,
     layer_counts,

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from client_app.app import app
 from fedprune.config import config_from_overrides
 from fedprune.errors import ConfigError, QuorumError, WireError
-from fedprune.methods.median import MedianPool
-from fedprune.methods.sums import SumsPool
+from fedprune.methods.sums import MedianPool, SumsPool
 from fedprune.wire.sums import ExactSums, InputSums, decode_sums, encode_sums
 from tests.support.grid import LocalGrid, answering
 from tests.support.jobs import DEMO_SHAPES, job, masks_of

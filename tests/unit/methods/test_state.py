@@ -8,12 +8,11 @@ import torch
 
 from fedprune.methods.agreement import MaskSampler
 from fedprune.methods.decoding import Decoder
-from fedprune.methods.l0 import WeightSums
-from fedprune.methods.median import MedianPool
+from fedprune.methods.fedspallm.average import WeightSums
 from fedprune.methods.moments import MomentPool
 from fedprune.methods.sketches import eigen_sketch, nystrom_sketch
 from fedprune.methods.state import gathered, scattered
-from fedprune.methods.sums import SumsPool
+from fedprune.methods.sums import MedianPool, SumsPool
 from fedprune.methods.votes import VoteCounter
 from fedprune.wire.changes import SparseWeight
 from fedprune.wire.masks import BitMask

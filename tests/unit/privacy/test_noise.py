@@ -8,8 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedprune.errors import ConfigError
-from fedprune.privacy.accounting import Guarantee, noise_multiplier, own_scale, spent_epsilon
-from fedprune.privacy.noise import NORM_BITS, clipped, discrete_gaussian, part_norm, unit
+from fedprune.privacy.noise import (
+    NORM_BITS,
+    Guarantee,
+    clipped,
+    discrete_gaussian,
+    noise_multiplier,
+    own_scale,
+    part_norm,
+    spent_epsilon,
+    unit,
+)
 
 pytest.importorskip("dp_accounting", reason="dp-accounting is not installed")
 pytest.importorskip("opendp", reason="opendp is not installed")

@@ -130,9 +130,10 @@ def test_a_run_that_goes_on_keeps_its_start_and_adds_up(tmp_path):
     before = Status(**{**vars(before), "updated": "2026-01-02T03:06:05Z"})
     (tmp_path / PROGRESS).write_text(before.to_json())
     status = RunStatus(tmp_path)
+    ledger = WatchedLedger()
+    ledger.entries += [entry("a"), entry("b", refused="it left before it could be asked")]
     with status:
-        for one in (entry("a"), entry("b", refused="it left before it could be asked")):
-            status.note(one)
+        status.catch_up(ledger)
         found = status.now
     assert (found.starts, found.started, found.status) == (3, before.started, "running")
     assert found.seconds >= 100 and found.bytes_up == 20 and found.refused == {"lost": 1}

@@ -6,6 +6,7 @@ from flwr.app import Array, ArrayRecord, Message
 
 from fedprune.config import config_from_overrides
 from fedprune.errors import QuorumError
+from fedprune.methods.public_model import PublicModel
 from fedprune.records import (
     PruneReply,
     message_bytes,
@@ -14,7 +15,7 @@ from fedprune.records import (
 )
 from fedprune.results.ledger import Ledger
 from fedprune.wire.masks import BitMask, encode_masks
-from strategies import FedPrLLM, PublicModel
+from strategies import FedPrLLM
 from strategies.messages import ExchangeClient
 from tests.support.grid import LocalGrid, client_app
 from tests.support.scripted import SHAPES, WEIGHTS, client_mask, run, scripted, weight

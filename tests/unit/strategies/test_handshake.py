@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 from flwr.app import Message, RecordDict
 
+from fedprune.config import RunConfig, config_from_overrides
 from fedprune.errors import QuorumError
 from fedprune.methods.public_model import PublicModel
 from fedprune.records import NodeReport, report_record
@@ -20,6 +21,12 @@ def good(partition: int, total: int) -> NodeReport:
     )
 
 
+def patient(least: int, wait: float) -> RunConfig:
+    keys = {"min_clients": least, "wait": wait, "timeout": 0.5}
+    overrides = [f"strategy.{key}={value}" for key, value in keys.items()]
+    return config_from_overrides([*overrides, "federation.num_clients=8"])
+
+
 def shake(nodes, change=None, min_clients=1, wait=0.3, tamper=None):
     def handler(message, context):
         partition = context.node_config["partition-id"]
@@ -29,7 +36,7 @@ def shake(nodes, change=None, min_clients=1, wait=0.3, tamper=None):
 
     ledger = Ledger()
     grid = LocalGrid(client_app(handler), nodes, tamper=tamper)
-    handshake = Handshake(PLAN, "seed: 0", ledger, min_clients, wait, 0.5, 4, "0" * 32)
+    handshake = Handshake(PLAN, patient(min_clients, wait), ledger, 4, "0" * 32)
     return handshake, grid, ledger
 
 
@@ -68,7 +75,8 @@ def test_reply_that_is_no_report_is_refused():
 
     grid = LocalGrid(client_app(handler), 1)
     with pytest.raises(QuorumError, match="0 of 1 nodes can take part"):
-        Handshake(PLAN, "", Ledger(), 1, 0.2, 0.5, 4, "0" * 32).run(grid, lambda done, total: None)
+        handshake = Handshake(PLAN, patient(1, 0.2), Ledger(), 4, "0" * 32)
+        handshake.run(grid, lambda done, total: None)
 
 
 def test_a_run_that_goes_on_waits_for_all_of_its_clients():
@@ -76,7 +84,9 @@ def test_a_run_that_goes_on_waits_for_all_of_its_clients():
     handshake, grid, _ = shake(3, dict.fromkeys(range(3), lambda r: replace(r, num_partitions=0)))
     answers = iter([[100], [100, 101]])
     grid.get_node_ids = lambda: next(answers, [100, 101, 102])
-    clients = replace(handshake, expected=3, wait=30.0).run(grid, lambda done, total: None)
+    clients = replace(handshake, expected=3, config=patient(1, 30.0)).run(
+        grid, lambda done, total: None
+    )
     assert len(clients) == 3
 
 

@@ -8,6 +8,7 @@ from flwr.app import Message
 
 from fedprune.config import config_from_overrides
 from fedprune.errors import ConfigError
+from fedprune.methods.public_model import PublicModel
 from fedprune.records import (
     PruneReply,
     prune_record,
@@ -18,7 +19,7 @@ from fedprune.records import (
 from fedprune.results.ledger import Ledger
 from fedprune.wire.changes import decode_update
 from fedprune.wire.masks import BitMask, encode_masks
-from strategies import FedPrLLM, PublicModel
+from strategies import FedPrLLM
 from tests.support.grid import LocalGrid, client_app
 from tests.support.scripted import (
     REPORT,
