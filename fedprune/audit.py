@@ -344,12 +344,9 @@ class _Bench:
     def squares(self, samples: Sequence[Tensor]) -> Squares:
         """Return sums of squares, (samples, d_in) for every input that all tokens pass."""
         walk, found = self.walk(samples), dict[Input, NDArray[np.float32]]()
-        while walk.blocks_left:
+        for block in walk.dense_blocks():
             observed = walk.observe([RowsKind()]).linears["rows"]
-            found |= _rows(walk.position, observed, len(samples))
-            if walk.blocks_left == 1:
-                break
-            walk.advance({})
+            found |= _rows(block, observed, len(samples))
         return found
 
     def first_inputs(self, samples: Sequence[Tensor]) -> Squares:
@@ -374,14 +371,11 @@ class _Bench:
         """Return what each sample adds to a block's statistic, (samples, numbers) each."""
         walk, plan, kept = self.walk(samples), Plan.here([kind], self.loaded), dict[str, Any]()
         found = dict[Input, NDArray[np.float32]]()
-        while walk.blocks_left:
-            apart = _Apart(plan, walk.position)
+        for block in walk.dense_blocks():
+            apart = _Apart(plan, block)
             walk.observe((), [ClippedBlock(kind, apart)], kept)
             for key, rows in apart.rows.items():
-                found[walk.position, (key,)] = np.array(rows, dtype=np.float32)
-            if walk.blocks_left == 1:
-                break
-            walk.advance({})
+                found[block, (key,)] = np.array(rows, dtype=np.float32)
         return found
 
     def told_by_masks(self, squares: Squares) -> Squares:

@@ -109,14 +109,10 @@ def cut(text: Tensor, count: int, arguments: argparse.Namespace) -> list[Tensor]
 def sums_of(model: LoadedModel, samples: Sequence[Tensor]) -> Sums:
     """Return block -> what a client would send of it."""
     walk, found = BlockWalk(model, samples), Sums()
-    while walk.blocks_left:
+    for block in walk.dense_blocks():
         arrays = walk.observe((), [KIND]).block[KIND.name]
         if arrays:
-            found[walk.position] = arrays
-        if walk.blocks_left > 1:
-            walk.advance({})
-        else:
-            walk.skip()
+            found[block] = arrays
     return found
 
 

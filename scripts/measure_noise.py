@@ -168,17 +168,13 @@ def print_choices(
     """Print how many of the experts or blocks that are kept without noise go with it."""
     plan, walk, kept = Plan.of(exchange.summed, model), BlockWalk(loaded, samples), {}
     sums: dict[int, list[dict[str, np.ndarray]]] = {count: [] for count in arguments.samples}
-    while walk.blocks_left:
-        block = walk.position
+    for block in walk.dense_blocks():
         scales = {share.key: exchange.scale(model, block, share) for share in plan.shares[block]}
         clip = exchange.config.privacy.clip
         shorten = Snapshots(plan, block, scales, clip, arguments.samples)
         walk.observe((), shorten.kinds()[1], kept)
         for count, found in shorten.found.items():
             sums[count].append(found)
-        if walk.blocks_left == 1:
-            break
-        walk.advance({})
     last = chosen(arguments, loaded, model, sums[max(arguments.samples)], None)
     print(f"| samples | {' | '.join(f'epsilon {e:g}' for e in arguments.epsilon)} | no noise* |")
     print(f"|{'---|' * (len(arguments.epsilon) + 2)}", flush=True)
@@ -269,8 +265,7 @@ def totals(
     """Return number of samples -> the sums of the first so many, clipped as clients clip them."""
     plan, found = Plan.of(exchange.summed, model), {count: Totals() for count in counts}
     walk = BlockWalk(loaded, samples, limits=Limits(_BATCH))
-    while walk.blocks_left:
-        block = walk.position
+    for block in walk.dense_blocks():
         here = {count: dict[str, np.ndarray]() for count in counts}
         shares = {share.linears: share for share in plan.shares[block]}
         for linears, rows in shared_inputs(walk.observe([RowsKind()]).linears["rows"]):
@@ -288,9 +283,6 @@ def totals(
                     here[number][share.key] = total.copy()
         for count in counts:
             found[count].append(here[count])
-        if walk.blocks_left == 1:
-            return found
-        walk.advance({})
     return found
 
 

@@ -168,13 +168,8 @@ def public_statistics(
     walk = BlockWalk(loaded, samples, pick_device(config.pruner.device), limits=limits)
     inputs = [kind for kind in kinds if isinstance(kind, StatisticKind)]
     blocks = [kind for kind in kinds if isinstance(kind, BlockKind)]
-    found, kept = list[Observed](), dict[str, Any]()
-    while walk.blocks_left:
-        found.append(walk.observe(inputs, blocks, kept))
-        if walk.blocks_left == 1:
-            break
-        walk.advance({})
-    return tuple(found)
+    kept = dict[str, Any]()
+    return tuple(walk.observe(inputs, blocks, kept) for _ in walk.dense_blocks())
 
 
 class PublicMoments:
@@ -214,7 +209,7 @@ class PublicMoments:
         device = pick_device(self._config.pruner.device)
         samples = public_samples(self._config, self._loaded)
         walk = BlockWalk(self._loaded, samples, device, limits=limits)
-        for block in range(len(self._loaded.layout.blocks)):
+        for block in walk.dense_blocks():
             told = shared_inputs(walk.observe([SecondMoments()]).linears[SecondMoments.name])
             arrays = {
                 " ".join((str(one.tokens), *linears)): one.moments.cpu().contiguous()
@@ -222,8 +217,6 @@ class PublicMoments:
                 if isinstance(one, MomentStatistics) and one.tokens
             }
             save_file(arrays, self._place(folder, block))
-            if walk.blocks_left > 1:
-                walk.advance({})
         return folder
 
 

@@ -46,12 +46,10 @@ class SurveyExchange(BlockExchange):
         """
         found, whole = list[Any](), self.config.pruner
         spec = BlockSpec(0.0, whole.pattern, whole.group)
-        for block in range(model.num_blocks):
+        for block in walk.dense_blocks():
             sums, one = self.aggregator(BlockTask(model, block)), Contributor("")
             sums.add(sums.check(self.answer(walk, spec, False).payload, one), one)
             found.append(sums.close())
-            if walk.blocks_left > 1:
-                walk.advance({})
         return found
 
     def foreseen(self, num_blocks: int) -> Iterator[RunConfig]:

@@ -214,6 +214,18 @@ class ModelWalk:
         self._hidden = ()
         self._leave_block()
 
+    def dense_blocks(self) -> Iterator[int]:
+        """Yield each block when the walk stands at it; nothing is pruned, and the last never run.
+
+        Each runs dense when the next is asked for, so that what is done with it has its inputs.
+        """
+        while self.blocks_left:
+            yield self._position
+            if self.blocks_left > 1:
+                self.advance({})
+            else:
+                self.skip()
+
     @property
     def samples(self) -> Sequence[Tensor]:
         """The token ids that the walk carries."""

@@ -342,11 +342,7 @@ def input_groups(model: LoadedModel) -> Groups:
     """
     walk, columns = BlockWalk(model, [torch.tensor([0, 1])]), get_kind("columns")
     groups = []
-    while walk.blocks_left:
+    for _ in walk.dense_blocks():
         inputs = walk.observe([columns]).linears[columns.name]
         groups.append(tuple(names for names, _ in shared_inputs(inputs)))
-        if walk.blocks_left > 1:
-            walk.advance({})
-        else:
-            walk.skip()
     return tuple(groups)

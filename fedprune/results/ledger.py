@@ -6,6 +6,8 @@ Bytes are always of the real serialised payload.
 import re
 from dataclasses import asdict, dataclass, field, replace
 
+from fedprune.results.text import listing
+
 APART = ("model", "evaluate")
 """Phases that are not part of what a method costs: bringing nodes the model, and measuring."""
 
@@ -88,7 +90,7 @@ class Ledger:
             if entry.refused:
                 clients.setdefault(entry.refused, []).append(entry.client)
         latest = list(clients.items())[-_SHOWN:]
-        return " | ".join(f"{_some(names)}: {reason}" for reason, names in latest)
+        return " | ".join(f"{listing(names, _SHOWN)}: {reason}" for reason, names in latest)
 
     def to_dict(self) -> dict[str, object]:
         """Return the ledger as plain JSON values, totals first."""
@@ -105,11 +107,6 @@ class Ledger:
 
 
 _SHOWN = 3  # reasons in an error, and clients of each
-
-
-def _some(names: list[str]) -> str:
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 KINDS = ("lost", "timeout", "crashed", "failed", "handshake", "invalid", "stray")

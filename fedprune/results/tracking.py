@@ -23,6 +23,7 @@ from fedprune.errors import ConfigError
 from fedprune.models.folder import is_local
 from fedprune.results.build import LinearFigures
 from fedprune.results.ledger import Ledger
+from fedprune.results.perplexity import MODELS, perplexity_at
 
 _log = logging.getLogger("flwr")
 _IDS = ("model.path", "data.path")  # or a folder, which is nobody's business
@@ -133,11 +134,9 @@ def final_figures(results: Mapping[str, Any]) -> dict[str, float]:
     }
     found |= {f"seconds/{phase}": value for phase, value in results["seconds"].items()}
     for dataset, values in results["perplexity"].items():
-        for model in ("dense", "no_client", "pruned", "centralized"):
-            found[f"perplexity/{dataset}/{model}"] = values.get(model)
-        local = values["local_only"] or {}
-        for which in ("best", "mean", "worst"):
-            found[f"perplexity/{dataset}/local_{which}"] = local.get(which)
+        for path in MODELS:
+            name = path.replace("local_only.", "local_")
+            found[f"perplexity/{dataset}/{name}"] = perplexity_at(values, path)
     for dataset, models in results.get("fidelity", {}).items():
         for model, figures in models.items():
             found |= {f"{name}/{dataset}/{model}": value for name, value in figures.items()}

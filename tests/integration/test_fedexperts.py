@@ -39,11 +39,8 @@ def mixtral(tmp_path_factory):
 def sums_of(model, samples):
     """Return the sums of each block, from one walk over some samples."""
     walk = BlockWalk(load_model(config_from_overrides([f"model={model}"]).model), samples)
-    found = []
-    while walk.blocks_left:
-        found.append(walk.observe((), [find_kind("experts")]).block["experts"])
-        walk.advance({}) if walk.blocks_left > 1 else walk.skip()
-    return found
+    kinds = [find_kind("experts")]
+    return [walk.observe((), kinds).block["experts"] for _ in walk.dense_blocks()]
 
 
 def dropped(results):

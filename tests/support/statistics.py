@@ -39,13 +39,8 @@ def drawn(loaded: LoadedModel, clients: int, samples: int = 2, tokens: int = 24,
 
 def answers(loaded: LoadedModel, exchange: BlockExchange, samples, spec=DENSE) -> list[bytes]:
     """Return what a client with these samples says of every block."""
-    walk, found = BlockWalk(loaded, samples), []
-    while walk.blocks_left:
-        found.append(exchange.answer(walk, spec, False).payload)
-        if walk.blocks_left == 1:
-            return found
-        walk.advance({})
-    return found
+    walk = BlockWalk(loaded, samples)
+    return [exchange.answer(walk, spec, False).payload for _ in walk.dense_blocks()]
 
 
 def collected(

@@ -58,12 +58,9 @@ def model(loaded):
 
 def answers(loaded, model, exchange, samples) -> list[bytes]:
     walk, found = BlockWalk(loaded, samples), []
-    while walk.blocks_left:
-        exchange.hear(walk, exchange.told(model, walk.position))
+    for block in walk.dense_blocks():
+        exchange.hear(walk, exchange.told(model, block))
         found.append(exchange.answer(walk, BlockSpec(0.5, "unstructured", "row"), False).payload)
-        if walk.blocks_left == 1:
-            return found
-        walk.advance({})
     return found
 
 

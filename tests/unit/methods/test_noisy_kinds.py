@@ -87,13 +87,10 @@ def deeper(family):
 def sums_of(case, exchange, samples):
     """Block -> key of the share -> what a client with these samples sends."""
     walk, found, plan = BlockWalk(case.loaded, samples), [], exchange.plan(case.model)
-    while walk.blocks_left:
-        exchange.hear(walk, exchange.told(case.model, walk.position))
+    for block in walk.dense_blocks():
+        exchange.hear(walk, exchange.told(case.model, block))
         data = exchange.answer(walk, DENSE, False).payload
-        found.append(decode_arrays(data, plan.specs(walk.position, "int64")))
-        if walk.blocks_left == 1:
-            return found
-        walk.advance({})
+        found.append(decode_arrays(data, plan.specs(block, "int64")))
     return found
 
 
@@ -107,7 +104,7 @@ def numbers_of(case, exchange, sample):
     walk, kept, found = BlockWalk(case.loaded, [sample]), {}, []
     inputs = [kind for kind in exchange.summed if kind.name == "columns"]
     blocks = [kind for kind in exchange.summed if kind.name != "columns"]
-    while walk.blocks_left:
+    for _ in walk.dense_blocks():
         observed = walk.observe(inputs, blocks, kept)
         here = {}
         for name, known in observed.linears.get("columns", {}).items():
@@ -120,9 +117,6 @@ def numbers_of(case, exchange, sample):
             for span, total, tokens in zip(spans, arrays["sums"], arrays["tokens"], strict=True):
                 here[f"cosines/over_{span}"] = [int(tokens) * UNIT - int(total)]
         found.append(here)
-        if walk.blocks_left == 1:
-            return found
-        walk.advance({})
     return found
 
 

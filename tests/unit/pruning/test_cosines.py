@@ -19,14 +19,8 @@ class Spans(Cosines):
 
 
 def walked(kind, samples, family="llama"):
-    walk, kept, found = BlockWalk(tiny_model(family), samples), {}, []
-    while walk.blocks_left:
-        found.append(walk.observe((), (kind,), kept).block["cosines"])
-        if walk.blocks_left > 1:
-            walk.advance({})
-        else:
-            walk.skip()
-    return found
+    walk, kept = BlockWalk(tiny_model(family), samples), {}
+    return [walk.observe((), (kind,), kept).block["cosines"] for _ in walk.dense_blocks()]
 
 
 def inputs_of(samples, family="llama"):
