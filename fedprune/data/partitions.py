@@ -99,7 +99,7 @@ def _partitions(
             with warnings.catch_warnings():
                 # It warns before each new draw; that the last one failed is told below.
                 warnings.simplefilter("ignore")
-                rows = partitioner.load_partition(number)["row"]
+                rows = partitioner.load_partition(number)[:]["row"]
         except ValueError as error:
             # All that is left to object to: some client, this or another, would get nothing.
             drawn, other = "", ""
