@@ -107,6 +107,7 @@ def same_result(ray: Path, inline: Path) -> None:
         assert abs(our["bytes_down"] - longer - their["bytes_down"]) <= _NUMBERS
 
 
+@pytest.mark.slow
 def test_failing_run_exits_with_1_and_says_why(tmp_path):
     short = tmp_path / "short.txt"
     short.write_text("Not much.\n")

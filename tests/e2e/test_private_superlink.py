@@ -161,7 +161,7 @@ def test_runs_are_judged_right_and_use_the_app_s_own_code(app: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "ray_cpus"),
     [
-        (signal.SIGINT, 1),
+        pytest.param(signal.SIGINT, 1, marks=pytest.mark.slow),
         (signal.SIGKILL, 0),
         pytest.param(signal.SIGKILL, 1, marks=pytest.mark.slow),
     ],

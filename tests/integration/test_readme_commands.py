@@ -166,7 +166,7 @@ def test_a_line_of_the_readme_runs(words, site, typed, tmp_path, capsys):
     elif command == "solve":
         arguments.append(f"output_dir={tmp_path / 'run'}")
     elif command == "sweep" and "from=runs/collected" in words:
-        arguments = [*arguments, f"output_dir={tmp_path / 'sweep'}", "--jobs", "1"]
+        arguments = [*fewer(arguments), f"output_dir={tmp_path / 'sweep'}", "--jobs", "1"]
     elif command == "run":
         arguments.append("federation.backend=inline")
     elif command == "sweep":

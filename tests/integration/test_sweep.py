@@ -20,8 +20,11 @@ def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_sweep_resume_and_table(user: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["sweep", "sparsity=0.3,0.6", "seed=0,1", "output_dir=out", *SMALL, *ONE]
+def test_sweep_resume_and_table(
+    user: Path, short_model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = [short_model, *SMALL]
+    command = ["sweep", "sparsity=0.3,0.6", "seed=0,1", "output_dir=out", *small, *ONE]
     assert main(command) == 0
     shown = capsys.readouterr()
     assert "job 4 of 4: sparsity=0.6 seed=1" in shown.err
@@ -60,13 +63,18 @@ def test_sweep_resume_and_table(user: Path, capsys: pytest.CaptureFixture[str]) 
     after = (folder / "table.csv").read_text()
     assert [line.split(",")[:9] for line in after.splitlines()] == figures
 
+    assert main([*command, "pruner.group=row"]) == 2
+    assert "another `pruner.group`" in capsys.readouterr().err
+    assert (folder / "table.csv").read_text() == after
+
 
 def test_a_failing_job_does_not_stop_the_others(
-    user: Path, capsys: pytest.CaptureFixture[str]
+    user: Path, short_model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (user / "short").mkdir()
     (user / "short" / "a.txt").write_text("Too short.\n")
-    command = ["sweep", "data=./short,stdlib", "strategy.wait=1", "output_dir=out", *SMALL, *ONE]
+    quick = [short_model, "strategy.wait=1", *SMALL, *ONE]
+    command = ["sweep", "data=./short,stdlib", "output_dir=out", *quick]
     assert main(command) == 1
     shown = capsys.readouterr().err
     assert "failed: data=./short" in shown and "1 of 2 jobs failed" in shown
@@ -77,12 +85,3 @@ def test_a_failing_job_does_not_stop_the_others(
     assert main(command) == 1
     assert "is not empty" in capsys.readouterr().err
     assert (failed / "mine.txt").read_text() == "precious"
-
-
-def test_other_settings_in_the_same_folder_are_refused(
-    user: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = ["sweep", "seed=0,1", "output_dir=out", "evaluation.centralized=false", *SMALL]
-    assert main([*command, *ONE]) == 0
-    assert main([*command, "sparsity=0.4"]) == 2
-    assert "another `sparsity`" in capsys.readouterr().err

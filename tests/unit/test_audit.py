@@ -39,8 +39,8 @@ def short_text():
 
 
 @pytest.fixture(scope="module")
-def few():
-    return audit(config_from_overrides(FEW))
+def few(short_model):
+    return audit(config_from_overrides([short_model, *FEW]))
 
 
 def test_the_words_of_a_small_set_are_recovered_from_every_payload(few):
@@ -140,8 +140,8 @@ def test_norms_behind_masks_are_told_closely(few):
             assert one.norms is None
 
 
-def test_a_known_sample_is_told_from_others():
-    found = audit(config_from_overrides(MORE))
+def test_a_known_sample_is_told_from_others(short_model):
+    found = audit(config_from_overrides([short_model, *MORE]))
     one = {release.what: release.membership for release in found.releases}
     assert one["the sums of one client"].auc > 0.9
     assert one["the masks of one client"].auc > 0.8

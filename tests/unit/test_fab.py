@@ -1,6 +1,7 @@
 """The app bundle holds what a node needs and nothing else."""
 
 import io
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -14,8 +15,15 @@ PACKAGES = ("client_app", "server_app", "strategies", "fedprune", "conf")
 
 
 @pytest.fixture(scope="module")
-def bundle():
-    data = build_fab_from_disk(ROOT)
+def bundle(tmp_path_factory):
+    # The checkout without what is large; of each folder that is left out, one file is there.
+    checkout, skipped = tmp_path_factory.mktemp("checkout"), (".venv", "runs", "dist")
+    ignored = shutil.ignore_patterns(*skipped, ".git", ".*_cache", ".hypothesis", "__pycache__")
+    shutil.copytree(ROOT, checkout, ignore=ignored, dirs_exist_ok=True)
+    for name in (*skipped, "fedprune/__pycache__"):
+        (checkout / name).mkdir()
+        (checkout / name / "left_out.py").touch()
+    data = build_fab_from_disk(checkout)
     assert len(data) <= LIMIT
     return zipfile.ZipFile(io.BytesIO(data))
 

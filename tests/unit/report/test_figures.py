@@ -129,10 +129,12 @@ def test_numbers_are_told_from_names() -> None:
 def test_both_files_are_written(tmp_path: Path, rows: list[Row], axes: Axes) -> None:
     png, svg = plot_sweep(rows, axes, "a title", tmp_path)
     assert png.read_bytes().startswith(b"\x89PNG")
-    text = svg.read_text()
-    assert "<svg" in text
-    again = plot_sweep(rows, axes, "a title", tmp_path)[1]
-    assert again.read_text() == text
+    assert "<svg" in svg.read_text()
+
+
+def test_the_same_table_gives_the_same_file(tmp_path: Path) -> None:
+    first, second = (plot_sweep(ROWS, AXES, "a title", tmp_path)[1].read_text() for _ in range(2))
+    assert first == second
 
 
 def test_seeds_that_agree_have_no_spread(tmp_path: Path) -> None:
@@ -194,15 +196,19 @@ def test_every_point_of_a_drawing_says_what_it_is() -> None:
     assert "group=layer: 4.0 s at sparsity 0.5" in DRAWINGS["time"](ROWS, AXES)
 
 
-@pytest.mark.parametrize("name", ["<img src=x>", "$x^$", "_under & over", "a\nb"])
-def test_no_name_is_more_than_text_in_a_drawing(name: str, tmp_path: Path) -> None:
-    rows = [{**r, "strategy.group": f"{name}{r['strategy.group']}"} for r in ROWS]
+def test_no_name_is_more_than_text_in_a_drawing(tmp_path: Path) -> None:
+    names = ["<img src=x>", "$x^$", "_under & over", "a\nb"]
+    rows = [
+        {**r, "strategy.group": f"{name}{r['strategy.group']}"}
+        for name, r in zip(names, ROWS[::2], strict=True)
+    ]
     for draw in DRAWINGS.values():
         found = Markup(f"<div>{draw(rows, AXES)}</div>")
         assert not found.all("img")
-        words = found.text("svg").split()
-        assert all(part in " ".join(words) for part in f"{name}layer".split())
-    plot_sweep(rows, AXES, name, tmp_path)
+        words = " ".join(found.text("svg").split())
+        for one in rows:
+            assert all(part in words for part in one["strategy.group"].split())
+    plot_sweep(rows, AXES, " ".join(names), tmp_path)
 
 
 def test_names_of_ticks_that_would_overlap_are_left_out() -> None:

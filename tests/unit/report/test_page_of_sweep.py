@@ -2,6 +2,8 @@
 
 import re
 
+import pytest
+
 from fedprune.report.page import render_sweep
 from fedprune.report.sweep import Run, Story, SweepFacts
 from fedprune.results.perplexity import SUMMARIES
@@ -44,8 +46,12 @@ def page(*more: Run, seconds: float = 75.0) -> str:
     return render_sweep(SweepFacts(story, [*runs, *more], pivots, "1.2"))
 
 
-def test_the_page_says_what_was_done() -> None:
-    text = page()
+@pytest.fixture(scope="module")
+def text() -> str:
+    return page()
+
+
+def test_the_page_says_what_was_done(text: str) -> None:
     assert "<h1>a &lt;title&gt;</h1>" in text and "<two>" not in text
     assert "8 runs · 2 seeds · 75.0 s this time" in text
     assert "fedprune sweep x" in text
@@ -62,13 +68,11 @@ def test_failed_and_waiting_jobs_are_shown() -> None:
     assert text.count("<td>failed</td>") == text.count("<td>not yet</td>") == 4
 
 
-def test_the_page_asks_for_nothing_and_has_no_inline_styles() -> None:
-    text = page()
+def test_the_page_asks_for_nothing_and_has_no_inline_styles(text: str) -> None:
     assert not re.search(r"https?://|<script|<link|<img| style=| on\w+=", text)
 
 
-def test_every_chart_has_a_text_for_those_who_do_not_see_it() -> None:
-    text = page()
+def test_every_chart_has_a_text_for_those_who_do_not_see_it(text: str) -> None:
     labels = re.findall(r'<div class="drawn" role="img" aria-label="([^"]+)"', text)
     assert labels == [
         "Perplexity (x) by sparsity",
@@ -86,18 +90,18 @@ def test_every_page_is_whole_and_its_ids_are_its_own() -> None:
     assert targets and all(href[1:] in identifiers for href in targets)
 
 
-def test_of_many_data_sets_the_summaries_come_first_and_the_others_are_folded() -> None:
+def test_of_many_data_sets_the_summaries_come_first_and_the_others_are_folded(text: str) -> None:
     rows = [
         {**one, **{f"perplexity.{name}.pruned": 5.0 for name in ("a", "b", "c", "d", *SUMMARIES)}}
         for one in ROWS
     ]
     runs = [Run("", "", one) for one in rows]
-    text = render_sweep(SweepFacts(Story("t", "c", AXES, 0.0), runs, all_pivots(rows, AXES), "1"))
-    places = [text.index(f"Perplexity ({name})") for name in (*SUMMARIES, "x", "a", "d")]
+    many = render_sweep(SweepFacts(Story("t", "c", AXES, 0.0), runs, all_pivots(rows, AXES), "1"))
+    places = [many.index(f"Perplexity ({name})") for name in (*SUMMARIES, "x", "a", "d")]
     assert places == sorted(places)
-    folded = re.findall(r"<details><summary>([^<]+)</summary>", text)
+    folded = re.findall(r"<details><summary>([^<]+)</summary>", many)
     assert folded[:5] == [f"Perplexity ({name})" for name in ("x", "a", "b", "c", "d")]
-    assert "Perplexity (x)" not in re.findall(r"<summary>([^<]+)</summary>", page())
+    assert "Perplexity (x)" not in re.findall(r"<summary>([^<]+)</summary>", text)
 
 
 def test_no_name_of_a_data_set_or_setting_is_markup() -> None:
