@@ -6,6 +6,7 @@ same on every machine.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 
 import yaml  # type: ignore[import-untyped]
 from pydantic import ValidationError
@@ -35,6 +36,7 @@ _NOUNS: Mapping[type, str] = {
 _BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 
 
+@lru_cache(maxsize=8)  # a run writes the same in every request
 def to_yaml(config: RunConfig) -> str:
     """Return the configuration as YAML that `from_yaml` turns into an equal one."""
     plain = config.model_dump(mode="json")

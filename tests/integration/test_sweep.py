@@ -63,7 +63,7 @@ def test_sweep_resume_and_table(
     after = (folder / "table.csv").read_text()
     assert [line.split(",")[:9] for line in after.splitlines()] == figures
 
-    assert main([*command, "pruner.group=row"]) == 2
+    assert main([*command, "pruner.group=layer"]) == 2
     assert "another `pruner.group`" in capsys.readouterr().err
     assert (folder / "table.csv").read_text() == after
 
