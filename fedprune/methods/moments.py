@@ -400,7 +400,7 @@ class MomentPool:
             return 1.0
         if self.mode == "clients":
             return 1.0 / max(moments.tokens, 1)
-        mean = float(diagonal_of(moments).mean(dtype=np.float64))
+        mean = float(moments.body.diagonal.mean(dtype=np.float64))
         return 1.0 / mean if mean else 0.0
 
     def _add(self, name: str, part: Tensor, factor: float) -> None:
@@ -425,17 +425,6 @@ class MomentPool:
 
 def _parts(sketch: Sketch) -> dict[str, NDArray[np.float32]]:
     return {"vectors": sketch.vectors, "diagonal": sketch.diagonal}
-
-
-def diagonal_of(moments: InputMoments) -> NDArray[np.float32]:
-    """Return the sums of squares that any kind of moments holds, float32, shape (d_in,)."""
-    body = moments.body
-    if isinstance(body, Columns):
-        return body.sums
-    if isinstance(body, Sketch):
-        return body.diagonal
-    diagonal: NDArray[np.float32] = body.diagonal
-    return diagonal
 
 
 R = TypeVar("R")
@@ -499,7 +488,7 @@ class MomentSums(PooledInputs[InputMoments, R], Generic[R]):
             raise WireError(
                 f"the moments of {name} must come {told} the cross moment (`strategy.target`)."
             )
-        total = float(diagonal_of(group).sum(dtype=np.float64))
+        total = float(group.body.diagonal.sum(dtype=np.float64))
         check_loudness(self.task, group.linears, total, group.tokens)
         if isinstance(group.body, Triangle):
             check_moments(group.body, name)
@@ -595,8 +584,8 @@ def check_cross(triangle: Triangle, cross: Cross, name: str) -> float:
 
 def exact_columns(group: InputMoments) -> InputSums:
     """Return the sums of squares of an input of which nothing else is known."""
-    exact = ExactSums(len(diagonal_of(group)))
-    exact.add(diagonal_of(group))
+    exact = ExactSums(len(group.body.diagonal))
+    exact.add(group.body.diagonal)
     return InputSums(group.linears, exact, group.tokens)
 
 

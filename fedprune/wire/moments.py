@@ -172,16 +172,16 @@ def _rows(width: int) -> Iterator[tuple[int, int]]:
 class Columns:
     """The diagonal of the second moments: sums of squares."""
 
-    sums: NDArray[np.float32]  # sum over tokens of x_j**2, shape (d,), finite and not negative
+    diagonal: NDArray[np.float32]  # sum over tokens of x_j**2, shape (d,), finite and not negative
 
     def __post_init__(self) -> None:
         """Refuse what cannot be sums of squares."""
-        check_columns(self.sums)
+        check_columns(self.diagonal)
 
     @property
     def width(self) -> int:
         """The d of the input."""
-        return self.sums.size
+        return self.diagonal.size
 
 
 @dataclass(frozen=True, eq=False)
@@ -306,9 +306,7 @@ class InputMoments:
                 raise WireError("a cross moment goes with a triangle of the same width.")
         if isinstance(body, Sketch):
             check_nothing(self.tokens, body.vectors)
-            check_nothing(self.tokens, body.diagonal)
-        else:
-            check_nothing(self.tokens, body.sums if isinstance(body, Columns) else body.values)
+        check_nothing(self.tokens, body.values if isinstance(body, Triangle) else body.diagonal)
 
 
 def encode_moments(groups: Sequence[InputMoments]) -> bytes:
@@ -340,7 +338,7 @@ def decode_moments(
 
 def _parts(body: Triangle | Sketch | Columns) -> dict[str, NDArray[np.generic]]:
     if isinstance(body, Columns):
-        return {_DIAGONAL: body.sums}
+        return {_DIAGONAL: body.diagonal}
     if isinstance(body, Sketch):
         scales, vectors = _halved(body.vectors)
         return {_DIAGONAL: body.diagonal, _SCALES: scales, body.kind: vectors}

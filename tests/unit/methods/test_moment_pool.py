@@ -6,7 +6,7 @@ import torch
 
 from fedprune.config import config_from_overrides
 from fedprune.errors import QuorumError, WireError
-from fedprune.methods.moments import MomentPool, completed, diagonal_of, input_moments, plan_inputs
+from fedprune.methods.moments import MomentPool, completed, input_moments, plan_inputs
 from fedprune.methods.sketches import eigen_sketch, nystrom_sketch, rebuild
 from fedprune.pruning.groups import MaskSpec
 from fedprune.pruning.registry import make_solver, towards
@@ -147,7 +147,7 @@ def test_what_cannot_be_pooled_is_refused():
 @pytest.mark.parametrize("form", ["float32", "eigen"])
 def test_every_form_holds_the_diagonal(form):
     matrix = moments(1)
-    assert np.allclose(diagonal_of(sent(matrix, form)), matrix.diagonal().numpy(), rtol=1e-6)
+    assert np.allclose(sent(matrix, form).body.diagonal, matrix.diagonal().numpy(), rtol=1e-6)
 
 
 def plans(*overrides: str):
