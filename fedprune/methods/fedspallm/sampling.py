@@ -46,12 +46,11 @@ def draw_layers(
     drew; blocks may stay without a client (see `uncovered_probability`).
 
     `eligible`: for each client the blocks that it may prune. `counts`: for each client how many
-    blocks it prunes, at least 1; all eligible ones if they are fewer. `coverage`: clients that must
-    be able to prune each block; with 'stratified', that do. Raises ConfigError if a block cannot
-    have `coverage` clients, whatever is drawn; or a count is below 1.
+    blocks it prunes; all eligible ones if they are fewer. `coverage`: clients that must be able to
+    prune each block; with 'stratified', that do. Raises ConfigError if a block cannot have
+    `coverage` clients, whatever is drawn.
     """
     allowed = [sorted(blocks) for blocks in eligible]
-    _check_counts(counts, num_blocks)
     _check_eligible(allowed, num_blocks, coverage)
     sizes = [min(k, len(blocks)) for k, blocks in zip(counts, allowed, strict=True)]
     generator = np.random.default_rng(seed)
@@ -67,16 +66,7 @@ def draw_layers(
 
 
 def layer_counts(fractions: Sequence[float], num_blocks: int) -> list[int]:
-    """Return how many of the blocks each fraction is: rounded, halves up, and at least 1.
-
-    Raises ConfigError if a fraction is not above 0 and at most 1.
-    """
-    for fraction in fractions:
-        if not 0 < fraction <= 1:
-            raise ConfigError(
-                "`strategy.layer_fraction`, and a node's 'layer-fraction', must be above 0 and at "
-                f"most 1, got {fraction:g}."
-            )
+    """Return how many of the blocks each fraction is: rounded, halves up, and at least 1."""
     half = Fraction(1, 2)
     return [
         max(math.floor(num_blocks * Fraction(str(float(fraction))) + half), 1)
@@ -87,18 +77,8 @@ def layer_counts(fractions: Sequence[float], num_blocks: int) -> list[int]:
 def resource_fractions(speeds: Sequence[float], mean_fraction: float) -> list[float]:
     """Return a share of the blocks for each client, proportional to its speed, with a mean.
 
-    Shares above 1 are cut, and what is cut goes to the others, so that the mean holds. Raises
-    ConfigError if a speed is not above 0 and finite, or the mean is out of range.
+    Shares above 1 are cut, and what is cut goes to the others, so that the mean holds.
     """
-    if not 0 < mean_fraction <= 1:
-        raise ConfigError(
-            f"`strategy.layer_fraction` must be above 0 and at most 1, got {mean_fraction:g}."
-        )
-    if not all(0 < speed < math.inf for speed in speeds):
-        raise ConfigError(
-            "`strategy.layer_resources=measured` needs a speed above 0 of every client, got "
-            f"{', '.join(f'{speed:g}' for speed in speeds)}. Use `strategy.layer_resources=equal`."
-        )
     shares = [1.0] * len(speeds)
     order = sorted(range(len(speeds)), key=lambda i: speeds[i], reverse=True)
     room = mean_fraction * len(speeds)
@@ -127,19 +107,19 @@ def inverse_weights(counts: Sequence[int]) -> list[int]:
     weights proportional to 1 / k_i (Horvitz and Thompson, 1952) give all clients the same expected
     influence. They are the smallest whole numbers that are proportional to within a thousandth.
 
-    `counts`: blocks of each client, at least 1. Raises ConfigError if a count is below 1, or counts
-    differ so much that a weight would reach 2**20.
+    `counts`: blocks of each client, at least 1. Raises ConfigError if they differ so much that a
+    weight would reach 2**20.
     """
     distinct = np.unique(np.array(counts, dtype=np.int64))
     if distinct.size == 0:
         return []
     low, high = int(distinct[0]), int(distinct[-1])
     # From this largest weight on, even the smallest is above half of _PRECISION.
-    limit = _PRECISION // 2 * high // low + 2 if low > 0 else _MAX_WEIGHT
+    limit = _PRECISION // 2 * high // low + 2
     if limit >= _MAX_WEIGHT:
         raise ConfigError(
-            f"`strategy.layer_weights=inverse` needs blocks per client from 1 up that differ less "
-            f"than 2,000-fold, got {low} to {high}. Use `strategy.layer_weights=equal`."
+            f"`strategy.layer_weights=inverse` needs blocks per client that differ less than "
+            f"2,000-fold, got {low} to {high}. Use `strategy.layer_weights=equal`."
         )
     largest = np.arange(1, limit + 1)
     fits = np.ones(limit, dtype=np.bool_)
@@ -153,15 +133,6 @@ def inverse_weights(counts: Sequence[int]) -> list[int]:
 def _nearest(numerator: NDArray[np.int64], denominator: int) -> NDArray[np.int64]:
     """Return the quotient rounded, halves up."""
     return (2 * numerator + denominator) // (2 * denominator)
-
-
-def _check_counts(counts: Sequence[int], num_blocks: int) -> None:
-    if not all(1 <= count <= num_blocks for count in counts):
-        raise ConfigError(
-            f"Every client must prune from 1 to {num_blocks} blocks, got "
-            f"{', '.join(map(str, counts))}. Change `strategy.layer_fraction` or the nodes' "
-            "'layer-fraction'."
-        )
 
 
 def _check_eligible(allowed: Sequence[Sequence[int]], num_blocks: int, coverage: int) -> None:

@@ -144,19 +144,10 @@ def test_too_little_room_names_the_way_out():
         draw_layers([range(4), {2, 3}, {2, 3}], [1, 2, 2], 4, 1, 0, "stratified")
 
 
-def test_counts_out_of_range():
-    with pytest.raises(ConfigError, match="from 1 to 4 blocks, got 3, 5"):
-        draw_layers(everything(2, 4), [3, 5], 4, 1, 0, "stratified")
-
-
 def test_layer_counts_round_halves_up_and_leave_one():
     fractions = [1.0, 0.5, 0.25, 0.125, 0.1, 0.01, 0.35]
     assert layer_counts(fractions, 12) == [12, 6, 3, 2, 1, 1, 4]
     assert layer_counts([0.145], 100) == [15]  # 14.5, though 0.145 * 100 is less in binary
-    with pytest.raises(ConfigError, match="`strategy.layer_fraction`.* got 1.5"):
-        layer_counts([0.5, 1.5], 12)
-    with pytest.raises(ConfigError, match="got 0"):
-        layer_counts([0.0], 12)
 
 
 @given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=10), st.floats(0.01, 1.0) | st.just(1.0))
@@ -177,20 +168,6 @@ def test_known_resource_fractions():
     assert resource_fractions([], 0.5) == []
 
 
-@pytest.mark.parametrize(
-    ("speeds", "mean", "words"),
-    [
-        ([1, 0], 0.5, "`strategy.layer_resources=measured` needs a speed above 0 .* got 1, 0"),
-        ([1, float("inf")], 0.5, "got 1, inf"),
-        ([1, float("nan")], 0.5, "got 1, nan"),
-        ([1, 1], 1.1, "`strategy.layer_fraction` must be above 0 and at most 1, got 1.1"),
-    ],
-)
-def test_resources_out_of_range(speeds, mean, words):
-    with pytest.raises(ConfigError, match=words):
-        resource_fractions(speeds, mean)
-
-
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=40))
 @settings(deadline=None)
 def test_inverse_weights_are_proportional(counts):
@@ -206,9 +183,8 @@ def test_inverse_weights_are_small():
     assert inverse_weights([12, 6, 3]) == [1, 2, 4]
     assert inverse_weights([2, 3, 6]) == [3, 2, 1]
     assert inverse_weights([]) == []
-    for counts in ([0, 1], [1, 3000]):
-        with pytest.raises(ConfigError, match="`strategy.layer_weights=inverse` needs"):
-            inverse_weights(counts)
+    with pytest.raises(ConfigError, match="`strategy.layer_weights=inverse` needs"):
+        inverse_weights([1, 3000])
 
 
 WEIGHTS = 16
