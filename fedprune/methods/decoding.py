@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedprune.errors import ConfigError, ModelError, QuorumError, WireError
+from fedprune.errors import ModelError, QuorumError, WireError
 from fedprune.methods.state import Arrays, numbers
 from fedprune.wire.masks import BitMask
 from fedprune.wire.sums import ExactSums
@@ -102,23 +102,14 @@ class Decoder:
         shares = (int(n.sum()) / (s[0] * s[1]) for n, s in zip(by_linear, shapes, strict=True))
         return Fit(log_norms, tuple(shares))
 
-    def pool(self, fit: Fit, weight: int = 1) -> None:
-        """Add a client's squared norms, relative to their mean.
-
-        Raises ConfigError if the weight is below 1.
-        """
-        if weight < 1:
-            raise ConfigError(f"A client's weight must be at least 1, got {weight}.")
-        self._sums.add(fit.squares * np.float32(weight))
-        self._clients += 1
-
     def add(self, masks: Sequence[BitMask], weight: int = 1) -> tuple[float, ...]:
-        """Fit a client's masks and pool its norms; return the violations of each linear.
+        """Fit a client's masks and pool its squared norms, relative to their mean.
 
-        Parameters are those of `fit` and `pool`, errors too.
+        Returns the violations of each linear. Raises WireError as :meth:`fit`.
         """
         fit = self.fit(masks)
-        self.pool(fit, weight)
+        self._sums.add(fit.squares * np.float32(weight))
+        self._clients += 1
         return fit.violations
 
     def pooled(self) -> NDArray[np.float32]:

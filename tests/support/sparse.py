@@ -27,7 +27,7 @@ def case(
 
 
 def added(
-    base: Tensor, changes: Sequence[SparseWeight | BitMask], weights: Sequence[int] | None = None
+    base: Tensor, changes: Sequence[SparseWeight], weights: Sequence[int] | None = None
 ) -> WeightSums:
     """Return the sums of these clients."""
     sums = WeightSums(base)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedprune.config.pattern import Pattern
-from fedprune.errors import ConfigError, ModelError, QuorumError, WireError
+from fedprune.errors import ModelError, QuorumError, WireError
 from fedprune.jit import jit
 from fedprune.methods.abstention import abstains
 from fedprune.methods.agreement import MaskSampler
@@ -67,28 +67,14 @@ class WeightSums:
         self.votes = VoteCounter(base.numel())
         self.shape: tuple[int, int] = (base.shape[0], base.shape[1])
         self._base = base.detach().cpu().contiguous().reshape(-1)
-        self._total = total
         exponent = math.frexp(largest)[1]  # largest < 2**exponent; 0 where all are zero
         digits = min(_DIGITS, 63 - _ROOM - total.bit_length())
         self._scale = 2.0 ** (digits - exponent)
         self._limit = (2.0**_ROOM - 1) * 2.0**exponent
         self._sums: NDArray[np.int64] = np.zeros(base.numel(), dtype=np.int64)
 
-    def add(self, change: SparseWeight | BitMask, weight: int = 1) -> None:
-        """Add what one client kept, its weight times; nothing is added if it is refused.
-
-        A mask alone says that the survivors are the public ones. Raises WireError as :meth:`check`,
-        ConfigError if the sum of weights is above the `total` given.
-        """
-        self.check(change)
-        if self.votes.total + weight > self._total:
-            raise ConfigError(
-                f"`strategy.client_weights` may add up to {self._total}, got "
-                f"{self.votes.total + weight}. Use `strategy.client_weights=equal`."
-            )
-        if isinstance(change, BitMask):
-            self.votes.add(change, weight)
-            return
+    def add(self, change: SparseWeight, weight: int = 1) -> None:
+        """Add what one client kept, which was checked, its weight times."""
         self.votes.add(change.mask, weight)
         place = 0
         for start, stop, base in self._chunks():
@@ -99,18 +85,12 @@ class WeightSums:
                 fold(values, bits, base, self._scale, weight, self._sums[start:stop])
             place += kept
 
-    def check(self, change: SparseWeight | BitMask) -> None:
-        """Refuse what :meth:`add` would refuse, and add nothing.
-
-        Raises WireError if the shape is another, or a weight NaN or 15 times as large as public
-        ones.
-        """
+    def check(self, change: SparseWeight) -> None:
+        """Refuse another shape, and weights that are NaN or 15 times as large as public ones."""
         if change.shape != self.shape:
             raise WireError(
                 f"It has {_times(change.shape)} weights, expected {_times(self.shape)}."
             )
-        if isinstance(change, BitMask):
-            return
         largest = _largest(change.values) if change.values.numel() else 0.0
         if not largest <= self._limit:  # so that NaN is refused, too
             raise WireError(

@@ -70,7 +70,8 @@ def test_three_clients_by_hand():
 def test_a_kept_zero_counts():
     base = torch.ones(1, 2)
     keep = BitMask.from_bool(np.ones((1, 2), dtype=bool))
-    sums = added(base, [SparseWeight.from_dense(torch.tensor([[0.0, 2.0]]), keep), keep])
+    weights = (torch.tensor([[0.0, 2.0]]), base)
+    sums = added(base, [SparseWeight.from_dense(weight, keep) for weight in weights])
     assert sums.mean("l0").tolist() == [[0.5, 1.5]]
 
 
@@ -113,12 +114,10 @@ def test_clients_that_change_nothing_give_the_public_weights_bit_for_bit(dtype):
     base, changes = case(3, 5, (24, 32), dtype)
     base[0, :4] = torch.tensor([0.0, -0.0, 1e-7, -1e-7])
     masks = [change.mask for change in changes]
-    alone = added(base, masks, [1, 2, 1, 1, 3])
-    valued = added(base, [SparseWeight.from_dense(base, m) for m in masks], [1, 2, 1, 1, 3])
+    sums = added(base, [SparseWeight.from_dense(base, m) for m in masks], [1, 2, 1, 1, 3])
     kept = np.logical_or.reduce([mask.to_bool() for mask in masks])
     expected = np.where(kept, base.float().numpy(), np.float32(0))
-    for sums in (alone, valued):
-        assert sums.mean("l0").numpy().tobytes() == expected.tobytes()
+    assert sums.mean("l0").numpy().tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -140,7 +139,8 @@ def test_a_transposed_public_weight():
 def test_a_public_weight_of_zeros():
     base = torch.zeros(2, 4)
     keep = BitMask.from_bool(np.ones((2, 4), dtype=bool))
-    sums = added(base, [keep, SparseWeight.from_dense(torch.full((2, 4), 0.25), keep)])
+    weights = (base, torch.full((2, 4), 0.25))
+    sums = added(base, [SparseWeight.from_dense(weight, keep) for weight in weights])
     assert sums.mean("l0").tolist() == [[0.125] * 4] * 2
 
 
@@ -183,17 +183,16 @@ def test_refused_clients_change_nothing():
     base, changes = case(13, 2, (4, 8))
     sums = added(base, changes)
     before = sums.mean("l0").numpy().tobytes()
-    keep = BitMask.from_bool(np.ones((4, 8), dtype=bool))
-    for refuse in (sums.add, sums.check):
-        with pytest.raises(WireError, match=r"Its largest weight is 100, .* none may be above"):
-            refuse(SparseWeight.from_dense(torch.full((4, 8), -100.0), keep))
-        with pytest.raises(WireError, match=r"It has 8x4 weights, expected 4x8"):
-            refuse(BitMask.from_bool(np.ones((8, 4), dtype=bool)))
+    for shape, words in (
+        ((4, 8), "Its largest weight is 100, .* none may be above"),
+        ((8, 4), "It has 8x4 weights, expected 4x8"),
+    ):
+        keep = BitMask.from_bool(np.ones(shape, dtype=bool))
+        with pytest.raises(WireError, match=words):
+            sums.check(SparseWeight.from_dense(torch.full(shape, -100.0), keep))
     sums.check(changes[0])
     with pytest.raises(ConfigError, match="weight of at least 1, got 0"):
         sums.add(changes[0], 0)
-    with pytest.raises(ConfigError, match="`strategy.client_weights` may add up to"):
-        sums.add(changes[0], 2**19)
     assert sums.votes.clients == 2
     assert sums.mean("l0").numpy().tobytes() == before
 
@@ -261,7 +260,7 @@ def test_clients_that_change_nothing_give_fedprllms_vote(rounding, group, sparsi
     for mask in masks:
         votes.add(mask)
     magnitude = base.abs().reshape(-1).numpy()
-    sums = added(base, masks)
+    sums = added(base, [SparseWeight.from_dense(base, mask) for mask in masks])
     rule = Rule(group, rounding=rounding)
     found = expand(sums, sums.mean("l0"), sparsity, FREE, rule, True)
     assert found == select(votes, sparsity, magnitude, (24, 36), rule)
