@@ -279,11 +279,7 @@ class MomentPool:
         self.seen = 0
 
     def add(self, moments: InputMoments, times: float = 1.0) -> None:
-        """Add one client's moments, which may count more than once, or less.
-
-        Raises WireError if they hold the diagonal alone, or are of another size than those before;
-        nothing is added then.
-        """
+        """Add one client's moments, more than the diagonal, which may count more than once."""
         body = moments.body
         if isinstance(body, Columns):
             raise WireError("column sums alone do not add to second moments.")
@@ -405,22 +401,15 @@ class MomentPool:
 
     def _add(self, name: str, part: Tensor, factor: float) -> None:
         total = self._sums.setdefault(name, torch.zeros(part.shape, dtype=torch.float64))
-        if total.shape != part.shape:
-            raise WireError(f"Moments of {len(total)} columns do not pool with {len(part)}.")
         total.add_(part.double(), alpha=factor)
 
     def _add_products(self, sketch: Sketch, factor: float) -> None:
         added = {n: to_fixed(factor * one.astype(np.float64)) for n, one in _parts(sketch).items()}
-        if not self._sketch:
-            self._sketch = added
-        elif any(self._sketch[name].shape != part.shape for name, part in added.items()):
-            raise WireError(
-                f"Sketches of {len(self._sketch['diagonal'])} columns do not pool with such of "
-                f"shape {sketch.vectors.shape}."
-            )
-        else:
-            for name, part in added.items():
+        for name, part in added.items():
+            if name in self._sketch:
                 add_words(self._sketch[name], part)
+            else:
+                self._sketch[name] = part
 
 
 def _parts(sketch: Sketch) -> dict[str, NDArray[np.float32]]:

@@ -144,12 +144,8 @@ class SumsPool:
         self.seen = 0
 
     def add(self, sums: InputSums) -> None:
-        """Add one client's sums.
-
-        Raises WireError if they are of another input than the sums before; nothing is added then.
-        """
+        """Add one client's sums, of the same input as those before."""
         pooled = self._exact() if self._linears else ExactSums(sums.sums.size)
-        self._check_input(sums, pooled.size)
         if self.mode == "tokens":
             pooled.merge(sums.sums)
         elif sums.tokens:
@@ -157,14 +153,6 @@ class SumsPool:
         self._linears, self._sums = sums.linears, pooled
         self._tokens += sums.tokens if self.mode == "tokens" else min(sums.tokens, 1)
         self.seen += sums.tokens
-
-    def _check_input(self, sums: InputSums, width: int) -> None:
-        linears = self._linears or sums.linears
-        if sums.linears != linears or sums.sums.size != width:
-            raise WireError(
-                f"Sums of {width} columns that enter {', '.join(linears)} do not pool with "
-                f"{sums.sums.size} columns that enter {', '.join(sums.linears)}."
-            )
 
     @staticmethod
     def layout(width: int) -> Layout:
@@ -269,10 +257,8 @@ class MedianPool(SumsPool):
         self._width = 0
 
     def add(self, sums: InputSums) -> None:
-        """Add one client's sums; WireError if they are of another input than those before."""
-        self._width = self._width or sums.sums.size
-        self._check_input(sums, self._width)
-        self._linears = sums.linears
+        """Add one client's sums, of the same input as those before."""
+        self._width, self._linears = sums.sums.size, sums.linears
         if sums.tokens:
             self._rows.append(mean_squares(sums, scaled=False))
         self._tokens = min(len(self._rows), 1)
