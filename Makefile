@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PACKAGES := client_app server_app strategies conf fedprune hydra_plugins
 
-# Three files at a time, also on two cores: many tests wait for other processes. Those are the
-# first by name, so `make test` keeps the order.
+# Three files at a time, also on two cores: many tests wait for other processes. tests/conftest.py
+# spreads those, so `make test` keeps the order.
 SIDE_BY_SIDE := --numprocesses 3 --dist loadfile
 
 # Tests and the demo neither phone home nor look at a model hub.
