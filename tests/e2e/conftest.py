@@ -7,6 +7,6 @@ from tests.integration.test_main_job import job
 
 
 @pytest.fixture(scope="session")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def expected(tmp_path_factory):
     """The masks of the job `SMALL` in one process."""
     return sidecar(job(tmp_path_factory.mktemp("inline") / "run", nodes=2))

@@ -1,7 +1,6 @@
 """Statistics collected from a federation of real processes, and models made of them without it."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +23,7 @@ KINDS = "strategy.statistics='columns,moments'"
 QUIET = ("evaluation.local_only=false", "evaluation.centralized=false")
 
 
-def test_what_sites_collect_is_solved_for_the_masks_of_one_process(tmp_path: Path) -> None:
+def test_what_sites_collect_is_solved_for_the_masks_of_one_process(tmp_path):
     out = tmp_path / "collected"
     folder = tmp_path / "federation"
     folder.mkdir()

@@ -2,7 +2,6 @@
 
 import csv
 import json
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +13,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.faults]
 QUICK = ["evaluation.max_windows=1", "evaluation.local_only=false", "evaluation.centralized=false"]
 
 
-def test_jobs_go_to_the_federation_and_results_come_back(tmp_path: Path) -> None:
+def test_jobs_go_to_the_federation_and_results_come_back(tmp_path):
     command = [
         "sweep",
         "sparsity=0.3,0.5",

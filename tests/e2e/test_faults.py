@@ -5,7 +5,7 @@ import time
 import pytest
 
 from tests.e2e.test_flower_runs import sidecar
-from tests.support.faults import QuickFederation, at_work, begun, chunks_done, ledger, told
+from tests.support.faults import QuickFederation, at_work, chunks_done, ledger, told
 from tests.support.services import until
 
 pytestmark = pytest.mark.e2e
@@ -21,9 +21,9 @@ OPTIONS = [
 
 
 @pytest.mark.slow
-def test_a_node_and_then_the_superlink_are_killed(tmp_path, expected) -> None:
+def test_a_node_and_then_the_superlink_are_killed(tmp_path, expected):
     with QuickFederation(tmp_path, nodes=2, restart=True) as federation:
-        run, node = begun(federation, tmp_path / "run", *OPTIONS), federation.nodes[1]
+        run, node = federation.run(tmp_path / "run", *OPTIONS), federation.nodes[1]
         at_work(node, run)
         node.kill()
         told(run, "is lost")

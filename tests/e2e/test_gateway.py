@@ -10,10 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from pathlib import Path
 
 import psutil
 import pytest
@@ -102,7 +100,7 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def site(tmp_path_factory):
     port = free_port()
     folder = tmp_path_factory.mktemp("site")
     federation = Federation(folder, nodes=1, fleet=[f"localhost:{port}"], supernode=["--any-app"])
@@ -116,7 +114,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 @pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def app(tmp_path_factory):
     folder = tmp_path_factory.mktemp("apps") / "tiny-app"
     folder.mkdir()
     (folder / "pyproject.toml").write_text(_PROJECT)
@@ -138,9 +136,7 @@ def master(gateway: Gateway) -> psutil.Process:
 
 
 @pytest.mark.parametrize("size", [12_000_000, pytest.param(100 * 2**20, marks=pytest.mark.faults)])
-def test_a_node_gets_through_and_a_large_reply_with_it(
-    site: Site, app: Path, tmp_path: Path, size: int
-) -> None:
+def test_a_node_gets_through_and_a_large_reply_with_it(site, app, tmp_path, size):
     journal = tmp_path / "journal"
     config = f'journal="{journal}" bytes={size}'
     before = site.gateway.refusals()
@@ -153,9 +149,7 @@ def test_a_node_gets_through_and_a_large_reply_with_it(
     assert "push-object" not in site.gateway.service.log
 
 
-def test_an_outsider_with_flower_s_command_line_gets_nowhere(
-    site: Site, app: Path, tmp_path: Path
-) -> None:
+def test_an_outsider_with_flower_s_command_line_gets_nowhere(site, app, tmp_path):
     (tmp_path / "config.toml").write_text(
         f'[superlink]\ndefault = "door"\n\n[superlink.door]\n'
         f'address = "localhost:{site.gateway.port}"\n'
@@ -246,14 +240,14 @@ def test_an_outsider_with_flower_s_command_line_gets_nowhere(
         b"A" * 3000 + b" / HTTP/1.1\r\n\r\n",
     ],
 )
-def test_no_trick_gets_past(site: Site, sent: bytes) -> None:
+def test_no_trick_gets_past(site, sent):
     before = site.strangers()
     status, body = site.gateway.ask(sent)
     assert (status, body) == (403, b"")
     assert site.strangers() == before
 
 
-def test_a_target_without_end_is_cut_off(site: Site) -> None:
+def test_a_target_without_end_is_cut_off(site):
     before = site.gateway.refused()
     status, body = site.gateway.ask(b"GET " + b"/a" * 20_000 + b" HTTP/1.1\r\n\r\n")
     # The connection may be gone before the answer is read.
@@ -261,7 +255,7 @@ def test_a_target_without_end_is_cut_off(site: Site) -> None:
     site.gateway.counted("other", before["other"] + 1)
 
 
-def test_a_target_that_is_allowed_brings_no_headers_of_its_own(site: Site) -> None:
+def test_a_target_that_is_allowed_brings_no_headers_of_its_own(site):
     """Health is answered whatever else is claimed, and nothing is switched to another protocol."""
     for headers in (
         ["Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13"],
@@ -275,7 +269,7 @@ def test_a_target_that_is_allowed_brings_no_headers_of_its_own(site: Site) -> No
         assert site.gateway.ask(sent) == (200, b"")
 
 
-def test_pipelined_requests_are_judged_one_by_one(site: Site) -> None:
+def test_pipelined_requests_are_judged_one_by_one(site):
     first = request("GET", "/health").replace(b"Connection: close\r\n", b"")
     with site.gateway.connect() as connection:
         _, rest = answer(connection, first + request("POST", START_RUN), count=2)
@@ -283,7 +277,7 @@ def test_pipelined_requests_are_judged_one_by_one(site: Site) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
-def test_whoever_speaks_no_tls_is_cut_off_and_counted(site: Site) -> None:
+def test_whoever_speaks_no_tls_is_cut_off_and_counted(site):
     before = site.gateway.refused()
     for sent in (request("GET", "/health"), request("POST", START_RUN), b"SSH-2.0-x\r\n\r\n"):
         with socket.create_connection(("127.0.0.1", site.gateway.port), 10) as plain:
@@ -309,7 +303,7 @@ def test_whoever_speaks_no_tls_is_cut_off_and_counted(site: Site) -> None:
     site.gateway.counted("tls", before["tls"] + 3)
 
 
-def test_a_body_that_is_too_large_is_refused_before_it_is_sent(site: Site) -> None:
+def test_a_body_that_is_too_large_is_refused_before_it_is_sent(site):
     before = site.gateway.refused()
     for name, size in (
         ("push-object", 5_308_417),
@@ -322,7 +316,7 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_sent(site: Site) -> No
     site.gateway.counted("too-large", before["too-large"] + 3)
 
 
-def test_whoever_dribbles_is_cut_off(site: Site) -> None:
+def test_whoever_dribbles_is_cut_off(site):
     before, calls = site.gateway.refused(), site.federation.superlink.log.count("push-object")
     head = request("POST", "/v1/fleet/push-object", *SIGNED, PROTOBUF, "Content-Length: 5000000")
     starts = (b"POST /v1/fleet/pull-messages HTTP/1.1\r\nHost: lo", head + b"x" * 1000)
@@ -338,7 +332,7 @@ def test_whoever_dribbles_is_cut_off(site: Site) -> None:
 
 
 @pytest.mark.faults
-def test_an_unknown_key_and_no_key_are_refused_and_counted(site: Site, tmp_path: Path) -> None:
+def test_an_unknown_key_and_no_key_are_refused_and_counted(site, tmp_path):
     before = site.gateway.refused()
     online = site.federation.online()
     key, _ = node_key(tmp_path, "stranger")
@@ -360,7 +354,7 @@ def test_an_unknown_key_and_no_key_are_refused_and_counted(site: Site, tmp_path:
 
 
 @pytest.mark.faults
-def test_a_renewed_certificate_is_taken_up_without_a_break(site: Site) -> None:
+def test_a_renewed_certificate_is_taken_up_without_a_break(site):
     def shown() -> bytes | None:
         with site.gateway.connect() as connection:
             return connection.getpeercert(binary_form=True)
@@ -386,7 +380,7 @@ def test_a_renewed_certificate_is_taken_up_without_a_break(site: Site) -> None:
 
 
 @pytest.mark.faults
-def test_too_many_at_once_wait_and_then_are_told_to_try_again(site: Site) -> None:
+def test_too_many_at_once_wait_and_then_are_told_to_try_again(site):
     gateway = another(site, "narrow", GATEWAY_RATE="5", GATEWAY_BURST="5", GATEWAY_UPLOADS="1")
     statuses: list[int] = []
 
@@ -414,7 +408,7 @@ def test_too_many_at_once_wait_and_then_are_told_to_try_again(site: Site) -> Non
 
 
 @pytest.mark.faults
-def test_a_superlink_that_is_away_is_told_as_what_a_node_waits_for(site: Site) -> None:
+def test_a_superlink_that_is_away_is_told_as_what_a_node_waits_for(site):
     check = [sys.executable, str(FOLDER.parent / "tools" / "health.py")]
     check += ["--ca", str(site.federation.ca.path)]
     gateway = another(site, "early", GATEWAY_SUPERLINK=f"localhost:{free_port()}")
@@ -433,7 +427,7 @@ def test_a_superlink_that_is_away_is_told_as_what_a_node_waits_for(site: Site) -
 
 
 @pytest.mark.faults
-def test_it_ends_gently_and_with_nginx(site: Site) -> None:
+def test_it_ends_gently_and_with_nginx(site):
     gateway = another(site, "twice")
     try:
         gateway.start()

@@ -24,7 +24,7 @@ TINY = [
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def installed(tmp_path_factory):
     """Return the `bin` of an environment with the wheel, which sees this one's other packages."""
     folder = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder / "dist")]
@@ -63,27 +63,25 @@ def run(installed: Path, folder: Path, *command: str) -> subprocess.CompletedPro
     )
 
 
-def test_the_bundle_is_that_of_the_checkout(installed: Path, tmp_path: Path) -> None:
+def test_the_bundle_is_that_of_the_checkout(installed, tmp_path):
     done = run(installed, tmp_path, "fedprune", "supernode", "--print-app")
     assert done.stdout.strip() == own_app(), done.stderr
 
 
-def test_the_doctor_finds_nothing_to_mend(installed: Path, tmp_path: Path) -> None:
+def test_the_doctor_finds_nothing_to_mend(installed, tmp_path):
     done = run(installed, tmp_path, "fedprune", "doctor")
     assert done.returncode == 0 and "fail" not in done.stdout, done.stdout
     assert str(installed.parent) in done.stdout  # where its app is
 
 
-def test_a_run_on_flowers_runtime(installed: Path, tmp_path: Path) -> None:
+def test_a_run_on_flowers_runtime(installed, tmp_path):
     done = run(installed, tmp_path, "fedprune", "run", *TINY)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((tmp_path / "out" / "results.json").read_text())["status"] == "completed"
 
 
 @pytest.mark.parametrize("module", ["fedprune", "fedprune.cli"])
-def test_packages_of_our_names_in_the_users_folder_are_not_ours(
-    installed: Path, tmp_path: Path, module: str
-) -> None:
+def test_packages_of_our_names_in_the_users_folder_are_not_ours(installed, tmp_path, module):
     for name in ("client_app", "server_app", "strategies", "conf"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise SystemExit('another one')\n")

@@ -13,7 +13,7 @@ from client_app.app import app
 from tests.e2e.test_faults import OPTIONS
 from tests.e2e.test_flower_runs import sidecar
 from tests.integration.test_main_job import job
-from tests.support.faults import QuickFederation, at_work, begun, ledger, orders, told
+from tests.support.faults import QuickFederation, at_work, ledger, orders, told
 from tests.support.federation import CONNECTION
 from tests.support.grid import LocalGrid
 from tests.support.relay import Relay
@@ -25,14 +25,14 @@ _SECONDS = 900.0
 
 
 @pytest.fixture(scope="module")
-def of_three(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def of_three(tmp_path_factory):
     """The masks that three clients in one process give."""
     folder = tmp_path_factory.mktemp("three") / "run"
     return sidecar(job(folder, 3, overrides="evaluation.local_only=false"))
 
 
 @pytest.fixture(scope="module")
-def without_the_third(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def without_the_third(tmp_path_factory):
     """The masks that they give where the third is lost at once."""
 
     class Losing(LocalGrid):
@@ -47,7 +47,7 @@ def without_the_third(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[QuickFederation, Relay]]:
+def site(tmp_path_factory):
     """Three nodes, the third behind a network that can fail."""
     port = free_port()
     near = f"localhost:{port}"
@@ -58,11 +58,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[QuickFedera
             yield federation, relay
 
 
-def test_cut_off_and_back_and_slow_from_then_on(site, tmp_path, of_three) -> None:
+def test_cut_off_and_back_and_slow_from_then_on(site, tmp_path, of_three):
     federation, relay = site
     node = federation.nodes[2]
     before = orders(node)
-    run = begun(federation, tmp_path / "run", *OPTIONS)
+    run = federation.run(tmp_path / "run", *OPTIONS)
     at_work(node, run, before)
     relay.cut = True
     told(run, "is lost")
@@ -74,12 +74,12 @@ def test_cut_off_and_back_and_slow_from_then_on(site, tmp_path, of_three) -> Non
     assert not ledger(tmp_path / "run")["refused"]
 
 
-def test_frozen_for_longer_than_it_is_waited_for(site, tmp_path, without_the_third) -> None:
+def test_frozen_for_longer_than_it_is_waited_for(site, tmp_path, without_the_third):
     federation, _ = site
     options = [*OPTIONS, "strategy.min_clients=2", "strategy.rejoin=3"]
     node = federation.nodes[2]
     before = orders(node)
-    run = begun(federation, tmp_path / "run", *options)
+    run = federation.run(tmp_path / "run", *options)
     at_work(node, run, before)
     node.pause()
     told(run, "reply refused in round 1")
@@ -104,11 +104,11 @@ def small_disk(folder: Path) -> Iterator[None]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_disk_that_is_full_at_the_export(site, tmp_path, of_three) -> None:
+def test_a_disk_that_is_full_at_the_export(site, tmp_path, of_three):
     federation, _ = site
     with small_disk(tmp_path / "disk"):
         folder = tmp_path / "disk" / "run"
-        run = begun(federation, folder, *OPTIONS[:-1])
+        run = federation.run(folder, *OPTIONS[:-1])
         assert run.wait(_SECONDS) == 1, run.err
         said = " ".join(run.err.split())
         assert "space" in said and f"resume={folder}" in said, said

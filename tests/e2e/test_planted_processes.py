@@ -14,7 +14,7 @@ from tests.support import planted
 from tests.support.federation import CONNECTION, Federation
 from tests.support.jobs import QUIET, opt_folder
 from tests.support.planted import found_in, sentence
-from tests.support.recorder import Recorder
+from tests.support.relay import Relay
 from tests.support.services import free_port
 
 pytestmark = pytest.mark.e2e
@@ -46,7 +46,7 @@ def private_needles(words, path) -> dict[str, list[bytes]]:
 
 
 @pytest.mark.slow
-def test_every_byte_of_a_federation(tmp_path, monkeypatch) -> None:
+def test_every_byte_of_a_federation(tmp_path, monkeypatch):
     place = tmp_path / "place"
     place.mkdir()
     opt_folder(place / "opt")
@@ -63,7 +63,7 @@ def test_every_byte_of_a_federation(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("FEDPRUNE_LOG", "json")
     folder, port = tmp_path / "federation", free_port()
     folder.mkdir()
-    with Recorder(port) as wire:
+    with Relay(port) as wire:
         federation = Federation(folder, nodes, False, port=port, fleet=[wire.address] * 2)
         odd = federation.nodes[1].executor.environment
         odd["PYTHONPATH"] = f"{place / 'site'}:{odd['PYTHONPATH']}"
@@ -98,7 +98,7 @@ def lines(log: str, words: str) -> list[dict]:
 
 def check_bytes(federation, commands, wire, needles) -> None:
     """Nothing private is anywhere but in the sites' own folders."""
-    captured = {f"connection {n}": data for n, data in enumerate(wire.sent)}
+    captured = {f"connection {n}": bytes(data) for n, data in enumerate(wire.sent)}
     assert sum(map(len, captured.values())) > 10_000
     said = "".join(command.stdout + command.stderr for command in commands)
     captured["screens"] = said.encode()

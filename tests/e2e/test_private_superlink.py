@@ -94,7 +94,7 @@ with private_superlink(ray_cpus=int(sys.argv[2])) as connection:
 
 
 @pytest.fixture
-def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def app(tmp_path, monkeypatch):
     """A small app, seen from a folder that holds another `client_app`, one that cannot load."""
     folder = tmp_path / "tiny-app"
     for name, text in (("client_app", _CLIENT), ("server_app", _SERVER)):
@@ -137,7 +137,7 @@ def eventually(reached: Callable[[], bool], seconds: float = 30) -> bool:
     return reached()
 
 
-def test_runs_are_judged_right_and_use_the_app_s_own_code(app: Path) -> None:
+def test_runs_are_judged_right_and_use_the_app_s_own_code(app):
     text = 'it\'s "quoted"\nand has two lines'
     with private_superlink() as connection:
         folder = connection.folder.parent
@@ -166,15 +166,12 @@ def test_runs_are_judged_right_and_use_the_app_s_own_code(app: Path) -> None:
         pytest.param(signal.SIGKILL, 1, marks=pytest.mark.slow),
     ],
 )
-def test_an_interrupted_simulation_leaves_nothing(app: Path, number: int, ray_cpus: int) -> None:
+def test_an_interrupted_simulation_leaves_nothing(app, number, ray_cpus):
     command = [sys.executable, "-c", _USER, str(app), str(ray_cpus)]
     # The checkout on the path brings one more wrong `client_app`, the project's.
     path = {"PYTHONPATH": str(Path(fedprune.__file__).parents[1])}
     with subprocess.Popen(
-        command,
-        env=os.environ | path,
-        stdout=subprocess.PIPE,
-        text=True,
+        command, env=os.environ | path, stdout=subprocess.PIPE, text=True
     ) as user:
         assert user.stdout is not None
         folder = Path(next(user.stdout).split()[1])

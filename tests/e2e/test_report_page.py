@@ -1,15 +1,15 @@
-"""The page of a run in a real browser: it shows the results, to everybody, and asks for nothing."""
+"""Pages in a real browser: they show runs and sweeps, to everybody, and ask for nothing."""
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
+from fedprune.cli import main
 from fedprune.report.page import write_report
 from tests.support.browser import Page, browse, find_chromium
 from tests.support.jobs import job
 from tests.support.reports import made_up
+from tests.support.runs import run
 
 CHROMIUM = find_chromium()
 HOSTILE = '<img src="http://example.invalid/x" onerror=alert(1)><script>alert(2)</script>'
@@ -76,7 +76,7 @@ CELLS = """
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> dict[str, Path]:
+def runs(tmp_path_factory):
     """Return the folders of a real run and of two made-up ones."""
     base = tmp_path_factory.mktemp("runs")
     job(base / "real", "evaluation.local_only=true", "evaluation.centralized=true")
@@ -92,17 +92,46 @@ def runs(tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Page]:
+def browser():
     with browse(str(CHROMIUM)) as page:
         yield page
 
 
-@pytest.fixture(params=["real", "large", "bare"])
-def page(request, runs, browser) -> Page:
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """A sweep's folder with a failed run."""
+    folder = tmp_path_factory.mktemp("sweep")
+    points = [(n, s, p) for n in (0, 1) for s in ("fedprllm", "fedspallm") for p in ("0.5", "0.7")]
+    for number, (seed, strategy, sparsity) in enumerate(points):
+        overrides = [f"strategy={strategy}", f"sparsity={sparsity}", f"seed={seed}"]
+        run(folder / f"{number}=a,b", None, *overrides, pruned=20 + 200 * float(sparsity) + seed)
+    (folder / "7=a,b" / "results.json").unlink()
+    (folder / "7=a,b" / "failure.json").write_text('{"reason": "no <quorum>"}')
+    assert main(["sweep", "--collect", str(folder)]) == 1
+    return folder
+
+
+def opened(browser, place):
     browser.resize(1100)
     browser.emulate()
-    browser.open(runs[request.param] / "report.html")
+    browser.open(place)
     return browser
+
+
+@pytest.fixture(params=["real", "large", "bare"])
+def report(request, runs, browser):
+    return opened(browser, runs[request.param] / "report.html")
+
+
+@pytest.fixture
+def sweep_page(sweep, browser):
+    return opened(browser, sweep / "sweep.html")
+
+
+@pytest.fixture(params=["real", "large", "bare", "sweep"])
+def page(request, runs, sweep, browser):
+    pages = {name: folder / "report.html" for name, folder in runs.items()}
+    return opened(browser, (pages | {"sweep": sweep / "sweep.html"})[request.param])
 
 
 def told(page: Page, method: str) -> list[dict]:
@@ -110,7 +139,7 @@ def told(page: Page, method: str) -> list[dict]:
 
 
 def test_it_shows_without_complaints_and_without_the_network(page):
-    assert page.run("document.querySelector('h1').innerText").startswith("demo, ")
+    assert page.run("document.querySelector('h1').innerText").startswith(("demo, ", "sweep"))
     assert not told(page, "Runtime.consoleAPICalled")
     assert not told(page, "Runtime.exceptionThrown")
     assert not told(page, "Page.javascriptDialogOpening")
@@ -119,10 +148,10 @@ def test_it_shows_without_complaints_and_without_the_network(page):
     assert only["request"]["url"].startswith("file://")
 
 
-def test_its_links_lead_to_what_is_there(page):
+def test_its_links_lead_to_what_is_there(report):
     missing = "[...document.links].filter(a => !document.querySelector(a.hash)).map(a => a.href)"
-    assert page.run(missing) == []
-    assert page.run("document.links.length") > 5
+    assert report.run(missing) == []
+    assert report.run("document.links.length") > 5
 
 
 @pytest.mark.parametrize("width", [360, 768])
@@ -145,22 +174,22 @@ def test_every_text_can_be_told_from_what_it_stands_on(page, scheme):
     assert [(text, ratio) for text, ratio in found if ratio < 4.5] == []
 
 
-def test_the_keyboard_reaches_everything(page):
-    wanted = page.run(
+def test_the_keyboard_reaches_everything(report):
+    wanted = report.run(
         f'[...document.querySelectorAll("{FOCUSABLE}")].flatMap('
         "(e, at) => e.checkVisibility() ? [at] : [])"
     )
     reached = set()
     for _ in range(len(wanted) + 3):
-        page.press("Tab")
-        place, outline = page.run(FOCUSED)
+        report.press("Tab")
+        place, outline = report.run(FOCUSED)
         reached.add(place)
         assert place < 0 or outline != "none"
     assert set(wanted) <= reached
-    page.run("document.querySelector('summary').focus()")
-    before = page.run("document.querySelector('details').open")
-    page.press("Enter")
-    assert page.run("document.querySelector('details').open") != before
+    report.run("document.querySelector('summary').focus()")
+    before = report.run("document.querySelector('details').open")
+    report.press("Enter")
+    assert report.run("document.querySelector('details').open") != before
 
 
 def test_tables_and_drawings_say_what_they_are(page):
@@ -174,19 +203,18 @@ def test_tables_and_drawings_say_what_they_are(page):
     assert any(node.get("role", {}).get("value") == "image" for node in tree)
 
 
-def test_it_prints_on_white_without_navigation(page, tmp_path):
-    page.emulate("dark", "print")
+def test_it_prints_on_white_without_navigation(report, tmp_path):
+    report.emulate("dark", "print")
     style = "getComputedStyle(document.querySelector('{}')).{}"
-    assert page.run(style.format("body", "backgroundColor")) == "rgb(255, 255, 255)"
-    assert page.run(style.format("nav", "display")) == "none"
-    assert page.run(style.format(".scroll", "overflowX")) == "visible"
-    page.pdf(tmp_path / "page.pdf")
+    assert report.run(style.format("body", "backgroundColor")) == "rgb(255, 255, 255)"
+    assert report.run(style.format("nav", "display")) == "none"
+    assert report.run(style.format(".scroll", "overflowX")) == "visible"
+    report.pdf(tmp_path / "page.pdf")
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_its_figures_are_those_of_the_results(runs, browser):
-    browser.emulate()
-    browser.open(runs["real"] / "report.html")
+    opened(browser, runs["real"] / "report.html")
     results = json.loads((runs["real"] / "results.json").read_text())
     tables = dict(browser.run(CELLS))
     found = results["perplexity"]["stdlib"]
@@ -216,5 +244,35 @@ def test_its_figures_are_those_of_the_results(runs, browser):
     assert f"{results['ledger']['of_dense']['bits_per_weight']:.2f} bits a weight" in tiles
 
 
-def test_a_large_run_s_page_is_light(runs):
-    assert (runs["large"] / "report.html").stat().st_size < 2_000_000
+def test_a_sweep_s_links_lead_to_reports_and_sections(sweep_page):
+    inside = "[...document.links].filter(a => a.hash)"
+    assert sweep_page.run(f"{inside}.filter(a => !document.querySelector(a.hash)).length") == 0
+    assert "7 of 8 runs" in sweep_page.run("document.querySelector('header').innerText")
+    reports = sweep_page.run("[...document.links].filter(a => !a.hash).map(a => a.href)")
+    assert len(reports) == 7
+    sweep_page.run("[...document.links].find(a => !a.hash).click()")
+    while not sweep_page.run("document.title").startswith("demo"):
+        sweep_page.run("new Date()")
+    assert sweep_page.run("document.querySelector('h1').innerText").startswith(("demo, ", "sweep"))
+
+
+def test_a_sweep_s_curves_are_drawn_in_the_colours_of_the_scheme(sweep_page):
+    curves = """[...document.querySelectorAll('.wide path[stroke="var(--k0)"]')]"""
+    stroke = f"getComputedStyle({curves}[0]).stroke"
+    light = sweep_page.run(stroke)
+    sweep_page.emulate("dark")
+    assert "rgb" in light and sweep_page.run(stroke) != light
+    assert sweep_page.run(f"Math.max(...{curves}.map(e => e.getBoundingClientRect().width))") > 300
+
+
+def test_a_phone_gets_a_sweep_s_narrow_drawing_and_no_text_is_small(sweep_page):
+    shown = "[...document.querySelectorAll('.drawn svg')].filter(e => e.checkVisibility())"
+    for width, shape in ((390, "narrow"), (1100, "wide"), (760, "wide")):
+        sweep_page.resize(width)
+        assert set(sweep_page.run(f"{shown}.map(e => e.parentElement.className)")) == {shape}
+        heights = f"{shown}.flatMap(e => [...e.querySelectorAll('text')])"
+        heights += ".map(e => e.getBoundingClientRect().height)"
+        assert min(sweep_page.run(heights)) > 10
+    sweep_page.resize(390)
+    sweep_page.emulate("light", "print")
+    assert set(sweep_page.run(f"{shown}.map(e => e.parentElement.className)")) == {"wide"}

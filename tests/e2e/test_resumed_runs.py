@@ -1,6 +1,5 @@
 """Processes of Flower's real runtime are killed with SIGKILL; the run goes on to the same bytes."""
 
-import json
 import os
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import pytest
 
 import fedprune
 from fedprune.cli import main
+from tests.support.faults import chunks_done
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -25,15 +25,6 @@ SMALL = (
     "strategy.min_clients=2",
 )
 _SECONDS = 180.0
-
-
-def chunks_done(folder: Path) -> int:
-    """Return how many blocks the run in a folder has aggregated."""
-    try:
-        state = json.loads((folder / "state" / "run.json").read_text())["state"]
-    except FileNotFoundError:
-        return 0
-    return int(state["chunk"])
 
 
 def find(user: psutil.Process, name: str) -> psutil.Process:
@@ -52,7 +43,7 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(tmp_path_factory):
     """A run that nobody disturbed."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     assert main(["run", *SMALL, "federation.backend=inline", f"output_dir={folder}"]) == 0
@@ -60,7 +51,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("victim", ["flwr-simulation", "ray::ClientAppActor"])
-def test_a_run_whose_process_is_killed_goes_on(tmp_path: Path, whole: Path, victim: str) -> None:
+def test_a_run_whose_process_is_killed_goes_on(tmp_path, whole, victim):
     folder, log = tmp_path / "run", tmp_path / "log.txt"
     command = [sys.executable, "-m", "fedprune", "run", *SMALL, f"output_dir={folder}"]
     path = {"PYTHONPATH": str(Path(fedprune.__file__).parents[1])}

@@ -31,12 +31,12 @@ MASKS_ONLY = ["evaluation.local_only=false", "evaluation.centralized=false"]
 
 
 @pytest.fixture(scope="module")
-def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+def federation(tmp_path_factory):
     with Federation(tmp_path_factory.mktemp("federation"), nodes=2) as running:
         yield running
 
 
-def test_another_app_is_refused_and_leaves_nothing_on_the_nodes(federation, tmp_path) -> None:
+def test_another_app_is_refused_and_leaves_nothing_on_the_nodes(federation, tmp_path):
     with staged(app_folder()) as original:
         shutil.copytree(original, tmp_path / "fedprune")
     with (tmp_path / "fedprune" / "client_app" / "app.py").open("a") as file:
@@ -56,15 +56,9 @@ def test_another_app_is_refused_and_leaves_nothing_on_the_nodes(federation, tmp_
             assert PLANTED.encode() not in path.read_bytes(), path
 
 
-def test_secure_federation_gives_the_masks_of_one_process(federation, expected, tmp_path) -> None:
-    done = federation.fedprune(
-        "run",
-        *SMALL,
-        *MASKS_ONLY,
-        f"federation.connection={CONNECTION}",
-        f"output_dir={tmp_path / 'out'}",
-    )
-    assert done.returncode == 0, done.stdout + done.stderr + federation.logs()
+def test_secure_federation_gives_the_masks_of_one_process(federation, expected, tmp_path):
+    run = federation.run(tmp_path / "out", *SMALL, *MASKS_ONLY)
+    assert run.wait(900) == 0, run.out + run.err + federation.logs()
     assert sidecar(tmp_path / "out") == expected
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [client["name"] for client in results["clients"]] == [
@@ -77,7 +71,7 @@ def test_secure_federation_gives_the_masks_of_one_process(federation, expected, 
     assert trace is None, trace[0]
 
 
-def test_a_node_that_is_ended_says_goodbye_and_may_come_back_at_once(federation) -> None:
+def test_a_node_that_is_ended_says_goodbye_and_may_come_back_at_once(federation):
     node = federation.nodes[1]
     before = {info.node_id for info in federation.listed()}
     assert node.supernode.end() == 0
@@ -88,9 +82,7 @@ def test_a_node_that_is_ended_says_goodbye_and_may_come_back_at_once(federation)
     assert {info.node_id for info in federation.listed()} == before
 
 
-def test_whoever_is_not_registered_or_not_sure_of_the_server_stays_outside(
-    federation: Federation, tmp_path: Path
-) -> None:
+def test_whoever_is_not_registered_or_not_sure_of_the_server_stays_outside(federation, tmp_path):
     ca = ["--root-certificates", str(federation.ca.path)]
     unknown, twin = (str(node_key(tmp_path, name)[0]) for name in ("unknown", "twin"))
     own = str(federation.nodes[0].key)
@@ -168,7 +160,7 @@ def started(folder: Path, name: str, command: list[str], address: str) -> Servic
 
 
 @pytest.mark.parametrize("failing", ["pull-messages", "send-node-heartbeat"])
-def test_half_dead_ends_and_says_goodbye_where_flower_lives_on(tmp_path, failing) -> None:
+def test_half_dead_ends_and_says_goodbye_where_flower_lives_on(tmp_path, failing):
     """One answer with status 500, and the node would be offline for good."""
     ours = [sys.executable, "-m", "fedprune", "supernode", "--any-app"]
     with fake_superlink(failing) as fake, fake_superlink(failing) as other:
@@ -202,19 +194,12 @@ def at_work(process: psutil.Process) -> bool:
 
 
 @pytest.mark.faults
-def test_a_process_ended_in_the_middle_of_its_work_is_answered_for(federation, tmp_path) -> None:
+def test_a_process_ended_in_the_middle_of_its_work_is_answered_for(federation, tmp_path):
     """Flower's SuperNode would wait for that reply for ever, and so would the server."""
     said = len(federation.nodes[1].supernode.log)
     starts = federation.nodes[1].supernode.starts
-    begun = federation.begin(
-        "run",
-        *SMALL,
-        *MASKS_ONLY,
-        "pruner.num_calibration_samples=64",
-        f"federation.connection={CONNECTION}",
-        f"output_dir={tmp_path / 'out'}",
-        "strategy.min_clients=1",
-    )
+    more = ("pruner.num_calibration_samples=64", "strategy.min_clients=1")
+    run = federation.run(tmp_path / "out", *SMALL, *MASKS_ONLY, *more)
     node = federation.nodes[1]
     earlier: set[psutil.Process] = set()
 
@@ -229,6 +214,6 @@ def test_a_process_ended_in_the_middle_of_its_work_is_answered_for(federation, t
     until(lambda: any(at_work(one) for one in workers(node) - earlier), 900, "at work")
     for worker in workers(node) - earlier:
         worker.terminate()
-    assert begun.wait(900) == 0, begun.err + federation.logs()
+    assert run.wait(900) == 0, run.err + federation.logs()
     assert "ended without a reply" in node.supernode.log
     assert node.supernode.starts == starts and node.supernode.alive

@@ -1,13 +1,12 @@
 """Secure sums among processes with TLS, each site with a signing key and the roster of all."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fedprune.models.export import SIDECAR
-from tests.support.federation import CONNECTION, Federation
+from tests.support.federation import Federation
 from tests.support.jobs import opt_folder
 from tests.support.signing import signed_roster, site_keys
 
@@ -23,12 +22,11 @@ JOB = (
     "evaluation.centralized=false",
     "evaluation.max_windows=1",
     "privacy.first_input=own",
-    f"federation.connection={CONNECTION}",
 )
 
 
 @pytest.fixture(scope="module")
-def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+def federation(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sites")
     roster, nodes = folder / "roster.toml", []
     signed_roster(site_keys(SITES, folder), min_cohort=3).write(roster)
@@ -42,12 +40,12 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
 
 
 def run(federation: Federation, folder: Path, *overrides: str) -> tuple[int, str]:
-    begun = federation.begin("run", *JOB, *overrides, f"output_dir={folder}")
+    begun = federation.run(folder, *JOB, *overrides)
     begun.wait(1500)  # some twenty processes, one after another
     return begun.returncode, begun.out + begun.err
 
 
-def test_sites_with_a_roster_make_the_masks_of_a_plain_run(federation, tmp_path) -> None:
+def test_sites_with_a_roster_make_the_masks_of_a_plain_run(federation, tmp_path):
     model = f"model={opt_folder(tmp_path / 'opt')}"
     secure = ("privacy.secure=true", "privacy.min_cohort=3")
     code, said = run(federation, tmp_path / "secure", model, *secure)
@@ -64,7 +62,7 @@ def test_sites_with_a_roster_make_the_masks_of_a_plain_run(federation, tmp_path)
         secrets = [path for path in node.home.glob("nodes/job-*/**/*") if path.is_file()]
         assert {path.name for path in secrets} <= {"sent", ".lock"}, secrets
     inline = federation.fedprune(
-        *("run", *JOB[:-1], model, "federation.backend=inline"),
+        *("run", *JOB, model, "federation.backend=inline"),
         *("federation.num_clients=3", f"output_dir={tmp_path / 'inline'}"),
     )
     assert inline.returncode == 0, inline.stdout + inline.stderr

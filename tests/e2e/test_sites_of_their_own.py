@@ -7,9 +7,9 @@ import pytest
 from client_app.app import app
 from fedprune.models.embedded import demo_model_path
 from fedprune.models.export import SIDECAR
-from tests.support.federation import CONNECTION, Federation
+from tests.support.federation import Federation
 from tests.support.grid import LocalGrid
-from tests.support.jobs import QUIET, job
+from tests.support.jobs import QUIET, job, refusals
 
 PATIENT = "mrs-smith-1950"
 SITES = ("north", "east", "typo")
@@ -46,17 +46,9 @@ def test_sites_get_the_model_and_broken_ones_are_refused_by_name(tmp_path):
     folder = tmp_path / "federation"
     folder.mkdir()
     with Federation(folder, nodes=words, tls=False) as federation:
-        done = federation.fedprune(
-            "run",
-            f"federation.connection={CONNECTION}",
-            "model.source=server",
-            f"output_dir={tmp_path / 'run'}",
-            *shared,
-            "strategy.wait=60",
-            "data.text_key=text",
-            seconds=900,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr + federation.logs()
+        more = ("model.source=server", "strategy.wait=60", "data.text_key=text")
+        run = federation.run(tmp_path / "run", *shared, *more)
+        assert run.wait(900) == 0, run.out + run.err + federation.logs()
         log = federation.nodes[2].executor.log
         homes = [node.home for node in federation.nodes]
     results = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -64,10 +56,10 @@ def test_sites_get_the_model_and_broken_ones_are_refused_by_name(tmp_path):
         "'north' (partition 0)",
         "'east' (partition 1)",
     ]
-    refused = {e["client"]: e["refused"] for e in results["ledger"]["entries"] if e["refused"]}
+    refused = refusals(results)
     assert set(refused) == {"'typo' (partition 2)"}
     assert "no text in its field" in refused["'typo' (partition 2)"]
-    assert PATIENT not in json.dumps(results) + done.stdout + done.stderr
+    assert PATIENT not in json.dumps(results) + run.out + run.err
     assert f"{PATIENT}.jsonl' line 1" in log and "Did you mean 'text-key'?" in log
     # The model came to those that could use it, byte for byte, and the masks are the same.
     weights = (demo_model_path() / "model.safetensors").read_bytes()

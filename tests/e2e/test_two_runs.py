@@ -9,7 +9,7 @@ import pytest
 from tests.e2e.test_faults import OPTIONS
 from tests.e2e.test_flower_runs import sidecar
 from tests.integration.test_main_job import job
-from tests.support.faults import at_work, begun, orders, told
+from tests.support.faults import at_work, orders, told
 from tests.support.federation import CONNECTION, Federation
 from tests.support.services import Service
 
@@ -29,15 +29,15 @@ def killed(service: Service, name: str) -> int:
     return found
 
 
-def test_two_runs_at_once_a_node_and_a_server_app_killed(tmp_path, expected) -> None:
+def test_two_runs_at_once_a_node_and_a_server_app_killed(tmp_path, expected):
     """With Flower's own heartbeats."""
     other = sidecar(job(tmp_path / "other", 2, "evaluation.local_only=false sparsity=0.6"))
     with Federation(tmp_path, nodes=2, restart=True) as federation:
         node, first = federation.nodes[1], tmp_path / "first"
-        killed_run = begun(federation, first, *OPTIONS)
+        killed_run = federation.run(first, *OPTIONS)
         at_work(node, killed_run)
         assert killed(federation.server_executor, "flwr-serverapp")
-        second = begun(federation, tmp_path / "second", *OPTIONS, "sparsity=0.6")
+        second = federation.run(tmp_path / "second", *OPTIONS, "sparsity=0.6")
         at_work(node, second, orders(node))
         node.kill()
         node.start()

@@ -1,6 +1,5 @@
 """What is said where a SuperLink cannot be reached, or nobody executes its runs: real processes."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,7 +27,7 @@ def superlink(folder: Path, *words: str) -> tuple[Service, int]:
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int, Service]]:
+def plain(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plain")
     service, port = superlink(folder, "--insecure")
     (folder / "config.toml").write_text(
@@ -44,7 +43,7 @@ def connection(folder: Path, name: str) -> Connection:
 
 
 @pytest.mark.slow
-def test_a_run_that_nobody_begins_is_told_of_and_given_up(plain, monkeypatch) -> None:
+def test_a_run_that_nobody_begins_is_told_of_and_given_up(plain, monkeypatch):
     folder, _, _ = plain
     for name, seconds in (("LOOK", 0.5), ("TOLD", 1.0), ("MOST", 15.0)):
         monkeypatch.setattr(command, f"_PENDING_{name}_SECONDS", seconds)
@@ -60,7 +59,7 @@ def test_a_run_that_nobody_begins_is_told_of_and_given_up(plain, monkeypatch) ->
     assert status(run_id, to).state == "finished:stopped"
 
 
-def test_tls_is_missing_on_one_side(plain, tmp_path: Path) -> None:
+def test_tls_is_missing_on_one_side(plain, tmp_path):
     with pytest.raises(RuntimeFailure, match="does not speak TLS, and this side does"):
         status("1", connection(plain[0], "tls"))
     certificate, key = server_certificate(tmp_path, ours := authority(tmp_path))
@@ -77,7 +76,7 @@ def test_tls_is_missing_on_one_side(plain, tmp_path: Path) -> None:
         service.end()
 
 
-def test_a_supernode_reaches_this_machine_past_a_dead_proxy(plain, tmp_path: Path) -> None:
+def test_a_supernode_reaches_this_machine_past_a_dead_proxy(plain, tmp_path):
     _, port, link = plain
     environment = {
         name: value

@@ -15,9 +15,10 @@ from fedprune.records import PruneReply, prune_record
 from server_app.job import run_job
 from tests.e2e.test_flower_runs import SMALL, sidecar
 from tests.support.certificates import node_key
-from tests.support.federation import CONNECTION, Federation
+from tests.support.federation import Federation
 from tests.support.grid import LocalGrid
 from tests.support.guests import Guest
+from tests.support.jobs import refusals
 from tests.support.services import until
 from tests.support.superlink import named
 
@@ -43,7 +44,7 @@ def node_config(values: dict[str, str | int]) -> str:
 
 
 @pytest.fixture(scope="module")
-def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+def federation(tmp_path_factory):
     configs = [node_config(settings(number, f"site-{number}")) for number in range(HONEST)]
     with Federation(tmp_path_factory.mktemp("federation"), nodes=configs) as running:
         yield running
@@ -108,23 +109,19 @@ def guests(federation: Federation, folder: Path) -> Iterator[list[Guest]]:
 
 @pytest.mark.slow
 def test_registered_nodes_that_misbehave_are_refused_by_name_and_the_run_goes_on(
-    federation: Federation, tmp_path: Path
-) -> None:
-    out, options = (
-        tmp_path / "out",
-        [*SMALL, *MASKS_ONLY, "strategy.min_clients=2", "strategy.rejoin=0"],
-    )
+    federation, tmp_path
+):
+    out = tmp_path / "out"
+    options = [*SMALL, *MASKS_ONLY, "strategy.min_clients=2", "strategy.rejoin=0"]
     with guests(federation, tmp_path) as found:
-        begun = federation.begin(
-            *("run", *options, f"federation.connection={CONNECTION}", f"output_dir={out}")
-        )
-        until(lambda: begun.poll() is not None, 900, begun.err + federation.logs())
-    said = begun.out + begun.err
+        run = federation.run(out, *options)
+        until(lambda: run.poll() is not None, 900, run.err + federation.logs())
+    said = run.out + run.err
     assert [guest.failure for guest in found] == [None] * len(KINDS)
-    assert begun.returncode == 0, said + federation.logs()
+    assert run.returncode == 0, said + federation.logs()
 
     results = json.loads((out / "results.json").read_text())
-    refused = {e["client"]: e["refused"] for e in results["ledger"]["entries"] if e["refused"]}
+    refused = refusals(results)
     names = {f"'{kind}' (partition {n})": kind for n, kind in enumerate(KINDS, start=HONEST)}
     assert set(refused) == {*names, "nobody who was asked"}
     words = {names[name]: text for name, text in refused.items() if name in names}
@@ -140,14 +137,8 @@ def test_registered_nodes_that_misbehave_are_refused_by_name_and_the_run_goes_on
 
     configs = {number: settings(number, f"site-{number}") for number in range(HONEST)}
     alone = LocalGrid(app, HONEST, node_configs=configs)
-    run_job(
-        alone,
-        {
-            "overrides": " ".join([*options, "strategy.wait=1"]),
-            "output-dir": str(tmp_path / "alone"),
-        },
-        11,
-    )
+    words = " ".join([*options, "strategy.wait=1"])
+    run_job(alone, {"overrides": words, "output-dir": str(tmp_path / "alone")}, 11)
     assert sidecar(out) == sidecar(tmp_path / "alone")
 
     planted = PLANTED.decode().strip()

@@ -1,6 +1,5 @@
 """What many files of whole jobs have in common."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ _WHOLE = embedded.demo_model_path
 
 
 @pytest.fixture(scope="module")
-def three_blocks(short_model: str) -> Iterator[None]:
+def three_blocks(short_model):
     """Let the demo model have three blocks in a file's jobs, not six: half the time."""
     folder = Path(short_model.removeprefix("model="))
     with pytest.MonkeyPatch.context() as patch:
@@ -24,7 +23,7 @@ def three_blocks(short_model: str) -> Iterator[None]:
 
 
 @pytest.fixture
-def short_text(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_text(monkeypatch):
     """Public text that takes no time."""
     monkeypatch.setattr(public_text, "_SAMPLES", 4)
     monkeypatch.setattr(public_text, "_ROUNDS", 1)
@@ -38,6 +37,6 @@ def _forget() -> None:
 
 
 @pytest.fixture
-def six_blocks() -> str:
+def six_blocks():
     """The override that names the demo model with all its blocks."""
     return f"model={_WHOLE()}"

@@ -11,7 +11,7 @@ from client_app.app import app
 from fedprune.errors import QuorumError
 from fedprune.models.embedded import demo_model_path
 from tests.support.grid import LocalGrid
-from tests.support.jobs import job, opt_folder
+from tests.support.jobs import job, opt_folder, refusals
 
 PATIENT = "mrs-smith-1950"
 TEXT = f"{PATIENT} was seen at noon, and nothing was found. "
@@ -109,7 +109,7 @@ def test_every_broken_node_is_refused_by_name_and_the_run_goes_on(tmp_path, capl
     assert [client["name"] for client in results["clients"]] == [
         f"'good-{n}' (partition {n})" for n in range(GOOD)
     ]
-    refused = {e["client"]: e["refused"] for e in results["ledger"]["entries"] if e["refused"]}
+    refused = refusals(results)
     for number, (site, (_, words)) in enumerate(table.items(), start=GOOD):
         assert words in refused[f"'{site}' (partition {number})"], site
     assert len(refused) == len(table)

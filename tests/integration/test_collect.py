@@ -11,15 +11,8 @@ from fedprune.errors import ConfigError, QuorumError
 from fedprune.methods.statistics_folder import StatisticsFolder
 from server_app.job import run_job
 from tests.support import jobs
-from tests.support.grid import LocalGrid
-from tests.support.jobs import (
-    Shuffled,
-    job,
-    masks_of,
-    same_masks,
-    small_messages,
-    weights_of,
-)
+from tests.support.grid import LocalGrid, garbled
+from tests.support.jobs import Shuffled, job, masks_of, same_masks, small_messages, weights_of
 
 pytestmark = pytest.mark.usefixtures("three_blocks")
 
@@ -105,16 +98,8 @@ def test_an_operator_may_refuse_moments_and_send_sums(tmp_path):
 
 
 def test_a_client_that_sends_garbage_is_no_participant(tmp_path):
-    def garbage(partition, reply):
-        arrays = reply.content.array_records.get("arrays")
-        if partition == 1 and arrays is not None:
-            array = arrays["block-00001"]
-            arrays["block-00001"] = type(array)(
-                "uint8", array.shape, array.stype, array.data[:-1] + b"\xff"
-            )
-        return reply
-
-    results = job(tmp_path / "run", *COLLECT, grid=LocalGrid(app, 3, tamper=garbage))
+    grid = LocalGrid(app, 3, tamper=garbled("block-00001"))
+    results = job(tmp_path / "run", *COLLECT, grid=grid)
     assert results["ledger"]["refused"] == {"partition 1": 1}
     told = StatisticsFolder.open(tmp_path / "run").manifest
     assert [one.partition_id for one in told.participants] == [0, 2]

@@ -88,8 +88,7 @@ def test_the_model_is_smaller_and_loads_as_it_is(tmp_path, mixtral):
 
 
 @pytest.mark.parametrize(
-    ("family", "top_k", "key"),
-    [("llama4", 1, "num_local_experts"), ("dbrx", 2, "moe_num_experts")],
+    ("family", "top_k", "key"), [("llama4", 1, "num_local_experts"), ("dbrx", 2, "moe_num_experts")]
 )
 def test_experts_outside_of_the_librarys_contract_go_too(tmp_path, family, top_k, key):
     model = tiny_mixture_folder(family, tmp_path / family)

@@ -1,7 +1,5 @@
 """Summed statistics give the masks of pruning all texts in one place, bit for bit."""
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +7,7 @@ import torch
 from client_app.app import app
 from fedprune.records import read_bundle
 from fedprune.wire.sums import is_pooled
-from tests.support.grid import LocalGrid
+from tests.support.grid import LocalGrid, garbled
 from tests.support.jobs import (
     Shuffled,
     job,
@@ -21,45 +19,11 @@ from tests.support.jobs import (
     whole_model,
 )
 from tests.support.mixtures import mixture_folder
+from tests.support.slow_wanda import central
 
 pytestmark = pytest.mark.usefixtures("three_blocks")
 
 STATS = ("strategy=fedstats", "strategy.timeout=60")
-
-
-def add_squares(sums, name, module, args, output):
-    squares = args[0].detach().float().reshape(-1, args[0].shape[-1]).square().sum(0)
-    sums[name] = sums.get(name, 0) + squares.double()
-
-
-def central(samples, *overrides: str, sparsity: float = 0.5, prune_on: bool = True) -> dict:
-    """Wanda on pooled samples, slowly: whole forward passes, hooks and stable sorts.
-
-    Sums of float32 numbers in float64 are exact at this size, and rounded once.
-    """
-    loaded = whole_model(*overrides)
-    masks = {}
-    for block, layer in enumerate(loaded.layout.blocks):
-        linears = {n: m for n, m in layer.named_modules() if isinstance(m, torch.nn.Linear)}
-        sums = {}
-        handles = [
-            m.register_forward_hook(partial(add_squares, sums, n)) for n, m in linears.items()
-        ]
-        with torch.no_grad():
-            for sample in samples:
-                loaded.model(input_ids=sample[None], use_cache=False)
-        for handle in handles:
-            handle.remove()
-        for name, module in linears.items():
-            norms = sums[name].float().double().sqrt().float()
-            scores = module.weight.detach().float().abs() * norms
-            count = int(scores.shape[1] * sparsity + 1e-9)
-            prune = scores.sort(dim=1, stable=True).indices[:, :count]
-            mask = torch.ones_like(scores, dtype=torch.bool).scatter_(1, prune, False)
-            masks[block, name] = mask.numpy()
-            if prune_on:
-                module.weight.data.masked_fill_(~mask, 0)
-    return masks
 
 
 def pooled(clients: int, *overrides: str) -> list[torch.Tensor]:
@@ -141,18 +105,8 @@ def test_the_downlink_is_what_was_asked_for_and_gives_the_same_masks(tmp_path, p
 
 
 def test_a_client_that_lies_about_shared_inputs_or_sends_garbage_is_left_out(tmp_path):
-    def garbage(partition, reply):
-        arrays = reply.content.array_records.get("arrays")
-        if partition == 1 and arrays is not None:
-            array = arrays["block-00002"]
-            arrays["block-00002"] = type(array)(
-                "uint8", array.shape, array.stype, array.data[:-1] + b"\xff"
-            )
-        return reply
-
-    results = job(
-        tmp_path / "run", *STATS, "schedule.prefix=dense", grid=LocalGrid(app, 3, tamper=garbage)
-    )
+    grid = LocalGrid(app, 3, tamper=garbled("block-00002"))
+    results = job(tmp_path / "run", *STATS, "schedule.prefix=dense", grid=grid)
     assert results["ledger"]["refused"] == {"partition 1": 1}
     lists = samples_of(3)
     assert same_masks(masks_of(tmp_path / "run"), central([*lists[0], *lists[2]], prune_on=False))
@@ -174,10 +128,7 @@ RECONSTRUCTED = ("pruner=alps", "schedule=iterative", "sparsity=0.6", "evaluatio
 @pytest.mark.usefixtures("short_text")
 @pytest.mark.parametrize(
     "more",
-    [
-        pytest.param((), marks=pytest.mark.slow),
-        ("pruner.two_sided=true", "allocation.texts=2"),
-    ],
+    [pytest.param((), marks=pytest.mark.slow), ("pruner.two_sided=true", "allocation.texts=2")],
 )
 def test_a_reconstruction_on_sums_is_the_same_however_texts_are_spread(tmp_path, short_model, more):
     more = (*more, short_model, "data.partition=iid", "data.sampling=published")

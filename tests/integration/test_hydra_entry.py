@@ -37,7 +37,7 @@ def needs(module: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(not found, reason=f"needs {module.rpartition('.')[2]}")
 
 
-def test_the_configuration_is_ours(tmp_path: Path) -> None:
+def test_the_configuration_is_ours(tmp_path):
     done = hydra(tmp_path, "--cfg", "job", "strategy=fedspallm", "sparsity=0.6")
     assert done.returncode == 0, done.stderr
     found = yaml.safe_load(done.stdout)
@@ -46,7 +46,7 @@ def test_the_configuration_is_ours(tmp_path: Path) -> None:
     assert set(found) >= {"model", "data", "pruner", "schedule", "evaluation", "seed"}
 
 
-def test_a_wrong_value_fails_with_our_message(tmp_path: Path) -> None:
+def test_a_wrong_value_fails_with_our_message(tmp_path):
     done = hydra(tmp_path, "sparsity=2", "hydra.run.dir=out")
     assert done.returncode == 1
     assert "`sparsity` must be" in done.stderr
@@ -56,7 +56,7 @@ def test_a_wrong_value_fails_with_our_message(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_one_run_writes_where_hydra_says(tmp_path: Path) -> None:
+def test_one_run_writes_where_hydra_says(tmp_path):
     done = hydra(tmp_path, *SMALL, "hydra.run.dir=mine")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "mine" / "results.json").read_text())["status"] == "completed"
@@ -74,7 +74,7 @@ def test_one_run_writes_where_hydra_says(tmp_path: Path) -> None:
         pytest.param("joblib", marks=needs("hydra_plugins.hydra_joblib_launcher")),
     ],
 )
-def test_a_multirun_ends_with_a_table(tmp_path: Path, launcher: str) -> None:
+def test_a_multirun_ends_with_a_table(tmp_path, launcher):
     plugin = {
         "fedprune": ["hydra.launcher.jobs=2"],
         "basic": ["hydra/launcher=basic"],
@@ -96,7 +96,7 @@ def test_a_multirun_ends_with_a_table(tmp_path: Path, launcher: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_failing_job_of_our_launcher_stops_no_other(tmp_path: Path) -> None:
+def test_a_failing_job_of_our_launcher_stops_no_other(tmp_path):
     arguments = [*SMALL, "pruner.seq_len=100000,32", "hydra.sweep.dir=out"]
     done = hydra(tmp_path, "--multirun", *arguments)
     assert done.returncode == 1
@@ -106,7 +106,7 @@ def test_a_failing_job_of_our_launcher_stops_no_other(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @needs("hydra_plugins.hydra_optuna_sweeper")
-def test_a_sweeper_minimises_the_perplexity(tmp_path: Path) -> None:
+def test_a_sweeper_minimises_the_perplexity(tmp_path):
     optuna = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.sampler.seed=1"]
     arguments = ["sparsity=interval(0.1,0.7)", *SMALL, "hydra.sweep.dir=out", *optuna]
     done = hydra(tmp_path, "--multirun", *arguments)

@@ -8,17 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.jobs import QUIET, opt_folder
+from tests.support.jobs import QUIET, small_inputs
 from tests.support.killed import Workshop
 from tests.support.mixtures import mixture_folder
 
 CLIENTS = 3
 _MIXTURE = "model=MIXTURE"  # of eight experts a block, in place of the dense model
 JOBS = {
-    "votes": (
-        "schedule.blocks_per_message=1",
-        "evaluation.local_only=true",
-    ),
+    "votes": ("schedule.blocks_per_message=1", "evaluation.local_only=true"),
     "decoded": ("strategy.decode=true", "pruner.group=row", "schedule.blocks_per_message=2"),
     "scaled": ("schedule=iterative", "strategy.scaling=true"),
     "survivors": (
@@ -70,16 +67,11 @@ def workshop(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory) -> list[str]:
+def inputs(tmp_path_factory):
     """A model and texts so small that a run takes a second."""
     folder = tmp_path_factory.mktemp("inputs")
-    draw, words = random.Random(0), "return the sum of all that a list of numbers holds".split()
-    texts = [" ".join(draw.choices(words, k=400)) for _ in range(12)]
-    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
-    (folder / "texts.jsonl").write_text(lines)
-    model = opt_folder(folder / "opt")
     mixture_folder(folder / "opt-mixture")
-    return [f"model={model}", f"data={folder / 'texts.jsonl'}", "data.partition=iid"]
+    return small_inputs(folder, texts=12)
 
 
 def bytes_of(folder: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A client that is lost at any of its requests and comes back does not change the masks."""
+"""A client that is lost or crashes at any of its requests does not change the masks."""
 
 import math
 from collections.abc import Iterable
@@ -92,3 +92,48 @@ def test_one_that_is_lost_for_good_is_left_out(tmp_path, model):
     results = job(tmp_path / "run", *options, grid=grid)
     assert results["ledger"]["refused"] == {"partition 1": 1}
     assert any("`strategy.rejoin`" in entry["refused"] for entry in results["ledger"]["entries"])
+
+
+CRASHED = {
+    "iterative": ("schedule=iterative",),
+    "chunks": ("schedule.blocks_per_message=1",),
+    "rounds": ("strategy=fedspallm", "strategy.rounds=2", "schedule.blocks_per_message=1"),
+}
+
+
+class Crashing(LocalGrid):
+    """Node 101 does what it is ordered and dies before it can answer, the first time."""
+
+    def __init__(self, nodes: int):
+        super().__init__(app, nodes)
+        self._died: set[str] = set()
+
+    def deliver(self, message: Message) -> Message | None:
+        reply = super().deliver(message)
+        order = str(message.content.config_records.get("order"))
+        asked = message.metadata.message_type == "train.prune"
+        if not asked or message.metadata.dst_node_id != LOST or order in self._died:
+            return reply
+        self._died.add(order)
+        return Message(Error(8, "the app exited"), reply_to=message)
+
+
+def check_crashed(folder, *options: str):
+    """Compare a run whose client dies again and again with one that is left alone."""
+    options = (*options, "strategy.min_clients=3", "data.partition=iid")
+    job(folder / "undisturbed", *options)
+    grid = Crashing(3)
+    results = job(folder / "run", *options, grid=grid)
+    assert len(grid._died) >= 3
+    assert not results["ledger"]["refused"]
+    assert same_masks(masks_of(folder / "run"), masks_of(folder / "undisturbed"))
+
+
+@pytest.mark.parametrize("options", CRASHED.values(), ids=CRASHED)
+def test_one_whose_process_dies_is_asked_again_and_gives_the_same(tmp_path, model, options):
+    check_crashed(tmp_path, *options, f"model={model}")
+
+
+def test_what_was_delivered_in_segments_is_still_there(tmp_path, monkeypatch):
+    small_messages(monkeypatch, 1 << 16)
+    check_crashed(tmp_path, *CRASHED["rounds"])

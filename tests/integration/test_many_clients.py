@@ -11,7 +11,7 @@ _CLIENTS = 200
 
 
 @pytest.mark.slow
-def test_texts_are_read_and_shared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_are_read_and_shared_once(tmp_path, monkeypatch):
     read: list[Path] = []
     shared: list[int] = []
     walk, partitioner = stdlib._sources, partitions._partitioner

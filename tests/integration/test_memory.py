@@ -14,7 +14,7 @@ _ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+def models(tmp_path_factory):
     """Two models of 4 and 8 blocks of 51 MB: 0.2 and 0.4 GB."""
     folder = tmp_path_factory.mktemp("models")
     LlamaConfig(
@@ -40,10 +40,10 @@ def added(role: str, model: Path, clients: int) -> float:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("role", ["client", "server"])
-def test_twice_the_blocks_take_hardly_more_memory(role: str, models: dict[int, Path]) -> None:
+def test_twice_the_blocks_take_hardly_more_memory(role, models):
     assert added(role, models[8], 2) <= 1.3 * added(role, models[4], 2)
 
 
 @pytest.mark.slow
-def test_many_clients_take_hardly_more_memory_than_a_few(models: dict[int, Path]) -> None:
+def test_many_clients_take_hardly_more_memory_than_a_few(models):
     assert added("server", models[4], 24) <= 1.3 * added("server", models[4], 3)

@@ -1,24 +1,57 @@
 """Nodes that lack the model get it from the server: whole, verified, once, and prune the same."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from flwr.app import Message
 from transformers import AutoModelForCausalLM
 
 import server_app.job
+from client_app import model, texts
 from client_app.app import app
 from fedprune.errors import ModelError, QuorumError
 from fedprune.models.embedded import demo_model_path
 from fedprune.models.export import SIDECAR
 from fedprune.models.transfer import Manifest, Offer
 from tests.support.grid import LocalGrid
-from tests.support.homes import Homes
 from tests.support.jobs import job, opt_folder
 
 SERVER = "model.source=server"
 NODES = 2
+
+
+class Homes(LocalGrid):
+    """Nodes with a FEDPRUNE_HOME each below ``folder``; further parameters as LocalGrid."""
+
+    def __init__(self, app, nodes, folder: Path, **more):
+        super().__init__(app, nodes, **more)
+        self.folder = folder
+
+    def home(self, partition: int) -> Path:
+        """Return a node's FEDPRUNE_HOME."""
+        return self.folder / f"home-{partition}"
+
+    def deliver(self, message: Message) -> Message | None:
+        """Let a node answer as a process of its own: nothing cached, its own home."""
+        server = os.environ["FEDPRUNE_HOME"]
+        first = self.contexts[0].node_id
+        os.environ["FEDPRUNE_HOME"] = str(self.home(message.metadata.dst_node_id - first))
+        try:
+            return super().deliver(message)
+        finally:
+            os.environ["FEDPRUNE_HOME"] = server
+            for cached in (model.model_at, model._model_shapes, model._fingerprint):
+                cached.cache_clear()
+            for cached in (texts._drawn, texts._documents, texts._windows, texts._shares):
+                cached.cache_clear()
+
+    def kinds(self) -> list[str]:
+        """Return the kinds of the messages that were sent, in order."""
+        return [message.metadata.message_type for message in self.sent]
 
 
 @pytest.fixture(autouse=True)
@@ -54,9 +87,7 @@ def away(model, tmp_path, monkeypatch):
     shutil.copytree(model, hidden)
     real = server_app.job.load_model
     monkeypatch.setattr(
-        server_app.job,
-        "load_model",
-        lambda config, path=None: real(config, path or str(hidden)),
+        server_app.job, "load_model", lambda config, path=None: real(config, path or str(hidden))
     )
     return f"model={tmp_path / 'only-on-the-server'}"
 

@@ -10,8 +10,8 @@ from fedprune.methods.public_model import PublicModel
 from fedprune.methods.public_text import public_samples
 from fedprune.models.loading import load_model
 from server_app.measure import no_client_changes
-from tests.integration.test_fedstats import central
 from tests.support.jobs import QUIET, job, whole_model
+from tests.support.slow_wanda import central
 
 pytestmark = pytest.mark.usefixtures("three_blocks", "short_text")
 

@@ -28,9 +28,7 @@ LONG = [
 COMMAND = ["sweep", "seed=0,1,2", "output_dir=out", *LONG, *TWO]
 
 
-def test_the_results_are_those_of_one_after_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_results_are_those_of_one_after_another(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "short.txt").write_text("Too short.\n")
     command = ["sweep", "data=stdlib,./short.txt", "seed=0,1", "strategy.wait=1", *SMALL]
@@ -82,7 +80,7 @@ def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_sweep_leaves_no_process_and_goes_on(tmp_path: Path, number: int) -> None:
+def test_a_stopped_sweep_leaves_no_process_and_goes_on(tmp_path, number):
     with start(tmp_path) as process:
         assert eventually(lambda: pruning(tmp_path)), process.communicate()
         everyone = workers(process)
@@ -101,7 +99,7 @@ def test_a_stopped_sweep_leaves_no_process_and_goes_on(tmp_path: Path, number: i
     assert len(list(csv.DictReader((tmp_path / "out" / "table.csv").open()))) == 3
 
 
-def test_a_killed_worker_costs_one_job(tmp_path: Path) -> None:
+def test_a_killed_worker_costs_one_job(tmp_path):
     with start(tmp_path) as process:
         assert eventually(lambda: pruning(tmp_path)), process.communicate()
         workers(process)[0].kill()

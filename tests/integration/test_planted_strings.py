@@ -93,7 +93,7 @@ def _failing(name: str):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
+def place(tmp_path_factory):
     """A small model, texts of nine healthy sites and of two with damaged files."""
     folder = tmp_path_factory.mktemp("planted")
     opt_folder(folder / "opt")

@@ -15,15 +15,7 @@ from fedprune.plugins import METHODS, PRUNERS, load_plugin, plugin_names
 from fedprune.pruning.blocks import BlockWalk, prune_block
 from fedprune.pruning.groups import block_specs
 from fedprune.pruning.registry import get_pruner
-from tests.support.jobs import (
-    QUIET,
-    Shuffled,
-    first_blocks,
-    job,
-    masks_of,
-    same_masks,
-    samples_of,
-)
+from tests.support.jobs import QUIET, Shuffled, first_blocks, job, masks_of, same_masks, samples_of
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "plugin"
 

@@ -9,12 +9,13 @@ import torch
 from client_app.app import app
 from fedprune.config import config_from_overrides
 from fedprune.errors import ConfigError
-from fedprune.wire.arrays import Arrays, encode_arrays
+from fedprune.wire.arrays import Arrays, array_names, encode_arrays
 from server_app.job import run_job
-from tests.support.grid import LocalGrid
+from tests.support.grid import LocalGrid, answering
 from tests.support.jobs import (
     QUIET,
     Shuffled,
+    Stopping,
     described,
     job,
     masks_of,
@@ -35,7 +36,7 @@ FIT = ("strategy=fedstats", ITERATIVE, "sparsity=0.6", "data.partition=iid")
 
 
 @pytest.fixture(scope="module")
-def opt(tmp_path_factory) -> str:
+def opt(tmp_path_factory):
     return f"model={opt_folder(tmp_path_factory.mktemp('model') / 'opt')}"
 
 
@@ -88,22 +89,6 @@ def test_gradients_make_the_same_model_whoever_holds_the_texts(tmp_path, opt):
     assert all(torch.equal(one[key], three[key]) for key in one)
 
 
-class Stopping(LocalGrid):
-    """Stops the server, as a kill would, after so many messages to prune or to fit."""
-
-    def __init__(self, after=None, clients=3):
-        super().__init__(app, clients)
-        self._left = after
-
-    def deliver(self, message):
-        if self._left is not None and message.metadata.message_type == "train.prune":
-            self._left -= 1
-            if self._left < 0:
-                self._left = None
-                raise KeyboardInterrupt
-        return super().deliver(message)
-
-
 @pytest.mark.parametrize("rule", ["fedsgd", "fedavg"])
 def test_a_run_killed_between_two_steps_goes_on_to_the_same_model(tmp_path, opt, rule):
     options = (*FIT, opt, f"reconstruct={rule}", "reconstruct.exchanges=2")
@@ -125,67 +110,33 @@ def test_a_run_killed_between_two_steps_goes_on_to_the_same_model(tmp_path, opt,
     assert not grid.kept()
 
 
-def changed(change):
-    """Partition 1 answers otherwise once it is asked about survivors."""
+def rewritten(losses: bool, change):
+    """Return what changes the losses in an answer, or all else."""
 
-    def tamper(partition, reply):
-        arrays = reply.content.array_records.get("arrays", {})
-        for key in list(arrays) if partition == 1 else ():
-            if not key.startswith("block"):
-                continue
-            data = bytes(arrays[key].data)
-            if "fedprune.reconstruct" not in arrays[key].stype:
-                continue
-            data = change(data)
-            arrays[key] = type(arrays[key])("uint8", (len(data),), arrays[key].stype, data)
-        return reply
+    def changed(data: bytes) -> bytes:
+        names = array_names(data)
+        arrays = Arrays(data, names)
+        found = {name: arrays.take(name, arrays.announced(name)).copy() for name in names}
+        arrays.finish()
+        chosen = {name: change(found[name]) for name in names if (name == "losses") == losses}
+        return encode_arrays(found | chosen)
 
-    return tamper
-
-
-def rewritten(data: bytes, **new) -> bytes:
-    from fedprune.wire.arrays import array_names
-
-    names = array_names(data)
-    arrays = Arrays(data, names)
-    found = {name: arrays.take(name, arrays.announced(name)).copy() for name in names}
-    arrays.finish()
-    for part, change in new.items():
-        for name in found:
-            if (name == "losses") == (part == "losses"):
-                found[name] = change(found[name])
-    return encode_arrays(found)
-
-
-def huge(data: bytes) -> bytes:
-    return rewritten(data, steps=lambda one: np.full_like(one, 2**62))
-
-
-def other_type(data: bytes) -> bytes:
-    return rewritten(data, steps=lambda one: np.full(one.shape, np.nan, dtype=np.float64))
-
-
-def loud(data: bytes) -> bytes:
-    return rewritten(data, losses=lambda one: one + np.array([2**60, 0, 0, 0]))
-
-
-def more_tokens(data: bytes) -> bytes:
-    return rewritten(data, losses=lambda one: one * np.array([1, 1000, 1, 1]))
+    return changed
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (huge, "larger than 96 tokens can make it"),
-        (other_type, "int64"),
-        (loud, "a loss must be from 0"),
-        (more_tokens, "it promised 96"),
+        (rewritten(False, lambda one: np.full_like(one, 2**62)), "than 96 tokens can make it"),
+        (rewritten(False, lambda one: np.full(one.shape, np.nan)), "int64"),
+        (rewritten(True, lambda one: one + np.array([2**60, 0, 0, 0])), "a loss must be from 0"),
+        (rewritten(True, lambda one: one * np.array([1, 1000, 1, 1])), "it promised 96"),
         (lambda data: data[:-9], ""),
     ],
     ids=["too large", "NaN", "loss", "tokens", "cut off"],
 )
 def test_a_false_step_is_refused_by_name_and_the_block_goes_on(tmp_path, opt, change, words):
-    grid = LocalGrid(app, 3, tamper=changed(change))
+    grid = LocalGrid(app, 3, tamper=answering(change, form="reconstruct"))
     more = ("reconstruct=fedsgd", "reconstruct.exchanges=2", "reconstruct.holdout=0")
     results = job(tmp_path / "run", *FIT, opt, *more, grid=grid)
     (name,) = refusals(results)

@@ -15,7 +15,7 @@ from server_app.job import run_job
 from server_app.run_folder import RunFolder, Tally
 from strategies.exchange import WorkerDiedError
 from tests.support.grid import LocalGrid
-from tests.support.jobs import QUIET, masks_of, refusals, same_masks, small_inputs
+from tests.support.jobs import QUIET, Stopping, masks_of, refusals, same_masks, small_inputs
 
 pytestmark = pytest.mark.usefixtures("three_blocks")
 
@@ -23,24 +23,8 @@ CLIENTS = 3
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory) -> list[str]:
+def inputs(tmp_path_factory):
     return small_inputs(tmp_path_factory.mktemp("inputs"), texts=12)
-
-
-class Stopping(LocalGrid):
-    """A federation whose messages of a kind stop the server, as a kill would, after some."""
-
-    def __init__(self, kind="train.prune", after=None, clients=CLIENTS, error=KeyboardInterrupt):
-        super().__init__(app, clients)
-        self._kind, self._left, self._error = kind, after, error
-
-    def deliver(self, message):
-        if self._left is not None and message.metadata.message_type == self._kind:
-            self._left -= 1
-            if self._left < 0:
-                self._left = None
-                raise self._error
-        return super().deliver(message)
 
 
 def start(folder: Path, inputs, *overrides: str, grid=None) -> dict:

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -87,16 +88,10 @@ def numerics() -> str:
     model = AutoModelForCausalLM.from_pretrained(demo_model_path())
     with torch.no_grad():
         logits = model(torch.arange(96).reshape(1, -1) % 200).logits
-    matrix = torch.from_numpy(_numbers(256 * 300)).reshape(256, 300).float()
+    matrix = torch.from_numpy(np.random.default_rng(0).standard_normal((256, 300))).float()
     factor = torch.linalg.cholesky(matrix @ matrix.T + torch.eye(256))
     marks = (logits.numpy().tobytes(), factor.numpy().tobytes(), torch.linalg.eigh(factor)[1])
     return hashlib.sha256(marks[0] + marks[1] + marks[2].numpy().tobytes()).hexdigest()[:16]
-
-
-def _numbers(count: int):
-    import numpy as np
-
-    return np.random.default_rng(0).standard_normal(count)
 
 
 def write_texts(folder: Path) -> Path:

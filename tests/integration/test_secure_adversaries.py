@@ -7,11 +7,13 @@ from flwr.app import Message
 from client_app.app import app
 from fedprune.config import config_from_overrides, replace, to_yaml
 from fedprune.errors import QuorumError
-from fedprune.privacy.secure_sums import SumPlan, WordSpec
-from fedprune.records import KeysOrder, Order, keys_request, order_record
+from fedprune.privacy.secure_sums import SumPlan, Unsigned, WordSpec
+from fedprune.records import KeysOrder, Order, keys_request, order_record, parts_request
+from fedprune.records.fields import byte_array
 from fedprune.wire.arrays import Arrays, encode_arrays
+from strategies import secure
 from tests.support.grid import LocalGrid
-from tests.support.jobs import QUIET, job, opt_folder
+from tests.support.jobs import QUIET, job, opt_folder, refusals
 from tests.support.signing import signed_roster, site_keys
 
 SECURE = ["privacy.secure=true", "strategy.min_clients=3", "strategy=fedstats"]
@@ -42,13 +44,12 @@ class Watched(LocalGrid):
 
     def again(self, kind: str, content=None, node: int = 100) -> Message:
         """Return the last request of a kind to a node once more, with other content."""
-        (*_, last) = (
-            m
-            for m in self.sent
-            if (m.metadata.message_type, m.metadata.dst_node_id) == (kind, node)
-        )
-        told = last.metadata
-        return Message(content or last.content, node, kind, ttl=60.0, group_id=told.group_id)
+        wanted = (kind, node)
+        asked = [
+            m for m in self.sent if (m.metadata.message_type, m.metadata.dst_node_id) == wanted
+        ]
+        told = asked[-1].metadata
+        return Message(content or asked[-1].content, node, kind, ttl=60.0, group_id=told.group_id)
 
 
 @pytest.fixture  # a node that refuses something forgets its keys
@@ -115,8 +116,6 @@ def test_another_list_for_the_same_sum_is_not_signed(answered):
     cohort = Arrays(arrays[name].data, ["cohort"])
     bits = cohort.take("cohort", cohort.announced("cohort")).copy()
     bits[-1] = 0
-    from fedprune.records import parts_request
-
     content = parts_request(config_of(answered), {name: encode_arrays({"cohort": bits})})
     assert "another list" in answered.ask(answered.again("query.sign", content))
 
@@ -129,9 +128,7 @@ def forged(change):
             return
         arrays = reply.content["arrays"]
         key = next(iter(arrays))
-        array = arrays[key]
-        data = change(array.data)
-        arrays[key] = type(array)("uint8", (len(data),), array.stype, data)
+        arrays[key] = byte_array(change(arrays[key].data), arrays[key].stype)
 
     return forge
 
@@ -151,7 +148,7 @@ def other_words(data: bytes) -> bytes:
 def test_a_client_whose_words_are_damaged_is_left_out(tmp_path, model, change):
     grid = Watched(forge=forged(change))
     results = job(tmp_path / "run", model, *SECURE, grid=grid)
-    assert {e["client"] for e in results["ledger"]["entries"] if e["refused"]} == {"partition 1"}
+    assert set(refusals(results)) == {"partition 1"}
     assert results["strategy"]["secure"]["clients"] == 4
 
 
@@ -188,7 +185,7 @@ def test_sites_of_a_roster_know_each_other(tmp_path, model):
 def test_a_site_outside_the_roster_is_left_out_by_name(tmp_path, model):
     grid = Watched(node_configs=with_roster(tmp_path, SITES, SITES[:3]))
     results = job(tmp_path / "run", model, *SECURE, grid=grid)
-    refused = {e["client"]: e["refused"] for e in results["ledger"]["entries"] if e["refused"]}
+    refused = refusals(results)
     assert list(refused) == ["'west' (partition 3)"]
     assert "no `roster`" in refused["'west' (partition 3)"]
     assert results["strategy"]["secure"]["clients"] == 3
@@ -196,8 +193,6 @@ def test_a_site_outside_the_roster_is_left_out_by_name(tmp_path, model):
 
 def test_keys_that_a_server_makes_up_are_refused(tmp_path, model, monkeypatch):
     """A server that puts itself in a site's place: its keys are signed by nobody of that name."""
-    from fedprune.privacy.secure_sums import Unsigned
-    from strategies import secure
 
     class Between(secure.SecureServer):
         def add_advert(self, name, data):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from fedprune.methods.statistics_folder import StatisticsFolder
 from tests.support.jobs import job, opt_folder
@@ -63,8 +64,6 @@ def test_the_same_experts_go(tmp_path, pooling):
 
 def test_the_same_blocks_go_and_the_map_is_the_same_but_for_rounding(tmp_path, opt):
     both(tmp_path, opt, "strategy=depth", "sparsity=0.34")
-    from safetensors.torch import load_file
-
     plain, secure = (
         load_file(tmp_path / name / "model" / "model.safetensors") for name in ("plain", "secure")
     )

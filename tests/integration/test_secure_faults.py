@@ -22,7 +22,7 @@ SUMS = "strategy=fedstats schedule=iterative"
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory) -> list[str]:
+def inputs(tmp_path_factory):
     return small_inputs(tmp_path_factory.mktemp("inputs"), texts=30)
 
 

@@ -27,7 +27,7 @@ ONCE = ("schedule=one_shot", "schedule.prefix=dense")
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory) -> list[str]:
+def inputs(tmp_path_factory):
     return [*small_inputs(tmp_path_factory.mktemp("inputs"), texts=60), "strategy.pooling=median"]
 
 

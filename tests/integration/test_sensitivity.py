@@ -5,7 +5,10 @@ import pytest
 
 from client_app.app import app
 from fedprune.config import config_from_overrides
+from fedprune.methods.collect.method import prune_from
 from fedprune.methods.registry import exchanges
+from fedprune.methods.statistics_folder import StatisticsFolder
+from fedprune.models.loading import load_model
 from fedprune.pruning.groups import check_allocation
 from tests.support.jobs import Shuffled, described, job, masks_of, same_masks
 from tests.support.mixtures import mixture_folder
@@ -63,10 +66,6 @@ def test_experts_of_a_mixture_share_theirs(tmp_path):
 
 
 def test_statistics_collected_once_are_allocated_the_same(tmp_path):
-    from fedprune.methods.collect.method import prune_from
-    from fedprune.methods.statistics_folder import StatisticsFolder
-    from fedprune.models.loading import load_model
-
     job(tmp_path / "kept", "strategy=collect")
     config = config_from_overrides(
         ["strategy=fedstats", *SENSITIVE, "schedule.prefix=dense", "pruner.seq_len=48"]

@@ -12,6 +12,7 @@ from fedprune.privacy.attestation import SIGNATURES, Signatures
 from fedprune.results.provenance import PROVENANCE, SIGNATURES_OF_A_MODEL
 from server_app.job import run_job
 from tests.support.grid import LocalGrid
+from tests.support.jobs import refusals
 from tests.support.signing import signed_roster, signing_key, site_keys
 
 SMALL = (
@@ -179,6 +180,6 @@ def test_an_answer_that_is_not_signed_with_the_announced_key_is_refused(tmp_path
 
     made = run(tmp_path / "run", nodes(keys), tamper=tamper)
     results = json.loads((made / "results.json").read_text())
-    refused = {e["client"]: e["refused"] for e in results["ledger"]["entries"] if e["refused"]}
+    refused = refusals(results)
     assert len(refused) == 2
     assert all("is not signed with the key that it announced" in one for one in refused.values())

@@ -13,6 +13,7 @@ from fedprune.cli import main
 from fedprune.disk import home
 from server_app.job import run_job
 from tests.support.grid import LocalGrid
+from tests.support.jobs import refusals
 from tests.support.signing import signed_roster, signing_key, site_keys
 
 pytestmark = pytest.mark.usefixtures("three_blocks")
@@ -95,7 +96,7 @@ def clients(results):
 
 
 def refusal(results):
-    (told,) = {e["refused"] for e in results["ledger"]["entries"] if e["refused"]}
+    (told,) = set(refusals(results).values())
     return told
 
 

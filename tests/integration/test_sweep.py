@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -15,14 +14,12 @@ SMALL = ["pruner.num_calibration_samples=2", "pruner.seq_len=32", "evaluation.ma
 
 
 @pytest.fixture
-def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def user(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def test_sweep_resume_and_table(
-    user: Path, short_model: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_sweep_resume_and_table(user, short_model, capsys):
     small = [short_model, *SMALL]
     command = ["sweep", "sparsity=0.3,0.6", "seed=0,1", "output_dir=out", *small, *ONE]
     assert main(command) == 0
@@ -68,9 +65,7 @@ def test_sweep_resume_and_table(
     assert (folder / "table.csv").read_text() == after
 
 
-def test_a_failing_job_does_not_stop_the_others(
-    user: Path, short_model: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_failing_job_does_not_stop_the_others(user, short_model, capsys):
     (user / "short").mkdir()
     (user / "short" / "a.txt").write_text("Too short.\n")
     quick = [short_model, "strategy.wait=1", *SMALL, *ONE]

@@ -13,7 +13,7 @@ OPTIONS = ("strategy=fedspallm", "strategy.layer_fraction=0.67", "strategy.cover
 
 
 @pytest.fixture(autouse=True)
-def weigh_unequally(monkeypatch) -> None:
+def weigh_unequally(monkeypatch):
     def weights(clients, config):
         return {client.node_id: 1 + 2 * (client.node_id - 100) for client in clients}
 

@@ -5,7 +5,7 @@ import os
 import time
 from pathlib import Path
 
-from tests.support.federation import CONNECTION, Command, Federation, Node
+from tests.support.federation import Command, Federation, Node
 from tests.support.services import until
 
 QUICK = """\
@@ -41,12 +41,6 @@ class QuickFederation(Federation):
         (site / "sitecustomize.py").write_text(QUICK)
         environment = super().environment_in(folder)
         return environment | {"PYTHONPATH": os.pathsep.join([str(site), environment["PYTHONPATH"]])}
-
-
-def begun(federation: Federation, folder: Path, *options: str) -> Command:
-    """Start a run over a federation, its results in a folder."""
-    words = (*options, f"federation.connection={CONNECTION}", f"output_dir={folder}")
-    return federation.begin("run", *words)
 
 
 def orders(node: Node) -> int:

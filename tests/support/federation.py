@@ -155,6 +155,11 @@ class Federation:
         self._commands.append(begun)
         return begun
 
+    def run(self, folder: Path, *options: str) -> Command:
+        """Start a run over this federation, its results in a folder."""
+        words = (*options, f"federation.connection={CONNECTION}", f"output_dir={folder}")
+        return self.begin("run", *words)
+
     def flwr(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Type a `flwr` command and wait for its end."""
         return subprocess.run(

@@ -59,17 +59,24 @@ def ends_of(grid, requests, **options) -> list[Outcome]:
     return found
 
 
-def answering(change: Callable[[bytes], bytes], partition: int = 1, form: str = "") -> Tamper:
+def answering(
+    change: Callable[[bytes], bytes], partition: int = 1, form: str = "", block: str = "block"
+) -> Tamper:
     """Return what changes a partition's answers about blocks, of formats that have this word."""
 
     def tamper(own: int, reply: Message) -> Message:
         arrays = reply.content.array_records.get("arrays", {})
         for key in list(arrays) if own == partition else ():
-            if key.startswith("block") and form in arrays[key].stype:
+            if key.startswith(block) and form in arrays[key].stype:
                 arrays[key] = byte_array(change(bytes(arrays[key].data)), arrays[key].stype)
         return reply
 
     return tamper
+
+
+def garbled(block: str) -> Tamper:
+    """Return what changes the last byte of partition 1's answer about a block."""
+    return answering(lambda data: data[:-1] + b"\xff", block=block)
 
 
 class TwiceGrid(LocalGrid):

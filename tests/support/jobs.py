@@ -58,6 +58,22 @@ class Shuffled(LocalGrid):
         return super().pull_messages([m for m in message_ids if self._draw.random() < 0.4])
 
 
+class Stopping(LocalGrid):
+    """A federation whose messages of a kind stop the server, as a kill would, after some."""
+
+    def __init__(self, kind="train.prune", after=None, clients=3, error=KeyboardInterrupt):
+        super().__init__(app, clients)
+        self._kind, self._left, self._error = kind, after, error
+
+    def deliver(self, message):
+        if self._left is not None and message.metadata.message_type == self._kind:
+            self._left -= 1
+            if self._left < 0:
+                self._left = None
+                raise self._error
+        return super().deliver(message)
+
+
 def job(folder: Path, *overrides: str, clients: int = 3, grid=None) -> dict:
     """Run a job quickly and return its results."""
     options = " ".join([*QUIET, *overrides])

@@ -1,4 +1,4 @@
-"""A network between a node and the SuperLink that can be slow or cut."""
+"""A network between a node and the SuperLink that can be slow or cut, and remembers."""
 
 import contextlib
 import socket
@@ -16,7 +16,7 @@ class Relay:
     """Passes TCP connections on to a port of the loopback interface.
 
     `rate`: bytes a second and direction; None: as fast as it goes. `cut`: whether nothing passes,
-    while connections stay open: a cable that is unplugged.
+    while connections stay open: a cable that is unplugged. `sent`: what clients sent.
     """
 
     def __init__(self, port: int) -> None:
@@ -27,6 +27,7 @@ class Relay:
         self.address = f"localhost:{own}"
         self._server = socket.create_server(("127.0.0.1", own))
         self._open: list[socket.socket] = []
+        self.sent: list[bytearray] = []
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._accept, daemon=True).start()
@@ -46,12 +47,14 @@ class Relay:
                     near.close()
                     continue
                 self._open += [near, far]
-                for ends in ((near, far), (far, near)):
+                self.sent.append(bytearray())
+                for ends in ((near, far, self.sent[-1]), (far, near, bytearray())):
                     threading.Thread(target=self._pump, args=ends, daemon=True).start()
 
-    def _pump(self, source: socket.socket, target: socket.socket) -> None:
+    def _pump(self, source: socket.socket, target: socket.socket, kept: bytearray) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(_PIECE):
+                kept += data
                 if self.rate:
                     time.sleep(len(data) / self.rate)
                 while self.cut:

@@ -156,12 +156,6 @@ def test_half_sparse_patterns_fit_the_default(pattern):
     assert str(checked(changed(pruner__pattern=pattern)).pruner.pattern) == pattern
 
 
-def test_a_node_s_texts_cannot_be_pooled():
-    values = {"data__source": "node", "evaluation__centralized": True}
-    assert "`evaluation.centralized` must be false" in problem(**values)
-    checked(changed(**values | {"evaluation__centralized": False}))
-
-
 def test_all_problems_come_at_once():
     message = problem(sparsity=2, seed="x", pruner__name="wnada", typo=1, data__path="/x")
     assert message.startswith("The configuration has 5 problems:")

@@ -4,7 +4,6 @@ import math
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
@@ -68,7 +67,7 @@ ROWS = [
 ]
 
 
-def test_a_curve_for_each_method_with_its_spread() -> None:
+def test_a_curve_for_each_method_with_its_spread():
     layer, column = method_series(ROWS, AXES, X)
     assert (layer.label, column.label) == ("group=layer", "group=column")
     assert [point.x for point in layer.points] == ["0.5", "0.7"]
@@ -76,13 +75,13 @@ def test_a_curve_for_each_method_with_its_spread() -> None:
     assert (first.mean, first.low, first.high, first.megabytes) == (6.0, 5.0, 7.0, 3.0)
 
 
-def test_baselines_are_drawn_once() -> None:
+def test_baselines_are_drawn_once():
     found = baseline_series(ROWS, AXES, "x")
     assert [series.label for series in found] == ["dense", "centralised"]
     assert found[1].points[0].mean == 6.0
 
 
-def test_collapsed_points_can_be_left_out() -> None:
+def test_collapsed_points_can_be_left_out():
     everything = [*method_series(ROWS, AXES, X), *baseline_series(ROWS, AXES, "x")]
     assert [series.label for series in within(everything, 10)] == [
         "group=layer",
@@ -91,7 +90,7 @@ def test_collapsed_points_can_be_left_out() -> None:
     ]
 
 
-def test_the_axis_is_sparsity_or_else_what_varies() -> None:
+def test_the_axis_is_sparsity_or_else_what_varies():
     assert x_axis(ROWS, AXES) == "sparsity"
     one = [r for r in ROWS if r["sparsity"] == "0.5"]
     assert x_axis(one, AXES) == "strategy.group"
@@ -100,19 +99,19 @@ def test_the_axis_is_sparsity_or_else_what_varies() -> None:
     assert x_axis(one[:1], AXES) == "sparsity"
 
 
-def test_short_names_stay_apart() -> None:
+def test_short_names_stay_apart():
     assert short_names(["strategy.scaling", "pruner.group"]) == ["scaling", "group"]
     assert short_names(["strategy.group", "pruner.group"]) == ["strategy.group", "pruner.group"]
 
 
-def test_many_data_sets_are_summed_up() -> None:
+def test_many_data_sets_are_summed_up():
     few, many = ["a", "b"], [f"d{number}" for number in range(5)]
     assert shown_datasets([*few, *SUMMARIES]) == [*few, *SUMMARIES]
     assert shown_datasets([*many, *SUMMARIES]) == list(SUMMARIES)
     assert shown_datasets(many) == many
 
 
-def test_numbers_are_told_from_names() -> None:
+def test_numbers_are_told_from_names():
     assert is_numeric(["0.5", "2"]) and not is_numeric(["0.5", "row"]) and not is_numeric(["nan"])
 
 
@@ -126,18 +125,18 @@ def test_numbers_are_told_from_names() -> None:
         ([{**r, "perplexity.x.pruned": float("inf")} for r in ROWS], AXES),
     ],
 )
-def test_both_files_are_written(tmp_path: Path, rows: list[Row], axes: Axes) -> None:
+def test_both_files_are_written(tmp_path, rows, axes):
     png, svg = plot_sweep(rows, axes, "a title", tmp_path)
     assert png.read_bytes().startswith(b"\x89PNG")
     assert "<svg" in svg.read_text()
 
 
-def test_the_same_table_gives_the_same_file(tmp_path: Path) -> None:
+def test_the_same_table_gives_the_same_file(tmp_path):
     first, second = (plot_sweep(ROWS, AXES, "a title", tmp_path)[1].read_text() for _ in range(2))
     assert first == second
 
 
-def test_seeds_that_agree_have_no_spread(tmp_path: Path) -> None:
+def test_seeds_that_agree_have_no_spread(tmp_path):
     # The mean of three times this number is an ulp above it.
     same = [row("layer", "0.5", str(seed), 0.0) for seed in range(3)]
     for value in same:
@@ -147,7 +146,7 @@ def test_seeds_that_agree_have_no_spread(tmp_path: Path) -> None:
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
 
-def test_time_is_a_curve_for_each_method() -> None:
+def test_time_is_a_curve_for_each_method():
     curves = method_series(ROWS, AXES, PRUNE_SECONDS)
     assert [curve.label for curve in curves] == ["group=layer", "group=column"]
     assert [(p.x, p.mean, p.low, p.high) for p in curves[0].points] == [
@@ -156,7 +155,7 @@ def test_time_is_a_curve_for_each_method() -> None:
     ]
 
 
-def test_places_on_an_axis() -> None:
+def test_places_on_an_axis():
     assert places(["0.3", "0.5"]) == {"0.3": 0.3, "0.5": 0.5}
     assert places(["1", "64"]) == {"1": 0.0, "64": 6.0}
     assert places(["row", "layer"]) == {"row": 0.0, "layer": 1.0}
@@ -171,7 +170,7 @@ DRAWINGS = {
 
 
 @pytest.mark.parametrize("name", DRAWINGS)
-def test_a_drawing_for_a_page_is_the_page_s_own(name: str) -> None:
+def test_a_drawing_for_a_page_is_the_page_s_own(name):
     svg = DRAWINGS[name](ROWS, AXES)
     page = Markup(f"<div>{svg}</div>")
     assert not [a for _, a in page.elements if {"style", "xmlns", "onclick"} & set(a)]
@@ -189,14 +188,14 @@ def test_a_drawing_for_a_page_is_the_page_s_own(name: str) -> None:
     assert all(a["aria-hidden"] == "true" for a in page.all("svg"))
 
 
-def test_every_point_of_a_drawing_says_what_it_is() -> None:
+def test_every_point_of_a_drawing_says_what_it_is():
     titles = Markup(f"<div>{DRAWINGS['perplexity'](ROWS, AXES)}</div>").text("title")
     for title in ("group=layer: 6.00 at sparsity 0.5", "dense: 4.00 at sparsity 0.7"):
         assert titles.count(title) == 2  # in either shape
     assert "group=layer: 4.0 s at sparsity 0.5" in DRAWINGS["time"](ROWS, AXES)
 
 
-def test_no_name_is_more_than_text_in_a_drawing(tmp_path: Path) -> None:
+def test_no_name_is_more_than_text_in_a_drawing(tmp_path):
     names = ["<img src=x>", "$x^$", "_under & over", "a\nb"]
     rows = [
         {**r, "strategy.group": f"{name}{r['strategy.group']}"}
@@ -211,7 +210,7 @@ def test_no_name_is_more_than_text_in_a_drawing(tmp_path: Path) -> None:
     plot_sweep(rows, AXES, " ".join(names), tmp_path)
 
 
-def test_names_of_ticks_that_would_overlap_are_left_out() -> None:
+def test_names_of_ticks_that_would_overlap_are_left_out():
     many = [{**r, "strategy.group": f"a-long-name-{n:02}"} for n in range(30) for r in ROWS[:1]]
     axes = Axes(("strategy.group",), ())
     wide, narrow = perplexity_drawing(many, axes, "x", "one").split('class="narrow"')
@@ -219,7 +218,7 @@ def test_names_of_ticks_that_would_overlap_are_left_out() -> None:
     assert 10 > shown[0] > shown[1] >= 1
 
 
-def test_every_method_can_be_told_from_the_others() -> None:
+def test_every_method_can_be_told_from_the_others():
     for count in (6, 18):
         rows = [{**r, "strategy.group": f"g{n:02}"} for n in range(count) for r in ROWS]
         styles = _Drawn.of(rows, AXES, "x").styles
@@ -259,7 +258,7 @@ RUNS = [
 ]
 
 
-def test_a_point_for_each_setting_with_the_keys_that_vary() -> None:
+def test_a_point_for_each_setting_with_the_keys_that_vary():
     here = [r for r in RUNS if r["sparsity"] == "0.5"]
     found = costs(here, SETTINGS.rows, X)
     assert [point.label for point in found] == [
@@ -273,7 +272,7 @@ def test_a_point_for_each_setting_with_the_keys_that_vary() -> None:
     assert found[2].megabytes == pytest.approx(0.01)
 
 
-def test_a_key_that_a_setting_does_not_have_says_nothing_of_it() -> None:
+def test_a_key_that_a_setting_does_not_have_says_nothing_of_it():
     rows = [
         {k: v for k, v in r.items() if k != "strategy.decode" or r["strategy"] == "fedprllm"}
         for r in RUNS
@@ -283,20 +282,20 @@ def test_a_key_that_a_setting_does_not_have_says_nothing_of_it() -> None:
 
 
 @pytest.mark.parametrize("value", ["true", "null", "none", "0.5"])
-def test_what_says_nothing_by_itself_comes_with_its_key(value: str) -> None:
+def test_what_says_nothing_by_itself_comes_with_its_key(value):
     rows = [{**r, "reconstruct": value if r["strategy"] == "fedstats" else "fedavg"} for r in RUNS]
     labels = {point.label for point in costs(rows, ("strategy", "reconstruct"), X)}
     assert labels == {"fedprllm fedavg", f"fedstats reconstruct={value}"}
 
 
-def test_collapsed_settings_have_no_point() -> None:
+def test_collapsed_settings_have_no_point():
     lost = [{**r, "perplexity.x.pruned": float("inf")} for r in RUNS if r["strategy"] == "fedstats"]
     kept = [r for r in RUNS if r["strategy"] != "fedstats"]
     assert len(costs([*kept, *lost], ["strategy"], X)) == 1
     assert costs(kept, [], X)[0].label == "all"
 
 
-def test_both_files_of_bytes_show_every_label_in_every_column(tmp_path: Path) -> None:
+def test_both_files_of_bytes_show_every_label_in_every_column(tmp_path):
     png, svg = plot_bytes(RUNS, SETTINGS, "a title", tmp_path)
     assert (png.name, svg.name) == ("bytes.png", "bytes.svg")
     assert png.read_bytes().startswith(b"\x89PNG")
@@ -317,12 +316,12 @@ def test_both_files_of_bytes_show_every_label_in_every_column(tmp_path: Path) ->
         ([{**r, UP: 0.0} for r in RUNS], SETTINGS),
     ],
 )
-def test_odd_sweeps_are_drawn(tmp_path: Path, rows: list[Row], axes: Axes) -> None:
+def test_odd_sweeps_are_drawn(tmp_path, rows, axes):
     for path in plot_bytes(rows, axes, "a title", tmp_path):
         assert path.stat().st_size > 1000
 
 
-def test_the_frontier_has_every_setting_with_its_own_bytes(tmp_path: Path) -> None:
+def test_the_frontier_has_every_setting_with_its_own_bytes(tmp_path):
     here = [r for r in RUNS if r["sparsity"] == "0.5"]
     first, second, third = costs(here, SETTINGS.rows, EXCESS)
     logs = [math.log(2 * pruned / 4.0) for pruned in (10.0, 12.0)]
@@ -338,7 +337,7 @@ def test_the_frontier_has_every_setting_with_its_own_bytes(tmp_path: Path) -> No
     assert f"fedprllm decode=false: {first.mean:.4f} for 4 MB 0.5" in titles
 
 
-def test_nothing_beats_what_is_joined() -> None:
+def test_nothing_beats_what_is_joined():
     def point(megabytes: float, mean: float) -> Cost:
         return Cost("", mean, mean, mean, megabytes)
 
@@ -349,14 +348,14 @@ def test_nothing_beats_what_is_joined() -> None:
 
 
 @pytest.mark.parametrize("excess", [0.0, -0.01])
-def test_a_model_better_than_the_dense_one_has_a_place(tmp_path: Path, excess: float) -> None:
+def test_a_model_better_than_the_dense_one_has_a_place(tmp_path, excess):
     rows = [{**r, EXCESS: excess} if r["sparsity"] == "0.5" else r for r in RUNS]
     for path in plot_frontier(rows, SETTINGS, "a title", tmp_path):
         assert path.stat().st_size > 1000
     assert f": {excess:.4f} for" in frontier_drawing(rows, SETTINGS, "one")
 
 
-def test_one_data_set_is_drawn_by_itself(tmp_path: Path) -> None:
+def test_one_data_set_is_drawn_by_itself(tmp_path):
     alone = [{k: v for k, v in r.items() if "geometric" not in k} for r in RUNS]
     assert "<!-- perplexity (x) -->" in plot_bytes(alone, SETTINGS, "t", tmp_path)[1].read_text()
 
@@ -371,13 +370,11 @@ def test_one_data_set_is_drawn_by_itself(tmp_path: Path) -> None:
         ([-0.5, 0.0], 0.25, [0.0, 0.25]),
     ],
 )
-def test_labels_stand_apart_and_inside(
-    heights: list[float], gap: float, wanted: list[float]
-) -> None:
+def test_labels_stand_apart_and_inside(heights, gap, wanted):
     assert spread_out(heights, gap) == pytest.approx(wanted)
 
 
-def test_nothing_lies_over_the_points() -> None:
+def test_nothing_lies_over_the_points():
     panel = Figure().subplots()
     here = [r for r in RUNS if r["sparsity"] == "0.5"]
     _labelled(panel, costs(here, SETTINGS.rows, X), [4.0])
@@ -387,7 +384,7 @@ def test_nothing_lies_over_the_points() -> None:
     assert all(text.get_position()[0] > 1 for text in labels)  # beside the panel
 
 
-def test_only_who_draws_waits_for_the_library() -> None:
+def test_only_who_draws_waits_for_the_library():
     asked = "import sys, fedprune.cli, fedprune.report.page, fedprune.report.figures;"
     asked += "sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", asked], check=False).returncode == 0

@@ -47,11 +47,11 @@ def page(*more: Run, seconds: float = 75.0) -> str:
 
 
 @pytest.fixture(scope="module")
-def text() -> str:
+def text():
     return page()
 
 
-def test_the_page_says_what_was_done(text: str) -> None:
+def test_the_page_says_what_was_done(text):
     assert "<h1>a &lt;title&gt;</h1>" in text and "<two>" not in text
     assert "8 runs · 2 seeds · 75.0 s this time" in text
     assert "fedprune sweep x" in text
@@ -61,18 +61,18 @@ def test_the_page_says_what_was_done(text: str) -> None:
     assert "this time" not in page(seconds=0.0)  # collected, not run
 
 
-def test_failed_and_waiting_jobs_are_shown() -> None:
+def test_failed_and_waiting_jobs_are_shown():
     text = page(Run("three", "", None, "no <quorum>"), Run("four", "", None))
     assert "8 of 10 runs" in text
     assert "Failed jobs" in text and "no &lt;quorum&gt;" in text
     assert text.count("<td>failed</td>") == text.count("<td>not yet</td>") == 4
 
 
-def test_the_page_asks_for_nothing_and_has_no_inline_styles(text: str) -> None:
+def test_the_page_asks_for_nothing_and_has_no_inline_styles(text):
     assert not re.search(r"https?://|<script|<link|<img| style=| on\w+=", text)
 
 
-def test_every_chart_has_a_text_for_those_who_do_not_see_it(text: str) -> None:
+def test_every_chart_has_a_text_for_those_who_do_not_see_it(text):
     labels = re.findall(r'<div class="drawn" role="img" aria-label="([^"]+)"', text)
     assert labels == [
         "Perplexity (x) by sparsity",
@@ -82,7 +82,7 @@ def test_every_chart_has_a_text_for_those_who_do_not_see_it(text: str) -> None:
     ]
 
 
-def test_every_page_is_whole_and_its_ids_are_its_own() -> None:
+def test_every_page_is_whole_and_its_ids_are_its_own():
     found = Markup(page(Run("three", "", None, "no")))
     identifiers = [a["id"] for _, a in found.elements if "id" in a]
     assert len(identifiers) == len(set(identifiers)) > 10
@@ -90,7 +90,7 @@ def test_every_page_is_whole_and_its_ids_are_its_own() -> None:
     assert targets and all(href[1:] in identifiers for href in targets)
 
 
-def test_of_many_data_sets_the_summaries_come_first_and_the_others_are_folded(text: str) -> None:
+def test_of_many_data_sets_the_summaries_come_first_and_the_others_are_folded(text):
     rows = [
         {**one, **{f"perplexity.{name}.pruned": 5.0 for name in ("a", "b", "c", "d", *SUMMARIES)}}
         for one in ROWS
@@ -104,7 +104,7 @@ def test_of_many_data_sets_the_summaries_come_first_and_the_others_are_folded(te
     assert "Perplexity (x)" not in re.findall(r"<summary>([^<]+)</summary>", text)
 
 
-def test_no_name_of_a_data_set_or_setting_is_markup() -> None:
+def test_no_name_of_a_data_set_or_setting_is_markup():
     hostile = "<img src=x onerror=alert(1)>$x^$"
     rows = [
         {key.replace(".x.", f".{hostile}."): value for key, value in one.items()} for one in ROWS

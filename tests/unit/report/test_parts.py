@@ -33,7 +33,7 @@ def test_rounds_are_sums_over_clients_and_the_slowest_of_them():
     ]
     found = rounds([asdict(entry) for entry in entries])
     assert [one.name for one in found] == [
-        *("0 asking nodes who they are", "1 delivering pruned blocks", "1 pruning"),
+        *("0 asking nodes who they are", "1 delivering pruned blocks", "1 pruning")
     ]
     last = found[-1]
     assert (last.asked, last.refused, last.bytes_up, last.bytes_down) == (2, 1, 41, 21)
@@ -98,11 +98,11 @@ def test_a_client_s_name_is_its_site_and_its_partition():
 def test_few_votes_have_a_column_each_and_many_are_drawn_together():
     few = vote_columns({"2": [6, 1, 3]})
     assert [(c.label, c.value, c.kind) for c in few] == [
-        *(("0", 0.6, ""), ("1", 0.1, "contested"), ("2", 0.3, "")),
+        *(("0", 0.6, ""), ("1", 0.1, "contested"), ("2", 0.3, ""))
     ]
     mixed = vote_columns({"2": [1, 2, 3], "3": [4, 0, 5, 6]})
     assert [(c.label, round(c.value * 21)) for c in mixed] == [
-        *(("0%", 5), ("33%", 0), ("50%", 2), ("67%", 5), ("100%", 9)),
+        *(("0%", 5), ("33%", 0), ("50%", 2), ("67%", 5), ("100%", 9))
     ]
     many = vote_columns({"100": [1] * 101, "2": [5, 7, 5]})
     assert len(many) == 22

@@ -1,7 +1,6 @@
 """What `compare` finds between runs."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from fedprune.results.comparison import _different, compare_runs, mask_agreement
 from tests.support.runs import SHAPES, drawn, packed, run
 
 
-def test_agreement_is_the_share_of_equal_bits() -> None:
+def test_agreement_is_the_share_of_equal_bits():
     one, other = drawn(1), drawn(2)
     found = mask_agreement(packed(one), packed(other))
     for name in SHAPES:
@@ -23,13 +22,13 @@ def test_agreement_is_the_share_of_equal_bits() -> None:
     assert mask_agreement(packed(one), packed(one))["equal"] == 1.0
 
 
-def test_masks_that_cannot_be_compared() -> None:
+def test_masks_that_cannot_be_compared():
     one = packed(drawn(1))
     assert mask_agreement(one, None) == {"why_not": "its masks are gone"}
     assert "differ" in mask_agreement(one, packed(drawn(1, blocks=3)))["why_not"]
 
 
-def test_only_what_differs_is_told(tmp_path: Path) -> None:
+def test_only_what_differs_is_told(tmp_path):
     masks = drawn(1)
     other = {0: masks[0], 1: drawn(3)[1]}
     first = run(tmp_path / "a", masks)
@@ -52,14 +51,14 @@ def test_only_what_differs_is_told(tmp_path: Path) -> None:
     json.dumps(found)
 
 
-def test_true_is_not_one() -> None:
+def test_true_is_not_one():
     assert _different([{"a": 1, "b": 1.0, "c": None}, {"a": True, "b": 1, "c": "None"}]) == {
         "a": [1, True],
         "c": [None, "None"],
     }
 
 
-def test_runs_without_masks_or_figures_are_compared_as_far_as_they_go(tmp_path: Path) -> None:
+def test_runs_without_masks_or_figures_are_compared_as_far_as_they_go(tmp_path):
     first, second = run(tmp_path / "a"), run(tmp_path / "b", drawn(1))
     results = json.loads((second / "results.json").read_text())
     results["perplexity"] = {"other": {"dense": None, "pruned": None}}
@@ -70,7 +69,7 @@ def test_runs_without_masks_or_figures_are_compared_as_far_as_they_go(tmp_path: 
     assert [one["why_not"] for one in found["masks"]] == ["its masks are gone"] * 2
 
 
-def test_masks_are_found_where_an_export_keeps_them(tmp_path: Path) -> None:
+def test_masks_are_found_where_an_export_keeps_them(tmp_path):
     first, second = run(tmp_path / "a", drawn(1)), run(tmp_path / "b", drawn(1))
     exported = second / "model" / SIDECAR
     exported.parent.mkdir(parents=True)
@@ -78,7 +77,7 @@ def test_masks_are_found_where_an_export_keeps_them(tmp_path: Path) -> None:
     assert [one["equal"] for one in compare_runs([first, second])["masks"]] == [1.0, 1.0]
 
 
-def test_a_configuration_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_a_configuration_that_cannot_be_read_is_named(tmp_path):
     first, second = run(tmp_path / "a"), run(tmp_path / "b")
     config = second / "config.yaml"
     config.write_text(config.read_text().replace("  window: null\n", ""))
@@ -91,7 +90,7 @@ def test_a_configuration_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         compare_runs([first, second])
 
 
-def test_missing_and_failed_runs_are_told_apart(tmp_path: Path) -> None:
+def test_missing_and_failed_runs_are_told_apart(tmp_path):
     good = run(tmp_path / "a")
     with pytest.raises(FedpruneError, match="'.*nowhere' is not there"):
         compare_runs([good, tmp_path / "nowhere"])

@@ -49,13 +49,7 @@ def test_clients_go_from_waiting_to_their_end():
     for name in "ab":
         status.asked(name)
     ledger.add(entry("a"))
-    assert status.now.states == {
-        "waiting": 1,
-        "working": 1,
-        "answered": 1,
-        "lost": 0,
-        "refused": 1,
-    }
+    assert status.now.states == {"waiting": 1, "working": 1, "answered": 1, "lost": 0, "refused": 1}
     ledger.add(entry("b", refused="no reply within 5 s (`strategy.timeout`)"))
     status.expect("ac")
     found = {client.name: (client.state, client.reason[:8]) for client in status.now.clients}

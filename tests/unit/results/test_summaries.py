@@ -4,13 +4,7 @@ import math
 
 import pytest
 
-from fedprune.results.perplexity import (
-    GEOMETRIC_MEAN,
-    WORST,
-    WORST_RISE,
-    fidelity_table,
-    summaries,
-)
+from fedprune.results.perplexity import GEOMETRIC_MEAN, WORST, WORST_RISE, fidelity_table, summaries
 
 
 def values(dense, pruned, centralized=None, **clients):

@@ -51,7 +51,7 @@ def results(seed: int = 0, pruned: float = 9.0, **figures: Any) -> dict[str, Any
 LOCAL = {"mean": 10.0, "best": 9.5, "worst": 10.5, "clients": {"x": 10.0}}
 
 
-def test_a_row_has_its_run_s_figures_and_the_baselines_of_another() -> None:
+def test_a_row_has_its_run_s_figures_and_the_baselines_of_another():
     baseline = results(centralized=8.0, local_only=LOCAL)
     row = make_row({"strategy.group": "row"}, results(), baseline)
     assert row["strategy.group"] == "row"
@@ -63,7 +63,7 @@ def test_a_row_has_its_run_s_figures_and_the_baselines_of_another() -> None:
     assert datasets([row]) == ["a.b"]
 
 
-def test_several_data_sets_have_summaries_of_run_and_baseline() -> None:
+def test_several_data_sets_have_summaries_of_run_and_baseline():
     def both(**figures: Any) -> dict[str, Any]:
         found = results(**figures)
         found["perplexity"]["other"] = found["perplexity"]["a.b"] | {"dense": 28.0, "pruned": 36.0}
@@ -87,7 +87,7 @@ def test_several_data_sets_have_summaries_of_run_and_baseline() -> None:
 
 
 @pytest.mark.parametrize("figures", [{"dense": None}, {"pruned": None}, {"pruned": math.inf}])
-def test_without_both_perplexities_there_is_no_excess(figures: dict[str, Any]) -> None:
+def test_without_both_perplexities_there_is_no_excess(figures):
     found = results()
     found["perplexity"]["a.b"] |= figures
     row = make_row({}, found, None)
@@ -95,7 +95,7 @@ def test_without_both_perplexities_there_is_no_excess(figures: dict[str, Any]) -
     assert "over the dense" not in " ".join(p.title for p in all_pivots([row], Axes((), ())))
 
 
-def test_missing_baselines_stay_empty() -> None:
+def test_missing_baselines_stay_empty():
     row = make_row({}, results(), None)
     assert row["perplexity.a.b.centralized"] is None
     line = csv_text([row]).splitlines()[1].split(",")
@@ -114,7 +114,7 @@ def test_agreement_with_the_dense_model_has_columns():
     assert (row[f"{worst}.kl"], row[f"{worst}.top1"]) == (0.75, 0.25)
 
 
-def test_csv_reads_back() -> None:
+def test_csv_reads_back():
     rows = [
         make_row({"k": 'a,"b"'}, results(), None),
         make_row({"other": "1"}, results(seed=1), None),
@@ -145,7 +145,7 @@ def table() -> list[Row]:
     return rows
 
 
-def test_pivot_of_means_and_deviations() -> None:
+def test_pivot_of_means_and_deviations():
     pivot = perplexity_pivot(table(), AXES, "x")
     assert pivot.header == ("model", "strategy.group", "sparsity 0.5", "sparsity 0.6")
     spread = f"{statistics.stdev([0.0, 0.1, 0.2]):.2f}"
@@ -157,7 +157,7 @@ def test_pivot_of_means_and_deviations() -> None:
     )
 
 
-def test_a_baseline_has_a_line_for_each_key_it_depends_on() -> None:
+def test_a_baseline_has_a_line_for_each_key_it_depends_on():
     rows = [
         {**row, "pruner.group": group, "perplexity.x.centralized": factor}
         for row in table()
@@ -171,19 +171,19 @@ def test_a_baseline_has_a_line_for_each_key_it_depends_on() -> None:
     ]
 
 
-def test_a_run_that_failed_leaves_a_gap() -> None:
+def test_a_run_that_failed_leaves_a_gap():
     rows = [r for r in table() if (r["strategy.group"], r["sparsity"]) != ("row", "0.6")]
     assert perplexity_pivot(rows, AXES, "x").lines[-1][2:] == ("6.10 ± 0.10", "–")
 
 
-def test_bytes_and_no_columns() -> None:
+def test_bytes_and_no_columns():
     pivots = all_pivots(table(), Axes(("strategy.group",), ()))
     assert [pivot.title for pivot in pivots][1:] == ["Sent by a client", "Received by a client"]
     assert pivots[1].header == ("model", "strategy.group", "all")
     assert pivots[1].lines[0] == ("federated", "layer", "1.5 kB")
 
 
-def test_markdown() -> None:
+def test_markdown():
     text = markdown(Pivot("T", 1, ("a", "b"), (("x|y", "1"),)))
     assert text == "## T\n\n| a | b |\n| --- | --- |\n| x\\|y | 1 |\n"
 
@@ -192,11 +192,11 @@ def test_markdown() -> None:
     ("value", "text"),
     [(9.005, "9.01"), (999.0, "999.00"), (20528.41, "2.05e+04"), (float("inf"), "inf")],
 )
-def test_numbers(value: float, text: str) -> None:
+def test_numbers(value, text):
     assert number_text(value) == text
 
 
-def test_equal_values_have_no_spread() -> None:
+def test_equal_values_have_no_spread():
     assert mean_text([2.0, 2.0]) == "2.00"
     assert mean_text([2.0]) == "2.00"
     assert mean_text([1.0, 3.0]) == "2.00 ± 1.41"

@@ -29,7 +29,7 @@ def test_figures_as_text():
         "–",
     ]
     assert [text.seconds(v) for v in (0, 0.04, 1.26, 119.9, 120, 7199, 7200, None)] == [
-        *("0 s", "40 ms", "1.3 s", "119.9 s", "2 min 0 s", "119 min 59 s", "2 h 0 min", "–"),
+        *("0 s", "40 ms", "1.3 s", "119.9 s", "2 min 0 s", "119 min 59 s", "2 h 0 min", "–")
     ]
     assert [text.rise(v) for v in (1.0, 1.255, 0.9, 50.0)] == [
         "+0.0%",
@@ -38,7 +38,7 @@ def test_figures_as_text():
         "50 times",
     ]
     assert [text.beside(v) for v in (1.0001, 1.255, 0.9, 50.0)] == [
-        *("level with", "25.5% above", "10.0% below", "50 times"),
+        *("level with", "25.5% above", "10.0% below", "50 times")
     ]
     assert text.count(1, "client") == "1 client" and text.count(1200, "client") == "1,200 clients"
     assert text.listing(list("abcdefg"), 3) == "a, b, c and 4 more"
