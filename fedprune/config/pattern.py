@@ -4,6 +4,7 @@ import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import Literal
 
 from fedprune.errors import ConfigError
@@ -75,6 +76,7 @@ GROUPS = ("layer", "row", "column")
 Rounding = Literal["floor", "ceil"]
 
 
+@lru_cache(1024)
 def pruned_count(size: int, sparsity: float, rounding: Rounding = "floor") -> int:
     """Return size * sparsity rounded, taking the sparsity as the decimal number that it prints as.
 

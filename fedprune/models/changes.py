@@ -23,6 +23,8 @@ Changes = Mapping[int, Mapping[str, Change]]
 
 _C = TypeVar("_C", bound=Change)
 
+_AS_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 @dataclass(frozen=True)
 class Recalled(Mapping[int, Mapping[str, _C]]):
@@ -78,7 +80,8 @@ def _write(weight: Tensor, change: Change) -> None:
     if factors is not None:
         weight.copy_(weight.to(torch.float32) * torch.from_numpy(factors).to(weight.device))
     kept = torch.from_numpy(mask_of(change).to_bool()).to(weight.device)
-    weight.masked_fill_(kept.logical_not_(), 0)
+    # Bits times 1 or 0: NaN becomes 0 too, and vectors do it, which `masked_fill_` has none for.
+    weight.view(_AS_BITS[weight.dtype.itemsize]).mul_(kept)
 
 
 def changed_tensors(

@@ -57,6 +57,7 @@ _ENTRY = 240  # bytes of an array's entry in the header, its name apart
 _MOST_HEADER = 1 << 22  # of a message of which nothing is known
 _PACKED = ".deflate."
 _SAMPLE = 1 << 16  # bytes that tell whether packing is worth trying
+_NEVER_SHORTER = 8  # bytes of integers that a stream's own marks outweigh, whatever they are
 _NOISE = 7.5  # bits in a byte from which on it is not
 _FEW_ROWS = 32
 _MOST_AXES = 8
@@ -110,10 +111,11 @@ def encode_arrays(arrays: Mapping[str, NDArray[Any] | Tensor]) -> bytes:
             specs[_packed_name(name, spec)] = ArraySpec("uint8", (len(packed),))
             bodies[_packed_name(name, spec)] = packed
     ordered = [bodies[name] for name in _order(specs)]
-    checksum = zlib.crc32(_header(specs, _BLANK))
+    blank = _header(specs, _BLANK)
+    checksum = zlib.crc32(blank)
     for part in ordered:
         checksum = zlib.crc32(part, checksum)
-    header = _header(specs, f"{checksum:08x}")
+    header = blank[: _CHECKSUM.start] + f"{checksum:08x}".encode() + blank[_CHECKSUM.stop :]
     return b"".join((len(header).to_bytes(_LENGTH, "little"), header, *ordered))
 
 
@@ -307,7 +309,7 @@ def _plain(name: str, spec: ArraySpec) -> tuple[str, ArraySpec]:
 
 def _pack(values: NDArray[Any]) -> bytes | None:
     """Return integers as a deflate stream, None where that is not shorter."""
-    if values.size == 0:
+    if values.nbytes <= _NEVER_SHORTER:
         return None
     planes = values.reshape(-1, 1).view(np.uint8).T
     # Half of all weights, drawn from all, is noise: a sample tells, at no cost beside the rest.
