@@ -1,5 +1,7 @@
 """Every error that a user can meet; each message names the key, the value and the way out."""
 
+from collections.abc import Sequence
+
 
 class FedpruneError(Exception):
     """Base of all errors raised on purpose, so that a caller can tell them from bugs.
@@ -35,3 +37,9 @@ class ReplyRefusedError(FedpruneError):
 
 class QuorumError(FedpruneError):
     """Fewer clients remain than `strategy.min_clients`."""
+
+
+def listing(names: Sequence[str], most: int = 5) -> str:
+    """Return the first names, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")

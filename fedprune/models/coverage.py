@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from logging import INFO, WARNING, getLogger
 
+from fedprune.errors import listing
 from fedprune.models.layout import DecoderLayout
 
 MUCH = 0.1
@@ -54,18 +55,15 @@ class Coverage:
     def tell(self) -> None:
         """Say in the log what stays dense; loudly where it is much."""
         if self.dense:
-            names = ", ".join(
-                f"{name} ({self.why[name]})" if name in self.why else name
-                for name in list(self.dense)[:_SHOWN]
-            )
-            more = f" and {len(self.dense) - _SHOWN} more" if len(self.dense) > _SHOWN else ""
+            names = [
+                f"{name} ({self.why[name]})" if name in self.why else name for name in self.dense
+            ]
             level = WARNING if self.unasked > MUCH else INFO
             _log.log(
                 level,
-                "%.2f %% of the matrices in the blocks stay dense: %s%s",
+                "%.2f %% of the matrices in the blocks stay dense: %s",
                 100 * self.share,
-                names,
-                more,
+                listing(names, _SHOWN),
             )
 
 

@@ -18,7 +18,7 @@ import tomli_w
 
 from fedprune.config.suggest import did_you_mean, show
 from fedprune.disk import replace_file
-from fedprune.errors import ConfigError
+from fedprune.errors import ConfigError, listing
 from fedprune.privacy.signing import SIGNATURE_BYTES, PublicKey, SigningKey
 
 LEAST_COHORT = 2
@@ -255,8 +255,7 @@ def _signature(path: str, name: str, text: str) -> bytes:
 
 
 def _listed(names: list[str]) -> str:
-    shown = ", ".join(show(name) for name in names[:5])
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+    return listing([show(name) for name in names])
 
 
 def _wrong(path: str, why: str) -> ConfigError:

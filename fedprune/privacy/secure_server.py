@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedprune.errors import QuorumError, ReplyRefusedError, WireError
+from fedprune.errors import QuorumError, ReplyRefusedError, WireError, listing
 from fedprune.privacy import shamir
 from fedprune.privacy.secure_masks import (
     SEALED,
@@ -534,8 +534,7 @@ class MaskedSum:
         )
 
     def _named(self, places: Sequence[int]) -> str:
-        names = [f"'{self._roll.names[place]}'" for place in places]
-        return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        return listing([f"'{self._roll.names[place]}'" for place in places], 3)
 
     def _fits(self, dealer: int, secret: bytes) -> bool:
         kind = _SEED if self._inside[dealer] else _PRIVATE_KEY

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
 
+from fedprune.errors import listing
 from fedprune.report.clients import client_agreement
 from fedprune.report.linears import reporters
 from fedprune.results import text
@@ -80,7 +81,7 @@ def _refused(results: Mapping[str, Any]) -> Iterator[Note]:
     for (early, reason), names in list(reasons.items())[:_MOST_REASONS]:
         who = text.count(len(set(names)), "client")
         when = "refused in the handshake" if early else "left out on the way"
-        yield Note("problem", f"{who} {when}", f"{text.listing(names)}: {reason}")
+        yield Note("problem", f"{who} {when}", f"{listing(names)}: {reason}")
     if len(reasons) > _MOST_REASONS:
         more = text.count(len(reasons) - _MOST_REASONS, "more reason")
         yield Note("problem", f"{more} for refusals", "`ledger.entries` of `results.json` has all.")
@@ -134,7 +135,7 @@ def _dense(results: Mapping[str, Any]) -> Iterator[Note]:
         yield Note(
             "warning" if covered.get("unasked", covered["share"]) > _MUCH_DENSE else "hint",
             f"{text.percent(covered['share'], 2)} of the matrices in the blocks stay dense",
-            f"They are not considered: {text.listing(left_dense(covered))}. "
+            f"They are not considered: {listing(left_dense(covered))}. "
             "The sparsity is that of all others.",
         )
 
@@ -186,7 +187,7 @@ def _outliers(results: Mapping[str, Any]) -> Iterator[Note]:
         yield Note(
             "warning",
             f"{text.count(len(far), 'client')} far from the others",
-            f"{text.listing(far)}: on {text.percent(1 - least)} of the weights the mask is not as "
+            f"{listing(far)}: on {text.percent(1 - least)} of the weights the mask is not as "
             f"the result; the median is {text.percent(1 - usual)}. Look at their texts.",
         )
 
@@ -206,7 +207,7 @@ def _violations(results: Mapping[str, Any]) -> Iterator[Note]:
         yield Note(
             "warning",
             f"{text.count(len(strange), 'client')} with masks that Wanda does not make",
-            f"{text.listing(strange)}: up to {most} of a linear's weights. Decoding expects masks "
+            f"{listing(strange)}: up to {most} of a linear's weights. Decoding expects masks "
             "of `pruner=wanda`, made by the same sources.",
         )
 

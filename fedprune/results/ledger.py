@@ -6,7 +6,7 @@ Bytes are always of the real serialised payload.
 import re
 from dataclasses import asdict, dataclass, field, replace
 
-from fedprune.results.text import listing
+from fedprune.errors import listing
 
 APART = ("model", "evaluate")
 """Phases that are not part of what a method costs: bringing nodes the model, and measuring."""

@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from fedprune.errors import listing
+
 _HARMLESS = "\n\t"
 
 
@@ -144,12 +146,6 @@ def seconds(value: float | None) -> str:
 def count(number: int, one: str, more: str = "") -> str:
     """Return a number and its noun."""
     return f"{number:,} {one if number == 1 else more or one + 's'}"
-
-
-def listing(names: Sequence[str], most: int = 5) -> str:
-    """Return the first names, and how many more there are."""
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def short(name: str, longest: int) -> str:

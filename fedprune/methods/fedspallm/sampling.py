@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedprune.config import RunConfig
-from fedprune.errors import ConfigError
+from fedprune.errors import ConfigError, listing
 from fedprune.methods.public_model import PublicModel
 from fedprune.methods.registry import Assignment, Participant
 from fedprune.seeds import derive_seed
@@ -246,8 +246,7 @@ def named(blocks: Sequence[int]) -> str:
 
 def listed(numbers: Sequence[int]) -> str:
     """Return numbers with commas, at most eight of them."""
-    more = f" and {len(numbers) - 8} more" if len(numbers) > 8 else ""
-    return ", ".join(map(str, numbers[:8])) + more
+    return listing([str(number) for number in numbers], 8)
 
 
 # Beside its weights a block needs room for statistics, their factors and a reply.

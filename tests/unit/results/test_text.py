@@ -41,7 +41,6 @@ def test_figures_as_text():
         *("level with", "25.5% above", "10.0% below", "50 times")
     ]
     assert text.count(1, "client") == "1 client" and text.count(1200, "client") == "1,200 clients"
-    assert text.listing(list("abcdefg"), 3) == "a, b, c and 4 more"
     assert text.spans([0, 1, 2, 5, 7, 8]) == "0–2, 5, 7–8"
     assert text.short("abcdefghij", 7) == "abc…hij" and text.short("abc", 7) == "abc"
 
