@@ -1,5 +1,7 @@
 """Which keys a strategy reads, which pruners it takes, and what every refusal tells."""
 
+import functools
+
 import pytest
 
 from fedprune.config import compose_config
@@ -154,6 +156,7 @@ KEYS = {
 }
 
 
+@functools.cache
 def default(strategy: str):
     pruner = "sparsegpt" if strategy == "fedhessian" else "wanda"
     return composed(f"strategy={strategy} pruner={pruner}")
