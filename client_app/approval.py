@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import TypeAdapter
+from pydantic import ConfigDict, TypeAdapter
 
 from client_app.ledger import sent_in_a_day
 from client_app.node import cohort, payloads
@@ -36,6 +36,8 @@ _MOST_WAITING = 1000  # a server that asks for ever must not fill the disk
 @dataclass(frozen=True)
 class Request:
     """A job that a node was asked to take part in."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     key: str  # SHA-256 of what is approved
     sends: tuple[str, ...]  # what the job asks for, of `PAYLOADS`

@@ -181,8 +181,11 @@ class Session:
                     answer = exchange.answer(walk, spec, self._local_prefix)
                 if said is not None:  # later blocks need what it keeps of this one, and no more
                     answer = Answer(said)
+                elif exchange.once:
+                    self._scratch.save_answer(exchange.name, block, answer.payload)
+                if keeps_local_model(self.config, exchange):
+                    self._scratch.save_changes(block, answer.changes)
                 payloads[block] = answer.payload
-                self._keep(block, answer)
             self._leave(walk, answer.changes if self._local_prefix else {})
         self._save_hidden(walk)
         if secure is not None:
@@ -281,13 +284,6 @@ class Session:
         if not exchange.prunes:
             return BlockSpec(0.0, self.config.pruner.pattern, self.config.pruner.group)
         return block_spec(self.config, block, block + walk.blocks_left)
-
-    def _keep(self, block: int, answer: Answer) -> None:
-        """Keep what later orders need: what must be said again, and what was made of the block."""
-        if self.exchange.once:
-            self._scratch.save_answer(self.exchange.name, block, answer.payload)
-        if keeps_local_model(self.config, self.exchange):
-            self._scratch.save_changes(block, answer.changes)
 
     def _leave(self, walk: BlockWalk, changes: Mapping[str, Change]) -> None:
         """Go on to the next block, unless the walk stays at the last one that is asked about."""

@@ -291,7 +291,9 @@ def _divergence(dense: Tensor, found: Tensor) -> Tensor:
 def _scored(windows: Tensor, sums: Iterator[_Sums], compared: bool) -> Perplexity:
     """Take the sums of a text's windows from those that come one after another."""
     count, seq_len = windows.shape
-    nll, kl, same = map(sum, zip(*islice(sums, count), strict=True))
+    nll, kl, same = 0.0, 0.0, 0
+    for one in islice(sums, count):  # one by one: `sum` rounds otherwise from Python 3.12 on
+        nll, kl, same = nll + one[0], kl + one[1], same + one[2]
     predicted = count * (seq_len - 1)
     found = Perplexity(
         perplexity_of(nll / predicted), nll=nll / predicted, windows=count, tokens=predicted

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from fedprune import __version__
@@ -42,6 +42,8 @@ _COLLECT_AGAIN = "Collect the statistics again, or take the folder from where it
 @dataclass(frozen=True)
 class Participant:
     """A client whose tokens are in the sums."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     name: str
     site: str  # the name its operator gave it, or ""

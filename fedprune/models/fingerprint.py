@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 import transformers
+from pydantic import ConfigDict
 from torch import Tensor
 
 from fedprune.models.loading import LoadedModel
@@ -25,6 +26,8 @@ _VOLATILE = frozenset({"transformers_version", "_name_or_path", "_commit_hash", 
 @dataclass(frozen=True)
 class Fingerprint:
     """Identity of a loaded model."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     config: str  # SHA-256 of the configuration, in hex
     weights: str  # SHA-256 over all tensors' names, dtypes, shapes and bytes, in hex

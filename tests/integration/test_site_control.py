@@ -136,10 +136,11 @@ def test_a_job_that_nobody_was_asked_for_cannot_be_approved(tmp_path, asking, ca
     assert requests()[0].key[:12] in capsys.readouterr().err
 
 
-def test_a_damaged_request_is_no_approval_and_names_no_path_outside(asking, tmp_path):
+@pytest.mark.parametrize("damage", [lambda text: text[:-9], lambda text: '{"who": 1,' + text[1:]])
+def test_a_damaged_request_is_no_approval_and_names_no_path_outside(asking, tmp_path, damage):
     run(tmp_path / "a", asking)
     (place,) = (home() / "nodes" / "approvals").rglob("*.json")
-    place.write_text(place.read_text().replace('"approved": ""', '"approved": "now"')[:-9])
+    place.write_text(damage(place.read_text().replace('"approved": ""', '"approved": "now"')))
     grid = LocalGrid(app, 2, node_configs=asking)
     options = {"overrides": SMALL, "output-dir": str(tmp_path / "b")}
     results = json.loads((run_job(grid, options, 7) / "results.json").read_text())

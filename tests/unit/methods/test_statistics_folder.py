@@ -181,6 +181,7 @@ def test_a_file_that_was_cut_or_edited_is_refused(tmp_path, everyone):
         ({"format": "other"}, "is not of the format"),
         ({"inputs": 5}, "inputs: Input should be a valid tuple"),
         ({"participants": [{"name": "x"}]}, "participants.0.site: Field required"),
+        ({"model": {"config": "", "weights": "", "transformers": "", "other": ""}}, "model.other"),
         ({"files": {}}, "must be those of"),
     ],
 )
