@@ -184,6 +184,18 @@ def lacking_a_weight(file):
     save_file(state, file, metadata={"format": "pt"})
 
 
+@pytest.mark.parametrize(("family", "prefix"), [("llama", "model."), ("gpt2", "transformer.")])
+def test_checkpoints_of_the_body_alone_are_mapped_too(tmp_path, family, prefix):
+    made = tiny_model(family)
+    save_folder(made, tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    short = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    save_file(short, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded = load_folder(tmp_path)
+    assert isinstance(loaded.source, MappedWeights)
+    assert equal_bits(state_of(loaded), state_of(made))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

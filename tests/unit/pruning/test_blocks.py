@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,8 +8,10 @@ import torch
 from fedprune.config.pattern import Pattern
 from fedprune.errors import ModelError
 from fedprune.models.capture import TensorPool, capture_inputs, hidden_of
+from fedprune.models.layout import LinearRef, find_layout
 from fedprune.pruning.blocks import BlockWalk, prune_block, prune_blocks
 from fedprune.pruning.groups import BlockSpec
+from fedprune.pruning.recorder import StatisticsRecorder
 from fedprune.pruning.registry import get_pruner
 from fedprune.pruning.statistics import ColumnSquares, get_kind
 from fedprune.wire.masks import BitMask
@@ -246,6 +249,35 @@ def test_inputs_read_by_several_linears_are_squared_once(monkeypatch):
     statistics = BlockWalk(tiny_model(), token_samples(2, SEQ_LEN)).collect()
     assert len(statistics) == 7
     assert len(seen) == 2 * 4  # query, key and value; output; gate and up; down
+
+
+def test_an_input_changed_in_place_is_squared_again():
+    class Block(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+
+        def forward(self, hidden):
+            made = self.first(hidden)
+            hidden.mul_(2)
+            return made + self.second(hidden)
+
+    block, inputs = Block(), torch.randn(3, 4)
+    linears = {name: LinearRef(name, module, (4, 4)) for name, module in block.named_children()}
+    with torch.no_grad(), StatisticsRecorder(linears, get_kind("columns")) as watch:
+        block(inputs.clone())
+    found = watch.statistics()
+    torch.testing.assert_close(found["first"].sum_squares, inputs.square().sum(0))
+    torch.testing.assert_close(found["second"].sum_squares, 4 * inputs.square().sum(0))
+
+
+def test_a_linear_that_is_never_called_stays_dense():
+    loaded = tiny_model()
+    loaded.layout.blocks[0].spare = torch.nn.Linear(32, 32)
+    loaded = replace(loaded, layout=find_layout(loaded.model))
+    walk = BlockWalk(loaded, token_samples(1, SEQ_LEN))
+    assert loaded.layout.passage.idle == {"model.layers.0.spare"}
+    assert "spare" not in walk.collect() and len(walk.collect()) == 7
 
 
 def test_a_block_that_writes_to_its_input_does_not_change_the_walks_hidden_states(monkeypatch):
