@@ -228,3 +228,19 @@ def test_a_lost_segment_leaves_its_client_out(tmp_path, monkeypatch):
     weights = weights_of(tmp_path / "run")
     for key, change in alone(own, *GPT).items():
         assert torch.equal(weights[key], change.dense())
+
+
+def test_a_reply_with_wrong_values_is_refused_whole(tmp_path):
+    def nan(partition, reply):
+        arrays = reply.content.array_records.get("arrays")
+        if partition == 1 and arrays is not None:
+            key = next(iter(arrays))
+            data = bytearray(arrays[key].data)
+            data[-4:] = np.float32("nan").tobytes()
+            arrays[key] = type(arrays[key])(
+                "uint8", arrays[key].shape, arrays[key].stype, bytes(data)
+            )
+        return reply
+
+    results = job(tmp_path / "run", *GPT, grid=LocalGrid(app, 3, tamper=nan))
+    assert results["ledger"]["refused"] == {"partition 1": 1}
